@@ -60,7 +60,8 @@ function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts)
   return greedyRemoval({
     blockCount: 2 * layerCount,
     units,
-    steps: Math.min(units.length, Math.round(skipCountMax / units[0]!.length)),
+    // Between the first layer and the last there may be none.
+    steps: Math.min(units.length, Math.round(skipCountMax / (units[0]?.length ?? 1))),
     evaluationsMax,
     cost: async (mask) => (await context.costs(mask))[by],
     ...(onEvaluation && { onEvaluation }),

@@ -1,10 +1,11 @@
 /** Every static baseline on a small model against its definition written down in plain loops. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { searchOrders } from '../../../../gpu-backend/learning/evaluation/baselines/search-orders.ts';
 import {
   candidatesAStep,
   greedyRemoval,
   maskAlong,
+  staticOrders,
 } from '../../../../gpu-backend/learning/evaluation/baselines/static-orders.ts';
 import type { StaticMethod } from '../../../../gpu-backend/learning/evaluation/result.ts';
 import { maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
@@ -108,6 +109,13 @@ describe('static baselines', () => {
   it('SLEB: greedy over layers by loss, the first and the last stay', PATIENT, async () => {
     expect(orders.get('sleb')).toEqual(await naiveGreedy([layer(1), layer(2)], 2, 'loss'));
     expect(evaluations.get('sleb')).toBe(3);
+  });
+
+  it('SLEB takes nothing out of one layer or two, which it leaves alone', async () => {
+    const context = { skipCountMax: 2, evaluationsMax: 9, similarities: vi.fn(), costs: vi.fn() };
+    for (const layerCount of [1, 2])
+      expect(await staticOrders('sleb', { ...context, layerCount })).toEqual([{ order: [], evaluations: 0 }]);
+    expect(maskBits(maskAlong([], 1, 4))).toBe('f');
   });
 
   it('BlockPruner: greedy over blocks by loss', PATIENT, async () => {
