@@ -249,6 +249,7 @@ describe('the preset of a fresh start', () => {
 test.each([
   [{ at: 'tomorrow' }, /--at/],
   [{ at: '2026-01-01T00:00:00' }, /--at/],
+  [{ at: '2026-02-30T00:00:00Z' }, /--at/],
   [{ rollout: '10:1h' }, /--rollout/],
   [{ rollout: '10%' }, /--rollout/],
   [{ minRequests: 5 }, /--min-requests/],
