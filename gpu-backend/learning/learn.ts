@@ -26,7 +26,7 @@ import { readData } from './data/read-data.ts';
 import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
-import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
+import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
 import {
@@ -228,7 +228,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     settings;
   return contentKey({
     version: PIPELINE_VERSION,
-    model: [model.manifest.hash, model.manifest.weights],
+    model: modelKey(model.manifest),
     surrogates: surrogates?.id ?? null,
     data: await sha256OfFiles(data),
     names: data.map((path) => basename(path)),
