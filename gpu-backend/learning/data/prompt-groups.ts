@@ -127,11 +127,12 @@ function clusterPoints(
     health: routingHealth(points, clusters, seed),
   });
   if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
-  const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count;
+  const some = sampleOf(points, seed);
+  const distinct = distinctCount(some);
+  const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count && count <= distinct;
   const fine = CLUSTER_COUNTS.filter(affordable);
   const possible = fine.length > 0 ? fine : FEW_PROMPTS_COUNTS.filter(affordable);
   if (possible.length === 0) return found(cluster(1), []);
-  const some = sampleOf(points, seed);
   const attempts = possible.map((count) => {
     const clusters = cluster(count, some);
     return { clusters, health: healthOnOthers(some, heldOut, clusters, seed) };
@@ -154,6 +155,11 @@ function sampleOf(points: Points, seed: number): Points {
   const { dimensions, values } = points;
   const chosen = permutation(points.count, createRandom(seed)).subarray(0, COMPARED_PROMPTS);
   return packPoints(Array.from(chosen, (i) => values.subarray(i * dimensions, (i + 1) * dimensions)));
+}
+
+function distinctCount({ count, dimensions, values }: Points): number {
+  const vector = (i: number) => values.subarray(i * dimensions, (i + 1) * dimensions).join();
+  return new Set(Array.from({ length: count }, (_, i) => vector(i))).size;
 }
 
 /** How clusters divide held-out prompts; where there are hardly any, the prompts that they were made from. */

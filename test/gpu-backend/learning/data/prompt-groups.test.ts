@@ -73,6 +73,17 @@ describe('the held-out split', () => {
     expect(await counted(many.slice(0, 20))).toEqual([]);
   });
 
+  it('auto takes no more clusters than there are distinct prompts', async () => {
+    const again = Array.from({ length: 600 }, (_, i) =>
+      parseRow(JSON.stringify({ question: `What is ${i % 6}?`, answer: `Answer ${i}.` }), 'k', 'f:1'),
+    );
+    const { clusters } = await groupPrompts(again, encoder, 'auto', 1);
+    expect(clusters.sizes.length).toBeGreaterThan(1);
+    expect(clusters.sizes.length).toBeLessThanOrEqual(6);
+    const same = again.filter((_, i) => i % 6 === 1);
+    expect((await groupPrompts(same, encoder, 'auto', 1)).clusters.sizes).toHaveLength(1);
+  });
+
   it('auto takes the number of clusters that stand apart', async () => {
     const { clusters, counts } = await groupPrompts(rows, encoder, 'auto', 1);
     expect(counts.map((one) => one.clusters)).toEqual([2, 4, 8]);
