@@ -361,6 +361,18 @@ describe('the command line at an edge', () => {
     expect(JSON.parse((await run('history', ...flags, '--json')).stdout)).toMatchObject([{ name: 'told' }]);
   });
 
+  test('an evaluation that is not of the set is refused before anything goes live', async () => {
+    const set = maskSet('misjudged', 3);
+    const other = maskSetVersion(maskSet('told', 1));
+    const evaluation = path.join(folder, 'evaluation-of-another.json');
+    writeFileSync(evaluation, JSON.stringify(madeUpEvaluation(other)));
+    const flags = ['--edge', edge.url, '--tenant', tenant, '--evaluation', evaluation, '--activate'];
+    const refused = await run('publish', fileOf(set), ...flags);
+    expect([refused.status, refused.stdout]).toEqual([1, '']);
+    expect(refused.stderr).toContain(`No row is of ${maskSetVersion(set)}`);
+    expect((await livePublication(client, tenant))?.version).toBe(other);
+  });
+
   test('what changes an edge elsewhere says so and wants --yes where nobody can be asked', async () => {
     const flags = ['--edge', elsewhere(), '--tenant', tenant];
     const set = maskSet('next', 2);
