@@ -6,6 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { readOwnJson, writeWhole } from '../../files.ts';
@@ -22,6 +23,8 @@ export type UnitJournal = {
 
 const HEAD_FILE = 'journal.json';
 const headSchema = z.object({ id: z.uuid() });
+/** To be written by another machine, and seen here. */
+const [HEAD_LOOKS, HEAD_LOOK_ms] = [20, 100];
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
 /** @param say hears of damaged entries. @throws MaskrouteError `storage_failed` when the folder cannot be used. */
@@ -57,9 +60,13 @@ async function idOf(folder: string): Promise<string> {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw unusable(folder, cause);
   }
-  const head = await readOwnJson(file, headSchema);
-  if (head === undefined) throw unusable(folder, new Error(`${file} is damaged`));
-  return head.id;
+  for (let looked = 0; looked < HEAD_LOOKS; looked++) {
+    const head = await readOwnJson(file, headSchema);
+    if (head !== undefined) return head.id;
+    // Whoever came first may be writing it.
+    await sleep(HEAD_LOOK_ms);
+  }
+  throw unusable(folder, new Error(`${file} is damaged; delete it`));
 }
 
 const unusable = (folder: string, cause: unknown): MaskrouteError =>
