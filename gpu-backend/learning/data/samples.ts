@@ -91,7 +91,7 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
   } catch (cause) {
     if (!(cause instanceof MaskrouteError)) throw cause;
     const prompt = JSON.stringify(row.routeText.slice(0, QUOTED_CHARS));
-    const where = `In the row of ${rolesOf(content.turns)} that begins with ${prompt}`;
+    const where = `The row that begins with ${prompt} (${rolesOf(content.turns)})`;
     throw new MaskrouteError('invalid_data', `${where}: ${cause.message}`, { cause });
   }
 }
