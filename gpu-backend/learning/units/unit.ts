@@ -29,7 +29,7 @@ const batchUnitSchema = z.strictObject({
   gates: z.array(z.number()),
 });
 
-/** A sample under each of some masks: the four figures of its scores, mask after mask. */
+/** A sample under each of some masks: the figures of its scores, mask after mask. */
 const scoreUnitSchema = z.strictObject({
   kind: z.literal('score'),
   tokenIds: counts,
