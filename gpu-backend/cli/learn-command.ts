@@ -240,19 +240,19 @@ async function sayForecast(
   { log }: { log(line: string): void },
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
-  const clusters = flags.clusters === 'auto' ? AUTO_CLUSTERS : Math.max(...flags.clusters);
+  const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
   const machine = {
     pace: await measurePace(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
   };
-  const of = (full: typeof LEARN_EFFORT, clusterCount: number) => {
+  const of = (full: typeof LEARN_EFFORT, clusterCounts: readonly number[]) => {
     const effort = flags.from === undefined ? full : withoutSearch(full);
-    return forecastLearning(config, weights, effort, { ...machine, clusterCount });
+    return forecastLearning(config, weights, effort, { ...machine, clusterCounts, maskCount: flags.masks });
   };
   const smaller = [
-    { flags: '--clusters 1', forecast: of(LEARN_EFFORT, 1) },
+    { flags: '--clusters 1', forecast: of(LEARN_EFFORT, [1]) },
     { flags: '--quick', forecast: of(QUICK_EFFORT, clusters) },
-    { flags: '--quick --clusters 1', forecast: of(QUICK_EFFORT, 1) },
+    { flags: '--quick --clusters 1', forecast: of(QUICK_EFFORT, [1]) },
   ];
   const asked = of(flags.quick ? QUICK_EFFORT : LEARN_EFFORT, clusters);
   for (const line of forecastLines(asked, smaller)) log(line);

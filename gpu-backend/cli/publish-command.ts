@@ -15,6 +15,7 @@ import {
   rollBack,
   type ScheduleFlags,
   storeEvaluation,
+  storeMaskSet,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
 import { onStopSignal } from '../stop-signals.ts';
@@ -86,8 +87,12 @@ export function addPublishCommands(program: Command): void {
 It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
         await confirmChange(client.edge, change, flags.yes);
       }
+      if (figures !== undefined) {
+        // First: an evaluation that the edge refuses leaves what is live as it is.
+        await storeMaskSet(client, set, flags.tenant);
+        await storeEvaluation(client, maskSetVersion(set), figures, flags.tenant);
+      }
       const { version, state, replacedVersion } = await publishMaskSet(client, set, { ...flags, schedule });
-      if (figures !== undefined) await storeEvaluation(client, version, figures, flags.tenant);
       if (flags.json) {
         const told = { version, name: set.name, state, replaced_version: replacedVersion };
         return console.log(JSON.stringify({ ...told, edge: client.edge, tenant: flags.tenant }));

@@ -13,6 +13,7 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from './gates/step-memory.ts';
+import { sumOf } from './search/bootstrap.ts';
 import { type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
 export type Forecast = {
@@ -53,7 +54,10 @@ const PACK_PACE = 3.5e8;
 const ROUND_PACE = 1.2e7;
 
 type ForecastOptions = {
-  readonly clusterCount: number;
+  /** One, or several that are compared. */
+  readonly clusterCounts: readonly number[];
+  /** How many masks are asked for; as many as pay unless given. */
+  readonly maskCount?: number | undefined;
   /** Multiply-adds a second in fp32. */
   readonly pace: number;
   /** What the process may have of memory. */
@@ -64,20 +68,21 @@ export function forecastLearning(
   config: ModelConfig,
   weights: WeightKind,
   effort: LearnEffort,
-  { clusterCount, pace, available_bytes }: ForecastOptions,
+  { clusterCounts, maskCount, pace, available_bytes }: ForecastOptions,
 ): Forecast {
   const plan = planMemory(config, weights, available_bytes);
-  const { losses, stepParts, scored } = workOf(config, effort, clusterCount);
   const batch = batchTimes(config, weights, plan, pace);
   const { all } = weightCounts(config);
+  const timeFor = (clusterCount: number) => {
+    const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount);
+    return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / (BLOCKS_PACE[weights] * pace);
+  };
+  // The mask for everybody is learned once.
+  const shared_s = (clusterCounts.length - 1) * timeFor(1);
   return {
     plan: plan.kind,
     memory_bytes: plan.memory_bytes,
-    time_s:
-      losses * batch.loss_s +
-      stepParts * batch.step_s +
-      (scored * all) / (BLOCKS_PACE[weights] * pace) +
-      (weights === 'f32' ? 0 : all / ROUND_PACE),
+    time_s: sumOf(clusterCounts.map(timeFor)) - shared_s + (weights === 'f32' ? 0 : all / ROUND_PACE),
   };
 }
 
@@ -110,18 +115,26 @@ export function batchTimes(
 }
 
 /** Batches that the loss is taken of, parts of steps, and tokens that the serving graph scores, of all stages. */
-function workOf({ layerCount }: ModelConfig, effort: LearnEffort, clusterCount: number) {
+function workOf(
+  { layerCount }: ModelConfig,
+  effort: LearnEffort,
+  clusterCount: number,
+  maskCount: number | undefined,
+) {
   const blocks = 2 * layerCount;
   const batches = (positions: number) => (TOKENS_A_POSITION * positions) / LOSS_BATCH_TOKENS;
   const search = ({ searchPositions, glanceParts, rounds, exchanges }: LearnEffort['one' | 'group']) =>
     (1 + rounds) * (glanceParts * blocks + exchanges * batches(searchPositions));
   const { one, group, turns } = effort;
-  const groups = clusterCount > 1 ? Math.min(clusterCount, effort.masksMax) : 0;
+  const masks = Math.min(clusterCount, maskCount ?? effort.masksMax);
+  // One mask for all has neither groups nor other sizes.
+  const groups = masks > 1 ? masks : 0;
   // The dense model needs no search.
-  const sizes = clusterCount > 1 ? effort.sizes.filter((size) => size > 0).length : 0;
+  const sizes = groups > 0 ? effort.sizes.filter((size) => size > 0).length : 0;
   const scoredWithMasks = (groups + sizes + 1) * (effort.sharePositions + effort.heldOutPositions);
   const { compose } = effort;
-  const scoredToCompose = (compose.blocks + 1) * compose.positions + compose.masks * effort.sharePositions;
+  const composed = compose.masks === 0 ? 0 : Math.min(clusterCount, maskCount ?? compose.masks);
+  const scoredToCompose = (compose.blocks + 1) * compose.positions + composed * effort.sharePositions;
   return {
     losses:
       search(one) +

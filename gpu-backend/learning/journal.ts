@@ -77,8 +77,15 @@ export async function openKeptResults<T>(
 export const contentKey = (content: unknown): string =>
   createHash('sha256').update(canonicalJson(content)).digest('hex');
 
-/** What the model's weights are, for a question. */
-export const modelKey = ({ manifest }: InstalledModel) => [manifest.hash, manifest.weights, manifest.format];
+/** What the model's weights are, for a question. In four bits the same source has others for every text that they were chosen on. */
+export const modelKey = ({ hash, weights, format, fourBits }: WeightsOrigin) => [
+  ...[hash, weights, format],
+  ...(fourBits === undefined ? [] : [fourBits]),
+];
+type WeightsOrigin = { readonly weights: string; readonly format: string } & Pick<
+  InstalledModel['manifest'],
+  'hash' | 'fourBits'
+>;
 
 export const sampleKey = (samples: readonly Sample[]) =>
   samples.map(({ tokenIds, scoreFrom }) => [

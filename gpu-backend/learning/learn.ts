@@ -23,10 +23,10 @@ import { clusterLabel } from './data/clusters.ts';
 import { openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
 import { readData } from './data/read-data.ts';
-import { distinctRows, scoredPositions } from './data/samples.ts';
+import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
-import { contentKey, openRunJournal, type RunJournal } from './journal.ts';
+import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
 import {
@@ -158,6 +158,7 @@ async function learnWith(
   });
   const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);
+  tryTemplate(prompts.clusterOf.keys(), parts.text);
   const budget = await parts.budget({ ...settings, weights: settings.known?.weights });
   const known = settings.known && masksWithin(settings.known, budget);
   const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
@@ -227,7 +228,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     settings;
   return contentKey({
     version: PIPELINE_VERSION,
-    model: [model.manifest.hash, model.manifest.weights],
+    model: modelKey(model.manifest),
     surrogates: surrogates?.id ?? null,
     data: await sha256OfFiles(data),
     names: data.map((path) => basename(path)),

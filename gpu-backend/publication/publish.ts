@@ -189,10 +189,12 @@ export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
   };
 }
 
+/** `Date` alone would take 30 February for 2 March. */
+const zonedTime = z.iso.datetime({ offset: true });
+
 function parseTime(text: string): string {
-  const time_ms = /T.*(Z|[+-]\d\d:?\d\d)$/.test(text) ? Date.parse(text) : Number.NaN;
-  if (Number.isNaN(time_ms)) throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
-  return new Date(time_ms).toISOString();
+  if (zonedTime.safeParse(text).success) return new Date(text).toISOString();
+  throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
 }
 
 const UNIT_s = { s: 1, m: 60, h: 3600, d: 86_400 } as const;

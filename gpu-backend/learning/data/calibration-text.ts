@@ -60,7 +60,7 @@ export async function readCalibrationText(
 
 type RowLimits = { readonly seed: number; readonly tokensMax: number; readonly rowTokensMax: number };
 
-/** Token ids of rows in a random order, one row after the other. */
+/** Token ids of rows in a random order, one row after the other, until there are enough. */
 async function rowsInOrder(
   paths: readonly string[],
   encode: (row: CalibrationRow) => Int32Array,
@@ -70,10 +70,11 @@ async function rowsInOrder(
   const tokenIds = new Int32Array(tokensMax);
   let length = 0;
   for (const index of permutation(rows.length, createRandom(seed))) {
+    if (length === tokensMax) break;
     // A long row does not crowd out the others.
     const row = encode(rows[index]!).slice(0, rowTokensMax);
-    tokenIds.set(row.subarray(0, tokenIds.length - length), length);
-    length = Math.min(tokenIds.length, length + row.length);
+    tokenIds.set(row.subarray(0, tokensMax - length), length);
+    length = Math.min(tokensMax, length + row.length);
   }
   return tokenIds.slice(0, length);
 }

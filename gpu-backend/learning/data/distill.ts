@@ -6,6 +6,7 @@
 import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
 import { loadWordPiece, type WordPiece } from '../../../shared/embedding/wordpiece.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
 import { writeWhole } from '../../files.ts';
@@ -31,7 +32,7 @@ type DistillTableOptions = {
   readonly signal?: AbortSignal;
 };
 
-/** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_encoder`, `download_failed`. */
+/** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_encoder`, `download_failed`. */
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
   const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
   const { rows } = await readData(data);
@@ -78,7 +79,10 @@ type Distilled = {
   readonly report: { texts: number; tokens: number; keptByAxes: number; loss: number[] };
 };
 
-/** `texts`: ordinary text, distinct. Rejects when `signal` aborts. */
+/**
+ * `texts`: ordinary text, distinct. Rejects when `signal` aborts.
+ * @throws MaskrouteError `invalid_argument` for more dimensions than the teacher has.
+ */
 export async function distill(
   teacher: SentenceEncoder,
   texts: readonly string[],
@@ -86,6 +90,11 @@ export async function distill(
   signal?: AbortSignal,
 ): Promise<Distilled> {
   const { dimensions, epochs, seed, onProgress } = options;
+  const most = teacher.spec.dimensions;
+  if (dimensions > most) {
+    const message = `The teacher's vectors have ${most} dimensions, and a table of it at most as many, not ${dimensions}.`;
+    throw new MaskrouteError('invalid_argument', message);
+  }
   const taught = await teach(teacher, texts, onProgress, signal);
   const axes = principalAxes(packPoints(taught), dimensions);
   const pieces = piecesFor(teacher, texts);

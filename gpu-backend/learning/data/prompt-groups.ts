@@ -2,6 +2,7 @@
 import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
@@ -67,7 +68,7 @@ type ClusterCount = {
   readonly balance: number;
 };
 
-/** @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters. */
+/** @throws MaskrouteError `invalid_data` when there are fewer distinct prompts than clusters, or all are held out. */
 export async function groupPrompts(
   rows: readonly CalibrationRow[],
   encoder: Encoder,
@@ -76,6 +77,10 @@ export async function groupPrompts(
   signal?: AbortSignal,
 ): Promise<Prompts> {
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  if (fit.length === 0) {
+    const message = `The data are too few: all rows (${rows.length}) are held out, and none is left to learn from.`;
+    throw new MaskrouteError('invalid_data', message);
+  }
   const points = packPoints(await embedRows(fit, encoder, signal));
   const heldOutVectors = await embedRows(heldOut, encoder, signal);
   const { clusters, health, counts } = clusterPoints(points, heldOutVectors, clusterCount, seed);
@@ -122,11 +127,12 @@ function clusterPoints(
     health: routingHealth(points, clusters, seed),
   });
   if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
-  const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count;
+  const some = sampleOf(points, seed);
+  const distinct = distinctCount(some);
+  const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count && count <= distinct;
   const fine = CLUSTER_COUNTS.filter(affordable);
   const possible = fine.length > 0 ? fine : FEW_PROMPTS_COUNTS.filter(affordable);
   if (possible.length === 0) return found(cluster(1), []);
-  const some = sampleOf(points, seed);
   const attempts = possible.map((count) => {
     const clusters = cluster(count, some);
     return { clusters, health: healthOnOthers(some, heldOut, clusters, seed) };
@@ -149,6 +155,11 @@ function sampleOf(points: Points, seed: number): Points {
   const { dimensions, values } = points;
   const chosen = permutation(points.count, createRandom(seed)).subarray(0, COMPARED_PROMPTS);
   return packPoints(Array.from(chosen, (i) => values.subarray(i * dimensions, (i + 1) * dimensions)));
+}
+
+function distinctCount({ count, dimensions, values }: Points): number {
+  const vector = (i: number) => values.subarray(i * dimensions, (i + 1) * dimensions).join();
+  return new Set(Array.from({ length: count }, (_, i) => vector(i))).size;
 }
 
 /** How clusters divide held-out prompts; where there are hardly any, the prompts that they were made from. */

@@ -75,10 +75,9 @@ export async function readData(
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
-      const content = line.number === 1 ? line.text.replace(/^\uFEFF/, '') : line.text;
-      if (content.trim() === '') continue;
+      if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
-      const row = parseRow(content, kindOf(path), `${basename(path)}:${line.number}`);
+      const row = parseRow(line.text, kindOf(path), `${basename(path)}:${line.number}`);
       if (row.routeText === '') emptyRows++;
       else rows.push(row);
       if (rows.length > ROW_COUNT_MAX) {
@@ -168,7 +167,7 @@ const kindOf = (path: string): string => basename(path).replace(/\.[^.]*$/, '') 
 type Line = { readonly number: number; readonly text: string };
 
 /**
- * Lines of a UTF-8 text file, one at a time.
+ * Lines of a UTF-8 text file, one at a time, without a byte order mark.
  * @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long;
  * `invalid_argument` for what is no regular file.
  */

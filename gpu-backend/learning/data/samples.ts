@@ -31,7 +31,7 @@ export const scoredPositions = (sample: Sample): number => sample.tokenIds.lengt
 /** A row, and what the model sees of it. */
 export type SampledRow = { readonly row: CalibrationRow; readonly sample: Sample };
 
-/** Rows in a random order until there are enough positions. @throws as {@link encodeRow}. */
+/** Rows in a random order until there are enough positions. @throws MaskrouteError `invalid_data` as {@link encodeRow}. */
 export function drawRows(
   rows: readonly CalibrationRow[],
   text: ModelText,
@@ -74,29 +74,45 @@ export function createSampler(
   };
 }
 
-/** Letters of a row by which people find it. */
-const ROW_BEGIN_CHARS = 60;
-
-/** @throws MaskrouteError `invalid_data`, naming the row, when the model's template refuses it. */
+/**
+ * A last turn of the assistant is an answer to what came before, ended as the model ends its own.
+ * @throws MaskrouteError `invalid_data`, with the row's kind, roles and prompt, when the model's chat template refuses it.
+ */
 export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+  const { content } = row;
+  if (content.type === 'text') return text.encodePrompt(content.text);
+  const last = content.turns.at(-1)!;
+  const hasAnswer = last.role === 'assistant';
   try {
-    return encodeContent(row.content, text, eosTokenId);
+    const prompt = text.encodeChat(hasAnswer ? content.turns.slice(0, -1) : [...content.turns]);
+    if (!hasAnswer) return prompt;
+    const answer = text.tokenizer.encode(last.content, { addSpecial: false });
+    return Int32Array.from([...prompt, ...answer, eosTokenId]);
   } catch (cause) {
     if (!(cause instanceof MaskrouteError)) throw cause;
-    const begin = JSON.stringify(row.routeText.slice(0, ROW_BEGIN_CHARS));
-    const message = `The row of kind ${row.kind} that begins with ${begin} cannot be used: ${cause.message}`;
-    throw new MaskrouteError('invalid_data', message, { cause });
+    const prompt = JSON.stringify(row.routeText.slice(0, QUOTED_CHARS));
+    const where = `The row of kind ${row.kind} that begins with ${prompt} (${rolesOf(content.turns)})`;
+    throw new MaskrouteError('invalid_data', `${where}: ${cause.message}`, { cause });
   }
 }
 
-/** A last turn of the assistant is an answer to what came before, ended as the model ends its own. */
-function encodeContent(content: CalibrationRow['content'], text: ModelText, eosTokenId: number): Int32Array {
-  if (content.type === 'text') return text.encodePrompt(content.text);
-  const last = content.turns.at(-1)!;
-  if (last.role !== 'assistant') return text.encodeChat([...content.turns]);
-  const prompt = text.encodeChat(content.turns.slice(0, -1));
-  const answer = text.tokenizer.encode(last.content, { addSpecial: false });
-  return Int32Array.from([...prompt, ...answer, eosTokenId]);
+/** Of a prompt, in a message. */
+const QUOTED_CHARS = 60;
+
+const rolesOf = (turns: readonly { readonly role: string }[]): string =>
+  turns.map(({ role }) => role).join(', ');
+
+/**
+ * Templates refuse rows for their roles: a system prompt, or two users in a row. So a row of each kind is tried before the work, which
+ * may meet the first such row after hours. @throws MaskrouteError `invalid_data` as {@link encodeRow}.
+ */
+export function tryTemplate(rows: Iterable<CalibrationRow>, text: ModelText): void {
+  const tried = new Set<string>();
+  for (const row of rows) {
+    if (row.content.type === 'text' || tried.has(rolesOf(row.content.turns))) continue;
+    tried.add(rolesOf(row.content.turns));
+    encodeRow(row, text, 0);
+  }
 }
 
 /** The position that predicts the first token of a row's answer; `undefined` for a row without one. */

@@ -11,7 +11,7 @@ import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
-import { createSampler, drawSamples } from '../data/samples.ts';
+import { createSampler, drawSamples, tryTemplate } from '../data/samples.ts';
 import { countsOf, skipCountFor } from '../search/budget.ts';
 import { searchOrders } from './baselines/search-orders.ts';
 import { runChecks } from './checks/run-checks.ts';
@@ -48,6 +48,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const { config } = model.manifest;
   const { data } = inputs;
   checkTasks(context, inputs.tasks);
+  tryTemplate([...data.scored, ...data.calibration, ...data.facts], context.text);
   const { rows, samples } = scoredSamples(context, data.scored);
   const sets = await routeSets(
     options,

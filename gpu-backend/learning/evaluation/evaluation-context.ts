@@ -40,6 +40,7 @@ export type EvaluateOptions = {
   readonly limit: number;
   /** Rows read from each file. */
   readonly rowsMax?: number | undefined;
+  /** Tokens of a row; no more than the model has room for. */
   readonly tokensMax: number;
   /** Model evaluations of each search. */
   readonly evaluationsMax: number;
@@ -77,8 +78,10 @@ export async function openContext(options: EvaluateOptions): Promise<Context & A
   const session = await openScoreSession(threads);
   opening.defer(() => session.close());
   const stack = opening.move();
+  const tokensMax = Math.min(options.tokensMax, manifest.config.contextTokens);
   return {
-    ...{ options, runner, session, text, scorer: createScorer(runner, session) },
+    options: { ...options, tokensMax },
+    ...{ runner, session, text, scorer: createScorer(runner, session) },
     [Symbol.asyncDispose]: () => stack.disposeAsync(),
   };
 }

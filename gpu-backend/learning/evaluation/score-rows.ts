@@ -45,7 +45,7 @@ export async function scoreRows(
   for (const [row, sample] of samples.entries()) {
     const question = {
       ...{ kind: 'scores', version: SCORES_VERSION },
-      ...{ model: modelKey(model), sample: sampleKey([sample]) },
+      ...{ model: modelKey(model.manifest), sample: sampleKey([sample]) },
     };
     const journal = await openKeptResults(options.home, question, scoresSchema);
     journals.push(journal);

@@ -105,12 +105,8 @@ const rowsOf = (files: readonly DataFile[]): CalibrationRow[] => files.flatMap((
 
 /** At most `limit` rows, equally many of each kind as far as there are, in a random order. */
 export function pickRows(rows: readonly CalibrationRow[], limit: number, seed: number): CalibrationRow[] {
-  const random = createRandom(seed);
-  const byKind = new Map<string, CalibrationRow[]>();
-  for (const index of permutation(rows.length, random)) {
-    const row = rows[index]!;
-    byKind.set(row.kind, [...(byKind.get(row.kind) ?? []), row]);
-  }
+  const shuffled = Array.from(permutation(rows.length, createRandom(seed)), (index) => rows[index]!);
+  const byKind = Map.groupBy(shuffled, ({ kind }) => kind);
   const kinds = [...byKind].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, members]) => members);
   const picked: CalibrationRow[] = [];
   for (let turn = 0; picked.length < Math.min(limit, rows.length); turn++) {

@@ -23,7 +23,7 @@ import { readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
-import { contentKey } from '../journal.ts';
+import { contentKey, modelKey } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
 import { fitSurrogates } from './fit-surrogates.ts';
 import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
@@ -228,10 +228,9 @@ async function taughtBatches(teacher: Teacher, text: PackedText): Promise<Taught
 /** Everything that the result depends on, but not how many threads computed it. */
 async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
   const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences, around } = options;
-  const { hash, weights } = model.manifest;
   const inputs = {
     method: METHOD,
-    model: [hash, weights],
+    model: modelKey(model.manifest),
     data: await sha256OfFiles(data),
     // They name the kinds of rows, which take turns.
     names: data.map((path) => basename(path)),

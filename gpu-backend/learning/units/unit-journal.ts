@@ -22,9 +22,9 @@ export type UnitJournal = {
 };
 
 const HEAD_FILE = 'journal.json';
-/** Waits between looks at a head that another machine may still be writing. */
-const HEAD_WAITS_MS = [0, 20, 200, 1000] as const;
 const headSchema = z.object({ id: z.uuid() });
+/** To be written by another machine, and seen here. */
+const [HEAD_LOOKS, HEAD_LOOK_ms] = [20, 100];
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
 /** @param say hears of damaged entries. @throws MaskrouteError `storage_failed` when the folder cannot be used. */
@@ -51,7 +51,7 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
   };
 }
 
-/** Whoever comes first gives the folder its id; the others wait until it is written. */
+/** Whoever comes first gives the folder its id. */
 async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {
@@ -60,12 +60,13 @@ async function idOf(folder: string): Promise<string> {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw unusable(folder, cause);
   }
-  for (const wait_ms of HEAD_WAITS_MS) {
-    await sleep(wait_ms);
+  for (let looked = 0; looked < HEAD_LOOKS; looked++) {
     const head = await readOwnJson(file, headSchema);
     if (head !== undefined) return head.id;
+    // Whoever came first may be writing it.
+    await sleep(HEAD_LOOK_ms);
   }
-  throw unusable(folder, new Error(`${file} is damaged`));
+  throw unusable(folder, new Error(`${file} is damaged; delete it`));
 }
 
 const unusable = (folder: string, cause: unknown): MaskrouteError =>

@@ -23,13 +23,13 @@ const EIGHT_B: ModelConfig = {
   ...{ ...TINY_CONFIG, layerCount: 32, hiddenSize: 4096, ffnSize: 14_336, headCount: 32, kvHeadCount: 8 },
   ...{ headSize: 128, vocabularySize: 128_256, tiedEmbeddings: false },
 };
-const MACHINE = { clusterCount: 8, pace: 1e11, available_bytes: 1e12 };
+const MACHINE = { clusterCounts: [8], pace: 1e11, available_bytes: 1e12 };
 
 test('a larger model takes more memory, and more work more time', () => {
   const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, MACHINE);
   const large = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, MACHINE);
   const quick = forecastLearning(EIGHT_B, 'q8', QUICK_EFFORT, MACHINE);
-  const oneMask = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, clusterCount: 1 });
+  const oneMask = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, clusterCounts: [1] });
   expect(large.memory_bytes).toBeGreaterThan(20 * small.memory_bytes);
   expect(quick.time_s).toBeLessThan(large.time_s / 2);
   expect(oneMask.time_s).toBeLessThan(large.time_s / 2);
@@ -37,6 +37,18 @@ test('a larger model takes more memory, and more work more time', () => {
   expect(large.time_s).toBeGreaterThan(86_400);
   const faster = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, pace: 2e11 });
   expect(faster.time_s / large.time_s).toBeCloseTo(0.5, 1);
+});
+
+test('every mask that is asked for, and every number of clusters, takes its time', () => {
+  const timeOf = (clusterCounts: number[], maskCount?: number) =>
+    forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, clusterCounts, maskCount }).time_s;
+  expect(timeOf([64], 1)).toBe(timeOf([1]));
+  expect(timeOf([64], 2)).toBeLessThan(timeOf([64]) / 1.5);
+  expect(timeOf([64], 32)).toBeGreaterThan(2 * timeOf([64]));
+  expect(timeOf([64], 256)).toBe(timeOf([64], 64));
+  // What all of them share is learned once.
+  expect(timeOf([1, 64])).toBeCloseTo(timeOf([64]), 3);
+  expect(timeOf([16, 64])).toBeCloseTo(timeOf([16]) + timeOf([64]) - timeOf([1]), 3);
 });
 
 test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, which takes longer', () => {

@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
+import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
 import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
@@ -210,6 +212,36 @@ describe('learn', () => {
     writeFileSync(data, '{"text": "This is the only row that there is to learn from."}');
     const { clusterCount: _, ...rest } = await options('few', { data: [data] });
     await expect(sweepClusters(rest, [1], () => {})).rejects.toMatchObject({ code: 'invalid_data' });
+  }, 60_000);
+
+  it('names a row that the chat template refuses, before any work', async () => {
+    const { model, data } = await options('template');
+    const chatTemplate =
+      "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}{% endfor %}";
+    const refused = join(folder, 'data', 'refused.jsonl');
+    const turns = (i: number) =>
+      ['system', 'user', 'assistant'].map((role) => ({ role, content: `${role} speaks ${i}` }));
+    const lines = Array.from({ length: 100 }, (_, i) => JSON.stringify({ messages: turns(i) }));
+    // A group of clusters is searched on it, and nothing before draws it.
+    const searched = lines.find((line) => {
+      const row = parseRow(line, 'refused', 'refused:1');
+      return !isHeldOut(row, HELD_OUT_SHARE) && !isHeldOut(row, 0.25, 'choice');
+    });
+    writeFileSync(refused, searched!);
+    const one = { ...SMALL_EFFORT.one, searchPositions: 1 };
+    const changes = {
+      model: { ...model, manifest: { ...model.manifest, chatTemplate } },
+      data: [...data, refused],
+      seed: 2,
+      effort: { ...SMALL_EFFORT, one, compose: { masks: 0, blocks: 0, positions: 0 } },
+    };
+    await expect(learn(await options('template', changes))).rejects.toMatchObject({
+      code: 'invalid_data',
+      message: expect.stringMatching(
+        /begins with "user speaks \d+" \(system, user, assistant\): .* no system role/,
+      ),
+    });
+    expect(read('template', 'state.jsonl').trim().split('\n')).toHaveLength(1);
   }, 60_000);
 
   it('refuses a name that no mask set can have before any work', async () => {

@@ -249,6 +249,7 @@ describe('the preset of a fresh start', () => {
 test.each([
   [{ at: 'tomorrow' }, /--at/],
   [{ at: '2026-01-01T00:00:00' }, /--at/],
+  [{ at: '2026-02-30T00:00:00Z' }, /--at/],
   [{ rollout: '10:1h' }, /--rollout/],
   [{ rollout: '10%' }, /--rollout/],
   [{ minRequests: 5 }, /--min-requests/],
@@ -375,6 +376,18 @@ describe('the command line at an edge', () => {
     const flags = ['--edge', edge.url, '--tenant', tenant];
     expect((await run('status', ...flags)).stdout).toContain(`Live      shared ${body.version}, for 50 %`);
     expect((await run('history', ...flags)).stdout).toContain(`shared ${body.version}, in 1 step, by root`);
+  });
+
+  test('an evaluation that is not of the set is refused before anything goes live', async () => {
+    const set = maskSet('misjudged', 3);
+    const other = maskSetVersion(maskSet('told', 1));
+    const evaluation = path.join(folder, 'evaluation-of-another.json');
+    writeFileSync(evaluation, JSON.stringify(madeUpEvaluation(other)));
+    const flags = ['--edge', edge.url, '--tenant', tenant, '--evaluation', evaluation, '--activate'];
+    const refused = await run('publish', fileOf(set), ...flags);
+    expect([refused.status, refused.stdout]).toEqual([1, '']);
+    expect(refused.stderr).toContain(`No row is of ${maskSetVersion(set)}`);
+    expect((await livePublication(client, tenant))?.version).toBe(other);
   });
 
   test('what changes an edge elsewhere says so and wants --yes where nobody can be asked', async () => {

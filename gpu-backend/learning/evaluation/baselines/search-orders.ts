@@ -42,7 +42,7 @@ export async function searchOrders(options: SearchOptions): Promise<Map<Surrogat
   const { home, model, samples } = options;
   const question = {
     ...{ kind: 'search', version: SCORES_VERSION },
-    ...{ model: modelKey(model), samples: sampleKey(samples) },
+    ...{ model: modelKey(model.manifest), samples: sampleKey(samples) },
   };
   const journal = await openKeptResults<Entry>(home, question, journalSchema);
   const evaluate = createEvaluator(options, journal);

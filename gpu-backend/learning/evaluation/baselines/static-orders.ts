@@ -55,14 +55,13 @@ export async function staticOrders(method: StaticMethod, context: OrderContext):
   }
 }
 
-async function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts): Promise<Removal> {
-  const [first] = units;
-  if (first === undefined) return { order: [], evaluations: 0 };
+function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts): Promise<Removal> {
   const { layerCount, skipCountMax, evaluationsMax, onEvaluation, signal } = context;
-  return await greedyRemoval({
+  return greedyRemoval({
     blockCount: 2 * layerCount,
     units,
-    steps: Math.min(units.length, Math.round(skipCountMax / first.length)),
+    // Between the first layer and the last there may be none.
+    steps: Math.min(units.length, Math.round(skipCountMax / (units[0]?.length ?? 1))),
     evaluationsMax,
     cost: async (mask) => (await context.costs(mask))[by],
     ...(onEvaluation && { onEvaluation }),

@@ -117,18 +117,20 @@ const winogrande = z.looseObject({
   option2: text,
   answer: z.enum(['1', '2']),
 });
+/** As a number or in its digits. Splits without answers have "" there, which is not the first choice. */
+const index = z.union([z.int().min(0), text.regex(/^\d+$/).transform(Number)]);
 const piqa = z.looseObject({
   goal: text,
   sol1: text,
   sol2: text,
-  label: z.coerce.number().int().min(0).max(1),
+  label: index,
 });
 const hellaswag = z.looseObject({
   activity_label: text,
   ctx_a: text,
   ctx_b: text,
   endings: z.array(text).min(2),
-  label: z.coerce.number().int().min(0),
+  label: index,
 });
 
 /** @throws ZodError on another form, RangeError when the right choice is not among them. */
@@ -150,7 +152,7 @@ export function toQuestion(task: Task, row: unknown): Question {
     }
     case 'piqa': {
       const { goal, sol1, sol2, label } = piqa.parse(row);
-      return question(`Question: ${goal}\nAnswer:`, [sol1, sol2], label);
+      return checked(question(`Question: ${goal}\nAnswer:`, [sol1, sol2], label));
     }
     case 'hellaswag': {
       const { activity_label, ctx_a, ctx_b, endings, label } = hellaswag.parse(row);

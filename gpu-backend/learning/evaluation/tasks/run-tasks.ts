@@ -94,7 +94,7 @@ async function answerTask(
   { masks }: TaskEntry,
 ): Promise<Verdicts> {
   const { model, runner, session, text, signal } = context;
-  const question = { kind: 'task', model: modelKey(model), task, questions };
+  const question = { kind: 'task', model: modelKey(model.manifest), task, questions };
   const journal = await openKeptResults(context.home, question, z.array(z.number()));
   const cache = runner.newCache();
   const verdicts: Verdicts = { acc: [], accNorm: [] };

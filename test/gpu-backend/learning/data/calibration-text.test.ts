@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readCalibrationText, writeOwnText } from '../../../../gpu-backend/learning/data/calibration-text.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
+import { createRandom, permutation } from '../../../../gpu-backend/random.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
 let folder: string;
@@ -71,6 +72,19 @@ test("a user's rows become sequences, cut where they are long, in an order that 
   expect(text.tokenIds.length).toBeGreaterThan(4100);
   expect(await readCalibrationText(model, [some], 1)).toEqual(text);
   expect((await readCalibrationText(model, [some], 2)).tokenIds).not.toEqual(text.tokenIds);
+});
+
+test('rows are read into tokens until there are enough: however many there are, the rest costs nothing', async () => {
+  const count = 400;
+  const last = permutation(count, createRandom(1)).at(-1)!;
+  // 256 rows of 64 tokens are enough. A template may refuse a row, which shows that it was read.
+  const chatTemplate = "{{ raise_exception('it was read') }}";
+  const strict = { ...model, manifest: { ...model.manifest, chatTemplate } };
+  const refused = { question: 'Is this read?', answer: '' };
+  const lines = Array.from({ length: count }, (_, i) => (i === last ? refused : { text: `${i}`.repeat(80) }));
+  const path = join(folder, 'many.jsonl');
+  await writeFile(path, lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
+  expect((await readCalibrationText(strict, [path], 1)).tokenIds.length).toBe(16_384);
 });
 
 test('too little text is refused with what is needed, and a row that is none with its line', async () => {

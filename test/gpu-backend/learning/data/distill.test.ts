@@ -121,6 +121,10 @@ it(
       await expect(
         distill(teacher, few, { dimensions: 8, epochs: 1, seed: 1 }, AbortSignal.abort()),
       ).rejects.toThrow();
+      await expect(distill(teacher, few, { dimensions: 385, epochs: 1, seed: 1 })).rejects.toMatchObject({
+        code: 'invalid_argument',
+        message: expect.stringContaining('384 dim'),
+      });
     } finally {
       await teacher.close();
     }

@@ -56,6 +56,14 @@ describe('the held-out split', () => {
     expect(positions).toHaveLength(3);
   });
 
+  it('refuses data of which all is held out', async () => {
+    const heldOut = splitRows(rows, HELD_OUT_SHARE).heldOut.slice(0, 1);
+    await expect(groupPrompts(heldOut, encoder, 1, 1)).rejects.toMatchObject({
+      code: 'invalid_data',
+      message: expect.stringContaining('all rows (1) are held out'),
+    });
+  });
+
   it('auto takes fine clusters where there are prompts enough, and fewer where there are not', async () => {
     const many = Array.from({ length: 460 }, (_, i) => row(`Tell me about number ${i} and ${(7 * i) % 31}.`));
     const counted = async (some: typeof rows) =>
@@ -63,6 +71,17 @@ describe('the held-out split', () => {
     expect(await counted(many)).toEqual([16]);
     expect(await counted(many.slice(0, 70))).toEqual([2]);
     expect(await counted(many.slice(0, 20))).toEqual([]);
+  });
+
+  it('auto takes no more clusters than there are distinct prompts', async () => {
+    const again = Array.from({ length: 600 }, (_, i) =>
+      parseRow(JSON.stringify({ question: `What is ${i % 6}?`, answer: `Answer ${i}.` }), 'k', 'f:1'),
+    );
+    const { clusters } = await groupPrompts(again, encoder, 'auto', 1);
+    expect(clusters.sizes.length).toBeGreaterThan(1);
+    expect(clusters.sizes.length).toBeLessThanOrEqual(6);
+    const same = again.filter((_, i) => i % 6 === 1);
+    expect((await groupPrompts(same, encoder, 'auto', 1)).clusters.sizes).toHaveLength(1);
   });
 
   it('auto takes the number of clusters that stand apart', async () => {

@@ -235,6 +235,14 @@ describe('evaluate', () => {
     expect(reportHtml({ evaluation: found })).toContain('of 1 rows 0 are repeated');
   }, 60_000);
 
+  it('cuts rows where the context of the model ends', async () => {
+    const files = ['long', 'calibration'].map((name) => join(tiny.home, `${name}.jsonl`));
+    for (const file of files) writeFileSync(file, JSON.stringify({ text: `${file} and so on. `.repeat(60) }));
+    const long = { ...{ data: [files[0]!], calibration: [files[1]!] }, tokensMax: 100_000, equalTime: false };
+    const { rows } = await evaluate(options({ ...long, baselines: ['shortgpt'] }));
+    expect(rows[0]!.positions).toBe(tiny.model.manifest.config.contextTokens - 1);
+  }, 60_000);
+
   it('says what it cannot check, and whose rows it cannot know', async () => {
     const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
     const found = await evaluate(

@@ -134,4 +134,10 @@ describe('rows of an evaluation', () => {
     expect(pickRows(rows, 30, 8)).not.toEqual(picked);
     expect(pickRows(rows, 1000, 7)).toHaveLength(400);
   });
+
+  it('are picked in no time from many of one kind', async () => {
+    const [row] = (await readData([file('a')])).rows;
+    const picked = pickRows(new Array(250_000).fill(row), 64, 1);
+    expect(picked).toHaveLength(64);
+  });
 });

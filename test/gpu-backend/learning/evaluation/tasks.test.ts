@@ -68,7 +68,14 @@ describe('rows as questions', () => {
     ]);
   });
 
+  it.each(['', null, '-1', ' '])('refuses a row of a split without answers, whose label is %j', (label) => {
+    const story = { activity_label: 'a', ctx_a: 'b', ctx_b: 'c', endings: ['d', 'e'] };
+    expect(() => toQuestion('hellaswag', { ...story, label })).toThrow();
+    expect(() => toQuestion('piqa', { goal: 'a', sol1: 'b', sol2: 'c', label })).toThrow();
+  });
+
   it('refuses what is no such row', () => {
+    expect(() => toQuestion('piqa', { goal: 'a', sol1: 'b', sol2: 'c', label: 2 })).toThrow(/none of/);
     expect(() => toQuestion('piqa', { goal: 'a', sol1: 'b', sol2: 'c' })).toThrow();
     expect(() => toQuestion('arc_easy', { ...ARC, answerKey: 'E' })).toThrow(/none of the choices/);
     expect(() =>

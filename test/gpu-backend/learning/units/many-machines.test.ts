@@ -1,5 +1,6 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,7 +9,14 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
-import { type BatchUnit, unitName, workOf } from '../../../../gpu-backend/learning/units/unit.ts';
+import {
+  type BatchUnit,
+  describeWork,
+  sameWork,
+  unitName,
+  workOf,
+  workSchema,
+} from '../../../../gpu-backend/learning/units/unit.ts';
 import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
 import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
@@ -300,6 +308,34 @@ it('two that ask at once for a unit that the journal has both get its numbers, o
   await site.machines.redis.xadd('bull:maskroute-units:events', '*', ...event);
   await expect(found).rejects.toMatchObject({ code: 'EISDIR' });
 }, 60_000);
+
+it('a journal that another process is beginning is waited for, and one that stays damaged is named', async () => {
+  const journal = mkdtempSync(join(folder, 'journal-'));
+  const head = join(journal, 'journal.json');
+  writeFileSync(head, '');
+  const opening = openUnitJournal(journal, () => {});
+  const id = randomUUID();
+  await sleep(300);
+  writeFileSync(head, JSON.stringify({ id }));
+  expect((await opening).id).toBe(id);
+  writeFileSync(head, '{');
+  await expect(openUnitJournal(journal, () => {})).rejects.toMatchObject({
+    code: 'storage_failed',
+    message: expect.stringMatching(/journal\.json is damaged; delete it/),
+  });
+});
+
+it('a model in four bits that were chosen on another text is another model', () => {
+  const inFourBits = (text: string) => {
+    const manifest = { ...tiny.model.manifest, weights: 'q4' as const, fourBits: { version: 1, text } };
+    return workOf({ ...tiny.model, manifest }, undefined);
+  };
+  const [one, other] = [inFourBits('data 1'), inFourBits('data 2')];
+  expect([sameWork(one, one), sameWork(one, other)]).toEqual([true, false]);
+  expect(unitName(one, longUnit(1))).not.toBe(unitName(other, longUnit(1)));
+  expect(workSchema.parse(JSON.parse(JSON.stringify(one)))).toEqual(one);
+  expect(describeWork(one)).toMatch(/^tiny \(q4 by data 1, aaaaaaaaaaaa, no surrogates\), version /);
+});
 
 it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {
   await using site = await cluster(0);
