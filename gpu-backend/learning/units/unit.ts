@@ -7,11 +7,12 @@ import { z } from 'zod';
 import manifest from '../../../package.json' with { type: 'json' };
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { maskBits } from '../../../shared/mask/mask.ts';
+import { modelManifestSchema } from '../../model/model-source.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Sample } from '../data/samples.ts';
 import type { SampleBatch } from '../gates/batches.ts';
-import { contentKey } from '../journal.ts';
+import { contentKey, modelKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 
 /** Raised when the same unit comes to other numbers. */
@@ -63,28 +64,33 @@ export const scoreUnit = ({ tokenIds, scoreFrom }: Sample, masks: readonly Mask[
 export const workSchema = z.strictObject({
   /** Of the product, and of what its units and scores come to. */
   version: z.string(),
-  model: z.strictObject({ name: z.string(), hash: z.string(), weights: z.string(), format: z.string() }),
+  model: z.strictObject({
+    ...{ name: z.string(), hash: z.string(), weights: z.string(), format: z.string() },
+    fourBits: modelManifestSchema.shape.fourBits,
+  }),
   surrogates: z.string().nullable(),
 });
 export type Work = z.infer<typeof workSchema>;
 
 export function workOf({ manifest: model }: InstalledModel, surrogates: Surrogates | undefined): Work {
-  const { name, hash, weights, format } = model;
+  const { name, hash, weights, format, fourBits } = model;
   return {
     version: `${manifest.version} (units ${UNITS_VERSION}, scores ${SCORES_VERSION})`,
-    model: { name, hash, weights, format },
+    model: { name, hash, weights, format, ...(fourBits && { fourBits }) },
     surrogates: surrogates?.id ?? null,
   };
 }
 
 /** What a model is called makes no difference. */
 export const sameWork = (a: Work, b: Work): boolean => workKey(a) === workKey(b);
-const workKey = ({ version, model: { hash, weights, format }, surrogates }: Work): string =>
-  contentKey({ version, model: [hash, weights, format], surrogates });
+const workKey = ({ version, model, surrogates }: Work): string =>
+  contentKey({ version, model: modelKey(model), surrogates });
 
 /** The name of a unit: SHA-256 of its content and of whose it is. */
 export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(work), unit]);
 
 /** For people. */
-export const describeWork = ({ version, model, surrogates }: Work): string =>
-  `${model.name} (${model.weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}), version ${version}`;
+export function describeWork({ version, model, surrogates }: Work): string {
+  const weights = model.fourBits === undefined ? model.weights : `${model.weights} by ${model.fourBits.text}`;
+  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}), version ${version}`;
+}
