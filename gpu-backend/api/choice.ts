@@ -64,6 +64,8 @@ export type Piece = {
   readonly tokenId: number;
   /** Where its text begins in the choice's text, in UTF-16 units. */
   readonly offset: number;
+  /** The same in code points, which is what OpenAI and Python count. */
+  readonly offset_codePoints: number;
   /** Null for a prompt's first token: nothing precedes it. */
   readonly logprob: TokenLogprob | null;
 };
@@ -128,6 +130,7 @@ class ChoiceText {
   #tokenCount = 0;
   /** Ends of the text, echo included, that was decoded and that was shown. */
   #decodedEnd: number;
+  #decodedEnd_codePoints: number;
   #shownEnd: number;
   /** Tokens whose text is not shown yet. */
   readonly #waiting: { readonly piece: Piece; readonly end: number }[] = [];
@@ -139,6 +142,7 @@ class ChoiceText {
     this.#stops = new StopMatcher(job.stops);
     this.#echo = job.echo ?? '';
     this.#decodedEnd = this.#echo.length;
+    this.#decodedEnd_codePoints = codePointsIn(this.#echo);
     this.#shownEnd = this.#echo.length;
   }
 
@@ -162,12 +166,10 @@ class ChoiceText {
   }
 
   #push(tokenId: number, logprob: TokenLogprob | undefined): Shown {
-    const offset = this.#decodedEnd;
+    const piece = logprob && { ...this.#offsets(), tokenId, logprob };
     const decoded = this.#decoder.push(tokenId);
-    this.#decodedEnd += decoded.length;
-    if (logprob !== undefined) {
-      this.#waiting.push({ piece: { tokenId, offset, logprob }, end: this.#decodedEnd });
-    }
+    this.#decode(decoded);
+    if (piece !== undefined) this.#waiting.push({ piece, end: this.#decodedEnd });
     // Stop strings count only after so many tokens.
     if (++this.#tokenCount < this.#job.request.minTokens) return this.#show(decoded);
     const { text, stopped } = this.#stops.push(decoded);
@@ -178,9 +180,9 @@ class ChoiceText {
   /** What was held back, when generation ends by itself; `last` is of a token without text. */
   #finish(last: TokenLogprob | undefined): Shown {
     const rest = this.#decoder.flush();
-    this.#decodedEnd += rest.length;
+    this.#decode(rest);
     if (last !== undefined) {
-      const piece = { tokenId: last.tokenId, offset: this.#decodedEnd, logprob: last };
+      const piece = { ...this.#offsets(), tokenId: last.tokenId, logprob: last };
       this.#waiting.push({ piece, end: this.#decodedEnd });
     }
     const { text, stopped } = this.#stops.push(rest);
@@ -191,6 +193,15 @@ class ChoiceText {
       text: shown.text,
       pieces: [...shown.pieces, ...this.#waiting.splice(0).map(({ piece }) => piece)],
     };
+  }
+
+  #offsets(): Pick<Piece, 'offset' | 'offset_codePoints'> {
+    return { offset: this.#decodedEnd, offset_codePoints: this.#decodedEnd_codePoints };
+  }
+
+  #decode(text: string): void {
+    this.#decodedEnd += text.length;
+    this.#decodedEnd_codePoints += codePointsIn(text);
   }
 
   #show(text: string): Shown {
@@ -212,15 +223,20 @@ function promptPieces(
 ): Piece[] {
   const decoder = tokens.createDecoder({ showSpecial: true });
   const echo = job.echo ?? '';
-  let offset = 0;
+  let [offset, offset_codePoints] = [0, 0];
   return logprobs.map((logprob, position) => {
     const tokenId = job.request.promptTokenIds[position]!;
-    const piece = { tokenId, offset, logprob };
+    const piece = { tokenId, offset, offset_codePoints, logprob };
     const decoded = decoder.push(tokenId);
-    if (echo.startsWith(decoded, offset)) offset += decoded.length;
+    if (echo.startsWith(decoded, offset)) {
+      offset += decoded.length;
+      offset_codePoints += codePointsIn(decoded);
+    }
     return piece;
   });
 }
+
+const codePointsIn = (text: string): number => [...text].length;
 
 /**
  * Stop strings in a stream of text. Text that could still become a stop string is held back, so no part of

@@ -291,7 +291,7 @@ function completionLogprobs(tokens: TokenText, pieces: readonly Piece[]): Comple
       }
       return names;
     }),
-    text_offset: pieces.map((piece) => piece.offset),
+    text_offset: pieces.map((piece) => piece.offset_codePoints),
   };
 }
 

@@ -294,6 +294,13 @@ describe('completions', () => {
     expect(sent).toEqual([bytesOf(prompt), [USER_TOKEN]]);
   });
 
+  it('offsets of a text count characters, as Python does: an emoji is one', async () => {
+    await using api = await start(says('😀d'));
+    const request = { model: 'scripted', prompt: '😀b', echo: true, logprobs: 0 };
+    const { choices } = await api.client.completions.create(request);
+    expect(choices[0]!.logprobs!.text_offset).toEqual([0, 0, 0, 0, 1, 2, 2, 2, 2, 3, 4]);
+  });
+
   it('echo with generated tokens after the prompt, streaming and not', async () => {
     await using api = await start(says('cd'));
     const request = { model: 'scripted', prompt: 'ab', echo: true, logprobs: 0 };

@@ -75,7 +75,8 @@ async function shown(texts: readonly string[]) {
   async function* events(): AsyncGenerator<ChoiceEvent> {
     let offset = 0;
     for (const [tokenId, text] of texts.entries()) {
-      const pieces = [{ tokenId, offset, logprob: { tokenId, logprob: -1, top: [] } }];
+      const places = { offset, offset_codePoints: offset };
+      const pieces = [{ ...places, tokenId, logprob: { tokenId, logprob: -1, top: [] } }];
       offset += text.length;
       yield { type: 'text', index: 0, text, pieces };
     }
