@@ -26,7 +26,8 @@ const logFile = () => path.join(folder, 'service.log');
 async function start(config: Partial<ServiceConfig> = {}): Promise<Supervised> {
   const entry = new URL('./fixtures/service.ts', import.meta.url);
   const full = { port: 0, refuse: false, closes: true, ...config };
-  running = await supervise({ name: 'service', entry, config: full, logFile: logFile() }, (line) =>
+  const probe = { every_ms: 50, timeout_ms: 1000, failuresMax: 2 };
+  running = await supervise({ name: 'service', entry, config: full, logFile: logFile(), probe }, (line) =>
     said.push(line),
   );
   return running;
@@ -53,6 +54,26 @@ test('a child that was killed comes back on its port; what it had started is gon
   expect(second.pid).not.toBe(first.pid);
   await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
   expect(said[0]).toMatch(/service ended \(signal SIGKILL\)/);
+});
+
+test.each(['hangs', 'says that it is not well'])('a child that %s is killed and comes back', async (how) => {
+  const { url } = await start();
+  const first = await pidsAt(url);
+  if (how === 'hangs') process.kill(first.pid, 'SIGSTOP');
+  else await fetch(`${url}/fail`);
+  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
+  expect(said[0]).toMatch(/service ended \(it did not answer any more\)/);
+  await allGone(first);
+  expect((await pidsAt(url)).pid).not.toBe(first.pid);
+});
+
+test('a stop of a child that hangs does not bring it back', async () => {
+  const { url, stop } = await start();
+  const pids = await pidsAt(url);
+  process.kill(pids.pid, 'SIGSTOP');
+  await stop(100);
+  await allGone(pids);
+  expect(said).toEqual([]);
 });
 
 test('a stop ends the child and its group', async () => {
