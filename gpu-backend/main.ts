@@ -213,6 +213,8 @@ async function openModel(
     folder,
     manifest,
     onError: (detail) => log.error({ detail }, 'text could not be read'),
+  }).catch((error) => {
+    throw notOpened(manifest.name, error);
   });
   const engine = await createEngine({
     modelDir: folder,
@@ -228,7 +230,7 @@ async function openModel(
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   }).catch(async (error) => {
     await text.close();
-    throw error;
+    throw notOpened(manifest.name, error);
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
   const endTokenIds = manifest.eosTokenIds;
@@ -248,6 +250,15 @@ async function openModel(
     model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
   };
 }
+
+/** Files may have changed and kept their sizes, which is all that was checked. */
+const notOpened = (model: string, error: unknown): unknown =>
+  error instanceof MaskrouteError
+    ? new MaskrouteError(
+        error.code,
+        `${error.message}\nIf files of the model are damaged, this says so: maskroute model show ${model} --verify`,
+      )
+    : error;
 
 /** `startBackend` until SIGTERM or SIGINT; then it drains and the process exits with 0. A second signal ends it. */
 export async function serveUntilSignal(options: BackendOptions): Promise<RunningBackend> {

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import type { DevFile } from '../../gpu-backend/dev/dev-home.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import {
   BY_NPM,
   createTinyHome,
@@ -312,6 +313,19 @@ test('a database that is damaged stops a start, which says how to go back', asyn
   expect(refused.output()).toMatch(
     /^error: The local database cannot be read \(\S+\.sqlite: file is not a database\)\.\nThere is no copy .*\nTo begin .*\n$/,
   );
+  removeHome(damaged);
+});
+
+test.each([
+  ['tokenizer.json', "The model's tokenizer cannot be opened: "],
+  ['weights.bin', 'The engine did not start: '],
+])('a model whose %s is damaged stops a start, which says how to find out', async (file, reason) => {
+  const damaged = await createTinyHome();
+  writeFileSync(path.join(damaged, 'models', DEFAULT_MODEL, file), '{');
+  const refused = run(damaged);
+  expect(await refused.ended).toBe(1);
+  expect(refused.output()).toContain(`error: ${reason}`);
+  expect(refused.output()).toMatch(/\nIf files .*: maskroute model show \S+ --verify\n$/);
   removeHome(damaged);
 });
 
