@@ -87,8 +87,7 @@ export type RunningBackend = {
  * `engine_failed`, or `start_failed` for a missing key or a port that cannot be had.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
-  // Lines are written from another thread: a disk that is slow for a moment stops no answer. What is left goes out at the exit.
-  const log = options.log ?? pino(pino.destination({ sync: false }));
+  const log = options.log ?? openLog();
   if (options.backendKey.trim() === '') {
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
@@ -138,6 +137,21 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     await closeParts();
     throw error;
   }
+}
+
+const LOG_BUFFER_BYTES_MAX = 4 * 1024 * 1024;
+
+/**
+ * JSON lines on standard output. They are written from another thread: a disk that is slow for a moment stops no answer. What is left
+ * goes out at the exit. A full disk costs lines.
+ */
+export function openLog(): Logger {
+  const out = pino.destination({ sync: false, maxLength: LOG_BUFFER_BYTES_MAX });
+  out.on('error', () => {
+    // At the exit it would try for ever.
+    out.flushSync = () => {};
+  });
+  return pino(out);
 }
 
 /** Loaded where it is wanted: it takes some megabytes. */

@@ -254,6 +254,8 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
   });
   process.on('SIGINT', () => undefined);
   process.on('SIGTERM', () => undefined);
+  // A full disk costs lines of the log, and nothing else.
+  for (const output of [process.stdout, process.stderr]) output.on('error', () => undefined);
 }
 
 function failure(error: unknown): FromChild {
