@@ -160,25 +160,30 @@ const isInside = (file: string, folder: string): boolean => file.startsWith(fold
  */
 
 const SQLITE_BUSY = 5;
+const SQLITE_NOTADB = 26;
 /** The garbage collector would let go of locks that nothing refers to. */
 const held = new Set<DatabaseSync>();
 
 /**
  * Call the result to let go; `undefined` when another process, or another part of this one, holds it. This thread stands
- * still for up to `wait_ms`.
+ * still for up to `wait_ms`. @throws MaskrouteError `start_failed` when the file cannot be a lock: no room, no right, other content.
  */
 export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
-  const database = new DatabaseSync(file, { timeout: wait_ms });
+  let database: DatabaseSync | undefined;
   try {
+    database = new DatabaseSync(file, { timeout: wait_ms });
     database.exec('BEGIN EXCLUSIVE');
-  } catch (error) {
-    database.close();
-    if ((error as { errcode?: number }).errcode === SQLITE_BUSY) return undefined;
-    throw error;
+  } catch (cause) {
+    database?.close();
+    const { errcode, message } = cause as Error & { errcode?: number };
+    if (errcode === SQLITE_BUSY) return undefined;
+    const advice = errcode === SQLITE_NOTADB ? ' Nothing is kept in it: delete it.' : '';
+    throw new MaskrouteError('start_failed', `${file} cannot be locked: ${message}.${advice}`, { cause });
   }
-  held.add(database);
+  const locked = database;
+  held.add(locked);
   return () => {
-    held.delete(database);
-    database.close();
+    held.delete(locked);
+    locked.close();
   };
 }

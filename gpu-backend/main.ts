@@ -87,8 +87,7 @@ export type RunningBackend = {
  * `engine_failed`, or `start_failed` for a missing key or a port that cannot be had.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
-  // Lines are written from another thread: a disk that is slow for a moment stops no answer. What is left goes out at the exit.
-  const log = options.log ?? pino(pino.destination({ sync: false }));
+  const log = options.log ?? openLog();
   if (options.backendKey.trim() === '') {
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
@@ -138,6 +137,21 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     await closeParts();
     throw error;
   }
+}
+
+const LOG_BUFFER_BYTES_MAX = 4 * 1024 * 1024;
+
+/**
+ * JSON lines on standard output. They are written from another thread: a disk that is slow for a moment stops no answer. What is left
+ * goes out at the exit. A full disk costs lines.
+ */
+export function openLog(): Logger {
+  const out = pino.destination({ sync: false, maxLength: LOG_BUFFER_BYTES_MAX });
+  out.on('error', () => {
+    // At the exit it would try for ever.
+    out.flushSync = () => {};
+  });
+  return pino(out);
 }
 
 /** Loaded where it is wanted: it takes some megabytes. */
@@ -213,6 +227,8 @@ async function openModel(
     folder,
     manifest,
     onError: (detail) => log.error({ detail }, 'text could not be read'),
+  }).catch((error) => {
+    throw notOpened(manifest.name, error);
   });
   const engine = await createEngine({
     modelDir: folder,
@@ -228,7 +244,7 @@ async function openModel(
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   }).catch(async (error) => {
     await text.close();
-    throw error;
+    throw notOpened(manifest.name, error);
   });
   const created_s = Math.floor(Date.parse(manifest.importedAt) / 1000);
   const endTokenIds = manifest.eosTokenIds;
@@ -248,6 +264,15 @@ async function openModel(
     model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
   };
 }
+
+/** Files may have changed and kept their sizes, which is all that was checked. */
+const notOpened = (model: string, error: unknown): unknown =>
+  error instanceof MaskrouteError
+    ? new MaskrouteError(
+        error.code,
+        `${error.message}\nIf files of the model are damaged, this says so: maskroute model show ${model} --verify`,
+      )
+    : error;
 
 /** `startBackend` until SIGTERM or SIGINT; then it drains and the process exits with 0. A second signal ends it. */
 export async function serveUntilSignal(options: BackendOptions): Promise<RunningBackend> {

@@ -1,7 +1,7 @@
 /**
  * The child processes of `npm start`: the backend may crash without the edge, and the edge takes workerd with it when it
- * ends. A child that dies is started again on its old port, later each time that it dies soon. Both ends of the channel
- * between parent and child are here.
+ * ends. A child that dies is started again on its old port, later each time that it dies soon, and so is a child that lives and
+ * does not answer any more. Both ends of the channel between parent and child are here.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,7 +21,15 @@ type ChildOptions<Config> = {
   readonly config: Config;
   /** The child's output goes to the end of this file. */
   readonly logFile: string;
+  /** Tests wait for less. */
+  readonly probe?: typeof PROBE;
 };
+
+/**
+ * Every child says at `/healthz` whether it can still do its work. One that failed so often in a row is killed: an engine that has
+ * stopped, a workerd that did not come back, a process that hangs.
+ */
+const PROBE = { every_ms: 5000, timeout_ms: 10_000, failuresMax: 3 };
 
 export type Supervised = {
   readonly url: string;
@@ -53,7 +61,7 @@ export async function supervise<Config extends { readonly port: number }>(
     let delay_ms = RESTART_DELAY_ms.first;
     while (child !== undefined) {
       const started_ms = performance.now();
-      const reason = await child.ended;
+      const reason = await endOf(child, options.probe ?? PROBE, stopping.signal);
       if (stopping.signal.aborted) return;
       if (performance.now() - started_ms > STEADY_ms) delay_ms = RESTART_DELAY_ms.first;
       say(`The ${options.name} ended (${reason}); starting it again. Its log: ${options.logFile}`);
@@ -84,6 +92,34 @@ export async function supervise<Config extends { readonly port: number }>(
       await kept;
     },
   };
+}
+
+/** How a child ended, or that it was killed because it did no work any more. Who stops it waits for it. */
+async function endOf(child: Child, probe: typeof PROBE, stopping: AbortSignal): Promise<string> {
+  const over = new AbortController();
+  const ended = child.ended.finally(() => over.abort());
+  const signal = AbortSignal.any([over.signal, stopping]);
+  for (let failures = 0; failures < probe.failuresMax; ) {
+    await sleep(probe.every_ms, undefined, { signal }).catch(() => undefined);
+    const isWell = await answersWell(
+      child.url,
+      AbortSignal.any([signal, AbortSignal.timeout(probe.timeout_ms)]),
+    );
+    if (signal.aborted) return await ended;
+    failures = isWell ? 0 : failures + 1;
+  }
+  await child.stop(0);
+  return 'it did not answer any more';
+}
+
+async function answersWell(url: string, signal: AbortSignal): Promise<boolean> {
+  try {
+    const answer = await fetch(`${url}/healthz`, { signal });
+    await answer.body?.cancel();
+    return answer.ok;
+  } catch {
+    return false;
+  }
 }
 
 /** `workerUrl`: the edge's worker itself, past the door in front of it. */
@@ -218,6 +254,8 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
   });
   process.on('SIGINT', () => undefined);
   process.on('SIGTERM', () => undefined);
+  // A full disk costs lines of the log, and nothing else.
+  for (const output of [process.stdout, process.stderr]) output.on('error', () => undefined);
 }
 
 function failure(error: unknown): FromChild {

@@ -88,6 +88,8 @@ const KEPT = { copies: 3, databases: 3 } as const;
 export type Backups = {
   /** The file of the database; undefined when there is none, or none with tables in it. */
   database(): Promise<string | undefined>;
+  /** A file of it that is there and cannot be read, and why: it is damaged, or another program has locked it. */
+  unreadable(): Promise<{ readonly file: string; readonly reason: string } | undefined>;
   /** The newest copy; undefined when there is none. */
   newest(): Promise<string | undefined>;
   /** Copies the database if it was written since the last copy. Nothing may have it open that writes. */
@@ -101,12 +103,23 @@ export function openBackups(home: string): Backups {
   const databases = path.join(home, 'edge', D1_FOLDER);
   const copies = path.join(home, 'backup');
 
+  const files = async (): Promise<string[]> =>
+    (await namesIn(databases))
+      .filter((name) => DATABASE_FILE.test(name))
+      .map((name) => path.join(databases, name));
   const database = async (): Promise<string | undefined> => {
-    const files = (await namesIn(databases)).filter((name) => DATABASE_FILE.test(name));
-    const byAge = files
-      .map((name) => path.join(databases, name))
-      .sort((a, b) => writtenAt_ms(b) - writtenAt_ms(a));
+    const byAge = (await files()).sort((a, b) => writtenAt_ms(b) - writtenAt_ms(a));
     return byAge.find((file) => begunAt(file) !== undefined);
+  };
+  const unreadable = async () => {
+    for (const file of await files()) {
+      try {
+        withDatabase(file, (opened) => opened.prepare('SELECT name FROM sqlite_master').all());
+      } catch (error) {
+        return { file, reason: (error as Error).message };
+      }
+    }
+    return undefined;
   };
   /** Newest first. */
   const list = async (): Promise<string[]> =>
@@ -140,6 +153,7 @@ export function openBackups(home: string): Backups {
 
   return {
     database,
+    unreadable,
     newest,
     backUp,
     async restore(file) {

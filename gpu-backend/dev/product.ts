@@ -84,11 +84,16 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
 async function startParts(options: ProductOptions, parts: Parts, backups: Backups): Promise<DevFile> {
   const { home, say, step, signal } = options;
   await removeDevFile(home);
+  if (options.port !== 0 && options.port === options.backendPort) {
+    const message = `PORT and BACKEND_PORT are both ${options.port}. Set one of them to another port.`;
+    throw new MaskrouteError('invalid_argument', message);
+  }
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
   for (const name of ['backend', 'edge']) await keepPrevious(logFile(home, name));
   const keys = await loadOrCreateKeys(home);
   if (options.restore !== undefined) await backups.restore(options.restore);
+  await expectReadable(home, backups);
   await backUp(backups, say);
   await sayIfLost(options, keys, backups);
   await step(`The model ${DEFAULT_MODEL} is installed`, () => installModel(home, signal));
@@ -188,24 +193,36 @@ async function backUp(backups: Backups, say: ProductOptions['say']): Promise<voi
     .catch((error: Error) => say(`The local database could not be copied to backup/: ${error.message}`));
 }
 
+/** @throws MaskrouteError `start_failed`: workerd would only say that it met an internal error. */
+async function expectReadable(home: string, backups: Backups): Promise<void> {
+  const found = await backups.unreadable();
+  if (found === undefined) return;
+  throw new MaskrouteError(
+    'start_failed',
+    `The local database cannot be read (${found.file}: ${found.reason}).
+${howToRestore(await backups.newest())}
+To begin with an empty one, move ${path.join(home, 'edge')} away.`,
+  );
+}
+
 /** Whoever kept a key had a database. */
 async function sayIfLost({ home, say }: ProductOptions, keys: DevKeys, backups: Backups): Promise<void> {
   const copy = await backups.newest();
   if ((keys.apiKey === undefined && copy === undefined) || (await backups.database()) !== undefined) return;
   say(`The local database is gone from ${path.join(home, 'edge')}, and with it tenants, keys, mask sets, experiments and usage.
-This start begins with an empty one. ${howToRestore(copy)}`);
+This start begins with an empty one. ${howToRestore(copy, 'stop it and start with')}`);
 }
 
 async function sayGone({ say }: ProductOptions, file: string, backups: Backups): Promise<void> {
   const copy = await backups.newest();
   say(`The local database was deleted or replaced while Maskroute runs (${file}).
-What is written from now on is lost when it stops. ${howToRestore(copy)}`);
+What is written from now on is lost when it stops. ${howToRestore(copy, 'stop it and start with')}`);
 }
 
-const howToRestore = (copy: string | undefined): string =>
+const howToRestore = (copy: string | undefined, how = 'start with'): string =>
   copy === undefined
     ? 'There is no copy to go back to.'
-    : `To go back to the newest copy, stop it and start with: npm start -- --restore=${copy}`;
+    : `To go back to the newest copy, ${how}: npm start -- --restore=${copy}`;
 
 /* Ports that are free before anything slow starts, and servers that are ready. */
 

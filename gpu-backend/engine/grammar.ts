@@ -37,6 +37,13 @@ export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): Gra
   return session;
 };
 
+/** Nothing matches the answer any more: an engine that waits for it, or will, fails it at once and holds up no other answer. */
+export function giveUp(words: SharedArrayBuffer): void {
+  const header = new Int32Array(words, 0, HEADER.words);
+  Atomics.store(header, HEADER.matched, FAILED);
+  Atomics.notify(header, HEADER.matched);
+}
+
 /** The thread has had the time of the model's step; past this it is lost. */
 const LATE_ms = 2000;
 

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
-import { type GrammarSession, newSession } from '../engine/grammar.ts';
+import { type GrammarSession, giveUp, newSession } from '../engine/grammar.ts';
 import type {
   FromGrammarThread,
   GrammarSpec,
@@ -167,7 +167,7 @@ class GrammarThreads implements Grammars {
   /** For another slow grammar, in place of a grammar that no answer uses. */
   #makeRoom(): void {
     if (this.#slow.size < this.#limits.slowMax) return;
-    const idle = [...this.#slow].find(([, thread]) => thread.sessions === 0);
+    const idle = [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
     if (idle === undefined)
       throw new MaskrouteError('queue_full', 'Too many answers with costly schemas are under way.', {
         retryAfter_s: 5,
@@ -191,8 +191,8 @@ type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
 
 class GrammarThread {
   isGone = false;
-  /** Answers that are open here. */
-  sessions = 0;
+  /** Of answers that are open here. */
+  readonly sessions = new Set<GrammarSession>();
   readonly #worker: Worker;
   readonly #vocabularySize: number;
   readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
@@ -214,6 +214,7 @@ class GrammarThread {
     this.#worker.on('error', (error) => onError(error.stack ?? String(error)));
     this.#worker.on('exit', () => {
       this.isGone = true;
+      for (const { words } of this.sessions) giveUp(words);
       ready.reject(lost());
       for (const { reject } of this.#pending.values()) reject(lost());
       this.#pending.clear();
@@ -240,16 +241,13 @@ class GrammarThread {
   }
 
   async open(key: string, spec: GrammarSpec): Promise<OpenGrammar> {
-    this.sessions++;
     const id = this.#ids++;
-    let isOpen = true;
-    const close = () => {
-      if (!isOpen) return;
-      isOpen = false;
-      this.sessions--;
-      this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
-    };
     const session = newSession(this.#vocabularySize, this.#bell);
+    this.sessions.add(session);
+    const close = () => {
+      if (this.sessions.delete(session))
+        this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
+    };
     try {
       await this.#ready;
       await this.#ask({ type: 'open', id, key, spec, session });

@@ -7,7 +7,7 @@ import { createRequire } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
 import type * as library from '@mlc-ai/web-xgrammar';
 import { LRUCache } from 'lru-cache';
-import { FAILED, type GrammarSession, HEADER } from '../engine/grammar.ts';
+import { FAILED, type GrammarSession, giveUp, HEADER } from '../engine/grammar.ts';
 import type { TokenTable } from '../model/tokenizer/token-bytes.ts';
 
 /** What an answer must look like, as plain data that goes from thread to thread. At least one of both is there. */
@@ -152,6 +152,7 @@ export type FromGrammarThread =
 const GRAMMARS_MAX = 32;
 
 type Session = {
+  readonly words: SharedArrayBuffer;
   readonly header: Int32Array;
   readonly bits: Int32Array;
   readonly matcher: Matcher;
@@ -185,6 +186,7 @@ class Sessions {
   async open(id: number, key: string, spec: GrammarSpec, { words }: GrammarSession): Promise<number> {
     const { compiled, took_ms } = await this.compile(key, spec);
     const session: Session = {
+      words,
       header: new Int32Array(words, 0, HEADER.words),
       bits: new Int32Array(words, HEADER.words * Int32Array.BYTES_PER_ELEMENT),
       matcher: await compiled.match(),
@@ -194,15 +196,19 @@ class Sessions {
     return took_ms;
   }
 
+  /** The engine may be in a step of an answer whose client left. */
   close(id: number): void {
-    this.#open.get(id)?.matcher.close();
+    const session = this.#open.get(id);
+    if (session === undefined) return;
     this.#open.delete(id);
+    session.matcher.close();
+    giveUp(session.words);
   }
 
   /** Goes on with every answer that has a new token. */
   async advance(): Promise<void> {
     for (const session of [...this.#open.values()]) {
-      const { header, matcher } = session;
+      const { words, header, matcher } = session;
       const accepted = Atomics.load(header, HEADER.accepted);
       const matched = Atomics.load(header, HEADER.matched);
       if (matched === FAILED || matched === accepted) continue;
@@ -210,7 +216,7 @@ class Sessions {
         if (!matcher.accept(header[HEADER.token]!)) throw new Error('a token that may not follow');
         await this.#tell(session, accepted);
       } catch {
-        say(header, FAILED);
+        giveUp(words);
       }
     }
   }
@@ -222,13 +228,9 @@ class Sessions {
     allowed[word]! &= ~bit;
     header[HEADER.isOver] = allowed.every((word) => word === 0) ? 1 : 0;
     bits.set(allowed);
-    say(header, accepted);
+    Atomics.store(header, HEADER.matched, accepted);
+    Atomics.notify(header, HEADER.matched);
   }
-}
-
-function say(header: Int32Array, matched: number): void {
-  Atomics.store(header, HEADER.matched, matched);
-  Atomics.notify(header, HEADER.matched);
 }
 
 /** Small, and of every usual kind: compiling it makes the library ready to run fast. */

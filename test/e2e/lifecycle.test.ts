@@ -1,6 +1,6 @@
 /** Starting and stopping: twice, on taken ports, killed half-way, with answers under way, with a dead backend. */
 import { once } from 'node:events';
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import type { DevFile } from '../../gpu-backend/dev/dev-home.ts';
+import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import {
   BY_NPM,
   createTinyHome,
@@ -302,6 +303,32 @@ test(
   LIMIT_ms,
 );
 
+test('a database that is damaged stops a start, which says how to go back', async () => {
+  const damaged = await createTinyHome();
+  const folder = path.join(damaged, 'edge/d1/miniflare-D1DatabaseObject');
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(path.join(folder, `${'0'.repeat(64)}.sqlite`), 'no database'.repeat(1000));
+  const refused = run(damaged);
+  expect(await refused.ended).toBe(1);
+  expect(refused.output()).toMatch(
+    /^error: The local database cannot be read \(\S+\.sqlite: file is not a database\)\.\nThere is no copy .*\nTo begin .*\n$/,
+  );
+  removeHome(damaged);
+});
+
+test.each([
+  ['tokenizer.json', "The model's tokenizer cannot be opened: "],
+  ['weights.bin', 'The engine did not start: '],
+])('a model whose %s is damaged stops a start, which says how to find out', async (file, reason) => {
+  const damaged = await createTinyHome();
+  writeFileSync(path.join(damaged, 'models', DEFAULT_MODEL, file), '{');
+  const refused = run(damaged);
+  expect(await refused.ended).toBe(1);
+  expect(refused.output()).toContain(`error: ${reason}`);
+  expect(refused.output()).toMatch(/\nIf files .*: maskroute model show \S+ --verify\n$/);
+  removeHome(damaged);
+});
+
 test(
   'what `npm start` started ends with npm, told or killed',
   async () => {
@@ -334,5 +361,8 @@ test('a taken port and a wrong one are named', async () => {
   const wrong = run(empty, { BACKEND_PORT: '80808' });
   expect(await wrong.ended).toBe(2);
   expect(wrong.output()).toMatch(/^error: BACKEND_PORT must be a port .*\n$/);
+  const same = run(empty, { PORT: String(port), BACKEND_PORT: String(port) });
+  expect(await same.ended).toBe(2);
+  expect(same.output()).toMatch(/^error: PORT and BACKEND_PORT are both .*\n$/);
   removeHome(empty);
 });

@@ -73,7 +73,7 @@ type Job = {
   settle(outcome: EncodedText | MaskrouteError): void;
 };
 
-/** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed` when it does not start. */
+/** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed`, and the reason, when it does not start. */
 export async function openTextService(options: TextServiceOptions): Promise<TextService> {
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const { thread, table, toolFormat } = await openThread(options, limits);
@@ -335,9 +335,11 @@ async function openThread(
   });
   let heard: (message: FromTextThread | { type: 'lost'; why: string }) => void = () => {};
   let why = 'it takes too much';
+  let failure = 'its thread ended';
   worker.on('message', (message: FromTextThread) => heard(message));
   worker.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code === 'ERR_WORKER_OUT_OF_MEMORY') why = `it takes more than ${heap_MB} MB`;
+    failure = error.message;
     onError(error.stack ?? String(error));
   });
   let isGone = false;
@@ -350,7 +352,8 @@ async function openThread(
       heard = resolve;
     });
   const started = await hear();
-  if (started.type !== 'ready') throw lost();
+  if (started.type !== 'ready')
+    throw new MaskrouteError('engine_failed', `The model's tokenizer cannot be opened: ${failure}`);
   const thread: TextThread = {
     get isGone() {
       return isGone;

@@ -130,6 +130,23 @@ test('a database that is cut short counts as gone', async () => {
   expect(await backups.database()).toBeUndefined();
 });
 
+test('a database that is damaged or locked is named with the reason, and a copy takes its place', async () => {
+  const backups = openBackups(home);
+  writeDatabase('2026-01-01 00:00:00', 'here');
+  await backups.backUp();
+  const file = (await backups.database())!;
+  expect(await backups.unreadable()).toBeUndefined();
+  const lock = new DatabaseSync(file);
+  lock.exec('PRAGMA journal_mode = DELETE; BEGIN EXCLUSIVE');
+  expect(await backups.unreadable()).toEqual({ file, reason: 'database is locked' });
+  lock.close();
+  writeFileSync(file, 'not a database, but long enough to be read as one'.repeat(100));
+  expect(await backups.unreadable()).toEqual({ file, reason: 'file is not a database' });
+  await backups.restore((await backups.newest())!);
+  expect(await backups.unreadable()).toBeUndefined();
+  expect(wordsIn(file)).toEqual(['here']);
+});
+
 test('a file that is deleted, or another that takes its place, is noticed once', async () => {
   const file = path.join(home, 'watched');
   for (const change of [() => rmSync(file), () => writeFileSync(`${file}.new`, 'other')]) {

@@ -1,7 +1,7 @@
 /** Children of `npm start` that are killed, refuse, hang or lose their parent: nothing stays behind. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
@@ -23,10 +23,11 @@ afterEach(async () => {
 });
 
 const logFile = () => path.join(folder, 'service.log');
-async function start(config: Partial<ServiceConfig> = {}): Promise<Supervised> {
+async function start(config: Partial<ServiceConfig> = {}, log = logFile()): Promise<Supervised> {
   const entry = new URL('./fixtures/service.ts', import.meta.url);
   const full = { port: 0, refuse: false, closes: true, ...config };
-  running = await supervise({ name: 'service', entry, config: full, logFile: logFile() }, (line) =>
+  const probe = { every_ms: 50, timeout_ms: 1000, failuresMax: 2 };
+  running = await supervise({ name: 'service', entry, config: full, logFile: log, probe }, (line) =>
     said.push(line),
   );
   return running;
@@ -53,6 +54,55 @@ test('a child that was killed comes back on its port; what it had started is gon
   expect(second.pid).not.toBe(first.pid);
   await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
   expect(said[0]).toMatch(/service ended \(signal SIGKILL\)/);
+});
+
+test.each(['hangs', 'says that it is not well'])('a child that %s is killed and comes back', async (how) => {
+  const { url } = await start();
+  const first = await pidsAt(url);
+  if (how === 'hangs') process.kill(first.pid, 'SIGSTOP');
+  else await fetch(`${url}/fail`);
+  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
+  expect(said[0]).toMatch(/service ended \(it did not answer any more\)/);
+  await allGone(first);
+  expect((await pidsAt(url)).pid).not.toBe(first.pid);
+});
+
+test.runIf(process.platform === 'linux')('a full disk costs the log and not the child', async () => {
+  const { url } = await start({}, '/dev/full');
+  const { pid } = await pidsAt(url);
+  for (let i = 0; i < 5; i++) expect((await pidsAt(url)).pid).toBe(pid);
+  expect(said).toEqual([]);
+});
+
+test.runIf(process.platform === 'linux')(
+  'a full disk costs a backend’s log, and it still ends',
+  async () => {
+    const main = path.resolve('gpu-backend/main.ts');
+    const script = `
+    import { setTimeout as sleep } from 'node:timers/promises';
+    import { openLog } from ${JSON.stringify(main)};
+    const log = openLog();
+    for (let i = 0; i < 5; i++) { log.info('a line'); await sleep(20); }
+    process.exit(7);`;
+    const full = openSync('/dev/full', 'w');
+    const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+      stdio: ['ignore', full, 'ignore'],
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    });
+    expect(await once(child, 'exit')).toEqual([7, null]);
+    closeSync(full);
+  },
+  30_000,
+);
+
+test('a stop of a child that hangs does not bring it back', async () => {
+  const { url, stop } = await start();
+  const pids = await pidsAt(url);
+  process.kill(pids.pid, 'SIGSTOP');
+  await stop(100);
+  await allGone(pids);
+  expect(said).toEqual([]);
 });
 
 test('a stop ends the child and its group', async () => {

@@ -54,6 +54,18 @@ test('a lock that was let go can be taken again', () => {
   unlock();
 });
 
+test('a lock that cannot be one is named, with the reason', () => {
+  const file = path.join(home, 'dev.lock');
+  writeFileSync(file, 'not a database, but long enough to be read as one'.repeat(100));
+  expect(() => lockHome(home)).toThrow(
+    expect.objectContaining({
+      code: 'start_failed',
+      message: `${file} cannot be locked: file is not a database. Nothing is kept in it: delete it.`,
+    }),
+  );
+  expect(() => lockHome(path.join(home, 'none'))).toThrow(/dev\.lock cannot be locked: unable to open/);
+});
+
 test('keys are drawn once, differ from each other, and only their owner reads them', async () => {
   const keys = await loadOrCreateKeys(home);
   expect(keys.adminKey).not.toBe(keys.backendKey);

@@ -72,6 +72,40 @@ describe('an answer', () => {
   });
 });
 
+describe('the engine waits for no answer', () => {
+  /** How long it stands still, in ms. */
+  const stillFor_ms = (grammar: SequenceGrammar): number => {
+    const before_ms = performance.now();
+    expect(() => grammar.isOver).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
+    return performance.now() - before_ms;
+  };
+  const letter = () => player.text.tokenizer.encode('a', { addSpecial: false })[0]!;
+
+  test('that was closed while a step of it ran', async () => {
+    const open = await player.grammars.open(
+      await player.grammars.prepare(form('root ::= "a"*'), call()),
+      call(),
+    );
+    const grammar = new SequenceGrammar(open.session);
+    open.close();
+    // The thread closes one after the other.
+    (
+      await player.grammars.open(await player.grammars.prepare(form('root ::= "a"*'), call()), call())
+    ).close();
+    grammar.accept(letter());
+    expect(stillFor_ms(grammar)).toBeLessThan(1000);
+  });
+
+  test('whose thread is gone', async () => {
+    await using own = await openGrammarPlayer({});
+    const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
+    const grammar = new SequenceGrammar(open.session);
+    await own.grammars.close();
+    grammar.accept(letter());
+    expect(stillFor_ms(grammar)).toBeLessThan(1000);
+  });
+});
+
 describe('calls', () => {
   const argumentsGrammar = schemaGrammar(
     { type: 'object', properties: { a: { type: 'integer' } }, required: ['a'] },
