@@ -1,14 +1,14 @@
 /** The edge's admin API, or a backend's own, over HTTP: answers parsed, and errors raised as they were worded there. */
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
-import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { type ErrorCode, isErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 
 const ANSWER_TIMEOUT_ms = 30_000;
 
 const wireErrorSchema = z.object({
   error: z.object({
     message: z.string(),
-    code: z.custom<ErrorCode>((code) => typeof code === 'string' && Object.hasOwn(ERROR_CODES, code)),
+    code: z.custom<ErrorCode>(isErrorCode),
     param: z.string().nullish(),
   }),
 });
