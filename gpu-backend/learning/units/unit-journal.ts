@@ -4,12 +4,12 @@
  * damaged one is no entry, and the unit is computed again.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { readOwnJson, writeWhole } from '../../files.ts';
+import { createWhole, readOwnJson, writeWhole } from '../../files.ts';
 import { contentKey } from '../journal.ts';
 
 export type UnitJournal = {
@@ -22,7 +22,7 @@ export type UnitJournal = {
 };
 
 const HEAD_FILE = 'journal.json';
-/** Waits between looks at a head that another machine may still be writing. */
+/** Waits between looks at a head that another machine may still be writing, on a file system that shows it half-written. */
 const HEAD_WAITS_MS = [0, 20, 200, 1000] as const;
 const headSchema = z.object({ id: z.uuid() });
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
@@ -56,9 +56,9 @@ async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {
     await mkdir(folder, { recursive: true });
-    await writeFile(file, JSON.stringify({ id: randomUUID() }), { flag: 'wx', flush: true });
+    await createWhole(file, JSON.stringify({ id: randomUUID() }));
   } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw unusable(folder, cause);
+    throw unusable(folder, cause);
   }
   for (const wait_ms of HEAD_WAITS_MS) {
     await sleep(wait_ms);
