@@ -189,7 +189,7 @@ class SpanPost implements SpanProcessor {
     const spans = this.#spans;
     this.#spans = [];
     if (spans.length === 0) return;
-    if (this.#posts.count(now_ms) >= TRACES.postsMax)
+    if (this.#posts.count(Date.now()) >= TRACES.postsMax)
       return this.#lost(spans.length, 'the collector is slow');
     const ended = this.#posts.begin(2 * TRACES.post_ms);
     await this.#post(spans)

@@ -106,7 +106,7 @@ describe('with a collector', () => {
     // Posts whose requests the platform ended never end themselves: they take nobody's place for good.
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3 * TRACES.post_ms });
     await forwarded(await send(key, { traceparent: TRACEPARENT }, isolate));
-    await soon(() => expect(posts).toHaveLength(TRACES.postsMax + 1));
+    await soon(() => expect(posts.length).toBeGreaterThan(TRACES.postsMax));
   });
 
   it('that is no address the edge is not configured', async () => {
