@@ -4,7 +4,17 @@
  */
 import { randomUUID } from 'node:crypto';
 import { constants, type Stats } from 'node:fs';
-import { type FileHandle, open, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
+import {
+  type FileHandle,
+  link,
+  open,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
 import { homedir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
@@ -41,6 +51,28 @@ export async function writeWhole(
     await rm(part, { force: true });
   }
 }
+
+/**
+ * As {@link writeWhole}, and never in the place of another file: `false` when there is one of that name. Where the file
+ * system has no hard links, a reader may see the file before it is whole.
+ */
+export async function createWhole(file: string, content: string): Promise<boolean> {
+  const part = partOf(file);
+  try {
+    await writeFile(part, content, { flush: true });
+    await link(part, file).catch((error: NodeJS.ErrnoException) => {
+      if (!HAS_NO_LINKS.has(error.code)) throw error;
+      return writeFile(file, content, { flag: 'wx', flush: true });
+    });
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    return false;
+  } finally {
+    await rm(part, { force: true });
+  }
+}
+const HAS_NO_LINKS: ReadonlySet<string | undefined> = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS']);
 
 /** For files that hold keys: only their owner reads them. */
 export const writePrivateJson = (file: string, value: unknown): Promise<void> =>

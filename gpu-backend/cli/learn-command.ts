@@ -149,7 +149,10 @@ export function addLearnCommands(program: Command): void {
         '    --out out',
       ),
     )
-    .action((flags: LearnFlags) => interruptible((signal) => runLearn(flags, signal)));
+    .action((flags: LearnFlags, command: Command) => {
+      if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
+      return interruptible((signal) => runLearn(flags, signal));
+    });
 
   program
     .command('distill')
@@ -173,17 +176,15 @@ export function addLearnCommands(program: Command): void {
 const STAGE_LINES = { read: 'reading the data', embed: 'embedding the prompts and clustering them' };
 
 async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
-  const { learn, MASK_SET_FILE } = await import('../learning/learn.ts');
+  const { checkRun, learn, MASK_SET_FILE } = await import('../learning/learn.ts');
   const { openInstalled } = await import('../model/store.ts');
   const home = maskrouteHome();
   const reporter = createReporter();
-  checkJournal(flags);
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
   const device = await chosenDevice(flags);
   if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
-  await sayForecast(model, flags, reporter);
   const options = {
     model,
     surrogates: await surrogatesFor(model, flags.surrogate),
@@ -210,6 +211,8 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
       reporter.update(stage, done, total, detail, { unit, work, stage: `stage ${number} of ${count}` });
     },
   };
+  await checkRun(options);
+  await sayForecast(model, flags, reporter);
   try {
     if (flags.clusters !== 'auto' && flags.clusters.length > 1)
       return await runSweep(options, flags.clusters, flags.json);
@@ -343,9 +346,9 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   );
 }
 
-/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
-function checkJournal({ queue, journal }: LearnFlags): void {
-  if (journal === undefined || queue !== undefined) return;
+/** Of the flag: the variable may stand for runs that have a queue. @throws MaskrouteError `invalid_argument` when it would do nothing. */
+function checkJournal({ queue }: LearnFlags): void {
+  if (queue !== undefined) return;
   throw new MaskrouteError('invalid_argument', '--journal is for --queue, whose workers write there.');
 }
 

@@ -28,16 +28,35 @@ export type EncoderOptions = {
  */
 export async function openFullEncoder(name: string, options: EncoderOptions): Promise<SentenceEncoder> {
   const { home, hooks, threads } = options;
-  const known = Object.hasOwn(ENCODERS, name) ? ENCODERS[name] : undefined;
-  if (known !== undefined)
-    return loadSentenceEncoder(known, await fetchFullEncoder(home, hooks, name), threads);
+  const named = await namedEncoder(name);
+  switch (named.kind) {
+    case 'known':
+      return loadSentenceEncoder(named.id, await fetchFullEncoder(home, hooks, name), threads);
+    case 'hub': {
+      const { repository, revision } = named;
+      const path = await fetchEncoderFromHub(repository, revision, home, hooks);
+      return loadSentenceEncoder(repository, path, threads);
+    }
+    case 'folder':
+      return loadSentenceEncoder(basename(name), name, threads);
+  }
+}
+
+type NamedEncoder =
+  | { readonly kind: 'known'; readonly id: string }
+  | { readonly kind: 'hub'; readonly repository: string; readonly revision: string | undefined }
+  | { readonly kind: 'folder' };
+
+/** What a name means; nothing is fetched. @throws MaskrouteError `invalid_encoder` for what names none. */
+export async function namedEncoder(name: string): Promise<NamedEncoder> {
+  const id = Object.hasOwn(ENCODERS, name) ? ENCODERS[name] : undefined;
+  if (id !== undefined) return { kind: 'known', id };
   if (name.startsWith('hf:')) {
     const [repository, revision] = name.slice('hf:'.length).split('@') as [string, string?];
-    const path = await fetchEncoderFromHub(repository, revision, home, hooks);
-    return loadSentenceEncoder(repository, path, threads);
+    return { kind: 'hub', repository, revision };
   }
   const found = await stat(name).catch(() => undefined);
-  if (found?.isDirectory()) return loadSentenceEncoder(basename(name), name, threads);
+  if (found?.isDirectory()) return { kind: 'folder' };
   throw invalidEncoder(
     `${name} is neither ${Object.keys(ENCODERS).join(', ')} nor hf:OWNER/NAME nor a folder`,
   );

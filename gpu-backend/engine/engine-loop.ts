@@ -94,12 +94,11 @@ export class EngineLoop {
         throw new Error(`request ${request.requestId} runs already`);
       checkRequest(request, this.#runner);
       const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
-      this.#sequences.set(request.requestId, sequence);
       const displaced = this.#scheduler.add(sequence.scheduled);
+      this.#sequences.set(request.requestId, sequence);
       if (displaced !== undefined) this.#displace(displaced.requestId);
       this.#wake?.();
     } catch (error) {
-      this.#sequences.delete(request.requestId);
       this.#output.failed(request.requestId, asEngineError(error));
     }
   }

@@ -154,14 +154,21 @@ class GrammarThreads implements Grammars {
       this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
       throw error instanceof MaskrouteError ? error : unusable(param);
     }
-    if (took_ms <= this.#limits.quick_ms) {
-      await this.#sharedThread().compile(key, spec, this.#limits.compile_ms);
-      this.#quick.set(key, true);
-      return;
-    }
+    if (took_ms <= this.#limits.quick_ms) return await this.#share({ key, spec });
     this.#makeRoom();
     this.#trial = undefined;
     this.#slow.set(key, trial);
+  }
+
+  /** It could be compiled a moment ago, so what fails here is the thread, not the schema. */
+  async #share({ key, spec }: PreparedGrammar): Promise<void> {
+    try {
+      await this.#sharedThread().compile(key, spec, this.#limits.compile_ms);
+    } catch (error) {
+      this.#options.onError(`a grammar could not be compiled once more: ${(error as Error).message}`);
+      throw error instanceof MaskrouteError ? error : lost(error);
+    }
+    this.#quick.set(key, true);
   }
 
   /** For another slow grammar, in place of a grammar that no answer uses. */

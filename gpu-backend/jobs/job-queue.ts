@@ -200,17 +200,27 @@ export class Jobs {
         );
     }
     const job = newJob(withDefaults(request, this.#options.model), schedule);
-    const { id } = job;
-    await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
-    if (request.publish !== undefined) {
-      const sealed = seal(request.publish.admin_key, this.#options.backendKey, id);
-      await writeFile(this.#store.secretOf(id), sealed, { mode: 0o600 });
-    }
-    await this.#store.save(job);
+    await this.#keep(job, request.publish?.admin_key);
     this.#tell(job);
     await this.#forgetOldest();
     this.#startNext();
     return job;
+  }
+
+  /** On disk, with its secret sealed; nothing of it where the disk does not take all. */
+  async #keep(job: Job, adminKey: string | undefined): Promise<void> {
+    const { id } = job;
+    try {
+      await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
+      if (adminKey !== undefined) {
+        const sealed = seal(adminKey, this.#options.backendKey, id);
+        await writeFile(this.#store.secretOf(id), sealed, { mode: 0o600 });
+      }
+      await this.#store.save(job);
+    } catch (error) {
+      await this.#store.remove(id);
+      throw error;
+    }
   }
 
   async #forgetOldest(): Promise<void> {

@@ -17,10 +17,13 @@ import {
   type UploadedData,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readOwnJson, writeWhole } from '../files.ts';
+import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 
 export type JobStore = {
-  /** In order of creation; a folder that holds no job is passed over. */
+  /**
+   * In order of creation. A damaged job is passed over. A folder where a kill came before its job was written goes, with
+   * its secret: nobody was told of that job.
+   */
   load(): Promise<Job[]>;
   /** One after the other: what was known first never stands on what came later. */
   save(job: Job): Promise<void>;
@@ -39,12 +42,17 @@ export function createJobStore(folder: string): JobStore {
     await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
     await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
   };
+  const remove = (id: string) => rm(folderOf(id), { recursive: true, force: true });
   let saving: Promise<unknown> = Promise.resolve();
   return {
     async load() {
       const names = await readdir(folder).catch(() => []);
+      const ids = names.filter((name) => JOB_ID_PATTERN.test(name));
       const jobs = await Promise.all(
-        names.filter((name) => JOB_ID_PATTERN.test(name)).map((id) => readOwnJson(fileOf(id), jobSchema)),
+        ids.map(async (id) => {
+          if ((await sizeOf(fileOf(id))) !== undefined) return await readOwnJson(fileOf(id), jobSchema);
+          return void (await remove(id));
+        }),
       );
       return jobs
         .filter((job) => job !== undefined)
@@ -55,7 +63,7 @@ export function createJobStore(folder: string): JobStore {
       saving = saved.catch(() => {});
       return saved;
     },
-    remove: (id) => rm(folderOf(id), { recursive: true, force: true }),
+    remove,
     folderOf,
     outOf: (id) => join(folderOf(id), 'out'),
     logOf: (id) => join(folderOf(id), 'log.txt'),

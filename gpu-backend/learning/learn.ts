@@ -2,7 +2,7 @@
  * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn those of groups of
  * clusters, share the clusters out, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
  */
-import { mkdir, stat } from 'node:fs/promises';
+import { access, constants, mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import {
   type Mask,
@@ -20,9 +20,9 @@ import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
 import { clusterLabel } from './data/clusters.ts';
-import { openEncoder } from './data/encoders.ts';
+import { checkEncoder, openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
-import { readData } from './data/read-data.ts';
+import { readData, requireFiles } from './data/read-data.ts';
 import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
@@ -105,7 +105,7 @@ type Settings = LearnOptions & {
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
-/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_encoder`. Rejects when `signal` aborts; the state stays. */
+/** @throws MaskrouteError as {@link checkRun}. Rejects when `signal` aborts; the state stays. */
 export async function learn(options: LearnOptions): Promise<Learned> {
   const { cost = DEFAULTS.cost, effort = DEFAULTS.effort } = options;
   const settings: Settings = {
@@ -116,11 +116,10 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     known: options.earlier && earlierMasks(options.earlier, { ...options, cost }),
   };
   const { out, signal, onProgress } = options;
-  checkName(options.name);
+  await checkRun(options);
   const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
   const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
-  await mkdir(out, { recursive: true });
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
     onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
@@ -210,7 +209,30 @@ function planRun(
   return { effort, plan };
 }
 
-/** Before the work, not after it. */
+/**
+ * Says at once, and not after an hour's work, what is wrong with what a run reads and where it writes.
+ * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `invalid_encoder`, `storage_failed`.
+ */
+export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Promise<void> {
+  const { name, data, encoder, earlier, out, cost = DEFAULTS.cost } = options;
+  checkName(name);
+  await requireFiles(data);
+  if (earlier !== undefined) earlierMasks(earlier, { ...options, cost });
+  await checkEncoder(encoder);
+  try {
+    await mkdir(out, { recursive: true });
+    await access(out, constants.W_OK);
+  } catch (cause) {
+    throw new MaskrouteError(
+      'storage_failed',
+      `Nothing can be written to ${out}: ${(cause as Error).message}`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
 function checkName(name: string): void {
   if (maskSetSchema.shape.name.safeParse(name).success) return;
   throw new MaskrouteError(

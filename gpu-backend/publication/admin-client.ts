@@ -1,14 +1,15 @@
 /** The edge's admin API, or a backend's own, over HTTP: answers parsed, and errors raised as they were worded there. */
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
-import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { type ErrorCode, isErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { parseOrNull } from '../../shared/wire/parse-body.ts';
 
 const ANSWER_TIMEOUT_ms = 30_000;
 
 const wireErrorSchema = z.object({
   error: z.object({
     message: z.string(),
-    code: z.custom<ErrorCode>((code) => typeof code === 'string' && Object.hasOwn(ERROR_CODES, code)),
+    code: z.custom<ErrorCode>(isErrorCode),
     param: z.string().nullish(),
   }),
 });
@@ -57,15 +58,15 @@ function requestsTo(server: Server): Requests {
     });
   return {
     async request(request, schema) {
-      const response = await send(server, request);
-      const answer = await response.json().catch(() => undefined);
-      if (response.ok) {
+      const { ok, status, text } = await send(server, request);
+      const answer = parseOrNull(text);
+      if (ok) {
         const parsed = schema.safeParse(answer);
         if (parsed.success) return parsed.data;
         throw stranger('does not answer', parsed.error);
       }
       const refused = wireErrorSchema.safeParse(answer);
-      if (!refused.success) throw stranger(`answered ${response.status}, and not`);
+      if (!refused.success) throw stranger(`answered ${status}, and not`);
       const { code, message, param } = refused.data.error;
       throw new MaskrouteError(code, message, { param: param ?? null });
     },
@@ -87,18 +88,28 @@ export async function listAll<T extends z.ZodType>(
   }
 }
 
-async function send({ kind, origin, base, key }: Server, request: AdminRequest): Promise<Response> {
+type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };
+
+async function send({ kind, origin, base, key }: Server, request: AdminRequest): Promise<Answer> {
   const headers: Record<string, string> = { authorization: `Bearer ${key}` };
   if (request.body !== undefined) headers['content-type'] = 'application/json';
+  const at = new URL(origin).origin;
+  const unreachable = (message: string, cause: unknown) =>
+    new MaskrouteError(`${kind}_unreachable`, message, { cause });
+  let response: Response;
   try {
-    return await fetch(`${origin}${base}${request.path}`, {
+    response = await fetch(`${origin}${base}${request.path}`, {
       method: request.method,
       headers,
       body: request.body === undefined ? null : JSON.stringify(request.body),
       signal: AbortSignal.timeout(ANSWER_TIMEOUT_ms),
     });
   } catch (error) {
-    const at = new URL(origin).origin;
-    throw new MaskrouteError(`${kind}_unreachable`, `No ${kind} answers at ${at}.`, { cause: error });
+    throw unreachable(`No ${kind} answers at ${at}.`, error);
+  }
+  try {
+    return { ok: response.ok, status: response.status, text: await response.text() };
+  } catch (error) {
+    throw unreachable(`The ${kind} at ${at} did not end its answer.`, error);
   }
 }

@@ -161,9 +161,9 @@ function success(answer: Endpoint['answers'][number] | undefined) {
 
 const BY_CALLER: Readonly<Record<CallerKind, readonly ErrorCode[]>> = {
   tenant: ['invalid_api_key', 'forbidden', 'tenant_disabled', 'rate_limit_exceeded'],
-  admin: ['invalid_api_key', 'invalid_session', 'forbidden', 'rate_limit_exceeded'],
+  admin: ['invalid_api_key', 'invalid_session', 'forbidden', 'tenant_disabled', 'rate_limit_exceeded'],
   backend: ['invalid_api_key', 'expired_token'],
-  session: ['invalid_api_key', 'invalid_session', 'forbidden', 'rate_limit_exceeded'],
+  session: ['invalid_api_key', 'invalid_session', 'forbidden', 'tenant_disabled', 'rate_limit_exceeded'],
   anybody: [],
 };
 const OF_BODIES: readonly ErrorCode[] = [

@@ -12,7 +12,7 @@ import {
 } from '@opentelemetry/api';
 import { parseKeyPairsIntoRecord, parseTraceParent, W3CTraceContextPropagator } from '@opentelemetry/core';
 import { z } from 'zod';
-import { ERROR_CODES, MaskrouteError } from '../wire/errors.ts';
+import { ERROR_CODES, isErrorCode, MaskrouteError } from '../wire/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../wire/openai.ts';
 import { type RouteEcho, splitModelName } from '../wire/protocol.ts';
 
@@ -192,6 +192,6 @@ export function setOutcome(span: Span, status: number, code: string | null): voi
   span.setAttribute('http.response.status_code', status);
   if (code === null) return;
   span.setAttribute('error.type', code);
-  const [ofCode] = ERROR_CODES[code as keyof typeof ERROR_CODES] ?? [500];
-  if (status >= 500 || ofCode >= 500) span.setStatus({ code: SpanStatusCode.ERROR, message: code });
+  const statusOfCode = isErrorCode(code) ? ERROR_CODES[code][0] : 500;
+  if (status >= 500 || statusOfCode >= 500) span.setStatus({ code: SpanStatusCode.ERROR, message: code });
 }

@@ -61,6 +61,10 @@ export const ERROR_CODES = {
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
+/** Others may say any code. */
+export const isErrorCode = (code: unknown): code is ErrorCode =>
+  typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
+
 type WireError = {
   error: { message: string; type: string; param: string | null; code: ErrorCode };
 };

@@ -269,9 +269,13 @@ const responseFormat = checkedObject(
   },
 );
 
+/** Of a chat, and items of the newer wire's input. */
+export const MESSAGES_MAX = 2048;
+const messages = (max: number) => honoured(listOf(message.schema, { min: 1, max }), message);
+
 export const CHAT_FIELDS = {
   ...commonFields,
-  messages: honoured(listOf(message.schema, { min: 1, max: 2048 }), message),
+  messages: messages(MESSAGES_MAX),
   max_tokens: honoured(z.int().min(1).nullish()),
   max_completion_tokens: honoured(z.int().min(1).nullish()),
   logprobs: honoured(flag),
@@ -313,21 +317,25 @@ export const CHAT_FIELDS = {
   safety_identifier: ignored(),
 } as const satisfies FieldTable;
 
-export const chatRequest = checkedObject(CHAT_FIELDS, {
-  refine: ({ top_logprobs, logprobs, tools, tool_choice }) => {
-    if (top_logprobs != null && logprobs !== true)
-      return { path: 'top_logprobs', message: 'it needs `logprobs: true`' };
-    const names = (tools ?? []).map((one) => one.function.name);
-    const twice = names.find((name, i) => names.indexOf(name) !== i);
-    if (twice !== undefined) return { path: 'tools', message: `two of them are called ${twice}` };
-    const named = typeof tool_choice === 'object' ? tool_choice?.function.name : undefined;
-    if (named !== undefined && !names.includes(named))
-      return { path: 'tool_choice', message: `none of the tools is called ${named}` };
-    return tool_choice === 'required' && names.length === 0
-      ? { path: 'tool_choice', message: 'it needs `tools`' }
-      : undefined;
-  },
-});
+const chatOf = (fields: typeof CHAT_FIELDS) =>
+  checkedObject(fields, {
+    refine: ({ top_logprobs, logprobs, tools, tool_choice }) => {
+      if (top_logprobs != null && logprobs !== true)
+        return { path: 'top_logprobs', message: 'it needs `logprobs: true`' };
+      const names = (tools ?? []).map((one) => one.function.name);
+      const twice = names.find((name, i) => names.indexOf(name) !== i);
+      if (twice !== undefined) return { path: 'tools', message: `two of them are called ${twice}` };
+      const named = typeof tool_choice === 'object' ? tool_choice?.function.name : undefined;
+      if (named !== undefined && !names.includes(named))
+        return { path: 'tool_choice', message: `none of the tools is called ${named}` };
+      return tool_choice === 'required' && names.length === 0
+        ? { path: 'tool_choice', message: 'it needs `tools`' }
+        : undefined;
+    },
+  });
+export const chatRequest = chatOf(CHAT_FIELDS);
+/** What a request of the newer wire becomes: its instructions are one more message. */
+export const chatOfItems = chatOf({ ...CHAT_FIELDS, messages: messages(MESSAGES_MAX + 1) });
 export type ChatRequest = ObjectOf<typeof CHAT_FIELDS>;
 
 export const COMPLETION_FIELDS = {

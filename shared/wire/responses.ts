@@ -5,7 +5,7 @@
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
 import { checkedObject, type FieldTable, honoured, ignored, listOf, refused } from './fields.ts';
-import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatRequest } from './openai.ts';
+import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatOfItems, MESSAGES_MAX } from './openai.ts';
 import { parse } from './parse-body.ts';
 
 const STATELESS = 'nothing is stored here; send the whole conversation as `input`';
@@ -113,7 +113,7 @@ export const RESPONSE_FIELDS = {
   model: CHAT_FIELDS.model,
   input: honoured(
     z.union(
-      [z.string(), listOf(item.schema, { min: 1, max: 2048 })],
+      [z.string(), listOf(item.schema, { min: 1, max: MESSAGES_MAX })],
       'expected a string, or a list of items',
     ),
     item,
@@ -173,7 +173,7 @@ export function chatOfResponse(request: ResponsesRequest): ChatRequest {
   const { model, stream, temperature, top_p, user, mask, kv, maskroute } = request;
   const { tools, tool_choice, parallel_tool_calls, max_output_tokens } = request;
   return inItsWords(() =>
-    parse(chatRequest.schema, {
+    parse(chatOfItems.schema, {
       ...{ model, stream, temperature, top_p, user, mask, kv, maskroute, parallel_tool_calls },
       messages: messagesOf(request),
       max_completion_tokens: max_output_tokens,

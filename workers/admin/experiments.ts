@@ -53,7 +53,7 @@ export const experiments = new Hono<AppEnv>()
     const change = parse(z.record(z.string(), z.unknown()), await readJson(c.req.raw));
     const { shape } = changeExperimentSchema;
     const merged = Object.entries({ ...draft.definition, ...change }).filter(
-      ([name, value]) => value !== null || !(name in shape),
+      ([name, value]) => value !== null || !Object.hasOwn(shape, name),
     );
     const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
     const checked = await checkDefinition(c, draft.owner, definition);

@@ -16,6 +16,7 @@ import { compareReleases } from '../counting/side-by-side.ts';
 import { d1, isoTimeOrNull } from '../db/d1.ts';
 import {
   findEvaluation,
+  findEvaluationBytes,
   findMaskSet,
   findMaskSetSummary,
   listMaskSets,
@@ -64,10 +65,14 @@ export const maskSets = new Hono<AppEnv>()
     if (!rows.some(({ maskSet }) => maskSet === set.version)) {
       throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
     }
-    c.set('before', await d1(findEvaluation(c.var.services.db, set)));
+    const { db } = c.var.services;
+    const [before, replaced_bytes] = await d1(
+      Promise.all([findEvaluation(db, set), findEvaluationBytes(db, set)]),
+    );
+    c.set('before', before);
     const written = writeEvaluation(rows);
-    await requireRoom(c.var.services.db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
-    await d1(putEvaluation(c.var.services.db, set, written, Date.now()));
+    await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes - replaced_bytes);
+    await d1(putEvaluation(db, set, written, Date.now()));
     return c.json({ object: 'list', data: rows });
   })
   .get('/:version/evaluation', async (c) => {

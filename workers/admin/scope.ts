@@ -77,7 +77,7 @@ const NAMES = {
 /**
  * Requests at the same moment may each find the last room, and go past it together.
  * `tenant`: whose administrator asks; undefined for those who administrate everything. They are not held to it, and may
- * store for a tenant that has no room left.
+ * store for a tenant that has no room left. `more`: what it adds to what is stored; what makes that no larger needs no room.
  * @throws MaskrouteError `conflict` when there is no room.
  */
 export async function requireRoom(
@@ -86,7 +86,7 @@ export async function requireRoom(
   what: keyof Stored,
   more = 1,
 ): Promise<void> {
-  if (tenant === undefined) return;
+  if (tenant === undefined || more <= 0) return;
   const stored = await d1(findStored(db, tenant));
   if (stored[what] + more <= TENANT_ROOM[what]) return;
   const message = `A tenant stores at most ${TENANT_ROOM[what]} ${NAMES[what]} itself; ask who runs the edge.`;

@@ -3,7 +3,7 @@
  * backend key itself is sent nowhere, since an entry of the registry may lead to anybody.
  */
 import type { z } from 'zod';
-import { ERROR_CODES, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { isErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
@@ -87,10 +87,9 @@ async function refusal(response: Response, requestId: string): Promise<Maskroute
   const said = await readError(response);
   if (said === null) return useless(requestId, `status ${response.status}`);
   const { code, message, param } = said;
-  if (response.status === 401 || typeof code !== 'string' || !(code in ERROR_CODES))
-    return useless(requestId, `${code}: ${message}`);
+  if (response.status === 401 || !isErrorCode(code)) return useless(requestId, `${code}: ${message}`);
   const retryAfter_s = Number(response.headers.get('retry-after') ?? 0);
-  return new MaskrouteError(code as ErrorCode, message, {
+  return new MaskrouteError(code, message, {
     param: typeof param === 'string' ? param : null,
     ...(retryAfter_s > 0 ? { retryAfter_s } : {}),
   });

@@ -1,5 +1,6 @@
 /** What this isolate has learned of one backend: whether it answers, how busy it is, which models it serves. */
 import type { BackendState, Load, LoadReport } from '../../shared/wire/backend-load.ts';
+import { UnderWay } from '../base/waiting.ts';
 
 export type LiveBackend = {
   readonly id: string;
@@ -21,7 +22,7 @@ export class Observed {
   readonly breaker = new Breaker();
   /** The models that it lists; undefined while unknown. */
   models: ReadonlySet<string> | undefined;
-  #inFlight = 0;
+  readonly #inFlight = new UnderWay();
   #report: { readonly load: Load; readonly at_ms: number } | undefined;
   #hotMasks: readonly string[] = [];
   /** When it last said that it drains; undefined: it does not. */
@@ -31,7 +32,7 @@ export class Observed {
   /** Requests that it works on or that wait there. */
   load(now_ms: number): number {
     const load = this.#fresh(now_ms);
-    return Math.max(this.#inFlight, (load?.running ?? 0) + (load?.waiting ?? 0));
+    return Math.max(this.#inFlight.count(now_ms), (load?.running ?? 0) + (load?.waiting ?? 0));
   }
 
   waiting(now_ms: number): number {
@@ -43,13 +44,12 @@ export class Observed {
     return this.#drainingAt_ms !== undefined && now_ms - this.#drainingAt_ms < REPORT_ms;
   }
 
-  /** A request goes there: it is under way until its headers are back or it failed. */
-  began(): void {
-    this.#inFlight++;
-  }
-
-  ended(): void {
-    this.#inFlight--;
+  /**
+   * A request goes there, for so long at most: it is under way until its headers are back or it failed. Call what it gives
+   * then.
+   */
+  began(longest_ms: number): () => void {
+    return this.#inFlight.begin(longest_ms);
   }
 
   /** From the header of an answer. */
@@ -83,7 +83,7 @@ export class Observed {
     const load = this.#fresh(now_ms);
     return {
       breaker: this.breaker.state(now_ms),
-      in_flight: this.#inFlight,
+      in_flight: this.#inFlight.count(now_ms),
       running: load?.running ?? null,
       waiting: load?.waiting ?? null,
       reported_at: this.#report === undefined ? null : new Date(this.#report.at_ms).toISOString(),

@@ -224,12 +224,10 @@ class Way {
     const left_ms = Math.max(1, this.left_ms());
     const timeout_ms = hasOthers ? Math.min(left_ms, time.silence_ms ?? left_ms) : left_ms;
     const times = { timeout_ms, left_ms, stall_ms: time.stall_ms };
-    if (!this.#isAside) seen.began();
+    const ended = this.#isAside ? undefined : seen.began(timeout_ms);
     const traced = this.#call.trace?.attempt(backend, sum(this.#asked.values()));
     const sending = { send, url, token, request, signal, time: times, trace: traced?.headers };
-    const outcome = await attempt(sending).finally(() => {
-      if (!this.#isAside) seen.ended();
-    });
+    const outcome = await attempt(sending).finally(ended);
     traced?.end(outcome.kind, 'response' in outcome ? outcome.response.status : null);
     this.#learnState(outcome, seen, wasDraining);
     this.#learnHealth(outcome, backend, this.#isAside ? DEAF : seen.breaker);

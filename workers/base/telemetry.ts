@@ -17,7 +17,7 @@ import {
   traceOf,
 } from '../../shared/tracing/traces.ts';
 import { TRACES } from '../limits.ts';
-import { sleep } from './waiting.ts';
+import { sleep, UnderWay } from './waiting.ts';
 
 export function log(
   level: 'info' | 'warn' | 'error',
@@ -165,7 +165,7 @@ class SpanPost implements SpanProcessor {
   #spans: ReadableSpan[] = [];
   /** When the request came that sends them; the runtime may have torn it down since. */
   #begun_ms = 0;
-  #underWay = 0;
+  readonly #posts = new UnderWay();
   /** A collector that is away is told of once. */
   #isAway = false;
 
@@ -189,11 +189,12 @@ class SpanPost implements SpanProcessor {
     const spans = this.#spans;
     this.#spans = [];
     if (spans.length === 0) return;
-    if (this.#underWay >= TRACES.postsMax) return this.#lost(spans.length, 'the collector is slow');
-    this.#underWay++;
+    if (this.#posts.count(Date.now()) >= TRACES.postsMax)
+      return this.#lost(spans.length, 'the collector is slow');
+    const ended = this.#posts.begin(2 * TRACES.post_ms);
     await this.#post(spans)
       .catch((error) => this.#lost(spans.length, reasonOf(error)))
-      .finally(() => this.#underWay--);
+      .finally(ended);
   }
 
   async #post(spans: readonly ReadableSpan[]): Promise<void> {

@@ -66,3 +66,23 @@ export async function withDeadline<T>(work: Promise<T>, timeout_ms: number, what
     clearTimeout(timer ?? null);
   }
 }
+
+/**
+ * Counts work that is under way. The platform may end a request where it stands, and then nothing says that its work is
+ * over: so each piece of work counts until it ends, and no longer than it may take.
+ */
+export class UnderWay {
+  readonly #pieces = new Set<{ readonly until_ms: number }>();
+
+  /** Call what it gives when the work has ended. */
+  begin(longest_ms: number): () => void {
+    const piece = { until_ms: Date.now() + longest_ms };
+    this.#pieces.add(piece);
+    return () => void this.#pieces.delete(piece);
+  }
+
+  count(now_ms: number): number {
+    for (const piece of this.#pieces) if (now_ms >= piece.until_ms) this.#pieces.delete(piece);
+    return this.#pieces.size;
+  }
+}

@@ -9,7 +9,7 @@ import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import type { BackendPool } from '../backends/pool.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, UnderWay } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';
 import type { RoutableBody, Routed } from '../routing/decision.ts';
 import { type Events, lotOf } from './events.ts';
@@ -34,17 +34,11 @@ export function createDenseComparison(parts: {
   /** Of the requests that are in no experiment; those of an experiment have its own. */
   readonly share: number;
 }): DenseComparison {
-  const running = new Set<{ readonly at_ms: number }>();
-  /** A comparison that the platform ended with its request, where it stood, counts until it must be over. */
-  const hasRoom = (): boolean => {
-    for (const one of running) if (Date.now() - one.at_ms > 2 * COMPARISON.timeout_ms) running.delete(one);
-    return running.size < COMPARISON.atOnceMax;
-  };
+  const running = new UnderWay();
   return {
     async maybeCompare(of) {
-      if (!isSampled(of, parts.share) || !hasRoom()) return;
-      const own = { at_ms: Date.now() };
-      running.add(own);
+      if (!isSampled(of, parts.share) || running.count(Date.now()) >= COMPARISON.atOnceMax) return;
+      const ended = running.begin(2 * COMPARISON.timeout_ms);
       try {
         // Each goes first as often: a machine may get slower while one looks.
         const isMaskedFirst = Number.parseInt(of.event.at(-1)!, 16) % 2 === 0;
@@ -62,7 +56,7 @@ export function createDenseComparison(parts: {
       } catch (error) {
         log('warn', 'comparison_failed', { request_event: of.event, reason: reasonOf(error) });
       } finally {
-        running.delete(own);
+        ended();
       }
     },
   };

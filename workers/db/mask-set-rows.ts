@@ -203,6 +203,18 @@ export async function putEvaluation(
     .onConflictDoUpdate({ target: [evaluations.owner, evaluations.version], set: kept });
 }
 
+/** What it takes of its owner's room; 0 when there is none. */
+export async function findEvaluationBytes(
+  db: Database,
+  set: { readonly owner: string; readonly version: string },
+): Promise<number> {
+  const rows = await db
+    .select({ bytes: evaluations.content_bytes })
+    .from(evaluations)
+    .where(and(eq(evaluations.owner, set.owner), eq(evaluations.version, set.version)));
+  return rows[0]?.bytes ?? 0;
+}
+
 /** Empty when there is none. */
 export async function findEvaluation(
   db: Database,

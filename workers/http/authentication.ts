@@ -8,9 +8,11 @@ import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { networkOf } from '../base/place.ts';
 import { sameSecret } from '../base/secrets.ts';
+import { type Database, d1 } from '../db/d1.ts';
+import { findTenant } from '../db/tenant-rows.ts';
 import { BURST } from '../limits.ts';
-import { bearerKey, type Caller } from '../tenants/api-keys.ts';
-import type { SessionClaims } from '../tenants/sessions.ts';
+import { bearerKey, type Caller, tenantDisabled } from '../tenants/api-keys.ts';
+import type { Grant, SessionClaims } from '../tenants/sessions.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
 /**
@@ -126,17 +128,17 @@ export async function readClaims(c: AppContext): Promise<SessionClaims | undefin
 }
 
 /**
- * The request's session; undefined when it has no cookie. The key behind it is looked up again, so revoking
- * the key ends the session.
- * @throws MaskrouteError `invalid_session` for a session that has ended, what `readClaims` throws, and what looking up the
- * session and the key throws.
+ * The request's session; undefined when it has no cookie. The key behind it is looked up again, or the tenant of whoever
+ * signed in without a key: a revoked key and a disabled tenant let nobody in.
+ * @throws MaskrouteError `invalid_session` for a session that has ended, `tenant_disabled`, what `readClaims` throws, and
+ * what looking up the session and the key throws.
  */
 export async function readSession(
   c: AppContext,
 ): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
   const claims = await readClaims(c);
   if (claims === undefined) return undefined;
-  const { sessions, apiKeys } = c.get('services');
+  const { sessions, apiKeys, db } = c.get('services');
   const hold = holdOf(c);
   const { keySha256, grant, actor } = claims;
   const live = sessions.requireLive(claims, hold);
@@ -144,12 +146,18 @@ export async function readSession(
   live.catch(() => {});
   const admin =
     grant !== null
-      ? { actor, role: grant.role, tenant: grant.tenant ?? undefined }
+      ? await grantedAdmin(db, actor, grant)
       : keySha256 === null
         ? ROOT
         : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
   await live;
   return { admin, claims };
+}
+
+/** @throws MaskrouteError `tenant_disabled`, `configuration_unavailable`. */
+async function grantedAdmin(db: Database, actor: string, { role, tenant }: Grant): Promise<AdminCaller> {
+  if (tenant !== null && (await d1(findTenant(db, tenant)))?.enabled === false) throw tenantDisabled();
+  return { actor, role, tenant: tenant ?? undefined };
 }
 
 export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({

@@ -128,7 +128,11 @@ export class Answer {
             for (;;) {
               pending ??= this.#reader === undefined ? this.#firstPiece() : this.#read();
               const bytes = await this.#silence.within(pending, this.#keepalive_ms);
-              if (bytes === 'late') return controller.enqueue(KEEPALIVE);
+              if (bytes === 'late') {
+                // A comment would become a part of the event that passes.
+                if (events.isInside) continue;
+                return controller.enqueue(KEEPALIVE);
+              }
               pending = undefined;
               const whole = bytes === undefined ? events.rest() : events.add(bytes);
               if (whole.length > 0) controller.enqueue(whole);
@@ -138,6 +142,7 @@ export class Answer {
           } catch (thrown) {
             // A client that left breaks its answer off itself, and no backend is to blame.
             const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
+            if (events.isInside) controller.enqueue(EMPTY_LINE);
             controller.enqueue(errorEvent(JSON.stringify(lateError(cause, requestId))));
           }
           this.#silence.end();
@@ -326,6 +331,8 @@ const numberOrNull = (text: string | null): number | null =>
 const encoder = new TextEncoder();
 const encode = (text: string): Bytes => encoder.encode(text) as Bytes;
 const KEEPALIVE = encode(': keepalive\n\n');
+/** Ends an event, wherever it stands. */
+const EMPTY_LINE = encode('\n\n');
 const NOTHING = new Uint8Array(0);
 const LINE_FEED = 0x0a;
 /** An event that is longer passes in pieces. */
@@ -345,19 +352,27 @@ function lateError(thrown: unknown, requestId: string): unknown {
 /** Cuts a stream after its events, and holds the beginning of one whose end has not come yet. */
 class WholeEvents {
   #held: Bytes = NOTHING;
+  /** What has passed ends inside an event. */
+  isInside = false;
 
   /** What is whole by now, up to the last empty line. */
   add(bytes: Bytes): Bytes {
     const all = this.#held.length === 0 ? bytes : (join([this.#held, bytes]) as Bytes);
     for (let end = all.length; end >= 2; end--) {
       if (all[end - 1] === LINE_FEED && all[end - 2] === LINE_FEED) {
+        this.isInside = false;
         this.#held = end === all.length ? NOTHING : all.slice(end);
         return end === all.length ? all : all.subarray(0, end);
       }
     }
-    const isTooLong = all.length > HELD_BYTES_MAX;
-    this.#held = isTooLong ? NOTHING : all;
-    return isTooLong ? all : NOTHING;
+    if (all.length <= HELD_BYTES_MAX) {
+      this.#held = all;
+      return NOTHING;
+    }
+    this.isInside = true;
+    // It may begin the empty line that ends the event.
+    this.#held = all.slice(-1);
+    return all.subarray(0, -1);
   }
 
   /** What is left at the end of the stream. */

@@ -99,7 +99,7 @@ export function createApiKeys(
       if (known.expiresAt_ms !== null && known.expiresAt_ms <= Date.now()) {
         throw invalidKey('The API key has expired.');
       }
-      if (!known.policy.enabled) throw new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
+      if (!known.policy.enabled) throw tenantDisabled();
       const { id: keyId, kind, tenant, routingPolicy, policy } = known;
       return { keyId, keySha256: sha256, kind, tenant, routingPolicy, policy };
     },
@@ -130,5 +130,8 @@ export function createKeyWatch(
     );
   };
 }
+
+export const tenantDisabled = (): MaskrouteError =>
+  new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
 
 const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);

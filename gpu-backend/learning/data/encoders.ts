@@ -9,7 +9,7 @@ import {
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { invalidEncoder } from '../../encoder/encoder-files.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
-import { openFullEncoder } from '../../encoder/full-encoder.ts';
+import { namedEncoder, openFullEncoder } from '../../encoder/full-encoder.ts';
 import { readRegular, whyUnread } from '../../files.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */
@@ -31,6 +31,16 @@ export async function openEncoder(name: string, options: EncoderOptions): Promis
   if (name.endsWith('.bin')) return openStatic(name);
   const encoder = await openFullEncoder(name, options);
   return { encoder, close: () => encoder.close() };
+}
+
+/**
+ * Whether {@link openEncoder} can find it, without fetching anything.
+ * @throws MaskrouteError `invalid_encoder`.
+ */
+export async function checkEncoder(name: string): Promise<void> {
+  if (name === STATIC_ENCODER_ID) return;
+  if (name.endsWith('.bin')) await openStatic(name);
+  else await namedEncoder(name);
 }
 
 async function openStatic(path: string): Promise<OpenEncoder> {

@@ -3,6 +3,7 @@
  * conversation (to be rendered through the model's chat template) or a plain text, with the text that the edge
  * would route it by: both sides must see the same prompt, or clusters mean nothing.
  */
+import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../../shared/embedding/encoder.ts';
@@ -185,15 +186,7 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
       throw fail('the text at or after this line is not UTF-8', cause);
     }
   };
-  const unreadable = (error: unknown): MaskrouteError =>
-    error instanceof MaskrouteError
-      ? error
-      : new MaskrouteError('invalid_data', `${path} cannot be read: ${whyUnread(error)}`, {
-          cause: error,
-        });
-  const file = await openRegular(path).catch((error: unknown) => {
-    throw unreadable(error);
-  });
+  const file = await openData(path);
   const stream = file.createReadStream({ highWaterMark: 1 << 16 });
   try {
     for await (const chunk of stream) {
@@ -208,8 +201,23 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
     rest += decode();
     if (rest !== '') yield { number, text: rest };
   } catch (error) {
-    throw unreadable(error);
+    throw unreadable(path, error);
   } finally {
     stream.destroy();
   }
 }
+
+/** Says at once which of the files cannot be read. @throws MaskrouteError as {@link readLines} when it opens a file. */
+export async function requireFiles(paths: readonly string[]): Promise<void> {
+  for (const path of paths) await (await openData(path)).close();
+}
+
+const openData = (path: string): Promise<FileHandle> =>
+  openRegular(path).catch((error: unknown) => {
+    throw unreadable(path, error);
+  });
+
+const unreadable = (path: string, cause: unknown): MaskrouteError =>
+  cause instanceof MaskrouteError
+    ? cause
+    : new MaskrouteError('invalid_data', `${path} cannot be read: ${whyUnread(cause)}`, { cause });

@@ -4,12 +4,12 @@
  * damaged one is no entry, and the unit is computed again.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { readOwnJson, writeWhole } from '../../files.ts';
+import { createWhole, readOwnJson, writeWhole } from '../../files.ts';
 import { contentKey } from '../journal.ts';
 
 export type UnitJournal = {
@@ -23,7 +23,7 @@ export type UnitJournal = {
 
 const HEAD_FILE = 'journal.json';
 const headSchema = z.object({ id: z.uuid() });
-/** To be written by another machine, and seen here. */
+/** To be written by another machine on a file system that shows it half-written, and seen here. */
 const [HEAD_LOOKS, HEAD_LOOK_ms] = [20, 100];
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
@@ -51,14 +51,14 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
   };
 }
 
-/** Whoever comes first gives the folder its id. */
+/** Whoever comes first gives the folder its id; the others wait until it is written. */
 async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {
     await mkdir(folder, { recursive: true });
-    await writeFile(file, JSON.stringify({ id: randomUUID() }), { flag: 'wx', flush: true });
+    await createWhole(file, JSON.stringify({ id: randomUUID() }));
   } catch (cause) {
-    if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw unusable(folder, cause);
+    throw unusable(folder, cause);
   }
   for (let looked = 0; looked < HEAD_LOOKS; looked++) {
     const head = await readOwnJson(file, headSchema);

@@ -76,9 +76,12 @@ export function requireReadable(name: string, file: SafetensorsFile): void {
   floatType(name, file.dtype(name));
 }
 
-/** As GGUF numbers it. */
+/** As GGUF numbers it; `undefined` for what cannot be read. */
+const typeIdOf = (dtype: string): number | undefined =>
+  Object.hasOwn(FLOAT_TYPES, dtype) ? FLOAT_TYPES[dtype] : undefined;
+
 function floatType(name: string, dtype: string): number {
-  const id = Object.hasOwn(FLOAT_TYPES, dtype) ? FLOAT_TYPES[dtype] : undefined;
+  const id = typeIdOf(dtype);
   if (id !== undefined) return id;
   throw unsupportedModel(`tensor ${quoted(name)} has the type ${quoted(dtype)} (supported: F32, F16, BF16)`);
 }
@@ -137,7 +140,7 @@ function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
     if (begin > end || end > dataBytes) {
       throw corruptModel(`tensor ${quoted(name)} lies outside the file (it may be truncated)`);
     }
-    const typeId = FLOAT_TYPES[dtype];
+    const typeId = typeIdOf(dtype);
     const elements = product(shape);
     if (elements > ELEMENTS_MAX)
       throw corruptModel(`tensor ${quoted(name)} cannot have ${elements} elements`);

@@ -1,6 +1,6 @@
 /** `learn` on the command line, where an installed model decides what may be asked. */
 import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
@@ -48,6 +48,29 @@ test.each([
   },
   60_000,
 );
+
+test('names a wrong path before it measures what the run will take', async () => {
+  using tiny = await tinyHome();
+  const [data] = await writeSmallData(join(tiny.home, 'data'));
+  const file = join(tiny.home, 'a-file');
+  writeFileSync(file, 'no folder, no mask set, no encoder');
+  const nowhere = join(tiny.home, 'nowhere.jsonl');
+  for (const [flags, reason] of [
+    [['--data', nowhere], /nowhere\.jsonl cannot be read/],
+    [['--data', data!, '--out', file], /Nothing can be written to .*a-file/],
+    [['--data', data!, '--from', file], /a-file: is not JSON/],
+    [['--data', data!, '--encoder', 'nobody'], /nobody is neither all-minilm/],
+  ] as const) {
+    const args = ['learn', '--model', 'tiny', '--clusters', '2', '--sparsity', '0.5', '--out', tiny.home];
+    const { status, stderr } = spawnSync(process.execPath, [cli, ...args, ...flags], {
+      // A folder for runs that have a queue means nothing to one without.
+      env: { ...process.env, MASKROUTE_HOME: tiny.home, MASKROUTE_JOURNAL: join(tiny.home, 'units') },
+      encoding: 'utf8',
+    });
+    expect(stderr.trim().split('\n')).toEqual([expect.stringMatching(reason)]);
+    expect(status).toBeGreaterThan(0);
+  }
+}, 60_000);
 
 test('compares numbers of clusters with holes, held against the text, as the paper does', async () => {
   using tiny = await tinyHome();

@@ -62,6 +62,20 @@ test("while a prompt is scored, every step has a token of another tenant's answe
   await ended;
 });
 
+test('a request with the id of one that runs fails, and the one that runs goes on', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const heard: string[] = [];
+  const loop = new EngineLoop(runner, LIMITS, TIMES, {
+    event: (_, { type }) => heard.push(type),
+    failed: (_, error) => heard.push(String((error.cause as Error).message)),
+  });
+  loop.add(request('asks', {}));
+  loop.add(request('asks', {}));
+  loop.close();
+  await loop.run(() => {});
+  expect(heard).toEqual(['request asks runs already', ...Array(4).fill('token'), 'finished']);
+});
+
 test("a stream goes on while its tenant's clients ask for one token each, again and again", async () => {
   await using runner = await openEmitted(randomLlama(), 'q8');
   const enough = Promise.withResolvers<void>();

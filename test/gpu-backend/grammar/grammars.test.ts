@@ -168,6 +168,20 @@ describe('a new grammar', () => {
     open.close();
   });
 
+  test('that the shared thread alone cannot compile is no fault of the schema', async () => {
+    let reads = 0;
+    // Read for its key, for the thread that tries it, and for the shared one.
+    const spec: GrammarSpec = {
+      get answer() {
+        return ++reads < 3 ? 'root ::= "once"' : 'root ::= (';
+      },
+      calls: undefined,
+    };
+    await expect(player.grammars.prepare(spec, call())).rejects.toMatchObject({ code: 'engine_failed' });
+    expect(player.errors.at(-1)).toContain('could not be compiled once more');
+    expect((await player.play(form('root ::= "after"'), 1)).text).toBe('after');
+  });
+
   test('waits in a line in which a tenant has so many places', async () => {
     const waiting = [1, 2, 3].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
     const other = player.grammars.prepare(form('root ::= "v"'), call('other'));

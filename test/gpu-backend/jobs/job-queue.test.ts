@@ -238,6 +238,14 @@ describe('a restart', () => {
     writeFileSync(join(folderOf(`job_${'1'.repeat(24)}`), 'job.json'), '{"half": ');
     expect((await start()).list().map((job) => job.id)).toEqual([id]);
   });
+
+  it('removes what a kill left of a job that nobody was told of, and its secret', async () => {
+    const cut = folderOf(`job_${'2'.repeat(24)}`);
+    mkdirSync(cut, { recursive: true });
+    writeFileSync(join(cut, 'secret'), seal(ADMIN_KEY, KEY, 'job'));
+    expect((await start()).list()).toEqual([]);
+    expect(existsSync(cut)).toBe(false);
+  });
 });
 
 describe('publishing', () => {
@@ -261,6 +269,16 @@ describe('publishing', () => {
     }
     expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
     expect(notes + JSON.stringify(jobs.list())).not.toContain(ADMIN_KEY);
+  });
+
+  it('leaves no secret of a job that the disk does not take', async () => {
+    const store = createJobStore(join(home, 'jobs'));
+    const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
+    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    const jobs = new Jobs(options, full, new JobData(join(home, 'jobs', 'data'), undefined), []);
+    const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    await expect(create(jobs, 'ok', { publish })).rejects.toThrow('the disk is full');
+    expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);
   });
 
   it('seals a secret for one job under one key', () => {

@@ -1,4 +1,5 @@
 /** What killed runs and evaluations go on from: torn lines, foreign runs, numbers to the last bit. */
+import { spawnSync } from 'node:child_process';
 import {
   appendFileSync,
   mkdtempSync,
@@ -89,6 +90,18 @@ it('kept results are shared by all who ask the same question, and lose no line b
   expect(['x', 'y', 'z', 'w'].map((name) => again.get(name)?.kl)).toEqual([1 / 3, 2, undefined, 3]);
   expect((await ask({ model: 2, text: 'a' })).size).toBe(0);
   await expect(again.set('nan', { kl: Number.NaN })).rejects.toThrow(RangeError);
+});
+
+it('a journal of units whose head could not be written is begun anew by the next one', async () => {
+  const module = new URL('../../../gpu-backend/learning/units/unit-journal.ts', import.meta.url).href;
+  const open = `(await import('${module}')).openUnitJournal('${folder}', () => {})`;
+  // No file may have a byte, as on a full disk.
+  const shell = `ulimit -f 0; exec "${process.execPath}" --input-type=module -e "await ${open}"`;
+  const { status, stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8' });
+  expect([status, stderr]).toEqual([1, expect.stringContaining('cannot be used: EFBIG')]);
+  expect(readdirSync(folder)).toEqual([]);
+  expect((await openUnitJournal(folder, () => expect.unreachable())).id).toMatch(/^[0-9a-f-]{36}$/);
+  expect(readdirSync(folder)).toEqual(['journal.json']);
 });
 
 it('a journal of units whose head another machine just writes is waited for; a damaged one is refused', async () => {

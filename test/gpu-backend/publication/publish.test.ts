@@ -275,6 +275,20 @@ describe('an edge that is not there', () => {
     });
   });
 
+  test('an answer that has no end', async () => {
+    const dying = createServer((_request, response) => {
+      response.writeHead(201, { 'content-type': 'application/json' });
+      response.write('{"version": ', () => response.destroy());
+    }).listen(0);
+    const { port } = dying.address() as AddressInfo;
+    const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
+    await expect(rollBack(client, '')).rejects.toMatchObject({
+      code: 'edge_unreachable',
+      message: `The edge at http://127.0.0.1:${port} did not end its answer.`,
+    });
+    dying.close();
+  });
+
   test.each([200, 404, 500])('something else listens and answers %i', async (status) => {
     const other = createServer((_request, response) => response.writeHead(status).end('<html>')).listen(0);
     const { port } = other.address() as AddressInfo;

@@ -1,3 +1,4 @@
+import { SpanStatusCode } from '@opentelemetry/api';
 import * as conventions from '@opentelemetry/semantic-conventions/incubating';
 import { expect, it } from 'vitest';
 import {
@@ -5,6 +6,7 @@ import {
   collectorFrom,
   passedTrace,
   requestAttributes,
+  setOutcome,
   traceHeaders,
   traceOf,
   variablesOf,
@@ -41,6 +43,15 @@ it('a trace goes on with its state and its sampling', () => {
   }
   const long = headers({ traceparent: VALID, tracestate: `a=${'x'.repeat(600)}` });
   expect(passedTrace(long)).toEqual({ traceparent: VALID });
+});
+
+it('a code that is none of ours is the fault of whoever said it, whatever it is called', () => {
+  for (const code of ['made_up', 'constructor', 'toString']) {
+    const statuses: unknown[] = [];
+    const span = { setAttribute: () => span, setStatus: (status: unknown) => statuses.push(status) };
+    setOutcome(span as never, 200, code);
+    expect(statuses).toEqual([{ code: SpanStatusCode.ERROR, message: code }]);
+  }
 });
 
 it('a collector is named by OpenTelemetry’s own variables, and nothing else turns traces on', () => {

@@ -22,7 +22,7 @@ import {
   MESSAGE_FIELDS,
 } from '../../../shared/wire/openai.ts';
 import { parse } from '../../../shared/wire/parse-body.ts';
-import { RESPONSE_FIELDS } from '../../../shared/wire/responses.ts';
+import { chatOfResponse, RESPONSE_FIELDS, responsesRequest } from '../../../shared/wire/responses.ts';
 
 /** Names of an interface's members, from the types of the official client. */
 async function membersOf(file: string, ...interfaces: string[]): Promise<string[]> {
@@ -160,6 +160,14 @@ describe('the message', () => {
       expect(message).not.toContain('x'.repeat(200));
     }
     expect(errorOf(() => readFields(chatRequest, many)).message).toMatch(/field_7: [^;]*; and 49992 more\.$/);
+  });
+
+  it('of the newer wire is not that its instructions are a message more than its input', () => {
+    const items = (count: number) => Array(count).fill({ role: 'user', content: 'x' });
+    const read = (input: unknown[]) =>
+      chatOfResponse(readFields(responsesRequest, { model: 'm', instructions: 'be brief', input }).body);
+    expect(read(items(2048)).messages).toHaveLength(2049);
+    expect(errorOf(() => read(items(2049))).param).toBe('input');
   });
 
   it('of millions of wrong items is found after the first ones', () => {

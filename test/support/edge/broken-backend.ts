@@ -28,8 +28,11 @@ export const UNASKED: Readonly<Record<string, (out: ServerResponse, entry: Recor
     await sleep(STREAM_PAUSE_ms);
     out.destroy();
   },
+  /** Longer than the edge holds an event; its end never comes. */
+  'long-event': (out) => out.writeHead(200, STREAM_TYPE).write(`data: {"x":"${'x'.repeat(LONG_EVENT_CHARS)}`),
   flood,
 };
+const LONG_EVENT_CHARS = 1536 * 1024;
 
 /** The rest never comes. */
 export const halfObject = (out: ServerResponse, status: number) =>

@@ -80,6 +80,7 @@ describe('an evaluation', () => {
     const { tenant } = await newTenant();
     const { key } = await newKey({ tenant, kind: 'tenant_admin' });
     const { version } = await upload(makeMaskSet('evaluated-at-length'), tenant, key);
+    const { version: other } = await upload(makeMaskSet('evaluated-next'), tenant, key);
     const store = async (what: string) => {
       const statement = `UPDATE ${what} SET content_bytes = 99_999_900 WHERE owner = ?`;
       await env.DB.prepare(statement).bind(tenant).run();
@@ -89,8 +90,11 @@ describe('an evaluation', () => {
     expect(await errorCode(admin('POST', '/mask-sets', makeMaskSet('one-more'), key))).toBe('409 conflict');
     const again = await admin('POST', '/mask-sets', makeMaskSet('evaluated-at-length'), key);
     expect([again.status, await again.json()]).toEqual([200, expect.objectContaining({ version, tenant })]);
-    expect(await errorCode(put(version, madeUpEvaluation(version), key))).toBe('409 conflict');
+    expect(await errorCode(put(other, madeUpEvaluation(other), key))).toBe('409 conflict');
     // Its operator is not held to that.
-    expect((await put(version, madeUpEvaluation(version), undefined, tenant)).status).toBe(200);
+    expect((await put(other, madeUpEvaluation(other), undefined, tenant)).status).toBe(200);
+    // What takes another one's place gives that one's room back.
+    expect((await put(version, madeUpEvaluation(version), key)).status).toBe(200);
+    expect((await admin('POST', '/mask-sets', makeMaskSet('one-more'), key)).status).toBe(201);
   });
 });

@@ -1,7 +1,9 @@
 /** Backends without a public name: everything that the edge asks of one goes through the network that is bound to it. */
 import { env } from 'cloudflare:workers';
 import { expect, it } from 'vitest';
-import { ADMIN_KEY } from '../../support/edge/constants.ts';
+import { z } from 'zod';
+import { createBackendJobs } from '../../../workers/backends/backend-jobs.ts';
+import { ADMIN_KEY, BACKEND_KEY } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, errorCode, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
 
 /** Nobody listens there; in the network it is the backend. */
@@ -30,6 +32,16 @@ it('is what completions, streams, models, readiness and jobs travel through', as
   // This backend has no jobs and says so: the refusal is its own.
   const jobs = call('GET', '/admin/v1/backends/default/jobs', { key: ADMIN_KEY }, isolate);
   expect(await errorCode(jobs)).not.toBe('503 backend_unreachable');
+});
+
+it('may lead to who answers with codes that are none', async () => {
+  for (const code of ['made_up', 'constructor', 'toString']) {
+    const said = { error: { message: 'no', code, param: null } };
+    const jobs = createBackendJobs(BACKEND_KEY, async () => Response.json(said, { status: 400 }));
+    const question = { url: BACKEND_URL, method: 'GET', path: '', requestId: 'req' } as const;
+    const asked = jobs.ask(z.unknown(), { ...question, signal: new AbortController().signal });
+    await expect(asked).rejects.toMatchObject({ code: 'backend_error', status: 502 });
+  }
 });
 
 it('is needed for an address that only it knows', async () => {

@@ -652,6 +652,16 @@ describe('time', () => {
     expect(await errorCode(chat(key, { user: 'stall-whole' }, isolate))).toBe('502 backend_error');
   });
 
+  it('inside an event that is too long to be held brings no comment, and its error is an event of its own', async () => {
+    const { key } = await newTenant();
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '100', BACKEND_STALL_MS: '1000' });
+    const response = await chat(key, { stream: true, user: 'long-event' }, isolate);
+    const [begun, error, ...more] = (await response.text()).split('\n\n');
+    expect(begun).toMatch(/^data: \{"x":"x{1000000,}$/);
+    expect(error).toMatch(/^event: error\ndata: \{.*"code":"backend_error"/);
+    expect(more).toEqual(['']);
+  });
+
   it('with comments of the backend is no end', async () => {
     const { key } = await newTenant();
     const isolate = freshIsolate({ BACKEND_STALL_MS: '500' });

@@ -189,6 +189,20 @@ describe('a backend that drains', () => {
   });
 });
 
+describe('a request that the platform ends with its client', () => {
+  it('is under way no longer than its backend had', () => {
+    const seen = new Observed();
+    const now_ms = Date.now();
+    const ended = seen.began(1_000);
+    seen.began(1_000);
+    expect(seen.load(now_ms)).toBe(2);
+    ended();
+    ended();
+    expect([seen.load(now_ms), seen.summary(now_ms).in_flight]).toEqual([1, 1]);
+    expect([seen.load(now_ms + 2_000), seen.summary(now_ms + 2_000).in_flight]).toEqual([0, 0]);
+  });
+});
+
 describe('the breaker', () => {
   const policy = { failuresMax: 3, open_ms: 1000, successesMin: 2, trial_ms: 500 };
 

@@ -2,7 +2,7 @@
 import { expect, inject, it } from 'vitest';
 import { CSRF_HEADER, type Session, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
-import { call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
+import { admin, call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
 
 const edge = () =>
   freshIsolate({
@@ -88,6 +88,21 @@ it('gives nothing to who has no role, comes from another browser, or comes twice
   expect(await errorCode(back({ ...begun, cookie: other.cookie }, isolate))).toBe('401 invalid_session');
   expect((await back(begun, isolate)).status).toBe(302);
   expect(await errorCode(back(begun, isolate))).toBe('401 invalid_session');
+});
+
+it('gives a session that, like a key, lets nobody in while its tenant is disabled', async () => {
+  const { tenant } = await newTenant();
+  const isolate = edge();
+  const signedIn = await back(await signIn(`tenant_admin:${tenant}`, isolate), isolate);
+  const cookie = cookiesOf(signedIn).find((pair) => pair.includes('session'))!;
+  const session = () => call('GET', '/dashboard/session', { headers: { cookie } }, isolate);
+  expect((await session()).status).toBe(200);
+  expect((await admin('PATCH', `/tenants/${tenant}`, { enabled: false })).status).toBe(200);
+  expect(await errorCode(session())).toBe('403 tenant_disabled');
+  const own = call('GET', `/admin/v1/tenants/${tenant}`, { headers: { cookie } }, isolate);
+  expect(await errorCode(own)).toBe('403 tenant_disabled');
+  expect((await admin('PATCH', `/tenants/${tenant}`, { enabled: true })).status).toBe(200);
+  expect((await session()).status).toBe(200);
 });
 
 it('is not there without a provider, and says so when the provider is away', async () => {

@@ -190,6 +190,10 @@ describe('an experiment', () => {
     expect(changed).toMatchObject({ ...change, tenants: [tenant], state: 'draft' });
     await admin('PATCH', `/experiments/${id}`, { models: null });
     expect(await (await admin('GET', `/experiments/${id}`)).json()).toMatchObject({ models: [] });
+    for (const name of ['made_up', 'constructor'])
+      expect(await errorCode(admin('PATCH', `/experiments/${id}`, { [name]: null }))).toBe(
+        '400 invalid_request',
+      );
     await start(id);
     expect(await errorCode(admin('PATCH', `/experiments/${id}`, change))).toBe('409 conflict');
     expect(await errorCode(admin('DELETE', `/experiments/${id}`))).toBe('409 conflict');

@@ -31,6 +31,7 @@ function collectorThat(answers: () => Promise<Response>): void {
 
 afterEach(() => {
   vi.restoreAllMocks();
+  vi.useRealTimers();
   posts.length = 0;
 });
 
@@ -102,6 +103,10 @@ describe('with a collector', () => {
       expect(lost()).toBe(1);
     });
     expect(posts).toHaveLength(TRACES.postsMax);
+    // Posts whose requests the platform ended never end themselves: they take nobody's place for good.
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3 * TRACES.post_ms });
+    await forwarded(await send(key, { traceparent: TRACEPARENT }, isolate));
+    await soon(() => expect(posts.length).toBeGreaterThan(TRACES.postsMax));
   });
 
   it('that is no address the edge is not configured', async () => {

@@ -86,7 +86,7 @@ describe('openSafetensors', () => {
   });
 
   test('lists other types and refuses to read them', async () => {
-    const file = await openBytes(lying({ a: { dtype: 'I32' } }));
+    const file = await openBytes(lying({ a: { dtype: 'I32' }, b: { dtype: 'constructor' } }));
     expect(file.names).toContain('a');
     await expect(file.read('a')).rejects.toMatchObject({ code: 'unsupported_model' });
     await file.close();
