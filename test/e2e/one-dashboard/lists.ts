@@ -31,6 +31,21 @@ test('what lies beyond the first page is found by the edge, or loaded', async ()
   expect(page.url()).toContain('q=many+7');
 }, 120_000);
 
+test('a search follows the address, and ends with its page', async () => {
+  await visit(page, 'Tenants');
+  const field = page.getByLabel(/^Search tenants/);
+  await field.fill('many 7');
+  await expect.poll(() => page.url()).toContain('q=many+7');
+  await visit(page, 'Tenants');
+  await expect.poll(() => field.inputValue()).toBe('');
+  expect(page.url()).not.toContain('q=');
+  await field.pressSequentially('ab');
+  // Before the search has begun.
+  await page.getByRole('navigation').getByRole('link', { name: 'Usage', exact: true }).click();
+  await page.waitForTimeout(600);
+  expect(new URL(page.url())).toMatchObject({ pathname: '/dashboard/usage', search: '' });
+});
+
 test('mask sets beyond what a list shows are found where they are listed and where one is picked', async () => {
   const { edge } = dashboard.product.dev;
   const tenant = 'many-sets';

@@ -1,6 +1,6 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
 import type { ComponentChildren } from 'preact';
-import { useRef, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import {
@@ -65,21 +65,35 @@ export function RowButton(props: {
 export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
   useScope().mayChange ? children : null;
 
-/** Looks for something when the person stops typing, or presses Enter. */
+/** Looks for something when the person stops typing, or presses Enter; not any more once the page is left. */
 export function Search(props: {
   readonly title: string;
   readonly value: string;
   readonly onSearch: (text: string) => void;
 }) {
-  const [timer, setTimer] = useState<ReturnType<typeof setTimeout>>();
+  const field = useRef<HTMLInputElement>(null);
+  const searched = useRef(props.value);
+  const timer = useRef<ReturnType<typeof setTimeout>>();
+  useEffect(() => () => clearTimeout(timer.current), []);
+  // A link or the back button changes what is looked for, too.
+  useEffect(() => {
+    if (props.value === searched.current) return;
+    clearTimeout(timer.current);
+    searched.current = props.value;
+    field.current!.value = props.value;
+  }, [props.value]);
   const search = (text: string, wait_ms: number) => {
-    clearTimeout(timer);
-    setTimer(setTimeout(() => props.onSearch(text.trim()), wait_ms));
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => {
+      searched.current = text.trim();
+      props.onSearch(searched.current);
+    }, wait_ms);
   };
   return (
     <label class="search">
       {props.title}
       <input
+        ref={field}
         type="search"
         maxLength={200}
         defaultValue={props.value}

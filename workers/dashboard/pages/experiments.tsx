@@ -204,7 +204,7 @@ function Results({ experiment }: { readonly experiment: Experiment }) {
       <label>
         Only requests from, like EU, EU/DE or EU/DE/FRA (empty: everywhere)
         <input
-          value={region}
+          defaultValue={region}
           onChange={(event) => setRegion(event.currentTarget.value.trim().replace(/\/+$/, ''))}
         />
       </label>
