@@ -21,7 +21,7 @@ import {
   NO_PROGRESS,
   type Progress,
   type Prompt,
-  playgroundKey,
+  perToken_ms,
   streamChat,
 } from './playground-stream.ts';
 
@@ -54,7 +54,7 @@ function Ready({ tenant }: { readonly tenant: string }) {
 
 /** The models that the tenant may ask for. */
 async function modelsOf(tenant: string, signal: AbortSignal): Promise<readonly string[]> {
-  const answer = await askEdge(await playgroundKey(tenant), '/v1/models', { signal });
+  const answer = await askEdge(tenant, '/v1/models', { signal });
   const { data: served } = modelListSchema.parse(await answer.json());
   return served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
 }
@@ -81,9 +81,8 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
     setError(undefined);
     setDecision(undefined);
     try {
-      const key = await playgroundKey(tenant);
-      setDecision(await explain(key, prompt, signal));
-      const stream = (name: (typeof SIDES)[number]) => streamSide(name, key, prompt, setSides, signal);
+      setDecision(await explain(tenant, prompt, signal));
+      const stream = (name: (typeof SIDES)[number]) => streamSide(name, tenant, prompt, setSides, signal);
       if (isInTurn) for (const name of SIDES) await stream(name);
       else await Promise.all(SIDES.map(stream));
     } catch (thrown) {
@@ -136,7 +135,7 @@ function Difference({ dense, masked }: { readonly dense: string; readonly masked
 
 async function streamSide(
   name: (typeof SIDES)[number],
-  key: string,
+  tenant: string,
   prompt: Prompt,
   setSides: (change: (before: Sides) => Sides) => void,
   signal: AbortSignal,
@@ -149,7 +148,7 @@ async function streamSide(
       last = progress;
       show({ state: progress.isDone ? 'done' : 'running', progress });
     };
-    await streamChat(key, prompt, name, onProgress, signal);
+    await streamChat(tenant, prompt, name, onProgress, signal);
   } catch (error) {
     show(
       signal.aborted
@@ -329,25 +328,28 @@ function Answer({ title, side }: { readonly title: string; readonly side: Side }
       </p>
       {side.state === 'failed' && <Failure error={side.error} />}
       <footer>
-        <small>{progress === undefined ? 'Nothing was run yet.' : speed(progress)}</small>
+        <small>
+          {progress === undefined ? 'Nothing was run yet.' : speed(progress, side.state === 'running')}
+        </small>
         {side.state === 'stopped' && <small> Stopped.</small>}
       </footer>
     </article>
   );
 }
 
-function speed({ tokens, first_ms, perToken_ms }: Progress): string {
-  const first =
-    first_ms === null ? 'waiting for the first token' : `first token after ${number(first_ms)} ms`;
-  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms/token`;
-  return `${first}${rate}, ${tokens} tokens`;
+function speed(progress: Progress, isRunning: boolean): string {
+  const { tokens, first_ms } = progress;
+  if (first_ms === null) return isRunning ? 'waiting for the first token' : 'no text came';
+  const mean_ms = perToken_ms(progress);
+  const rate = mean_ms === null ? '' : `, then ${number(mean_ms, 1)} ms/token`;
+  return `first token after ${number(first_ms)} ms${rate}, ${tokens} ${tokens === 1 ? 'token' : 'tokens'}`;
 }
 
 /* Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
 
 /** @throws ApiError */
-async function explain(key: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
-  const response = await askEdge(key, '/v1/route', { body: chatBody(prompt, 'masked'), prompt, signal });
+async function explain(tenant: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
+  const response = await askEdge(tenant, '/v1/route', { body: chatBody(prompt, 'masked'), prompt, signal });
   return dryRunSchema.parse(await response.json());
 }
 
