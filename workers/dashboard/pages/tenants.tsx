@@ -277,15 +277,29 @@ const newTenantOf = (form: FormData): object => ({
   ...limitFields(form),
 });
 
-/** Only what differs, so that two people who change different things do not undo each other's. */
+/**
+ * Only what differs from what the form showed, so that two people who change different things do not undo each other's.
+ * The form shows models in an order of its own, and shares rounded.
+ */
 function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   const wanted = { ...ownFields(form), ...(isGlobal ? limitFields(form) : {}) };
+  const shown = {
+    ...tenant,
+    ...Object.fromEntries(LIMITS.map((limit) => [limit.name, shownOf(tenant, limit)])),
+  };
+  const comparable = (value: unknown) => JSON.stringify(Array.isArray(value) ? [...value].sort() : value);
   return Object.fromEntries(
     Object.entries(wanted).filter(
-      ([name, value]) => JSON.stringify(value) !== JSON.stringify(tenant[name as keyof Tenant]),
+      ([name, value]) => comparable(value) !== comparable(shown[name as keyof Tenant]),
     ),
   );
 }
+
+const shownOf = (tenant: Tenant, { name, scale }: (typeof LIMITS)[number]): number | null =>
+  limitIn(scaled(tenant[name], scale) ?? null, scale);
+
+const limitIn = (text: FormDataEntryValue | null, scale: number): number | null =>
+  text === null ? null : Number(text) / scale;
 
 const ownFields = (form: FormData) => {
   const days = form.get('texts_kept_days');
@@ -301,11 +315,6 @@ function limitFields(form: FormData): object {
   return {
     enabled: form.get('enabled') !== null,
     models: models.length === 0 ? null : models,
-    ...Object.fromEntries(
-      LIMITS.map(({ name, scale }) => {
-        const text = form.get(name);
-        return [name, text === null ? null : Number(text) / scale];
-      }),
-    ),
+    ...Object.fromEntries(LIMITS.map(({ name, scale }) => [name, limitIn(form.get(name), scale)])),
   };
 }
