@@ -9,10 +9,10 @@ import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
-import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
+import { Choice, copyText, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { useAddress, useLoad, useScope } from '../hooks.ts';
+import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
@@ -227,10 +227,12 @@ function PromptForm(props: {
     const fields = new FormData(form.current!);
     props.onRun(promptIn(fields), fields.get('turns') !== null);
   };
-  const copy = async () => {
-    await navigator.clipboard.writeText(curlOf(location.origin, promptIn(new FormData(form.current!))));
-    setCopied(true);
-  };
+  const { error: copyError, attempt } = useRetried();
+  const copy = () =>
+    attempt(async () => {
+      await copyText(curlOf(location.origin, promptIn(new FormData(form.current!))));
+      setCopied(true);
+    });
   return (
     <form
       ref={form}
@@ -296,6 +298,7 @@ function PromptForm(props: {
           towards the tenant’s budget, is marked as “playground”, and takes part in no experiment.
         </small>
       </div>
+      {copyError !== undefined && <Failure error={copyError} />}
     </form>
   );
 }
