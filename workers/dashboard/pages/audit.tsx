@@ -14,7 +14,7 @@ export function Audit() {
   const [q, setQ] = useAddress('q', '');
   const [shown, show] = useAddress('entry', '');
   const scope = { tenant: tenant || undefined };
-  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, REFRESH_ms);
+  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, { every_ms: REFRESH_ms });
   return (
     <>
       <p class="row">

@@ -225,7 +225,12 @@ function Comparison(props: {
 function History() {
   const { tenant } = useScope();
   const [q, setQ] = useAddress('history', '');
-  const list = useList(publicationSchema, '/publications', { tenant, q: q || undefined }, REFRESH_ms);
+  const list = useList(
+    publicationSchema,
+    '/publications',
+    { tenant, q: q || undefined },
+    { every_ms: REFRESH_ms },
+  );
   return (
     <ListTable
       caption="History"
@@ -271,7 +276,12 @@ function MaskSets(props: {
   const { live } = props;
   const { tenant } = useScope();
   const [q, setQ] = useAddress('set', '');
-  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q: q || undefined }, REFRESH_ms);
+  const list = useList(
+    maskSetSummarySchema,
+    '/mask-sets',
+    { tenant, q: q || undefined },
+    { every_ms: REFRESH_ms },
+  );
   return (
     <ListTable
       caption="Mask sets"

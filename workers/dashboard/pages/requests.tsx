@@ -42,12 +42,15 @@ export function Requests() {
   const list = useList(
     seenRequestSchema,
     '/requests',
+    { tenant: tenant || undefined, outcome, sort, q: q || undefined },
     {
-      ...{ tenant: tenant || undefined, outcome, sort, q: q || undefined },
+      every_ms: REFRESH_ms,
       // Whatever is looked for by its id is found, however old.
-      from: q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined,
+      from: {
+        name: range.name,
+        at: () => (q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined),
+      },
     },
-    REFRESH_ms,
   );
   const sortedBy = Object.entries(SORT_TITLES).find(([, name]) => name === sort)?.[0];
   const onSort = (by: Sorting | undefined) =>
