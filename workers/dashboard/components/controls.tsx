@@ -107,7 +107,12 @@ export function Search(props: {
         maxLength={200}
         defaultValue={props.value}
         onInput={(event) => search(event.currentTarget.value, 250)}
-        onKeyDown={(event) => event.key === 'Enter' && search(event.currentTarget.value, 0)}
+        onKeyDown={(event) => {
+          if (event.key !== 'Enter') return;
+          // The field may stand in a form, which is not sent by this.
+          event.preventDefault();
+          search(event.currentTarget.value, 0);
+        }}
       />
     </label>
   );

@@ -71,6 +71,7 @@ function KeyTable(props: {
   };
   readonly onAct: (what: 'rotate' | 'revoke', key: ApiKey) => void;
 }) {
+  const { mayChange } = useScope();
   const button = (title: string, what: 'rotate' | 'revoke', key: ApiKey) => (
     <RowButton
       title={title}
@@ -95,15 +96,16 @@ function KeyTable(props: {
         {
           title: 'State',
           isActions: true,
-          cell: (key) =>
-            stateOf(key) === 'works' ? (
+          cell: (key) => {
+            if (stateOf(key) !== 'works') return stateOf(key);
+            if (!mayChange) return key.replaced_by === null ? 'works' : 'was rotated';
+            return (
               <>
                 {key.replaced_by === null ? button('Rotate', 'rotate', key) : 'was rotated'}{' '}
                 {button('Revoke', 'revoke', key)}
               </>
-            ) : (
-              stateOf(key)
-            ),
+            );
+          },
         },
       ]}
     />

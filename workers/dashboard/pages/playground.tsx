@@ -49,7 +49,17 @@ export function Playground() {
 
 function Ready({ tenant }: { readonly tenant: string }) {
   const models = useLoad(['playground', tenant], (signal) => modelsOf(tenant, signal));
-  return <Loaded load={models}>{(found) => <Bench tenant={tenant} models={found} />}</Loaded>;
+  return (
+    <Loaded load={models}>
+      {(found) =>
+        found.length === 0 ? (
+          <Empty>No backend serves a model that {tenant} may use.</Empty>
+        ) : (
+          <Bench tenant={tenant} models={found} />
+        )
+      }
+    </Loaded>
+  );
 }
 
 /** The models that the tenant may ask for. */
