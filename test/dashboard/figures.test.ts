@@ -2,7 +2,7 @@
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
-import { sharePercent } from '../../workers/dashboard/look.ts';
+import { pValue, sharePercent } from '../../workers/dashboard/look.ts';
 import {
   evaluatedRows,
   groupByMask,
@@ -155,6 +155,16 @@ test.each([
   [1, '100 %'],
 ])('a share of %d is neither nothing nor all unless it is: %s', (share, text) => {
   expect(sharePercent(share)).toBe(text);
+});
+
+test.each([
+  [null, '–'],
+  [0.04321, '0.0432'],
+  [0.0001, '0.0001'],
+  [0.000_01, '< 0.0001'],
+  [0, '< 0.0001'],
+])('a probability of %d is never shown as nothing: %s', (p, text) => {
+  expect(pValue(p)).toBe(text);
 });
 
 describe('the playground', () => {

@@ -114,6 +114,13 @@ test('what a form shows in another order, or rounded, is not sent as changed', a
   });
 });
 
+test('the playground says when there is no model to ask', async () => {
+  const body = { id: 'nowhere', name: 'Nowhere', models: ['elsewhere'] };
+  await dashboard.client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+  await page.goto(`${dashboard.product.dev.edge}/dashboard/playground?as=nowhere`);
+  await page.getByText('No backend serves a model that nowhere may use.').waitFor();
+});
+
 test('what was sent is waited for: neither Cancel nor Escape leaves it', async () => {
   const path = '/keys';
   const body = { kind: 'tenant', tenant: 'local', name: 'slowly revoked' };
@@ -201,7 +208,10 @@ describe('a form', () => {
 test('a rollout shows both versions with their shares and a countdown, is paused, resumed and promoted', async () => {
   const set = { ...dashboard.preset, name: 'rolled-out' };
   const version = maskSetVersion(set);
-  const rollout = [{ share: 0.01, duration_s: 3600 }];
+  const rollout = [
+    { share: 0.01, duration_s: 3600 },
+    { share: 0.1, duration_s: 100 },
+  ];
   await publishMaskSet(dashboard.client, set, { tenant: '', activate: true, schedule: { rollout } });
   await visit(page, 'Live masks');
   await page.getByText('99 %', { exact: true }).waitFor();
@@ -209,6 +219,8 @@ test('a rollout shows both versions with their shares and a countdown, is paused
   const part = (text: string) => page.getByRole('listitem').filter({ hasText: text });
   await part('serving 99 %').waitFor();
   await part('rolling out 1 %').getByText(version).waitFor();
+  const how = '1 % for 1 h, 10 % for 1 min 40 s, then everyone';
+  await page.getByRole('cell', { name: how }).first().waitFor();
   const timer = page.getByRole('timer');
   const first = await timer.textContent();
   await expect.poll(() => timer.textContent(), { timeout: 20_000 }).not.toBe(first);

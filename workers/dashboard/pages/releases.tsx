@@ -260,7 +260,9 @@ function History() {
 
 function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
   if (action === 'pause') return 'its steps stand still';
-  const steps = rollout.map(({ share, duration_s }) => `${sharePercent(share)} for ${duration_s / 60} min`);
+  const steps = rollout.map(
+    ({ share, duration_s }) => `${sharePercent(share)} for ${duration(1000 * duration_s)}`,
+  );
   const parts = [
     steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
     ...(bounds === null ? [] : ['watched']),
