@@ -75,7 +75,7 @@ function Login(props: {
     <main class="login">
       <article>
         <h1>Maskroute</h1>
-        <p>Log in with an admin key, or with the admin key of a tenant.</p>
+        <p>Log in with an admin key, the admin key of a tenant, or the key of a viewer.</p>
         {props.notice !== undefined && <p role="status">{props.notice}</p>}
         {error !== undefined && <Failure error={error} />}
         <form onSubmit={submit}>

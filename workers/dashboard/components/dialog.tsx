@@ -1,6 +1,6 @@
 /**
- * Modal dialogs that ask before something is changed, and notices: what went wrong, what is loading, what there is not. The
- * browser keeps the focus inside of a dialog. A poll that fails behind one changes nothing in it, and Escape never throws away
+ * Modal dialogs that ask before something is changed, what a page opens, and notices: what went wrong, what is loading, what
+ * there is not. The browser keeps the focus inside of a dialog. A poll that fails behind one changes nothing in it, and Escape never throws away
  * what somebody typed without asking.
  */
 import type { ComponentChildren } from 'preact';
@@ -153,6 +153,23 @@ const Cancel = ({ onClick, busy }: { readonly onClick: () => void; readonly busy
   <button type="button" class="secondary" onClick={onClick} disabled={busy}>
     Cancel
   </button>
+);
+
+/** One thing of a list, opened on its page until it is closed. */
+export const Detail = (props: {
+  readonly title: string;
+  readonly onClose: () => void;
+  readonly children: ComponentChildren;
+}) => (
+  <section aria-label={props.title} class="detail">
+    <div class="row spread">
+      <h2>{props.title}</h2>
+      <button type="button" class="small outline" onClick={props.onClose}>
+        Close
+      </button>
+    </div>
+    {props.children}
+  </section>
 );
 
 /* Notices. */

@@ -11,7 +11,7 @@ import {
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
 import { RowButton, Several, useModelIds } from '../components/controls.tsx';
-import { FormDialog, Loaded, Notice } from '../components/dialog.tsx';
+import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';
@@ -38,7 +38,11 @@ export function Tenants() {
           {changed.id}: {message}
         </Notice>
       ))}
-      {shown !== '' && <Budget key={shown} id={shown} />}
+      {shown !== '' && (
+        <Detail key={shown} title={`Budget of ${shown}`} onClose={() => setShown('')}>
+          <Budget id={shown} />
+        </Detail>
+      )}
       <TenantTable
         tenants={tenants}
         search={{ title: 'Search tenants: an id or a name', value: q, onSearch: setQ }}
@@ -157,7 +161,7 @@ function Budget({ id }: { readonly id: string }) {
     <Loaded load={budget}>
       {({ data }) => (
         <Table
-          caption={`Budget of ${id}`}
+          caption="What may be used, and what is"
           empty={`${id} has no limits.`}
           rows={data}
           rowKey={({ unit, window }) => `${unit} ${window}`}
