@@ -98,10 +98,10 @@ test('the form asks for all that an experiment can be limited to', async () => {
   await row.getByText('stopped').waitFor();
 });
 
-/** What a window does to which somebody comes back: it asks for everything again. */
+/** As when somebody comes back to the window: everything is asked for again. */
 const comeBack = async (path: string) => {
   const asked = page.waitForResponse((response) => new URL(response.url()).pathname.endsWith(path));
-  await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
+  await page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))");
   await asked;
 };
 
@@ -130,6 +130,10 @@ test('what is picked and typed stays, whatever is asked again meanwhile', async 
   await comeBack('/results');
   await page.waitForTimeout(300);
   expect(await region.inputValue()).toBe('EU/D');
+  const results = page.getByRole('region', { name: 'Results of dense-or-live' });
+  await results.getByRole('button', { name: 'Close' }).click();
+  await results.waitFor({ state: 'detached' });
+  expect(page.url()).not.toContain('experiment=');
 });
 
 /** More than a hundred a variant: fewer make no interval. */

@@ -104,8 +104,16 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   const body = { kind: 'viewer', tenant: 'of-two-tabs', name: 'looks' };
   const { key } = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
   await logInAgain(key);
+  await second.goto(`${edge}/dashboard/keys`);
+  await second.getByRole('row', { name: 'looks' }).getByText('works').waitFor();
+  await second.goto(`${edge}/dashboard/playground`);
+  await second.getByText('This page is not for those who only read.').waitFor();
+  await second.goto(`${edge}/dashboard/backends`);
+  await second.getByText('This page is for those who administrate everything.').waitFor();
   await nameTenant('of-nobody');
   await page.getByRole('status').getByText('Somebody else has logged in in this browser.').waitFor();
+  await second.getByRole('button', { name: 'Log out', exact: true }).click();
+  await second.getByLabel('Admin key').waitFor();
   await second.close();
   // The browser tells of the refusals in its console.
   for (const complaint of complaints.splice(0)) expect(complaint).toContain('403');
