@@ -1,8 +1,8 @@
-/** What the dashboard computes before it draws. */
-import { describe, expect, test } from 'vitest';
+/** What the dashboard computes before it draws, and how its playground asks the edge. */
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
-import { sharePercent } from '../../workers/dashboard/look.ts';
+import { pValue, sharePercent } from '../../workers/dashboard/look.ts';
 import {
   evaluatedRows,
   groupByMask,
@@ -13,6 +13,13 @@ import {
   sharesOverTime,
   versionsIn,
 } from '../../workers/dashboard/pages/figures.ts';
+import {
+  askEdge,
+  forgetPlaygroundKeys,
+  type Progress,
+  perToken_ms,
+  streamChat,
+} from '../../workers/dashboard/pages/playground-stream.ts';
 import { madeUpEvaluation } from '../support/evaluation.ts';
 
 /** A reproducible stream of numbers in -1 to 1. */
@@ -148,4 +155,96 @@ test.each([
   [1, '100 %'],
 ])('a share of %d is neither nothing nor all unless it is: %s', (share, text) => {
   expect(sharePercent(share)).toBe(text);
+});
+
+test.each([
+  [null, '–'],
+  [0.04321, '0.0432'],
+  [0.0001, '0.0001'],
+  [0.000_01, '< 0.0001'],
+  [0, '< 0.0001'],
+])('a probability of %d is never shown as nothing: %s', (p, text) => {
+  expect(pValue(p)).toBe(text);
+});
+
+describe('the playground', () => {
+  afterEach(() => {
+    vi.unstubAllGlobals();
+    forgetPlaygroundKeys();
+  });
+  const { signal } = new AbortController();
+
+  /** An edge that makes keys, `key1` and on, and answers completions as it is told. Returns the keys that it was asked with. */
+  function stubEdge(answer: (key: string) => Response | Promise<Response>): string[] {
+    const asked: string[] = [];
+    let made = 0;
+    vi.stubGlobal('fetch', async (path: string, { headers }: { headers: Record<string, string> }) => {
+      if (path === '/admin/v1/keys') {
+        const at = '2031-01-01T00:00:00.000Z';
+        return Response.json({
+          ...{ id: `k_${++made}`, kind: 'tenant', tenant: 'acme', name: 'Playground', prefix: 'key' },
+          ...{ created_at: at, expires_at: at, revoked_at: null, replaced_by: null, key: `key${made}` },
+        });
+      }
+      const key = headers.authorization!.replace('Bearer ', '');
+      asked.push(key);
+      return await answer(key);
+    });
+    return asked;
+  }
+
+  const PROMPT = { model: 'm', system: '', text: 'Hello', tokensMax: 9, temperature: 0 };
+  async function run(): Promise<Progress> {
+    const steps: Progress[] = [];
+    const prompt = { ...PROMPT, version: undefined, mask: undefined };
+    await streamChat('acme', prompt, 'masked', (progress) => void steps.push(progress), signal);
+    return steps.at(-1)!;
+  }
+  const chunk = (text: string) => `data: ${JSON.stringify({ choices: [{ delta: { content: text } }] })}\n\n`;
+
+  test('keeps its key, replaces one that was revoked, and has none left after logging out', async () => {
+    const refused = { error: { message: 'The API key is not valid.', code: 'invalid_api_key' } };
+    let revoked = '';
+    const asked = stubEdge((key) =>
+      key === revoked ? Response.json(refused, { status: 401 }) : Response.json({}),
+    );
+    for (let i = 0; i < 2; i++) await askEdge('acme', '/v1/models', { signal });
+    revoked = 'key1';
+    await askEdge('acme', '/v1/models', { signal });
+    expect(asked).toEqual(['key1', 'key1', 'key1', 'key2']);
+    forgetPlaygroundKeys();
+    await askEdge('acme', '/v1/models', { signal });
+    expect(asked.at(-1)).toBe('key3');
+  });
+
+  test('says that an answer broke off, and never takes a part of it for all', async () => {
+    stubEdge(() => new Response(chunk('Once upon')));
+    await expect(run()).rejects.toThrow('The answer broke off before its end.');
+    const broken = new ReadableStream({
+      pull: (controller) => controller.error(new TypeError('network error')),
+    });
+    stubEdge(() => new Response(broken));
+    await expect(run()).rejects.toThrow('The answer broke off before its end.');
+    stubEdge(() => Promise.reject(new TypeError('Failed to fetch')));
+    await expect(run()).rejects.toThrow('The edge cannot be reached.');
+  });
+
+  test('divides by the tokens that there were, also where a chunk held several', async () => {
+    const usage = { choices: [], usage: { completion_tokens: 5 } };
+    const end = `data: ${JSON.stringify(usage)}\n\ndata: [DONE]\n\n`;
+    const chunks = [chunk('a'), chunk('bcde'), end];
+    const body = new ReadableStream({
+      async pull(controller) {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        const next = chunks.shift();
+        if (next === undefined) controller.close();
+        else controller.enqueue(new TextEncoder().encode(next));
+      },
+    });
+    stubEdge(() => new Response(body));
+    const progress = await run();
+    expect(progress).toMatchObject({ text: 'abcde', tokens: 5, isDone: true });
+    expect(perToken_ms(progress)).toBeCloseTo((progress.last_ms! - progress.first_ms!) / 4);
+    expect(perToken_ms(progress)).toBeGreaterThan(0);
+  });
 });

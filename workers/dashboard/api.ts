@@ -41,7 +41,7 @@ type Call = {
 let session: Session | undefined;
 /** Who else says who somebody is, beside keys. The edge says so wherever it is asked for the session. */
 let provider: string | undefined;
-let onSessionEnd: () => void = () => undefined;
+let onSessionEnd: (why: string) => void = () => undefined;
 let onChange: () => void = () => undefined;
 
 /** `listener` hears of everything that this page has changed at the edge. */
@@ -49,33 +49,63 @@ export const afterChange = (listener: () => void): void => {
   onChange = listener;
 };
 
-/** @throws ApiError */
-async function send(path: string, { method = 'GET', body, file, signal }: Call): Promise<Response> {
-  let response: Response;
+/** @throws ApiError `network` when there is no answer; what the signal says when it was aborted. */
+export async function reachEdge(path: string, init: RequestInit): Promise<Response> {
   try {
-    response = await fetch(path, {
-      method,
-      headers: {
-        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
-        ...(file === undefined ? {} : { 'content-type': 'application/x-ndjson' }),
-        ...(method === 'GET' || session === undefined ? {} : { [CSRF_HEADER]: session.csrf }),
-      },
-      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      ...(file === undefined ? {} : { body: file }),
-      ...(signal === undefined ? {} : { signal }),
-    });
+    return await fetch(path, init);
   } catch (error) {
-    if (signal?.aborted === true) throw error;
+    if (init.signal?.aborted === true) throw error;
     throw new ApiError(0, 'network', 'The edge cannot be reached.');
   }
-  provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
+}
+
+/** @throws ApiError */
+async function send(path: string, call: Call): Promise<Response> {
+  const asked = session;
+  const response = await sendOnce(path, call);
   if (response.ok) return response;
   // A session that has ended, or whose key was revoked, leads back to the login.
-  if (response.status === 401 && session !== undefined) {
-    session = undefined;
-    onSessionEnd();
+  if (response.status === 401) endSession('The session has ended. Log in again.');
+  if (response.status === 403 && asked !== undefined && (await hasLoggedInAgain(asked))) {
+    const second = await sendOnce(path, call);
+    if (second.ok) return second;
+    throw await failure(second);
   }
   throw await failure(response);
+}
+
+async function sendOnce(path: string, { method = 'GET', body, file, signal }: Call): Promise<Response> {
+  const response = await reachEdge(path, {
+    method,
+    headers: {
+      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+      ...(file === undefined ? {} : { 'content-type': 'application/x-ndjson' }),
+      ...(method === 'GET' || session === undefined ? {} : { [CSRF_HEADER]: session.csrf }),
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    ...(file === undefined ? {} : { body: file }),
+    ...(signal === undefined ? {} : { signal }),
+  });
+  provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
+  return response;
+}
+
+function endSession(why: string): void {
+  if (session === undefined) return;
+  session = undefined;
+  onSessionEnd(why);
+}
+
+/**
+ * Tabs of one browser share the cookie. When another tab has logged the same person in again, this one goes on with the
+ * new session; when it has logged in somebody else, this one shows nothing more.
+ */
+async function hasLoggedInAgain(before: Session): Promise<boolean> {
+  const now = await resume().catch(() => before);
+  if (now === undefined || now.csrf === before.csrf) return false;
+  const isSame = now.actor === before.actor && now.tenant === before.tenant && now.role === before.role;
+  if (!isSame) endSession('Somebody else has logged in in this browser. Log in again.');
+  return isSame;
 }
 
 /** A question to the admin API; `path` is what follows `/admin/v1`. @throws ApiError */
@@ -100,7 +130,8 @@ export function noneIfNotFound(error: unknown): null {
   throw error;
 }
 
-export const sessionEnds = (listener: () => void): void => {
+/** `listener` hears why. */
+export const sessionEnds = (listener: (why: string) => void): void => {
   onSessionEnd = listener;
 };
 

@@ -1,13 +1,13 @@
 /** The frame around every page: the menu, who is logged in, and which tenant is in view. */
 import type { ComponentType } from 'preact';
 import { useLayoutEffect, useRef, useState } from 'preact/hooks';
-import { Link, Route, Switch, useLocation } from 'wouter-preact';
+import { Link, useLocation } from 'wouter-preact';
 import type { Session } from '../../shared/admin/admin-wire.ts';
 import { ApiError, logOut } from './api.ts';
 import { Choice, TenantChoice } from './components/controls.tsx';
 import { Confirm } from './components/dialog.tsx';
 import { LiveMasks } from './components/mask-heat-map.tsx';
-import { ScopeContext, useAddress } from './hooks.ts';
+import { ScopeContext, useAddress, useScope } from './hooks.ts';
 import { applyTheme, storedTheme, THEMES, tenantFilter } from './look.ts';
 import { Audit } from './pages/audit.tsx';
 import { Backends } from './pages/backends.tsx';
@@ -52,6 +52,20 @@ const PAGES: readonly Page[] = [
   { path: '/playground', title: 'Playground', isForChange: true, page: Playground },
 ];
 
+/** Why a page is not for the session; undefined when it is. */
+function closedTo({ isGlobal, isForChange }: Page, scope: ReturnType<typeof useScope>): string | undefined {
+  if (isGlobal === true && !scope.isGlobal) return 'This page is for those who administrate everything.';
+  if (isForChange === true && !scope.mayChange) return 'This page is not for those who only read.';
+  return undefined;
+}
+
+/** The page that the address names; a slash at its end changes nothing. */
+function usePage(): Page | undefined {
+  const [location] = useLocation();
+  const path = location.length > 1 ? location.replace(/\/$/, '') : location;
+  return PAGES.find((page) => page.path === path);
+}
+
 export function Layout({
   session,
   onLogOut,
@@ -85,7 +99,7 @@ export function Layout({
         <LogOut onLogOut={onLogOut} />
       </header>
       <div class="frame">
-        <Navigation isGlobal={isGlobal} mayChange={mayChange} />
+        <Navigation />
         <Content />
       </div>
     </ScopeContext.Provider>
@@ -133,19 +147,18 @@ function LogOut({ onLogOut }: { readonly onLogOut: (notice: string) => void }) {
   );
 }
 
-function Navigation(props: { readonly isGlobal: boolean; readonly mayChange: boolean }) {
-  const { isGlobal, mayChange } = props;
-  const isOpen = (page: Page) => (isGlobal || !page.isGlobal) && (mayChange || !page.isForChange);
-  const [location] = useLocation();
+function Navigation() {
+  const scope = useScope();
+  const current = usePage();
   const [tenant] = useAddress('tenant', '');
-  const scope = tenant === '' ? '' : `?tenant=${tenant}`;
+  const search = tenant === '' ? '' : `?${new URLSearchParams({ tenant })}`;
   return (
     <nav aria-label="Pages">
       <ul>
-        {PAGES.filter(isOpen).map(({ path, title }) => (
-          <li key={path}>
-            <Link href={path + scope} aria-current={location === path ? 'page' : undefined}>
-              {title}
+        {PAGES.filter((page) => closedTo(page, scope) === undefined).map((page) => (
+          <li key={page.path}>
+            <Link href={page.path + search} aria-current={page === current ? 'page' : undefined}>
+              {page.title}
             </Link>
           </li>
         ))}
@@ -159,10 +172,12 @@ function Navigation(props: { readonly isGlobal: boolean; readonly mayChange: boo
  * the heading is painted, so that nobody meets it with the old title and focus.
  */
 function Content() {
-  const [location] = useLocation();
+  const scope = useScope();
+  const page = usePage();
   const heading = useRef<HTMLHeadingElement>(null);
   const first = useRef(true);
-  const title = PAGES.find((page) => page.path === location)?.title ?? 'Not found';
+  const title = page?.title ?? 'Not found';
+  const closed = page === undefined ? 'There is no such page.' : closedTo(page, scope);
   useLayoutEffect(() => {
     document.title = `${title} · Maskroute`;
     if (!first.current) heading.current?.focus();
@@ -173,16 +188,7 @@ function Content() {
       <h1 tabIndex={-1} ref={heading}>
         {title}
       </h1>
-      <Switch>
-        {PAGES.map(({ path, page: Page }) => (
-          <Route key={path} path={path}>
-            <Page />
-          </Route>
-        ))}
-        <Route>
-          <p>There is no such page.</p>
-        </Route>
-      </Switch>
+      {page === undefined || closed !== undefined ? <p>{closed}</p> : <page.page />}
     </main>
   );
 }

@@ -67,30 +67,43 @@ export type List<T> = Loading<readonly T[]> & {
 
 const PAGE_ROWS = 100;
 
+type ListKey = readonly ['list', path: string, Record<string, string | undefined>, from: string | undefined];
+
 /** Whether it is the same list but for the text that is looked for: another tenant's must not be shown as this one's. */
-function isSearchOf(key: unknown, path: string, values: Record<string, string | undefined>): boolean {
-  const withoutText = (of: object) => JSON.stringify({ ...of, q: undefined });
-  const [, keyPath, keyValues] = Array.isArray(key) ? key : [];
-  return keyPath === path && withoutText(keyValues) === withoutText(values);
+function isSearchOf(key: ListKey, other: ListKey): boolean {
+  const withoutText = ([, path, values, from]: ListKey) =>
+    JSON.stringify([path, { ...values, q: undefined }, from]);
+  return withoutText(key) === withoutText(other);
 }
 
+type ListOptions = {
+  /** How often it is asked for again by itself; never unless given. */
+  readonly every_ms?: number;
+  /** What the list calls the place where a page begins. */
+  readonly cursor?: 'before' | 'after';
+  /** A beginning that moves on with the clock: `at` says where it is when the list is asked for, `name` stays the same. */
+  readonly from?: { readonly name: string; readonly at: () => string | undefined };
+};
+
+/** A list is another one when its path, its `values` or the name of its beginning are others. */
 export function useList<T extends z.ZodType>(
   item: T,
   path: string,
   values: Record<string, string | undefined>,
-  every_ms?: number,
-  /** What the list calls the place where a page begins. */
-  cursor: 'before' | 'after' = 'before',
+  { every_ms, cursor = 'before', from }: ListOptions = {},
 ): List<z.output<T>> {
   const schema = useMemo(() => listSchema(item), [item]);
+  const key: ListKey = ['list', path, values, from?.name];
   const found = useInfiniteQuery({
-    queryKey: ['list', path, values],
+    queryKey: key,
     queryFn: ({ pageParam, signal }) =>
-      admin(schema, path + query({ ...values, limit: PAGE_ROWS, [cursor]: pageParam }), { signal }),
+      admin(schema, path + query({ ...values, from: from?.at(), limit: PAGE_ROWS, [cursor]: pageParam }), {
+        signal,
+      }),
     initialPageParam: undefined as string | undefined,
     getNextPageParam: (last) => last.next ?? undefined,
     // While a search is typed, what was found before stays in view.
-    placeholderData: (before, of) => (isSearchOf(of?.queryKey, path, values) ? before : undefined),
+    placeholderData: (before, of) => (of !== undefined && isSearchOf(of.queryKey, key) ? before : undefined),
     refetchInterval: every_ms ?? false,
   });
   const pages = found.data?.pages;

@@ -49,6 +49,8 @@ export function sharePercent(share: number): string {
 }
 export const number = (value: number | null, digits = 0): string =>
   value?.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits }) ?? '–';
+/** A probability that is shown as 0 would be a certainty. */
+export const pValue = (p: number | null): string => (p !== null && p < 0.0001 ? '< 0.0001' : number(p, 4));
 export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));
 export const shortVersion = (version: string): string => version.slice(0, 10);
 

@@ -11,6 +11,7 @@ import { Failure } from './components/dialog.tsx';
 import { Layout } from './frame.tsx';
 import { queries, useAttempt } from './hooks.ts';
 import { applyTheme, storedTheme } from './look.ts';
+import { forgetPlaygroundKeys } from './pages/playground-stream.ts';
 import './styles.css';
 
 // Schemas that compile themselves would need `eval`, which the page's policy forbids.
@@ -32,11 +33,14 @@ type Gate =
 
 function App() {
   const [gate, setGate] = useState<Gate>({ state: 'asking' });
+  /** The next one to log in finds nothing of what this one saw and held. */
+  const logOut = (notice: string) => {
+    queries.clear();
+    forgetPlaygroundKeys();
+    setGate({ state: 'out', notice });
+  };
   useEffect(() => {
-    sessionEnds(() => {
-      queries.clear();
-      setGate({ state: 'out', notice: 'The session has ended. Log in again.' });
-    });
+    sessionEnds(logOut);
     resume().then(
       (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
       (error: Error) => setGate({ state: 'out', notice: error.message }),
@@ -50,14 +54,7 @@ function App() {
     case 'in':
       return (
         <Router base="/dashboard">
-          <Layout
-            session={gate.session}
-            onLogOut={(notice) => {
-              // The next one to log in sees nothing of what this one saw.
-              queries.clear();
-              setGate({ state: 'out', notice });
-            }}
-          />
+          <Layout session={gate.session} onLogOut={logOut} />
         </Router>
       );
   }
@@ -78,7 +75,7 @@ function Login(props: {
     <main class="login">
       <article>
         <h1>Maskroute</h1>
-        <p>Log in with an admin key, or with the admin key of a tenant.</p>
+        <p>Log in with an admin key, the admin key of a tenant, or the key of a viewer.</p>
         {props.notice !== undefined && <p role="status">{props.notice}</p>}
         {error !== undefined && <Failure error={error} />}
         <form onSubmit={submit}>

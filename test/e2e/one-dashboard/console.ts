@@ -7,6 +7,7 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { publishMaskSet } from '../../../gpu-backend/publication/publish.ts';
+import { createdKeySchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { expectAccessible, visit } from '../browser.ts';
 import { dashboard } from './open.ts';
@@ -94,6 +95,56 @@ test('a tenant and its key are made; the key is shown once, works, and is revoke
   expect(await status()).toBe(401);
 });
 
+test('what a form shows in another order, or rounded, is not sent as changed', async () => {
+  const { client, product } = dashboard;
+  const terms = { models: ['elsewhere', product.dev.model], sparsity_max: 1 / 3 };
+  const body = { id: 'exact', name: 'Exact', ...terms };
+  await client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+  await visit(page, 'Overview');
+  await visit(page, 'Tenants');
+  await page.getByRole('button', { name: 'Edit exact' }).click();
+  await dialog().getByLabel(product.dev.model).waitFor();
+  await dialog().getByLabel('Name', { exact: true }).fill('Exactly');
+  await dialog().getByRole('button', { name: 'Save' }).click();
+  await page.getByRole('cell', { name: 'Exactly' }).waitFor();
+  const path = '/tenants/exact';
+  expect(await client.request({ method: 'GET', path }, tenantSchema)).toMatchObject({
+    name: 'Exactly',
+    ...terms,
+  });
+});
+
+test('the playground says when there is no model to ask', async () => {
+  const body = { id: 'nowhere', name: 'Nowhere', models: ['elsewhere'] };
+  await dashboard.client.request({ method: 'POST', path: '/tenants', body }, tenantSchema);
+  await page.goto(`${dashboard.product.dev.edge}/dashboard/playground?as=nowhere`);
+  await page.getByText('No backend serves a model that nowhere may use.').waitFor();
+});
+
+test('what was sent is waited for: neither Cancel nor Escape leaves it', async () => {
+  const path = '/keys';
+  const body = { kind: 'tenant', tenant: 'local', name: 'slowly revoked' };
+  const { prefix } = await dashboard.client.request({ method: 'POST', path, body }, createdKeySchema);
+  await visit(page, 'Overview');
+  await visit(page, 'Keys');
+  let answer: () => void = () => undefined;
+  const held = new Promise<void>((resolve) => {
+    answer = resolve;
+  });
+  await page.route('**/admin/v1/keys/*', async (route) => {
+    await held;
+    await route.continue();
+  });
+  await page.getByRole('button', { name: `Revoke ${prefix}` }).click();
+  await dialog().getByRole('button', { name: 'Revoke' }).click();
+  await page.keyboard.press('Escape');
+  expect(await dialog().getByRole('button', { name: 'Cancel' }).isDisabled()).toBe(true);
+  answer();
+  await dialog().waitFor({ state: 'detached' });
+  await page.getByRole('row', { name: 'slowly revoked' }).waitFor({ state: 'detached' });
+  await page.unroute('**/admin/v1/keys/*');
+});
+
 describe('a form', () => {
   test('outlives a poll that fails, and Escape asks before it is thrown away, by keyboard alone', async () => {
     await visit(page, 'Releases');
@@ -135,6 +186,12 @@ describe('a form', () => {
     await dialog().locator('select[name=tenant]').selectOption('local');
     await dialog().getByRole('button', { name: 'Create', exact: true }).click();
     const key = await page.getByRole('textbox', { name: 'The new key' }).inputValue();
+    // As in a page without TLS.
+    await page.evaluate(
+      "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })",
+    );
+    await dialog().getByRole('button', { name: 'Copy' }).click();
+    await dialog().getByText('This browser lets the page copy nothing').waitFor();
     for (let i = 0; i < 3; i++) await page.keyboard.press('Escape');
     expect(await page.getByRole('textbox', { name: 'The new key' }).inputValue()).toBe(key);
     await page.getByRole('button', { name: 'Done' }).click();
@@ -151,7 +208,10 @@ describe('a form', () => {
 test('a rollout shows both versions with their shares and a countdown, is paused, resumed and promoted', async () => {
   const set = { ...dashboard.preset, name: 'rolled-out' };
   const version = maskSetVersion(set);
-  const rollout = [{ share: 0.01, duration_s: 3600 }];
+  const rollout = [
+    { share: 0.01, duration_s: 3600 },
+    { share: 0.1, duration_s: 100 },
+  ];
   await publishMaskSet(dashboard.client, set, { tenant: '', activate: true, schedule: { rollout } });
   await visit(page, 'Live masks');
   await page.getByText('99 %', { exact: true }).waitFor();
@@ -159,6 +219,8 @@ test('a rollout shows both versions with their shares and a countdown, is paused
   const part = (text: string) => page.getByRole('listitem').filter({ hasText: text });
   await part('serving 99 %').waitFor();
   await part('rolling out 1 %').getByText(version).waitFor();
+  const how = '1 % for 1 h, 10 % for 1 min 40 s, then everyone';
+  await page.getByRole('cell', { name: how }).first().waitFor();
   const timer = page.getByRole('timer');
   const first = await timer.textContent();
   await expect.poll(() => timer.textContent(), { timeout: 20_000 }).not.toBe(first);

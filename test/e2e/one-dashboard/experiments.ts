@@ -1,7 +1,7 @@
 /** Experiments on the dashboard, from the form to intervals of real requests, and the warning that routing collapsed. */
 import type { Page } from 'playwright-core';
 import { beforeAll, expect, test } from 'vitest';
-import { livePublication } from '../../../gpu-backend/publication/publish.ts';
+import { livePublication, publishMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { experimentSchema } from '../../../shared/admin/experiment-wire.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { expectAccessible, visit } from '../browser.ts';
@@ -96,6 +96,44 @@ test('the form asks for all that an experiment can be limited to', async () => {
   await page.getByRole('button', { name: 'Stop everything' }).click();
   await dialog.getByRole('button', { name: 'Stop' }).click();
   await row.getByText('stopped').waitFor();
+});
+
+/** As when somebody comes back to the window: everything is asked for again. */
+const comeBack = async (path: string) => {
+  const asked = page.waitForResponse((response) => new URL(response.url()).pathname.endsWith(path));
+  await page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))");
+  await asked;
+};
+
+test('what is picked and typed stays, whatever is asked again meanwhile', async () => {
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'New experiment' }).click();
+  const form = page.getByRole('dialog');
+  const variant = form.getByRole('combobox', { name: 'Mask set' }).nth(1);
+  await variant.selectOption('dense');
+  const options = variant.locator('option');
+  const before = await options.count();
+  await publishMaskSet(
+    dashboard.client,
+    { ...dashboard.preset, name: 'came-later' },
+    { tenant: '', activate: false },
+  );
+  await comeBack('/mask-sets');
+  await expect.poll(() => options.count()).toBe(before + 1);
+  expect(await variant.inputValue()).toBe('dense');
+  await form.getByRole('button', { name: 'Cancel' }).click();
+  await form.getByRole('button', { name: 'Throw it away' }).click();
+
+  await page.getByRole('button', { name: 'Results dense-or-live' }).click();
+  const region = page.getByLabel(/^Only requests from/);
+  await region.pressSequentially('EU/D');
+  await comeBack('/results');
+  await page.waitForTimeout(300);
+  expect(await region.inputValue()).toBe('EU/D');
+  const results = page.getByRole('region', { name: 'Results of dense-or-live' });
+  await results.getByRole('button', { name: 'Close' }).click();
+  await results.waitFor({ state: 'detached' });
+  expect(page.url()).not.toContain('experiment=');
 });
 
 /** More than a hundred a variant: fewer make no interval. */

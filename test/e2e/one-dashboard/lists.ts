@@ -31,6 +31,42 @@ test('what lies beyond the first page is found by the edge, or loaded', async ()
   expect(page.url()).toContain('q=many+7');
 }, 120_000);
 
+test('the last hour keeps the pages that are loaded, also when a minute is over', async () => {
+  const { client, dev } = dashboard.product;
+  const ask = (i: number) =>
+    client.completions.create({ model: dev.model, prompt: `Row ${i}`, max_tokens: 1 });
+  for (let i = 0; i < 104; i += 8) await Promise.all(Array.from({ length: 8 }, (_, at) => ask(i + at)));
+  await page.goto(`${dev.edge}/dashboard/requests?range=hour`);
+  const rows = page.getByRole('table', { name: 'Requests, kept' }).locator('tbody tr');
+  const more = page.getByRole('button', { name: 'Load more' });
+  await more.waitFor({ timeout: 30_000 });
+  await more.click();
+  await expect.poll(() => rows.count(), { timeout: 20_000 }).toBeGreaterThan(100);
+  await page.clock.setFixedTime(Date.now() + 60_000);
+  const asked = page.waitForRequest((request) => request.url().includes('/admin/v1/requests?'));
+  await page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))");
+  await asked;
+  for (let i = 0; i < 20; i++) {
+    expect(await rows.count()).toBeGreaterThan(100);
+    await page.waitForTimeout(50);
+  }
+}, 120_000);
+
+test('a search follows the address, and ends with its page', async () => {
+  await visit(page, 'Tenants');
+  const field = page.getByLabel(/^Search tenants/);
+  await field.fill('many 7');
+  await expect.poll(() => page.url()).toContain('q=many+7');
+  await visit(page, 'Tenants');
+  await expect.poll(() => field.inputValue()).toBe('');
+  expect(page.url()).not.toContain('q=');
+  await field.pressSequentially('ab');
+  // Before the search has begun.
+  await page.getByRole('navigation').getByRole('link', { name: 'Usage', exact: true }).click();
+  await page.waitForTimeout(600);
+  expect(new URL(page.url())).toMatchObject({ pathname: '/dashboard/usage', search: '' });
+});
+
 test('mask sets beyond what a list shows are found where they are listed and where one is picked', async () => {
   const { edge } = dashboard.product.dev;
   const tenant = 'many-sets';
@@ -52,4 +88,8 @@ test('mask sets beyond what a list shows are found where they are listed and whe
   expect(await oldest.count()).toBe(0);
   await page.getByLabel('Find more mask sets').fill('SET-001');
   await expect.poll(() => oldest.count(), { timeout: 20_000 }).toBeGreaterThan(0);
+  // Enter searches, and does not send the form around the field.
+  await page.getByLabel('Find more mask sets').press('Enter');
+  await page.waitForTimeout(300);
+  expect(await page.getByText('Nothing was run yet.').count()).toBe(2);
 }, 120_000);

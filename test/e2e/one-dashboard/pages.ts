@@ -41,6 +41,23 @@ describe('every page', () => {
     expect(await page.title()).toBe('Releases · Maskroute');
   });
 
+  test('says when its charts could not be loaded', async () => {
+    await page.route('**/assets/echarts-*', (route) => route.abort());
+    await page.goto(`${dashboard.product.dev.edge}/dashboard/map`);
+    await page.getByText('The chart could not be loaded').waitFor();
+    await page.getByRole('table', { name: 'Clusters' }).waitFor();
+    await page.unroute('**/assets/echarts-*');
+    // The browser tells of what it could not load.
+    expect(dashboard.complaints.splice(0)).toEqual([expect.stringContaining('ERR_FAILED')]);
+  });
+
+  test('has one name, with a slash at its end or without', async () => {
+    await page.goto(`${dashboard.product.dev.edge}/dashboard/keys/`);
+    await page.getByRole('heading', { level: 1, name: 'Keys' }).waitFor();
+    const link = page.getByRole('navigation').getByRole('link', { name: 'Keys' });
+    expect(await link.getAttribute('aria-current')).toBe('page');
+  });
+
   test('wears the theme that was picked, also after a reload', async () => {
     const background = () => page.evaluate('getComputedStyle(document.documentElement).backgroundColor');
     const light = await background();

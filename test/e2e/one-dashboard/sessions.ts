@@ -4,8 +4,8 @@ import type { AddressInfo } from 'node:net';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { AdminClient } from '../../../gpu-backend/publication/admin-client.ts';
-import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
-import { complaintsOf, expectAccessible, logIn, openPage } from '../browser.ts';
+import { createdKeySchema, listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { complaintsOf, expectAccessible, logIn, openPage, visit } from '../browser.ts';
 import type { Started } from '../product.ts';
 import { dashboard } from './open.ts';
 
@@ -77,6 +77,46 @@ test('logging out ends it, also for who copied its cookie', async () => {
   await page.getByLabel('Admin key').waitFor();
   expect(await context.cookies()).toEqual([]);
   expect(await ask(copied)).toBe(401);
+});
+
+test('a second tab that logs in anew keeps the first one working, and ends it when it is somebody else', async () => {
+  const { edge, adminKey } = product.dev;
+  await logIn(page, edge, adminKey);
+  const second = await context.newPage();
+  const logInAgain = async (key: string) => {
+    await second.goto(`${edge}/dashboard`);
+    await second.getByRole('button', { name: 'Log out', exact: true }).click();
+    await second.getByLabel('Admin key').fill(key);
+    await second.getByRole('button', { name: 'Log in' }).click();
+    await second.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
+  };
+  const nameTenant = async (id: string) => {
+    await visit(page, 'Tenants');
+    await page.getByRole('button', { name: 'New tenant' }).click();
+    await page.getByRole('dialog').getByLabel('Id', { exact: true }).fill(id);
+    await page.getByRole('dialog').getByLabel('Name', { exact: true }).fill(id);
+    await page.getByRole('dialog').getByRole('button', { name: 'Create' }).click();
+  };
+  await logInAgain(adminKey);
+  await nameTenant('of-two-tabs');
+  await page.getByRole('cell', { name: 'of-two-tabs' }).first().waitFor();
+
+  const body = { kind: 'viewer', tenant: 'of-two-tabs', name: 'looks' };
+  const { key } = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+  await logInAgain(key);
+  await second.goto(`${edge}/dashboard/keys`);
+  await second.getByRole('row', { name: 'looks' }).getByText('works').waitFor();
+  await second.goto(`${edge}/dashboard/playground`);
+  await second.getByText('This page is not for those who only read.').waitFor();
+  await second.goto(`${edge}/dashboard/backends`);
+  await second.getByText('This page is for those who administrate everything.').waitFor();
+  await nameTenant('of-nobody');
+  await page.getByRole('status').getByText('Somebody else has logged in in this browser.').waitFor();
+  await second.getByRole('button', { name: 'Log out', exact: true }).click();
+  await second.getByLabel('Admin key').waitFor();
+  await second.close();
+  // The browser tells of the refusals in its console.
+  for (const complaint of complaints.splice(0)) expect(complaint).toContain('403');
 });
 
 test('logging out everywhere ends the sessions in other browsers', async () => {

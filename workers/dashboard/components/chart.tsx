@@ -47,6 +47,7 @@ export function Chart(props: {
 }) {
   const element = useRef<HTMLDivElement>(null);
   const [chart, setChart] = useState<ECharts>();
+  const [isMissing, setMissing] = useState(false);
   const [theme, setTheme] = useState(0);
 
   useEffect(() => onThemeChange(() => setTheme((before) => before + 1)), []);
@@ -54,12 +55,16 @@ export function Chart(props: {
     let made: ECharts | undefined;
     let gone = false;
     const resize = new ResizeObserver(() => made?.resize());
-    import('./echarts.ts').then(({ init }) => {
-      if (gone) return;
-      made = init(element.current!, null, { renderer: 'canvas' });
-      resize.observe(element.current!);
-      setChart(made);
-    });
+    import('./echarts.ts').then(
+      ({ init }) => {
+        if (gone) return;
+        made = init(element.current!, null, { renderer: 'canvas' });
+        resize.observe(element.current!);
+        setChart(made);
+      },
+      // A browser does not ask again for what it could not load, and a newer release has it elsewhere.
+      () => setMissing(true),
+    );
     return () => {
       gone = true;
       resize.disconnect();
@@ -80,6 +85,10 @@ export function Chart(props: {
     );
   }, [chart, theme, props.option]);
 
+  if (isMissing)
+    return (
+      <p class="empty">The chart could not be loaded: reload the page. Its figures are in the tables.</p>
+    );
   return (
     <div class="chart" role="img" aria-label={props.label}>
       <div ref={element} style={{ height: `${props.height_px ?? 320}px` }} />

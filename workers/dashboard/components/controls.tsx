@@ -1,6 +1,6 @@
 /** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
 import type { ComponentChildren } from 'preact';
-import { useRef, useState } from 'preact/hooks';
+import { useEffect, useRef, useState } from 'preact/hooks';
 import { z } from 'zod';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import {
@@ -61,30 +61,58 @@ export function RowButton(props: {
   );
 }
 
+/** Copies a text. @throws Error with a sentence for the person, where the browser refuses. */
+export async function copyText(text: string): Promise<void> {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    throw new Error('This browser lets the page copy nothing; it may where the address begins with https.');
+  }
+}
+
 /** What changes something: not for those who only read. */
 export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
   useScope().mayChange ? children : null;
 
-/** Looks for something when the person stops typing, or presses Enter. */
+/** Looks for something when the person stops typing, or presses Enter; not any more once the page is left. */
 export function Search(props: {
   readonly title: string;
   readonly value: string;
   readonly onSearch: (text: string) => void;
 }) {
-  const [timer, setTimer] = useState<ReturnType<typeof setTimeout>>();
+  const field = useRef<HTMLInputElement>(null);
+  const searched = useRef(props.value);
+  const timer = useRef<ReturnType<typeof setTimeout>>();
+  useEffect(() => () => clearTimeout(timer.current), []);
+  // A link or the back button changes what is looked for, too.
+  useEffect(() => {
+    if (props.value === searched.current) return;
+    clearTimeout(timer.current);
+    searched.current = props.value;
+    field.current!.value = props.value;
+  }, [props.value]);
   const search = (text: string, wait_ms: number) => {
-    clearTimeout(timer);
-    setTimer(setTimeout(() => props.onSearch(text.trim()), wait_ms));
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => {
+      searched.current = text.trim();
+      props.onSearch(searched.current);
+    }, wait_ms);
   };
   return (
     <label class="search">
       {props.title}
       <input
+        ref={field}
         type="search"
         maxLength={200}
         defaultValue={props.value}
         onInput={(event) => search(event.currentTarget.value, 250)}
-        onKeyDown={(event) => event.key === 'Enter' && search(event.currentTarget.value, 0)}
+        onKeyDown={(event) => {
+          if (event.key !== 'Enter') return;
+          // The field may stand in a form, which is not sent by this.
+          event.preventDefault();
+          search(event.currentTarget.value, 0);
+        }}
       />
     </label>
   );

@@ -1,6 +1,6 @@
 /**
- * Modal dialogs that ask before something is changed, and notices: what went wrong, what is loading, what there is not. The
- * browser keeps the focus inside of a dialog. A poll that fails behind one changes nothing in it, and Escape never throws away
+ * Modal dialogs that ask before something is changed, what a page opens, and notices: what went wrong, what is loading, what
+ * there is not. The browser keeps the focus inside of a dialog. A poll that fails behind one changes nothing in it, and Escape never throws away
  * what somebody typed without asking.
  */
 import type { ComponentChildren } from 'preact';
@@ -69,9 +69,13 @@ export function Confirm(props: {
       await props.act();
       props.onClose();
     });
+  // What was sent cannot be called back: whoever left would not hear how it ends.
+  const leave = () => {
+    if (!busy) props.onClose();
+  };
   const footer = (
     <>
-      <Cancel onClick={props.onClose} />
+      <Cancel onClick={leave} busy={busy} />
       <button
         type="button"
         class={props.destroys === true ? 'danger' : undefined}
@@ -84,7 +88,7 @@ export function Confirm(props: {
     </>
   );
   return (
-    <Dialog title={props.title} onEscape={props.onClose} footer={footer}>
+    <Dialog title={props.title} onEscape={leave} footer={footer}>
       {props.children}
       {error !== undefined && <Failure error={error} />}
     </Dialog>
@@ -113,6 +117,7 @@ export function FormDialog(props: {
     return attempt(() => props.onSubmit(form));
   };
   const leave = () => {
+    if (busy) return;
     if (isTouched) setAsks(!asks);
     else props.onClose();
   };
@@ -128,7 +133,7 @@ export function FormDialog(props: {
     </div>
   ) : (
     <>
-      <Cancel onClick={leave} />
+      <Cancel onClick={leave} busy={busy} />
       <button type="submit" form={formId} aria-busy={busy} disabled={busy || props.isReady === false}>
         {props.action}
       </button>
@@ -144,10 +149,27 @@ export function FormDialog(props: {
   );
 }
 
-const Cancel = ({ onClick }: { readonly onClick: () => void }) => (
-  <button type="button" class="secondary" onClick={onClick}>
+const Cancel = ({ onClick, busy }: { readonly onClick: () => void; readonly busy: boolean }) => (
+  <button type="button" class="secondary" onClick={onClick} disabled={busy}>
     Cancel
   </button>
+);
+
+/** One thing of a list, opened on its page until it is closed. */
+export const Detail = (props: {
+  readonly title: string;
+  readonly onClose: () => void;
+  readonly children: ComponentChildren;
+}) => (
+  <section aria-label={props.title} class="detail">
+    <div class="row spread">
+      <h2>{props.title}</h2>
+      <button type="button" class="small outline" onClick={props.onClose}>
+        Close
+      </button>
+    </div>
+    {props.children}
+  </section>
 );
 
 /* Notices. */

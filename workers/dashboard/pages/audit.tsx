@@ -2,7 +2,7 @@
 import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
 import { RowButton } from '../components/controls.tsx';
-import { Empty, Loaded } from '../components/dialog.tsx';
+import { Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { Facts, ListTable } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { when } from '../look.ts';
@@ -14,7 +14,7 @@ export function Audit() {
   const [q, setQ] = useAddress('q', '');
   const [shown, show] = useAddress('entry', '');
   const scope = { tenant: tenant || undefined };
-  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, REFRESH_ms);
+  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, { every_ms: REFRESH_ms });
   return (
     <>
       <p class="row">
@@ -22,7 +22,7 @@ export function Audit() {
           Export as JSONL
         </a>
       </p>
-      {shown !== '' && <Detail key={shown} id={shown} onClose={() => show('')} />}
+      {shown !== '' && <Entry key={shown} id={shown} onClose={() => show('')} />}
       <ListTable
         caption="What administrators changed"
         list={list}
@@ -50,20 +50,14 @@ export function Audit() {
   );
 }
 
-function Detail({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
+function Entry({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
   const found = useLoad(['audit', id], (signal) =>
     admin(auditEntrySchema, `/audit/${encodeURIComponent(id)}`, { signal }),
   );
   return (
-    <section aria-label={`Change ${id}`} class="detail">
-      <div class="row spread">
-        <h2>Change {id}</h2>
-        <button type="button" class="small outline" onClick={onClose}>
-          Close
-        </button>
-      </div>
+    <Detail title={`Change ${id}`} onClose={onClose}>
       <Loaded load={found}>{(entry) => <Change entry={entry} />}</Loaded>
-    </section>
+    </Detail>
   );
 }
 

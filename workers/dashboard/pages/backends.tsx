@@ -6,7 +6,7 @@ import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts'
 import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
 import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
-import { Confirm, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
+import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { emptyText, Table } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
 import { duration, percent, shortVersion, when, whose } from '../look.ts';
@@ -51,7 +51,9 @@ export function Backends() {
               onRemove={(id) => setOpen({ what: 'remove', id })}
               onShow={setShown}
             />
-            {data.some(({ id }) => id === shown) && <Jobs key={shown} backend={shown} />}
+            {data.some(({ id }) => id === shown) && (
+              <Jobs key={shown} backend={shown} onClose={() => setShown('')} />
+            )}
           </>
         )}
       </Loaded>
@@ -172,7 +174,7 @@ const JOBS_REFRESH_ms = 2_000;
 
 type OpenJob = { readonly what: 'new' } | { readonly what: 'cancel' | 'store'; readonly id: string };
 
-function Jobs({ backend }: { readonly backend: string }) {
+function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose: () => void }) {
   const { tenant } = useScope();
   const [open, setOpen] = useState<OpenJob>();
   const [stored, setStored] = useState<string>();
@@ -185,15 +187,12 @@ function Jobs({ backend }: { readonly backend: string }) {
   );
   const close = () => setOpen(undefined);
   return (
-    <section aria-label={`Jobs of ${backend}`}>
-      <div class="row spread">
-        <h2>Jobs of {backend}</h2>
-        <ForChange>
-          <button type="button" onClick={() => setOpen({ what: 'new' })}>
-            Learn masks
-          </button>
-        </ForChange>
-      </div>
+    <Detail title={`Jobs of ${backend}`} onClose={onClose}>
+      <ForChange>
+        <button type="button" onClick={() => setOpen({ what: 'new' })}>
+          Learn masks
+        </button>
+      </ForChange>
       {stored !== undefined && (
         <Notice kind="info">
           {stored} is stored for {whose(tenant)}: the Releases page makes it live.
@@ -243,7 +242,7 @@ function Jobs({ backend }: { readonly backend: string }) {
           <p>For {whose(tenant)}. Nothing goes live by that.</p>
         </Confirm>
       )}
-    </section>
+    </Detail>
   );
 }
 

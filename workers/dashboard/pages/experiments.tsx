@@ -13,10 +13,10 @@ import type { StickyKind } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
 import { Choice, ForChange, RowButton } from '../components/controls.tsx';
-import { Confirm, Empty, Loaded } from '../components/dialog.tsx';
+import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
-import { number, percent, when } from '../look.ts';
+import { number, percent, pValue, when } from '../look.ts';
 import { NewExperiment } from './new-experiment.tsx';
 
 type Open =
@@ -43,7 +43,7 @@ export function Experiments() {
         onAct={(what, experiment) => setOpen({ what, experiment })}
         onShow={(experiment) => setShown(keyOf(experiment))}
       />
-      {shown !== '' && <Shown key={shown} name={shown} />}
+      {shown !== '' && <Shown key={shown} name={shown} onClose={() => setShown('')} />}
       {open?.what === 'new' && <NewExperiment onClose={close} />}
       {open !== undefined && open.what !== 'new' && (
         <Act what={open.what} experiment={open.experiment} onClose={close} />
@@ -115,12 +115,16 @@ function ExperimentTable(props: {
 }
 
 /** The one in view need not be on the page of the list that is loaded. */
-function Shown({ name }: { readonly name: string }) {
+function Shown({ name, onClose }: { readonly name: string; readonly onClose: () => void }) {
   const [tenant = '', id = ''] = name.split('/');
   const found = useLoad(['experiment', name], (signal) =>
     admin(experimentSchema, `/experiments/${id}${query({ tenant })}`, { signal }),
   );
-  return <Loaded load={found}>{(experiment) => <Results experiment={experiment} />}</Loaded>;
+  return (
+    <Detail title={`Results of ${id}`} onClose={onClose}>
+      <Loaded load={found}>{(experiment) => <Results experiment={experiment} />}</Loaded>
+    </Detail>
+  );
 }
 
 /** Two tenants may have the same id. */
@@ -199,17 +203,16 @@ function Results({ experiment }: { readonly experiment: Experiment }) {
     REFRESH_ms,
   );
   return (
-    <section aria-label={`Results of ${experiment.id}`}>
-      <h2>Results of {experiment.id}</h2>
+    <>
       <label>
         Only requests from, like EU, EU/DE or EU/DE/FRA (empty: everywhere)
         <input
-          value={region}
+          defaultValue={region}
           onChange={(event) => setRegion(event.currentTarget.value.trim().replace(/\/+$/, ''))}
         />
       </label>
       <Loaded load={results}>{(found) => <Picture results={found} sticky={experiment.sticky} />}</Loaded>
-    </section>
+    </>
   );
 }
 
@@ -258,7 +261,7 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
           { title: 'Variant’s', cell: (row) => figure(row.mean), isNumber: true },
           { title: 'Difference', cell: (row) => figure(row.difference), isNumber: true },
           { title: `${percent(1 - results.alpha, 0)} interval`, cell: intervalOf, isNumber: true },
-          { title: 'p', cell: (row) => number(row.p_value, 4), isNumber: true },
+          { title: 'p', cell: (row) => pValue(row.p_value), isNumber: true },
           { title: 'Verdict', cell: (row) => row.verdict.replaceAll('_', ' ') },
         ]}
       />

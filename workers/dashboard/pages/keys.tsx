@@ -10,10 +10,10 @@ import {
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
 import { admin } from '../api.ts';
-import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
-import { Confirm, Dialog, FormDialog } from '../components/dialog.tsx';
+import { Choice, copyText, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
+import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddress, useAddressOf, useList, useScope } from '../hooks.ts';
+import { type List, useAddress, useAddressOf, useList, useRetried, useScope } from '../hooks.ts';
 import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
@@ -71,6 +71,7 @@ function KeyTable(props: {
   };
   readonly onAct: (what: 'rotate' | 'revoke', key: ApiKey) => void;
 }) {
+  const { mayChange } = useScope();
   const button = (title: string, what: 'rotate' | 'revoke', key: ApiKey) => (
     <RowButton
       title={title}
@@ -95,15 +96,16 @@ function KeyTable(props: {
         {
           title: 'State',
           isActions: true,
-          cell: (key) =>
-            stateOf(key) === 'works' ? (
+          cell: (key) => {
+            if (stateOf(key) !== 'works') return stateOf(key);
+            if (!mayChange) return key.replaced_by === null ? 'works' : 'was rotated';
+            return (
               <>
                 {key.replaced_by === null ? button('Rotate', 'rotate', key) : 'was rotated'}{' '}
                 {button('Revoke', 'revoke', key)}
               </>
-            ) : (
-              stateOf(key)
-            ),
+            );
+          },
         },
       ]}
     />
@@ -232,10 +234,12 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
 
 function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly onClose: () => void }) {
   const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(created.key);
-    setCopied(true);
-  };
+  const { error, attempt } = useRetried();
+  const copy = () =>
+    attempt(async () => {
+      await copyText(created.key);
+      setCopied(true);
+    });
   return (
     <Dialog
       title="The new key"
@@ -259,6 +263,7 @@ function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly
         aria-label="The new key"
         onFocus={(event) => event.currentTarget.select()}
       />
+      {error !== undefined && <Failure error={error} />}
     </Dialog>
   );
 }

@@ -5,6 +5,7 @@ import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../share
 import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
 import { admin } from '../api.ts';
 import {
+  Choice,
   itemsIn,
   Several,
   TenantBoxes,
@@ -55,19 +56,11 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
                   Variant {name}
                   {index === 0 ? ', which the others are compared with' : ''}
                 </legend>
-                <label>
-                  Mask set
-                  <select name={`mask_set_${name}`}>
-                    <option value={DENSE_VARIANT}>dense</option>
-                    {withInUse(found, inUse.state === 'ready' ? inUse.data : null).map(
-                      ({ version, name: setName }) => (
-                        <option key={version} value={version} selected={index > 0}>
-                          {setName} {shortVersion(version)}
-                        </option>
-                      ),
-                    )}
-                  </select>
-                </label>
+                <VariantSet
+                  name={`mask_set_${name}`}
+                  isControl={index === 0}
+                  sets={withInUse(found, inUse.state === 'ready' ? inUse.data : null)}
+                />
                 <label>
                   Weight
                   <input
@@ -105,6 +98,29 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
         <Share name="alpha" title="Significance level, %" preset="5" min={0.1} />
       </div>
     </FormDialog>
+  );
+}
+
+/** Sets that are found later come last in the list, so that neither the preset nor what was picked changes. */
+function VariantSet(props: {
+  readonly name: string;
+  readonly isControl: boolean;
+  readonly sets: readonly NamedSet[];
+}) {
+  const { name, isControl, sets } = props;
+  const [picked, pick] = useState<string>();
+  const preset = isControl ? undefined : sets[0]?.version;
+  return (
+    <Choice
+      title="Mask set"
+      name={name}
+      value={picked ?? preset ?? DENSE_VARIANT}
+      options={[
+        [DENSE_VARIANT, 'dense'],
+        ...sets.map(({ version, name: of }) => [version, `${of} ${shortVersion(version)}`] as const),
+      ]}
+      onPick={pick}
+    />
   );
 }
 

@@ -127,7 +127,7 @@ function Comments() {
     ratedSchema,
     '/ratings',
     { tenant: tenant || undefined, commented: 'true' },
-    REFRESH_ms,
+    { every_ms: REFRESH_ms },
   );
   return (
     <ListTable

@@ -6,7 +6,7 @@ import { EventSourceParserStream } from 'eventsource-parser/stream';
 import { z } from 'zod';
 import { createdKeySchema } from '../../../shared/admin/admin-wire.ts';
 import { DENSE_SUFFIX, HEADERS, TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
-import { ApiError, admin, failure } from '../api.ts';
+import { ApiError, admin, failure, reachEdge } from '../api.ts';
 
 export type Prompt = {
   readonly model: string;
@@ -26,8 +26,8 @@ export type Progress = {
   readonly tokens: number;
   /** From sending to the first token; null before it. */
   readonly first_ms: number | null;
-  /** Mean from the first token to the last. */
-  readonly perToken_ms: number | null;
+  /** From sending to the last token that came; null before the first. */
+  readonly last_ms: number | null;
   /** What the response's headers say, by header; empty before they came. */
   readonly decision: Readonly<Record<string, string>>;
   readonly isDone: boolean;
@@ -37,7 +37,7 @@ export const NO_PROGRESS: Progress = {
   text: '',
   tokens: 0,
   first_ms: null,
-  perToken_ms: null,
+  last_ms: null,
   decision: {},
   isDone: false,
 };
@@ -91,9 +91,12 @@ export function curlOf(origin: string, prompt: Prompt): string {
   ].join(' \\\n  ');
 }
 
-/** Calls `onProgress` with every token. @throws ApiError what the edge or, later, the backend answers. */
+/**
+ * Calls `onProgress` with every token.
+ * @throws ApiError what the edge or, later, the backend answers; `network` when the answer breaks off.
+ */
 export async function streamChat(
-  key: string,
+  tenant: string,
   prompt: Prompt,
   kind: 'masked' | 'dense',
   onProgress: (progress: Progress) => void,
@@ -101,7 +104,7 @@ export async function streamChat(
 ): Promise<void> {
   const started_ms = performance.now();
   const body = { ...chatBody(prompt, kind), stream: true, stream_options: { include_usage: true } };
-  const response = await askEdge(key, '/v1/chat/completions', { body, prompt, signal });
+  const response = await askEdge(tenant, '/v1/chat/completions', { body, prompt, signal });
   const decision = Object.fromEntries(
     DECISION.flatMap((name) => {
       const value = response.headers.get(name);
@@ -114,37 +117,49 @@ export async function streamChat(
     .body!.pipeThrough(new TextDecoderStream())
     .pipeThrough(new EventSourceParserStream());
   for await (const { data } of readAll(events)) {
-    if (data === '[DONE]') break;
+    if (data === '[DONE]') return onProgress({ ...progress, isDone: true });
     const chunk = chunkSchema.parse(JSON.parse(data));
     if (chunk.error !== undefined) throw new ApiError(502, chunk.error.code ?? 'error', chunk.error.message);
     progress = advance(progress, chunk, performance.now() - started_ms);
     onProgress(progress);
   }
-  onProgress({ ...progress, isDone: true });
+  throw brokeOff();
 }
 
+const brokeOff = () => new ApiError(0, 'network', 'The answer broke off before its end.');
+
+/** A chunk may hold several tokens, as of one letter; how many there were in all is said in the last one. */
 function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: number): Progress {
   const content = chunk.choices?.[0]?.delta?.content ?? '';
   const tokens = chunk.usage?.completion_tokens ?? before.tokens + (content === '' ? 0 : 1);
-  const first_ms = before.first_ms ?? (content === '' ? null : now_ms);
-  const perToken_ms =
-    content === '' || first_ms === null || tokens < 2
-      ? before.perToken_ms
-      : (now_ms - first_ms) / (tokens - 1);
-  return { ...before, text: before.text + content, tokens, first_ms, perToken_ms };
+  if (content === '') return { ...before, tokens };
+  const first_ms = before.first_ms ?? now_ms;
+  return { ...before, text: before.text + content, tokens, first_ms, last_ms: now_ms };
 }
 
-/** A question to the API that clients use; with a body it is a POST. @throws ApiError what the edge answers. */
-export async function askEdge(
-  key: string,
-  path: string,
-  {
-    body,
-    prompt,
-    signal,
-  }: { readonly body?: object; readonly prompt?: Prompt; readonly signal: AbortSignal },
-): Promise<Response> {
-  const response = await fetch(path, {
+/** Mean from the first token to the last; null when there are no two. */
+export const perToken_ms = ({ tokens, first_ms, last_ms }: Progress): number | null =>
+  first_ms === null || last_ms === null || tokens < 2 ? null : (last_ms - first_ms) / (tokens - 1);
+
+type Question = { readonly body?: object; readonly prompt?: Prompt; readonly signal: AbortSignal };
+
+/**
+ * A question to the API that clients use, as the tenant; with a body it is a POST. A key that somebody revoked is replaced.
+ * @throws ApiError what the edge answers, or `network`.
+ */
+export async function askEdge(tenant: string, path: string, question: Question): Promise<Response> {
+  const key = await playgroundKey(tenant);
+  let response = await askWith(key, path, question);
+  if (response.status === 401) {
+    if (held.get(tenant)?.key === key) held.delete(tenant);
+    response = await askWith(await playgroundKey(tenant), path, question);
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+const askWith = (key: string, path: string, { body, prompt, signal }: Question): Promise<Response> =>
+  reachEdge(path, {
     headers: {
       authorization: `Bearer ${key}`,
       'content-type': 'application/json',
@@ -153,16 +168,15 @@ export async function askEdge(
     ...(body === undefined ? {} : { method: 'POST', body: JSON.stringify(body) }),
     signal,
   });
-  if (!response.ok) throw await failure(response);
-  return response;
-}
 
 /** Not every browser lets streams be iterated. */
 async function* readAll<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
   const reader = stream.getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(() => {
+        throw brokeOff();
+      });
       if (done) return;
       yield value;
     }
@@ -173,18 +187,24 @@ async function* readAll<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
 
 /*
  * The playground's key: an ordinary tenant key, so that budgets and routing are the tenant's. It is made when it is
- * first needed, lives an hour, and exists in this page's memory only.
+ * first needed, lives an hour, and exists in this page's memory only, until somebody logs out.
  */
 
 const LIFETIME_ms = 3_600_000;
 /** A key about to expire is not used for a long answer. */
 const SPARE_ms = 300_000;
 
-const held = new Map<string, { readonly key: string; readonly expiresAt_ms: number }>();
+let held = new Map<string, { readonly key: string; readonly expiresAt_ms: number }>();
+
+export function forgetPlaygroundKeys(): void {
+  held = new Map();
+}
 
 /** @throws ApiError when the edge makes none. */
-export async function playgroundKey(tenant: string): Promise<string> {
-  const known = held.get(tenant);
+async function playgroundKey(tenant: string): Promise<string> {
+  // Whoever logs out meanwhile leaves no key behind.
+  const keys = held;
+  const known = keys.get(tenant);
   if (known !== undefined && known.expiresAt_ms - Date.now() > SPARE_ms) return known.key;
   const expiresAt_ms = Date.now() + LIFETIME_ms;
   const body = {
@@ -194,6 +214,6 @@ export async function playgroundKey(tenant: string): Promise<string> {
     expires_at: new Date(expiresAt_ms).toISOString(),
   };
   const { key } = await admin(createdKeySchema, '/keys', { method: 'POST', body });
-  held.set(tenant, { key, expiresAt_ms });
+  keys.set(tenant, { key, expiresAt_ms });
   return key;
 }

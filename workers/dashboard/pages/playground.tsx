@@ -9,10 +9,10 @@ import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
-import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
+import { Choice, copyText, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { useAddress, useLoad, useScope } from '../hooks.ts';
+import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
@@ -21,7 +21,7 @@ import {
   NO_PROGRESS,
   type Progress,
   type Prompt,
-  playgroundKey,
+  perToken_ms,
   streamChat,
 } from './playground-stream.ts';
 
@@ -49,12 +49,22 @@ export function Playground() {
 
 function Ready({ tenant }: { readonly tenant: string }) {
   const models = useLoad(['playground', tenant], (signal) => modelsOf(tenant, signal));
-  return <Loaded load={models}>{(found) => <Bench tenant={tenant} models={found} />}</Loaded>;
+  return (
+    <Loaded load={models}>
+      {(found) =>
+        found.length === 0 ? (
+          <Empty>No backend serves a model that {tenant} may use.</Empty>
+        ) : (
+          <Bench tenant={tenant} models={found} />
+        )
+      }
+    </Loaded>
+  );
 }
 
 /** The models that the tenant may ask for. */
 async function modelsOf(tenant: string, signal: AbortSignal): Promise<readonly string[]> {
-  const answer = await askEdge(await playgroundKey(tenant), '/v1/models', { signal });
+  const answer = await askEdge(tenant, '/v1/models', { signal });
   const { data: served } = modelListSchema.parse(await answer.json());
   return served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
 }
@@ -81,9 +91,8 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
     setError(undefined);
     setDecision(undefined);
     try {
-      const key = await playgroundKey(tenant);
-      setDecision(await explain(key, prompt, signal));
-      const stream = (name: (typeof SIDES)[number]) => streamSide(name, key, prompt, setSides, signal);
+      setDecision(await explain(tenant, prompt, signal));
+      const stream = (name: (typeof SIDES)[number]) => streamSide(name, tenant, prompt, setSides, signal);
       if (isInTurn) for (const name of SIDES) await stream(name);
       else await Promise.all(SIDES.map(stream));
     } catch (thrown) {
@@ -136,7 +145,7 @@ function Difference({ dense, masked }: { readonly dense: string; readonly masked
 
 async function streamSide(
   name: (typeof SIDES)[number],
-  key: string,
+  tenant: string,
   prompt: Prompt,
   setSides: (change: (before: Sides) => Sides) => void,
   signal: AbortSignal,
@@ -149,7 +158,7 @@ async function streamSide(
       last = progress;
       show({ state: progress.isDone ? 'done' : 'running', progress });
     };
-    await streamChat(key, prompt, name, onProgress, signal);
+    await streamChat(tenant, prompt, name, onProgress, signal);
   } catch (error) {
     show(
       signal.aborted
@@ -228,10 +237,12 @@ function PromptForm(props: {
     const fields = new FormData(form.current!);
     props.onRun(promptIn(fields), fields.get('turns') !== null);
   };
-  const copy = async () => {
-    await navigator.clipboard.writeText(curlOf(location.origin, promptIn(new FormData(form.current!))));
-    setCopied(true);
-  };
+  const { error: copyError, attempt } = useRetried();
+  const copy = () =>
+    attempt(async () => {
+      await copyText(curlOf(location.origin, promptIn(new FormData(form.current!))));
+      setCopied(true);
+    });
   return (
     <form
       ref={form}
@@ -297,6 +308,7 @@ function PromptForm(props: {
           towards the tenant’s budget, is marked as “playground”, and takes part in no experiment.
         </small>
       </div>
+      {copyError !== undefined && <Failure error={copyError} />}
     </form>
   );
 }
@@ -329,25 +341,28 @@ function Answer({ title, side }: { readonly title: string; readonly side: Side }
       </p>
       {side.state === 'failed' && <Failure error={side.error} />}
       <footer>
-        <small>{progress === undefined ? 'Nothing was run yet.' : speed(progress)}</small>
+        <small>
+          {progress === undefined ? 'Nothing was run yet.' : speed(progress, side.state === 'running')}
+        </small>
         {side.state === 'stopped' && <small> Stopped.</small>}
       </footer>
     </article>
   );
 }
 
-function speed({ tokens, first_ms, perToken_ms }: Progress): string {
-  const first =
-    first_ms === null ? 'waiting for the first token' : `first token after ${number(first_ms)} ms`;
-  const rate = perToken_ms === null ? '' : `, then ${number(perToken_ms, 1)} ms/token`;
-  return `${first}${rate}, ${tokens} tokens`;
+function speed(progress: Progress, isRunning: boolean): string {
+  const { tokens, first_ms } = progress;
+  if (first_ms === null) return isRunning ? 'waiting for the first token' : 'no text came';
+  const mean_ms = perToken_ms(progress);
+  const rate = mean_ms === null ? '' : `, then ${number(mean_ms, 1)} ms/token`;
+  return `first token after ${number(first_ms)} ms${rate}, ${tokens} ${tokens === 1 ? 'token' : 'tokens'}`;
 }
 
 /* Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
 
 /** @throws ApiError */
-async function explain(key: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
-  const response = await askEdge(key, '/v1/route', { body: chatBody(prompt, 'masked'), prompt, signal });
+async function explain(tenant: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {
+  const response = await askEdge(tenant, '/v1/route', { body: chatBody(prompt, 'masked'), prompt, signal });
   return dryRunSchema.parse(await response.json());
 }
 

@@ -225,7 +225,12 @@ function Comparison(props: {
 function History() {
   const { tenant } = useScope();
   const [q, setQ] = useAddress('history', '');
-  const list = useList(publicationSchema, '/publications', { tenant, q: q || undefined }, REFRESH_ms);
+  const list = useList(
+    publicationSchema,
+    '/publications',
+    { tenant, q: q || undefined },
+    { every_ms: REFRESH_ms },
+  );
   return (
     <ListTable
       caption="History"
@@ -255,7 +260,9 @@ function History() {
 
 function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
   if (action === 'pause') return 'its steps stand still';
-  const steps = rollout.map(({ share, duration_s }) => `${sharePercent(share)} for ${duration_s / 60} min`);
+  const steps = rollout.map(
+    ({ share, duration_s }) => `${sharePercent(share)} for ${duration(1000 * duration_s)}`,
+  );
   const parts = [
     steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
     ...(bounds === null ? [] : ['watched']),
@@ -271,7 +278,12 @@ function MaskSets(props: {
   const { live } = props;
   const { tenant } = useScope();
   const [q, setQ] = useAddress('set', '');
-  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q: q || undefined }, REFRESH_ms);
+  const list = useList(
+    maskSetSummarySchema,
+    '/mask-sets',
+    { tenant, q: q || undefined },
+    { every_ms: REFRESH_ms },
+  );
   return (
     <ListTable
       caption="Mask sets"

@@ -11,7 +11,7 @@ import {
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { admin, noneIfNotFound, query } from '../api.ts';
 import { Choice, RowButton, startOf_ms, useRange } from '../components/controls.tsx';
-import { Loaded } from '../components/dialog.tsx';
+import { Detail, Loaded } from '../components/dialog.tsx';
 import { MaskStrip } from '../components/mask-heat-map.tsx';
 import { type Column, type FactList, Facts, ListTable, type Sorting, Table } from '../components/table.tsx';
 import { useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
@@ -42,12 +42,15 @@ export function Requests() {
   const list = useList(
     seenRequestSchema,
     '/requests',
+    { tenant: tenant || undefined, outcome, sort, q: q || undefined },
     {
-      ...{ tenant: tenant || undefined, outcome, sort, q: q || undefined },
+      every_ms: REFRESH_ms,
       // Whatever is looked for by its id is found, however old.
-      from: q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined,
+      from: {
+        name: range.name,
+        at: () => (q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined),
+      },
     },
-    REFRESH_ms,
   );
   const sortedBy = Object.entries(SORT_TITLES).find(([, name]) => name === sort)?.[0];
   const onSort = (by: Sorting | undefined) =>
@@ -63,7 +66,7 @@ export function Requests() {
           onPick={setOutcome}
         />
       </div>
-      {shown !== '' && <Detail key={shown} id={shown} onClose={() => show('')} />}
+      {shown !== '' && <OneRequest key={shown} id={shown} onClose={() => show('')} />}
       <ListTable
         caption="Requests, kept for seven days"
         list={list}
@@ -122,18 +125,12 @@ const ratingOf = ({ rating }: SeenRequest): string =>
 
 /* One request: what was decided, and why. */
 
-function Detail({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
+function OneRequest({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
   const found = useLoad(['request', id], (signal) => loadDetail(id, signal));
   return (
-    <section aria-label={`Request ${id}`} class="detail">
-      <div class="row spread">
-        <h2>Request {id}</h2>
-        <button type="button" class="small outline" onClick={onClose}>
-          Close
-        </button>
-      </div>
+    <Detail title={`Request ${id}`} onClose={onClose}>
       <Loaded load={found}>{({ request, set }) => <Decision request={request} set={set} />}</Loaded>
-    </section>
+    </Detail>
   );
 }
 

@@ -195,12 +195,15 @@ const clusterName = (cluster: number | null, set: MaskSet | null): string => {
   return label === undefined ? String(cluster) : `${cluster}: ${label}`;
 };
 
+/** In a step without requests there is no share. */
+const shareIn = (value: unknown): string => percent(typeof value === 'number' ? value : null);
+
 const sharesOption =
   ({ clusters, starts_ms }: Series, set: MaskSet | null, { step_ms }: Range) =>
   (palette: Palette): ChartOption => ({
     grid: { left: 60, right: 30, top: 50, bottom: 40 },
     legend: legend(palette),
-    tooltip: { ...tooltip(palette), trigger: 'axis', valueFormatter: (value) => percent(Number(value)) },
+    tooltip: { ...tooltip(palette), trigger: 'axis', valueFormatter: shareIn },
     xAxis: steps(palette, starts_ms, step_ms),
     yAxis: axis(palette, 'share of requests', { type: 'value', min: 0, max: 1, nameGap: 42 }),
     series: clusters.map(({ cluster, shares }) => ({

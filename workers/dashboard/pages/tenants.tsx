@@ -11,7 +11,7 @@ import {
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
 import { RowButton, Several, useModelIds } from '../components/controls.tsx';
-import { FormDialog, Loaded, Notice } from '../components/dialog.tsx';
+import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';
@@ -38,7 +38,11 @@ export function Tenants() {
           {changed.id}: {message}
         </Notice>
       ))}
-      {shown !== '' && <Budget key={shown} id={shown} />}
+      {shown !== '' && (
+        <Detail key={shown} title={`Budget of ${shown}`} onClose={() => setShown('')}>
+          <Budget id={shown} />
+        </Detail>
+      )}
       <TenantTable
         tenants={tenants}
         search={{ title: 'Search tenants: an id or a name', value: q, onSearch: setQ }}
@@ -157,7 +161,7 @@ function Budget({ id }: { readonly id: string }) {
     <Loaded load={budget}>
       {({ data }) => (
         <Table
-          caption={`Budget of ${id}`}
+          caption="What may be used, and what is"
           empty={`${id} has no limits.`}
           rows={data}
           rowKey={({ unit, window }) => `${unit} ${window}`}
@@ -277,15 +281,29 @@ const newTenantOf = (form: FormData): object => ({
   ...limitFields(form),
 });
 
-/** Only what differs, so that two people who change different things do not undo each other's. */
+/**
+ * Only what differs from what the form showed, so that two people who change different things do not undo each other's.
+ * The form shows models in an order of its own, and shares rounded.
+ */
 function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   const wanted = { ...ownFields(form), ...(isGlobal ? limitFields(form) : {}) };
+  const shown = {
+    ...tenant,
+    ...Object.fromEntries(LIMITS.map((limit) => [limit.name, shownOf(tenant, limit)])),
+  };
+  const comparable = (value: unknown) => JSON.stringify(Array.isArray(value) ? [...value].sort() : value);
   return Object.fromEntries(
     Object.entries(wanted).filter(
-      ([name, value]) => JSON.stringify(value) !== JSON.stringify(tenant[name as keyof Tenant]),
+      ([name, value]) => comparable(value) !== comparable(shown[name as keyof Tenant]),
     ),
   );
 }
+
+const shownOf = (tenant: Tenant, { name, scale }: (typeof LIMITS)[number]): number | null =>
+  limitIn(scaled(tenant[name], scale) ?? null, scale);
+
+const limitIn = (text: FormDataEntryValue | null, scale: number): number | null =>
+  text === null ? null : Number(text) / scale;
 
 const ownFields = (form: FormData) => {
   const days = form.get('texts_kept_days');
@@ -301,11 +319,6 @@ function limitFields(form: FormData): object {
   return {
     enabled: form.get('enabled') !== null,
     models: models.length === 0 ? null : models,
-    ...Object.fromEntries(
-      LIMITS.map(({ name, scale }) => {
-        const text = form.get(name);
-        return [name, text === null ? null : Number(text) / scale];
-      }),
-    ),
+    ...Object.fromEntries(LIMITS.map(({ name, scale }) => [name, limitIn(form.get(name), scale)])),
   };
 }

@@ -15,7 +15,12 @@ import { number } from '../look.ts';
 export function Usage() {
   const { tenant } = useScope();
   const [group, setGroup] = useAddressOf('by', USAGE_GROUPS, 'day');
-  const usage = useList(usageRowSchema, '/usage', { tenant: tenant || undefined, group }, undefined, 'after');
+  const usage = useList(
+    usageRowSchema,
+    '/usage',
+    { tenant: tenant || undefined, group },
+    { cursor: 'after' },
+  );
   return (
     <>
       <div class="row">
