@@ -187,7 +187,11 @@ export class SchemaReader {
         `${path}/oneOf`,
         'a value could be valid for two of its schemas; use `anyOf`, or tell them apart by a property with `const`',
       );
-    const places = options.map((option, i) => ({ schema: option as unknown, path: `${path}/${name}/${i}` }));
+    const { [name]: _, type, nullable, ...beside } = schema;
+    const places = options.map((option: unknown, i) => ({
+      schema: isObject(option) && !('$ref' in option) ? joined(beside, option) : option,
+      path: `${path}/${name}/${i}`,
+    }));
     if (!('type' in schema)) return places;
     const types = this.types(schema, path);
     const found = places.flatMap((place) => {
@@ -307,6 +311,16 @@ export class SchemaReader {
 
 export const isObject = (value: unknown): value is SchemaObject =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** What both say, as far as one schema can: where they say the same thing twice, `second` counts. */
+function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
+  const both = { ...first, ...second };
+  const [a, b] = [first.properties, second.properties];
+  if (isObject(a) && isObject(b)) both.properties = { ...a, ...b };
+  if (Array.isArray(first.required) && Array.isArray(second.required))
+    both.required = [...first.required, ...second.required];
+  return both;
+}
 
 const valuesOf = (schema: SchemaObject): readonly unknown[] =>
   'const' in schema ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : [];

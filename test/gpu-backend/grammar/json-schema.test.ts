@@ -110,8 +110,9 @@ const KEPT: Record<string, unknown> = {
   anything: object({ any: {} }),
 };
 
+const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
+
 describe('what is generated is valid', () => {
-  const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
   test.each(Object.keys(KEPT))('%s', { timeout: 60_000 }, async (name) => {
     const schema = KEPT[name]!;
     const isValid = ajv.compile(schema as object);
@@ -256,6 +257,21 @@ describe('what cannot be kept', () => {
 
   test('is no long chain of references', () => {
     expect(schemaGrammar(chain(900), { strict: true, param: 'schema' })).toContain('schema_900');
+  });
+
+  test('is kept together where nobody asked for strictness and one schema can say it', async () => {
+    const schema = {
+      type: 'object',
+      properties: { id: { type: 'integer' }, name: { enum: ['x', 'y'] }, kind: { type: 'boolean' } },
+      required: ['kind'],
+      anyOf: [{ required: ['id'] }, { required: ['name'], properties: { more: { type: 'null' } } }],
+    };
+    const answer = schemaGrammar(schema, { strict: false, param: 'schema' });
+    const isValid = ajv.compile(schema);
+    for (let seed = 0; seed < 6; seed++) {
+      const { text } = await player.play({ answer, calls: undefined }, seed);
+      expect(isValid(JSON.parse(text)), text).toBe(true);
+    }
   });
 
   test('is left out where nobody asked for strictness', () => {
