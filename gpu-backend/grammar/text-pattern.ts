@@ -106,6 +106,8 @@ class PatternReader {
   #depth = 0;
   /** What was read last ended with `$`: nothing may stand behind it. */
   #isAtEnd = false;
+  /** How many `^` and `$` were read. */
+  #anchors = 0;
 
   constructor(pattern: string) {
     this.#letters = [...pattern];
@@ -152,13 +154,16 @@ class PatternReader {
     if (this.#letters[this.#at] === '^') {
       if (!isBegin) throw new PatternError('`^` stands behind other characters');
       this.#at++;
+      this.#anchors++;
       return undefined;
     }
     if (this.#letters[this.#at] === '$') {
       this.#at++;
+      this.#anchors++;
       this.#isAtEnd = true;
       return undefined;
     }
+    const anchors = this.#anchors;
     const part = this.#atom(isBegin);
     const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(
       this.#letters.slice(this.#at, this.#at + 16).join(''),
@@ -166,6 +171,8 @@ class PatternReader {
     if (found === null) return part;
     this.#at += [...found[0]].length;
     const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
+    if (this.#anchors > anchors && mark !== '?')
+      throw new PatternError('a group with `^` or `$` in it repeats');
     if (mark === '*') return repeat(part, 0);
     if (mark === '+') return repeat(part, 1);
     if (mark === '?') return repeat(part, 0, 1);

@@ -235,6 +235,7 @@ describe('what cannot be kept', () => {
     ],
     ['an end in a pattern that goes on', { type: 'string', pattern: '(a$)b' }, /`\$` stands before other/],
     ['a beginning in a pattern that has begun', { type: 'string', pattern: 'x(^a)' }, /`\^` stands behind/],
+    ['an anchor that repeats', { type: 'string', pattern: '(^a)+' }, /group with `\^` or `\$` in it repeats/],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
   test.each(HOSTILE)('%s', (_, schema, message) => {
