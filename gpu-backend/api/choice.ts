@@ -215,7 +215,7 @@ class ChoiceText {
   }
 }
 
-/** Offsets are those of the echoed text, in which the BOS that the model wants has no place. */
+/** Offsets are those of the echoed text. The BOS and the first space that the tokenizer puts before it have no place there. */
 function promptPieces(
   tokens: TokenText,
   job: ChoiceJob,
@@ -223,16 +223,20 @@ function promptPieces(
 ): Piece[] {
   const decoder = tokens.createDecoder({ showSpecial: true });
   const echo = job.echo ?? '';
-  let [offset, offset_codePoints] = [0, 0];
+  let text = '';
+  const starts = logprobs.map((_, position) => {
+    const start = text.length;
+    text += decoder.push(job.request.promptTokenIds[position]!);
+    return start;
+  });
+  text += decoder.flush();
+  const before = text.endsWith(echo) ? text.length - echo.length : Math.max(0, text.indexOf(echo));
+  let [counted, offset_codePoints] = [0, 0];
   return logprobs.map((logprob, position) => {
-    const tokenId = job.request.promptTokenIds[position]!;
-    const piece = { tokenId, offset, offset_codePoints, logprob };
-    const decoded = decoder.push(tokenId);
-    if (echo.startsWith(decoded, offset)) {
-      offset += decoded.length;
-      offset_codePoints += codePointsIn(decoded);
-    }
-    return piece;
+    const offset = Math.min(Math.max(0, starts[position]! - before), echo.length);
+    offset_codePoints += codePointsIn(echo.slice(counted, offset));
+    counted = offset;
+    return { tokenId: job.request.promptTokenIds[position]!, offset, offset_codePoints, logprob };
   });
 }
 

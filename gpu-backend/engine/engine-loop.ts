@@ -317,9 +317,10 @@ export class EngineLoop {
   }
 
   #sampleOne(sequence: Sequence, logits: Float32Array): void {
-    const { request } = sequence;
-    // Without stop ids nothing else ends an answer that is whole.
-    if (request.stopTokenIds.length === 0 && sequence.grammar?.isOver) {
+    const { request, grammar } = sequence;
+    // Where the answer is whole a stop id may still come, if there are any. Else it ends here when nothing but those could.
+    const mayStop = request.stopTokenIds.length > 0 && grammar?.mayEnd === true;
+    if (!mayStop && grammar?.isOver(request.stopTokenIds)) {
       this.#finish(sequence, 'stop');
       return;
     }

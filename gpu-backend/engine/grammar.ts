@@ -23,8 +23,6 @@ export const HEADER = {
   token: 2,
   /** 1 when the answer may end here. */
   mayEnd: 3,
-  /** 1 when nothing may follow. */
-  isOver: 4,
   words: 8,
 } as const;
 const UNKNOWN = -1;
@@ -58,10 +56,20 @@ export class SequenceGrammar {
     this.#bell = new Int32Array(bell);
   }
 
-  /** Nothing may follow any more. @throws as `restrict`. */
-  get isOver(): boolean {
+  /** Whether the answer may end here. @throws as `restrict`. */
+  get mayEnd(): boolean {
     this.#wait();
-    return this.#header[HEADER.isOver] === 1;
+    return this.#header[HEADER.mayEnd] === 1;
+  }
+
+  /** Whether no token but `stopTokenIds` may follow: the answer cannot go on. @throws as `restrict`. */
+  isOver(stopTokenIds: readonly number[]): boolean {
+    this.#wait();
+    return this.#allowed.every((bits, word) => {
+      let others = bits;
+      for (const id of stopTokenIds) if (id >> 5 === word) others &= ~(1 << (id & 31));
+      return others === 0;
+    });
   }
 
   /**

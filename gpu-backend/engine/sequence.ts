@@ -87,7 +87,8 @@ export function logitRows(sequence: Sequence, tokens: number): number[] {
 export function samplerState(sequence: Sequence): SamplerState {
   const { request, grammar } = sequence;
   // An answer that is whole ends, however short it is.
-  const mustGoOn = generatedTokens(sequence) < request.minTokens && grammar?.isOver !== true;
+  const mustGoOn =
+    generatedTokens(sequence) < request.minTokens && grammar?.isOver(request.stopTokenIds) !== true;
   return {
     generated: sequence.generated,
     prompt: sequence.promptSet,

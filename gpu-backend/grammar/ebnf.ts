@@ -47,6 +47,31 @@ export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => nu
   }
 }
 
+/** How many letters the texts of an expression without rules have, at least and at most. */
+export function lettersOf(expression: Expression): readonly [least: number, most: number] {
+  switch (expression.kind) {
+    case 'text':
+      return [expression.text.length, expression.text.length];
+    case 'chars':
+      return [1, 1];
+    case 'rule':
+      return [0, Number.POSITIVE_INFINITY];
+    case 'sequence': {
+      const all = expression.parts.map(lettersOf);
+      return [all.reduce((sum, [least]) => sum + least, 0), all.reduce((sum, [, most]) => sum + most, 0)];
+    }
+    case 'choice': {
+      const all = expression.options.map(lettersOf);
+      return [Math.min(...all.map(([least]) => least)), Math.max(...all.map(([, most]) => most))];
+    }
+    case 'repeat': {
+      const { part, min, max = Number.POSITIVE_INFINITY } = expression;
+      const [least, most] = lettersOf(part);
+      return [min * least, max * most];
+    }
+  }
+}
+
 type Rules = ReadonlyMap<string, Expression>;
 
 /** The EBNF of `rules`, which begins at `root`. */
@@ -112,10 +137,46 @@ const escaped = (letter: string): string =>
 const code = (point: number): string =>
   point > 0xffff ? `\\U${point.toString(16).padStart(8, '0')}` : `\\u${point.toString(16).padStart(4, '0')}`;
 
+function rulesIn(expression: Expression): string[] {
+  switch (expression.kind) {
+    case 'text':
+    case 'chars':
+      return [];
+    case 'rule':
+      return [expression.name];
+    case 'sequence':
+      return expression.parts.flatMap(rulesIn);
+    case 'choice':
+      return expression.options.flatMap(rulesIn);
+    case 'repeat':
+      return rulesIn(expression.part);
+  }
+}
+
+/**
+ * The rules for which `holds` is true, given those for which it was found true before. A rule is looked at again when one that it
+ * names was found, so a long chain costs no more in one order than in another.
+ */
+function rulesThat(
+  rules: Rules,
+  holds: (body: Expression, found: ReadonlySet<string>, name: string) => boolean,
+): ReadonlySet<string> {
+  const users = new Map<string, string[]>([...rules.keys()].map((name) => [name, []]));
+  for (const [name, body] of rules) for (const used of rulesIn(body)) users.get(used)?.push(name);
+  const found = new Set<string>();
+  const open = [...rules.keys()];
+  for (let name = open.pop(); name !== undefined; name = open.pop()) {
+    if (found.has(name) || !holds(rules.get(name)!, found, name)) continue;
+    found.add(name);
+    for (const user of users.get(name)!) open.push(user);
+  }
+  return found;
+}
+
 /** The rules from which no text comes that ends: each needs itself, or another such rule. */
 export function endlessRules(rules: Rules): string[] {
-  const ending = new Set<string>();
-  const ends = (expression: Expression): boolean => {
+  const ends = (expression: Expression, ending: ReadonlySet<string>): boolean => {
+    const alsoEnds = (part: Expression) => ends(part, ending);
     switch (expression.kind) {
       case 'text':
         return true;
@@ -124,24 +185,21 @@ export function endlessRules(rules: Rules): string[] {
       case 'rule':
         return ending.has(expression.name);
       case 'sequence':
-        return expression.parts.every(ends);
+        return expression.parts.every(alsoEnds);
       case 'choice':
-        return expression.options.some(ends);
+        return expression.options.some(alsoEnds);
       case 'repeat':
-        return expression.min === 0 || ends(expression.part);
+        return expression.min === 0 || alsoEnds(expression.part);
     }
   };
-  for (let before = -1; before < ending.size; ) {
-    before = ending.size;
-    for (const [name, body] of rules) if (!ending.has(name) && ends(body)) ending.add(name);
-  }
+  const ending = rulesThat(rules, ends);
   return [...rules.keys()].filter((name) => !ending.has(name));
 }
 
 /** The rules that come to themselves again before a letter was written: left recursion. */
 export function loopingRules(rules: Rules): string[] {
-  const empty = new Set<string>();
-  const isEmpty = (expression: Expression): boolean => {
+  const mayBeEmpty = (expression: Expression, empty: ReadonlySet<string>): boolean => {
+    const isEmpty = (part: Expression) => mayBeEmpty(part, empty);
     switch (expression.kind) {
       case 'text':
         return expression.text === '';
@@ -157,10 +215,7 @@ export function loopingRules(rules: Rules): string[] {
         return expression.min === 0 || isEmpty(expression.part);
     }
   };
-  for (let before = -1; before < empty.size; ) {
-    before = empty.size;
-    for (const [name, body] of rules) if (isEmpty(body)) empty.add(name);
-  }
+  const empty = rulesThat(rules, mayBeEmpty);
   const first = (expression: Expression): string[] => {
     switch (expression.kind) {
       case 'text':
@@ -169,7 +224,7 @@ export function loopingRules(rules: Rules): string[] {
       case 'rule':
         return [expression.name];
       case 'sequence': {
-        const end = expression.parts.findIndex((part) => !isEmpty(part));
+        const end = expression.parts.findIndex((part) => !mayBeEmpty(part, empty));
         return expression.parts.slice(0, end === -1 ? undefined : end + 1).flatMap(first);
       }
       case 'choice':
@@ -178,11 +233,8 @@ export function loopingRules(rules: Rules): string[] {
         return first(expression.part);
     }
   };
-  // Taken away from the outside: what is left when every rule without a first rule is gone goes in circles.
-  const firsts = new Map([...rules].map(([name, body]) => [name, new Set(first(body))]));
-  for (let before = -1; before !== firsts.size; ) {
-    before = firsts.size;
-    for (const [name, next] of firsts) if (![...next].some((one) => firsts.has(one))) firsts.delete(name);
-  }
-  return [...firsts.keys()];
+  // What is left without the rules that begin with letters, or with such rules, goes in circles.
+  const firsts = new Map([...rules].map(([name, body]) => [name, first(body)]));
+  const begun = rulesThat(rules, (_, found, name) => firsts.get(name)!.every((one) => found.has(one)));
+  return [...rules.keys()].filter((name) => !begun.has(name));
 }

@@ -10,6 +10,7 @@ import {
   choice,
   type Expression,
   endlessRules,
+  lettersOf,
   loopingRules,
   optional,
   printGrammar,
@@ -102,6 +103,8 @@ class Converter {
   readonly #rules = new Map<string, Expression>(BASICS);
   /** The rule of each schema that a `$ref` names. */
   readonly #named = new Map<string, string>();
+  /** Rules that are named and not made yet. Made one after the other, a chain of them needs no deep stack. */
+  readonly #unmade: { readonly name: string; readonly schema: unknown; readonly path: Path }[] = [];
   readonly #where = new Map<string, Path>();
   #nodes = 0;
   #literalChars = 0;
@@ -115,6 +118,8 @@ class Converter {
 
   convert(): string {
     const root = this.#rule('', this.#root, '');
+    for (let next = this.#unmade.pop(); next !== undefined; next = this.#unmade.pop())
+      this.#rules.set(next.name, this.#value(next.schema, next.path));
     const looping = loopingRules(this.#rules)[0];
     if (looping !== undefined)
       throw this.#reader.refusal(this.#where.get(looping) ?? '', 'it leads back to itself');
@@ -138,12 +143,13 @@ class Converter {
       const { $ref, found } = reader.reference(whole, path);
       return this.#rule($ref, found, $ref.slice(1));
     }
-    if ('const' in whole) return this.#literals([whole.const], path);
-    if ('enum' in whole) return this.#literals(reader.enumeration(whole, path), `${path}/enum`);
+    for (const name of ['const', 'enum'] as const) {
+      if (name in whole) return this.#literals(reader.literals(name, whole, path), `${path}/${name}`);
+    }
     for (const name of ['anyOf', 'oneOf'] as const) {
       if (!(name in whole)) continue;
       const options = reader.alternatives(name, whole, path);
-      return choice(...options.map((option, i) => this.#value(option, `${path}/${name}/${i}`, depth + 1)));
+      return choice(...options.map((option) => this.#value(option.schema, option.path, depth + 1)));
     }
     return choice(...reader.types(whole, path).map((type) => this.#typed(type, whole, path, depth)));
   }
@@ -156,7 +162,7 @@ class Converter {
     const name = `schema_${this.#named.size}`;
     this.#named.set(key, name);
     this.#where.set(name, path);
-    this.#rules.set(name, this.#value(schema, path));
+    this.#unmade.push({ name, schema, path });
     return rule(name);
   }
 
@@ -219,6 +225,14 @@ class Converter {
           'beside a length it cannot be kept; write the length into the pattern',
         );
       const found = this.#pattern(wanted, place);
+      if (hasLengths && this.#reader.isStrict && found !== undefined) {
+        const [least, most] = lettersOf(found);
+        if (least < (min ?? 0) || most > (max ?? Number.POSITIVE_INFINITY))
+          throw this.#reader.refusal(
+            place,
+            `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
+          );
+      }
       if (found !== undefined) return sequence(text('"'), found, text('"'));
     }
     if (!hasLengths) return rule('json_string');

@@ -57,11 +57,16 @@ function decimalPlaces(value: number): number {
   return Math.max(0, (mantissa!.split('.')[1]?.length ?? 0) - Number(exponent));
 }
 
+/** `value · 10^places` by its decimal digits: a product would be off by its last bits. */
+function shifted(value: number, places: number): number {
+  const [mantissa, exponent = '0'] = String(value).split('e');
+  return Number(`${mantissa}e${Number(exponent) + places}`);
+}
+
 /** All numbers with exactly so many decimals; `more`: and those with some digits behind them. */
 function decimalsBetween(bounds: Bounds, places: number, more: boolean): Expression | undefined {
-  const scale = 10 ** places;
-  const low = bounds.min === undefined ? -LARGEST : lowest(bounds.min * scale, bounds.minIsOut);
-  const high = bounds.max === undefined ? LARGEST : -lowest(-bounds.max * scale, bounds.maxIsOut);
+  const low = bounds.min === undefined ? -LARGEST : lowest(bounds.min, places, bounds.minIsOut);
+  const high = bounds.max === undefined ? LARGEST : -lowest(-bounds.max, places, bounds.maxIsOut);
   const options: Expression[] = [];
   const [from, to] = [Math.max(low, -LARGEST), Math.min(high, LARGEST)];
   if (from > to) return undefined;
@@ -81,12 +86,11 @@ function decimalsBetween(bounds: Bounds, places: number, more: boolean): Express
   return choice(...options);
 }
 
-/** The least whole number that is not below `bound`; a product may be off by its last bits. */
-function lowest(bound: number, isOut: boolean): number {
-  const near = Math.round(bound);
-  const isWhole = Math.abs(bound - near) < 1e-9 * Math.max(1, Math.abs(bound));
-  if (isWhole) return isOut ? near + 1 : near;
-  return Math.ceil(bound);
+/** The least whole n whose n / 10^places is not below `bound`, nor `bound` itself where that is out. */
+function lowest(bound: number, places: number, isOut: boolean): number {
+  const near = Math.ceil(shifted(bound, places));
+  const value = shifted(near, -places);
+  return value < bound || (isOut && value === bound) ? near + 1 : near;
 }
 
 /** Whole numbers from `low` to `high`, neither below 0, the last `places` digits of each behind a point. */

@@ -51,6 +51,9 @@ const KNOWN = new Set([
   ...STRING_KEYWORDS,
 ]);
 
+/** With them a schema without `type` may have values of any. */
+const TYPELESS_KEYWORDS = ['$ref', 'enum', 'const', 'anyOf', 'oneOf', 'allOf'];
+
 const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const;
 export type Type = (typeof TYPES)[number];
 
@@ -123,10 +126,17 @@ export class SchemaReader {
     const { $ref } = schema;
     if (typeof $ref !== 'string' || !/^#(\/|$)/.test($ref))
       throw this.refusal(`${path}/$ref`, 'expected a place in the same schema, such as "#/$defs/name"');
-    const others = Object.keys(schema).filter((name) => name !== '$ref' && !ANNOTATIONS.has(name));
-    if (others.length > 0 && this.isStrict)
-      throw this.refusal(`${path}/${others[0]}`, 'beside `$ref` it cannot be kept');
+    this.#requireAlone('$ref', schema, path);
     return { $ref, found: this.#find($ref, path) };
+  }
+
+  /** Where it is strict: nothing but annotations, and what is `also` kept, stands beside a keyword. */
+  #requireAlone(name: string, schema: SchemaObject, path: Path, also: readonly string[] = []): void {
+    if (!this.isStrict) return;
+    const beside = Object.keys(schema).find(
+      (one) => one !== name && !also.includes(one) && !ANNOTATIONS.has(one),
+    );
+    if (beside !== undefined) throw this.refusal(`${path}/${beside}`, `beside \`${name}\` it cannot be kept`);
   }
 
   #find($ref: string, path: Path): unknown {
@@ -149,31 +159,69 @@ export class SchemaReader {
     return [...new Set([...(given as Type[]), ...(nullable === true ? (['null'] as const) : [])])];
   }
 
-  /** The values of `enum` that have the schema's type. */
-  enumeration(schema: SchemaObject, path: Path): readonly unknown[] {
-    const values = schema.enum;
+  /** The values of `const` or `enum` that have the schema's type. */
+  literals(name: 'const' | 'enum', schema: SchemaObject, path: Path): readonly unknown[] {
+    const values = name === 'const' ? [schema.const] : schema.enum;
     if (!Array.isArray(values) || values.length === 0)
-      throw this.refusal(`${path}/enum`, 'expected a list with a value');
+      throw this.refusal(`${path}/${name}`, 'expected a list with a value');
+    this.#requireAlone(name, schema, path, ['type', 'nullable']);
     const types = 'type' in schema ? this.types(schema, path) : undefined;
     const allowed =
       types === undefined ? values : values.filter((value) => types.some((type) => isOf(type, value)));
-    if (allowed.length === 0) throw this.refusal(`${path}/enum`, 'none of its values has the type');
+    if (allowed.length === 0) throw this.refusal(`${path}/${name}`, 'none of its values has the type');
     return allowed;
   }
 
-  alternatives(name: 'anyOf' | 'oneOf', schema: SchemaObject, path: Path): readonly unknown[] {
+  /** The schemas of `anyOf` or `oneOf` that have values of the schema's type, and those values alone. */
+  alternatives(
+    name: 'anyOf' | 'oneOf',
+    schema: SchemaObject,
+    path: Path,
+  ): readonly { readonly schema: unknown; readonly path: Path }[] {
     const options = schema[name];
     if (!Array.isArray(options) || options.length === 0)
       throw this.refusal(`${path}/${name}`, 'expected a list with a schema');
-    const beside = Object.keys(schema).find((one) => one !== name && one !== 'type' && !ANNOTATIONS.has(one));
-    if (beside !== undefined && this.isStrict)
-      throw this.refusal(`${path}/${beside}`, `beside \`${name}\` it cannot be kept`);
+    this.#requireAlone(name, schema, path, ['type']);
     if (name === 'oneOf' && this.isStrict && !this.#areApart(options, path))
       throw this.refusal(
         `${path}/oneOf`,
         'a value could be valid for two of its schemas; use `anyOf`, or tell them apart by a property with `const`',
       );
-    return options;
+    const { [name]: _, type, nullable, ...beside } = schema;
+    const places = options.map((option: unknown, i) => ({
+      schema: isObject(option) && !('$ref' in option) ? joined(beside, option) : option,
+      path: `${path}/${name}/${i}`,
+    }));
+    if (!('type' in schema)) return places;
+    const types = this.types(schema, path);
+    const found = places.flatMap((place) => {
+      const narrowed = this.#narrowed(place.schema, types, place.path);
+      return narrowed === undefined ? [] : [{ ...place, schema: narrowed }];
+    });
+    if (found.length === 0) throw this.refusal(`${path}/${name}`, 'none of its schemas has the type');
+    return found;
+  }
+
+  /** The schema with those of its types that are among `types`; undefined when none is. */
+  #narrowed(schema: unknown, types: readonly Type[], path: Path): unknown {
+    if (schema === true) return { type: types };
+    if (!isObject(schema)) return schema;
+    if ('$ref' in schema) {
+      const own = this.#typesOf(this.reference(schema, path).found, path) ?? TYPES;
+      const isWithin = own.every((one) => types.some((type) => commonType(type, one) === one));
+      if (isWithin || !this.isStrict) return schema;
+      throw this.refusal(`${path}/$ref`, 'it leads to a schema of other types');
+    }
+    const own = this.#typesOf(schema, path) ?? types;
+    const common = types.flatMap((type) => own.flatMap((other) => commonType(type, other) ?? []));
+    return common.length === 0 ? undefined : { ...schema, type: [...new Set(common)] };
+  }
+
+  /** Undefined where a schema does not say them itself. */
+  #typesOf(schema: unknown, path: Path): readonly Type[] | undefined {
+    if (!isObject(schema)) return undefined;
+    const isOpen = !('type' in schema) && TYPELESS_KEYWORDS.some((name) => name in schema);
+    return isOpen ? undefined : this.types(schema, path);
   }
 
   /** Whether no value is valid for two of the schemas: by their types, or by a property that all of them fix. */
@@ -264,6 +312,16 @@ export class SchemaReader {
 export const isObject = (value: unknown): value is SchemaObject =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 
+/** What both say, as far as one schema can: where they say the same thing twice, `second` counts. */
+function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
+  const both = { ...first, ...second };
+  const [a, b] = [first.properties, second.properties];
+  if (isObject(a) && isObject(b)) both.properties = { ...a, ...b };
+  if (Array.isArray(first.required) && Array.isArray(second.required))
+    both.required = [...first.required, ...second.required];
+  return both;
+}
+
 const valuesOf = (schema: SchemaObject): readonly unknown[] =>
   'const' in schema ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : [];
 
@@ -284,6 +342,13 @@ function impliedTypes(schema: SchemaObject): readonly Type[] {
   if (has(STRING_KEYWORDS)) return ['string'];
   if (has(NUMBER_KEYWORDS)) return ['number'];
   return ['object', 'array', 'string', 'number', 'boolean', 'null'];
+}
+
+/** The type of the values that have both. */
+function commonType(a: Type, b: Type): Type | undefined {
+  if (a === b) return a;
+  const isNumeric = [a, b].every((type) => type === 'integer' || type === 'number');
+  return isNumeric ? 'integer' : undefined;
 }
 
 function isOf(type: Type, value: unknown): boolean {

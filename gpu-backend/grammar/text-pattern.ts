@@ -18,6 +18,7 @@ export class PatternError extends Error {}
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
+const DASH = 0x2d;
 const LAST = 0x10ffff;
 /** A JSON string's characters that stand there as they are. */
 const PLAIN_ASCII: readonly CharRange[] = [
@@ -103,65 +104,75 @@ class PatternReader {
   readonly #letters: readonly string[];
   #at = 0;
   #depth = 0;
+  /** What was read last ended with `$`: nothing may stand behind it. */
+  #isAtEnd = false;
+  /** How many `^` and `$` were read. */
+  #anchors = 0;
 
   constructor(pattern: string) {
     this.#letters = [...pattern];
   }
 
   whole(): Expression {
-    const found = this.#alternatives();
+    const found = this.#alternatives(true);
     if (this.#at < this.#letters.length) throw new PatternError('a group is closed that was not opened');
     return found;
   }
 
-  #alternatives(): Expression {
+  /** `isBegin`: the text begins here, so `^` may stand. */
+  #alternatives(isBegin: boolean): Expression {
     if (++this.#depth > 32) throw new PatternError('its groups are nested more than 32 deep');
-    const options = [this.#branch()];
+    const options = [this.#branch(isBegin)];
+    let isAtEnd = this.#isAtEnd;
     while (this.#letters[this.#at] === '|') {
       this.#at++;
-      options.push(this.#branch());
+      options.push(this.#branch(isBegin));
+      isAtEnd ||= this.#isAtEnd;
     }
+    this.#isAtEnd = isAtEnd;
     this.#depth--;
     return choice(...options);
   }
 
-  #branch(): Expression {
+  #branch(isBegin: boolean): Expression {
     const parts: Expression[] = [];
+    this.#isAtEnd = false;
     while (
       this.#at < this.#letters.length &&
       this.#letters[this.#at] !== '|' &&
       this.#letters[this.#at] !== ')'
     ) {
-      const part = this.#quantified(parts.length === 0);
+      if (this.#isAtEnd) throw new PatternError('`$` stands before other characters');
+      const part = this.#quantified(isBegin && parts.length === 0);
       if (part !== undefined) parts.push(part);
     }
     return sequence(...parts);
   }
 
   /** Undefined for an anchor. */
-  #quantified(isFirst: boolean): Expression | undefined {
+  #quantified(isBegin: boolean): Expression | undefined {
     if (this.#letters[this.#at] === '^') {
-      if (!isFirst) throw new PatternError('`^` stands behind other characters');
+      if (!isBegin) throw new PatternError('`^` stands behind other characters');
       this.#at++;
+      this.#anchors++;
       return undefined;
     }
     if (this.#letters[this.#at] === '$') {
       this.#at++;
-      if (
-        this.#at < this.#letters.length &&
-        this.#letters[this.#at] !== '|' &&
-        this.#letters[this.#at] !== ')'
-      )
-        throw new PatternError('`$` stands before other characters');
+      this.#anchors++;
+      this.#isAtEnd = true;
       return undefined;
     }
-    const part = this.#atom();
+    const anchors = this.#anchors;
+    const part = this.#atom(isBegin);
     const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(
       this.#letters.slice(this.#at, this.#at + 16).join(''),
     );
     if (found === null) return part;
     this.#at += [...found[0]].length;
     const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
+    if (this.#anchors > anchors && mark !== '?')
+      throw new PatternError('a group with `^` or `$` in it repeats');
     if (mark === '*') return repeat(part, 0);
     if (mark === '+') return repeat(part, 1);
     if (mark === '?') return repeat(part, 0, 1);
@@ -172,7 +183,7 @@ class PatternReader {
     return repeat(part, min, max);
   }
 
-  #atom(): Expression {
+  #atom(isBegin: boolean): Expression {
     const letter = this.#letters[this.#at++]!;
     switch (letter) {
       case '(': {
@@ -181,7 +192,7 @@ class PatternReader {
           if (named === null) throw new PatternError('look-ahead and look-behind have no grammar');
           this.#at += named[0].length;
         }
-        const inner = this.#alternatives();
+        const inner = this.#alternatives(isBegin);
         if (this.#letters[this.#at++] !== ')') throw new PatternError('a group is not closed');
         return inner;
       }
@@ -233,13 +244,17 @@ class PatternReader {
     while (this.#letters[this.#at] !== ']') {
       if (this.#at >= this.#letters.length) throw new PatternError('a class of characters is not closed');
       const low = this.#member();
-      if (this.#letters[this.#at] === '-' && this.#letters[this.#at + 1] !== ']' && low.length === 1) {
-        this.#at++;
-        const high = this.#member();
-        const [from, to] = [low[0]![0], high[0]?.[1] ?? -1];
-        if (to < from) throw new PatternError('a range of characters runs backwards');
-        ranges.push([from, to]);
-      } else ranges.push(...low);
+      if (this.#letters[this.#at] !== '-' || this.#letters[this.#at + 1] === ']') {
+        ranges.push(...low);
+        continue;
+      }
+      this.#at++;
+      const high = this.#member();
+      const [from, to] = [single(low), single(high)];
+      // Beside a class such as \d the dash is a dash.
+      if (from === undefined || to === undefined) ranges.push(...low, [DASH, DASH], ...high);
+      else if (to < from) throw new PatternError('a range of characters runs backwards');
+      else ranges.push([from, to]);
     }
     this.#at++;
     return isNegated ? complement(ranges) : ranges;
@@ -256,6 +271,10 @@ class PatternReader {
     return this.#escaped();
   }
 }
+
+/** The one character of `ranges`, if it is one. */
+const single = ([first, ...others]: readonly CharRange[]): number | undefined =>
+  first !== undefined && others.length === 0 && first[0] === first[1] ? first[0] : undefined;
 
 const HEX = '[0-9a-f]';
 const DATE =

@@ -226,7 +226,6 @@ class Sessions {
     const [word, bit] = [this.#endTokenId >> 5, 1 << (this.#endTokenId & 31)];
     header[HEADER.mayEnd] = (allowed[word]! & bit) === 0 ? 0 : 1;
     allowed[word]! &= ~bit;
-    header[HEADER.isOver] = allowed.every((word) => word === 0) ? 1 : 0;
     bits.set(allowed);
     Atomics.store(header, HEADER.matched, accepted);
     Atomics.notify(header, HEADER.matched);

@@ -61,7 +61,8 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     attentionBias: attentionBias(header, architecture),
     headNorms: family.headNorms || undefined,
     slidingWindow: slidingWindowOf(
-      read.number('attention.sliding_window'),
+      // As for llama.cpp, 0 is no window.
+      read.number('attention.sliding_window') || undefined,
       layersOf(layerCount),
       contextTokens,
     ),

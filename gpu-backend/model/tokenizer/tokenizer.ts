@@ -60,6 +60,8 @@ type AddedToken = {
   readonly normalized?: boolean;
   readonly lstrip?: boolean;
   readonly rstrip?: boolean;
+  /** It is none inside a word. */
+  readonly single_word?: boolean;
 };
 
 type TokenizerJson = {
@@ -277,14 +279,15 @@ function createCutter(
   others: readonly AddedToken[],
   normalizer: Normalizer | null,
 ): Cutter {
-  const isNormalized = ({ normalized, special }: AddedToken) =>
-    normalizer !== null && (normalized ?? special !== true);
+  const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? special !== true;
   const findControl = createFinder(control.map((token) => [token.content, token]));
   const findOther = createFinder(
     others.filter((token) => !isNormalized(token)).map((token) => [token.content, token]),
   );
   const findNormalized = createFinder(
-    others.filter(isNormalized).map((token) => [normalizer!.normalize(token.content), token]),
+    others
+      .filter(isNormalized)
+      .map((token) => [normalizer?.normalize(token.content) ?? token.content, token]),
   );
   return function* (text, within) {
     const sections = cutOut(text, [
@@ -326,11 +329,23 @@ function createFinder(entries: readonly (readonly [string, AddedToken])[]): Find
   const pattern = anyOf([...tokens.keys()]);
   return (text, from) => {
     pattern.lastIndex = from;
-    const match = pattern.exec(text);
-    if (match === null) return undefined;
-    return { index: match.index, end: pattern.lastIndex, token: tokens.get(match[0])! };
+    for (let match = pattern.exec(text); match !== null; match = pattern.exec(text)) {
+      const token = tokens.get(match[0])!;
+      const [index, end] = [match.index, pattern.lastIndex];
+      if (token.single_word !== true || !touchesWord(text, index, end)) return { index, end, token };
+    }
+    return undefined;
   };
 }
+
+/** A letter, mark, digit or connector, as Rust's `\w` has it. */
+const WORD = '[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]';
+const [ENDS_WITH_WORD, BEGINS_WITH_WORD] = [new RegExp(`${WORD}$`, 'u'), new RegExp(`^${WORD}`, 'u')];
+
+/** Whether a word goes on before or behind the part from `index` to `end`. */
+const touchesWord = (text: string, index: number, end: number): boolean =>
+  ENDS_WITH_WORD.test(text.slice(Math.max(0, index - 2), index)) ||
+  BEGINS_WITH_WORD.test(text.slice(end, end + 2));
 
 function cutOut(
   text: string,

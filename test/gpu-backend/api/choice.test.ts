@@ -1,5 +1,14 @@
 import { describe, expect, it } from 'vitest';
-import { StopMatcher } from '../../../gpu-backend/api/choice.ts';
+import {
+  type ChoiceJob,
+  notBegun,
+  type Piece,
+  runChoice,
+  StopMatcher,
+} from '../../../gpu-backend/api/choice.ts';
+import type { TokenText } from '../../../gpu-backend/api/parts.ts';
+import type { Engine } from '../../../gpu-backend/engine/engine.ts';
+import { createTokenReader, tokenTable } from '../../../gpu-backend/model/tokenizer/token-bytes.ts';
 
 function run(pieces: readonly string[], stops: readonly string[]) {
   const matcher = new StopMatcher(stops);
@@ -57,5 +66,37 @@ describe('stop strings', () => {
       };
       expect(run(pieces, stops), `${text} ${stops} ${pieces}`).toEqual(naive());
     }
+  });
+});
+
+describe('an echoed prompt', () => {
+  const names = ['<s>', '\u2581', '\u2581Hello', '\u2581world', '\u2581Hé'];
+  const json = {
+    model: { vocab: Object.fromEntries(names.map((name, id) => [name, id])) },
+    decoder: { type: 'Metaspace' },
+  };
+  const tokens = createTokenReader(tokenTable(json, [{ id: 0, content: '<s>', special: true }]));
+  const offsets = async (echo: string, promptTokenIds: number[]) => {
+    async function* generate() {
+      yield { type: 'prompt', logprobs: promptTokenIds.map(() => null) };
+      yield { type: 'finished', reason: 'length' };
+    }
+    const engine = { generate } as unknown as Engine;
+    const request = { promptTokenIds, minTokens: 0 };
+    const job = { index: 0, stops: [], echo, request } as unknown as ChoiceJob;
+    const pieces: Piece[] = [];
+    const { signal } = new AbortController();
+    for await (const event of runChoice(engine, tokens as unknown as TokenText, job, notBegun(), signal)) {
+      if (event.type === 'text') pieces.push(...event.pieces);
+    }
+    return pieces.map(({ offset }) => offset);
+  };
+
+  it('has its tokens where they stand in its text, without the BOS and the space that the tokenizer adds', async () => {
+    expect(await offsets('Hello world world', [0, 2, 3, 3])).toEqual([0, 0, 5, 11]);
+    expect(await offsets('Hé world', [4, 3])).toEqual([0, 2]);
+    expect(await offsets(' Hello world', [1, 2, 3])).toEqual([0, 0, 6]);
+    expect(await offsets(' Hello world', [2, 3])).toEqual([0, 6]);
+    expect(await offsets('  Hello', [0, 1, 1, 2])).toEqual([0, 0, 0, 1]);
   });
 });

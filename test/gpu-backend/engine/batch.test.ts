@@ -487,6 +487,30 @@ test.each(['f32', 'f16'] as const)(
   },
 );
 
+test('an answer of a form ends where all that may follow are stop ids, though it is not whole', async () => {
+  await using player = await openGrammarPlayer();
+  const runner = scriptedRunner(player.vocabularySize, (logits) => logits.fill(0));
+  const call = { tenant: 'a', signal: NEVER, param: 'schema' };
+  const prepared = await player.grammars.prepare({ answer: 'root ::= "7" "8"', calls: undefined }, call);
+  const open = await player.grammars.open(prepared, call);
+  const limits: LoopLimits = {
+    ...{ runningMax: 1, waitingMax: 1, queueTimeout_ms: 60_000, stepMax_ms: 40 },
+    ...{ chunkTokens: 64, cacheTokensMax: 160, prefixTokensMax: 0 },
+  };
+  const asked: Asked = {
+    ...{ tenant: 'a', mask: 0, comesAfter: 0, leavesAfter: undefined },
+    ...{ prompt: tokensOf(0, 5), maxTokens: 60 },
+  };
+  const [seven, eight] = ['7', '8'].map((digit) => player.text.tokenizer.tokenId(digit)!);
+  const request: GenerateRequest = {
+    ...requestOf(asked, 0),
+    ...{ grammar: open.session, minTokens: 9, stopTokenIds: [player.endTokenId, eight!] },
+  };
+  const { ended } = await play(runner, limits, [asked], [request]);
+  open.close();
+  expect(ended.get('r0')).toMatchObject({ how: 'stop', tokenIds: [seven] });
+});
+
 test('an answer of a form goes on in its form after its pages were given back, as it would have alone', async () => {
   await using player = await openGrammarPlayer();
   const runner = scriptedRunner(player.vocabularySize, (logits, hash) => {

@@ -38,10 +38,10 @@ describe('an answer', () => {
     );
     const grammar = new SequenceGrammar(open.session);
     follow(grammar, 'ab');
-    expect(grammar.isOver).toBe(false);
+    expect(grammar.isOver([])).toBe(false);
     expect(allowed(grammar)).not.toContain(player.endTokenId);
     follow(grammar, '7');
-    expect(grammar.isOver).toBe(true);
+    expect(grammar.isOver([])).toBe(true);
     expect(allowed(grammar)).toEqual([player.endTokenId]);
     open.close();
   });
@@ -56,7 +56,7 @@ describe('an answer', () => {
     follow(one!, 'a');
     follow(other!, 'bc');
     follow(one!, 'c');
-    expect([one!.isOver, other!.isOver]).toEqual([true, true]);
+    expect([one!.isOver([]), other!.isOver([])]).toEqual([true, true]);
     for (const { close } of opened) close();
   });
 
@@ -67,7 +67,7 @@ describe('an answer', () => {
     );
     const grammar = new SequenceGrammar(open.session);
     grammar.accept(player.text.tokenizer.encode('x', { addSpecial: false })[0]!);
-    expect(() => grammar.isOver).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
+    expect(() => grammar.isOver([])).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
     open.close();
   });
 });
@@ -76,7 +76,7 @@ describe('the engine waits for no answer', () => {
   /** How long it stands still, in ms. */
   const stillFor_ms = (grammar: SequenceGrammar): number => {
     const before_ms = performance.now();
-    expect(() => grammar.isOver).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
+    expect(() => grammar.mayEnd).toThrowError(expect.objectContaining({ code: 'engine_failed' }));
     return performance.now() - before_ms;
   };
   const letter = () => player.text.tokenizer.encode('a', { addSpecial: false })[0]!;

@@ -53,6 +53,11 @@ const KEPT: Record<string, unknown> = {
     a: { type: 'string', pattern: '^[a-z]{2,4}(-\\d+)?$' },
     b: { type: 'string', pattern: '^(?:"\\w"|\\\\)$' },
     c: { type: 'string', pattern: '^[^a]\\s?x$' },
+    d: { type: 'string', pattern: '(^a$)|(?:b|^c)$' },
+  }),
+  'formats beside lengths that they keep': object({
+    a: { type: 'string', format: 'uuid', minLength: 36, maxLength: 36 },
+    b: { type: 'string', format: 'email', maxLength: 254 },
   }),
   formats: object(
     Object.fromEntries(
@@ -68,6 +73,8 @@ const KEPT: Record<string, unknown> = {
     d: { type: 'number', minimum: -1.5, exclusiveMaximum: 2.25 },
     e: { type: 'number', minimum: 0.1, maximum: 0.5 },
     f: { type: 'integer', maximum: -3 },
+    g: { type: 'number', minimum: 486484700627.81903, maximum: 486484700627.88586 },
+    h: { type: 'number', minimum: -4258081833.00126, exclusiveMaximum: -4258081833.0003 },
   }),
   choices: {
     anyOf: [
@@ -75,6 +82,17 @@ const KEPT: Record<string, unknown> = {
       object({ kind: { const: 'b' }, value: { oneOf: [{ type: 'integer' }, { type: 'boolean' }] } }),
     ],
   },
+  'choices of one type': object({
+    a: {
+      type: 'integer',
+      anyOf: [
+        { minimum: 5, maximum: 9 },
+        { type: 'number', exclusiveMaximum: 2 },
+      ],
+    },
+    b: { type: ['string', 'null'], anyOf: [{ description: 'anything' }, { enum: ['x', 1] }] },
+    c: { type: 'boolean', anyOf: [true, { type: 'string' }] },
+  }),
   'a tree': {
     $ref: '#/$defs/node',
     $defs: {
@@ -92,8 +110,9 @@ const KEPT: Record<string, unknown> = {
   anything: object({ any: {} }),
 };
 
+const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
+
 describe('what is generated is valid', () => {
-  const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
   test.each(Object.keys(KEPT))('%s', { timeout: 60_000 }, async (name) => {
     const schema = KEPT[name]!;
     const isValid = ajv.compile(schema as object);
@@ -108,6 +127,15 @@ describe('what is generated is valid', () => {
     }
     expect(ended).toBeGreaterThan(6);
   });
+});
+
+test('beside a class such as \\d a dash is a dash, as in regular expressions without the flag u', async () => {
+  const pattern = '^[\\d-_]{8}$';
+  const answer = schemaGrammar({ type: 'string', pattern }, { strict: true, param: 'schema' });
+  for (let seed = 0; seed < 4; seed++) {
+    const { text } = await player.play({ answer, calls: undefined }, seed);
+    expect(JSON.parse(text)).toMatch(new RegExp(pattern));
+  }
 });
 
 describe('what cannot be kept', () => {
@@ -125,6 +153,15 @@ describe('what cannot be kept', () => {
     ),
     $ref: '#/$defs/d0',
   };
+  const chain = (length: number) => ({
+    $defs: Object.fromEntries(
+      many(length).map((i) => [
+        `d${i}`,
+        i === length - 1 ? { type: 'null' } : object({ a: { $ref: `#/$defs/d${i + 1}` } }),
+      ]),
+    ),
+    $ref: '#/$defs/d0',
+  });
   const HOSTILE: readonly [string, unknown, RegExp][] = [
     ['a thousand nested objects', deep(1000), /nested more than 48 deep/],
     [
@@ -178,6 +215,28 @@ describe('what cannot be kept', () => {
     ['bounds with nothing between them', { type: 'integer', minimum: 2, maximum: 1 }, /no number/],
     ['no value at all', false, /no value is allowed/],
     ['a type that is none', { type: 'thing' }, /expected object, array/],
+    ['a value of another type', { type: 'string', const: 5 }, /at \/const: none of its values has the type/],
+    ['values and a length', { enum: ['a', 'bb'], minLength: 2 }, /beside `enum` it cannot be kept/],
+    [
+      'a choice between schemas of another type',
+      { type: 'string', anyOf: [{ type: 'null' }, { minimum: 1 }] },
+      /none of its schemas has the type/,
+    ],
+    [
+      'a reference to another type',
+      { $defs: { a: { type: 'null' } }, type: 'string', anyOf: [{ $ref: '#/$defs/a' }] },
+      /at \/anyOf\/0\/\$ref: it leads to a schema of other types/,
+    ],
+    ['a format beside a length', { format: 'email', maxLength: 10 }, /6 to 142 letters here/],
+    [
+      'bounds between two whole numbers',
+      { type: 'integer', minimum: 24119820648.8, maximum: 24119820648.9 },
+      /no number/,
+    ],
+    ['an end in a pattern that goes on', { type: 'string', pattern: '(a$)b' }, /`\$` stands before other/],
+    ['a beginning in a pattern that has begun', { type: 'string', pattern: 'x(^a)' }, /`\^` stands behind/],
+    ['an anchor that repeats', { type: 'string', pattern: '(^a)+' }, /group with `\^` or `\$` in it repeats/],
+    ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
   test.each(HOSTILE)('%s', (_, schema, message) => {
     const started = process.cpuUsage();
@@ -195,6 +254,25 @@ describe('what cannot be kept', () => {
 
   test('is small where references double: each is one rule', () => {
     expect(schemaGrammar(doubling, { strict: true, param: 'schema' }).length).toBeLessThan(20_000);
+  });
+
+  test('is no long chain of references', () => {
+    expect(schemaGrammar(chain(900), { strict: true, param: 'schema' })).toContain('schema_900');
+  });
+
+  test('is kept together where nobody asked for strictness and one schema can say it', async () => {
+    const schema = {
+      type: 'object',
+      properties: { id: { type: 'integer' }, name: { enum: ['x', 'y'] }, kind: { type: 'boolean' } },
+      required: ['kind'],
+      anyOf: [{ required: ['id'] }, { required: ['name'], properties: { more: { type: 'null' } } }],
+    };
+    const answer = schemaGrammar(schema, { strict: false, param: 'schema' });
+    const isValid = ajv.compile(schema);
+    for (let seed = 0; seed < 6; seed++) {
+      const { text } = await player.play({ answer, calls: undefined }, seed);
+      expect(isValid(JSON.parse(text)), text).toBe(true);
+    }
   });
 
   test('is left out where nobody asked for strictness', () => {

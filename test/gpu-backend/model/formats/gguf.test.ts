@@ -43,6 +43,17 @@ describe('openGguf', () => {
     await model.close();
   });
 
+  test.each([
+    [0, undefined],
+    [16, { tokens: 16, layers: [0, 1] }],
+    [128, undefined],
+  ])('a sliding window of %i tokens where the context has 128', async (value, slidingWindow) => {
+    const metadata = { 'llama.attention.sliding_window': { type: 'u32', value } } as const;
+    const model = await openBytes(writeGguf(tinyLlama({ metadata })));
+    expect(model.config.slidingWindow).toEqual(slidingWindow);
+    await model.close();
+  });
+
   test('gives Q and K in half-split order and everything else as it is stored', async () => {
     const model = await openBytes(writeGguf(tinyLlama()));
     const q = await model.read('model.layers.0.self_attn.q_proj.weight');

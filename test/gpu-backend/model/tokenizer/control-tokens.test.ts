@@ -257,6 +257,24 @@ describe('added tokens that are not called special', () => {
     for (const line of ['a <sep> b', '<sep>\n\nb', 'a  <sep>', '<sep><sep> x', ' <sep> '])
       expect([...tokenizer.encode(line)], line).toEqual(library.encode(line).ids);
   });
+
+  // The library knows nothing of the next two; Hugging Face's `tokenizers` does so.
+  test('are none inside a word where the file says that they are words', () => {
+    const { tokenizer } = modelOf('smollm', withAdded('sep', { single_word: true }));
+    const has = (line: string) => tokenizer.encode(line).includes(49_152);
+    expect(['sep', 'a sep b', '(sep)', '<sep-'].map(has)).toEqual([true, true, true, true]);
+    const inWords = ['separate', 'asep', '_sep', 'sep9', 'ésep', 'sep\u0301', '𝒳sep'];
+    expect(inWords.map(has)).toEqual(inWords.map(() => false));
+    expect(has('separate sep')).toBe(true);
+  });
+
+  test('are looked for behind those that are no normalized text, also where nothing is normalized', () => {
+    const first = withAdded('<a', { normalized: true });
+    const second = { id: 49_153, content: 'a>', special: false, normalized: false };
+    const { tokenizer } = modelOf('smollm', { ...first, added_tokens: [...first.added_tokens, second] });
+    expect([...tokenizer.encode('<a>')].map((id) => tokenizer.decode([id]))).toEqual(['<', 'a>']);
+    expect([...tokenizer.encode('<a')]).toEqual([49_152]);
+  });
 });
 
 test('a control token that is a letter of the alphabet is refused, and one that merges would give is not given', () => {
