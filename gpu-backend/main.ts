@@ -119,7 +119,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');
-      // Its job may have got the same signal: it is stopped by us before it could end by itself, and goes on with the next start.
+      // At once: whoever runs services signals their children, too. A job that ends by itself has failed, and one that was stopped
+      // goes on with the next start.
       void jobs?.close();
       await server.close();
       await closeParts();
@@ -271,6 +272,7 @@ const notOpened = (model: string, error: unknown): unknown =>
     ? new MaskrouteError(
         error.code,
         `${error.message}\nIf files of the model are damaged, this says so: maskroute model show ${model} --verify`,
+        { cause: error },
       )
     : error;
 

@@ -1,6 +1,6 @@
 /** The app on a port: time limits for slow senders, and a stop that loses nothing. */
 import { once } from 'node:events';
-import type { Server } from 'node:http';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { createAdaptorServer } from '@hono/node-server';
@@ -11,7 +11,7 @@ import { type ApiOptions, openParts } from './parts.ts';
 const HEADERS_TIMEOUT_ms = 10_000;
 /**
  * And so long for its whole request: enough for the largest upload at 0.6 Mbit/s. Bodies of JSON have a time of their own
- * (`body.ts`), and an upload that stands still is given up (`jobs/job-store.ts`).
+ * (`body.ts`), an upload that stands still is given up (`jobs/job-store.ts`), and no connection waits for a body that nobody reads.
  */
 const REQUEST_TIMEOUT_ms = 3_600_000;
 /** Longer than common proxies keep idle connections, so that they close first. */
@@ -63,6 +63,12 @@ export function readOneATurn(server: Server): void {
   });
 }
 
+/** The adaptor hangs up on unread bodies of all other methods. A connection that is not kept ends with its answer. */
+function keepNoUnreadBody({ method, headers }: IncomingMessage, response: ServerResponse): void {
+  const hasBody = 'content-length' in headers || 'transfer-encoding' in headers;
+  if (hasBody && (method === 'GET' || method === 'HEAD')) response.shouldKeepAlive = false;
+}
+
 /** `port` 0 picks a free one. Rejects when the port is taken or the backend key is empty. */
 export async function startServer(
   options: ApiOptions,
@@ -79,6 +85,7 @@ export async function startServer(
     },
   }) as Server;
   readOneATurn(server);
+  server.prependListener('request', keepNoUnreadBody);
   server.listen(port, hostname);
   await once(server, 'listening');
   const { port: bound } = server.address() as AddressInfo;

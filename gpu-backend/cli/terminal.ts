@@ -40,7 +40,10 @@ const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
  * @throws Error when the other run does not end.
  */
 export function becomeJob(folder: string): void {
-  process.once('disconnect', () => process.kill(process.pid, 'SIGKILL'));
+  const goWithParent = () => process.kill(process.pid, 'SIGKILL');
+  // The parent may be gone since before anything here listened.
+  if (process.connected === false) goWithParent();
+  process.once('disconnect', goWithParent);
   // The channel alone must not keep the process.
   process.channel?.unref();
   if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)

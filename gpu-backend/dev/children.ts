@@ -26,8 +26,8 @@ type ChildOptions<Config> = {
 };
 
 /**
- * Every child says at `/healthz` whether it can still do its work. One that failed so often in a row is killed: an engine that has
- * stopped, a workerd that did not come back, a process that hangs.
+ * Every child says at `/healthz` whether it can still do its work. A child that fails `failuresMax` times in a row is killed: its engine
+ * has stopped, its workerd did not come back, or it hangs.
  */
 const PROBE = { every_ms: 5000, timeout_ms: 10_000, failuresMax: 3 };
 
@@ -94,7 +94,7 @@ export async function supervise<Config extends { readonly port: number }>(
   };
 }
 
-/** How a child ended, or that it was killed because it did no work any more. Who stops it waits for it. */
+/** How a child ended: by itself, or killed here because it did not answer any more. A child that is being stopped is left alone. */
 async function endOf(child: Child, probe: typeof PROBE, stopping: AbortSignal): Promise<string> {
   const over = new AbortController();
   const ended = child.ended.finally(() => over.abort());

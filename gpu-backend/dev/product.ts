@@ -197,12 +197,14 @@ async function backUp(backups: Backups, say: ProductOptions['say']): Promise<voi
 async function expectReadable(home: string, backups: Backups): Promise<void> {
   const found = await backups.unreadable();
   if (found === undefined) return;
-  throw new MaskrouteError(
-    'start_failed',
-    `The local database cannot be read (${found.file}: ${found.reason}).
-${howToRestore(await backups.newest())}
-To begin with an empty one, move ${path.join(home, 'edge')} away.`,
-  );
+  const { file, reason } = found;
+  const wayOut =
+    reason === 'database is locked'
+      ? 'Another program has it open. End that program, and start again: nothing is lost.'
+      : `${howToRestore(await backups.newest())}
+To begin with an empty one, move ${path.join(home, 'edge')} away.`;
+  const message = `The local database cannot be read (${file}: ${reason}).\n${wayOut}`;
+  throw new MaskrouteError('start_failed', message);
 }
 
 /** Whoever kept a key had a database. */

@@ -197,6 +197,7 @@ export class Jobs {
         throw new MaskrouteError(
           'invalid_request',
           'context does nothing beside from: blocks count as they did for the earlier set.',
+          { param: 'context' },
         );
     }
     const job = newJob(withDefaults(request, this.#options.model), schedule);

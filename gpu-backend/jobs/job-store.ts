@@ -22,7 +22,7 @@ import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 export type JobStore = {
   /**
    * In order of creation. A damaged job is passed over. A folder where a kill came before its job was written goes, with
-   * its secret: nobody was told of that job.
+   * its secret: nobody was told of that job. Rejects with the disk's own error when a job cannot be read.
    */
   load(): Promise<Job[]>;
   /** One after the other: what was known first never stands on what came later. */
@@ -50,8 +50,10 @@ export function createJobStore(folder: string): JobStore {
       const ids = names.filter((name) => JOB_ID_PATTERN.test(name));
       const jobs = await Promise.all(
         ids.map(async (id) => {
-          if ((await sizeOf(fileOf(id))) !== undefined) return await readOwnJson(fileOf(id), jobSchema);
-          return void (await remove(id));
+          // Read first: this throws where the disk cannot say whether there is one.
+          const job = await readOwnJson(fileOf(id), jobSchema);
+          if (job === undefined && (await sizeOf(fileOf(id))) === undefined) await remove(id);
+          return job;
         }),
       );
       return jobs

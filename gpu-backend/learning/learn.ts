@@ -223,13 +223,8 @@ export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Pro
     await mkdir(out, { recursive: true });
     await access(out, constants.W_OK);
   } catch (cause) {
-    throw new MaskrouteError(
-      'storage_failed',
-      `Nothing can be written to ${out}: ${(cause as Error).message}`,
-      {
-        cause,
-      },
-    );
+    const message = `Nothing can be written to ${out}: ${(cause as Error).message}`;
+    throw new MaskrouteError('storage_failed', message, { cause });
   }
 }
 

@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } 
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
@@ -303,11 +304,18 @@ test(
   LIMIT_ms,
 );
 
-test('a database that is damaged stops a start, which says how to go back', async () => {
+test('a database that is locked or damaged stops a start, which says what to do', async () => {
   const damaged = await createTinyHome();
   const folder = path.join(damaged, 'edge/d1/miniflare-D1DatabaseObject');
   mkdirSync(folder, { recursive: true });
-  writeFileSync(path.join(folder, `${'0'.repeat(64)}.sqlite`), 'no database'.repeat(1000));
+  const file = path.join(folder, `${'0'.repeat(64)}.sqlite`);
+  const lock = new DatabaseSync(file);
+  lock.exec('BEGIN EXCLUSIVE');
+  const waits = run(damaged);
+  expect(await waits.ended).toBe(1);
+  expect(waits.output()).toMatch(/\.sqlite: database is locked\)\.\nAnother program .*\n$/);
+  lock.close();
+  writeFileSync(file, 'no database'.repeat(1000));
   const refused = run(damaged);
   expect(await refused.ended).toBe(1);
   expect(refused.output()).toMatch(

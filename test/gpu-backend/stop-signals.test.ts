@@ -7,9 +7,9 @@ import { expect, it } from 'vitest';
 import { eventually } from './api/harness.ts';
 
 const MODULE = fileURLToPath(new URL('../../gpu-backend/stop-signals.ts', import.meta.url));
-/** Needs 1.5 s to end once it is told to. */
+/** Needs 2.5 s to end once it is told to. */
 const PROGRAM = `import { onStopSignal } from ${JSON.stringify(MODULE)};
-const listenNoMore = onStopSignal(() => { console.log('stopping'); listenNoMore(); setTimeout(() => process.exit(0), 1500); });
+const listenNoMore = onStopSignal(() => { console.log('stopping'); listenNoMore(); setTimeout(() => process.exit(0), 2500); });
 setInterval(() => {}, 1000);
 console.log('ready');`;
 
@@ -39,6 +39,7 @@ it('the same signal later ends it at once', async () => {
   const { child, said, ended } = start();
   await eventually(() => said().includes('ready'));
   child.kill('SIGTERM');
+  await eventually(() => said().includes('stopping'));
   await sleep(1200);
   child.kill('SIGTERM');
   expect(await ended).toEqual([null, 'SIGTERM']);

@@ -103,8 +103,8 @@ const rolesOf = (turns: readonly { readonly role: string }[]): string =>
   turns.map(({ role }) => role).join(', ');
 
 /**
- * Templates refuse rows for their roles: a system prompt, or two users in a row. So a row of each kind is tried before the work, which
- * may meet the first such row after hours. @throws MaskrouteError `invalid_data` as {@link encodeRow}.
+ * Templates refuse rows for their roles: a system prompt, or two users in a row. So one row of every order of roles is tried before
+ * the work, which may meet the first such row after hours. @throws MaskrouteError `invalid_data` as {@link encodeRow}.
  */
 export function tryTemplate(rows: Iterable<CalibrationRow>, text: ModelText): void {
   const tried = new Set<string>();

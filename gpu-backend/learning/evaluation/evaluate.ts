@@ -48,7 +48,9 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const { config } = model.manifest;
   const { data } = inputs;
   checkTasks(context, inputs.tasks);
-  tryTemplate([...data.scored, ...data.calibration, ...data.facts], context.text);
+  // Checks encode rows at the end of all work; what else is scored or calibrates is encoded at its beginning.
+  if (options.checks)
+    tryTemplate([...data.calibration, ...pickRows(data.facts, options.limit, seed)], context.text);
   const { rows, samples } = scoredSamples(context, data.scored);
   const sets = await routeSets(
     options,

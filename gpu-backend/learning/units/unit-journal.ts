@@ -63,7 +63,6 @@ async function idOf(folder: string): Promise<string> {
   for (let looked = 0; looked < HEAD_LOOKS; looked++) {
     const head = await readOwnJson(file, headSchema);
     if (head !== undefined) return head.id;
-    // Whoever came first may be writing it.
     await sleep(HEAD_LOOK_ms);
   }
   throw unusable(folder, new Error(`${file} is damaged; delete it`));

@@ -242,6 +242,18 @@ describe('bodies that are sent slowly', () => {
     }
   });
 
+  it.each(['GET', 'HEAD', 'POST'])('and that nobody reads go with the answer: %s', async (method) => {
+    const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+    open.push(socket);
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += chunk.toString();
+    });
+    socket.write(`${method} /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{`);
+    await eventually(() => socket.closed, 3000);
+    expect(text).toMatch(method === 'POST' ? /^HTTP\/1\.1 405 / : /^HTTP\/1\.1 200 /);
+  });
+
   it('give way where there are too many, who has been arriving for longest first', async () => {
     await using own = await serve({ bodiesArrivingMax: 4 });
     const slow: Awaited<ReturnType<typeof slowly>>[] = [];

@@ -239,6 +239,18 @@ describe('a restart', () => {
     expect((await start()).list().map((job) => job.id)).toEqual([id]);
   });
 
+  it('keeps what was learned where the disk does not give a job', async () => {
+    const first = await start();
+    const { id } = await create(first, 'ok');
+    await ended(first, id);
+    await first.close();
+    const file = join(folderOf(id), 'job.json');
+    rmSync(file);
+    symlinkSync(file, file);
+    await expect(start()).rejects.toMatchObject({ code: 'ELOOP' });
+    expect(existsSync(join(folderOf(id), 'out', 'mask-set.json'))).toBe(true);
+  });
+
   it('removes what a kill left of a job that nobody was told of, and its secret', async () => {
     const cut = folderOf(`job_${'2'.repeat(24)}`);
     mkdirSync(cut, { recursive: true });

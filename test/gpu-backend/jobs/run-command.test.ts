@@ -1,3 +1,5 @@
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -33,5 +35,21 @@ it('a command gets none of the keys that a backend has', async () => {
   const end = await runCommand({ entry, args: [], env: {}, logFile: join(folder, 'log'), signal }).next();
   vi.unstubAllEnvs();
   expect(end).toEqual({ done: true, value: { kind: 'done', lastLine: '["","",""]' } });
+  rmSync(folder, { recursive: true });
+});
+
+it('a job whose parent went before it could listen goes, too', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
+  const entry = join(folder, 'job.mjs');
+  const terminal = new URL('../../../gpu-backend/cli/terminal.ts', import.meta.url).href;
+  writeFileSync(
+    entry,
+    `await new Promise((gone) => process.once('disconnect', gone));
+    const { becomeJob } = await import(${JSON.stringify(terminal)});
+    becomeJob(${JSON.stringify(folder)});`,
+  );
+  const child = fork(entry);
+  child.disconnect();
+  expect(await once(child, 'exit')).toEqual([null, 'SIGKILL']);
   rmSync(folder, { recursive: true });
 });

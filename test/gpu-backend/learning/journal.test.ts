@@ -114,5 +114,8 @@ it('a journal of units whose head another machine just writes is waited for; a d
   writeFileSync(head, JSON.stringify({ id }));
   expect((await opened).id).toBe(id);
   writeFileSync(head, '{');
-  await expect(openUnitJournal(folder, say)).rejects.toThrow(/journal.json is damaged/);
+  await expect(openUnitJournal(folder, say)).rejects.toMatchObject({
+    code: 'storage_failed',
+    message: expect.stringMatching(/journal\.json is damaged; delete it/),
+  });
 });

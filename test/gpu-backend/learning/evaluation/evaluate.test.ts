@@ -243,6 +243,30 @@ describe('evaluate', () => {
     expect(rows[0]!.positions).toBe(tiny.model.manifest.config.contextTokens - 1);
   }, 60_000);
 
+  it('minds a row that the chat template refuses where it would use it, and before the work', async () => {
+    const chatTemplate =
+      "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}{% endfor %}";
+    const model = { ...tiny.model, manifest: { ...tiny.model.manifest, chatTemplate } };
+    const many = join(tiny.home, 'many.jsonl');
+    const messages = ['system', 'user'].map((role) => ({ role, content: `${role} speaks` }));
+    // A few of these rows have text enough, and the refused one is not among them.
+    const texts = Array.from({ length: 100 }, (_, i) => ({ text: `Row ${i} says this and that, too. ` }));
+    writeFileSync(many, [...texts, { messages }].map((row) => JSON.stringify(row)).join('\n'));
+    const work: string[] = [];
+    const onProgress = (stage: string) => void work.push(stage);
+    const asked = options({
+      model,
+      calibration: [many],
+      baselines: ['shortgpt'],
+      equalTime: false,
+      onProgress,
+    });
+    expect((await evaluate(asked)).rows[0]!.rows).toBe(6);
+    work.length = 0;
+    await expect(evaluate({ ...asked, checks: true })).rejects.toThrow(/"user speaks" \(system, user\)/);
+    expect(work).toEqual([]);
+  }, 60_000);
+
   it('says what it cannot check, and whose rows it cannot know', async () => {
     const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
     const found = await evaluate(

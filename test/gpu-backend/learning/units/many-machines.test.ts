@@ -1,6 +1,5 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
-import { randomUUID } from 'node:crypto';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -308,22 +307,6 @@ it('two that ask at once for a unit that the journal has both get its numbers, o
   await site.machines.redis.xadd('bull:maskroute-units:events', '*', ...event);
   await expect(found).rejects.toMatchObject({ code: 'EISDIR' });
 }, 60_000);
-
-it('a journal that another process is beginning is waited for, and one that stays damaged is named', async () => {
-  const journal = mkdtempSync(join(folder, 'journal-'));
-  const head = join(journal, 'journal.json');
-  writeFileSync(head, '');
-  const opening = openUnitJournal(journal, () => {});
-  const id = randomUUID();
-  await sleep(300);
-  writeFileSync(head, JSON.stringify({ id }));
-  expect((await opening).id).toBe(id);
-  writeFileSync(head, '{');
-  await expect(openUnitJournal(journal, () => {})).rejects.toMatchObject({
-    code: 'storage_failed',
-    message: expect.stringMatching(/journal\.json is damaged; delete it/),
-  });
-});
 
 it('a model in four bits that were chosen on another text is another model', () => {
   const inFourBits = (text: string) => {
