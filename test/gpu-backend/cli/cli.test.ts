@@ -366,8 +366,9 @@ test.skipIf(process.platform !== 'linux').each([
 ])('under %s a Ctrl-C in the terminal stops a command in good order', async (_, begin) => {
   const work = ['work', '--queue', 'redis://127.0.0.1:9', '--journal', path.join(home, 'units')];
   const words = [...begin, ...work];
-  // It gives its command a terminal.
-  const terminal = spawn('script', ['-qec', words.map((word) => `'${word}'`).join(' '), '/dev/null'], {
+  // It gives its command a terminal, through a shell that would say 130 itself.
+  const command = `exec ${words.map((word) => `'${word}'`).join(' ')}`;
+  const terminal = spawn('script', ['-qec', command, '/dev/null'], {
     stdio: ['pipe', 'pipe', 'inherit'],
   });
   let said = '';
