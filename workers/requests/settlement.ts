@@ -19,7 +19,7 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import type { Ended } from '../base/telemetry.ts';
-import { sleep } from '../base/waiting.ts';
+import { sleep, UnderWay } from '../base/waiting.ts';
 import {
   COST_QUESTION_DELAYS_ms,
   COST_QUESTION_LOOK_ms,
@@ -121,12 +121,11 @@ async function answerCost(
 }
 
 /** The questions of this isolate that are under way. */
-const underWay = new Set<{ readonly tenant: string; readonly at_ms: number }>();
+const questions = new UnderWay();
 
 /**
  * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
- * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn. A question
- * whose request was dropped counts until it must be over.
+ * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn.
  */
 async function inTurn<Answer>(
   tenant: string,
@@ -136,17 +135,16 @@ async function inTurn<Answer>(
     if (waited_ms >= COST_QUESTION_WAIT_ms) return [];
     await sleep(COST_QUESTION_LOOK_ms);
   }
-  const question = { tenant, at_ms: Date.now() };
-  underWay.add(question);
+  const ended = questions.begin(2 * COST_QUESTION_ms, tenant);
   return await ask()
     .catch(() => [])
-    .finally(() => underWay.delete(question));
+    .finally(ended);
 }
 
 function hasRoomFor(tenant: string): boolean {
-  for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
-  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
-  return underWay.size < (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn);
+  const now_ms = Date.now();
+  const { all, whileOwn } = COST_QUESTIONS_MAX;
+  return questions.count(now_ms) < (questions.has(tenant, now_ms) ? whileOwn : all);
 }
 
 const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
