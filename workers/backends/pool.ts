@@ -128,7 +128,7 @@ export class BackendPool {
     const { send, token: sign } = this.#callParts;
     const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
-    // For the whole answer: what an attempt gives its time to is the first byte.
+    // An attempt's own time ends with the first byte; this signal ends the whole answer.
     const signal = AbortSignal.timeout(timeout_ms);
     const time = { timeout_ms, left_ms: timeout_ms };
     const sending = { send, url: backend.url, token, request, signal, time };
