@@ -54,6 +54,11 @@ export class BackendPool {
     return await callBackend(this.#callParts, call, backends);
   }
 
+  /** Whether a backend lists the model, or did when it last answered. */
+  lists(model: string): boolean {
+    return [...this.#known.values()].some(({ seen }) => seen.models?.has(model) === true);
+  }
+
   /** As `homeBackend`, of the enabled backends. */
   async home(purpose: Purpose, tenant: string, hold: Hold): Promise<string | undefined> {
     return homeBackend(await this.#list(hold), purpose, tenant);

@@ -55,7 +55,7 @@ async function close(
   const cost = await costOf(parts, account, outcome, progress);
   const charged = cost ?? chargeOfUnknown(account, outcome);
   const { event, caller, reservation, routable, hold, trace } = account;
-  const told = progress && eventOf(account, outcome, progress, { ...charged, counted: cost !== null });
+  const told = progress && eventOf(parts, account, outcome, progress, { ...charged, counted: cost !== null });
   if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
     reservation === null ? undefined : parts.budgets.settle(caller.tenant, event, tokensOf(charged)),
@@ -178,12 +178,13 @@ function seenTokens(heard: Heard | null, routable: RoutableBody): number {
 /* What is told of it. */
 
 /**
- * For every name that no backend is known to serve, as `custom` is for the masks of requests that were refused: usage has a
- * row a model and mask for good, and a client could make up one a request at no cost.
+ * For every name that no backend is known to have listed, as `custom` is for the masks of requests that were refused: usage
+ * has a row a model and mask for good, and a client could make up one a request at no cost.
  */
 const UNKNOWN_MODEL = 'unknown';
 
 function eventOf(
+  { backend: backends }: Pick<SettleParts, 'backend'>,
   account: Account,
   outcome: Outcome,
   { routed, backend }: Progress,
@@ -194,7 +195,8 @@ function eventOf(
   const { body, kind } = account.routable;
   const isStream = body.stream === true;
   const isRefused = outcome.status >= 400 && outcome.status < 500;
-  const isServed = routed.isServed || outcome.ranAt === 'answerer';
+  const { model } = splitModelName(body.model);
+  const isServed = outcome.ranAt === 'answerer' || backends.lists(model);
   const isClientsMask = body.mask != null && decision.fallback === null;
   return {
     kind: 'request',
@@ -204,7 +206,7 @@ function eventOf(
     day: new Date(started_ms).toISOString().slice(0, 10),
     created_at_ms: started_ms,
     endpoint: kind,
-    model: isServed ? splitModelName(body.model).model : UNKNOWN_MODEL,
+    model: isServed ? model : UNKNOWN_MODEL,
     mask: (isRefused && isClientsMask ? null : decision.maskId) ?? outcome.mask ?? 'custom',
     sparsity: decision.sparsity ?? outcome.sparsity,
     mask_set: decision.set?.name ?? null,
