@@ -181,8 +181,9 @@ export const SESSION_LIFETIME_s = 8 * 3600;
 export const SIGN_IN_s = 600;
 
 /**
- * Which sessions ended before their time. An end holds within 5 s everywhere, also while D1 does not answer: nothing older
- * is believed, and a session that cannot be looked up gets no further. What it asks for needs D1 anyway.
+ * Which sessions ended before their time, and whose tenant is disabled. Both hold within 5 s everywhere, also while D1 does
+ * not answer: nothing older is believed, and a session that cannot be looked up gets no further. What it asks for needs D1
+ * anyway.
  */
 export const SESSION_ENDS = { ...KEYS, stale_ms: KEYS.revalidate_ms } as const;
 /** Ends that an isolate made, or heard of from a revocation: it needs no D1 to know them. */

@@ -16,6 +16,7 @@ import { findApiKey, findSessionEnd, insertSessionEnd } from './db/key-rows.ts';
 import { findMaskSet, findMaskSparsity } from './db/mask-set-rows.ts';
 import { askForTables, findLive } from './db/publication-rows.ts';
 import { insertTrafficSample } from './db/request-rows.ts';
+import { findTenant } from './db/tenant-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
 import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
@@ -136,8 +137,9 @@ function createServices(env: Env): Services {
     sessions: createSessions(
       [config.ADMIN_KEY, ...present(config.ADMIN_KEY_2)],
       {
-        find: (subject) => findSessionEnd(db, subject),
-        save: (...end) => insertSessionEnd(db, ...end),
+        findEnd: (subject) => findSessionEnd(db, subject),
+        saveEnd: (...end) => insertSessionEnd(db, ...end),
+        isEnabled: async (tenant) => (await findTenant(db, tenant))?.enabled ?? true,
       },
       d1Health,
     ),

@@ -214,7 +214,7 @@ async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promi
   return c.json(c.var.services.backend.describe(row), status);
 }
 
-/** The change is made whatever happens here; this isolate would else hear of it a moment later. */
+/** Lets this isolate know at once. Where that fails, it learns of the change a moment later, as all others do. */
 const hearOfChange = (c: AppContext): Promise<void> =>
   c.var.services.backend.refresh(holdOf(c)).catch(() => {});
 

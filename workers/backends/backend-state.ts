@@ -45,8 +45,8 @@ export class Observed {
   }
 
   /**
-   * A request goes there, for so long at most: it is under way until its headers are back or it failed. Call what it gives
-   * then.
+   * A request goes there: it is under way until its headers are back or it failed, when the result is called, and for
+   * `longest_ms` at most.
    */
   began(longest_ms: number): () => void {
     return this.#inFlight.begin(longest_ms);

@@ -54,6 +54,11 @@ export class BackendPool {
     return await callBackend(this.#callParts, call, backends);
   }
 
+  /** Whether a backend lists the model, or did when it last answered. */
+  lists(model: string): boolean {
+    return [...this.#known.values()].some(({ seen }) => seen.models?.has(model) === true);
+  }
+
   /** As `homeBackend`, of the enabled backends. */
   async home(purpose: Purpose, tenant: string, hold: Hold): Promise<string | undefined> {
     return homeBackend(await this.#list(hold), purpose, tenant);
@@ -128,7 +133,7 @@ export class BackendPool {
     const { send, token: sign } = this.#callParts;
     const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
-    // For the whole answer: what an attempt gives its time to is the first byte.
+    // An attempt's own time ends with the first byte; this signal ends the whole answer.
     const signal = AbortSignal.timeout(timeout_ms);
     const time = { timeout_ms, left_ms: timeout_ms };
     const sending = { send, url: backend.url, token, request, signal, time };

@@ -72,11 +72,11 @@ export async function withDeadline<T>(work: Promise<T>, timeout_ms: number, what
  * over: so each piece of work counts until it ends, and no longer than it may take.
  */
 export class UnderWay {
-  readonly #pieces = new Set<{ readonly until_ms: number }>();
+  readonly #pieces = new Set<{ readonly until_ms: number; readonly tenant: string | undefined }>();
 
-  /** Call what it gives when the work has ended. */
-  begin(longest_ms: number): () => void {
-    const piece = { until_ms: Date.now() + longest_ms };
+  /** The result is called when the work has ended. */
+  begin(longest_ms: number, tenant?: string): () => void {
+    const piece = { until_ms: Date.now() + longest_ms, tenant };
     this.#pieces.add(piece);
     return () => void this.#pieces.delete(piece);
   }
@@ -84,5 +84,10 @@ export class UnderWay {
   count(now_ms: number): number {
     for (const piece of this.#pieces) if (now_ms >= piece.until_ms) this.#pieces.delete(piece);
     return this.#pieces.size;
+  }
+
+  has(tenant: string, now_ms: number): boolean {
+    for (const piece of this.#pieces) if (piece.tenant === tenant && now_ms < piece.until_ms) return true;
+    return false;
   }
 }

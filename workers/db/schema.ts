@@ -57,7 +57,7 @@ export const auditLog = sqliteTable(
     action: text('action').notNull(),
     /** What was changed: its kind and its id. */
     target: text('target').notNull(),
-    /** JSON, of which `null` is nothing. No text until the entry is completed. */
+    /** JSON; its `null` says that there was or is nothing. The columns stay empty until the entry is completed. */
     before: text('before'),
     after: text('after'),
     requestId: text('request_id').notNull(),

@@ -8,11 +8,9 @@ import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { networkOf } from '../base/place.ts';
 import { sameSecret } from '../base/secrets.ts';
-import { type Database, d1 } from '../db/d1.ts';
-import { findTenant } from '../db/tenant-rows.ts';
 import { BURST } from '../limits.ts';
-import { bearerKey, type Caller, tenantDisabled } from '../tenants/api-keys.ts';
-import type { Grant, SessionClaims } from '../tenants/sessions.ts';
+import { bearerKey, type Caller } from '../tenants/api-keys.ts';
+import type { SessionClaims } from '../tenants/sessions.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
 /**
@@ -138,7 +136,7 @@ export async function readSession(
 ): Promise<{ admin: AdminCaller; claims: SessionClaims } | undefined> {
   const claims = await readClaims(c);
   if (claims === undefined) return undefined;
-  const { sessions, apiKeys, db } = c.get('services');
+  const { sessions, apiKeys } = c.get('services');
   const hold = holdOf(c);
   const { keySha256, grant, actor } = claims;
   const live = sessions.requireLive(claims, hold);
@@ -146,18 +144,12 @@ export async function readSession(
   live.catch(() => {});
   const admin =
     grant !== null
-      ? await grantedAdmin(db, actor, grant)
+      ? { actor, role: grant.role, tenant: grant.tenant ?? undefined }
       : keySha256 === null
         ? ROOT
         : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
   await live;
   return { admin, claims };
-}
-
-/** @throws MaskrouteError `tenant_disabled`, `configuration_unavailable`. */
-async function grantedAdmin(db: Database, actor: string, { role, tenant }: Grant): Promise<AdminCaller> {
-  if (tenant !== null && (await d1(findTenant(db, tenant)))?.enabled === false) throw tenantDisabled();
-  return { actor, role, tenant: tenant ?? undefined };
 }
 
 export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({

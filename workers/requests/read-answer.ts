@@ -4,6 +4,7 @@
  * once it is over.
  */
 import { messageText } from '../../shared/wire/openai.ts';
+import { parseOrNull } from '../../shared/wire/parse-body.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Database } from '../db/d1.ts';
 import { insertTexts } from '../db/request-rows.ts';
@@ -202,13 +203,9 @@ type Response = {
 };
 
 function textIn(json: string): string {
-  let parsed: { choices?: Choice[] } & Response;
-  try {
-    parsed = JSON.parse(json);
-  } catch {
-    // An answer that was cut, or the last event of one.
-    return '';
-  }
+  const parsed = parseOrNull(json) as ({ choices?: (Choice | null)[] } & Response) | null;
+  // An answer that was cut, or the last event of one.
+  if (parsed === null) return '';
   if (parsed.object === 'response') {
     const parts = (parsed.output ?? []).flatMap(({ content }) => content ?? []);
     return parts.map(({ text }) => (typeof text === 'string' ? text : '')).join('');
@@ -217,7 +214,7 @@ function textIn(json: string): string {
     return typeof parsed.delta === 'string' ? parsed.delta : '';
   }
   // An event of a stream holds one choice, and choices take turns.
-  const choice = parsed.choices?.find(({ index }) => index === 0);
+  const choice = parsed.choices?.find((one) => one?.index === 0);
   const text = choice?.delta?.content ?? choice?.message?.content ?? choice?.text;
   return typeof text === 'string' ? text : '';
 }

@@ -19,7 +19,7 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import type { Ended } from '../base/telemetry.ts';
-import { sleep } from '../base/waiting.ts';
+import { sleep, UnderWay } from '../base/waiting.ts';
 import {
   COST_QUESTION_DELAYS_ms,
   COST_QUESTION_LOOK_ms,
@@ -55,7 +55,7 @@ async function close(
   const cost = await costOf(parts, account, outcome, progress);
   const charged = cost ?? chargeOfUnknown(account, outcome);
   const { event, caller, reservation, routable, hold, trace } = account;
-  const told = progress && eventOf(account, outcome, progress, { ...charged, counted: cost !== null });
+  const told = progress && eventOf(parts, account, outcome, progress, { ...charged, counted: cost !== null });
   if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
     reservation === null ? undefined : parts.budgets.settle(caller.tenant, event, tokensOf(charged)),
@@ -121,12 +121,11 @@ async function answerCost(
 }
 
 /** The questions of this isolate that are under way. */
-const underWay = new Set<{ readonly tenant: string; readonly at_ms: number }>();
+const questions = new UnderWay();
 
 /**
  * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
- * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn. A question
- * whose request was dropped counts until it must be over.
+ * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn.
  */
 async function inTurn<Answer>(
   tenant: string,
@@ -136,17 +135,16 @@ async function inTurn<Answer>(
     if (waited_ms >= COST_QUESTION_WAIT_ms) return [];
     await sleep(COST_QUESTION_LOOK_ms);
   }
-  const question = { tenant, at_ms: Date.now() };
-  underWay.add(question);
+  const ended = questions.begin(2 * COST_QUESTION_ms, tenant);
   return await ask()
     .catch(() => [])
-    .finally(() => underWay.delete(question));
+    .finally(ended);
 }
 
 function hasRoomFor(tenant: string): boolean {
-  for (const one of underWay) if (Date.now() - one.at_ms > 2 * COST_QUESTION_ms) underWay.delete(one);
-  const isFirst = ![...underWay].some((one) => one.tenant === tenant);
-  return underWay.size < (isFirst ? COST_QUESTIONS_MAX.all : COST_QUESTIONS_MAX.whileOwn);
+  const now_ms = Date.now();
+  const { all, whileOwn } = COST_QUESTIONS_MAX;
+  return questions.count(now_ms) < (questions.has(tenant, now_ms) ? whileOwn : all);
 }
 
 const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
@@ -180,12 +178,13 @@ function seenTokens(heard: Heard | null, routable: RoutableBody): number {
 /* What is told of it. */
 
 /**
- * For every name that no backend is known to serve, as `custom` is for the masks of requests that were refused: usage has a
- * row a model and mask for good, and a client could make up one a request at no cost.
+ * For every name that no backend is known to have listed, as `custom` is for the masks of requests that were refused: usage
+ * has a row a model and mask for good, and a client could make up one a request at no cost.
  */
 const UNKNOWN_MODEL = 'unknown';
 
 function eventOf(
+  { backend: backends }: Pick<SettleParts, 'backend'>,
   account: Account,
   outcome: Outcome,
   { routed, backend }: Progress,
@@ -196,7 +195,8 @@ function eventOf(
   const { body, kind } = account.routable;
   const isStream = body.stream === true;
   const isRefused = outcome.status >= 400 && outcome.status < 500;
-  const isServed = routed.isServed || outcome.ranAt === 'answerer';
+  const { model } = splitModelName(body.model);
+  const isServed = outcome.ranAt === 'answerer' || backends.lists(model);
   const isClientsMask = body.mask != null && decision.fallback === null;
   return {
     kind: 'request',
@@ -206,7 +206,7 @@ function eventOf(
     day: new Date(started_ms).toISOString().slice(0, 10),
     created_at_ms: started_ms,
     endpoint: kind,
-    model: isServed ? splitModelName(body.model).model : UNKNOWN_MODEL,
+    model: isServed ? model : UNKNOWN_MODEL,
     mask: (isRefused && isClientsMask ? null : decision.maskId) ?? outcome.mask ?? 'custom',
     sparsity: decision.sparsity ?? outcome.sparsity,
     mask_set: decision.set?.name ?? null,

@@ -185,8 +185,6 @@ export type Routed = {
   readonly encoder: EncoderSpec | null;
   /** Where the text lies in the encoder's space, when it was embedded. */
   readonly vector: Float32Array | null;
-  /** Whether a backend is known to serve the model that is asked for. */
-  readonly isServed: boolean;
   readonly timings: RouteTimings;
 };
 
@@ -217,7 +215,7 @@ export async function routeRequest(
   timings.assign_ms = performance.now() - found_ms;
   const { decision, encoder, vector } = await decide(dependencies, known, assignment, request, timings);
   timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
-  return { decision, assignment, encoder, vector, isServed: known.entry !== undefined, timings };
+  return { decision, assignment, encoder, vector, timings };
 }
 
 /** What is known, all of it from the isolate once it has been asked for. */

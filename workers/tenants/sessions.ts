@@ -17,6 +17,7 @@ import type { Hold } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import { keySubject, sessionSubject } from '../db/key-rows.ts';
 import { RETRY_AFTER_s, SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
+import { tenantDisabled } from './api-keys.ts';
 
 /** `keySha256` finds the key again, so that revoking it ends its sessions; null for the root key. */
 export type SessionClaims = {
@@ -41,8 +42,8 @@ export interface Sessions {
   /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
   verify(token: string): Promise<SessionClaims>;
   /**
-   * @throws MaskrouteError `invalid_session` for a session that was ended, `configuration_unavailable` when that cannot be
-   * found out.
+   * @throws MaskrouteError `invalid_session` for a session that was ended, `tenant_disabled` where a grant's tenant is,
+   * `configuration_unavailable` when that cannot be found out.
    */
   requireLive(claims: SessionClaims, hold: Hold): Promise<void>;
   /** Ends one: here at once, whatever D1 says. @throws MaskrouteError `configuration_unavailable`: it goes on elsewhere. */
@@ -53,11 +54,12 @@ export interface Sessions {
   noteEndOfAll(actor: string, endedAt_ms: number): void;
 }
 
-/** Where ends are kept. */
-type SessionEnds = {
+/** Where ends are kept, and what sessions without a key go by. */
+type SessionStore = {
   /** 0: nobody ended it. */
-  find(subject: string): Promise<number>;
-  save(subject: string, endedAt_ms: number, over_ms: number): Promise<void>;
+  findEnd(subject: string): Promise<number>;
+  saveEnd(subject: string, endedAt_ms: number, over_ms: number): Promise<void>;
+  isEnabled(tenant: string): Promise<boolean>;
 };
 
 const INFO = 'maskroute dashboard session v1';
@@ -85,20 +87,21 @@ const payloadSchema = z.object({
 /** The first of the keys signs; sessions that another one signed go on. */
 export function createSessions(
   adminKeys: readonly string[],
-  ends: SessionEnds,
+  store: SessionStore,
   health?: SourceHealth,
 ): Sessions {
   const secrets = adminKeys.map((adminKey) =>
     bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES)),
   );
-  const cache = new SwrCache('ended sessions', ends.find, SESSION_ENDS, { health });
+  const cache = new SwrCache('ended sessions', store.findEnd, SESSION_ENDS, { health });
+  const enabled = new SwrCache('tenants of sessions', store.isEnabled, SESSION_ENDS, { health });
   const known = new LRUCache<string, number>({ max: SESSION_ENDS_KNOWN_MAX });
   const note = (subject: string, endedAt_ms: number): void => {
     known.set(subject, Math.max(endedAt_ms, known.get(subject) ?? 0));
   };
   const save = async (subject: string, endedAt_ms: number): Promise<void> => {
     note(subject, endedAt_ms);
-    await d1(ends.save(subject, endedAt_ms, endedAt_ms - SESSION_LIFETIME_s * 1000));
+    await d1(store.saveEnd(subject, endedAt_ms, endedAt_ms - SESSION_LIFETIME_s * 1000));
   };
   return {
     async issue(actor, { keySha256, grant }) {
@@ -122,22 +125,28 @@ export function createSessions(
         throw hasEnded(error);
       }
     },
-    async requireLive({ id, actor, issuedAt_ms }, hold) {
+    async requireLive({ id, actor, grant, issuedAt_ms }, hold) {
       const [session, key] = [sessionSubject(id), keySubject(actor)];
       const isEnded = (sessionEnd_ms = 0, keyEnd_ms = 0) => sessionEnd_ms > 0 || keyEnd_ms >= issuedAt_ms;
       // An end is for good, so a known end needs no question.
       if (isEnded(known.get(session), known.get(key))) throw hasEnded();
       if (isEnded(cache.peek(session), cache.peek(key))) throw hasEnded();
-      let found: (number | null)[];
+      let found: [sessionEnd_ms: number | null, keyEnd_ms: number | null, isEnabled: boolean | null];
       try {
-        found = await Promise.all([cache.get(session, hold), cache.get(key, hold)]);
+        found = await Promise.all([
+          cache.get(session, hold),
+          cache.get(key, hold),
+          grant?.tenant == null ? true : enabled.get(grant.tenant, hold),
+        ]);
       } catch (error) {
         throw new MaskrouteError('configuration_unavailable', 'Sessions cannot be checked right now.', {
           retryAfter_s: RETRY_AFTER_s,
           cause: error,
         });
       }
-      if (isEnded(...found.map((end_ms) => end_ms ?? 0))) throw hasEnded();
+      const [sessionEnd_ms, keyEnd_ms, isEnabled] = found;
+      if (isEnded(sessionEnd_ms ?? 0, keyEnd_ms ?? 0)) throw hasEnded();
+      if (isEnabled === false) throw tenantDisabled();
     },
     async end({ id }) {
       await save(sessionSubject(id), Date.now());

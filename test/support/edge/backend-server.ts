@@ -274,6 +274,7 @@ class Backends {
     const { path, place, entry, outgoing } = asked;
     const { mood } = this.#at(place);
     if (mood.startsWith('gateway-')) return void gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
+    if (mood === 'no-models' && path === '/v1/models') return Response.json({ object: 'list', data: [] });
     if (mood === 'half-load' && path === '/v1/load') return void halfObject(outgoing, 200);
     if (COMPLETIONS.has(path)) return await this.#complete(asked);
     const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);

@@ -9,8 +9,8 @@ import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
-import { LOAD_PROBE } from '../../../workers/limits.ts';
-import { ADMIN_KEY, BACKEND_KEY, EDGE_URL } from '../../support/edge/constants.ts';
+import { LOAD_PROBE, MODELS } from '../../../workers/limits.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, MODEL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
 import {
   admin,
@@ -396,6 +396,26 @@ describe('when a backend fails', () => {
       expect(await errorCode(response)).toBe('503 backend_unreachable');
     },
   );
+
+  it('and nobody else lists its model, requests are still counted as that model’s', async () => {
+    const { tenant, key } = await newTenant();
+    const [id, other] = [await register(), await register()];
+    await mood(other, 'no-models');
+    const isolate = freshIsolate();
+    await (await chat(key, {}, isolate)).text();
+    await mood(id, 'gateway-502');
+    passTime(MODELS.fresh_ms + SECOND_ms);
+    await soon(async () => {
+      const listed = await call('GET', '/v1/models', { key }, isolate);
+      expect(await listed.json()).toMatchObject({ data: [] });
+    });
+    expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
+    await soon(async () => {
+      const usage = await admin('GET', `/usage?tenant=${tenant}&group=model`);
+      const { data } = await usage.json<{ data: object[] }>();
+      expect(data).toMatchObject([{ model: MODEL.id, requests: 2, errors: 1 }]);
+    });
+  });
 
   it('and is back while it is asked again, the client sees nothing of what was in between', async () => {
     const { key } = await newTenant();

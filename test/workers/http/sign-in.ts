@@ -1,11 +1,16 @@
 /** Signing in through a real OpenID Connect provider. */
-import { expect, inject, it } from 'vitest';
-import { CSRF_HEADER, type Session, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
-import { EDGE_URL } from '../../support/edge/constants.ts';
-import { admin, call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
 
-const edge = () =>
+import { afterEach, expect, inject, it, vi } from 'vitest';
+import { CSRF_HEADER, type Session, SIGN_IN_HEADER } from '../../../shared/admin/admin-wire.ts';
+import type { Env } from '../../../workers/env.ts';
+import { EDGE_URL } from '../../support/edge/constants.ts';
+import { admin, badD1, call, errorCode, freshIsolate, newTenant } from '../support/edge.ts';
+
+afterEach(() => void vi.useRealTimers());
+
+const edge = (change: Partial<Env> = {}) =>
   freshIsolate({
+    ...change,
     OIDC_ISSUER: inject('oidcUrl'),
     OIDC_CLIENT_ID: 'maskroute',
     OIDC_CLIENT_SECRET: 'a-secret-of-the-tests',
@@ -90,18 +95,28 @@ it('gives nothing to who has no role, comes from another browser, or comes twice
   expect(await errorCode(back(begun, isolate))).toBe('401 invalid_session');
 });
 
-it('gives a session that, like a key, lets nobody in while its tenant is disabled', async () => {
+it('gives a session that, like a key, lets nobody in while its tenant is disabled, and asks D1 as rarely', async () => {
   const { tenant } = await newTenant();
-  const isolate = edge();
+  const d1 = badD1();
+  const isolate = edge({ DB: d1.DB });
   const signedIn = await back(await signIn(`tenant_admin:${tenant}`, isolate), isolate);
   const cookie = cookiesOf(signedIn).find((pair) => pair.includes('session'))!;
   const session = () => call('GET', '/dashboard/session', { headers: { cookie } }, isolate);
+  const isEnabled = async (enabled: boolean) => {
+    expect((await admin('PATCH', `/tenants/${tenant}`, { enabled })).status).toBe(200);
+    // A change of terms holds within 5 s.
+    vi.setSystemTime(Date.now() + 5_001);
+  };
+  vi.useFakeTimers({ toFake: ['Date'] });
   expect((await session()).status).toBe(200);
-  expect((await admin('PATCH', `/tenants/${tenant}`, { enabled: false })).status).toBe(200);
+  const asked = d1.asked();
+  for (let i = 0; i < 3; i++) expect((await session()).status).toBe(200);
+  expect(d1.asked()).toBe(asked);
+  await isEnabled(false);
   expect(await errorCode(session())).toBe('403 tenant_disabled');
   const own = call('GET', `/admin/v1/tenants/${tenant}`, { headers: { cookie } }, isolate);
   expect(await errorCode(own)).toBe('403 tenant_disabled');
-  expect((await admin('PATCH', `/tenants/${tenant}`, { enabled: true })).status).toBe(200);
+  await isEnabled(true);
   expect((await session()).status).toBe(200);
 });
 

@@ -9,7 +9,7 @@ import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
-import { figuresIn } from '../../../workers/requests/read-answer.ts';
+import { AnswerBytes, figuresIn, keepTexts } from '../../../workers/requests/read-answer.ts';
 import { MODEL } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
@@ -286,6 +286,23 @@ describe('what the edge reads off an answer', () => {
     });
     expect(figuresIn(`{"text":${content}}`)).toBeNull();
     expect(figuresIn('"prompt_tokens":-1,"completion_tokens":2')).toBeNull();
+  });
+
+  it('is no text where it has no first choice, and its prompt is kept', async () => {
+    const answers: string[] = [];
+    const values = (row: { answer: string }) => ({
+      onConflictDoNothing: async () => answers.push(row.answer),
+    });
+    const account = {
+      ...{ event: '0'.repeat(20), caller: { tenant: 'a', policy: { textsKept_days: 1 } } },
+      routable: { kind: 'chat', body: CHAT },
+    };
+    for (const wire of ['{"choices":[null]}', 'data: {"choices":[null]}\n\n', 'null']) {
+      const answer = new AnswerBytes();
+      answer.add(new TextEncoder().encode(wire));
+      await keepTexts({ insert: () => ({ values }) } as never, account as never, answer);
+    }
+    expect(answers).toEqual(['', '', '']);
   });
 });
 
