@@ -254,7 +254,11 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
   });
   process.on('SIGINT', () => undefined);
   process.on('SIGTERM', () => undefined);
-  // A full disk costs lines of the log, and nothing else.
+  outliveOutput();
+}
+
+/** A full disk costs this process lines of its output, and nothing else; by default the second lost line ends it. */
+export function outliveOutput(): void {
   for (const output of [process.stdout, process.stderr]) output.on('error', () => undefined);
 }
 

@@ -7,6 +7,7 @@ import { newCommand, parseScript, sayError } from '../cli/help.ts';
 import { computingThreads, portFrom } from '../cli/terminal.ts';
 import { maskrouteHome } from '../files.ts';
 import { onStopSignal } from '../stop-signals.ts';
+import { outliveOutput } from './children.ts';
 import { type DevFile, devFilePath } from './dev-home.ts';
 import { createStep, logFolder, startProduct } from './product.ts';
 
@@ -24,6 +25,7 @@ const EDGE_PORT = 8787;
 const BACKEND_PORT = 8080;
 
 async function main(): Promise<void> {
+  outliveOutput();
   const signal = stopSignal();
   const stopped = once(signal, 'abort');
   const home = maskrouteHome();

@@ -74,15 +74,17 @@ test.runIf(process.platform === 'linux')('a full disk costs the log and not the 
   expect(said).toEqual([]);
 });
 
-test.runIf(process.platform === 'linux')(
-  'a full disk costs a backend’s log, and it still ends',
-  async () => {
-    const main = path.resolve('gpu-backend/main.ts');
+test.runIf(process.platform === 'linux').each([
+  ['a backend’s log', 'main.ts', 'openLog', 'const log = openLog();', "log.info('a line')"],
+  ['lines of npm start', 'dev/children.ts', 'outliveOutput', 'outliveOutput();', "console.log('a line')"],
+])(
+  'a full disk costs %s, and it still ends',
+  async (_, file, name, begin, write) => {
     const script = `
     import { setTimeout as sleep } from 'node:timers/promises';
-    import { openLog } from ${JSON.stringify(main)};
-    const log = openLog();
-    for (let i = 0; i < 5; i++) { log.info('a line'); await sleep(20); }
+    import { ${name} } from ${JSON.stringify(path.resolve('gpu-backend', file))};
+    ${begin}
+    for (let i = 0; i < 5; i++) { ${write}; await sleep(20); }
     process.exit(7);`;
     const full = openSync('/dev/full', 'w');
     const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
