@@ -119,8 +119,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');
-      // At once: whoever runs services signals their children, too. A job that ends by itself has failed, and one that was stopped
-      // goes on with the next start.
+      // Before the drain: whoever runs services signals their children, too. A job that is stopped here goes on with the next start;
+      // a job that ends by that signal counts as failed.
       void jobs?.close();
       await server.close();
       await closeParts();

@@ -102,7 +102,7 @@ const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {
 
 const JOB_BYTES_MAX = 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_argument` for a file that is no JSON object, `invalid_data` for one that cannot be read. */
+/** @throws MaskrouteError `invalid_data` when the file cannot be read, `invalid_argument` when it holds no JSON object. */
 async function readJob(file: string): Promise<object> {
   const invalid = (cause?: unknown) =>
     new MaskrouteError('invalid_argument', `${file} has no job: expected a JSON object.`, { cause });

@@ -135,7 +135,7 @@ function describeLive({
   base_version,
   activate_at,
 }: NonNullable<Status['live']>): string {
-  const set = `${name ?? 'a mask set'} ${version}`;
+  const set = `${name} ${version}`;
   const others = base_version === null ? 'dense' : base_version;
   if (share === 1) return `${set}, for everyone since ${activate_at}`;
   if (share > 0) return `${set}, for ${percent(share)} of conversations; the others see ${others}`;
@@ -179,7 +179,7 @@ function describePublication({
   reason,
   ...how
 }: Named): string {
-  const what = version === null ? 'nothing is live' : `${name ?? 'a mask set'} ${version}`;
+  const what = version === null ? 'nothing is live' : `${name} ${version}`;
   const place =
     replaced_version === null || replaced_version === version ? '' : ` in place of ${replaced_version}`;
   const steps = how.rollout.length;

@@ -137,25 +137,43 @@ const escaped = (letter: string): string =>
 const code = (point: number): string =>
   point > 0xffff ? `\\U${point.toString(16).padStart(8, '0')}` : `\\u${point.toString(16).padStart(4, '0')}`;
 
-function rulesIn(expression: Expression): string[] {
+type Leaf = Extract<Expression, { readonly kind: 'text' | 'chars' | 'rule' }>;
+
+/** What an expression is made of; nothing for a leaf. */
+function partsOf(expression: Expression): readonly Expression[] {
   switch (expression.kind) {
-    case 'text':
-    case 'chars':
-      return [];
-    case 'rule':
-      return [expression.name];
     case 'sequence':
-      return expression.parts.flatMap(rulesIn);
+      return expression.parts;
     case 'choice':
-      return expression.options.flatMap(rulesIn);
+      return expression.options;
     case 'repeat':
-      return rulesIn(expression.part);
+      return [expression.part];
+    default:
+      return [];
+  }
+}
+
+const rulesIn = (expression: Expression): string[] =>
+  expression.kind === 'rule' ? [expression.name] : partsOf(expression).flatMap(rulesIn);
+
+/** Whether some text of the expression is made of leaves of which `isSo` is true. */
+function canBe(expression: Expression, isSo: (leaf: Leaf) => boolean): boolean {
+  const alsoCan = (part: Expression) => canBe(part, isSo);
+  switch (expression.kind) {
+    case 'sequence':
+      return expression.parts.every(alsoCan);
+    case 'choice':
+      return expression.options.some(alsoCan);
+    case 'repeat':
+      return expression.min === 0 || alsoCan(expression.part);
+    default:
+      return isSo(expression);
   }
 }
 
 /**
- * The rules for which `holds` is true, given those for which it was found true before. A rule is looked at again when one that it
- * names was found, so a long chain costs no more in one order than in another.
+ * The rules for which `holds` is true, given those for which it was found true before. Once a rule is found, those that name it are
+ * looked at again, so a long chain costs no more in one order than in another.
  */
 function rulesThat(
   rules: Rules,
@@ -175,63 +193,26 @@ function rulesThat(
 
 /** The rules from which no text comes that ends: each needs itself, or another such rule. */
 export function endlessRules(rules: Rules): string[] {
-  const ends = (expression: Expression, ending: ReadonlySet<string>): boolean => {
-    const alsoEnds = (part: Expression) => ends(part, ending);
-    switch (expression.kind) {
-      case 'text':
-        return true;
-      case 'chars':
-        return expression.ranges.length > 0;
-      case 'rule':
-        return ending.has(expression.name);
-      case 'sequence':
-        return expression.parts.every(alsoEnds);
-      case 'choice':
-        return expression.options.some(alsoEnds);
-      case 'repeat':
-        return expression.min === 0 || alsoEnds(expression.part);
-    }
-  };
-  const ending = rulesThat(rules, ends);
+  const ending = rulesThat(rules, (body, found) =>
+    canBe(body, (leaf) =>
+      leaf.kind === 'rule' ? found.has(leaf.name) : leaf.kind === 'text' || leaf.ranges.length > 0,
+    ),
+  );
   return [...rules.keys()].filter((name) => !ending.has(name));
 }
 
 /** The rules that come to themselves again before a letter was written: left recursion. */
 export function loopingRules(rules: Rules): string[] {
-  const mayBeEmpty = (expression: Expression, empty: ReadonlySet<string>): boolean => {
-    const isEmpty = (part: Expression) => mayBeEmpty(part, empty);
-    switch (expression.kind) {
-      case 'text':
-        return expression.text === '';
-      case 'chars':
-        return false;
-      case 'rule':
-        return empty.has(expression.name);
-      case 'sequence':
-        return expression.parts.every(isEmpty);
-      case 'choice':
-        return expression.options.some(isEmpty);
-      case 'repeat':
-        return expression.min === 0 || isEmpty(expression.part);
-    }
-  };
+  const mayBeEmpty = (expression: Expression, found: ReadonlySet<string>): boolean =>
+    canBe(expression, (leaf) =>
+      leaf.kind === 'rule' ? found.has(leaf.name) : leaf.kind === 'text' && leaf.text === '',
+    );
   const empty = rulesThat(rules, mayBeEmpty);
   const first = (expression: Expression): string[] => {
-    switch (expression.kind) {
-      case 'text':
-      case 'chars':
-        return [];
-      case 'rule':
-        return [expression.name];
-      case 'sequence': {
-        const end = expression.parts.findIndex((part) => !mayBeEmpty(part, empty));
-        return expression.parts.slice(0, end === -1 ? undefined : end + 1).flatMap(first);
-      }
-      case 'choice':
-        return expression.options.flatMap(first);
-      case 'repeat':
-        return first(expression.part);
-    }
+    if (expression.kind === 'rule') return [expression.name];
+    const parts = partsOf(expression);
+    const end = expression.kind === 'sequence' ? parts.findIndex((part) => !mayBeEmpty(part, empty)) : -1;
+    return parts.slice(0, end === -1 ? undefined : end + 1).flatMap(first);
   };
   // What is left without the rules that begin with letters, or with such rules, goes in circles.
   const firsts = new Map([...rules].map(([name, body]) => [name, first(body)]));
