@@ -181,6 +181,29 @@ export function useRetried(): Pick<ReturnType<typeof useAttempt>, 'error' | 'att
   };
 }
 
+/** For a button that copies a text; `forget` when there is another text to copy. */
+export function useCopy() {
+  const [isCopied, setCopied] = useState(false);
+  const { error, attempt } = useRetried();
+  return {
+    isCopied,
+    error,
+    copy: (text: string) =>
+      attempt(async () => {
+        try {
+          await navigator.clipboard.writeText(text);
+        } catch {
+          // Without TLS there is no clipboard at all.
+          throw new Error(
+            'This browser lets the page copy nothing; it may where the address begins with https.',
+          );
+        }
+        setCopied(true);
+      }),
+    forget: () => setCopied(false),
+  };
+}
+
 /* What every page needs to know: who looks, and at which tenant. */
 
 type Scope = {

@@ -61,15 +61,6 @@ export function RowButton(props: {
   );
 }
 
-/** Copies a text. @throws Error with a sentence for the person, where the browser refuses. */
-export async function copyText(text: string): Promise<void> {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    throw new Error('This browser lets the page copy nothing; it may where the address begins with https.');
-  }
-}
-
 /** What changes something: not for those who only read. */
 export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
   useScope().mayChange ? children : null;

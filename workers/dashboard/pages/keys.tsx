@@ -10,10 +10,10 @@ import {
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
 import { admin } from '../api.ts';
-import { Choice, copyText, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
+import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddress, useAddressOf, useList, useRetried, useScope } from '../hooks.ts';
+import { type List, useAddress, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
 import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
@@ -233,13 +233,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
 }
 
 function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly onClose: () => void }) {
-  const [isCopied, setCopied] = useState(false);
-  const { error, attempt } = useRetried();
-  const copy = () =>
-    attempt(async () => {
-      await copyText(created.key);
-      setCopied(true);
-    });
+  const { isCopied, error, copy } = useCopy();
   return (
     <Dialog
       title="The new key"
@@ -247,7 +241,7 @@ function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly
       onEscape={() => undefined}
       footer={
         <>
-          <button type="button" class="secondary" onClick={copy}>
+          <button type="button" class="secondary" onClick={() => copy(created.key)}>
             {isCopied ? 'Copied' : 'Copy'}
           </button>
           <button type="button" onClick={onClose}>

@@ -9,10 +9,10 @@ import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
-import { Choice, copyText, TenantChoice, useSetsToPick } from '../components/controls.tsx';
+import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
+import { useAddress, useCopy, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
@@ -221,7 +221,7 @@ function PromptForm(props: {
   readonly onStop: () => void;
 }) {
   const { version, mask, element } = useMaskChoice(props.tenant);
-  const [isCopied, setCopied] = useState(false);
+  const { isCopied, error: copyError, copy, forget } = useCopy();
   const form = useRef<HTMLFormElement>(null);
   const promptIn = (fields: FormData): Prompt => ({
     model: String(fields.get('model')),
@@ -237,17 +237,11 @@ function PromptForm(props: {
     const fields = new FormData(form.current!);
     props.onRun(promptIn(fields), fields.get('turns') !== null);
   };
-  const { error: copyError, attempt } = useRetried();
-  const copy = () =>
-    attempt(async () => {
-      await copyText(curlOf(location.origin, promptIn(new FormData(form.current!))));
-      setCopied(true);
-    });
   return (
     <form
       ref={form}
       onSubmit={submit}
-      onInput={() => setCopied(false)}
+      onInput={forget}
       onKeyDown={(event) => {
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !props.isRunning)
           form.current!.requestSubmit();
@@ -300,7 +294,11 @@ function PromptForm(props: {
         <button type="button" class="secondary" disabled={!props.isRunning} onClick={props.onStop}>
           Stop
         </button>
-        <button type="button" class="outline" onClick={copy}>
+        <button
+          type="button"
+          class="outline"
+          onClick={() => copy(curlOf(location.origin, promptIn(new FormData(form.current!))))}
+        >
           {isCopied ? 'Copied' : 'Copy as curl'}
         </button>
         <small>
