@@ -1,12 +1,13 @@
 /**
  * Keys and values of those that run, head by head: all sequences share one buffer a layer for K and one for V,
- * `[P, G, T, D]` (P = places, G = KV heads, T = room for tokens, D = head width), which attention nodes read and append
+ * `[P, G, T, D]` (P = places, G = KV heads, T = room for tokens, D = a head's width there), which attention nodes read and append
  * to (`model/architectures/head-attention.ts`). A sequence comes here with its first run (`kv-cache.ts`) and has a place until its
  * cache is emptied, forgotten, or needed as rows again.
  *
  * Buffers grow by doubling, with one copy, and shrink again: what nobody needs any more does not stay.
  */
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
+import { headRoom } from '../model/architectures/head-attention.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
 import { type CacheShape, doubled, type Heads, type KvCache, type KvValues } from './kv-cache.ts';
@@ -28,6 +29,8 @@ const KEPT_ROWS = 2;
 
 export class HeadCaches implements Heads {
   readonly shape: HeadShape;
+  /** D. */
+  readonly #width: number;
   /** K of layer i at 2i, V at 2i + 1. */
   #buffers: Float32Array[] = [];
   #places = 0;
@@ -43,6 +46,7 @@ export class HeadCaches implements Heads {
 
   constructor(shape: HeadShape) {
     this.shape = shape;
+    this.#width = headRoom(shape);
   }
 
   /** Values of one buffer. */
@@ -97,14 +101,14 @@ export class HeadCaches implements Heads {
   view(from: number, to: number): readonly RuntimeTensor[] {
     const known = this.#views.get(`${from} ${to}`);
     if (known !== undefined) return known;
-    const { kvHeadCount, headSize } = this.shape;
-    const values = kvHeadCount * this.#tokens * headSize;
+    const { kvHeadCount } = this.shape;
+    const values = kvHeadCount * this.#tokens * this.#width;
     const made = this.#buffers.map((buffer) =>
       tensor('f32', buffer.subarray(from * values, to * values), [
         to - from,
         kvHeadCount,
         this.#tokens,
-        headSize,
+        this.#width,
       ]),
     );
     this.#views.set(`${from} ${to}`, made);
@@ -118,8 +122,8 @@ export class HeadCaches implements Heads {
 
   /** Fed and fetched where no token is computed. */
   nothing(): RuntimeTensor {
-    const { kvHeadCount, headSize } = this.shape;
-    return tensor('f32', new Float32Array(kvHeadCount * headSize), [1, kvHeadCount, 1, headSize]);
+    const { kvHeadCount } = this.shape;
+    return tensor('f32', new Float32Array(kvHeadCount * this.#width), [1, kvHeadCount, 1, this.#width]);
   }
 
   /** `count` rows `[G·D]` of one buffer go to the tokens of a place from `at` on. */
@@ -136,12 +140,12 @@ export class HeadCaches implements Heads {
     const { kvHeadCount, headSize } = this.shape;
     const heads = this.#buffers[buffer]!;
     for (let g = 0; g < kvHeadCount; g++) {
-      let head = ((place * kvHeadCount + g) * this.#tokens + at) * headSize;
+      let head = ((place * kvHeadCount + g) * this.#tokens + at) * this.#width;
       for (let token = 0; token < count; token++) {
         const row = (token * kvHeadCount + g) * headSize;
         if (way === 'in') for (let i = 0; i < headSize; i++) heads[head + i] = rows[row + i]!;
         else for (let i = 0; i < headSize; i++) rows[row + i] = heads[head + i]!;
-        head += headSize;
+        head += this.#width;
       }
     }
   }
@@ -197,7 +201,8 @@ export class HeadCaches implements Heads {
   }
 
   #resize(places: number, tokens: number): void {
-    const { layerCount, kvHeadCount, headSize } = this.shape;
+    const { layerCount, kvHeadCount } = this.shape;
+    const width = this.#width;
     const old = this.#buffers;
     const lengths = [...this.#owners].map(([place, owner]) => ({
       place,
@@ -205,11 +210,11 @@ export class HeadCaches implements Heads {
     }));
     this.#buffers = Array.from({ length: 2 * layerCount }, (_, buffer) => {
       // Memory that nobody wrote to costs nothing.
-      const made = new Float32Array(places * kvHeadCount * tokens * headSize);
+      const made = new Float32Array(places * kvHeadCount * tokens * width);
       for (const { place, length } of lengths) {
         for (let head = place * kvHeadCount; head < (place + 1) * kvHeadCount; head++) {
-          const from = head * this.#tokens * headSize;
-          made.set(old[buffer]!.subarray(from, from + length * headSize), head * tokens * headSize);
+          const from = head * this.#tokens * width;
+          made.set(old[buffer]!.subarray(from, from + length * width), head * tokens * width);
         }
       }
       return made;

@@ -8,6 +8,7 @@
 import { denseMask } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
+import { headRoom } from '../model/architectures/head-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
@@ -29,8 +30,9 @@ export async function openWebgpuRunner(
 ): Promise<Runner> {
   const { surrogates } = options;
   const floatType = kvTypeOn(options.device, options.kvType);
-  const { layerCount, kvHeadCount, headSize, contextTokens } = config;
-  const pieceMax = await pieceTokensMax(config, floatType);
+  const { layerCount, kvHeadCount, contextTokens } = config;
+  const headSize = headRoom(config);
+  const pieceMax = await pieceTokensMax({ ...config, headSize }, floatType);
   const session = await openGraph(modelDir, config, floatType, options);
   const caches = await DeviceCaches.open({
     ...{ layerCount, kvHeadCount, headSize, contextTokens },

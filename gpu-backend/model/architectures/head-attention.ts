@@ -11,6 +11,9 @@
  * The node takes the product with the rows of QKV as it is and rotates Q and K by itself, where nothing stands between: that is
  * three nodes fewer a layer. The positions that it rotates by are the lengths.
  *
+ * It takes heads whose width is a multiple of 8. Narrower ones stand in the buffers with zeros behind: these add nothing to a score, and
+ * what they give is cut off.
+ *
  * Several tokens of several sequences behind others are refused: each piece of a prompt has a node of its own.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
@@ -19,6 +22,31 @@ import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './
 
 /** The node rotates heads whose width is a multiple of this. */
 const ROTATED_HEADS = 16;
+const HEAD_UNIT = 8;
+
+/** How wide a head of this model stands in the buffers. */
+export const headRoom = ({ headSize }: Pick<LlamaConfig, 'headSize'>): number =>
+  Math.ceil(headSize / HEAD_UNIT) * HEAD_UNIT;
+
+/** `x` `[B, S, heads·D]` with zeros behind each head, as wide as the buffers have it. */
+export function widened(b: GraphBuilder, config: LlamaConfig, x: Value, heads: number): Value {
+  const { headSize } = config;
+  const missing = headRoom(config) - headSize;
+  if (missing === 0) return x;
+  const apart = b.op('Reshape', [x, b.constant('i64', [4], [0, 0, heads, headSize])]);
+  const wide = b.op('Pad', [apart, b.constant('i64', [8], [0, 0, 0, 0, 0, 0, 0, missing])]);
+  return b.op('Reshape', [wide, b.constant('i64', [3], [0, 0, heads * headRoom(config)])]);
+}
+
+/** The inverse of {@link widened}. */
+export function narrowed(b: GraphBuilder, config: LlamaConfig, x: Value, heads: number): Value {
+  const { headSize } = config;
+  if (headRoom(config) === headSize) return x;
+  const int = (value: number) => b.constant('i64', [1], [value]);
+  const apart = b.op('Reshape', [x, b.constant('i64', [4], [0, 0, heads, headRoom(config)])]);
+  const narrow = b.op('Slice', [apart, int(0), int(headSize), int(3)]);
+  return b.op('Reshape', [narrow, b.constant('i64', [3], [0, 0, heads * headSize])]);
+}
 
 /** What says how far each sequence goes. */
 export type HeadLengths = {
@@ -35,13 +63,9 @@ export const headLengths = (g: GraphBuilder): HeadLengths => ({
 });
 
 /** Inputs `heads_k_WHOSE` and `heads_v_WHOSE`: of a layer, or of a place in it. */
-export const headInputs = (
-  g: GraphBuilder,
-  { kvHeadCount, headSize }: LlamaConfig,
-  whose: string,
-): KeysValues => {
-  const input = (name: string) =>
-    g.input(`heads_${name}_${whose}`, 'f32', [`sequences_${whose}`, kvHeadCount, `room_${whose}`, headSize]);
+export const headInputs = (g: GraphBuilder, config: LlamaConfig, whose: string): KeysValues => {
+  const shape = [`sequences_${whose}`, config.kvHeadCount, `room_${whose}`, headRoom(config)];
+  const input = (name: string) => g.input(`heads_${name}_${whose}`, 'f32', shape);
   return { k: input('k'), v: input('v') };
 };
 
@@ -54,8 +78,8 @@ export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
   b.output(v, 'f32', GROWN);
 }
 
-export function nothingGrown(b: GraphBuilder, { kvHeadCount, headSize }: LlamaConfig): KeysValues {
-  const none = () => b.constant('f32', [1, kvHeadCount, 0, headSize], []);
+export function nothingGrown(b: GraphBuilder, config: LlamaConfig): KeysValues {
+  const none = () => b.constant('f32', [1, config.kvHeadCount, 0, headRoom(config)], []);
   return { k: none(), v: none() };
 }
 
@@ -73,11 +97,12 @@ export function attendByHead(
 ): { readonly attended: Value; readonly grown: KeysValues } {
   const { config, cos, sin } = shared;
   const { headCount, kvHeadCount, headSize } = config;
-  const isWhole = !extras.hasNorms && (!extras.hasRope || headSize % ROTATED_HEADS === 0);
+  const canRotate = !extras.hasRope || headSize % ROTATED_HEADS === 0;
+  const isWhole = !extras.hasNorms && headRoom(config) === headSize && canRotate;
   const rotates = isWhole && extras.hasRope;
   const { q, k, v } = isWhole
     ? { q: extras.biased(b, product, { from: 0, count: headCount + 2 * kvHeadCount }) }
-    : queriesKeysValues(b, shared, extras, product, positions());
+    : wideQueriesKeysValues(b, shared, extras, product, positions());
   const [attended, grownK, grownV] = b.ops(
     'GroupQueryAttention',
     [q, k, v, heads.k, heads.v, past, most, ...(rotates ? [cos, sin] : [])],
@@ -92,5 +117,22 @@ export function attendByHead(
     },
     MICROSOFT,
   );
-  return { attended: attended!, grown: { k: grownK!, v: grownV! } };
+  return { attended: narrowed(b, config, attended!, headCount), grown: { k: grownK!, v: grownV! } };
+}
+
+/** As {@link queriesKeysValues}, each head as wide as the buffers have it. */
+export function wideQueriesKeysValues(
+  b: GraphBuilder,
+  shared: Rotary,
+  extras: Extras,
+  product: Value,
+  positions: Value,
+): KeysValues & { readonly q: Value } {
+  const { config } = shared;
+  const { q, k, v } = queriesKeysValues(b, shared, extras, product, positions);
+  return {
+    q: widened(b, config, q, config.headCount),
+    k: widened(b, config, k, config.kvHeadCount),
+    v: widened(b, config, v, config.kvHeadCount),
+  };
 }

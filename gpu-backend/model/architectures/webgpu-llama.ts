@@ -3,7 +3,7 @@
  * parts of a layer as `llama.ts`, with those nodes that the provider has.
  *
  * Shapes: B = sequences, S = new tokens of each (B = 1, or S = 1), T = capacity of the caches, R = rows whose logits are wanted;
- * H, F, N, G, D, V as in `llama.ts`.
+ * H, F, N, G, V as in `llama.ts`, D = a head's width in the caches.
  *
  * K and V `[B, G, T, D]` stay on the device: `present_k_0`, … are bound to the buffers that come in as `past_k_0`, …, so a
  * step writes its own tokens and nothing else. `GroupQueryAttention` takes a length a sequence; a skipped attention writes
@@ -16,7 +16,8 @@
 import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import { type Extras, type KeysValues, keysValues, queriesKeysValues } from './attention-extras.ts';
+import { type Extras, type KeysValues, keysValues } from './attention-extras.ts';
+import { headRoom, narrowed, widened, wideQueriesKeysValues } from './head-attention.ts';
 import type { StoredLayer, StoredLlama } from './llama.ts';
 import { attentionParts, feedForward, ffnParts, outputLogits, rotaryTable, throughLayers } from './llama.ts';
 import type { Linear } from './projections.ts';
@@ -71,7 +72,7 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, float
 }
 
 function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
-  const { layerCount: L, kvHeadCount: G, headSize: D } = config;
+  const { layerCount: L, kvHeadCount: G } = config;
   const flags = (name: string) =>
     g.ops(
       'Split',
@@ -83,7 +84,7 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
     positions: g.input('positions', 'i64', ['B', 'S']),
     places: g.op('Expand', [
       g.input('kv_positions', 'i32', ['B', 1, 'S', 1]),
-      g.constant('i64', [4], [1, G, 1, D]),
+      g.constant('i64', [4], [1, G, 1, headRoom(config)]),
     ]),
     lastKeys: g.input('last_keys', 'i32', ['B']),
     keysMax: g.input('keys_max', 'i32', [1]),
@@ -169,7 +170,8 @@ function attention(
   branch: Value | undefined,
 ): [Value, Value] {
   const { config } = shared;
-  const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  const { kvHeadCount: G, hiddenSize: H } = config;
+  const D = headRoom(config);
   const { residual, x, weights, extras, unweighted } = attentionParts(
     g,
     config,
@@ -223,8 +225,9 @@ function runAttention(
   x: Value,
   past: KeysValues,
 ): Value[] {
-  const { headCount: N, kvHeadCount: G } = shared.config;
-  const { q, k, v } = queriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
+  const { config } = shared;
+  const { headCount: N, kvHeadCount: G } = config;
+  const { q, k, v } = wideQueriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
   const [attended, presentK, presentV] = b.ops(
     'GroupQueryAttention',
     [q, k, v, past.k, past.v, shared.lastKeys, shared.keysMax],
@@ -238,7 +241,8 @@ function runAttention(
     },
     MICROSOFT,
   );
-  return [extras.outputBiased(b, multiply(b, attended!, output)), presentK!, presentV!];
+  const own = narrowed(b, config, attended!, N);
+  return [extras.outputBiased(b, multiply(b, own, output)), presentK!, presentV!];
 }
 
 /** The caches with K and V of new tokens whose attention is skipped. */
@@ -250,10 +254,12 @@ function writeKeys(
   x: Value,
   past: KeysValues,
 ): Value[] {
-  const { kvHeadCount: G, headSize: D } = shared.config;
+  const { config } = shared;
+  const { kvHeadCount: G } = config;
   const { k, v } = keysValues(b, shared, extras, multiply(b, x, kv), shared.positions);
   const write = (into: Value, values: Value) => {
-    const byToken = b.op('Reshape', [values, b.constant('i64', [4], [0, 0, G, D])]);
+    const wide = widened(b, config, values, G);
+    const byToken = b.op('Reshape', [wide, b.constant('i64', [4], [0, 0, G, headRoom(config)])]);
     const byHead = b.op('Transpose', [byToken], { perm: [0, 2, 1, 3] });
     return b.op('ScatterElements', [into, shared.places, byHead], { axis: 2 });
   };

@@ -36,14 +36,16 @@ const MASKS: readonly Mask[] = [
 ];
 
 describe.each([
-  ['q8', 'f32'],
-  ['f32', 'f32'],
-  ['q8', 'f16'],
-] as const)('several sequences at once in %s, K and V in %s', (kind, kvType) => {
+  ['q8', 'f32', 16],
+  ['f32', 'f32', 16],
+  ['q8', 'f16', 16],
+  ['q8', 'f32', 12],
+] as const)('several sequences at once in %s, K and V in %s, heads of %i', (kind, kvType, headSize) => {
   let runner: Runner & AsyncDisposable;
   beforeAll(async () => {
     const table = randomSurrogates(TINY_CONFIG, 32);
-    runner = await openEmitted(randomLlama(), kind, table, undefined, kvType);
+    const source = randomLlama({ headSize, headCount: 96 / headSize });
+    runner = await openEmitted(source, kind, table, undefined, kvType);
   });
   afterAll(async () => runner[Symbol.asyncDispose]());
 

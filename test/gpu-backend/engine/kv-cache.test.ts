@@ -89,6 +89,8 @@ test('a cache never outgrows the context', () => {
 
 /** Of two heads of two; a token's four values are its number, its cache's, and which buffer. */
 const HEADS = { layerCount: 1, contextTokens: 600, kvHeadCount: 2, headSize: 2 };
+/** Values of a token in a buffer, where a head is eight wide. */
+const ROOM = 2 * 8;
 
 test('among heads, who expects many tokens takes no memory for rows', () => {
   const heads = new HeadCaches(HEADS);
@@ -188,7 +190,7 @@ test('whatever moves between rows and heads, each cache has its own tokens, and 
       for (const one of all) check(one);
       change.empty(all);
       // What the longest took does not stay.
-      expect(heads.buffer_values).toBeLessThan(8 * 4 * 1024);
+      expect(heads.buffer_values).toBeLessThan(8 * ROOM * 1024);
     }),
     { seed: 1612, numRuns: 100 },
   );
@@ -203,10 +205,10 @@ test('heads take no more than their sequences need, and shrink when the longest 
   long.fill(5000);
   short.fill(10);
   heads.place([long, short]);
-  expect(heads.buffer_values).toBe(2 * 8192 * 4);
+  expect(heads.buffer_values).toBe(2 * 8192 * ROOM);
   long.truncate(0);
   heads.place([short]);
-  expect(heads.buffer_values).toBe(2 * 256 * 4);
+  expect(heads.buffer_values).toBe(2 * 256 * ROOM);
   expect([...short.copyPage(0, 10)]).toEqual(Array(80).fill(1));
 });
 
