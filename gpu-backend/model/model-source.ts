@@ -112,7 +112,7 @@ export const modelManifestSchema = z.strictObject({
   config: llamaConfigSchema,
   chatTemplate: z.string().nullable(),
   bosTokenId: z.int().nullable(),
-  /** Ids that end an answer: end of sequence, end of turn. */
+  /** Ids that end an answer: end of sequence, end of turn. The first is what templates call `eos_token`. */
   eosTokenIds: z.array(z.int()).min(1),
   addBos: z.boolean(),
   /** How four bits were chosen: another version, or another text, comes to other codes. */

@@ -13,8 +13,9 @@ import type { ImportedTokenizer } from './gguf-tokenizer.ts';
 import { isEndOfAnswerName } from './gguf-tokenizer.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './text-pieces.ts';
 import { vocabularyOf } from './token-bytes.ts';
-import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer.ts';
+import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, type Tokenizer } from './tokenizer.ts';
 
+const SPECIAL_TOKENS_FILE = 'special_tokens_map.json';
 const TOKENIZER_BYTES_MAX = 64 * 1024 * 1024;
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 
@@ -60,13 +61,19 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   const exact = model.type === 'BPE' ? exactPreTokenizer(raw.pre_tokenizer) : raw.pre_tokenizer;
   const tokenizerJson = { ...raw, pre_tokenizer: exact };
   const tokenizerConfig = (await readModelJson(folder, TOKENIZER_CONFIG_FILE, CONFIG_BYTES_MAX)) ?? {};
-  const tokenizer = createTokenizer(tokenizerJson, tokenizerConfig);
+  const tokenizer = tokenizerFrom(tokenizerJson, tokenizerConfig);
+  // Where the newer file is silent, the older one says it.
+  const named = {
+    ...(await readModelJson(folder, SPECIAL_TOKENS_FILE, CONFIG_BYTES_MAX)),
+    ...tokenizerConfig,
+  };
   const idOf = (value: unknown): number | undefined => {
     const name = typeof value === 'string' ? value : (value as { content?: unknown } | null)?.content;
     return typeof name === 'string' ? tokenizer.tokenId(name) : undefined;
   };
-  const bosTokenId = idOf(tokenizerConfig.bos_token) ?? null;
-  const eosTokenIds = new Set([...(await declaredEos(folder)), idOf(tokenizerConfig.eos_token)]);
+  const bosTokenId = idOf(named.bos_token) ?? null;
+  // The tokenizer's own comes first: it is what templates mean by `eos_token`.
+  const eosTokenIds = new Set([idOf(named.eos_token), ...(await declaredEos(folder))]);
   for (const token of added) if (token.special && isEndOfAnswerName(token.content)) eosTokenIds.add(token.id);
   const ends = [...eosTokenIds].filter((id) => id !== undefined && id < rows) as number[];
   if (ends.length === 0) throw unsupportedModel('it names no token that ends an answer');
@@ -78,6 +85,14 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
     eosTokenIds: ends,
     addBos: bosTokenId !== null && tokenizer.encode('')[0] === bosTokenId,
   };
+}
+
+function tokenizerFrom(json: object, config: object): Tokenizer {
+  try {
+    return createTokenizer(json, config);
+  } catch (error) {
+    throw unsupportedModel(`its tokenizer cannot be read (${(error as Error).message})`);
+  }
 }
 
 const eosSchema = z.union([z.int().min(0), z.array(z.int().min(0)).max(100)]).nullish();

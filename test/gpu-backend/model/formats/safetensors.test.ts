@@ -227,6 +227,35 @@ describe('tokenizerFromFolder', () => {
     expect((await tokenizerFromFolder(folder, 265)).chatTemplate).toBe('from its own file');
   });
 
+  test('the end that the tokenizer names comes first: templates write it, and rows to learn from end with it', async () => {
+    await writeFolder({
+      'generation_config.json': { eos_token_id: [0, 5, 2] },
+      'tokenizer_config.json': { eos_token: { content: '<|im_end|>' } },
+    });
+    expect((await tokenizerFromFolder(folder, 265)).eosTokenIds).toEqual([2, 0, 5]);
+  });
+
+  test('takes BOS and EOS from special_tokens_map.json where tokenizer_config.json is silent', async () => {
+    await writeFolder({
+      'tokenizer_config.json': { eos_token: '<|im_end|>' },
+      'special_tokens_map.json': { bos_token: { content: '<|im_start|>' }, eos_token: '<|im_start|>' },
+    });
+    expect(await tokenizerFromFolder(folder, 265)).toMatchObject({
+      bosTokenId: 1,
+      eosTokenIds: [2, 0],
+    });
+  });
+
+  test('refuses a kind of merging that it does not know, by its name', async () => {
+    const json = JSON.parse(Buffer.from((await tinyFolder())['tokenizer.json']!).toString());
+    json.model.end_of_word_suffix = '</w>';
+    await writeFolder({ 'tokenizer.json': json });
+    await expect(tokenizerFromFolder(folder, 265)).rejects.toMatchObject({
+      code: 'unsupported_model',
+      message: expect.stringContaining('ends of words'),
+    });
+  });
+
   test('refuses a tokenizer with more ids than rows, of another kind, or none', async () => {
     await writeFolder();
     await expect(tokenizerFromFolder(folder, 200)).rejects.toThrow(/id 264, its embedding 200 rows/);
