@@ -59,7 +59,9 @@ export function createChatTemplate(
       return template.render({
         // Copies: a template can assign to what it is given.
         messages: structuredClone(messages),
-        ...(tools.length === 0 ? {} : { tools: structuredClone(tools) }),
+        // Templates ask whether these are none, as they are in transformers.
+        tools: tools.length === 0 ? null : structuredClone(tools),
+        documents: null,
         add_generation_prompt: true,
         bos_token: tokens.bos,
         eos_token: tokens.eos,

@@ -45,6 +45,13 @@ describe('createChatTemplate', () => {
     );
   });
 
+  test('without tools or documents there are none, as transformers says it', () => {
+    const source =
+      '{% if tools is not none %}{% for tool in tools %}T{% endfor %}{% endif %}' +
+      '{% if documents is none %}{{ messages[0].content }}{% endif %}';
+    expect(createChatTemplate(source, tokens).render(hi)).toBe('Hi {{ 1 + 1 }}');
+  });
+
   test('a refusal by the template is the client’s error, with the template’s words', () => {
     const template = createChatTemplate("{{ raise_exception('roles must alternate') }}", tokens);
     expect(() => template.render(hi)).toThrowError(
