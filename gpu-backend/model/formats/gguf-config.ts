@@ -57,7 +57,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     ropeTheta: read.number('rope.freq_base') ?? 10_000,
     rmsEpsilon: singlePrecisionText(read.required('attention.layer_norm_rms_epsilon')),
     tiedEmbeddings: !header.tensors.has('output.weight'),
-    ropeScaling: ropeFactors ? { type: 'factors', factors: ropeFactors } : ropeScaling(read, contextTokens),
+    ropeScaling: ropeScaling(read, contextTokens, ropeFactors),
     attentionBias: attentionBias(header, architecture),
     headNorms: family.headNorms || undefined,
     slidingWindow: slidingWindowOf(
@@ -77,7 +77,18 @@ function attentionBias({ tensors }: GgufHeader, architecture: Architecture): Mod
   return tensors.has('blk.0.attn_output.bias') ? 'qkvo' : 'qkv';
 }
 
-function ropeScaling(read: Reader, contextTokens: number): RopeScaling | undefined {
+function ropeScaling(
+  read: Reader,
+  contextTokens: number,
+  factors: readonly number[] | undefined,
+): RopeScaling | undefined {
+  const named = namedRopeScaling(read, contextTokens);
+  if (factors === undefined) return named;
+  if (named === undefined) return { type: 'factors', factors: [...factors] };
+  throw unsupportedModel(`rope factors and the rope scaling ${quoted(named.type)} together`);
+}
+
+function namedRopeScaling(read: Reader, contextTokens: number): RopeScaling | undefined {
   const factor = read.number('rope.scaling.factor') ?? read.number('rope.scale_linear') ?? 1;
   const type = read.text('rope.scaling.type') ?? 'linear';
   // llama.cpp reads a factor of 0 as "no scaling".

@@ -68,7 +68,12 @@ function withTensor(name: string, change: Partial<GgufParts['tensors'][number]>)
   });
 }
 
-const extraTensor = { name: 'rope_freqs.weight', shape: [8], type: 0, data: floats(new Float32Array(8)) };
+const ropeFactors = (value: number) => ({
+  name: 'rope_freqs.weight',
+  shape: [8],
+  type: 0,
+  data: floats(new Float32Array(8).fill(value)),
+});
 
 describe('a header that lies', () => {
   test.each<[string, Uint8Array, RegExp]>([
@@ -214,9 +219,18 @@ describe('a model that contradicts itself or asks for what we do not compute', (
     ],
     [
       'rope factors of zero',
-      writeGguf({ ...tinyLlama(), tensors: [...tinyLlama().tensors, extraTensor] }),
+      tiny({}, { tensors: [...tinyLlama().tensors, ropeFactors(0)] }),
       'corrupt_model',
       /ropeScaling/,
+    ],
+    [
+      'rope factors and a rope scaling',
+      tiny(
+        { metadata: { 'llama.rope.scaling.factor': { type: 'f32', value: 4 } } },
+        { tensors: [...tinyLlama().tensors, ropeFactors(2)] },
+      ),
+      'unsupported_model',
+      /rope factors and the rope scaling "linear"/,
     ],
     [
       'a missing tensor',
