@@ -109,6 +109,8 @@ export function architectureNamed(name: unknown): Architecture {
 const WIDTH_MAX = 1 << 18;
 const VOCABULARY_MAX = 1 << 20;
 const CONTEXT_TOKENS_MAX = 1 << 20;
+/** Of both rotary tables, which an import has in memory: a gigabyte. */
+const ROTARY_VALUES_MAX = 1 << 28;
 
 /** Checks what the schema cannot say. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export function checkConfig(config: Record<string, unknown>): ModelConfig {
@@ -126,6 +128,11 @@ export function checkConfig(config: Record<string, unknown>): ModelConfig {
   atMost('headSize', WIDTH_MAX);
   atMost('vocabularySize', VOCABULARY_MAX);
   atMost('contextTokens', CONTEXT_TOKENS_MAX);
+  if (value.contextTokens * value.headSize > ROTARY_VALUES_MAX) {
+    throw unsupportedModel(
+      `rotary tables of ${value.contextTokens} positions and ${value.headSize} dimensions`,
+    );
+  }
   if (value.headSize % 2 !== 0)
     throw corruptModel(`a head of ${value.headSize} dimensions cannot be rotated`);
   if (value.headCount % value.kvHeadCount !== 0) {

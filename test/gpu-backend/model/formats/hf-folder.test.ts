@@ -40,3 +40,11 @@ test('with fields changed, it is read or refused with a reason', () => {
   expect(outcomes.read).toBeGreaterThan(100);
   expect(outcomes.refused).toBeGreaterThan(100);
 });
+
+test('rotary tables of gigabytes are refused: a small file can ask for them', () => {
+  const config = { ...figures.variants[0]!.config, hidden_size: 16, num_attention_heads: 1 };
+  const asking = (head_dim: number) =>
+    configFromHuggingFace({ ...config, num_key_value_heads: 1, head_dim, max_position_embeddings: 2 ** 20 });
+  expect(asking(256).headSize).toBe(256);
+  expect(() => asking(512)).toThrow(/rotary tables of 1048576 positions and 512 dimensions/);
+});
