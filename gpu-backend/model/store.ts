@@ -16,6 +16,8 @@ export const MANIFEST_FILE = 'model.json';
 /** The most that a manifest can reasonably weigh: its largest part is the chat template. */
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
+/** Leaves room for `-f32` and its like. */
+const GIVEN_NAME_CHARS_MAX = 124;
 const INCOMING = '.incoming-';
 const OUTGOING = '.outgoing-';
 
@@ -29,7 +31,7 @@ export const modelsFolder = (home: string): string => join(home, 'models');
 export function toModelName(text: string): string {
   const name = text
     .replace(/[^A-Za-z0-9._-]+/g, '-')
-    .slice(0, 128)
+    .slice(0, GIVEN_NAME_CHARS_MAX)
     .replace(/^[^A-Za-z0-9]+|[^A-Za-z0-9]+$/g, '');
   if (!NAME_PATTERN.test(name)) {
     throw new MaskrouteError('invalid_request', `"${text}" gives no usable model name; rename it.`);

@@ -66,6 +66,14 @@ describe('pullModel', () => {
     ]);
   });
 
+  test('a long name leaves room for what is put behind it', async () => {
+    const long = path.join(home, `${'n'.repeat(200)}.gguf`);
+    await rename(file, long);
+    const { manifest } = await pull(long, { weights: 'f32' });
+    expect((await showModel(home, manifest.name)).manifest).toEqual(manifest);
+    expect((await listModels(home)).map(({ name }) => name)).toEqual([manifest.name]);
+  });
+
   test('four bits: measured on its own text or on data, done once for each, and nothing else is left', async () => {
     const options = { weights: 'q4' } as const;
     const own = await pull(file, options);
