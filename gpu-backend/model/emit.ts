@@ -15,9 +15,15 @@ import { convertSlices, type Job } from './conversion/convert-slices.ts';
 import type { Turn } from './conversion/slice.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
-import type { LlamaConfig, WeightSource } from './model-source.ts';
+import { type LlamaConfig, unsupportedModel, type WeightSource } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
-import { eightBitsOf, FOUR_BITS, PLAIN_8_BITS, type QuantForm } from './quantization/quantize.ts';
+import {
+  eightBitsOf,
+  FOUR_BITS,
+  PLAIN_8_BITS,
+  QUANT_BLOCK,
+  type QuantForm,
+} from './quantization/quantize.ts';
 import { ropeTables } from './rope.ts';
 import { WeightsFile } from './weights-file.ts';
 
@@ -39,6 +45,7 @@ type Emission = {
 /**
  * Matrices go from file to file in slices, by several threads: what is in memory does not grow with the model. Only four bits
  * that are chosen by text take whole layers. `onProgress` gets the fraction done, 0 to 1; when it throws, the work ends.
+ * @throws MaskrouteError `unsupported_model` for widths that codes cannot have, `corrupt_model`.
  */
 export async function emitModel(
   source: WeightSource,
@@ -47,6 +54,7 @@ export async function emitModel(
   onProgress: (fraction: number) => void,
   threads?: number,
 ): Promise<void> {
+  if (holding !== 'f32') requireBlocks(source.config);
   // fp32 is the reference, so it stays as the file has it; codes gain precision from a rotation.
   const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
@@ -69,6 +77,20 @@ export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredL
   write(BATCHED_MODEL_FILE, batchedLlamaGraph(config, stored));
 }
 
+/** @throws MaskrouteError `unsupported_model` for a model whose rows are no whole blocks of codes. */
+function requireBlocks({ hiddenSize, ffnSize, headCount, headSize }: LlamaConfig): void {
+  const widths = [
+    [`its hidden size is ${hiddenSize}`, hiddenSize],
+    [`its FFN size is ${ffnSize}`, ffnSize],
+    [`its heads are ${headCount * headSize} wide together`, headCount * headSize],
+  ] as const;
+  const odd = widths.find(([, width]) => width % QUANT_BLOCK !== 0);
+  if (odd === undefined) return;
+  throw unsupportedModel(
+    `${odd[0]}, and eight or four bits want multiples of ${QUANT_BLOCK}; take --weights f32`,
+  );
+}
+
 /** What is left once the layers are written. */
 function storeRest(
   { source, file, basis }: Emission,
@@ -82,7 +104,22 @@ function storeRest(
   };
 }
 
-/** The embedding beside the head; tied ones are stored once, as the head multiplies by them. */
+/** Rounded to eight bits, the head says nothing of a value that is so small beside the largest. */
+const NORM_SHARE_MIN = 1 / 256;
+
+/**
+ * Whether embedding and head are stored once. The embedding is then the head's rows divided by the last norm's weights
+ * (`Basis.embeddingFromHead`): one that is next to nothing would leave noise.
+ */
+function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean {
+  if (!source.config.tiedEmbeddings) return false;
+  if (basis === fileBasis) return true;
+  const sizes = finalNorm.map(Math.abs);
+  const largest = sizes.reduce((most, size) => Math.max(most, size), 0);
+  return sizes.every((size) => size > NORM_SHARE_MIN * largest);
+}
+
+/** The embedding where it is stored once with the head, as the head multiplies by it. */
 function tiedEmbedding(
   { source, file, basis }: Emission,
   head: StoredLinear,
@@ -133,7 +170,7 @@ async function storeInSlices(
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
   const head = place([headName], forms.ends, () => reads(finalNorm));
-  const embedding = config.tiedEmbeddings
+  const embedding = isShared(emission, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : {
         rows: place(['model.embed_tokens.weight'], forms.ends, () => ({ kind: 'embeds' })),
@@ -222,13 +259,13 @@ async function storeByText(
   onProgress: (fraction: number) => void,
 ): Promise<StoredLlama> {
   const { source, file, basis } = emission;
-  const { tiedEmbeddings, layerCount } = source.config;
+  const { layerCount } = source.config;
   const quantizer = await openFourBits(source, basis, options, onProgress);
   const finalNorm = await source.read('model.norm.weight');
   const head = storeCodes(file, quantizer.end(await headMatrix(source, basis, finalNorm)));
   const embedded = async () =>
     quantizer.end(basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
-  const embedding = tiedEmbeddings
+  const embedding = isShared(emission, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : { rows: storeCodes(file, await embedded()), correction: undefined };
   const layers: StoredLayer[] = [];

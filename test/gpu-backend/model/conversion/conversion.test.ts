@@ -18,9 +18,11 @@ import {
 } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import type { WeightRange } from '../../../../gpu-backend/model/weights-file.ts';
+import { denseMask } from '../../../../shared/mask/mask.ts';
 import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../../support/family-files.ts';
 import { writeGguf } from '../../../support/gguf.ts';
-import { randomLlama } from '../../../support/random-llama.ts';
+import { naiveLlama } from '../../../support/naive-llama.ts';
+import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -114,6 +116,48 @@ test('a weight that is not finite is refused by name, from a thread, too', async
     });
   await file.close();
 });
+
+test.each([
+  ['hiddenSize', { hiddenSize: 48, headSize: 16 }, 'hidden size is 48'],
+  ['ffnSize', { ffnSize: 200 }, 'FFN size is 200'],
+  ['headSize', { headSize: 12 }, 'heads are 72 wide together'],
+] as const)(
+  'a %s that is no multiple of 32 has eight or four bits refused, not fp32',
+  async (_, changes, reason) => {
+    const source = randomLlama(changes);
+    for (const kind of ['q8', 'q4'] as const)
+      await expect(emitted(source, kind)).rejects.toMatchObject({
+        code: 'unsupported_model',
+        message: expect.stringMatching(new RegExp(`${reason}.*--weights f32`)),
+      });
+    await emitted(source, 'f32');
+  },
+);
+
+test.each([0, 1e-4])(
+  'tied, with %d in the last norm: the embedding is not lost in the head',
+  async (weight) => {
+    const source = randomLlama();
+    const changed: WeightSource = {
+      ...source,
+      async read(name) {
+        const values = await source.read(name);
+        if (name === 'model.norm.weight') values[5] = weight;
+        return values;
+      },
+    };
+    const naive = await naiveLlama(changed);
+    await using runner = await openEmitted(changed, 'q8');
+    const mask = denseMask(8);
+    const logits = await runner.run({
+      ...{ cache: runner.newCache(), tokenIds: [7], logitRows: [0] },
+      plan: { mask, kv: 'preserve' },
+    });
+    const expected = naive.next(7, mask);
+    const furthest = logits.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i]!)), 0);
+    expect(furthest).toBeLessThan(0.1);
+  },
+);
 
 test('stopped half-way, it ends', async () => {
   const file = await fileOf(randomLlama(VARIANTS[0]), 'safetensors');
