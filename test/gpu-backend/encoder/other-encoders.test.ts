@@ -142,6 +142,24 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
   }
 });
 
+test('several who want an encoder at once have it fetched once', async () => {
+  const encoder = figures.encoders[0]!;
+  const hub = await startFakeHub({ repository: encoder.id, files: await filesOf(encoder) });
+  vi.stubEnv('HF_ENDPOINT', hub.url);
+  try {
+    const fetched = await Promise.all(
+      Array.from({ length: 4 }, () => fetchFullEncoder(folder, HOOKS, 'bge-small-en-v1.5')),
+    );
+    expect(new Set(fetched).size).toBe(1);
+    // The first asks what the file is.
+    expect(hub.requests.filter((line) => /^GET .*model\.safetensors/.test(line))).toHaveLength(2);
+    await (await loadSentenceEncoder(encoder.id, fetched[0]!, 1)).close();
+  } finally {
+    vi.unstubAllEnvs();
+    await hub.close();
+  }
+});
+
 test('the encoder that comes as a wheel is found where it came from the hub, for want of pip', async () => {
   const encoder = figures.encoders[0]!;
   const hub = await startFakeHub({

@@ -133,7 +133,7 @@ describe('hf:OWNER/NAME', () => {
       message: expect.stringMatching(/SHA-256/),
     });
     const folder = path.join(home, 'sources', 'hub', REPOSITORY.replace('/', '--'));
-    expect(readdirSync(path.join(folder, readdirSync(folder)[0]!))).toEqual([]);
+    expect(readdirSync(path.join(folder, readdirSync(folder)[0]!))).toEqual(['.lock']);
   });
 
   test('the token of the environment opens private models', async () => {
