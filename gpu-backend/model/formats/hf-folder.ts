@@ -31,6 +31,7 @@ import { openSafetensors, requireReadable, type SafetensorsFile } from './safete
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 const INDEX_BYTES_MAX = 32 * 1024 * 1024;
+const SINGLE_FILE = 'model.safetensors';
 const INDEX_FILE = 'model.safetensors.index.json';
 const SHARD_COUNT_MAX = 1000;
 
@@ -78,13 +79,17 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
 const isIgnored = (name: string, tied: boolean): boolean =>
   name.endsWith('.rotary_emb.inv_freq') || (tied && name === 'lm_head.weight');
 
-/** Sorted, so that the model's hash does not depend on the order in a folder. */
+/** By its name; they are numbered in several ways. */
+export const isShard = (name: string): boolean =>
+  /^model(\.safetensors)?-\d+-of-\d+\.safetensors$/.test(name);
+
+/** One file before shards of the same, as transformers has it. Sorted, so that the model's hash does not depend on the order in a folder. */
 async function weightFileNames(folder: string): Promise<string[]> {
   const entries = new Set(await readdir(folder));
+  if (entries.has(SINGLE_FILE)) return [SINGLE_FILE];
   const index = await readModelJson(folder, INDEX_FILE, INDEX_BYTES_MAX);
   if (index === undefined) {
-    if (entries.has('model.safetensors')) return ['model.safetensors'];
-    const shard = [...entries].find((name) => /^model-\d{5}-of-\d{5}\.safetensors$/.test(name));
+    const shard = [...entries].find(isShard);
     if (shard !== undefined) throw corruptModel(`its folder has ${shard} and no ${INDEX_FILE}`);
     throw corruptModel('its folder has neither model.safetensors nor its index');
   }

@@ -8,6 +8,7 @@ import { dirname, join } from 'node:path';
 import { fileDownloadInfo, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
+import { isShard } from '../formats/hf-folder.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
 import { aloneIn, download, messageOf } from './download.ts';
@@ -242,7 +243,7 @@ function chooseFiles(
 function safetensors(files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
   const single = files.get('model.safetensors');
   if (single !== undefined) return [single];
-  return [...files.values()].filter((entry) => /^model-\d{5}-of-\d{5}\.safetensors$/.test(entry.path));
+  return [...files.values()].filter((entry) => isShard(entry.path));
 }
 
 function bestGguf(candidates: readonly string[]): string | undefined {

@@ -156,6 +156,10 @@ describe('openSafetensorsFolder', () => {
     await model.close();
   });
 
+  const sharded = (index: object) => ({
+    'model.safetensors': undefined,
+    'model.safetensors.index.json': index,
+  });
   const config = (change: object) => ({ 'config.json': { ...TINY_CONFIG_JSON, ...change } });
   test.each<[string, Record<string, unknown>, string, RegExp]>([
     [
@@ -188,10 +192,10 @@ describe('openSafetensorsFolder', () => {
     ['a width that is text', config({ hidden_size: '64' }), 'corrupt_model', /hidden_size/],
     ['a width that is not the weights’', config({ hidden_size: 32 }), 'corrupt_model', /expected \[/],
     ['no configuration', { 'config.json': [1] }, 'corrupt_model', /not a JSON object/],
-    ['no weights', { 'model.safetensors.index.json': { weight_map: {} } }, 'corrupt_model', /names no files/],
+    ['no weights', sharded({ weight_map: {} }), 'corrupt_model', /names no files/],
     [
       'an index that points out of the folder',
-      { 'model.safetensors.index.json': { weight_map: { x: '../../etc/model.safetensors' } } },
+      sharded({ weight_map: { x: '../../etc/model.safetensors' } }),
       'corrupt_model',
       /which is not there/,
     ],

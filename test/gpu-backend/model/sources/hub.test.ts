@@ -11,7 +11,7 @@ import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-
 import type { FakeHub, HubOptions } from '../../../support/fake-hub.ts';
 import { startFakeHub } from '../../../support/fake-hub.ts';
 import { splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
-import { tinyFolder } from '../../../support/safetensors.ts';
+import { tinyFolder, tinyWeights, writeSafetensors } from '../../../support/safetensors.ts';
 
 const REPOSITORY = 'Some-Org/tiny-llama';
 let home: string;
@@ -50,6 +50,38 @@ describe('hf:OWNER/NAME', () => {
       eosTokenIds: [2, 0],
     });
     expect(hub!.requests.some((line) => line.includes('README') || line.includes('gguf'))).toBe(false);
+  });
+
+  test.each([
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'],
+    // As DeepSeek's and some of Qwen's are called.
+    ['model-00001-of-000002.safetensors', 'model-00002-of-000002.safetensors'],
+    ['model.safetensors-00001-of-00002.safetensors', 'model.safetensors-00002-of-00002.safetensors'],
+  ])('takes shards, however they are numbered: %s', async (...names) => {
+    const { 'model.safetensors': _, ...others } = await tinyFolder();
+    const weights = [...tinyWeights()];
+    const parts = [weights.slice(0, 10), weights.slice(10)];
+    const map = Object.fromEntries(parts.flatMap((part, i) => part.map(([name]) => [name, names[i]])));
+    await serve({
+      files: {
+        ...others,
+        'model.safetensors.index.json': Buffer.from(JSON.stringify({ weight_map: map })),
+        ...Object.fromEntries(names.map((name, i) => [name, writeSafetensors(new Map(parts[i]))])),
+      },
+    });
+    expect((await pull()).manifest.config.layerCount).toBe(2);
+  });
+
+  test('takes one file before shards of the same, as transformers does', async () => {
+    const index = { weight_map: { 'model.norm.weight': 'model-00001-of-00001.safetensors' } };
+    await serve({
+      files: {
+        ...(await tinyFolder()),
+        'model.safetensors.index.json': Buffer.from(JSON.stringify(index)),
+        'model-00001-of-00001.safetensors': new Uint8Array(9),
+      },
+    });
+    expect((await pull()).manifest.config.layerCount).toBe(2);
   });
 
   test('else a GGUF file, or the one that is named', async () => {

@@ -105,10 +105,11 @@ describe('is refused, and nothing is left behind', () => {
     ['an empty folder', async () => ({}), /no config.json/],
     [
       'a shard that is missing',
-      async () => ({
-        ...(await tinyFolder()),
-        'model.safetensors.index.json': { weight_map: { a: 'model-00002-of-00002.safetensors' } },
-      }),
+      async () => {
+        const { 'model.safetensors': _, ...others } = await tinyFolder();
+        const index = { weight_map: { a: 'model-00002-of-00002.safetensors' } };
+        return { ...others, 'model.safetensors.index.json': index };
+      },
       /names "model-00002-of-00002.safetensors", which is not there/,
     ],
     [
