@@ -9,7 +9,13 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import { sizeOf } from '../files.ts';
 import { type BertConfig, bertConfigSchema, type Pooling } from '../model/architectures/bert.ts';
-import { type JsonObject, readModelJson, requireModelJson } from '../model/model-source.ts';
+import {
+  type JsonObject,
+  quoted,
+  readModelJson,
+  readModelText,
+  requireModelJson,
+} from '../model/model-source.ts';
 import { createTokenizer } from '../model/tokenizer/tokenizer.ts';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
@@ -67,15 +73,22 @@ const unigramSchema = z.looseObject({
     unk_id: z.int().min(0),
   }),
 });
+const onlyOne = (mode: object): boolean =>
+  Object.entries(mode).filter(([name, isOn]) => name.startsWith('pooling_mode_') && isOn === true).length ===
+  1;
 const poolingSchema = z
   .looseObject({
     pooling_mode_cls_token: z.boolean().default(false),
     pooling_mode_mean_tokens: z.boolean().default(false),
   })
-  .refine((mode) => mode.pooling_mode_cls_token !== mode.pooling_mode_mean_tokens, {
+  // Several together make one longer vector.
+  .refine((mode) => onlyOne(mode) && (mode.pooling_mode_cls_token || mode.pooling_mode_mean_tokens), {
     error: 'it pools neither by the mean nor by the first token',
   });
-const limitsSchema = z.looseObject({ max_seq_length: z.int().min(2) });
+const limitsSchema = z.looseObject({ max_seq_length: z.int().min(2).nullish() });
+/** What a text goes through, in sentence-transformers' words. */
+const modulesSchema = z.array(z.looseObject({ type: z.string() })).max(100);
+const KNOWN_MODULES: ReadonlySet<string> = new Set(['Transformer', 'Pooling', 'Normalize']);
 const promptsSchema = z.looseObject({
   prompts: z.record(z.string(), z.string().max(1000)).nullish(),
   default_prompt_name: z.string().nullish(),
@@ -102,6 +115,7 @@ export async function readEncoderFolder(folder: string, id = ''): Promise<Encode
   const limits = await optional('sentence_bert_config.json', limitsSchema);
   const prompts = await optional('config_sentence_transformers.json', promptsSchema);
   const named = prompts?.prompts?.[prompts.default_prompt_name ?? ''];
+  await requireKnownModules(folder);
   const tokenizerJson = await requireModelJson(folder, 'tokenizer.json', TOKENIZER_BYTES_MAX);
   return {
     config,
@@ -111,6 +125,22 @@ export async function readEncoderFolder(folder: string, id = ''): Promise<Encode
     tokensMax: Math.min(limits?.max_seq_length ?? family.tokensMax, config.max_position_embeddings),
     weights: await weightsIn(folder),
   };
+}
+
+/** A layer behind the pooling, say, makes other vectors. @throws MaskrouteError `invalid_encoder`. */
+async function requireKnownModules(folder: string): Promise<void> {
+  const text = await readModelText(folder, 'modules.json', CONFIG_BYTES_MAX);
+  if (text === undefined) return;
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    throw invalidEncoder('modules.json is not JSON', error);
+  }
+  for (const { type } of fitting('modules.json', modulesSchema, json)) {
+    const kind = type.split('.').at(-1)!;
+    if (!KNOWN_MODULES.has(kind)) throw invalidEncoder(`it has a module of the kind ${quoted(kind)}`);
+  }
 }
 
 type Tokenizers = Pick<EncoderFolder, 'tokenizer' | 'wordPiece'>;

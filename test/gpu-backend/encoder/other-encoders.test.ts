@@ -94,8 +94,24 @@ describe.each(figures.encoders)('$id', (encoder) => {
     const bare = await openFullEncoder(folder, { home: folder, threads: 1, hooks: HOOKS });
     expect(furthest(await opened.embed(['dog']), [[...(await bare.embed(['dog']))[0]!]])).toBe(0);
     await Promise.all([opened.close(), bare.close()]);
-    await put({ '1_Pooling/config.json': json({ pooling_mode_max_tokens: true }) });
-    await expect(loadSentenceEncoder('x', folder, 1)).rejects.toThrow(/neither by the mean nor/);
+    await put({
+      'sentence_bert_config.json': json({ max_seq_length: null }),
+      'modules.json': json([{ type: 'sentence_transformers.models.Dense', path: '2_Dense' }]),
+    });
+    await expect(loadSentenceEncoder('x', folder, 1)).rejects.toThrow(/a module of the kind "Dense"/);
+    await put({
+      'modules.json': json(
+        ['Transformer', 'Pooling', 'Normalize'].map((kind) => ({
+          type: `sentence_transformers.models.${kind}`,
+        })),
+      ),
+    });
+    await (await loadSentenceEncoder('x', folder, 1)).close();
+    for (const pooling_mode_mean_tokens of [false, true]) {
+      const pooling = { pooling_mode_max_tokens: true, pooling_mode_mean_tokens };
+      await put({ '1_Pooling/config.json': json(pooling) });
+      await expect(loadSentenceEncoder('x', folder, 1)).rejects.toThrow(/neither by the mean nor/);
+    }
   });
 });
 
