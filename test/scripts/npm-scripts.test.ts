@@ -41,9 +41,11 @@ test.concurrent.each(SCRIPTS)('npm run %s', async (name, words) => {
 test.concurrent.each([
   ['a soak too short to say whether memory is flat', ['scripts/soak.ts', '--minutes', '2']],
   ['a load too short to compare memory', ['scripts/load.ts', '--seconds', '9']],
+  ['a random model of no layers', ['scripts/random-model.ts', '--layers', 'four', '--out', 'x']],
+  ['a random model in no known format', ['scripts/random-model.ts', '--format', 'onnx', '--out', 'x']],
 ])('%s is refused', async (_, words) => {
   const { status, stdout, stderr } = await call(words);
-  expect(stderr).toMatch(/^error: .* is invalid\. expected a whole number above \d/);
+  expect(stderr).toMatch(/^error: .* is invalid\. (expected a whole number above \d|Allowed choices)/);
   expect([status, stdout]).toEqual([2, '']);
 });
 
