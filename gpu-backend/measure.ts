@@ -5,17 +5,26 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+/** Of a bench: `say` gets lines for people. It stops before the next turn once `signal` aborts, and what it started ends. */
+export type BenchHooks = {
+  readonly say: (line: string) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
 /**
  * What each subject gives in `rounds` rounds, by its name. Each takes its turn, in reversed order every second round.
+ * Rejects before the next turn once `signal` aborts.
  */
 export async function inTurns<S extends { readonly name: string }, T>(
   subjects: readonly S[],
   rounds: number,
   measure: (subject: S) => Promise<T>,
+  signal?: AbortSignal,
 ): Promise<Map<string, T[]>> {
   const found = new Map<string, T[]>(subjects.map(({ name }) => [name, []]));
   for (let turn = 0; turn < rounds; turn++) {
     for (const subject of turn % 2 === 0 ? subjects : subjects.toReversed()) {
+      signal?.throwIfAborted();
       found.get(subject.name)!.push(await measure(subject));
     }
   }
@@ -29,8 +38,9 @@ export type Subject = { readonly name: string; measure(): Promise<number> };
 export async function interleaved(
   subjects: readonly Subject[],
   rounds: number,
+  signal?: AbortSignal,
 ): Promise<Map<string, number>> {
-  const found = await interleavedRounds(subjects, rounds);
+  const found = await interleavedRounds(subjects, rounds, signal);
   return new Map([...found].map(([name, values]) => [name, median(values)]));
 }
 
@@ -38,9 +48,11 @@ export async function interleaved(
 export async function interleavedRounds(
   subjects: readonly Subject[],
   rounds: number,
+  signal?: AbortSignal,
 ): Promise<Map<string, number[]>> {
-  for (const { measure } of subjects) await measure();
-  return await inTurns(subjects, rounds, ({ measure }) => measure());
+  const take = ({ measure }: Subject) => measure();
+  await inTurns(subjects, 1, take, signal);
+  return await inTurns(subjects, rounds, take, signal);
 }
 
 /** After a rest: the threads of what was measured before spin on for a while, on the cores that this one needs. */

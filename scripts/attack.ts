@@ -9,8 +9,8 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { InvalidArgumentError } from 'commander';
 import { OpenAI } from 'openai';
-import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
-import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
+import { interruptible, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
 import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
@@ -187,7 +187,7 @@ const keyToWhomAClientNames: Attack = {
     });
     const { key } = await newTenant(dev);
     let tries = 0;
-    await lanes(2, async (lane, turn) => {
+    const asked = lanes(2, async (lane, turn) => {
       // A mask that the backend does not know, so that it asks an edge for it.
       const hex = (tries++ * 2_654_435_761 + lane).toString(16).padStart(24, '0').slice(-24);
       const body = chat(dev, 'Hi', { mask: `m_${hex}`, max_tokens: 1 });
@@ -196,7 +196,7 @@ const keyToWhomAClientNames: Attack = {
       response.resume();
       await once(response, 'end');
     });
-    trap.close();
+    await asked.finally(() => trap.close());
     return { findings: [...heard].slice(0, 3).map((line) => `called: ${line}`), figures: { tries } };
   },
 };
@@ -250,11 +250,15 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - begun_ms;
 }
 
+/** Aborts at Ctrl-C. */
+const stopped = new AbortController();
+
 /** Calls `work` again and again in `count` lanes until the time is over. */
 async function lanes(count: number, work: (lane: number, turn: number) => Promise<void>): Promise<void> {
   const until_ms = performance.now() + DURATION_ms;
   const inLane = async (lane: number) => {
-    for (let turn = 0; performance.now() < until_ms; turn++) await work(lane, turn);
+    const isOver = () => performance.now() >= until_ms || stopped.signal.aborted;
+    for (let turn = 0; !isOver(); turn++) await work(lane, turn);
   };
   await Promise.all(Array.from({ length: count }, (_, lane) => inLane(lane)));
 }
@@ -350,6 +354,7 @@ async function attackAll(target: Target): Promise<Record<string, Outcome>> {
     const outcome = await attack
       .run(target)
       .catch((error: Error): Outcome => ({ findings: [`it ended with ${error.message}`], figures: {} }));
+    stopped.signal.throwIfAborted();
     report[attack.name] = outcome;
     for (const finding of outcome.findings) console.log(`   FINDING: ${finding}`);
     console.log(`   ${JSON.stringify(outcome.figures)}`);
@@ -357,19 +362,38 @@ async function attackAll(target: Target): Promise<Record<string, Outcome>> {
   return report;
 }
 
-const home = createHome();
-let running: Started | undefined;
-try {
-  running = await start(home);
-  const attacks = await attackAll({ dev: running.dev, home });
-  // After all that it stops and starts as ever.
-  await stop(running);
-  running = undefined;
-  running = await start(home);
-  const findings = Object.values(attacks).flatMap((outcome) => outcome.findings);
-  console.log(JSON.stringify({ seconds: DURATION_ms / 1000, findings: findings.length, attacks }));
-  process.exitCode = findings.length === 0 ? 0 : 1;
-} finally {
-  if (running !== undefined) await stop(running);
-  removeHome(home);
+/** After all that it stops and starts as ever. What it does not do is a finding. */
+async function stopAndStart(running: Started, home: string): Promise<string[]> {
+  const exit = await stop(running);
+  const findings = exit === 0 ? [] : [`it stopped with ${exit}`];
+  try {
+    await stop(await start(home));
+  } catch (error) {
+    findings.push(`it did not start again: ${(error as Error).message}`);
+  }
+  for (const finding of findings) console.log(`FINDING: ${finding}`);
+  return findings;
 }
+
+async function main(signal: AbortSignal): Promise<void> {
+  signal.addEventListener('abort', () => stopped.abort());
+  const home = createHome();
+  let running: Started | undefined;
+  try {
+    running = await start(home);
+    const attacks = await attackAll({ dev: running.dev, home });
+    const ended = running;
+    running = undefined;
+    const afterwards = await stopAndStart(ended, home);
+    const findings = [...Object.values(attacks).flatMap((outcome) => outcome.findings), ...afterwards];
+    console.log(
+      JSON.stringify({ seconds: DURATION_ms / 1000, findings: findings.length, attacks, afterwards }),
+    );
+    process.exitCode = findings.length === 0 ? 0 : 1;
+  } finally {
+    if (running !== undefined) await stop(running);
+    removeHome(home);
+  }
+}
+
+await interruptible(main).catch(sayError);

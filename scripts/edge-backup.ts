@@ -5,10 +5,13 @@
  */
 import { spawnSync } from 'node:child_process';
 import { chmodSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 
-/** Tables before the rows that name each other's, and indexes at the end. */
-const ORDER = [/^PRAGMA\b/i, /^CREATE TABLE\b/i, /^INSERT\b/i, /^/] as const;
+/**
+ * Tables before the rows that name each other's, and indexes at the end. SQLite's own table of the last number of each
+ * table is emptied before its rows come, so that deletions stay among the rows.
+ */
+const ORDER = [/^PRAGMA\b/i, /^CREATE TABLE\b/i, /^(INSERT|DELETE)\b/i, /^/] as const;
 
 export function inRestorableOrder(sql: string): string {
   const statements = statementsIn(sql);
@@ -83,6 +86,10 @@ function backUp(file: string, where: readonly string[]): boolean {
 
 if (import.meta.main) {
   const [action, ...args] = process.argv.slice(2);
-  // npm's scripts name it.
-  main(action as keyof typeof ACTIONS, args);
+  try {
+    // npm's scripts name it.
+    main(action as keyof typeof ACTIONS, args);
+  } catch (error) {
+    sayError(error);
+  }
 }

@@ -19,7 +19,7 @@ type Rule = {
 
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
-const ONLINE = '^gpu-backend/(api|jobs|engine|encoder|onnx|model)/';
+const ONLINE = '^gpu-backend/((api|jobs|engine|grammar|encoder|onnx|model)/|main\\.ts$)';
 const OFFLINE = '^gpu-backend/(learning|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
 const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
@@ -70,7 +70,7 @@ export const RULES: readonly Rule[] = [
   forbid(
     'engine-below-api',
     'A request goes api → engine; nothing below knows what is above it.',
-    { path: '^gpu-backend/engine/' },
+    { path: '^gpu-backend/(engine|grammar)/' },
     { path: '^gpu-backend/api/' },
   ),
   forbid(
@@ -107,7 +107,7 @@ export const RULES: readonly Rule[] = [
     'graphs-know-no-server',
     'Models and graphs are below the engine.',
     { path: '^gpu-backend/(onnx|model)/' },
-    { path: '^gpu-backend/(api|engine)/' },
+    { path: '^gpu-backend/(api|engine|grammar)/' },
   ),
   forbid(
     'wiring-at-entry-points',

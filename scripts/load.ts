@@ -6,13 +6,16 @@
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
-import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
+import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { memoryBelow } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
+
+/** In less time there is no memory to compare with that at the end. */
+const SECONDS_MIN = 10;
 
 // Without a pause between requests, refusals would be most of what is measured.
 const {
@@ -24,7 +27,7 @@ const {
 } = parseScript<Record<'clients' | 'seconds' | 'hangUps' | 'rate' | 'seed', number>>(
   newCommand('npm run load --', 'many clients at a real npm start; the last line is one JSON object')
     .option('--clients <count>', 'clients at once', wholeNumber(1), 200)
-    .option('--seconds <count>', 'how long they ask', wholeNumber(1), 300)
+    .option('--seconds <count>', 'how long they ask, 10 at least', wholeNumber(SECONDS_MIN), 300)
     .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
     .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
     .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1),
@@ -46,11 +49,11 @@ const count = (counts: Counts, kind: string): void => {
 
 type Tally = { sent: number; answers: number; hangUps: number; refusals: Counts; failures: Counts };
 
-async function fire({ edge, apiKey, model }: DevFile, tally: Tally): Promise<void> {
+async function fire({ edge, apiKey, model }: DevFile, tally: Tally, signal: AbortSignal): Promise<void> {
   const { sent, outcomes } = await sendTraffic({
     ...{ edge, model, tenants: [{ id: 'local', key: apiKey }] },
     ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
-    random: createRandom(seed),
+    ...{ random: createRandom(seed), signal },
   });
   tally.sent = sent;
   for (const { result } of outcomes) {
@@ -83,7 +86,7 @@ async function watch(started: Started, watched: Watched, tally: Tally, over: Abo
   const own = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_ms });
   own.enable();
   // What came before does not count.
-  await longestStandStill(started.dev);
+  await longestStandStill(started.dev).catch(() => undefined);
   while (!over.aborted) {
     await sleep(1000, undefined, { signal: over }).catch(() => undefined);
     const standStill_ms = await probe(started.dev, watched).catch(() => {
@@ -149,40 +152,47 @@ function memory(samples: readonly Sample[]) {
   };
 }
 
-const home = createHome();
-let running: Started | undefined;
-try {
-  running = await start(home);
-  const tally: Tally = { sent: 0, answers: 0, hangUps: 0, refusals: {}, failures: {} };
-  const watched: Watched = { samples: [], standStillWork_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
-  const over = new AbortController();
-  console.log(`${CLIENTS} clients for ${SECONDS} s at ${running.dev.edge}`);
-  const watching = watch(running, watched, tally, over.signal);
-  await fire(running.dev, tally);
-  over.abort();
-  await watching;
-  const exit = await stop(running);
-  running = undefined;
-  if (exit !== 0) count(tally.failures, `stopped_with_${exit}`);
-  const { parts, growth } = memory(watched.samples);
-  const standStill_ms = Math.round(Math.max(...watched.samples.map((sample) => sample.standStill_ms)));
-  // The first seconds run code that was never run before.
-  const stalled = watched.samples.filter((sample) => sample.standStill_ms >= STAND_STILL_MAX_ms);
-  const isKept =
-    Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;
-  const settings = { clients: CLIENTS, seconds: SECONDS, hangUpShare: HANG_UPS, rate: RATE };
-  const figures = {
-    standStill_ms,
-    secondsOver: stalled.map(({ at_s, standStill_ms: stood_ms }) => [Math.round(at_s), Math.round(stood_ms)]),
-    standStillWork_ms: Math.round(watched.standStillWork_ms),
-    ownStandStill_ms: Math.round(watched.ownStandStill_ms),
-    edgeProbeMax_ms: Math.round(watched.probe_ms),
-    memory: parts,
-    growth,
-  };
-  console.log(JSON.stringify({ ...settings, ...tally, ...figures, isKept }));
-  process.exitCode = isKept ? 0 : 1;
-} finally {
-  if (running !== undefined) await stop(running);
-  removeHome(home);
+async function main(signal: AbortSignal): Promise<void> {
+  const home = createHome();
+  let running: Started | undefined;
+  try {
+    running = await start(home);
+    const tally: Tally = { sent: 0, answers: 0, hangUps: 0, refusals: {}, failures: {} };
+    const watched: Watched = { samples: [], standStillWork_ms: 0, ownStandStill_ms: 0, probe_ms: 0 };
+    const over = new AbortController();
+    console.log(`${CLIENTS} clients for ${SECONDS} s at ${running.dev.edge}`);
+    const watching = watch(running, watched, tally, over.signal);
+    await fire(running.dev, tally, signal).finally(() => over.abort());
+    await watching;
+    signal.throwIfAborted();
+    const exit = await stop(running);
+    running = undefined;
+    if (exit !== 0) count(tally.failures, `stopped_with_${exit}`);
+    const { parts, growth } = memory(watched.samples);
+    const standStill_ms = Math.round(Math.max(...watched.samples.map((sample) => sample.standStill_ms)));
+    // The first seconds run code that was never run before.
+    const stalled = watched.samples.filter((sample) => sample.standStill_ms >= STAND_STILL_MAX_ms);
+    const isKept =
+      Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;
+    const settings = { clients: CLIENTS, seconds: SECONDS, hangUpShare: HANG_UPS, rate: RATE };
+    const figures = {
+      standStill_ms,
+      secondsOver: stalled.map(({ at_s, standStill_ms: stood_ms }) => [
+        Math.round(at_s),
+        Math.round(stood_ms),
+      ]),
+      standStillWork_ms: Math.round(watched.standStillWork_ms),
+      ownStandStill_ms: Math.round(watched.ownStandStill_ms),
+      edgeProbeMax_ms: Math.round(watched.probe_ms),
+      memory: parts,
+      growth,
+    };
+    console.log(JSON.stringify({ ...settings, ...tally, ...figures, isKept }));
+    process.exitCode = isKept ? 0 : 1;
+  } finally {
+    if (running !== undefined) await stop(running);
+    removeHome(home);
+  }
 }
+
+await interruptible(main).catch(sayError);

@@ -6,7 +6,9 @@
 import { createCipheriv } from 'node:crypto';
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { Option } from 'commander';
+import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { type DecoderTensor, decoderTensors } from '../gpu-backend/model/families.ts';
 import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-folder.ts';
 import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
@@ -41,19 +43,28 @@ const SHAPES = {
   },
 } as const;
 
-const { values: flags } = parseArgs({
-  options: {
-    shape: { type: 'string', default: 'llama3-8b' },
-    format: { type: 'string', default: 'safetensors' },
-    layers: { type: 'string' },
-    out: { type: 'string' },
-  },
-});
-const shape = SHAPES[flags.shape as keyof typeof SHAPES];
-if (shape === undefined || flags.out === undefined)
-  throw new Error(`usage: --shape ${Object.keys(SHAPES).join('|')} --format safetensors|gguf --out FOLDER`);
-const json = { ...shape.json, num_hidden_layers: Number(flags.layers ?? shape.json.num_hidden_layers) };
+type Flags = {
+  readonly shape: keyof typeof SHAPES;
+  readonly format: 'safetensors' | 'gguf';
+  readonly layers?: number;
+  readonly out: string;
+};
+const flags = parseScript<Flags>(
+  newCommand('node scripts/random-model.ts', 'write a model of the shape of a real one, with random weights')
+    .addOption(new Option('--shape <name>', 'whose shape').choices(Object.keys(SHAPES)).default('llama3-8b'))
+    .addOption(
+      new Option('--format <name>', 'bf16 in safetensors, or Q4_K in GGUF')
+        .choices(['safetensors', 'gguf'])
+        .default('safetensors'),
+    )
+    .option('--layers <count>', "layers (default: the shape's)", wholeNumber(1))
+    .requiredOption('--out <folder>', 'where it is written'),
+  ['node scripts/random-model.ts --shape qwen3-8b --layers 4 --out /tmp/qwen3-8b-short'],
+);
+const shape = SHAPES[flags.shape];
+const json = { ...shape.json, num_hidden_layers: flags.layers ?? shape.json.num_hidden_layers };
 const config = configFromHuggingFace(json);
+
 /* Random numbers: a cipher's, some gigabytes a second. */
 
 /** Whole blocks of Q4_K. */

@@ -10,7 +10,7 @@ import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
-import { share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
+import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { memoryBelow } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
@@ -38,6 +38,9 @@ type Options = Record<'minutes' | 'clients' | 'hangUps' | 'rate' | 'seed', numbe
   readonly page?: string;
 };
 
+/** In less time no process is warm for long enough to say that its memory is flat. */
+const MINUTES_MIN = 3;
+
 const {
   minutes: MINUTES,
   clients: CLIENTS,
@@ -49,7 +52,7 @@ const {
     'npm run soak --',
     'everything at once for half an hour: streams, hang-ups, publications, killed backends, a stalled D1; then the books must agree',
   )
-    .option('--minutes <count>', 'how long; 5 is the short form', wholeNumber(1), 30)
+    .option('--minutes <count>', 'how long, 3 at least; 5 is the short form', wholeNumber(MINUTES_MIN), 30)
     .option('--clients <count>', 'clients at once', wholeNumber(1), 64)
     .option('--hang-ups <share>', 'share of requests whose client hangs up', share, 0.2)
     .option('--rate <count>', 'max requests/s of each client', wholeNumber(1), 1)
@@ -62,11 +65,11 @@ const SECONDS = MINUTES * 60;
 const DAY_ms = 86_400_000;
 
 /** Budgets of a day begin anew at midnight, and would not be comparable. */
-async function awaitOneDay(): Promise<void> {
+async function awaitOneDay(signal: AbortSignal): Promise<void> {
   const left_ms = DAY_ms - (Date.now() % DAY_ms);
   if (left_ms > SECONDS * 1000 + 5 * 60_000) return;
   console.log('It is nearly midnight (UTC), when budgets begin anew: the soak begins after it.');
-  await sleep(left_ms + 1000);
+  await sleep(left_ms + 1000, undefined, { signal });
 }
 
 /** Every second, until `over` aborts. */
@@ -90,12 +93,12 @@ async function watchMemory(over: AbortSignal): Promise<MemorySample[]> {
 const QUIET_ms = 60_000;
 const QUIET_WITHIN_ms = 300_000;
 
-async function settledBooks(product: SoakProduct): Promise<TenantBooks[]> {
+async function settledBooks(product: SoakProduct, signal: AbortSignal): Promise<TenantBooks[]> {
   const deadline_ms = Date.now() + QUIET_WITHIN_ms;
   let last = await readBooks(product);
   let since_ms = Date.now();
   while (Date.now() - since_ms < QUIET_ms && Date.now() < deadline_ms) {
-    await sleep(2_500);
+    await sleep(2_500, undefined, { signal });
     const books = await readBooks(product);
     if (JSON.stringify(books) !== JSON.stringify(last)) since_ms = Date.now();
     last = books;
@@ -162,65 +165,73 @@ function checksOf({ publishers, maskSets, live }: SoakProduct, seen: Seen): Chec
   ];
 }
 
-async function soak(product: SoakProduct): Promise<{ begunAt_ms: number; sent: number; seen: Seen }> {
+async function soak(
+  product: SoakProduct,
+  signal: AbortSignal,
+): Promise<{ begunAt_ms: number; sent: number; seen: Seen }> {
   const begunAt_ms = Date.now();
-  const over = new AbortController();
+  const ended = new AbortController();
+  // A part that fails ends the others, too.
+  const over = AbortSignal.any([signal, ended.signal]);
   const at = () => `${((Date.now() - begunAt_ms) / 60_000).toFixed(1)} min`;
-  const watching = watchMemory(over.signal);
+  const watching = watchMemory(over);
   const [{ sent, outcomes }, disturbances] = await Promise.all([
     sendTraffic({
       ...{ edge: product.edge, model: product.model, tenants: product.tenants },
       ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
-      random: createRandom(options.seed),
+      ...{ random: createRandom(options.seed), signal: over },
     }),
-    disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`)),
-  ]);
-  over.abort();
+    disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`), over),
+  ]).finally(() => ended.abort());
   const memory = await watching;
   console.log(`${at()}: the clients are gone; the books are read once nothing changes any more`);
-  const books = await settledBooks(product);
+  const books = await settledBooks(product, signal);
   return { begunAt_ms, sent, seen: { outcomes, disturbances, memory, books, events: readEvents(product) } };
 }
 
-await awaitOneDay();
-const folder = path.resolve(options.out);
-await mkdir(folder, { recursive: true });
-const product = await startSoakProduct((line) => console.log(line));
-try {
-  console.log(
-    `${CLIENTS} clients for ${MINUTES} minutes at ${product.edge}, ${product.backends.length} backends`,
-  );
-  const { begunAt_ms, sent, seen } = await soak(product);
-  const checks = checksOf(product, seen);
-  const settings = [
-    ['clients', `${CLIENTS}, each asks ${RATE} times a second at most`],
-    ['hang-ups', `${(100 * HANG_UPS).toFixed(0)} % of requests`],
-    ['tenants', product.tenants.map(({ id }) => id).join(', ')],
-    ['backends', String(product.backends.length)],
-    ['model', product.model],
-    ['began', new Date(begunAt_ms).toISOString()],
-    ['machine', `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}`],
-    ["the edge's V8", EDGE_V8_FLAGS],
-  ] as const;
-  const { outcomes, disturbances, memory } = seen;
-  const page = soakPage({ begunAt_ms, seconds: SECONDS, settings, outcomes, disturbances, memory, checks });
-  await writeFile(options.page ?? path.join(folder, 'soak.html'), page);
-  for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);
-  const isKept = checks.every((check) => check.isKept);
-  const figures = {
-    ...{ minutes: MINUTES, clients: CLIENTS, sent, answers: answersOf(outcomes).length },
-    hangUps: outcomes.filter(({ result }) => result.kind === 'hang-up').length,
-    errors: Object.fromEntries(errorCounts(outcomes)),
-    memory: growthOf(memory),
-    checks: Object.fromEntries(checks.map((check) => [check.name, check.isKept])),
-  };
-  const text = JSON.stringify({ ...figures, isKept });
-  await writeFile(path.join(folder, 'soak.json'), `${text}\n`);
-  await writeFile(path.join(folder, 'memory.json'), `${JSON.stringify(memory)}\n`);
-  console.log(text);
-  process.exitCode = isKept ? 0 : 1;
-} catch (error) {
-  sayError(error);
-} finally {
-  await product.stop(folder);
+async function main(signal: AbortSignal): Promise<void> {
+  const folder = path.resolve(options.out);
+  const pageFile = path.resolve(options.page ?? path.join(folder, 'soak.html'));
+  // Before half an hour of work, not after it: they may be nobody's to write to.
+  for (const needed of [folder, path.dirname(pageFile)]) await mkdir(needed, { recursive: true });
+  await awaitOneDay(signal);
+  const product = await startSoakProduct((line) => console.log(line));
+  try {
+    console.log(
+      `${CLIENTS} clients for ${MINUTES} minutes at ${product.edge}, ${product.backends.length} backends`,
+    );
+    const { begunAt_ms, sent, seen } = await soak(product, signal);
+    const checks = checksOf(product, seen);
+    const settings = [
+      ['clients', `${CLIENTS}, each asks ${RATE} times a second at most`],
+      ['hang-ups', `${(100 * HANG_UPS).toFixed(0)} % of requests`],
+      ['tenants', product.tenants.map(({ id }) => id).join(', ')],
+      ['backends', String(product.backends.length)],
+      ['model', product.model],
+      ['began', new Date(begunAt_ms).toISOString()],
+      ['machine', `${availableParallelism()} cores, ${cpus()[0]?.model ?? 'unknown'}`],
+      ["the edge's V8", EDGE_V8_FLAGS],
+    ] as const;
+    const { outcomes, disturbances, memory } = seen;
+    const page = soakPage({ begunAt_ms, seconds: SECONDS, settings, outcomes, disturbances, memory, checks });
+    await writeFile(pageFile, page);
+    for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);
+    const isKept = checks.every((check) => check.isKept);
+    const figures = {
+      ...{ minutes: MINUTES, clients: CLIENTS, sent, answers: answersOf(outcomes).length },
+      hangUps: outcomes.filter(({ result }) => result.kind === 'hang-up').length,
+      errors: Object.fromEntries(errorCounts(outcomes)),
+      memory: growthOf(memory),
+      checks: Object.fromEntries(checks.map((check) => [check.name, check.isKept])),
+    };
+    const text = JSON.stringify({ ...figures, isKept });
+    await writeFile(path.join(folder, 'soak.json'), `${text}\n`);
+    await writeFile(path.join(folder, 'memory.json'), `${JSON.stringify(memory)}\n`);
+    console.log(text);
+    process.exitCode = isKept ? 0 : 1;
+  } finally {
+    await product.stop(folder);
+  }
 }
+
+await interruptible(main).catch(sayError);

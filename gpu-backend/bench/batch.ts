@@ -17,10 +17,17 @@ import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import type { KvType } from '../model/model-source.ts';
-import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
+import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
-import { type DecodeOptions, openLlamaCpp, quarterMask, type SpeedOptions, somePrompt } from './decode.ts';
+import {
+  type DecodeOptions,
+  openLlamaCpp,
+  openLlamaCppPeers,
+  quarterMask,
+  type SpeedOptions,
+  somePrompt,
+} from './decode.ts';
 
 const STREAMS = 8;
 /** Tokens of each stream that are measured. */
@@ -47,12 +54,15 @@ type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number
 
 export type BatchOptions = SpeedOptions & Pick<DecodeOptions, 'kvType'>;
 
-export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOptions): Promise<object> {
+export async function benchBatch(options: BatchOptions): Promise<object> {
+  const { home, kvType = 'f32', rounds, say, signal } = options;
   await using ours = await openOurs(home, { kvType });
-  const llamaCpp = [
-    await llamaCppStreams(defaultModelFile(home), 2),
-    await llamaCppStreams(defaultModelFile(home), 1),
-  ];
+  await using opened = new AsyncDisposableStack();
+  const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, say, async (file) => [
+    await llamaCppStreams(file, 2),
+    await llamaCppStreams(file, 1),
+  ]);
+  for (const { close } of llamaCpp) opened.defer(close);
   const { layerCount } = ours.config;
   const dense = denseMask(2 * layerCount);
   const masks = eightMasks(layerCount);
@@ -67,7 +77,7 @@ export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOpt
   for (const [length, lengths] of Object.entries(LENGTHS)) {
     // The same in each round: who has computed a prompt once need not do so again.
     const prompts = lengths.map((tokens) => newPrompt(tokens, ours.config.vocabularySize));
-    const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond(prompts));
+    const found = await inTurns(subjects, rounds, (subject) => subject.tokensPerSecond(prompts), signal);
     const of = (name: string) => round(median(found.get(name)!), 1);
     for (const { name } of subjects) say(`after ${length} tokens, ${name}: ${of(name)} tokens/s`);
     figures[length] = {
@@ -75,7 +85,7 @@ export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOpt
       eightStreams: of(EIGHT),
       eightOneMask: of(EIGHT_QUARTER),
       eightMasks: of(EIGHT_MASKS),
-      llamaCpp: Math.max(...llamaCpp.map(({ name }) => of(name))),
+      ...(llamaCpp.length > 0 && { llamaCpp: Math.max(...llamaCpp.map(({ name }) => of(name))) }),
     };
   }
   const byLength = (name: string) =>
@@ -84,7 +94,6 @@ export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOpt
   say(
     `tokens of four streams come every ${gaps.gapMedian_ms} ms; while a prompt of ${LONG_PROMPT_TOKENS} tokens is read, ${gaps.gapP99BesidePrompt_ms} ms at p99`,
   );
-  for (const peer of llamaCpp) await peer.close();
   const [at64] = Object.values(figures);
   return {
     ...{ bench: 'batch', model: ours.name, weights: ours.weights, kvType, streams: STREAMS, rounds },
@@ -92,14 +101,16 @@ export async function benchBatch({ home, kvType = 'f32', rounds, say }: BatchOpt
     eightStreams_tokensPerSecond: byLength('eightStreams'),
     eightOneMask_tokensPerSecond: byLength('eightOneMask'),
     eightMasks_tokensPerSecond: byLength('eightMasks'),
-    llamaCpp_tokensPerSecond: byLength('llamaCpp'),
+    ...(llamaCpp.length === 0 ? missing : { llamaCpp_tokensPerSecond: byLength('llamaCpp') }),
     timesOneStream: round(at64!.eightStreams! / at64!.oneStream!),
-    timesLlamaCpp: Object.fromEntries(
-      Object.entries(figures).map(([length, found]) => [
-        length,
-        round(found.eightStreams! / found.llamaCpp!),
-      ]),
-    ),
+    ...(llamaCpp.length > 0 && {
+      timesLlamaCpp: Object.fromEntries(
+        Object.entries(figures).map(([length, found]) => [
+          length,
+          round(found.eightStreams! / found.llamaCpp!),
+        ]),
+      ),
+    }),
     masksAgainstOneMask: round(at64!.eightMasks! / at64!.eightOneMask!),
     ...gaps,
   };
@@ -281,7 +292,7 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
 
 /** Time to the first token of prompts whose first 400 tokens are known, and of prompts that are new. */
 export async function benchPrefix(options: SpeedOptions & { readonly device: Device }): Promise<object> {
-  const { home, rounds, device, say } = options;
+  const { home, rounds, device, say, signal } = options;
   await using ours = await openOurs(home, { device });
   const { engine, config, name } = ours;
   const mask = denseMask(2 * config.layerCount);
@@ -302,6 +313,7 @@ export async function benchPrefix(options: SpeedOptions & { readonly device: Dev
       { name: 'known', measure: () => first_ms(Int32Array.from([...shared, ...question()])) },
     ],
     rounds,
+    signal,
   );
   const [new_ms, known_ms] = [found.get('new')!, found.get('known')!];
   say(

@@ -7,6 +7,7 @@
  * prefill is the products of weights and positions.
  */
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import {
@@ -20,7 +21,7 @@ import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
 import type { RunnerOptions } from '../engine/runner-interface.ts';
-import { interleaved, median, round } from '../measure.ts';
+import { type BenchHooks, interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
 import type { KvType, LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
@@ -42,13 +43,11 @@ const CHUNK_TOKENS = 128;
 /** Steps whose median is one figure. */
 const STEPS = 24;
 
-/** `say` gets lines for people. */
-export type SpeedOptions = {
+export type SpeedOptions = BenchHooks & {
   readonly home: string;
   readonly rounds: number;
   /** Long contexts, which take minutes. */
   readonly long?: boolean;
-  readonly say: (line: string) => void;
 };
 
 export type DecodeOptions = SpeedOptions & {
@@ -84,6 +83,7 @@ export async function benchDecode(options: DecodeOptions): Promise<object> {
   return {
     ...{ bench: 'decode', model: manifest.name, weights: manifest.weights, kvType, rounds: options.rounds },
     ...positions,
+    ...compared.missing,
     bandwidth_GBps: round(bandwidth_GBps, 1),
     speedup25Limit: round(weights / weightsRead(config, quarter)),
   };
@@ -92,12 +92,12 @@ export async function benchDecode(options: DecodeOptions): Promise<object> {
 /** Milliseconds a token of each peer, by position. */
 export async function measureDecode(
   peers: readonly Peer[],
-  { rounds, long = false, say }: SpeedOptions,
+  { rounds, long = false, say, signal }: SpeedOptions,
 ): Promise<Map<number, ReadonlyMap<string, number>>> {
   const byPosition = new Map<number, ReadonlyMap<string, number>>();
   for (const position of long ? LONG_POSITIONS : POSITIONS) {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
-    const found = await interleaved(subjects, rounds);
+    const found = await interleaved(subjects, rounds, signal);
     for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms/token`);
     byPosition.set(position, found);
   }
@@ -162,13 +162,13 @@ async function readBandwidth_GBps(): Promise<number> {
 }
 
 export async function benchPrefill(options: SpeedOptions): Promise<object> {
-  const { rounds, long = false, say } = options;
+  const { rounds, long = false, say, signal } = options;
   const held = { model: DEFAULT_MODEL, kvType: 'f32' } as const;
   await using compared = await openCompared({ ...options, ...held }, long ? 8192 : 1024);
   const { manifest, dense, peers } = compared;
   const measured = async (tokens: number) => {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(tokens) }));
-    const found = await interleaved(subjects, rounds);
+    const found = await interleaved(subjects, rounds, signal);
     for (const [name, ms] of found) say(`${tokens} tokens, ${name}: ${ms.toFixed(0)} ms`);
     return found;
   };
@@ -182,7 +182,7 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
         ...llamaCppFigures(llamaCpp_ms, dense_ms, 0),
       };
     }
-    return { bench: 'prefill', model: manifest.name, rounds, ...figures };
+    return { bench: 'prefill', model: manifest.name, rounds, ...figures, ...compared.missing };
   }
   const found = await measured(PROMPT_TOKENS);
   const dense_ms = found.get(DENSE)!;
@@ -194,6 +194,7 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
     dense_ms: round(dense_ms, 1),
     quarter_ms: round(found.get(QUARTER)!, 1),
     ...llamaCppFigures(llamaCpp_ms, dense_ms, 1),
+    ...compared.missing,
     products_GMACps: round(products / dense_ms / 1e6, 1),
   };
 }
@@ -206,6 +207,26 @@ const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number)
   Number.isFinite(llamaCpp_ms)
     ? { llamaCpp_ms: round(llamaCpp_ms, digits), timesLlamaCpp: round(llamaCpp_ms / dense_ms) }
     : {};
+
+/**
+ * What `open` makes of llama.cpp, from the GGUF file of the default model. Where it cannot be opened, ours is measured all the
+ * same: `missing` is what a result says then.
+ */
+export async function openLlamaCppPeers<T>(
+  home: string,
+  say: BenchHooks['say'],
+  open: (ggufFile: string) => Promise<T[]>,
+): Promise<{ peers: T[]; missing: object }> {
+  const file = defaultModelFile(home);
+  try {
+    if (!existsSync(file)) throw new Error("the model's GGUF file is not there");
+    return { peers: await open(file), missing: {} };
+  } catch (error) {
+    const [llamaCppProblem] = (error as Error).message.split('\n');
+    say(`llama.cpp is left out: ${llamaCppProblem}`);
+    return { peers: [], missing: { llamaCpp: null, llamaCppProblem } };
+  }
+}
 
 /**
  * Our engine, which is one subject for each mask, and what it is held against: eight bits, where the model has other
@@ -226,12 +247,17 @@ async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions,
     const eight = await openEngine(home, DEFAULT_MODEL, served);
     others.push({ ...eight.peer(EIGHT_BITS, eight.dense), close: () => eight.runner.close() });
   }
-  for (const threads of isDefault ? [1, 2] : [])
-    others.push(await llamaCppPeer(defaultModelFile(home), threads, contextTokens));
+  const { peers: llamaCpp, missing } = isDefault
+    ? await openLlamaCppPeers(home, say, async (file) => [
+        await llamaCppPeer(file, 1, contextTokens),
+        await llamaCppPeer(file, 2, contextTokens),
+      ])
+    : { peers: [], missing: {} };
+  others.push(...llamaCpp);
   const names = others.map(({ name }) => name).join(', ') || 'nothing else';
   say(`${manifest.name} (${manifest.weights}, K and V in ${kvType}) against ${names}`);
   return {
-    ...{ folder: engine.folder, manifest, dense, quarter, peers: [...own, ...others] },
+    ...{ folder: engine.folder, manifest, dense, quarter, peers: [...own, ...others], missing },
     async [Symbol.asyncDispose]() {
       for (const peer of others) await peer.close();
       await runner.close();

@@ -63,7 +63,7 @@ const STREAM_TOKENS = 64;
 
 export async function benchBatchOn(
   device: Adapter,
-  { home, kvType, rounds, say }: BatchOptions,
+  { home, kvType, rounds, say, signal }: BatchOptions,
 ): Promise<object> {
   const bandwidth_GBps = await toldBandwidth(device, say);
   await using ours = await openOurs(home, { device, kvType });
@@ -78,7 +78,7 @@ export async function benchBatchOn(
     { name: 'eightOneMask', tokensPerSecond: streams(masks.length, [masks[0]!]) },
     { name: 'eightMasks', tokensPerSecond: streams(masks.length, masks) },
   ];
-  const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond());
+  const found = await inTurns(subjects, rounds, ({ tokensPerSecond }) => tokensPerSecond(), signal);
   const of = (name: string) => round(median(found.get(name)!), 1);
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;

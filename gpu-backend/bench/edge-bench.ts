@@ -14,7 +14,7 @@ import { HEADERS } from '../../shared/wire/protocol.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { cpuTime_ms, inTurns, processTree, quantile, round } from '../measure.ts';
+import { type BenchHooks, cpuTime_ms, inTurns, processTree, quantile, round } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
@@ -41,7 +41,7 @@ type EdgeBench = {
   readonly bench: 'edge';
   readonly stream: boolean;
   readonly requests: number;
-  /** The peer's package and version; null with streams, which 1.15.2 answers with 500 under Node 20 and 24. */
+  /** The peer's package and version; null where it is not installed, and with streams, which 1.15.2 answers with 500 under Node 20 and 24. */
   readonly peer: string | null;
   readonly direct: Latency;
   readonly floor: Latency & Added;
@@ -60,16 +60,17 @@ type Latency = {
 /** Over calling the upstream directly, percentile by percentile. */
 type Added = { readonly addedMedian_ms: number; readonly addedP99_ms: number };
 
-type EdgeBenchOptions = {
+type EdgeBenchOptions = BenchHooks & {
   readonly set: MaskSet;
-  /** Of each target, one at a time. */
+  /** Of each target, one at a time; rounded up to whole turns. */
   readonly requests: number;
   readonly stream: boolean;
-  readonly say: (line: string) => void;
 };
 
 export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
-  const { set, requests, stream } = options;
+  const { set, stream, say } = options;
+  // Whole turns.
+  const requests = TURN * Math.ceil(options.requests / TURN);
   const running: Started[] = [];
   const started = async <S extends Started>(starting: Promise<S>): Promise<S> => {
     const one = await starting;
@@ -80,8 +81,13 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
     const upstream = await started(startUpstream(set));
     await started(startFloor(upstream.url));
     const edge = await started(startMaskroute(set, upstream.url));
-    const peer = stream ? null : await started(startPortkey(upstream.url, KEY));
-    const found = await measure([...running.map(({ target }) => target), edge.behindDoor], options);
+    const peer = stream ? null : await startPortkey(upstream.url, KEY);
+    if (peer !== null) running.push(peer);
+    else if (!stream) say("Portkey's gateway is left out: it is not installed");
+    const found = await measure([...running.map(({ target }) => target), edge.behindDoor], {
+      ...options,
+      requests,
+    });
     const { direct } = found;
     const added = (name: string) => ({
       ...found[name]!,
@@ -141,7 +147,7 @@ type Ask = (target: Target) => Promise<number>;
 
 async function measure(
   targets: readonly Target[],
-  { set, requests, stream, say }: EdgeBenchOptions,
+  { set, requests, stream, say, signal }: EdgeBenchOptions,
 ): Promise<Record<string, Latency>> {
   const agents = new Map(
     targets.map(({ name }) => [name, new Agent({ keepAlive: true, maxSockets: CLIENTS })]),
@@ -149,9 +155,9 @@ async function measure(
   let count = 0;
   const ask: Ask = (target) =>
     timed(agents.get(target.name)!, target, bodyOf(set.model.name, count++, stream));
-  for (const target of targets) for (let index = 0; index < WARM_UP; index++) await ask(target);
-  const times = await inTurns(targets, Math.ceil(requests / TURN), (target) => oneByOne(target, ask));
-  const loads = await inTurns(targets, THROUGHPUT_TURNS, (target) => throughput(target, ask));
+  await inTurns(targets, WARM_UP / TURN, (target) => oneByOne(target, ask), signal);
+  const times = await inTurns(targets, requests / TURN, (target) => oneByOne(target, ask), signal);
+  const loads = await inTurns(targets, THROUGHPUT_TURNS, (target) => throughput(target, ask), signal);
   for (const agent of agents.values()) agent.destroy();
   return Object.fromEntries(
     targets.map(({ name }) => {

@@ -76,9 +76,24 @@ export type BenchEdge = {
 
 /** An edge in workerd, asked by this process. Its state is in memory and goes with it. */
 export async function openEdge(backendUrl: string): Promise<BenchEdge> {
-  const { url, close } = await startEdge(edgeOptions(backendUrl, undefined));
+  const { url, close } = await deafToSignals(() => startEdge(edgeOptions(backendUrl, undefined)));
   const client = createAdminClient(url, KEY);
   return { url, close, client, apiKey: await ensureApiKey(client, undefined) };
+}
+
+/**
+ * What `start` starts, without what Miniflare does at a signal: it ends this process at once, and a peer, a folder and its own
+ * state would be left.
+ */
+async function deafToSignals<T>(start: () => Promise<T>): Promise<T> {
+  const before = (['SIGINT', 'SIGTERM'] as const).map((name) => [name, process.listeners(name)] as const);
+  const started = await start();
+  for (const [name, own] of before) {
+    for (const listener of process.listeners(name)) {
+      if (!own.includes(listener)) process.removeListener(name, listener);
+    }
+  }
+  return started;
 }
 
 const PEER_READY_ms = 30_000;
@@ -105,13 +120,14 @@ export async function startUpstream(set: MaskSet): Promise<Started & { readonly 
   return { url, target, stop: () => end(child) };
 }
 
-/** Portkey's own server, with the upstream as an OpenAI-compatible host. */
+/** Portkey's own server, with the upstream as an OpenAI-compatible host; null where it is not installed (`npm ci --omit=dev`). */
 export async function startPortkey(
   upstream: string,
   key: string,
-): Promise<Started & { readonly version: string }> {
+): Promise<(Started & { readonly version: string }) | null> {
   const require = createRequire(import.meta.url);
-  const script = require.resolve('@portkey-ai/gateway/build/start-server.js');
+  const script = resolved(require, '@portkey-ai/gateway/build/start-server.js');
+  if (script === null) return null;
   const { name, version } = require(path.join(path.dirname(script), '../package.json'));
   const port = await freePort();
   const child = spawn(process.execPath, [script, `--port=${port}`, '--headless'], { stdio: 'ignore' });
@@ -133,6 +149,14 @@ export async function startPortkey(
   return { version: `${name}@${version}`, target, stop: () => end(child) };
 }
 
+function resolved(require: NodeJS.Require, name: string): string | null {
+  try {
+    return require.resolve(name);
+  } catch {
+    return null;
+  }
+}
+
 /** By a socket that leads straight to the worker, and a network with nothing in between: as the edge has them. */
 export async function startFloor(upstream: string): Promise<Started> {
   const contents = `export const floor = {
@@ -142,25 +166,28 @@ export async function startFloor(upstream: string): Promise<Started> {
   };
   export default floor;`;
   const before = processTree(process.pid);
-  const miniflare = new Miniflare(
-    convertV4MiniflareOptions({
-      host: '127.0.0.1',
-      port: 0,
-      log: new Log(LogLevel.ERROR),
-      logRequests: false,
-      cf: {},
-      workers: [
-        {
-          name: 'floor',
-          modules: [{ type: 'ESModule', path: 'floor.js', contents }],
-          compatibilityDate: '2026-08-01',
-          unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: 'floor' }],
-          serviceBindings: { NETWORK: { network: { allow: ['public', 'private'], deny: [] } } },
-        },
-      ],
-    }),
-  );
-  await miniflare.ready;
+  const miniflare = await deafToSignals(async () => {
+    const starting = new Miniflare(
+      convertV4MiniflareOptions({
+        host: '127.0.0.1',
+        port: 0,
+        log: new Log(LogLevel.ERROR),
+        logRequests: false,
+        cf: {},
+        workers: [
+          {
+            name: 'floor',
+            modules: [{ type: 'ESModule', path: 'floor.js', contents }],
+            compatibilityDate: '2026-08-01',
+            unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: 'floor' }],
+            serviceBindings: { NETWORK: { network: { allow: ['public', 'private'], deny: [] } } },
+          },
+        ],
+      }),
+    );
+    await starting.ready;
+    return starting;
+  });
   const { origin } = await miniflare.unsafeGetDirectURL('floor', 'floor');
   const pids = processTree(process.pid).filter((pid) => !before.includes(pid));
   const target = { name: 'floor', url: origin + ENDPOINT, headers: {}, pids };

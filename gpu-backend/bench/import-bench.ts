@@ -14,7 +14,7 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-import { cpuTime_ms, round } from '../measure.ts';
+import { type BenchHooks, cpuTime_ms, round } from '../measure.ts';
 import { describeLocal } from '../model/import-model.ts';
 import type { WeightKind } from '../model/model-source.ts';
 import { fetchModel, parseModelSpec } from '../model/sources/resolve.ts';
@@ -24,25 +24,24 @@ const COMMAND = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url)
 const LOOK_EVERY_ms = 100;
 const DISK_SAMPLE_BYTES = 2 ** 30;
 
-type ImportBenchOptions = {
+type ImportBenchOptions = BenchHooks & {
   /** A file or folder. */
   readonly spec: string;
   readonly weights: WeightKind;
   /** Where the model is installed, and stays; undefined: in a folder that is gone afterwards. */
   readonly home: string | undefined;
-  readonly say: (line: string) => void;
 };
 
-export async function benchImport({ spec, weights, home, say }: ImportBenchOptions): Promise<object> {
+export async function benchImport({ spec, weights, home, say, signal }: ImportBenchOptions): Promise<object> {
   const folder = home ?? (await mkdtemp(join(tmpdir(), 'maskroute-bench-import-')));
   try {
-    const hooks = { onProgress: () => {}, log: say };
+    const hooks = { onProgress: () => {}, log: say, signal };
     const local = await fetchModel(await parseModelSpec(spec), folder, hooks);
     const source = await describeLocal(local);
     const source_bytes = source.files.reduce((sum, file) => sum + statSync(file).size, 0);
     const disk = measureDisk(folder, source.files);
     say(`the disk writes ${disk.write_GBps.toFixed(2)} GB/s and reads ${disk.read_GBps.toFixed(2)} GB/s`);
-    const run = await pullInChild(folder, spec, weights);
+    const run = await pullInChild(folder, spec, weights, signal);
     const { manifest } = await openInstalled(folder, run.name);
     const written_bytes = Object.values(manifest.files).reduce((sum, { bytes }) => sum + bytes, 0);
     const processors = availableParallelism();
@@ -82,13 +81,21 @@ type Run = {
 };
 
 /** `model pull` as people run it. Its memory is looked at while it works: the kernel keeps the most that there was. */
-async function pullInChild(home: string, spec: string, weights: WeightKind): Promise<Run> {
+async function pullInChild(
+  home: string,
+  spec: string,
+  weights: WeightKind,
+  signal?: AbortSignal,
+): Promise<Run> {
+  signal?.throwIfAborted();
   const args = ['model', 'pull', spec, '--weights', weights, '--force', '--json'];
   const begun_ms = performance.now();
   const child = spawn(process.execPath, [COMMAND, ...args], {
     env: { ...process.env, MASKROUTE_HOME: home },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
+  const stop = () => void child.kill('SIGTERM');
+  signal?.addEventListener('abort', stop, { once: true });
   let [peak_bytes, cpu_ms] = [0, 0];
   const look = setInterval(() => {
     peak_bytes = Math.max(peak_bytes, peakMemory_bytes(child.pid!));
@@ -118,11 +125,16 @@ function measureDisk(folder: string, files: readonly string[]): { write_GBps: nu
   const path = join(folder, '.disk-sample');
   const target = openSync(path, 'w');
   const writeBegun_ms = performance.now();
-  for (let done = 0; done < DISK_SAMPLE_BYTES; done += buffer.length) writeSync(target, buffer);
-  fsyncSync(target);
-  const write_ms = performance.now() - writeBegun_ms;
-  closeSync(target);
-  rmSync(path);
+  let write_ms = 0;
+  try {
+    for (let done = 0; done < DISK_SAMPLE_BYTES; done += buffer.length) writeSync(target, buffer);
+    fsyncSync(target);
+    write_ms = performance.now() - writeBegun_ms;
+  } finally {
+    closeSync(target);
+    // A disk that was too full for it is not left so.
+    rmSync(path);
+  }
   const readBegun_ms = performance.now();
   let read_bytes = 0;
   for (const file of files) {

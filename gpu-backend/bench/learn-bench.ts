@@ -26,7 +26,7 @@ import { installedSurrogates } from '../learning/search/model-parts.ts';
 import { openQueuedUnits } from '../learning/units/queued-units.ts';
 import type { BatchUnit, ScoreUnit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
-import { interleaved, rested, round, type Subject } from '../measure.ts';
+import { type BenchHooks, interleaved, rested, round, type Subject } from '../measure.ts';
 import type { LlamaConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
@@ -51,7 +51,7 @@ const SCRIPT = fileURLToPath(new URL('./learn-peer.py', import.meta.url));
 const readySchema = z.object({ torch: z.string(), transformers: z.string() });
 const stepSchema = z.object({ ms: z.number(), loss: z.number() });
 
-export async function benchLearn({ home, rounds, say }: SpeedOptions): Promise<object> {
+export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): Promise<object> {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, weights } = manifest;
   const threads = availableParallelism();
@@ -64,6 +64,7 @@ export async function benchLearn({ home, rounds, say }: SpeedOptions): Promise<o
     const found = await interleaved(
       subjects.map((subject) => rested(subject, REST_ms)),
       rounds,
+      signal,
     );
     for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms/step`);
     const open_ms = found.get(OPEN)!;
@@ -219,7 +220,7 @@ async function openTorchPeer(file: string, threads: number): Promise<TorchPeer> 
  * opened the model before the time begins. Both runs must come to the same bytes.
  */
 
-type LearnManyOptions = { readonly home: string; readonly say: (line: string) => void };
+type LearnManyOptions = BenchHooks & { readonly home: string };
 
 const PROGRAM = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url));
 const ROWS = 120;
@@ -234,7 +235,7 @@ const EFFORT: LearnEffort = {
   ...{ choicePositions: 1000, heldOutPositions: 600 },
 };
 
-export async function benchLearnMany({ home, say }: LearnManyOptions): Promise<object> {
+export async function benchLearnMany({ home, say, signal }: LearnManyOptions): Promise<object> {
   const model = await openInstalled(home, DEFAULT_MODEL);
   const surrogates = await installedSurrogates(model);
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-learn-many-'));
@@ -247,12 +248,12 @@ export async function benchLearnMany({ home, say }: LearnManyOptions): Promise<o
       const journal = join(folder, `units-${workers}`);
       await using machines = startWorkers(workers, server, journal, home);
       const open = openQueuedUnits({ url: server.url, journal, say });
-      await warmUp(open, workers, { model, surrogates, threads: 1, signal: undefined });
+      await warmUp(open, workers, { model, surrogates, threads: 1, signal });
       const before = machines.units();
       const start_ms = performance.now();
       await learn({
         ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, effort: EFFORT, out },
-        ...{ encoder: 'static', name: 'bench', openUnits: open, onProgress: () => {} },
+        ...{ encoder: 'static', name: 'bench', openUnits: open, onProgress: () => {}, signal },
         encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
       });
       const took_s = (performance.now() - start_ms) / 1000;

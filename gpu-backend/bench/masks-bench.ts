@@ -15,7 +15,7 @@ import { join } from 'node:path';
 import { denseMask, type Mask, maskFromSkippedLayers, type SurrogatesId } from '../../shared/mask/mask.ts';
 import type { RunInput } from '../engine/run-input.ts';
 import { openRunner, type Runner } from '../engine/runner.ts';
-import { interleaved, median, round, type Subject } from '../measure.ts';
+import { type BenchHooks, interleaved, median, round, type Subject } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
 import { WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
@@ -32,7 +32,7 @@ const PROMPT_TOKENS = 64;
 /** Tokens that are decoded before memory is looked at. */
 const MEMORY_STEPS = 4;
 
-type MasksBenchOptions = {
+type MasksBenchOptions = BenchHooks & {
   readonly home: string;
   readonly model: string;
   readonly rounds: number;
@@ -41,11 +41,10 @@ type MasksBenchOptions = {
   readonly prefill: boolean;
   /** Of the model that the figures are for, where it has more of such layers than the installed one. */
   readonly layers?: number | undefined;
-  readonly say: (line: string) => void;
 };
 
 export async function benchMasks(options: MasksBenchOptions): Promise<object> {
-  const { home, model, rounds, say } = options;
+  const { home, model, rounds, say, signal } = options;
   const { folder, manifest } = await openInstalled(home, model);
   const { config } = manifest;
   const weights_bytes = (await stat(join(folder, WEIGHTS_FILE))).size;
@@ -69,7 +68,7 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   if (layers !== config.layerCount)
     say(`measured on ${config.layerCount} layers and told for ${layers}: all but the head is multiplied`);
   for (const batch of BATCHES) {
-    const work = { runner, batch, say, rounds, times: layers / config.layerCount };
+    const work = { runner, batch, say, signal, rounds, times: layers / config.layerCount };
     tables[`decode${batch}`] = await table(work, costs, 1, (mask, head) =>
       decode_ms(runner, mask, batch, { steps: options.steps, head }),
     );
@@ -93,13 +92,12 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   };
 }
 
-type Work = {
+type Work = BenchHooks & {
   readonly runner: Runner;
   readonly batch: number;
   readonly rounds: number;
   /** How many times the layers count that were measured. */
   readonly times: number;
-  readonly say: (line: string) => void;
 };
 
 /** Whether a run computes logits, of the last row of each sequence. */
@@ -107,7 +105,7 @@ type Head = 'with head' | 'without head';
 
 /** ms of every mask. `tokens`: of each sequence in a run; its head is computed once. */
 async function table(
-  { runner, batch, rounds, times, say }: Work,
+  { runner, batch, rounds, times, say, signal }: Work,
   costs: BlockCosts,
   tokens: number,
   measure_ms: (mask: Mask, head: Head) => Promise<number>,
@@ -122,7 +120,7 @@ async function table(
   }));
   if (times !== 1)
     subjects.push({ name: 'body', measure: () => measure_ms(masks.get('dense')!, 'without head') });
-  const found = toldTimes(await interleaved(subjects, rounds), times);
+  const found = toldTimes(await interleaved(subjects, rounds, signal), times);
   const dense_ms = found.get('dense')!;
   const rows: Record<string, object> = {};
   for (const [name, mask] of masks) {

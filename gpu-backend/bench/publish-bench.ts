@@ -12,7 +12,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Publication, publicationSchema } from '../../shared/admin/publication-wire.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import { round } from '../measure.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type BenchHooks, round } from '../measure.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
 import { storeMaskSet } from '../publication/publish.ts';
 import { type BenchEdge, call, openEdge } from './edge-peers.ts';
@@ -54,8 +55,9 @@ type Sending = { left: number; failed: number; readonly answers: Answer[] };
 export async function benchPublish(
   preset: MaskSet,
   counts: { readonly requests: number; readonly changes: number },
-  say: (line: string) => void,
+  { say, signal }: BenchHooks,
 ): Promise<PublishBench> {
+  checkChanges(preset, counts.changes);
   const backend = await serveEcho(preset);
   const edge = await openEdge(backend.url);
   try {
@@ -64,8 +66,11 @@ export async function benchPublish(
     const publisher = createPublisher(edge.client, [...maskOf.keys()]);
     await publisher.change();
     const sending: Sending = { left: counts.requests, failed: 0, answers: [] };
-    const clients = Array.from({ length: CLIENTS }, () => send(sending, edge, preset.model.name, say));
-    await Promise.all([publishMeanwhile(publisher, sending, counts), ...clients]);
+    const clients = Array.from({ length: CLIENTS }, () =>
+      send(sending, edge, preset.model.name, { say, signal }),
+    );
+    await Promise.all([publishMeanwhile(publisher, sending, counts, signal), ...clients]);
+    signal?.throwIfAborted();
     const { answers, failed } = sending;
     const wrong = answers.filter((answer) => isWrong(answer, publisher.changes, maskOf));
     const oneRight = answers.filter((answer) => rightVersions(answer, publisher.changes).size === 1);
@@ -91,10 +96,10 @@ async function send(
   sending: Sending,
   edge: BenchEdge,
   model: string,
-  say: (line: string) => void,
+  { say, signal }: BenchHooks,
 ): Promise<void> {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
-  while (sending.left > 0) {
+  while (sending.left > 0 && signal?.aborted !== true) {
     const index = sending.left--;
     try {
       sending.answers.push(await ask(agent, edge, model, index));
@@ -124,11 +129,19 @@ async function publishMeanwhile(
   publisher: Publisher,
   sending: Sending,
   { requests, changes }: { readonly requests: number; readonly changes: number },
+  signal: AbortSignal | undefined,
 ): Promise<void> {
   for (let done = 1; done < changes && sending.left > 0; done++) {
-    while (sending.left > requests * (1 - done / changes)) await sleep(1);
+    while (sending.left > requests * (1 - done / changes)) await sleep(1, undefined, { signal });
     await publisher.change();
   }
+}
+
+/** @throws MaskrouteError `invalid_argument` where the model has too few of the masks that {@link storeVersions} makes. */
+function checkChanges({ model }: MaskSet, changes: number): void {
+  const most = (model.blockCount / 2) ** 2;
+  if (changes <= most) return;
+  throw new MaskrouteError('invalid_argument', `--changes is ${most} at most: each needs a mask of its own.`);
 }
 
 /** Versions whose masks tell them apart: each skips another pair of an attention and an FFN block. */
@@ -139,7 +152,6 @@ async function storeVersions(
 ): Promise<Map<string, string>> {
   const { blockCount } = preset.model;
   const layers = blockCount / 2;
-  if (versions > layers ** 2) throw new RangeError(`a model of ${layers} layers has too few masks`);
   const maskOf = new Map<string, string>();
   for (let index = 0; index < versions; index++) {
     const skipped = { skipAttention: [index % layers], skipFfn: [Math.floor(index / layers)] };

@@ -18,7 +18,7 @@ import {
   sparsity,
   withSurrogates,
 } from '../../shared/mask/mask.ts';
-import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readData } from '../learning/data/read-data.ts';
 import { drawSamples, type Sample } from '../learning/data/samples.ts';
@@ -128,7 +128,9 @@ function candidatesOf(
         `${set.name} is for other surrogates than ${model} has.`,
       );
     const mask = withSurrogates(commonestMask(set), surrogates);
-    return { name: `${name}, ${Math.round(100 * sparsity(mask))} % out (${set.name})`, ...held, mask };
+    const percent = Math.round(100 * sparsity(mask));
+    // Sets of one name are versions of one another.
+    return { name: `${name}, ${percent} % out (${set.name} ${maskSetVersion(set)})`, ...held, mask };
   });
   return [{ ...held, name: `${name} dense`, mask: engine.dense }, ...masked];
 }
@@ -202,14 +204,11 @@ const timeCandidates = (
 ): Promise<Map<string, number>> =>
   interleaved(
     candidates.map(({ name, engine, mask }) => {
-      const peer = engine.peer(name, mask);
-      const measure = () => {
-        signal.throwIfAborted();
-        return peer.decode(POSITION);
-      };
-      return rested({ name, measure }, REST_ms);
+      const { decode } = engine.peer(name, mask);
+      return rested({ name, measure: () => decode(POSITION) }, REST_ms);
     }),
     rounds,
+    signal,
   );
 
 /*
@@ -288,16 +287,10 @@ async function timeTokens(
       peer(nameOf(ranks[index]!), withSurrogates(none, runner.surrogates as SurrogatesId)),
     ),
   ];
-  const subjects = peers.map(({ name, decode }) => ({
-    name,
-    measure: () => {
-      signal.throwIfAborted();
-      return decode(POSITION);
-    },
-  }));
   return interleaved(
-    subjects.map((subject) => rested(subject, REST_ms)),
+    peers.map(({ name, decode }) => rested({ name, measure: () => decode(POSITION) }, REST_ms)),
     rounds,
+    signal,
   );
 }
 

@@ -15,7 +15,7 @@ import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { openFullEncoder } from '../encoder/full-encoder.ts';
 import { STATIC_TABLE_PATH } from '../learning/data/encoders.ts';
-import { inTurns, median, quantile, round } from '../measure.ts';
+import { type BenchHooks, inTurns, median, quantile, round } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
 
@@ -32,11 +32,10 @@ type RouteBench = {
   readonly healthz_p99_ms: number;
 };
 
-/** `say` gets lines for people. */
 export async function benchRoute(
   set: MaskSet,
   requests: number,
-  say: (line: string) => void,
+  { say, signal }: BenchHooks,
 ): Promise<RouteBench> {
   const { vocabulary } = parseStaticTable(await readFile(STATIC_TABLE_PATH));
   const promptTokens = loadWordPiece(vocabulary).tokenIds(promptOf(0)).length;
@@ -44,7 +43,7 @@ export async function benchRoute(
   const edge = await openEdge(backend.url);
   try {
     await publishMaskSet(edge.client, set, { tenant: '', activate: true });
-    const times = await measure(edge, set.model.name, requests);
+    const times = await measure(edge, set.model.name, requests, signal);
     const at = (name: string, share: number) => round(quantile(times.get(name)!, share));
     const result: RouteBench = {
       ...{ bench: 'route', requests, promptTokens, clusters: set.clusters.length },
@@ -63,7 +62,12 @@ export async function benchRoute(
 }
 
 /** ms of `route` and `healthz`, one request at a time over one kept connection. */
-async function measure(edge: BenchEdge, model: string, requests: number): Promise<Map<string, number[]>> {
+async function measure(
+  edge: BenchEdge,
+  model: string,
+  requests: number,
+  signal?: AbortSignal,
+): Promise<Map<string, number[]>> {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
   let count = 0;
@@ -86,8 +90,8 @@ async function measure(edge: BenchEdge, model: string, requests: number): Promis
       },
     },
   ];
-  await inTurns(subjects, WARM_UP, (subject) => subject.measure());
-  const times = await inTurns(subjects, requests, (subject) => subject.measure());
+  await inTurns(subjects, WARM_UP, (subject) => subject.measure(), signal);
+  const times = await inTurns(subjects, requests, (subject) => subject.measure(), signal);
   agent.destroy();
   return times;
 }
@@ -103,7 +107,7 @@ type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: 
  * Time of the static encoder that ships for prompts of several lengths, tokenization included, in this process: what
  * every routed request pays at the edge.
  */
-export async function benchEncode(say: (line: string) => void) {
+export async function benchEncode({ say, signal }: BenchHooks) {
   const bytes = await readFile(STATIC_TABLE_PATH);
   const start_ms = performance.now();
   const encoder = loadStaticEncoder(bytes);
@@ -111,6 +115,7 @@ export async function benchEncode(say: (line: string) => void) {
   const wordPiece = loadWordPiece(parseStaticTable(bytes).vocabulary);
   const rows: Row[] = [];
   for (const chars of [60, 265, 1000, 4000]) {
+    signal?.throwIfAborted();
     const texts = Array.from({ length: RUNS }, (_, i) => `${i} ${WORDS.repeat(40)}`.slice(0, chars));
     const row = { tokens: wordPiece.tokenIds(texts[0]!).length, ...(await timeEach(encoder, texts)) };
     say(`${row.tokens} tokens: median ${row.p50_ms} ms, p99 ${row.p99_ms} ms`);
@@ -123,13 +128,14 @@ const SHORT_TEXTS = 512;
 const SHORT_ROUNDS = 5;
 
 /** Short texts a second of a full encoder on all cores, tokenization included: what backends embed with. */
-export async function benchFullEncoder(name: string, home: string, say: (line: string) => void) {
-  const hooks = { onProgress: () => {}, log: say };
+export async function benchFullEncoder(name: string, home: string, { say, signal }: BenchHooks) {
+  const hooks = { onProgress: () => {}, log: say, signal };
   const encoder = await openFullEncoder(name, { home, threads: availableParallelism(), hooks });
   const texts = Array.from({ length: SHORT_TEXTS }, (_, i) => `How do I cook rice for ${i} people?`);
   await encoder.embed(texts);
   const rates: number[] = [];
   for (let turn = 0; turn < SHORT_ROUNDS; turn++) {
+    signal?.throwIfAborted();
     const start_ms = performance.now();
     await encoder.embed(texts);
     rates.push((1000 * texts.length) / (performance.now() - start_ms));

@@ -1,9 +1,11 @@
 /** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
+import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import type { BatchOptions } from '../bench/batch.ts';
 import type { DecodeOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
+import type { BenchHooks } from '../measure.ts';
 import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { readMaskSet } from '../publication/publish.ts';
@@ -57,7 +59,7 @@ function addDecodingBenches(bench: Command): void {
     .addOption(kvTypeOption())
     .action(async ({ json, device, floatType, ...flags }: OnDevice & DecodeFlags) => {
       const { decode } = await benchesOn({ device, floatType });
-      await told(json, (say) => decode({ home: maskrouteHome(), ...flags, say }));
+      await told(json, (hooks) => decode({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
   command(bench, 'prefill', 'ms to prefill a prompt of 512 tokens, against llama.cpp')
@@ -65,7 +67,7 @@ function addDecodingBenches(bench: Command): void {
     .option(...LONG)
     .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
       const { benchPrefill } = await import('../bench/decode.ts');
-      await told(json, (say) => benchPrefill({ home: maskrouteHome(), ...flags, say }));
+      await told(json, (hooks) => benchPrefill({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
   command(
@@ -80,7 +82,7 @@ function addDecodingBenches(bench: Command): void {
     .option(...ROUNDS, 3)
     .action(async ({ json, ...flags }: BenchFlags & MasksFlags) => {
       const { benchMasks } = await import('../bench/masks-bench.ts');
-      await told(json, (say) => benchMasks({ home: maskrouteHome(), ...flags, say }));
+      await told(json, (hooks) => benchMasks({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
   command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
@@ -90,7 +92,7 @@ function addDecodingBenches(bench: Command): void {
     .addOption(kvTypeOption())
     .action(async ({ json, device, floatType, ...flags }: OnDevice & { rounds: number; kvType?: KvType }) => {
       const { batch } = await benchesOn({ device, floatType });
-      await told(json, (say) => batch({ home: maskrouteHome(), ...flags, say }));
+      await told(json, (hooks) => batch({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
   command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
@@ -100,7 +102,7 @@ function addDecodingBenches(bench: Command): void {
     .action(async ({ json, rounds, ...flags }: OnDevice & { rounds: number }) => {
       const { benchPrefix } = await import('../bench/batch.ts');
       const device = await chosenDevice(flags);
-      await told(json, (say) => benchPrefix({ home: maskrouteHome(), rounds, device, say }));
+      await told(json, (hooks) => benchPrefix({ home: maskrouteHome(), rounds, device, ...hooks }));
     });
 }
 
@@ -114,7 +116,7 @@ function addModelBenches(bench: Command): void {
     .action(async (spec: string, { json, ...flags }: BenchFlags & { weights: WeightKind; home?: string }) => {
       const { benchImport } = await import('../bench/import-bench.ts');
       const { home, weights } = flags;
-      await told(json, (say) => benchImport({ spec, weights, home, say }));
+      await told(json, (hooks) => benchImport({ spec, weights, home, ...hooks }));
     });
 
   command(bench, 'encode', 'ms to embed a prompt, tokenization included')
@@ -122,7 +124,7 @@ function addModelBenches(bench: Command): void {
     .action(async ({ json, encoder }: BenchFlags & { encoder?: string }) => {
       const { benchEncode, benchFullEncoder } = await import('../bench/route-bench.ts');
       if (encoder === undefined) await told(json, benchEncode);
-      else await told(json, (say) => benchFullEncoder(encoder, maskrouteHome(), say));
+      else await told(json, (hooks) => benchFullEncoder(encoder, maskrouteHome(), hooks));
     });
 }
 
@@ -131,7 +133,7 @@ function addLearningBenches(bench: Command): void {
     .option(...ROUNDS, 5)
     .action(async ({ json, rounds }: BenchFlags & { rounds: number }) => {
       const { benchLearn } = await import('../bench/learn-bench.ts');
-      await told(json, (say) => benchLearn({ home: maskrouteHome(), rounds, say }));
+      await told(json, (hooks) => benchLearn({ home: maskrouteHome(), rounds, ...hooks }));
     });
 
   command(
@@ -140,7 +142,7 @@ function addLearningBenches(bench: Command): void {
     'a learning run on two workers of one thread against one worker; needs valkey-server, takes minutes',
   ).action(async ({ json }: BenchFlags) => {
     const { benchLearnMany } = await import('../bench/learn-bench.ts');
-    await told(json, (say) => benchLearnMany({ home: maskrouteHome(), say }));
+    await told(json, (hooks) => benchLearnMany({ home: maskrouteHome(), ...hooks }));
   });
 }
 
@@ -153,13 +155,11 @@ function addQualityBenches(bench: Command): void {
     .requiredOption('--data <file...>', DATA_HELP)
     .option('--ranks <numbers>', 'ranks to compare, multiples of 32', ranks, [32, 64, 128, 256])
     .option(...ROUNDS, 7)
-    .action(({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) =>
-      interruptible(async (signal) => {
-        const { benchRanks } = await import('../bench/quality-bench.ts');
-        const options = { ...flags, home: maskrouteHome(), threads: computingThreads(), signal };
-        await told(json, (say) => benchRanks({ ...options, say }));
-      }),
-    );
+    .action(async ({ json, ...flags }: BenchFlags & { data: string[]; ranks: number[]; rounds: number }) => {
+      const { benchRanks } = await import('../bench/quality-bench.ts');
+      const options = { ...flags, home: maskrouteHome(), threads: computingThreads() };
+      await told(json, (hooks) => benchRanks({ ...options, ...hooks }));
+    });
 
   command(
     bench,
@@ -170,14 +170,13 @@ function addQualityBenches(bench: Command): void {
     .option('--positions <count>', 'scored positions of each kind', wholeNumber(1), 700)
     .option('--mask-set <file...>', 'mask sets whose commonest mask is scored, too', [])
     .option(...ROUNDS, 7)
-    .action(({ json, maskSet, ...flags }: BenchFlags & QuantizationFlags) =>
-      interruptible(async (signal) => {
-        const { benchQuantization } = await import('../bench/quality-bench.ts');
-        const maskSets = await Promise.all(maskSet.map(readMaskSet));
-        const options = { ...flags, home: maskrouteHome(), maskSets, signal };
-        await told(json, (say) => benchQuantization({ ...options, say }));
-      }),
-    );
+    .action(async ({ json, maskSet, ...flags }: BenchFlags & QuantizationFlags) => {
+      const { benchQuantization } = await import('../bench/quality-bench.ts');
+      const sets = await Promise.all(maskSet.map(readMaskSet));
+      const maskSets = [...new Map(sets.map((set) => [maskSetVersion(set), set])).values()];
+      const options = { ...flags, home: maskrouteHome(), maskSets };
+      await told(json, (hooks) => benchQuantization({ ...options, ...hooks }));
+    });
 }
 
 function addEdgeBenches(bench: Command): void {
@@ -187,7 +186,7 @@ function addEdgeBenches(bench: Command): void {
     .action(async ({ json, maskSet, requests }: BenchFlags & { maskSet: string; requests: number }) => {
       const { benchRoute } = await import('../bench/route-bench.ts');
       const set = await readMaskSet(maskSet);
-      await told(json, (say) => benchRoute(set, requests, say));
+      await told(json, (hooks) => benchRoute(set, requests, hooks));
     });
 
   command(
@@ -206,7 +205,7 @@ function addEdgeBenches(bench: Command): void {
       }: BenchFlags & { maskSet: string; requests: number; stream: boolean }) => {
         const { benchEdge } = await import('../bench/edge-bench.ts');
         const set = await readMaskSet(maskSet);
-        await told(json, (say) => benchEdge({ ...flags, set, say }));
+        await told(json, (hooks) => benchEdge({ ...flags, set, ...hooks }));
       },
     );
 
@@ -220,8 +219,11 @@ function addEdgeBenches(bench: Command): void {
     .action(async ({ json, ...counts }: BenchFlags & { requests: number; changes: number }) => {
       const { benchPublish } = await import('../bench/publish-bench.ts');
       const set = await readMaskSet(PRESET);
-      const { failed, wrong } = await told(json, (say) => benchPublish(set, counts, say));
-      if (failed > 0 || wrong > 0) process.exitCode = 1;
+      await told(json, async (hooks) => {
+        const result = await benchPublish(set, counts, hooks);
+        if (result.failed > 0 || result.wrong > 0) process.exitCode = 1;
+        return result;
+      });
     });
 }
 
@@ -253,14 +255,14 @@ async function benchesOn(flags: DeviceFlags) {
   return { decode, batch };
 }
 
-/** Measures, and prints what was found; what is said meanwhile is for people. */
-async function told<T extends object>(
+/** Measures, and prints what was found; what is said meanwhile is for people. Ctrl-C ends it, and all that it started. */
+const told = (
   json: boolean,
-  measure: (say: (line: string) => void) => Promise<T>,
-): Promise<T> {
-  const result = await measure(json ? () => undefined : console.log);
-  console.log(JSON.stringify(result));
-  return result;
-}
+  measure: (hooks: BenchHooks & { readonly signal: AbortSignal }) => Promise<object>,
+): Promise<void> =>
+  interruptible(async (signal) => {
+    const result = await measure({ say: json ? () => undefined : console.log, signal });
+    console.log(JSON.stringify(result));
+  });
 
-const ranks = (text: string): number[] => text.split(',').map(rank);
+const ranks = (text: string): number[] => [...new Set(text.split(',').map(rank))];

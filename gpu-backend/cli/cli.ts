@@ -44,10 +44,14 @@ addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
 addCompletionCommand(program);
 
-// Whoever reads the output has seen enough, as in `maskroute … | head`.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
+  // Whoever reads the output has seen enough, as in `maskroute … | head`.
+  if (error.code !== 'EPIPE') sayError(error);
   process.exit();
+});
+process.stderr.on('error', ({ code }: NodeJS.ErrnoException) => {
+  // Progress that a full disk does not take ends no work.
+  if (code === 'EPIPE') process.exit();
 });
 
 /** Runs what `args` say, and leaves the exit code in `process.exitCode`. */

@@ -163,8 +163,9 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
   // Before hours of work, not after them: it may be no folder, or nobody's to write to.
   if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
   const evaluation = await evaluate(options).finally(reporter.stop);
-  if (!flags.json) console.log(formatEvaluation(evaluation));
+  // First: a reader that has left, or a full disk, ends a command that prints.
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
+  if (!flags.json) console.log(formatEvaluation(evaluation));
   console.log(JSON.stringify(evaluation));
 }
 

@@ -63,9 +63,8 @@ export function addSurrogatesCommand(program: Command): void {
 async function run({ install, json, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
   const { learnSurrogates } = await import('../learning/surrogates/learn-surrogates.ts');
   const { openInstalled } = await import('../model/store.ts');
-  const home = maskrouteHome();
   const reporter = createReporter();
-  const model = await openInstalled(home, flags.model);
+  const model = await openInstalled(maskrouteHome(), flags.model);
   const learned = await learnSurrogates({
     ...flags,
     model,
@@ -75,16 +74,26 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
     onProgress: reporter.update,
     signal,
   }).finally(reporter.stop);
+  // First: a reader that has left, or a full disk, ends a command that prints.
+  const surrogates = install ? await installTable(flags, { log: reporter.log, signal }) : undefined;
   const { start, distilled, steps } = learned;
-  const say = json ? () => {} : console.log;
-  say(`${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`);
-  const told = { out: flags.out, start_kl: start, kl: distilled, steps };
-  if (json && !install) return console.log(JSON.stringify({ ...told, installed: false }));
-  if (!install) return say(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+  const told = { out: flags.out, start_kl: start, kl: distilled, steps, installed: install, surrogates };
+  if (json) return console.log(JSON.stringify(told));
+  console.log(
+    `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
+  );
+  if (install) console.log(`${model.manifest.name} has the surrogates ${surrogates}`);
+  else console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+}
+
+/** @returns the table's id. */
+async function installTable(
+  { model, out }: Pick<Flags, 'model' | 'out'>,
+  hooks: { readonly log: (line: string) => void; readonly signal: AbortSignal },
+): Promise<string | undefined> {
   const { installOwnSurrogates } = await import('./models.ts');
-  const { manifest } = await installOwnSurrogates(home, flags.model, flags.out, { log: say, signal });
-  say(`${manifest.name} has the surrogates ${manifest.surrogates?.id}`);
-  if (json) console.log(JSON.stringify({ ...told, installed: true, surrogates: manifest.surrogates?.id }));
+  const { manifest } = await installOwnSurrogates(maskrouteHome(), model, out, hooks);
+  return manifest.surrogates?.id;
 }
 
 /** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */

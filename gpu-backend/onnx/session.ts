@@ -12,6 +12,13 @@ import { encodeModel } from './encode.ts';
 import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
 /*
+ * Since 1.29 ONNX Runtime's builds for Linux report sessions to Microsoft (the model's file and graph by name and hash), and leave
+ * files in the home and in the folder for temporary ones, unless this variable says no. Nobody who runs a backend has asked for that.
+ * It is read when the first session opens.
+ */
+process.env.ORT_DISABLE_TELEMETRY = '1';
+
+/*
  * ONNX Runtime 1.30 attends single tokens (`GroupQueryAttention`) in a kernel for large batches that has no AVX, takes one sequence after
  * the other where their lengths differ, and shares a lone sequence's keys among threads. Its plain kernel has none of that. A session
  * reads this when it opens. A thread has variables of its own, so whoever starts one imports this file, too.

@@ -57,12 +57,14 @@ type Traffic = {
   /** The share of requests whose client leaves. */
   readonly hangUps: number;
   readonly random: Random;
+  /** Ends it before the time is over. */
+  readonly signal?: AbortSignal;
 };
 
 const HANG_UP_WITHIN_ms = 4000;
 const ANSWER_WITHIN_s = 120;
 
-/** Resolves when the time is over. Requests that are under way then are hung up on. */
+/** Resolves when the time is over, or a second after `signal` aborts. Requests that are under way then are hung up on. */
 export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; outcomes: Outcome[] }> {
   const outcomes: Outcome[] = [];
   let sent = 0;
@@ -85,7 +87,9 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
     });
     hangUpSometimes(client, traffic, keep);
   };
-  await autocannon({
+  traffic.signal?.throwIfAborted();
+  // More than its types say.
+  const clients = autocannon({
     url: traffic.edge,
     connections: traffic.clients,
     connectionRate: traffic.rate,
@@ -100,7 +104,11 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
           keep(context as Sent, readAnswer(status, text, headers ?? {})),
       },
     ],
-  });
+  }) as Promise<unknown> & { stop(): void };
+  const stop = () => clients.stop();
+  traffic.signal?.addEventListener('abort', stop);
+  await clients;
+  traffic.signal?.removeEventListener('abort', stop);
   return { sent, outcomes };
 }
 

@@ -28,12 +28,15 @@ const STALLS_AT = [0.28, 0.68] as const;
 const RETRY_ms = 1_000;
 const BACK_WITHIN_ms = 60_000;
 
-/** Resolves when all of it is over, some seconds before the time is. */
+/** Resolves when all of it is over, some seconds before the time is. Rejects when `signal` aborts, and begins nothing more. */
 export async function disturb(
   product: SoakProduct,
   duration_ms: number,
   say: (line: string) => void,
+  signal: AbortSignal,
 ): Promise<Disturbances> {
+  const atEach = <T>(times_ms: readonly number[], act: (turn: number) => Promise<T>) =>
+    actAtEach(times_ms, act, signal);
   const [publications, kills, stalls] = await Promise.all([
     atEach(times(PUBLISH_EVERY_ms / 2, PUBLISH_EVERY_ms, duration_ms), (turn) => publish(product, turn)),
     atEach(times(KILL_EVERY_ms, KILL_EVERY_ms, duration_ms - KILL_EVERY_ms / 4), (turn) => {
@@ -57,11 +60,15 @@ const times = (first_ms: number, every_ms: number, end_ms: number): number[] =>
     (_, i) => first_ms + i * every_ms,
   );
 
-async function atEach<T>(times_ms: readonly number[], act: (turn: number) => Promise<T>): Promise<T[]> {
+async function actAtEach<T>(
+  times_ms: readonly number[],
+  act: (turn: number) => Promise<T>,
+  signal: AbortSignal,
+): Promise<T[]> {
   const begun_ms = performance.now();
   return await Promise.all(
     times_ms.map(async (time_ms, turn) => {
-      await sleep(Math.max(0, time_ms - (performance.now() - begun_ms)));
+      await sleep(Math.max(0, time_ms - (performance.now() - begun_ms)), undefined, { signal });
       return await act(turn);
     }),
   );

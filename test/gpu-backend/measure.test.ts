@@ -10,6 +10,22 @@ test('all take their turn, in reversed order every second round', async () => {
   expect(Object.fromEntries(found)).toEqual({ a: [1, 6, 7], b: [2, 5, 8], c: [3, 4, 9] });
 });
 
+test('nothing takes its turn any more once a signal aborts', async () => {
+  const order: string[] = [];
+  const stop = new AbortController();
+  const measured = inTurns(
+    [{ name: 'a' }, { name: 'b' }],
+    2,
+    async ({ name }) => {
+      order.push(name);
+      stop.abort();
+    },
+    stop.signal,
+  );
+  await expect(measured).rejects.toThrow(/aborted/);
+  expect(order).toEqual(['a']);
+});
+
 test('a median leaves out the first call, which is slow with cold caches', async () => {
   const times = [900, 5, 1, 3];
   const subject = { name: 'a', measure: async () => times.shift()! };

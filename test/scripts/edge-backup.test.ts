@@ -25,9 +25,11 @@ const script = (action: string) =>
 
 const ROWS = `insert into tenants (id, name, routing_policy, created_at_ms) values ('precious', 'it''s; "so"', 'first_user', 1);
 insert into api_keys (id, kind, tenant_id, name, prefix, sha256, created_at_ms) values ('k', 'tenant', 'precious', 'n', 'p', 's', 1);
-insert into audit_log (created_at_ms, tenant, actor, address, action, target, request_id) values (1, '', 'root', '', 'POST /x', '/x', 'r');`;
+insert into audit_log (created_at_ms, tenant, actor, address, action, target, request_id) values (1, '', 'root', '', 'POST /x', '/x', 'r'), (2, '', 'root', '', 'POST /y', '/y', 'r');
+delete from audit_log where sequence = 2;`;
+/** `last_change`: the number of the entry that is gone, which no later one may get. */
 const SELECT =
-  'select t.id, t.name, k.id as key, (select count(*) from audit_log) as changes, (select count(*) from d1_migrations) as migrations from tenants t join api_keys k on k.tenant_id = t.id';
+  "select t.id, t.name, k.id as key, (select count(*) from audit_log) as changes, (select seq from sqlite_sequence where name = 'audit_log') as last_change, (select count(*) from d1_migrations) as migrations from tenants t join api_keys k on k.tenant_id = t.id";
 /** What the last statement gives: wrangler takes seconds to come up, so that others may come before it. */
 const lastOf = (sql: string) => JSON.parse(d1('execute', '--json', '--command', sql)).at(-1).results;
 
@@ -39,7 +41,9 @@ database_id = "00000000-0000-0000-0000-000000000000"\nmigrations_dir = ${JSON.st
   );
   run('node_modules/.bin/wrangler', 'd1', 'migrations', 'apply', 'DB', '--local', '--config', CONFIG);
   const before = lastOf(`${ROWS}\n${SELECT}`);
-  expect(before).toMatchObject([{ id: 'precious', name: `it's; "so"`, key: 'k', changes: 1 }]);
+  expect(before).toMatchObject([
+    { id: 'precious', name: `it's; "so"`, key: 'k', changes: 1, last_change: 2 },
+  ]);
   script('backup');
   expect(statSync(FILE).mode & 0o777).toBe(0o600);
   rmSync(path.join(folder, '.wrangler'), { recursive: true });
@@ -61,6 +65,13 @@ test('a backup that breaks off leaves the one before, and nothing else', () => {
   expect(status).toBe(1);
   expect(readdirSync(place)).toEqual(['backup.sql']);
   expect(readFileSync(file, 'utf8')).toBe('the one before');
+});
+
+test('a backup into no folder is one line of what is wrong', () => {
+  const words = ['scripts/edge-backup.ts', 'backup', path.join(folder, 'nowhere', 'backup.sql')];
+  const { status, stderr } = spawnSync(process.execPath, words, { encoding: 'utf8' });
+  expect(stderr).toMatch(/^error: ENOENT: .*\n$/);
+  expect(status).toBe(1);
 });
 
 test('tables come before rows, and a semicolon in a text ends nothing', () => {

@@ -98,6 +98,29 @@ describe('each import rule can fail', () => {
     expect(brokenRules(tree)).toEqual([name]);
   });
 
+  test.each([
+    'api/a.ts',
+    'jobs/a.ts',
+    'engine/a.ts',
+    'grammar/a.ts',
+    'encoder/a.ts',
+    'onnx/a.ts',
+    'model/a.ts',
+  ])('gpu-backend/%s answers requests, so it needs no learning', (file) => {
+    const tree = { [`gpu-backend/${file}`]: '../learning/data/b.ts' };
+    expect(brokenRules(tree)).toEqual(['serving-needs-no-learning']);
+  });
+
+  test('what wires a backend needs no learning', () => {
+    expect(brokenRules({ 'gpu-backend/main.ts': './learning/data/b.ts' })).toEqual([
+      'serving-needs-no-learning',
+    ]);
+  });
+
+  test('a grammar knows no server', () => {
+    expect(brokenRules({ 'gpu-backend/grammar/a.ts': '../api/b.ts' })).toEqual(['engine-below-api']);
+  });
+
   test('onnxruntime is refused in tests and scripts too', () => {
     expect(brokenRules({ 'test/a.ts': 'onnxruntime-node' })).toEqual(['one-file-imports-onnxruntime']);
   });

@@ -37,3 +37,19 @@ test.concurrent.each(SCRIPTS)('npm run %s', async (name, words) => {
   expect(refused.stderr).toMatch(/^error: .*\n\(run with --help for the options\)\n$/);
   expect([refused.status, refused.stdout]).toEqual([2, '']);
 });
+
+test.concurrent.each([
+  ['a soak too short to say whether memory is flat', ['scripts/soak.ts', '--minutes', '2']],
+  ['a load too short to compare memory', ['scripts/load.ts', '--seconds', '9']],
+  ['a random model of no layers', ['scripts/random-model.ts', '--layers', 'four', '--out', 'x']],
+  ['a random model in no known format', ['scripts/random-model.ts', '--format', 'onnx', '--out', 'x']],
+])('%s is refused', async (_, words) => {
+  const { status, stdout, stderr } = await call(words);
+  expect(stderr).toMatch(/^error: .* is invalid\. (expected a whole number above \d|Allowed choices)/);
+  expect([status, stdout]).toEqual([2, '']);
+});
+
+test('a soak whose folder cannot be made says so before it begins', async () => {
+  const { status, stderr } = await call(['scripts/soak.ts', '--out', 'package.json']);
+  expect([status, stderr.split(',')[0]]).toEqual([1, 'error: EEXIST: file already exists']);
+});

@@ -1,7 +1,18 @@
 /** Each check of a soak can fail: a small soak that holds, and one fault at a time. */
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import { type Outcome, type Result, type Routed, readAnswer } from '../../scripts/load/clients.ts';
+import { createRandom } from '../../gpu-backend/random.ts';
+import {
+  type Outcome,
+  type Result,
+  type Routed,
+  readAnswer,
+  sendTraffic,
+} from '../../scripts/load/clients.ts';
+import { disturb } from '../../scripts/soak/disturbances.ts';
 import {
   answersAreCounted,
   answersOf,
@@ -14,6 +25,7 @@ import {
   seenSpans,
 } from '../../scripts/soak/soak-checks.ts';
 import { soakPage } from '../../scripts/soak/soak-page.ts';
+import type { SoakProduct } from '../../scripts/soak/soak-product.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 
 const preset = maskSetSchema.parse(
@@ -156,6 +168,32 @@ describe('what a client saw', () => {
   ])('%i %s', (status, text, expected) => {
     const result = readAnswer(status, text, { 'X-Request-Id': 'req_1' });
     expect(result.kind === 'error' ? result.code : result.kind).toBe(expected);
+  });
+});
+
+describe('what goes on for half an hour', () => {
+  it('ends with its clients when it is to end', async () => {
+    const server = createServer((_, response) => void setTimeout(() => response.end('{}'), 100));
+    await once(server.listen(0, '127.0.0.1'), 'listening');
+    const { port } = server.address() as AddressInfo;
+    const begun_ms = performance.now();
+    const { sent, outcomes } = await sendTraffic({
+      ...{ edge: `http://127.0.0.1:${port}`, model: 'm', tenants: [{ id: 'a', key: 'k' }] },
+      ...{ clients: 2, seconds: 600, rate: 5, hangUps: 0, random: createRandom(1) },
+      signal: AbortSignal.timeout(500),
+    });
+    expect(performance.now() - begun_ms).toBeLessThan(10_000);
+    expect(sent).toBeGreaterThan(0);
+    expect(outcomes.length).toBeGreaterThan(0);
+    server.close();
+  });
+
+  it('disturbs nobody any more when it is to end', async () => {
+    const said: string[] = [];
+    const nobody = {} as SoakProduct;
+    const disturbed = disturb(nobody, 1_800_000, (line) => said.push(line), AbortSignal.timeout(50));
+    await expect(disturbed).rejects.toThrow(/aborted/);
+    expect(said).toEqual([]);
   });
 });
 

@@ -1,10 +1,11 @@
-/** The benches of a GPU as a person runs them, on lavapipe, with a small model in the default one's place. */
+/** The benches of a GPU as a person runs them, on lavapipe, with a small model in the default one's place; and without llama.cpp. */
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { openLlamaCppPeers } from '../../../gpu-backend/bench/decode.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
@@ -29,6 +30,18 @@ async function bench(...args: string[]) {
   const lines = stdout.trimEnd().split('\n');
   return { lines, figures: JSON.parse(lines.at(-1)!) };
 }
+
+test('llama.cpp that is not there is left out, with the reason', async () => {
+  const said: string[] = [];
+  const found = await openLlamaCppPeers(
+    home,
+    (line) => said.push(line),
+    async () => ['a peer'],
+  );
+  const llamaCppProblem = "the model's GGUF file is not there";
+  expect(found).toEqual({ peers: [], missing: { llamaCpp: null, llamaCppProblem } });
+  expect(said).toEqual([`llama.cpp is left out: ${llamaCppProblem}`]);
+});
 
 const ADAPTER = process.platform === 'linux' ? expect.stringContaining('llvmpipe') : expect.any(String);
 const POSITIVE = expect.toSatisfy((value: number) => value > 0);

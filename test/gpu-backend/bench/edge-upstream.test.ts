@@ -1,10 +1,17 @@
-/** The upstream of `bench edge` under an edge whose clients leave. */
+/** The upstream of `bench edge` under an edge whose clients leave, and what is left of the bench when it is stopped. */
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, expect, test } from 'vitest';
 import { startUpstream } from '../../../gpu-backend/bench/edge-peers.ts';
+import { processTree } from '../../../gpu-backend/measure.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
+import { eventually } from '../api/harness.ts';
 
 const upstream = await startUpstream(await readMaskSet(`gpu-backend/presets/${DEFAULT_MODEL}/mask-set.json`));
 afterAll(() => upstream.stop());
@@ -29,3 +36,33 @@ test('it does not know what an answer cost', async () => {
   expect(cost.status).toBe(404);
   expect(await (await ask(false)).json()).toMatchObject({ object: 'chat.completion' });
 });
+
+/** Empty once the process is gone. */
+function commandOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+test.skipIf(process.platform !== 'linux')(
+  'a bench that is stopped ends what it started, and leaves no folder',
+  async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'bench-stopped-'));
+    const words = ['bin/maskroute.js', 'bench', 'edge', '--requests', '1000000', '--json'];
+    const bench = spawn(process.execPath, words, { env: { ...process.env, TMPDIR: folder } });
+    const said = Promise.all([text(bench.stdout), text(bench.stderr)]);
+    const ended = once(bench, 'exit');
+    const parts = () => processTree(bench.pid!);
+    await eventually(() => parts().some((pid) => commandOf(pid).includes('portkey')), 60_000);
+    const started = parts();
+    bench.kill('SIGTERM');
+    expect(await ended).toEqual([130, null]);
+    expect(await said).toEqual(['', 'Stopped.\n']);
+    await eventually(() => started.every((pid) => commandOf(pid) === ''));
+    expect(readdirSync(folder)).toEqual([]);
+    rmSync(folder, { recursive: true });
+  },
+  120_000,
+);

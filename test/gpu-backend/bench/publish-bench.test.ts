@@ -6,7 +6,11 @@ import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 test('every answer names one version that was live, with its own mask, and none fails', async () => {
   const preset = await readMaskSet('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
   const lines: string[] = [];
-  const result = await benchPublish(preset, { requests: 300, changes: 8 }, (line) => lines.push(line));
+  const result = await benchPublish(
+    preset,
+    { requests: 300, changes: 8 },
+    { say: (line) => lines.push(line) },
+  );
   expect(lines).toEqual([]);
   expect(result).toMatchObject({ requests: 300, failed: 0, wrong: 0 });
   expect(result.publications + result.gradual + result.rollbacks).toBe(8);

@@ -356,6 +356,26 @@ test('a reader that has left, such as head, ends the command without a word', ()
   expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({ stdout: '', stderr: '' });
 });
 
+test.skipIf(process.platform !== 'linux').each([
+  ['of a command', 'bin/maskroute.js completion bash'],
+  ['of help', 'bin/maskroute.js learn --help'],
+])('a full disk takes no output %s, which is one line of what is wrong', (_, words) => {
+  const command = `exec "${process.execPath}" ${words} > /dev/full`;
+  const { status, stderr } = spawnSync('sh', ['-c', command], { encoding: 'utf8' });
+  expect(stderr).toMatch(/^error: ENOSPC: [^\n]*\n$/);
+  expect(status).toBe(1);
+});
+
+test.skipIf(process.platform !== 'linux')('a full disk that takes no progress ends no work', () => {
+  const work = `await import('./gpu-backend/cli/cli.ts');
+    process.stderr.write('half of it');
+    setTimeout(() => console.log('all of it'), 50);`;
+  const command = `exec "${process.execPath}" --input-type=module -e "${work}" 2> /dev/full`;
+  expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({
+    ...{ status: 0, stdout: 'all of it\n' },
+  });
+});
+
 const OLDER_NODE =
   'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
 

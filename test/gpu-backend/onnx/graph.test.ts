@@ -1,4 +1,9 @@
 /** What the builder emits is what ONNX Runtime runs. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { expect, test } from 'vitest';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder, giveNothingBack } from '../../../gpu-backend/onnx/graph.ts';
@@ -62,3 +67,30 @@ test('a graph that gives nothing back writes into our memory, and still says wha
   expect([...floats(y!)]).toEqual([1, 2, 3]);
   await session.release();
 });
+
+/** A process, and what a thread of it opens: a thread's variables are its own, and the runtime reads the process's. */
+test.each(['engine/start-engine.ts', 'encoder/encoder-service.ts', 'learning/units/unit-thread.ts'])(
+  'no process in which %s starts threads tells anybody of its sessions, or leaves files of them',
+  (starter) => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'runtime-'));
+    const module = (name: string) => JSON.stringify(pathToFileURL(path.resolve('gpu-backend', name)).href);
+    const open = `const { GraphBuilder } = await import(${module('onnx/graph.ts')});
+      const { encodeModel } = await import(${module('onnx/encode.ts')});
+      const { createSession } = await import(${module('onnx/session.ts')});
+      const g = new GraphBuilder('g');
+      g.output(g.op('Neg', [g.input('x', 'f32', [1])]), 'f32', [1]);
+      await (await createSession(encodeModel(g.graph), { threads: 1 })).release();`;
+    const main = `await import(${module(starter)});
+      const { Worker } = await import('node:worker_threads');
+      new Worker(new URL('data:text/javascript,' + encodeURIComponent(process.argv[1])));`;
+    // Where it thinks that it is tested, the runtime is quiet by itself.
+    const { CI: _, ...own } = process.env;
+    const env = { ...own, HOME: folder, XDG_CACHE_HOME: folder, TMPDIR: folder };
+    const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', main, open], {
+      ...{ env, encoding: 'utf8' },
+    });
+    expect([status, stderr]).toEqual([0, '']);
+    expect(readdirSync(folder)).toEqual([]);
+    rmSync(folder, { recursive: true });
+  },
+);

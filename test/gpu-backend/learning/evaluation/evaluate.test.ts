@@ -1,6 +1,15 @@
 /** A whole evaluation on the small model: what it says, and that it goes on where it was cut off. */
 import { spawnSync } from 'node:child_process';
-import { appendFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -363,4 +372,29 @@ describe('evaluate', () => {
     expect(html).toContain('KL to dense against ms/token');
     expect(html).not.toMatch(/(src|href)=/);
   }, 60_000);
+
+  it.skipIf(process.platform !== 'linux')(
+    'writes what was found also where nobody can hear of it',
+    () => {
+      const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
+      const out = join(tiny.home, 'unheard');
+      const args = [
+        ...['evaluate', '--model', 'tiny', '--mask-set', join(tiny.home, 'set.json'), '--data', ...data],
+        ...['--baselines', 'none', '--no-equal-time', '--limit', '2', '--rounds', '1', '--threads', '1'],
+        ...['--out', out],
+      ];
+      const full = openSync('/dev/full', 'w');
+      const { stderr, status } = spawnSync(process.execPath, [cli, ...args], {
+        env: { ...process.env, MASKROUTE_HOME: tiny.home },
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      });
+      closeSync(full);
+      expect(stderr).toMatch(/\nerror: ENOSPC: [^\n]*\n$/);
+      expect(status).toBe(1);
+      const found = evaluationSchema.parse(JSON.parse(readFileSync(join(out, 'evaluation.json'), 'utf8')));
+      expect(found.rows.map(({ method }) => method)).toEqual(['dense', 'learned']);
+    },
+    60_000,
+  );
 });
