@@ -70,7 +70,7 @@ export const experiments = new Hono<AppEnv>()
   })
   .get('/:id/results', async (c) => {
     const experiment = await find(c);
-    const region = c.req.query('region') ?? '';
+    const region = (c.req.query('region') ?? '').replace(/\/+$/, '');
     const { db } = c.var.services;
     const counted = Promise.all([
       sumsOfVariants(db, experiment, region),
