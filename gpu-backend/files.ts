@@ -154,9 +154,17 @@ export async function readJson(
   }
 }
 
-/** Why a file cannot be read, for people: what {@link openRegular} threw, or the reading after it. */
-export function whyUnread(error: unknown): string {
-  const { code, message } = error as NodeJS.ErrnoException;
+/**
+ * What {@link openRegular} threw, or the reading after it, for people: MaskrouteError `invalid_argument`, naming `file`, where it
+ * is the system's own error.
+ */
+export function unreadable(file: string, error: unknown): MaskrouteError {
+  if (error instanceof MaskrouteError) return error;
+  const message = `${file} cannot be read: ${whyUnread(error as NodeJS.ErrnoException)}.`;
+  return new MaskrouteError('invalid_argument', message, { cause: error });
+}
+
+function whyUnread({ code, message }: NodeJS.ErrnoException): string {
   if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file';
   return code === 'EACCES' || code === 'EPERM' ? 'you may not read it' : message;
 }

@@ -24,13 +24,13 @@ import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/m
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJson, whyUnread } from '../files.ts';
+import { readJson, unreadable } from '../files.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what is no regular file. */
+/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what cannot be read. */
 export const readMaskSet = (file: string): Promise<MaskSet> =>
   readArtefact(file, maskSetSchema, 'the set', 'invalid_mask_set');
 
@@ -47,7 +47,7 @@ async function readArtefact<T>(
   const invalid = (reason: string, cause?: unknown) =>
     new MaskrouteError(code, `${file}: ${reason}`, { cause });
   const json = await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
-    throw error instanceof MaskrouteError ? error : invalid(`cannot be read: ${whyUnread(error)}`, error);
+    throw unreadable(file, error);
   });
   const checked = check(schema, json, what);
   if (checked.kind === 'good') return checked.value;

@@ -335,7 +335,7 @@ describe('a mask set’s file', () => {
     await expect(readMaskSet(written(text))).rejects.toThrow(reason);
   });
   test('that is missing, or a folder, is named', async () => {
-    await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere: cannot be read/);
+    await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere cannot be read/);
     await expect(readMaskSet(folder)).rejects.toThrow(/is a folder, not a regular file/);
   });
 });
