@@ -205,7 +205,7 @@ const SQLITE_NOTADB = 26;
 const held = new Set<DatabaseSync>();
 
 /**
- * Call the result to let go; `undefined` when another process, or another part of this one, holds it. This thread stands
+ * Call the result to let go, once or more often; `undefined` when another process, or another part of this one, holds it. This thread stands
  * still for up to `wait_ms`. @throws MaskrouteError `start_failed` when the file cannot be a lock: no room, no right, other content.
  */
 export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
@@ -223,7 +223,6 @@ export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
   const locked = database;
   held.add(locked);
   return () => {
-    held.delete(locked);
-    locked.close();
+    if (held.delete(locked)) locked.close();
   };
 }
