@@ -155,9 +155,17 @@ export async function readJson(
   }
 }
 
-/** Why a file cannot be read, for people: what {@link openRegular} threw, or the reading after it. */
-export function whyUnread(error: unknown): string {
-  const { code, message } = error as NodeJS.ErrnoException;
+/**
+ * What {@link openRegular} threw, or the reading after it, for people: MaskrouteError `invalid_argument`, naming `file`, where it
+ * is the system's own error.
+ */
+export function unreadable(file: string, error: unknown): MaskrouteError {
+  if (error instanceof MaskrouteError) return error;
+  const message = `${file} cannot be read: ${whyUnread(error as NodeJS.ErrnoException)}.`;
+  return new MaskrouteError('invalid_argument', message, { cause: error });
+}
+
+function whyUnread({ code, message }: NodeJS.ErrnoException): string {
   if (code === 'ENOENT' || code === 'ENOTDIR') return 'there is no such file';
   return code === 'EACCES' || code === 'EPERM' ? 'you may not read it' : message;
 }
@@ -198,7 +206,7 @@ const SQLITE_NOTADB = 26;
 const held = new Set<DatabaseSync>();
 
 /**
- * Call the result to let go; `undefined` when another process, or another part of this one, holds it. This thread stands
+ * Call the result to let go, once or more often; `undefined` when another process, or another part of this one, holds it. This thread stands
  * still for up to `wait_ms`. @throws MaskrouteError `start_failed` when the file cannot be a lock: no room, no right, other content.
  */
 export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
@@ -216,8 +224,7 @@ export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
   const locked = database;
   held.add(locked);
   return () => {
-    held.delete(locked);
-    locked.close();
+    if (held.delete(locked)) locked.close();
   };
 }
 

@@ -92,7 +92,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
-  const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, log));
+  const { threads = availableParallelism() } = options;
+  const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, threads, log));
   if (options.audience === undefined)
     log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
   const encoders = createEncoderService({
@@ -113,7 +114,6 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     jobs = await jobsOf(options, model.name, log);
     schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
     const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
-    const { threads = availableParallelism() } = options;
     const device = deviceName(engine.model.device);
     log.info({ url: server.url, model: model.name, device, threads }, 'ready');
     let closing: Promise<void> | undefined;
@@ -191,11 +191,20 @@ async function serve(
   return server;
 }
 
-function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
-  const { jobEntry: entry, jobDataFolder: dataFolder } = options;
-  return entry === undefined
-    ? undefined
-    : openJobs({ ...jobSettings(options, model, log), entry, dataFolder });
+async function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs | undefined> {
+  const { home, jobEntry: entry, jobDataFolder: dataFolder } = options;
+  if (entry === undefined) return undefined;
+  try {
+    const jobs = await openJobs({ ...jobSettings(options, model, log), entry, dataFolder });
+    if (jobs === undefined)
+      log.warn({ home }, 'another backend with this MASKROUTE_HOME runs its jobs, so this one runs none');
+    return jobs;
+  } catch (error) {
+    // It answers requests all the same.
+    if (!(error instanceof MaskrouteError)) throw error;
+    log.warn({ reason: error.message }, 'this backend runs no jobs');
+    return undefined;
+  }
 }
 
 const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, model: string, log: Logger) => ({
@@ -218,9 +227,10 @@ async function withSmallHeap<Opened>(open: () => Promise<Opened>): Promise<Opene
 
 async function openModel(
   options: BackendOptions,
+  threads: number,
   log: Logger,
 ): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
-  const { home, threads, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
+  const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
   const { device, reason } = await chooseDevice({ choice, floatType });
   if (reason !== undefined) log.warn({ reason }, 'the processor computes');
@@ -235,9 +245,8 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
-    ...{ device, kvType },
+    ...{ device, kvType, threads },
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
-    ...(threads === undefined ? {} : { threads }),
     limits: {
       ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),
       ...(prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens }),

@@ -120,7 +120,7 @@ async function longestStandStill({ backend, backendKey }: DevFile) {
   };
   return {
     whole_ms: gauge_ms('nodejs_eventloop_lag_max_seconds') - LAG_RESOLUTION_ms,
-    work_ms: gauge_ms('maskroute_http_thread_longest_stall_seconds\\S*part="own"'),
+    work_ms: gauge_ms('maskroute_http_thread_longest_work_seconds'),
   };
 }
 

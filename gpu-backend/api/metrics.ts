@@ -57,7 +57,7 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   const registry = new Registry();
   registry.setDefaultLabels({ model_name: modelName });
   collectDefaultMetrics({ register: registry });
-  stallGauge(registry);
+  workGauge(registry);
   engineGauges(engine, registry);
   const maskLabel = firstNames(NAMED_MASKS_MAX);
   const histogram = (name: string, help: string, buckets: number[]) =>
@@ -157,33 +157,30 @@ function firstNames(most: number): (name: string) => string {
 const TICK_ms = 10;
 
 /**
- * A timer that comes late says that this thread stood still, and not why. What the thread has computed meanwhile says it: the
- * rest it waited for a core, which engine and tokenizer have. It begins at the first scrape, so that nobody else pays for it.
+ * The longest delay of a timer (`nodejs_eventloop_lag_max_seconds`) says that this thread stood still, and not why. What the
+ * thread has computed meanwhile says it: the rest it waited for a core, which engine and tokenizer have. It begins at the first
+ * scrape, so that nobody else pays for it.
  */
-function stallGauge(registry: Registry): void {
-  let [whole_ms, own_ms] = [0, 0];
+function workGauge(registry: Registry): void {
+  let longest_ms = 0;
   let isWatched = false;
   const watch = () => {
-    let [last_ms, last] = [performance.now(), process.threadCpuUsage()];
+    let last = process.threadCpuUsage();
     setInterval(() => {
-      const now_ms = performance.now();
-      const used = process.threadCpuUsage(last);
-      whole_ms = Math.max(whole_ms, now_ms - last_ms - TICK_ms);
-      own_ms = Math.max(own_ms, (used.user + used.system) / 1000);
-      [last_ms, last] = [now_ms, process.threadCpuUsage()];
+      const { user, system } = process.threadCpuUsage(last);
+      longest_ms = Math.max(longest_ms, (user + system) / 1000);
+      last = process.threadCpuUsage();
     }, TICK_ms).unref();
     isWatched = true;
   };
   new Gauge({
-    name: 'maskroute_http_thread_longest_stall_seconds',
-    help: 'The longest that the HTTP thread stood still since the last scrape (whole), and the most that it computed in one piece (own).',
-    labelNames: ['part'],
+    name: 'maskroute_http_thread_longest_work_seconds',
+    help: 'The most that the HTTP thread computed in one piece since the last scrape.',
     registers: [registry],
     collect() {
       if (!isWatched) watch();
-      this.set({ part: 'whole' }, whole_ms / 1000);
-      this.set({ part: 'own' }, own_ms / 1000);
-      [whole_ms, own_ms] = [0, 0];
+      this.set(longest_ms / 1000);
+      longest_ms = 0;
     },
   });
 }

@@ -5,7 +5,7 @@
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { whyUnread } from '../files.ts';
+import { unreadable } from '../files.ts';
 import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import {
   describeLocal,
@@ -114,16 +114,14 @@ const PLAIN_ORIGIN = 'none: rounded plainly';
 const PLAIN_HINT =
   'Four bits are rounded plainly, as the model is large. With --data FILE they are chosen by what they do to your text, which takes hours.';
 
-/** What a manifest calls the text. @throws MaskrouteError `invalid_data` when a file cannot be read. */
+/** What a manifest calls the text. @throws MaskrouteError `invalid_argument` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
   if (data.length === 0) {
     const { PASSAGES_FILE } = await import('../learning/data/calibration-text.ts');
     return `own text, seed ${OWN_TEXT_SEED}, passages ${await sha256OfFiles([PASSAGES_FILE])}`;
   }
-  const hash = await sha256OfFiles(data).catch((cause: Error) => {
-    if (cause instanceof MaskrouteError) throw cause;
-    const message = `The data cannot be read: ${whyUnread(cause)}`;
-    throw new MaskrouteError('invalid_data', message, { cause });
+  const hash = await sha256OfFiles(data).catch((error: NodeJS.ErrnoException) => {
+    throw unreadable(error.path ?? 'The data', error);
   });
   return `data ${hash}`;
 }

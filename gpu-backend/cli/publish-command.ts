@@ -14,8 +14,6 @@ import {
   readMaskSet,
   rollBack,
   type ScheduleFlags,
-  storeEvaluation,
-  storeMaskSet,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
 import { onStopSignal } from '../stop-signals.ts';
@@ -87,12 +85,9 @@ export function addPublishCommands(program: Command): void {
 It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
         await confirmChange(client.edge, change, flags.yes);
       }
-      if (figures !== undefined) {
-        // First: an evaluation that the edge refuses leaves what is live as it is.
-        await storeMaskSet(client, set, flags.tenant);
-        await storeEvaluation(client, maskSetVersion(set), figures, flags.tenant);
-      }
-      const { version, state, replacedVersion } = await publishMaskSet(client, set, { ...flags, schedule });
+      const { tenant, activate } = flags;
+      const published = await publishMaskSet(client, set, { tenant, activate, schedule, figures });
+      const { version, state, replacedVersion } = published;
       if (flags.json) {
         const told = { version, name: set.name, state, replaced_version: replacedVersion };
         return console.log(JSON.stringify({ ...told, edge: client.edge, tenant: flags.tenant }));

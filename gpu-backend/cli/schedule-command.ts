@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readJson, whyUnread } from '../files.ts';
+import { readJson, unreadable } from '../files.ts';
 import { adminClient, backendClient, EDGE_OPTION } from './edge-access.ts';
 import { examples } from './help.ts';
 import { JSON_OPTION } from './terminal.ts';
@@ -102,14 +102,12 @@ const describeSchedule = ({ id, every, next_at, job }: Schedule): string => {
 
 const JOB_BYTES_MAX = 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_data` when the file cannot be read, `invalid_argument` when it holds no JSON object. */
+/** @throws MaskrouteError `invalid_argument` when the file cannot be read, or holds no JSON object. */
 async function readJob(file: string): Promise<object> {
   const invalid = (cause?: unknown) =>
     new MaskrouteError('invalid_argument', `${file} has no job: expected a JSON object.`, { cause });
   const job = await readJson(file, JOB_BYTES_MAX, (_, cause) => invalid(cause)).catch((error: unknown) => {
-    if (error instanceof MaskrouteError) throw error;
-    const message = `${file} cannot be read: ${whyUnread(error)}.`;
-    throw new MaskrouteError('invalid_data', message, { cause: error });
+    throw unreadable(file, error);
   });
   if (!isJob(job)) throw invalid();
   const admin_key = process.env.MASKROUTE_ADMIN_KEY;

@@ -23,7 +23,11 @@ type ChildOptions<Config> = {
   readonly logFile: string;
   /** Tests wait for less. */
   readonly probe?: typeof PROBE;
+  readonly start_ms?: number;
 };
+
+/** A large model on a slow disk takes a minute; what takes longer than this hangs. */
+const START_ms = 10 * 60_000;
 
 /**
  * Every child says at `/healthz` whether it can still do its work. A child that fails `failuresMax` times in a row is killed: its engine
@@ -70,8 +74,8 @@ export async function supervise<Config extends { readonly port: number }>(
         await sleep(delay_ms, undefined, { signal: stopping.signal }).catch(() => undefined);
         if (stopping.signal.aborted) return;
         delay_ms = Math.min(delay_ms * 2, RESTART_DELAY_ms.max);
-        child = await startChild(again).catch((error: Error) => {
-          say(`The ${options.name} does not start: ${error.message}`);
+        child = await startChild(again, stopping.signal).catch((error: Error) => {
+          if (!stopping.signal.aborted) say(`The ${options.name} does not start: ${error.message}`);
           return undefined;
         });
         if (stopping.signal.aborted) return child?.stop(0);
@@ -135,8 +139,14 @@ type Child = Addresses & {
   stop(limit_ms: number): Promise<void>;
 };
 
-/** @throws MaskrouteError the child's own reason, or `start_failed` when it ends without one. */
-export async function startChild<Config>(options: ChildOptions<Config>): Promise<Child> {
+/**
+ * @throws MaskrouteError the child's own reason, or `start_failed` when it ends without one, or is killed here: it does not start
+ * in time, or `stopping` says that nobody waits for it any more.
+ */
+export async function startChild<Config>(
+  options: ChildOptions<Config>,
+  stopping?: AbortSignal,
+): Promise<Child> {
   const log = await open(options.logFile, 'a', 0o600);
   // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
@@ -151,10 +161,21 @@ export async function startChild<Config>(options: ChildOptions<Config>): Promise
   const tell = (message: ToChild<Config>) => child.connected && child.send(message);
   tell({ type: 'start', config: options.config });
 
+  const { start_ms = START_ms } = options;
+  const late = AbortSignal.timeout(start_ms);
+  const giveUp = () => killGroup(child.pid);
+  const signal = stopping === undefined ? late : AbortSignal.any([late, stopping]);
+  signal.addEventListener('abort', giveUp, { once: true });
   const answer = await Promise.race([
     once(child, 'message').then(([message]) => message as FromChild),
     ended,
   ]);
+  signal.removeEventListener('abort', giveUp);
+  if (late.aborted) {
+    await ended;
+    const message = `The ${options.name} did not start within ${start_ms / 1000} s; see ${options.logFile}.`;
+    throw new MaskrouteError('start_failed', message);
+  }
   if (typeof answer === 'string') {
     const message = `The ${options.name} ended while it started (${answer}); see ${options.logFile}.`;
     throw new MaskrouteError('start_failed', message);

@@ -29,7 +29,8 @@ import {
   SchemaReader,
   type Type,
 } from './schema-reader.ts';
-import { FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
+import { isWithin } from './text-inclusion.ts';
+import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
 /** Bounds of one schema. Past them its grammar would take seconds to prepare. */
 const NODES_MAX = 2000;
@@ -206,37 +207,52 @@ class Converter {
 
   #string(schema: SchemaObject, path: Path): Expression {
     const { format, pattern } = schema;
+    const isStrict = this.#reader.isStrict;
     const known = typeof format === 'string' && Object.hasOwn(FORMATS, format) ? FORMATS[format]! : undefined;
-    if (format !== undefined && known === undefined && this.#reader.isStrict)
+    if (format !== undefined && known === undefined && isStrict)
       throw this.#reader.refusal(`${path}/format`, `expected one of ${Object.keys(FORMATS).join(', ')}`);
-    const [min, max] = [
-      this.#reader.count('minLength', schema, path),
-      this.#reader.count('maxLength', schema, path),
-    ];
-    const hasLengths = (min ?? 0) > 0 || max !== undefined;
-    const wanted = known ?? (typeof pattern === 'string' ? pattern : undefined);
+    const min = this.#reader.count('minLength', schema, path) ?? 0;
+    const max = this.#reader.count('maxLength', schema, path);
+    const hasLengths = min > 0 || max !== undefined;
     if (pattern !== undefined && typeof pattern !== 'string')
       throw this.#reader.refusal(`${path}/pattern`, 'expected a string');
-    if (wanted !== undefined) {
-      const place = `${path}/${known === undefined ? 'pattern' : 'format'}`;
-      if (hasLengths && this.#reader.isStrict && known === undefined)
+    const place = `${path}/${known === undefined ? 'pattern' : 'format'}`;
+    const written = known ?? pattern;
+    if (written !== undefined) {
+      if (hasLengths && isStrict && known === undefined)
         throw this.#reader.refusal(
           place,
           'beside a length it cannot be kept; write the length into the pattern',
         );
-      const found = this.#pattern(wanted, place);
-      if (hasLengths && this.#reader.isStrict && found !== undefined) {
-        const [least, most] = lettersOf(found);
-        if (least < (min ?? 0) || most > (max ?? Number.POSITIVE_INFINITY))
-          throw this.#reader.refusal(
-            place,
-            `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
-          );
+      const found = this.#pattern(written, place);
+      if (found !== undefined) {
+        if (known !== undefined && isStrict) this.#requireWithin(found, { min, max, pattern }, path);
+        return sequence(text('"'), found, text('"'));
       }
-      if (found !== undefined) return sequence(text('"'), found, text('"'));
     }
-    if (!hasLengths) return rule('json_string');
-    return this.#counted(min ?? 0, max, path);
+    return hasLengths ? this.#counted(min, max, path) : rule('json_string');
+  }
+
+  /** What stands beside a format must hold for every text that is written for it. */
+  #requireWithin(
+    format: Expression,
+    beside: { readonly min: number; readonly max: number | undefined; readonly pattern: string | undefined },
+    path: Path,
+  ): void {
+    const { min, max = Number.POSITIVE_INFINITY, pattern } = beside;
+    const [least, most] = lettersOf(format);
+    if (least < min || most > max)
+      throw this.#reader.refusal(
+        `${path}/format`,
+        `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
+      );
+    if (pattern === undefined || HELD_BY_FORMATS.has(pattern)) return;
+    const outer = this.#refusing(`${path}/pattern`, () => boundedPattern(pattern));
+    if (outer !== undefined && isWithin(format, outer)) return;
+    throw this.#reader.refusal(
+      `${path}/pattern`,
+      'it does not match every text that is written for this `format`, so both cannot be kept; leave one of them out',
+    );
   }
 
   #counted(min: number, max: number | undefined, path: Path): Expression {
@@ -256,12 +272,17 @@ class Converter {
   }
 
   #pattern(pattern: string, path: Path): Expression | undefined {
-    try {
-      const found = patternGrammar(pattern);
-      const size = sizeOf(found);
-      if (size > COUNTED_CHARS_MAX * 8) throw new PatternError(TOO_LONG);
+    return this.#refusing(path, () => {
+      const found = boundedPattern(pattern);
       if (!this.#takesCounted(Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_LONG);
       return found;
+    });
+  }
+
+  /** Undefined in place of what no grammar can keep, unless it is strict. */
+  #refusing(path: Path, read: () => Expression): Expression | undefined {
+    try {
+      return read();
     } catch (error) {
       if (!(error instanceof PatternError)) throw error;
       if (this.#reader.isStrict) throw this.#reader.refusal(path, error.message);
@@ -370,6 +391,13 @@ const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll(
 
 /** States of an expression, repetitions written out. */
 const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
+
+/** @throws PatternError. */
+function boundedPattern(pattern: string): Expression {
+  const found = patternGrammar(pattern);
+  if (sizeOf(found) > COUNTED_CHARS_MAX * 8) throw new PatternError(TOO_LONG);
+  return found;
+}
 
 /** The states in which most tokens go on. */
 const wideSizeOf = (expression: Expression): number =>

@@ -51,6 +51,9 @@ const KNOWN = new Set([
   ...STRING_KEYWORDS,
 ]);
 
+/** Of one schema. Parts that refer to parts may be as many as there are paths between them. */
+const JOINED_MAX = 2000;
+
 /** With them a schema without `type` may have values of any. */
 const TYPELESS_KEYWORDS = ['$ref', 'enum', 'const', 'anyOf', 'oneOf', 'allOf'];
 
@@ -86,6 +89,8 @@ export class SchemaReader {
   readonly isStrict: boolean;
   readonly #root: unknown;
   readonly #param: string;
+  /** Schemas that were read for the sake of an `allOf`. */
+  #joined = 0;
 
   constructor(root: unknown, { strict, param }: SchemaOptions) {
     this.#root = root;
@@ -93,7 +98,7 @@ export class SchemaReader {
     this.#param = param;
   }
 
-  /** With what its only `allOf` says. */
+  /** With what its `allOf` says. */
   object(schema: unknown, path: Path): SchemaObject {
     if (!isObject(schema)) throw this.refusal(path, 'expected an object, true or false');
     this.#refuseUnknown(schema, path);
@@ -118,7 +123,23 @@ export class SchemaReader {
     }
     if (this.isStrict)
       throw this.refusal(`${path}/allOf`, 'schemas that hold together have no grammar; write them as one');
-    return constraints.length > 0 ? own : this.#merged(parts[0] ?? {}, `${path}/allOf/0`);
+    return this.#together(schema, path, []);
+  }
+
+  /** A schema, what it refers to and what its `allOf` says, as far as one schema can say it. `from`: the `$ref`s that led here. */
+  #together(schema: SchemaObject, path: Path, from: readonly unknown[]): SchemaObject {
+    if (++this.#joined > JOINED_MAX)
+      throw this.refusal(path, `its \`allOf\` have more than ${JOINED_MAX} schemas together`);
+    if ('$ref' in schema) {
+      const { $ref, found } = this.reference(schema, path);
+      if (from.includes($ref)) throw this.refusal(path, 'it leads back to itself');
+      return isObject(found) ? this.#together(found, path, [...from, $ref]) : {};
+    }
+    const { allOf, ...own } = schema;
+    const parts = Array.isArray(allOf) ? allOf.filter(isObject) : [];
+    return parts
+      .map((part, i) => this.#together(part, `${path}/allOf/${i}`, from))
+      .reduce((all, part) => joined(all, part), own);
   }
 
   /** What `$ref` names, and what stands there. */

@@ -15,6 +15,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { tryLock } from '../files.ts';
 import { createJobStore, JobData, type JobStore, seal, unsealWithAny } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
@@ -42,11 +43,27 @@ const FINISHED_MAX = 50;
 /** Progress is told to followers at once, and written at most this often. */
 const SAVE_EVERY_ms = 2000;
 
-export async function openJobs(options: JobsOptions): Promise<Jobs> {
-  const store = createJobStore(join(options.home, 'jobs'));
-  const data = new JobData(join(options.home, 'jobs', 'data'), options.dataFolder);
-  await data.removeParts();
-  return new Jobs(options, store, data, await store.load());
+/**
+ * The jobs of a home, which one backend has at a time: a second would run a job that runs, and clear away what is just
+ * being written. Undefined where another backend has them; they are free again once that one is closed, or gone.
+ * @throws MaskrouteError `start_failed` where their folder cannot be made or locked.
+ */
+export async function openJobs(options: JobsOptions): Promise<Jobs | undefined> {
+  const folder = join(options.home, 'jobs');
+  await mkdir(folder, { recursive: true, mode: 0o700 }).catch((cause: Error) => {
+    throw new MaskrouteError('start_failed', `${folder} cannot be made: ${cause.message}.`, { cause });
+  });
+  const unlock = tryLock(join(folder, '.lock'));
+  if (unlock === undefined) return undefined;
+  try {
+    const store = createJobStore(folder);
+    const data = new JobData(join(folder, 'data'), options.dataFolder);
+    await data.removeParts();
+    return new Jobs(options, store, data, await store.load(), unlock);
+  } catch (error) {
+    unlock();
+    throw error;
+  }
 }
 
 /** A job that runs. */
@@ -61,15 +78,24 @@ export class Jobs {
   /** What wakes those who follow a job. */
   readonly #followers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
+  readonly #unlock: () => void;
   #current: Current | undefined;
   /** Jobs that wait, and that are being cancelled. */
   readonly #leaving = new Set<string>();
   #creating: Promise<unknown> = Promise.resolve();
 
-  constructor(options: JobsOptions, store: JobStore, data: JobData, jobs: readonly Job[]) {
+  /** `unlock`: called once they are closed. */
+  constructor(
+    options: JobsOptions,
+    store: JobStore,
+    data: JobData,
+    jobs: readonly Job[],
+    unlock: () => void = () => {},
+  ) {
     this.#options = options;
     this.#store = store;
     this.data = data;
+    this.#unlock = unlock;
     this.#jobs = new Map(jobs.map((job) => [job.id, job]));
     this.#startNext();
   }
@@ -180,6 +206,7 @@ export class Jobs {
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#current?.ended;
+    this.#unlock();
   }
 
   /* How a job comes into being. */

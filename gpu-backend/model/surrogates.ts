@@ -14,7 +14,7 @@ import { copyFile, link, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MODEL_HASH_PATTERN, type ModelHash, type SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { whyUnread, writeWhole } from '../files.ts';
+import { unreadable, writeWhole } from '../files.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { storeLinear } from './architectures/projections.ts';
 import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts';
@@ -100,13 +100,10 @@ async function openTable(path: string): Promise<SafetensorsFile> {
   try {
     return await openSafetensors(path);
   } catch (error) {
-    if (!(error instanceof MaskrouteError)) {
-      const message = `${path} cannot be read: ${whyUnread(error)}.`;
-      throw new MaskrouteError('invalid_data', message, { cause: error });
-    }
-    if (error.code === 'invalid_argument') throw error;
+    const refusal = unreadable(path, error);
+    if (refusal.code === 'invalid_argument') throw refusal;
     const message = `${path} is no table of surrogates, or a damaged one.`;
-    throw new MaskrouteError(error.code, message, { cause: error });
+    throw new MaskrouteError(refusal.code, message, { cause: error });
   }
 }
 

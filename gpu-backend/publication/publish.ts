@@ -13,24 +13,24 @@ import {
   type Publication,
   type PublishBody,
   publicationSchema,
-  publishCheckSchema,
 } from '../../shared/admin/publication-wire.ts';
 import {
   type EvaluationFigures,
   evaluatedRowSchema,
   evaluationFiguresSchema,
+  hasRowOf,
 } from '../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJson, whyUnread } from '../files.ts';
+import { readJson, unreadable } from '../files.ts';
 import { type AdminClient, listAll } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what is no regular file. */
+/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what cannot be read. */
 export const readMaskSet = (file: string): Promise<MaskSet> =>
   readArtefact(file, maskSetSchema, 'the set', 'invalid_mask_set');
 
@@ -47,7 +47,7 @@ async function readArtefact<T>(
   const invalid = (reason: string, cause?: unknown) =>
     new MaskrouteError(code, `${file}: ${reason}`, { cause });
   const json = await readJson(file, FILE_BYTES_MAX, invalid).catch((error: unknown) => {
-    throw error instanceof MaskrouteError ? error : invalid(`cannot be read: ${whyUnread(error)}`, error);
+    throw unreadable(file, error);
   });
   const checked = check(schema, json, what);
   if (checked.kind === 'good') return checked.value;
@@ -66,42 +66,59 @@ type PublishOutcome = {
   readonly replacedVersion: string | null;
 };
 
-/** @throws MaskrouteError as the edge words it: another model or encoder, `conflict`, no right to. */
+/**
+ * Stores the set, unless it could not go live, with what was measured of it (`figures`), and makes it live where `activate`
+ * asks for it. What is refused leaves nothing behind, unless another publisher comes in between.
+ * @throws MaskrouteError as the edge words it: another model or encoder, `conflict`, no right to; `invalid_argument` for figures
+ * of another set.
+ */
 export async function publishMaskSet(
   client: AdminClient,
   set: MaskSet,
-  options: { readonly tenant: string; readonly activate: boolean; readonly schedule?: PublishSchedule },
+  options: {
+    readonly tenant: string;
+    readonly activate: boolean;
+    readonly schedule?: PublishSchedule;
+    readonly figures?: EvaluationFigures | undefined;
+  },
 ): Promise<PublishOutcome> {
-  const { tenant, activate, schedule } = options;
+  const { tenant, activate, schedule, figures } = options;
   const version = maskSetVersion(set);
+  if (figures !== undefined && !hasRowOf(figures, version)) throw invalid(`No row is of ${version}`);
   const live = await livePublication(client, tenant);
-  await storeMaskSet(client, set, tenant);
-  const common = { version, tenant, activate, expected_version: live?.version ?? null };
-  const request = (more: PublishSchedule | undefined) =>
-    ({ method: 'POST', path: '/publications', body: { ...common, ...more } }) as const;
   // A version that only some see goes live for everyone, or by another schedule.
-  if (live?.version === version && live.share === 1) {
+  const isEveryones = live?.version === version && live.share === 1;
+  if (!isEveryones) await storeMaskSet(client, set, tenant, 'publishable');
+  if (figures !== undefined) await storeEvaluation(client, version, figures, tenant);
+  const publish = (more: PublishSchedule | undefined) => {
+    const body = { version, tenant, expected_version: live?.version ?? null, ...more };
+    return client.request({ method: 'POST', path: '/publications', body }, publicationSchema);
+  };
+  if (isEveryones) {
     const bounds = schedule?.auto_rollback;
     if (!activate || bounds === undefined) return { version, state: 'already_live', replacedVersion: null };
-    await client.request(request({ auto_rollback: bounds }), publicationSchema);
+    await publish({ auto_rollback: bounds });
     return { version, state: 'bounds_changed', replacedVersion: null };
   }
-  if (!activate) {
-    await client.request(request(schedule), publishCheckSchema);
-    return { version, state: 'stored', replacedVersion: null };
-  }
-  const publication = await client.request(request(schedule), publicationSchema);
+  if (!activate) return { version, state: 'stored', replacedVersion: null };
+  const publication = await publish(schedule);
   const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
   const state = isGradual ? 'scheduled' : 'activated';
   return { version, state, replacedVersion: publication.replaced_version };
 }
 
-/** Not live yet; the same set again is the same. @throws MaskrouteError as the edge words it. */
-export async function storeMaskSet(client: AdminClient, set: MaskSet, tenant: string): Promise<void> {
-  await client.request(
-    { method: 'POST', path: `/mask-sets${tenantQuery(tenant)}`, body: set },
-    maskSetSummarySchema,
-  );
+/**
+ * Not live yet; the same set again is the same. `publishable`: only what could go live.
+ * @throws MaskrouteError as the edge words it.
+ */
+export async function storeMaskSet(
+  client: AdminClient,
+  set: MaskSet,
+  tenant: string,
+  which: 'any' | 'publishable' = 'any',
+): Promise<void> {
+  const query = new URLSearchParams({ tenant, publishable: String(which === 'publishable') });
+  await client.request({ method: 'POST', path: `/mask-sets?${query}`, body: set }, maskSetSummarySchema);
 }
 
 /** Of a stored set; in place of what was measured of it before. @throws MaskrouteError as the edge words it. */

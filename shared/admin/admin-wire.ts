@@ -50,8 +50,11 @@ export type Cursor = { readonly at: number; readonly id: string };
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
-/** Of every list, also of those that are short enough to have no pages. */
-export const searchQuerySchema = z.object({
+/**
+ * Of every list, also of those that are short enough to have no pages. Here and in what extends it, a field that no list
+ * knows is refused: a filter that does nothing would show what it should leave out.
+ */
+export const searchQuerySchema = z.strictObject({
   /** Only what has this text in its id or name, or in what else tells it from others. */
   q: z.string().min(1).max(200).optional(),
 });
@@ -68,6 +71,9 @@ export const pageQuerySchema = searchQuerySchema.extend({
     .optional(),
 });
 export type PageQuery = z.infer<typeof pageQuerySchema>;
+
+/** `tenant`: absent or empty means those of no tenant, or all, as each list says. */
+export const tenantPageQuerySchema = pageQuerySchema.extend({ tenant: z.string().optional() });
 
 /* Tenants. */
 
@@ -196,7 +202,7 @@ export const rotateKeySchema = z.strictObject({
   expires_at: keyEnd,
 });
 
-export const keysQuerySchema = pageQuerySchema.extend({
+export const keysQuerySchema = tenantPageQuerySchema.extend({
   /** `working`: neither revoked nor expired. Absent: all. */
   state: z.enum(['working']).optional(),
 });

@@ -18,6 +18,13 @@ export const maskSetSummarySchema = z.object({
 });
 export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
 
+/** Of `POST /admin/v1/mask-sets`. */
+export const storeMaskSetQuerySchema = z.strictObject({
+  tenant: z.string().optional(),
+  /** Stores only what could go live for the tenant now: what a publication would refuse is refused, and not stored. */
+  publishable: z.stringbool().default(false),
+});
+
 /** The version that the caller believes is live; null = nothing is live; absent = whatever is. */
 const expectedVersion = version.nullable().optional();
 

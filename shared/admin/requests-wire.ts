@@ -7,7 +7,7 @@
  */
 import { z } from 'zod';
 import { FALLBACK_REASONS } from '../wire/protocol.ts';
-import { pageQuerySchema, timestamp } from './admin-wire.ts';
+import { tenantPageQuerySchema, timestamp } from './admin-wire.ts';
 
 /** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
 export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
@@ -114,16 +114,13 @@ export const REQUEST_SORTS = ['created_at', 'total_ms', 'ttft_ms', 'tokens'] as 
 export const REQUEST_OUTCOMES = ['all', 'failed', 'dense', 'rated'] as const;
 
 /** `q` is an `x-request-id`, or a completion's id. */
-export const requestsQuerySchema = pageQuerySchema
+export const requestsQuerySchema = tenantPageQuerySchema
   .extend({
-    tenant: z.string().optional(),
     /** Falling. */
     sort: z.enum(REQUEST_SORTS).default('created_at'),
     outcome: z.enum(REQUEST_OUTCOMES).default('all'),
     from: timestamp.optional(),
   })
-  // A filter that does nothing would show what it should leave out.
-  .strict()
   .transform(({ from, ...query }) => ({
     ...query,
     from_ms: from === undefined ? undefined : Date.parse(from),
@@ -172,8 +169,7 @@ export const requestDetailSchema = seenRequestSchema.extend({
 export type RequestDetail = z.infer<typeof requestDetailSchema>;
 
 /** `GET /admin/v1/ratings`, the newest first. */
-export const ratingsQuerySchema = pageQuerySchema.extend({
-  tenant: z.string().optional(),
+export const ratingsQuerySchema = tenantPageQuerySchema.extend({
   /** Only those with a comment. */
   commented: z.stringbool().default(false),
 });

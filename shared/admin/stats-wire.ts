@@ -239,3 +239,7 @@ export const evaluationFiguresSchema = z.object({
   equalTime: z.array(evaluatedRowSchema).max(EVALUATED_ROWS_MAX).default([]),
 });
 export type EvaluationFigures = z.infer<typeof evaluationFiguresSchema>;
+
+/** Whether anything in them was measured of this version of a set. */
+export const hasRowOf = ({ rows, equalTime }: EvaluationFigures, version: string): boolean =>
+  [...rows, ...equalTime].some(({ maskSet }) => maskSet === version);

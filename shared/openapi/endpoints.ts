@@ -284,9 +284,9 @@ export const GROUPS: readonly Group[] = [
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/mask-sets', 'Store a mask set', ['200 MaskSetSummary', '201 MaskSetSummary'], {
-        query: tenant,
+        query: publications.storeMaskSetQuerySchema.extend(tenant.shape),
         body: maskSetSchema,
-        errors: ['invalid_mask_set', 'conflict'],
+        errors: ['invalid_mask_set', ...PUBLISHING],
         more: 'Content that is already there keeps its version, and the status is 200.',
       }),
       on('GET /admin/v1/mask-sets', 'List mask sets', '200 [MaskSetSummary]', { query: tenantPage }),

@@ -1,8 +1,10 @@
 /** What the dashboard computes before it draws, and how its playground asks the edge. */
 import { afterEach, describe, expect, test, vi } from 'vitest';
+import { z } from 'zod';
 import { readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
-import { pValue, sharePercent } from '../../workers/dashboard/look.ts';
+import { admin, edgeNow_ms } from '../../workers/dashboard/api.ts';
+import { digitsOf, pValue, sharePercent } from '../../workers/dashboard/look.ts';
 import {
   evaluatedRows,
   groupByMask,
@@ -166,6 +168,32 @@ test.each([
 ])('a probability of %d is never shown as nothing: %s', (p, text) => {
   expect(pValue(p)).toBe(text);
 });
+
+test.each([
+  [0.0002, 0.0008, 5],
+  [-0.01, 0.03, 3],
+  [1, 24, 0],
+  [-300, 400, 0],
+  [null, null, 3],
+  [2, 2, 3],
+])('an interval of %d to %d has %d digits behind the point', (low, high, digits) => {
+  expect(digitsOf(low, high)).toBe(digits);
+});
+
+test.each([
+  [7_200_000, 7_200_000],
+  [-86_400_000, -86_400_000],
+  [500, 0],
+])(
+  'the time at an edge that is %d ms ahead of the browser is taken from its answers',
+  async (ahead_ms, counted_ms) => {
+    const date = new Date(Date.now() + ahead_ms).toUTCString();
+    vi.stubGlobal('fetch', async () => Response.json({}, { headers: { date } }));
+    await admin(z.object({}), '/tenants');
+    vi.unstubAllGlobals();
+    expect(Math.abs(edgeNow_ms() - Date.now() - counted_ms)).toBeLessThan(2000);
+  },
+);
 
 describe('the playground', () => {
   afterEach(() => {

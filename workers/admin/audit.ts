@@ -12,7 +12,7 @@ import { log, reasonOf } from '../base/telemetry.ts';
 import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../db/audit-rows.ts';
 import { d1 } from '../db/d1.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { listed, pageQuery, scopedTenantOrAll } from './scope.ts';
+import { listed, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
 
 const READING = ['GET', 'HEAD', 'OPTIONS'];
 const PREFIX = '/admin/v1';
@@ -78,8 +78,9 @@ const EXPORT_PAGE_ROWS = 200;
 
 export const audit = new Hono<AppEnv>()
   .get('/', async (c) => {
-    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
-    return c.json(listed(await d1(listAudit(c.var.services.db, tenant, pageQuery(c)))));
+    const { tenant: named, ...page } = tenantPageQuery(c);
+    const tenant = await scopedTenantOrAll(c, named);
+    return c.json(listed(await d1(listAudit(c.var.services.db, tenant, page))));
   })
   .get('/export', async (c) => {
     const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));

@@ -29,7 +29,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { listed, pageQuery, requireRoom, scopedTenant, scopedTenantOrAll } from './scope.ts';
+import { listed, requireRoom, scopedTenant, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -41,8 +41,9 @@ export const experiments = new Hono<AppEnv>()
     return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
   })
   .get('/', async (c) => {
-    const owner = await scopedTenantOrAll(c, c.req.query('tenant'));
-    const { data, next } = await d1(listExperiments(c.var.services.db, owner, pageQuery(c)));
+    const { tenant, ...page } = tenantPageQuery(c);
+    const owner = await scopedTenantOrAll(c, tenant);
+    const { data, next } = await d1(listExperiments(c.var.services.db, owner, page));
     const now_ms = Date.now();
     return c.json(listed({ data: data.map((experiment) => toExperiment(experiment, now_ms)), next }));
   })
@@ -69,7 +70,7 @@ export const experiments = new Hono<AppEnv>()
   })
   .get('/:id/results', async (c) => {
     const experiment = await find(c);
-    const region = c.req.query('region') ?? '';
+    const region = (c.req.query('region') ?? '').replace(/\/+$/, '');
     const { db } = c.var.services;
     const counted = Promise.all([
       sumsOfVariants(db, experiment, region),

@@ -6,8 +6,9 @@ import {
   type PublicationInUse,
   publishSchema,
   rollbackSchema,
+  storeMaskSetQuerySchema,
 } from '../../shared/admin/publication-wire.ts';
-import { evaluationFiguresSchema, type ReleaseComparison } from '../../shared/admin/stats-wire.ts';
+import { evaluationFiguresSchema, hasRowOf, type ReleaseComparison } from '../../shared/admin/stats-wire.ts';
 import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { nextStepAt_ms, shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -28,15 +29,17 @@ import {
 import { findLive, type LiveState, listPublications } from '../db/publication-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import { checkPublishable, hold, publish, rollback, storeMaskSet } from '../releases/publishing.ts';
-import { findSeen } from '../routing/live-sets.ts';
-import { listed, pageQuery, requireRoom, scopedTenant } from './scope.ts';
+import { checkPublishable, checkSet, hold, publish, rollback, storeMaskSet } from '../releases/publishing.ts';
+import { decodeMaskSet, findSeen } from '../routing/live-sets.ts';
+import { listed, requireRoom, scopedTenant, tenantPageQuery } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const { tenant: named, publishable } = parse(storeMaskSetQuerySchema, c.req.query());
+    const tenant = await scopedTenant(c, named);
     const { db } = c.var.services;
     const written = writeMaskSet(parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set'));
+    if (publishable) await checkSet(c.var.services, { tenant, hold: holdOf(c) }, decodeMaskSet(written));
     // What is there already takes no more room.
     const known = await d1(findMaskSetSummary(db, tenant, written.version));
     if (known !== null) return c.json(known);
@@ -45,8 +48,9 @@ export const maskSets = new Hono<AppEnv>()
     return c.json(summary, created ? 201 : 200);
   })
   .get('/', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
-    return c.json(listed(await d1(listMaskSets(c.var.services.db, tenant, pageQuery(c)))));
+    const { tenant: named, ...page } = tenantPageQuery(c);
+    const tenant = await scopedTenant(c, named);
+    return c.json(listed(await d1(listMaskSets(c.var.services.db, tenant, page))));
   })
   .get('/:version', async (c) => {
     const { content } = await find(c);
@@ -62,7 +66,7 @@ export const maskSets = new Hono<AppEnv>()
     }
     const figures = parse(evaluationFiguresSchema, await readJson(c.req.raw));
     const rows = [...figures.rows, ...figures.equalTime];
-    if (!rows.some(({ maskSet }) => maskSet === set.version)) {
+    if (!hasRowOf(figures, set.version)) {
       throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
     }
     const { db } = c.var.services;
@@ -118,8 +122,9 @@ export const publications = new Hono<AppEnv>()
   .post('/pause', (c) => held(c, 'pause'))
   .post('/resume', (c) => held(c, 'resume'))
   .get('/', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
-    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, pageQuery(c)))));
+    const { tenant: named, ...page } = tenantPageQuery(c);
+    const tenant = await scopedTenant(c, named);
+    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, page))));
   })
   .get('/live', async (c) => {
     const tenant = await scopedTenant(c, c.req.query('tenant'));

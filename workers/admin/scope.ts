@@ -8,6 +8,7 @@ import {
   pageQuerySchema,
   type Tenant,
   type TenantWarning,
+  tenantPageQuerySchema,
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -55,8 +56,10 @@ export function requireGlobal(c: AppContext): void {
 
 const forbidden = () => new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
 
-/** @throws MaskrouteError `invalid_request` for a malformed limit or cursor. */
+/** @throws MaskrouteError `invalid_request` for a malformed limit or cursor, and for a field that lists do not know. */
 export const pageQuery = (c: AppContext): PageQuery => parse(pageQuerySchema, c.req.query());
+/** The same where a list is about a tenant. */
+export const tenantPageQuery = (c: AppContext) => parse(tenantPageQuerySchema, c.req.query());
 
 /** A page as lists are on the wire. */
 export const listed = <T>({ data, next }: Page<T>) => ({

@@ -130,8 +130,8 @@ export const keys = new Hono<AppEnv>()
     return c.json({ ...created, key } satisfies CreatedKey, 201);
   })
   .get('/', async (c) => {
-    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
-    const { state, ...page } = parse(keysQuerySchema, c.req.query());
+    const { tenant: named, state, ...page } = parse(keysQuerySchema, c.req.query());
+    const tenant = await scopedTenantOrAll(c, named);
     const filter = {
       tenant,
       workingAt_ms: state === 'working' ? Date.now() : undefined,

@@ -44,6 +44,19 @@ let provider: string | undefined;
 let onSessionEnd: (why: string) => void = () => undefined;
 let onChange: () => void = () => undefined;
 
+/** How far the edge's clock is ahead of this browser's, which may be wrong. */
+let ahead_ms = 0;
+/** The edge tells whole seconds, and an answer takes its time. */
+const CLOCKS_APART_ms = 3_000;
+
+/** The time at the edge, whose times keys and publications have. */
+export const edgeNow_ms = (): number => Date.now() + ahead_ms;
+
+function noteTime(response: Response): void {
+  const apart_ms = Date.parse(response.headers.get('date') ?? '') - Date.now();
+  if (!Number.isNaN(apart_ms)) ahead_ms = Math.abs(apart_ms) > CLOCKS_APART_ms ? apart_ms : 0;
+}
+
 /** `listener` hears of everything that this page has changed at the edge. */
 export const afterChange = (listener: () => void): void => {
   onChange = listener;
@@ -87,6 +100,7 @@ async function sendOnce(path: string, { method = 'GET', body, file, signal }: Ca
     ...(signal === undefined ? {} : { signal }),
   });
   provider = response.headers.get(SIGN_IN_HEADER) ?? provider;
+  noteTime(response);
   return response;
 }
 

@@ -49,6 +49,11 @@ export function sharePercent(share: number): string {
 }
 export const number = (value: number | null, digits = 0): string =>
   value?.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits }) ?? '–';
+/** So many digits behind the point that the width of an interval has two that count; 3 where it has no width. */
+export function digitsOf(low: number | null, high: number | null): number {
+  const width = low === null || high === null ? 0 : high - low;
+  return width > 0 ? Math.min(12, Math.max(0, 1 - Math.floor(Math.log10(width)))) : 3;
+}
 /** A probability that is shown as 0 would be a certainty. */
 export const pValue = (p: number | null): string => (p !== null && p < 0.0001 ? '< 0.0001' : number(p, 4));
 export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));

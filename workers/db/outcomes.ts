@@ -105,9 +105,11 @@ export async function minuteSumsOfVersion(
   return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
 }
 
-/** Whether a column's region is `region` or in it; every one is in an empty one. */
+/** Whether a column's region is `region` or in it, in capitals or not; every region is in an empty one. */
 export const isWithin = (column: SQLiteColumn, region: string): SQL | undefined =>
-  region === '' ? undefined : sql`substr(${column} || '/', 1, ${region.length + 1}) = ${`${region}/`}`;
+  region === ''
+    ? undefined
+    : sql`substr(lower(${column}) || '/', 1, ${region.length + 1}) = ${`${region.toLowerCase()}/`}`;
 
 /** What an experiment is named by: ids are their owners' own. */
 export type ExperimentKey = { readonly owner: string; readonly id: string };

@@ -98,9 +98,13 @@ export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
 
 /* The dashboard's session: its cookie, and whom it stands for. */
 
-/** What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. */
+/**
+ * What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. It says what time
+ * it is at the edge: times in it mean nothing by a clock that is wrong.
+ */
 export const noStore = createMiddleware<AppEnv>(async (c, next) => {
   c.header('cache-control', 'no-store');
+  c.header('date', new Date().toUTCString());
   await next();
 });
 

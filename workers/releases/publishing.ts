@@ -67,11 +67,19 @@ export async function checkPublishable(
   if (stored === null) {
     throw new MaskrouteError('not_found', `There is no mask set ${request.version}.`, { param: 'version' });
   }
-  const set = decodeMaskSet(stored);
-  await checkTenantsTerms(dependencies.db, request.tenant, set);
-  await checkEncoder(set, dependencies.embedder, request.hold);
-  await checkModel(set, dependencies.models, request.hold);
+  await checkSet(dependencies, request, decodeMaskSet(stored));
   return { owner: stored.owner };
+}
+
+/** The same of a set that need not be stored. @throws MaskrouteError as `checkPublishable`, but for `not_found`. */
+export async function checkSet(
+  { db, embedder, models }: PublishDependencies,
+  { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,
+  set: LiveSet,
+): Promise<void> {
+  await checkTenantsTerms(db, tenant, set);
+  await checkEncoder(set, embedder, hold);
+  await checkModel(set, models, hold);
 }
 
 /** @throws MaskrouteError as `checkPublishable`, and `conflict` when another publisher was faster. */

@@ -176,7 +176,7 @@ function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): 
 }
 
 /** @throws ZodError or SyntaxError when the stored text is not a mask set. */
-export function decodeMaskSet(stored: StoredMaskSet): LiveSet {
+export function decodeMaskSet(stored: Pick<StoredMaskSet, 'version' | 'content'>): LiveSet {
   const set = maskSetSchema.parse(JSON.parse(stored.content));
   return {
     version: stored.version,

@@ -6,11 +6,9 @@ import {
   STATIC_ENCODER_ID,
   verifyStaticTable,
 } from '../../../shared/embedding/static-encoder.ts';
-import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { invalidEncoder } from '../../encoder/encoder-files.ts';
 import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { namedEncoder, openFullEncoder } from '../../encoder/full-encoder.ts';
-import { readRegular, whyUnread } from '../../files.ts';
+import { readRegular, unreadable } from '../../files.ts';
 
 /** The table that ships with the project; the edge serves it as an asset. */
 export const STATIC_TABLE_PATH = fileURLToPath(
@@ -24,7 +22,7 @@ export type OpenEncoder = { readonly encoder: Encoder; close(): Promise<void> };
 /**
  * `static` is the table that ships, a path to a `.bin` another table; anything else is a full sentence encoder
  * as {@link openFullEncoder} takes it.
- * @throws MaskrouteError `invalid_encoder`, `download_failed`.
+ * @throws MaskrouteError `invalid_encoder`, `download_failed`, `invalid_argument` for a table that cannot be read.
  */
 export async function openEncoder(name: string, options: EncoderOptions): Promise<OpenEncoder> {
   if (name === STATIC_ENCODER_ID) return openStatic(STATIC_TABLE_PATH);
@@ -35,7 +33,7 @@ export async function openEncoder(name: string, options: EncoderOptions): Promis
 
 /**
  * Whether {@link openEncoder} can find it, without fetching anything.
- * @throws MaskrouteError `invalid_encoder`.
+ * @throws MaskrouteError `invalid_encoder`, `invalid_argument` for a table that cannot be read.
  */
 export async function checkEncoder(name: string): Promise<void> {
   if (name === STATIC_ENCODER_ID) return;
@@ -44,13 +42,9 @@ export async function checkEncoder(name: string): Promise<void> {
 }
 
 async function openStatic(path: string): Promise<OpenEncoder> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await readRegular(path, TABLE_BYTES_MAX);
-  } catch (cause) {
-    if (cause instanceof MaskrouteError) throw cause;
-    throw invalidEncoder(`${path} cannot be read: ${whyUnread(cause)}`, cause);
-  }
+  const bytes = await readRegular(path, TABLE_BYTES_MAX).catch((error: unknown) => {
+    throw unreadable(path, error);
+  });
   verifyStaticTable(bytes);
   return { encoder: loadStaticEncoder(bytes), close: async () => {} };
 }

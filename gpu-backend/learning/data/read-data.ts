@@ -10,7 +10,7 @@ import { chatRouteText, completionRouteText } from '../../../shared/embedding/en
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { check } from '../../../shared/wire/parse-body.ts';
-import { openRegular, whyUnread } from '../../files.ts';
+import { openRegular, unreadable } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
 const ROW_COUNT_MAX = 5_000_000;
@@ -169,8 +169,8 @@ type Line = { readonly number: number; readonly text: string };
 
 /**
  * Lines of a UTF-8 text file, one at a time, without a byte order mark.
- * @throws MaskrouteError `invalid_data`, naming file and line, for what is unreadable, not UTF-8 or too long;
- * `invalid_argument` for what is no regular file.
+ * @throws MaskrouteError `invalid_data`, naming file and line, for what is not UTF-8 or too long;
+ * `invalid_argument` for what cannot be read, or is no regular file.
  */
 export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
   const name = basename(path);
@@ -216,8 +216,3 @@ const openData = (path: string): Promise<FileHandle> =>
   openRegular(path).catch((error: unknown) => {
     throw unreadable(path, error);
   });
-
-const unreadable = (path: string, cause: unknown): MaskrouteError =>
-  cause instanceof MaskrouteError
-    ? cause
-    : new MaskrouteError('invalid_data', `${path} cannot be read: ${whyUnread(cause)}`, { cause });

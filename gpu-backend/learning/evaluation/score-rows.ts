@@ -3,6 +3,7 @@ import { z } from 'zod';
 import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
 import { isDense, maskId } from '../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
+import { type Device, deviceName, PROCESSOR } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
 import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-masks.ts';
@@ -15,9 +16,33 @@ const scoresSchema = z.strictObject({
   loss: z.number(),
 });
 
-type RowScoring = {
+/** Whose answers are kept, and where. `device`: the processor unless given. */
+type KeptOf = {
   readonly home: string;
   readonly model: InstalledModel;
+  readonly device?: Device | undefined;
+};
+
+/**
+ * What the model answered to `question` before, by this version of scoring and on this device: another one rounds
+ * otherwise, and figures are only compared with what was computed alike.
+ */
+export const openKeptAnswers = <T>(
+  { home, model, device = PROCESSOR }: KeptOf,
+  question: { readonly kind: string } & Record<string, unknown>,
+  schema: z.ZodType<T>,
+): Promise<Journal<T>> =>
+  openKeptResults(
+    home,
+    {
+      ...{ version: SCORES_VERSION, model: modelKey(model.manifest), ...question },
+      // What the processor answered before devices were told apart stays known.
+      ...(device.kind === 'cpu' ? {} : { device: deviceName(device) }),
+    },
+    schema,
+  );
+
+type RowScoring = KeptOf & {
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];
   readonly onProgress: (done: number, total: number) => void;
@@ -43,11 +68,8 @@ export async function scoreRows(
   const journals: Journal<SampleScores>[] = [];
   let done = 0;
   for (const [row, sample] of samples.entries()) {
-    const question = {
-      ...{ kind: 'scores', version: SCORES_VERSION },
-      ...{ model: modelKey(model.manifest), sample: sampleKey([sample]) },
-    };
-    const journal = await openKeptResults(options.home, question, scoresSchema);
+    const question = { kind: 'scores', sample: sampleKey([sample]) };
+    const journal = await openKeptAnswers(options, question, scoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);
     const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);

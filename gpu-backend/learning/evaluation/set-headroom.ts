@@ -1,7 +1,7 @@
 /** What each mask set's routing gains over its one mask on the scored rows, and what it could gain. */
 import { z } from 'zod';
 import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
-import { maskBits, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
+import { isDense, maskBits, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { countsOf } from '../search/budget.ts';
 import { headroomOf } from '../search/headroom.ts';
@@ -22,14 +22,18 @@ export type HeadroomSubject = {
   readonly lighter: readonly Mask[];
 };
 
-/** Sets whose clusters have several masks, and whose record says which was learned on everything. */
+/**
+ * Sets whose clusters have several masks, and whose record says which was learned on everything. Where that one leaves out
+ * nothing, as a set made by hand may have it, routing can only cost more: there is nothing to compare.
+ */
 export const headroomSubjects = ({ sets, flavours }: LineUp): HeadroomSubject[] =>
   flavours.flatMap((flavour) => sets.flatMap((routed) => subjectOf(routed, flavour) ?? []));
 
 function subjectOf({ set, clusters }: RoutedSet, flavour: SurrogatesId | null): HeadroomSubject | undefined {
   const one = oneMask(set);
   const own = clusterMasks(set);
-  if (one === undefined || own.every((mask) => maskBits(mask) === maskBits(one))) return undefined;
+  if (one === undefined || isDense(one)) return undefined;
+  if (own.every((mask) => maskBits(mask) === maskBits(one))) return undefined;
   const bits = [...new Set([one, ...own].map(maskBits))];
   const toMask = (text: string) => withSurrogates(maskFromBits(set.model.blockCount, text), flavour);
   return {

@@ -63,7 +63,7 @@ const REFUSED: [string, string[], RegExp][] = [
   [
     'a mask set that is missing',
     ['publish', 'no/such.json'],
-    /no\/such.json: cannot be read: there is no such file/,
+    /no\/such.json cannot be read: there is no such file/,
   ],
   [
     'an evaluation that is none',
@@ -161,8 +161,6 @@ const REFUSED: [string, string[], RegExp][] = [
 const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
-  'a mask set that is missing',
-  'a schedule of a file that is missing',
   'no backend key',
   'a model to learn for that is missing',
 ];

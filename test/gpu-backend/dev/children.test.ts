@@ -23,13 +23,16 @@ afterEach(async () => {
 });
 
 const logFile = () => path.join(folder, 'service.log');
-async function start(config: Partial<ServiceConfig> = {}, log = logFile()): Promise<Supervised> {
+async function start(
+  config: Partial<ServiceConfig> = {},
+  log = logFile(),
+  start_ms = 20_000,
+): Promise<Supervised> {
   const entry = new URL('./fixtures/service.ts', import.meta.url);
-  const full = { port: 0, refuse: false, closes: true, ...config };
+  const full: ServiceConfig = { port: 0, refuse: false, closes: true, hangs: 'never', ...config };
   const probe = { every_ms: 50, timeout_ms: 1000, failuresMax: 2 };
-  running = await supervise({ name: 'service', entry, config: full, logFile: log, probe }, (line) =>
-    said.push(line),
-  );
+  const options = { name: 'service', entry, config: full, logFile: log, probe, start_ms };
+  running = await supervise(options, (line) => said.push(line));
   return running;
 }
 
@@ -135,6 +138,22 @@ test('the reason of a refused start is the child’s own', async () => {
     code: 'invalid_argument',
     message: 'This service was told to refuse.',
   });
+});
+
+test('a child that hangs while it starts is given up', async () => {
+  await expect(start({ hangs: 'first' }, logFile(), 500)).rejects.toMatchObject({
+    code: 'start_failed',
+    message: expect.stringMatching(/^The service did not start within 0\.5 s; see /),
+  });
+});
+
+test('a stop does not wait for a child that hangs while it starts again', async () => {
+  const { url, stop } = await start({ hangs: 'again' });
+  process.kill((await pidsAt(url)).pid, 'SIGKILL');
+  await vi.waitFor(() => expect(said.length).toBe(1), 20_000);
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  await stop(100);
+  expect(said.length).toBe(1);
 });
 
 test.each(['', 'stuck'])('a killed parent takes everything along %s', async (how) => {

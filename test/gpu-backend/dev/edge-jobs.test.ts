@@ -40,7 +40,7 @@ beforeAll(async () => {
   home = mkdtempSync(path.join(tmpdir(), 'edge-jobs-'));
   vi.stubEnv('PUBLISH_FOR_REAL', '1');
   const options = { home, model: 'scripted', backendKey: BACKEND_KEY, note: () => {} };
-  jobs = await openJobs({ ...options, entry, dataFolder: undefined });
+  jobs = (await openJobs({ ...options, entry, dataFolder: undefined }))!;
   schedules = await openSchedules(options, jobs);
   // What the jobs learn is the preset's, so its model is served.
   const { model: learned, surrogates } = await readMaskSet(PRESET);

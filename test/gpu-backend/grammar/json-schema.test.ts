@@ -2,6 +2,7 @@
 import Ajv from 'ajv/dist/2020.js';
 import addFormats from 'ajv-formats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
 import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
 
@@ -65,6 +66,17 @@ const KEPT: Record<string, unknown> = {
         (format) => [format, { type: 'string', format }],
       ),
     ),
+  ),
+  'formats beside patterns that all their texts match': object({
+    a: { type: 'string', format: 'date', pattern: '^[0-9-]+$' },
+    b: { type: 'string', format: 'uuid', pattern: '^[0-9a-f-]{36}$' },
+    c: { type: 'string', format: 'ipv4', pattern: '^(\\d{1,3}\\.){3}\\d{1,3}$' },
+  }),
+  "zod's formats": z.toJSONSchema(
+    z.object({
+      ...{ a: z.email(), b: z.uuid(), c: z.iso.datetime(), d: z.iso.date(), e: z.iso.duration() },
+      ...{ f: z.ipv4(), g: z.ipv6(), h: z.hostname(), i: z.url(), j: z.uuidv4(), k: z.guid() },
+    }),
   ),
   'bounds of numbers': object({
     a: { type: 'integer', minimum: -12, maximum: 1305 },
@@ -227,6 +239,31 @@ describe('what cannot be kept', () => {
       { $defs: { a: { type: 'null' } }, type: 'string', anyOf: [{ $ref: '#/$defs/a' }] },
       /at \/anyOf\/0\/\$ref: it leads to a schema of other types/,
     ],
+    [
+      'a format beside a pattern that its texts do not match',
+      { format: 'email', pattern: '^[a-z]+@example\\.com$' },
+      /at \/pattern: it does not match every text that is written for this `format`/,
+    ],
+    [
+      'a format beside a pattern of one version',
+      z.toJSONSchema(z.uuidv7()),
+      /at \/pattern: it does not match every text/,
+    ],
+    [
+      'a format beside a pattern that looks ahead',
+      { format: 'email', pattern: '^(?!root)' },
+      /at \/pattern: look-ahead and look-behind have no grammar/,
+    ],
+    [
+      'a format beside a pattern with many ways through it',
+      { format: 'uri', pattern: `^${'(.*a|.*b)'.repeat(60)}$` },
+      /at \/pattern: it does not match every text/,
+    ],
+    [
+      'a format beside a pattern that repeats nothing very often',
+      { format: 'uuid', pattern: '^((){999999}){999999}' },
+      /at \/pattern: it does not match every text/,
+    ],
     ['a format beside a length', { format: 'email', maxLength: 10 }, /6 to 142 letters here/],
     [
       'bounds between two whole numbers',
@@ -273,6 +310,41 @@ describe('what cannot be kept', () => {
       const { text } = await player.play({ answer, calls: undefined }, seed);
       expect(isValid(JSON.parse(text)), text).toBe(true);
     }
+  });
+
+  test('is kept together where schemas of an `allOf` say different things', async () => {
+    const schema = {
+      $defs: { named: { type: 'object', properties: { name: { enum: ['x', 'y'] } }, required: ['name'] } },
+      properties: { kind: { type: 'boolean' } },
+      required: ['kind'],
+      allOf: [
+        { $ref: '#/$defs/named' },
+        { properties: { id: { type: 'integer' } }, required: ['id'] },
+        { allOf: [{ properties: { more: { type: 'null' } }, required: ['more'] }] },
+      ],
+    };
+    const answer = schemaGrammar(schema, { strict: false, param: 'schema' });
+    const isValid = ajv.compile(schema);
+    for (let seed = 0; seed < 6; seed++) {
+      const { text } = await player.play({ answer, calls: undefined }, seed);
+      expect(isValid(JSON.parse(text)), text).toBe(true);
+    }
+  });
+
+  test('is refused where schemas of an `allOf` never end', () => {
+    const ring = { $defs: { a: { allOf: [{ $ref: '#/$defs/a' }, {}] } }, $ref: '#/$defs/a' };
+    const tree = {
+      $defs: Object.fromEntries(
+        many(30).map((i) => {
+          const next = i === 29 ? {} : { $ref: `#/$defs/d${i + 1}` };
+          return [`d${i}`, { allOf: [next, next] }];
+        }),
+      ),
+      $ref: '#/$defs/d0',
+    };
+    const grammar = (schema: unknown) => () => schemaGrammar(schema, { strict: false, param: 'schema' });
+    expect(grammar(ring)).toThrow(/leads back to itself/);
+    expect(grammar(tree)).toThrow(/more than 2000 schemas together/);
   });
 
   test('is left out where nobody asked for strictness', () => {

@@ -40,9 +40,9 @@ async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs>
   const note = (message: string, detail: Record<string, unknown>) => {
     notes += `${message} ${JSON.stringify(detail)}\n`;
   };
-  const jobs = await openJobs({
+  const jobs = (await openJobs({
     ...{ home, model: 'served', backendKey: KEY, entry, dataFolder, note, cancelWait_ms },
-  });
+  }))!;
   open.push(jobs);
   return jobs;
 }
@@ -281,6 +281,20 @@ describe('publishing', () => {
     }
     expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
     expect(notes + JSON.stringify(jobs.list())).not.toContain(ADMIN_KEY);
+  });
+
+  it('is one backend’s: another one with the same home gets none before the first is closed', async () => {
+    const first = await start();
+    const { id } = await create(first, 'hang');
+    await hangs(id);
+    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    expect(await openJobs(options)).toBeUndefined();
+    expect(starts(id)).toHaveLength(1);
+    expect(first.get(id).status).toBe('running');
+    for (let i = 0; i < 2; i++) await first.close();
+    const second = await start();
+    await eventually(() => starts(id).length === 2, 15_000);
+    await second.cancel(id);
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {

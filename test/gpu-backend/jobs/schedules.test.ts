@@ -37,7 +37,7 @@ afterEach(async () => {
 /** As a backend starts and stops. */
 async function start(backendKey = KEY): Promise<{ jobs: Jobs; schedules: Schedules }> {
   const options = { home, model: 'served', backendKey, note: () => {} };
-  const jobs = await openJobs({ ...options, entry, dataFolder });
+  const jobs = (await openJobs({ ...options, entry, dataFolder }))!;
   const schedules = await openSchedules(options, jobs);
   close = async () => {
     await schedules.close();

@@ -162,6 +162,23 @@ describe('a mask set', () => {
     });
   });
 
+  test('that is refused is not stored either', async () => {
+    const path = '/mask-sets';
+    const stored = () => listAll(client, path, maskSetSummarySchema);
+    const before = await stored();
+    const unmeasured: MaskSet = { ...maskSet('unmeasured'), heldOut: {} };
+    for (const activate of [true, false]) {
+      await expect(publishMaskSet(client, unmeasured, { tenant: '', activate })).rejects.toMatchObject({
+        code: 'quality_unknown',
+      });
+      const other = forOtherModel(maskSet('other-model'));
+      await expect(publishMaskSet(client, other, { tenant: '', activate })).rejects.toMatchObject({
+        code: 'mask_model_mismatch',
+      });
+    }
+    expect(await stored()).toEqual(before);
+  });
+
   test('of an unknown tenant is refused', async () => {
     await expect(
       publishMaskSet(client, maskSet('x'), { tenant: 'nobody', activate: true }),
@@ -318,7 +335,7 @@ describe('a mask set’s file', () => {
     await expect(readMaskSet(written(text))).rejects.toThrow(reason);
   });
   test('that is missing, or a folder, is named', async () => {
-    await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere: cannot be read/);
+    await expect(readMaskSet(path.join(folder, 'nowhere'))).rejects.toThrow(/nowhere cannot be read/);
     await expect(readMaskSet(folder)).rejects.toThrow(/is a folder, not a regular file/);
   });
 });
@@ -399,9 +416,11 @@ describe('the command line at an edge', () => {
     writeFileSync(evaluation, JSON.stringify(madeUpEvaluation(other)));
     const flags = ['--edge', edge.url, '--tenant', tenant, '--evaluation', evaluation, '--activate'];
     const refused = await run('publish', fileOf(set), ...flags);
-    expect([refused.status, refused.stdout]).toEqual([1, '']);
+    expect([refused.status, refused.stdout]).toEqual([2, '']);
     expect(refused.stderr).toContain(`No row is of ${maskSetVersion(set)}`);
     expect((await livePublication(client, tenant))?.version).toBe(other);
+    const stored = await listAll(client, `/mask-sets?tenant=${tenant}`, maskSetSummarySchema);
+    expect(stored.map(({ version }) => version)).not.toContain(maskSetVersion(set));
   });
 
   test('what changes an edge elsewhere says so and wants --yes where nobody can be asked', async () => {

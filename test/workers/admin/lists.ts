@@ -89,6 +89,16 @@ describe('pages', () => {
   });
 });
 
+it.each([
+  ...['/tenants', '/keys', '/mask-sets', '/publications', '/experiments', '/audit', '/backends', '/ratings'],
+  ...['/usage', '/requests'],
+])('%s refuses a field that it does not know', async (path) => {
+  const response = await admin('GET', `${path}?sate=working`);
+  const { error } = await response.clone().json<{ error: { message: string } }>();
+  expect(await errorCode(response)).toBe('400 invalid_request');
+  expect(error.message).toMatch(/^sate: there is no such field here, only /);
+});
+
 it('backends are found by their id, their address and their regions', async () => {
   const found = async (q: string) => (await page('/backends', { q })).data.map(nameOf);
   expect(await found('default')).toEqual(['default']);

@@ -167,6 +167,7 @@ describe('an event', () => {
     within(b!.ttft_quantiles_ms!.p50, 10);
     within(b!.ttft_quantiles_ms!.p99, 1_000);
     expect(b!.tpot_quantiles_ms).toBeNull();
+    expect(await figures('?region=eu/de/')).toEqual(await figures('?region=EU/DE'));
     const [, american] = await figures('?region=NA');
     within(american!.ttft_quantiles_ms!.p50, 1_000);
     expect((await figures('?region=AS'))[0]!.ttft_quantiles_ms).toBeNull();

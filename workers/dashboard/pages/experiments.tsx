@@ -16,7 +16,7 @@ import { Choice, ForChange, RowButton } from '../components/controls.tsx';
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
-import { number, percent, pValue, when } from '../look.ts';
+import { digitsOf, number, percent, pValue, when } from '../look.ts';
 import { NewExperiment } from './new-experiment.tsx';
 
 type Open =
@@ -206,10 +206,7 @@ function Results({ experiment }: { readonly experiment: Experiment }) {
     <>
       <label>
         Only requests from, like EU, EU/DE or EU/DE/FRA (empty: everywhere)
-        <input
-          defaultValue={region}
-          onChange={(event) => setRegion(event.currentTarget.value.trim().replace(/\/+$/, ''))}
-        />
+        <input defaultValue={region} onChange={(event) => setRegion(event.currentTarget.value.trim())} />
       </label>
       <Loaded load={results}>{(found) => <Picture results={found} sticky={experiment.sticky} />}</Loaded>
     </>
@@ -257,9 +254,9 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
         columns={[
           { title: 'Variant', cell: (row) => row.variant },
           { title: 'Figure', cell: (row) => METRIC_NAMES[row.metric] },
-          { title: results.control, cell: (row) => figure(row.control_mean), isNumber: true },
-          { title: 'Variant’s', cell: (row) => figure(row.mean), isNumber: true },
-          { title: 'Difference', cell: (row) => figure(row.difference), isNumber: true },
+          { title: results.control, cell: (row) => figure(row, row.control_mean), isNumber: true },
+          { title: 'Variant’s', cell: (row) => figure(row, row.mean), isNumber: true },
+          { title: 'Difference', cell: (row) => figure(row, row.difference), isNumber: true },
           { title: `${percent(1 - results.alpha, 0)} interval`, cell: intervalOf, isNumber: true },
           { title: 'p', cell: (row) => pValue(row.p_value), isNumber: true },
           { title: 'Verdict', cell: (row) => row.verdict.replaceAll('_', ' ') },
@@ -274,9 +271,10 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
   );
 }
 
-const figure = (value: number | null): string => number(value, 3);
-const intervalOf = ({ low, high }: Comparison): string =>
-  low === null || high === null ? '–' : `${figure(low)} to ${figure(high)}`;
+const figure = ({ low, high }: Comparison, value: number | null): string =>
+  number(value, digitsOf(low, high));
+const intervalOf = (row: Comparison): string =>
+  row.low === null || row.high === null ? '–' : `${figure(row, row.low)} to ${figure(row, row.high)}`;
 
 const intervalOption =
   (rows: readonly Comparison[], metric: Metric) =>
@@ -291,7 +289,8 @@ const intervalOption =
       axisLabel: { color: palette.text },
       axisLine: { lineStyle: { color: palette.text } },
     },
-    series: rows.flatMap(({ variant, low, high, difference }, index) => {
+    series: rows.flatMap((row, index) => {
+      const { variant, low, high, difference } = row;
       const color = palette.series[index % palette.series.length]!;
       return [
         {
@@ -308,7 +307,7 @@ const intervalOption =
           symbolSize: 12,
           itemStyle: { color },
           data: [{ name: variant, value: [difference!, variant] }],
-          tooltip: { formatter: `${variant}: ${figure(difference)} (${figure(low)} to ${figure(high)})` },
+          tooltip: { formatter: `${variant}: ${figure(row, difference)} (${intervalOf(row)})` },
         },
       ];
     }),

@@ -9,7 +9,7 @@ import {
   createdKeySchema,
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
-import { admin } from '../api.ts';
+import { admin, edgeNow_ms } from '../api.ts';
 import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
@@ -114,7 +114,7 @@ function KeyTable(props: {
 
 function stateOf(key: ApiKey): 'works' | 'revoked' | 'expired' {
   if (key.revoked_at !== null) return 'revoked';
-  return key.expires_at !== null && Date.parse(key.expires_at) <= Date.now() ? 'expired' : 'works';
+  return key.expires_at !== null && Date.parse(key.expires_at) <= edgeNow_ms() ? 'expired' : 'works';
 }
 
 function OpenDialog(props: { readonly open: Open; readonly onOpen: (open: Open | undefined) => void }) {

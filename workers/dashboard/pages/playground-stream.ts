@@ -6,7 +6,7 @@ import { EventSourceParserStream } from 'eventsource-parser/stream';
 import { z } from 'zod';
 import { createdKeySchema } from '../../../shared/admin/admin-wire.ts';
 import { DENSE_SUFFIX, HEADERS, TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
-import { ApiError, admin, failure, reachEdge } from '../api.ts';
+import { ApiError, admin, edgeNow_ms, failure, reachEdge } from '../api.ts';
 
 export type Prompt = {
   readonly model: string;
@@ -205,8 +205,8 @@ async function playgroundKey(tenant: string): Promise<string> {
   // Whoever logs out meanwhile leaves no key behind.
   const keys = held;
   const known = keys.get(tenant);
-  if (known !== undefined && known.expiresAt_ms - Date.now() > SPARE_ms) return known.key;
-  const expiresAt_ms = Date.now() + LIFETIME_ms;
+  if (known !== undefined && known.expiresAt_ms - edgeNow_ms() > SPARE_ms) return known.key;
+  const expiresAt_ms = edgeNow_ms() + LIFETIME_ms;
   const body = {
     kind: 'tenant',
     tenant,

@@ -13,7 +13,7 @@ import {
   type ServedPart,
 } from '../../../shared/admin/publication-wire.ts';
 import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
-import { admin, noneIfNotFound, query } from '../api.ts';
+import { admin, edgeNow_ms, noneIfNotFound, query } from '../api.ts';
 import { RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
@@ -177,9 +177,9 @@ function nextOf(live: LivePublication) {
 }
 
 function Countdown({ to_ms }: { readonly to_ms: number }) {
-  const [now_ms, setNow] = useState(Date.now());
+  const [now_ms, setNow] = useState(edgeNow_ms());
   useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now()), 1_000);
+    const timer = setInterval(() => setNow(edgeNow_ms()), 1_000);
     return () => clearInterval(timer);
   }, []);
   return <span role="timer">{duration(to_ms - now_ms)}</span>;

@@ -3,11 +3,13 @@ import { z } from 'zod';
 import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask/mask.ts';
 import { maskId, withSurrogates } from '../../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../../model/store.ts';
+import type { Device } from '../../../onnx/device.ts';
 import type { Sample } from '../../data/samples.ts';
-import { type Journal, modelKey, openKeptResults, sampleKey } from '../../journal.ts';
+import { type Journal, sampleKey } from '../../journal.ts';
 import type { Reference, Scorer } from '../../search/score-masks.ts';
-import { addScores, SCORES_VERSION } from '../../search/score-masks.ts';
+import { addScores } from '../../search/score-masks.ts';
 import type { StaticMethod } from '../result.ts';
+import { openKeptAnswers } from '../score-rows.ts';
 import type { Similarities } from './similarity.ts';
 import { measureSimilarities } from './similarity.ts';
 import type { Removal, SearchCosts } from './static-orders.ts';
@@ -16,6 +18,8 @@ import { staticOrders } from './static-orders.ts';
 type SearchOptions = {
   readonly home: string;
   readonly model: InstalledModel;
+  /** What `scorer` computes on; the processor unless given. */
+  readonly device?: Device | undefined;
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];
   readonly methods: readonly StaticMethod[];
@@ -39,12 +43,9 @@ type Entry = z.infer<typeof journalSchema>;
 
 /** Orders by flavour. Rejects when `signal` aborts; what was evaluated stays known. */
 export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
-  const { home, model, samples } = options;
-  const question = {
-    ...{ kind: 'search', version: SCORES_VERSION },
-    ...{ model: modelKey(model.manifest), samples: sampleKey(samples) },
-  };
-  const journal = await openKeptResults<Entry>(home, question, journalSchema);
+  const { model, samples } = options;
+  const question = { kind: 'search', samples: sampleKey(samples) };
+  const journal = await openKeptAnswers<Entry>(options, question, journalSchema);
   const evaluate = createEvaluator(options, journal);
   const similarities = once(() => loadSimilarities(options, journal));
   const found = new Map<SurrogatesId | null, Orders>();

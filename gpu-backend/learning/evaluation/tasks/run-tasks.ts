@@ -8,13 +8,14 @@ import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import type { Runner } from '../../../engine/runner.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import type { ModelText } from '../../../model/tokenizer/model-text.ts';
-import { modelKey, openKeptResults } from '../../journal.ts';
+import type { Device } from '../../../onnx/device.ts';
 import { bootstrapInterval, weightedRatio } from '../../search/bootstrap.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 import { average, type Contestant } from '../contestants.ts';
 import { type Context, routeSets } from '../evaluation-context.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
 import type { EvaluationRow, TaskFigures } from '../result.ts';
+import { openKeptAnswers } from '../score-rows.ts';
 import { hasNorm, type Question, type Task } from './read-task.ts';
 import { encodeChoices, judge, scoreChoices } from './score-question.ts';
 
@@ -74,6 +75,7 @@ const masksPerQuestion = (contestants: readonly Contestant[]): number =>
 type TaskContext = {
   readonly home: string;
   readonly model: InstalledModel;
+  readonly device?: Device | undefined;
   readonly runner: Runner;
   readonly session: ScoreSession;
   readonly text: ModelText;
@@ -94,8 +96,7 @@ async function answerTask(
   { masks }: TaskEntry,
 ): Promise<Verdicts> {
   const { model, runner, session, text, signal } = context;
-  const question = { kind: 'task', model: modelKey(model.manifest), task, questions };
-  const journal = await openKeptResults(context.home, question, z.array(z.number()));
+  const journal = await openKeptAnswers(context, { kind: 'task', task, questions }, z.array(z.number()));
   const cache = runner.newCache();
   const verdicts: Verdicts = { acc: [], accNorm: [] };
   for (const [index, asked] of questions.entries()) {

@@ -104,7 +104,7 @@ describe('a file', () => {
     const endless = file('endless.jsonl', 'x'.repeat(200_000));
     await expect(readLines(endless, 100_000).next()).rejects.toThrow(/longer than 100000/);
     await expect(readData([join(folder, 'none.jsonl')])).rejects.toThrow(
-      /none\.jsonl cannot be read: there is no such file$/,
+      /none\.jsonl cannot be read: there is no such file\.$/,
     );
     await expect(readData([file('empty.jsonl', '')])).rejects.toThrow(/no row with a prompt/);
   });

@@ -8,9 +8,11 @@ import {
   staticOrders,
 } from '../../../../gpu-backend/learning/evaluation/baselines/static-orders.ts';
 import type { StaticMethod } from '../../../../gpu-backend/learning/evaluation/result.ts';
+import { scoreRows } from '../../../../gpu-backend/learning/evaluation/score-rows.ts';
 import { maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
-import type { SampleScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import type { SampleScores, Scorer } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import { addScores } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import { type Device, PROCESSOR } from '../../../../gpu-backend/onnx/device.ts';
 import { denseMask, type Mask, maskBits } from '../../../../shared/mask/mask.ts';
 import { naiveModel, naiveScores } from './naive-scores.ts';
 import { openTinyScorer, SAMPLES, type TinyHome, tinyHome } from './tiny.ts';
@@ -94,6 +96,28 @@ async function naiveGreedy(units: number[][], steps: number, by: 'kl' | 'loss'):
 
 const layer = (index: number) => [2 * index, 2 * index + 1];
 const blocks = Array.from({ length: BLOCKS }, (_, block) => [block]);
+
+it('what one device answered is not taken for what another would', async () => {
+  let asked = 0;
+  const scores = { positions: 1, kl: 0, klEven: 0, equalTops: 1, loss: 1 };
+  const scorer = {
+    reference: async () => {
+      asked++;
+      return { scores };
+    },
+  } as unknown as Scorer;
+  const score = async (device: Device) => {
+    const options = { ...tiny, device, scorer, samples: SAMPLES.slice(0, 1), onProgress: () => {} };
+    await scoreRows(options, [[denseMask(BLOCKS)]]);
+    return asked;
+  };
+  const gpu = { kind: 'webgpu', adapter: 'a card', isSoftware: false } as const;
+  const before = await score(PROCESSOR);
+  expect(await score(PROCESSOR)).toBe(before);
+  expect(await score({ ...gpu, floatType: 'f32' })).toBe(before + 1);
+  expect(await score({ ...gpu, floatType: 'f16' })).toBe(before + 2);
+  expect(await score({ ...gpu, floatType: 'f16' })).toBe(before + 2);
+});
 
 describe('static baselines', () => {
   it('ShortGPT: layers by block influence, 1 − cos(in, out)', async () => {

@@ -22,7 +22,7 @@ import { BASELINES, evaluationSchema, METHODS } from '../../../../gpu-backend/le
 import { reportHtml } from '../../../../gpu-backend/learning/report/write-report.ts';
 import { installSurrogates, writeSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
 import type { ModelHash } from '../../../../shared/mask/mask.ts';
-import { maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask/mask.ts';
+import { denseMask, maskBits, maskFromSkippedLayers, maskId } from '../../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../../../shared/mask/mask-set.ts';
 import { testHome } from '../../../support/installed-model.ts';
 import { randomSurrogates } from '../../../support/random-llama.ts';
@@ -138,6 +138,9 @@ describe('evaluate', () => {
     expect(headroom[0]!.blocks).not.toBeNull();
     const odd = { ...set, learned: { ...set.learned, lighterMasks: ['ffff', 3] } };
     expect((await evaluate(options({ ...small, maskSets: [odd] }))).headroom[0]!.blocks).toBeNull();
+    // A set made by hand: nothing is out for everybody.
+    const light = { ...set, learned: { ...set.learned, oneMask: maskBits(denseMask(8)) } };
+    expect((await evaluate(options({ ...small, maskSets: [light] }))).headroom).toEqual([]);
     // Clusters that share one mask route nobody.
     const [first] = set.clusters;
     const clusters = set.clusters.map(({ centroid }) => ({ ...first!, centroid }));

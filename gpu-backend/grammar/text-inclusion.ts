@@ -1,0 +1,134 @@
+/** Whether one expression's texts are all among another's: how a `pattern` and a `format` of one schema are kept together. */
+import { type CharRange, type Expression, sumOfLeaves } from './ebnf.ts';
+
+/** Edges that are looked at before an answer is given up. */
+const STEPS_MAX = 500_000;
+
+/** The states of an expression: where each leads by a character, and where without one. */
+type States = {
+  readonly edges: { readonly ranges: readonly CharRange[]; readonly to: number }[][];
+  readonly free: number[][];
+  readonly start: number;
+  end: number;
+};
+
+/**
+ * True where every text of `inner` is a text of `outer`; neither has rules. False also where finding out takes too long.
+ * Walks `inner` from state to state, beside all states that `outer` may be in after the same characters.
+ */
+export function isWithin(inner: Expression, outer: Expression): boolean {
+  const [from, among] = [statesOf(inner), statesOf(outer)];
+  const seen = new Set<string>();
+  const open = [{ state: from.start, others: closure(among, [among.start]) }];
+  let steps = 0;
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    const { state, others } = next;
+    const key = `${state}:${others.join(',')}`;
+    if (seen.has(key)) continue;
+    seen.add(key);
+    if (state === from.end && !others.includes(among.end)) return false;
+    for (const to of from.free[state]!) open.push({ state: to, others });
+    const edges = others.flatMap((other) => among.edges[other]!);
+    for (const { ranges, to } of from.edges[state]!) {
+      steps += ranges.length * edges.length;
+      for (const letter of firstLetters(ranges, edges)) {
+        steps += edges.length + others.length + 1;
+        if (steps > STEPS_MAX) return false;
+        const led = edges.filter((edge) =>
+          edge.ranges.some(([low, high]) => low <= letter && letter <= high),
+        );
+        if (led.length === 0) return false;
+        open.push({
+          state: to,
+          others: closure(
+            among,
+            led.map((edge) => edge.to),
+          ),
+        });
+      }
+    }
+  }
+  return true;
+}
+
+/** One letter out of each part of `ranges` in which all letters go along the same edges. */
+function firstLetters(
+  ranges: readonly CharRange[],
+  edges: readonly { ranges: readonly CharRange[] }[],
+): Set<number> {
+  const cuts = edges.flatMap((edge) => edge.ranges.flatMap(([low, high]) => [low, high + 1]));
+  return new Set(ranges.flatMap(([low, high]) => [low, ...cuts.filter((cut) => low < cut && cut <= high)]));
+}
+
+/** What is reached from `states` without a character, in order. */
+function closure({ free }: States, states: readonly number[]): readonly number[] {
+  const found = new Set(states);
+  for (const state of found) for (const to of free[state]!) found.add(to);
+  return [...found].sort((a, b) => a - b);
+}
+
+function statesOf(expression: Expression): States {
+  const states: States = { edges: [[]], free: [[]], start: 0, end: 0 };
+  states.end = extend(states, 0, expression);
+  return states;
+}
+
+function newState({ edges, free }: States): number {
+  free.push([]);
+  return edges.push([]) - 1;
+}
+
+/** Adds the expression behind `from`; where it ends. */
+function extend(states: States, from: number, expression: Expression): number {
+  switch (expression.kind) {
+    case 'text':
+      return [...expression.text].reduce((at, letter) => {
+        const code = letter.codePointAt(0)!;
+        return extend(states, at, { kind: 'chars', ranges: [[code, code]] });
+      }, from);
+    case 'chars': {
+      const to = newState(states);
+      states.edges[from]!.push({ ranges: expression.ranges, to });
+      return to;
+    }
+    case 'sequence':
+      return expression.parts.reduce((at, part) => extend(states, at, part), from);
+    case 'choice': {
+      const to = newState(states);
+      for (const option of expression.options) {
+        const begin = newState(states);
+        states.free[from]!.push(begin);
+        states.free[extend(states, begin, option)]!.push(to);
+      }
+      return to;
+    }
+    case 'repeat':
+      return extendRepeated(states, from, expression);
+    case 'rule':
+      throw new Error(`the rule ${expression.name} has no states of its own`);
+  }
+}
+
+function extendRepeated(
+  states: States,
+  from: number,
+  { part, min, max }: Extract<Expression, { readonly kind: 'repeat' }>,
+): number {
+  // Nothing, however often.
+  if (sumOfLeaves(part, () => 1) === 0) return from;
+  let at = from;
+  for (let i = 0; i < min; i++) at = extend(states, at, part);
+  const to = newState(states);
+  states.free[at]!.push(to);
+  if (max === undefined) {
+    const begin = newState(states);
+    states.free[to]!.push(begin);
+    states.free[extend(states, begin, part)]!.push(to);
+    return to;
+  }
+  for (let i = min; i < max; i++) {
+    at = extend(states, at, part);
+    states.free[at]!.push(to);
+  }
+  return to;
+}
