@@ -161,6 +161,8 @@ describe('the endpoints', () => {
     }
     await answer(call('POST', '/v1/jobs/data?name=../x', '{}'), 400);
     await answer(call('POST', '/v1/jobs/data', ''), 400);
+    const headers = { authorization: `Bearer ${BACKEND_KEY}`, 'content-encoding': 'gzip' };
+    await answer(fetch(`${backend.url}/v1/jobs/data`, { method: 'POST', headers, body: '{}' }), 415);
     await answer(call('DELETE', '/v1/jobs/data/data_0'), 404);
     await answer(call('GET', '/v1/jobs/schedules/schedule_0'), 404);
     await answer(call('DELETE', '/v1/jobs/schedules/schedule_0'), 404);
