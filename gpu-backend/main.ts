@@ -4,6 +4,7 @@
  * The engine computes on the processor, or on a GPU through ONNX Runtime's WebGPU provider (`onnx/device.ts`
  * chooses); encoders compute on the processor.
  */
+import { mkdir } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
@@ -20,6 +21,7 @@ import { createEncoderService } from './encoder/encoder-service.ts';
 import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
+import { tryLock } from './files.ts';
 import { createGrammars, type Grammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openSchedules, type Schedules } from './jobs/schedules.ts';
@@ -102,16 +104,14 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
   const tracing = options.collector && (await openTracing(options.collector, log));
-  let jobs: Jobs | undefined;
-  let schedules: Schedules | undefined;
+  let own: OwnJobs | undefined;
   const closeParts = async () => {
-    await schedules?.close();
-    await Promise.all([encoders.close(), text.close(), grammars.close(), jobs?.close(), tracing?.close()]);
+    await Promise.all([encoders.close(), text.close(), grammars.close(), own?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
-    jobs = await jobsOf(options, model.name, log);
-    schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
+    own = await openOwnJobs(options, model.name, log);
+    const { jobs, schedules } = own ?? {};
     const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
     const { threads = availableParallelism() } = options;
     const device = deviceName(engine.model.device);
@@ -121,7 +121,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
       log.info('stopping');
       // Before the drain: whoever runs services signals their children, too. A job that is stopped here goes on with the next start;
       // a job that ends by that signal counts as failed.
-      void jobs?.close();
+      void own?.jobs.close();
       await server.close();
       await closeParts();
       log.info('stopped');
@@ -191,17 +191,53 @@ async function serve(
   return server;
 }
 
-function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs> | undefined {
-  const { jobEntry: entry, jobDataFolder: dataFolder } = options;
-  return entry === undefined
-    ? undefined
-    : openJobs({ ...jobSettings(options, model, log), entry, dataFolder });
+type OwnJobs = { readonly jobs: Jobs; readonly schedules: Schedules; close(): Promise<void> };
+
+/** Undefined where this backend runs none. */
+async function openOwnJobs(
+  options: BackendOptions,
+  model: string,
+  log: Logger,
+): Promise<OwnJobs | undefined> {
+  const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
+  if (entry === undefined) return undefined;
+  const unlock = await lockJobs(join(home, 'jobs'), log);
+  if (unlock === undefined) return undefined;
+  const note = (message: string, detail: Record<string, unknown>) => log.info(detail, message);
+  const settings = { home, model, backendKey, otherBackendKey, note };
+  let jobs: Jobs | undefined;
+  try {
+    jobs = await openJobs({ ...settings, entry, dataFolder });
+    const schedules = await openSchedules(settings, jobs);
+    const close = async () => {
+      await schedules.close();
+      await jobs!.close();
+      unlock();
+    };
+    return { jobs, schedules, close };
+  } catch (error) {
+    await jobs?.close();
+    unlock();
+    throw error;
+  }
 }
 
-const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, model: string, log: Logger) => ({
-  ...{ home, model, backendKey, otherBackendKey },
-  note: (message: string, detail: Record<string, unknown>) => log.info(detail, message),
-});
+/** Backends may share a home for its models. One of them runs its jobs: two would run the same ones, in the same folders. */
+async function lockJobs(folder: string, log: Logger): Promise<(() => void) | undefined> {
+  try {
+    await mkdir(folder, { recursive: true, mode: 0o700 });
+    const unlock = tryLock(join(folder, 'lock'));
+    if (unlock === undefined)
+      log.warn({ folder }, 'no jobs run here: another backend runs those of this home');
+    return unlock;
+  } catch (error) {
+    log.warn(
+      { folder, reason: (error as Error).message },
+      'no jobs run here: their folder cannot be written',
+    );
+    return undefined;
+  }
+}
 
 /**
  * V8 would let the garbage of opening a model stand (20 MB), though none like it comes again. While requests are answered the

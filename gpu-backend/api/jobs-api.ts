@@ -36,10 +36,16 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   await next();
 });
 
+const noJobs = (): MaskrouteError =>
+  new MaskrouteError(
+    'not_found',
+    'This backend runs no jobs. Of several backends with the same MASKROUTE_HOME the first one does.',
+  );
+
 export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
   const { jobs: maybe, bodies, limits, lifecycle, log } = parts;
   const jobs = (): Jobs => {
-    if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
+    if (maybe === undefined) throw noJobs();
     return maybe;
   };
   const open = (): Jobs => {
@@ -101,7 +107,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
 
 function scheduleRoutes({ schedules: maybe, bodies, lifecycle, log }: ApiParts): Hono<ApiEnv> {
   const schedules = (): Schedules => {
-    if (maybe === undefined) throw new MaskrouteError('not_found', 'This backend runs no jobs.');
+    if (maybe === undefined) throw noJobs();
     return maybe;
   };
   return new Hono<ApiEnv>()
