@@ -7,7 +7,7 @@
  * send theirs slowly.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parseJson, piecesOf, TooLargeError } from '../../shared/wire/parse-body.ts';
+import { parseJson, piecesOf, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
 
 export type ArrivalLimits = {
   readonly bodyBytesMax: number;
@@ -39,7 +39,8 @@ export class Bodies {
    */
   async readJson(request: Request, tenant: string | undefined): Promise<unknown> {
     requireJsonType(request.headers.get('content-type'));
-    return parseJson(decodeUtf8(await this.#receive(request, tenant ?? '')));
+    const bytes = await this.#receive(request, tenant ?? '');
+    return parseJson(decodeUtf8(bytes, request.headers));
   }
 
   async #receive(request: Request, tenant: string): Promise<Uint8Array> {
@@ -118,10 +119,11 @@ function requireJsonType(contentType: string | null): void {
   throw new MaskrouteError('unsupported_media_type', 'Send `content-type: application/json` in UTF-8.');
 }
 
-function decodeUtf8(bytes: Uint8Array): string {
+function decodeUtf8(bytes: Uint8Array, headers: Headers): string {
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
   } catch (cause) {
+    requireUnpacked(headers);
     throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause });
   }
 }

@@ -39,7 +39,7 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
 const noJobs = (): MaskrouteError =>
   new MaskrouteError(
     'not_found',
-    'This backend runs no jobs. Where several have one MASKROUTE_HOME, the first that started runs them.',
+    'This backend runs no jobs. Of several backends with the same MASKROUTE_HOME, the first one runs them.',
   );
 
 export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {

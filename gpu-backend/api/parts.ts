@@ -10,7 +10,7 @@ import type { Logger } from 'pino';
 import { HOT_MASKS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
-import type { AnswerUsage } from '../../shared/wire/protocol.ts';
+import { type AnswerUsage, UNREAD_MAX_ms } from '../../shared/wire/protocol.ts';
 import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
@@ -195,7 +195,7 @@ export const DEFAULT_LIMITS: ApiLimits = {
   choicesAtOnce: 8,
   commit_ms: 2000,
   keepalive_ms: 5000,
-  stall_ms: 30_000,
+  stall_ms: UNREAD_MAX_ms,
   readmit_ms: 30_000,
   engineSilence_ms: 120_000,
   drain_ms: 30_000,

@@ -49,17 +49,21 @@ const RESTART_DELAY_ms = { first: 250, max: 10_000 };
 const STEADY_ms = 60_000;
 
 /**
- * The first start must succeed; later ones are tried until {@link Supervised.stop}.
+ * The first start must succeed, and `signal` calls it off; later ones are tried until the child drains or stops.
  * `say` gets one line whenever the child died or came back.
+ * @throws as {@link startChild}.
  */
 export async function supervise<Config extends { readonly port: number }>(
   options: ChildOptions<Config>,
   say: (line: string) => void,
+  signal?: AbortSignal,
 ): Promise<Supervised> {
-  let child: Child | undefined = await startChild(options);
+  let child: Child | undefined = await startChild(options, signal);
   const { url } = child;
   const again = { ...options, config: { ...options.config, port: Number(new URL(url).port) } };
   const stopping = new AbortController();
+  /** It is not started again. */
+  const leaving = new AbortController();
 
   const keepRunning = async () => {
     let delay_ms = RESTART_DELAY_ms.first;
@@ -67,18 +71,21 @@ export async function supervise<Config extends { readonly port: number }>(
       const started_ms = performance.now();
       const reason = await endOf(child, options.probe ?? PROBE, stopping.signal);
       if (stopping.signal.aborted) return;
-      if (performance.now() - started_ms > STEADY_ms) delay_ms = RESTART_DELAY_ms.first;
-      say(`The ${options.name} ended (${reason}); starting it again. Its log: ${options.logFile}`);
       child = undefined;
+      const log = `Its log: ${options.logFile}`;
+      if (leaving.signal.aborted)
+        return say(`The ${options.name} ended (${reason}) before its answers did. ${log}`);
+      if (performance.now() - started_ms > STEADY_ms) delay_ms = RESTART_DELAY_ms.first;
+      say(`The ${options.name} ended (${reason}); starting it again. ${log}`);
       while (child === undefined) {
-        await sleep(delay_ms, undefined, { signal: stopping.signal }).catch(() => undefined);
-        if (stopping.signal.aborted) return;
+        await sleep(delay_ms, undefined, { signal: leaving.signal }).catch(() => undefined);
+        if (leaving.signal.aborted) return;
         delay_ms = Math.min(delay_ms * 2, RESTART_DELAY_ms.max);
-        child = await startChild(again, stopping.signal).catch((error: Error) => {
-          if (!stopping.signal.aborted) say(`The ${options.name} does not start: ${error.message}`);
+        child = await startChild(again, leaving.signal).catch((error: Error) => {
+          if (!leaving.signal.aborted) say(`The ${options.name} does not start: ${error.message}`);
           return undefined;
         });
-        if (stopping.signal.aborted) return child?.stop(0);
+        if (leaving.signal.aborted) return child?.stop(0);
       }
       say(`The ${options.name} runs again.`);
     }
@@ -88,9 +95,11 @@ export async function supervise<Config extends { readonly port: number }>(
     url,
     pid: () => child?.pid,
     async drain(limit_ms) {
+      leaving.abort();
       await child?.drain(limit_ms);
     },
     async stop(limit_ms) {
+      leaving.abort();
       stopping.abort();
       await child?.stop(limit_ms);
       await kept;
@@ -139,14 +148,19 @@ type Child = Addresses & {
   stop(limit_ms: number): Promise<void>;
 };
 
+/** How long a child may take to end whose start is called off, or takes too long. */
+const CALLED_OFF_ms = 3000;
+
 /**
- * @throws MaskrouteError the child's own reason, or `start_failed` when it ends without one, or is killed here: it does not start
- * in time, or `stopping` says that nobody waits for it any more.
+ * @throws MaskrouteError the child's own reason, or `start_failed` when it ends without one or does not start in time; the
+ * reason of `signal`. Nothing is left of the child then.
  */
 export async function startChild<Config>(
   options: ChildOptions<Config>,
-  stopping?: AbortSignal,
+  signal?: AbortSignal,
 ): Promise<Child> {
+  signal?.throwIfAborted();
+  const { start_ms = START_ms } = options;
   const log = await open(options.logFile, 'a', 0o600);
   // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
@@ -158,21 +172,27 @@ export async function startChild<Config>(
     killGroup(child.pid);
     return signal === null ? `exit code ${code}` : `signal ${signal}`;
   });
-  const tell = (message: ToChild<Config>) => child.connected && child.send(message);
+  // To a child that has just died nothing can be sent; `ended` says so.
+  const tell = (message: ToChild<Config>) => child.connected && child.send(message, () => undefined);
+  const stop = async (limit_ms: number) => {
+    tell({ type: 'stop' });
+    const inTime = await Promise.race([ended.then(() => true), sleep(limit_ms, false, { ref: false })]);
+    if (!inTime) killGroup(child.pid);
+    await ended;
+  };
   tell({ type: 'start', config: options.config });
 
-  const { start_ms = START_ms } = options;
   const late = AbortSignal.timeout(start_ms);
-  const giveUp = () => killGroup(child.pid);
-  const signal = stopping === undefined ? late : AbortSignal.any([late, stopping]);
-  signal.addEventListener('abort', giveUp, { once: true });
+  const calledOff = AbortSignal.any([late, ...(signal === undefined ? [] : [signal])]);
   const answer = await Promise.race([
-    once(child, 'message').then(([message]) => message as FromChild),
+    once(child, 'message', { signal: calledOff })
+      .then(([message]) => message as FromChild)
+      .catch(() => undefined),
     ended,
   ]);
-  signal.removeEventListener('abort', giveUp);
-  if (late.aborted) {
-    await ended;
+  if (answer === undefined) {
+    await stop(CALLED_OFF_ms);
+    signal?.throwIfAborted();
     const message = `The ${options.name} did not start within ${start_ms / 1000} s; see ${options.logFile}.`;
     throw new MaskrouteError('start_failed', message);
   }
@@ -195,12 +215,7 @@ export async function startChild<Config>(
       tell({ type: 'drain' });
       await Promise.race([drained, ended, sleep(limit_ms, undefined, { ref: false })]);
     },
-    async stop(limit_ms) {
-      tell({ type: 'stop' });
-      const inTime = await Promise.race([ended.then(() => true), sleep(limit_ms, false, { ref: false })]);
-      if (!inTime) killGroup(child.pid);
-      await ended;
-    },
+    stop,
   };
 }
 

@@ -101,12 +101,12 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
 
   const { adminKey, backendKey } = keys;
   parts.backend = await step('The backend has the model in memory', () =>
-    supervise(backendChild(options, keys), say),
+    supervise(backendChild(options, keys), say, signal),
   );
   const backend = parts.backend.url;
   signal.throwIfAborted();
   parts.edge = await step('The edge runs in workerd, with its database', () =>
-    supervise(edgeChild(options, keys, backend), say),
+    supervise(edgeChild(options, keys, backend), say, signal),
   );
   const edge = parts.edge.url;
   for (const url of [backend, edge]) await waitReady(url, signal);

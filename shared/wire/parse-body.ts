@@ -327,6 +327,16 @@ export async function readAnswer({ body }: Pick<Response, 'body'>, bytesMax: num
   }
 }
 
+/** Nobody here unpacks what clients send. @throws MaskrouteError `unsupported_media_type`. */
+export function requireUnpacked(headers: Headers): void {
+  const encoding = headers.get('content-encoding');
+  if (encoding === null || encoding.trim().toLowerCase() === 'identity') return;
+  throw new MaskrouteError(
+    'unsupported_media_type',
+    'Send the body as it is: compressed bodies (content-encoding) are not unpacked.',
+  );
+}
+
 /** JSON that somebody else wrote; null for what is none, which every schema of ours refuses. */
 export function parseOrNull(text: string): unknown {
   try {

@@ -11,6 +11,9 @@
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../mask/mask.ts';
 
+/** A backend ends an answer of which its reader takes nothing for so long. */
+export const UNREAD_MAX_ms = 30_000;
+
 /** Why a request went dense although routing was on. */
 export const FALLBACK_REASONS = [
   'requested',

@@ -19,7 +19,7 @@ import {
 import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parse } from '../../shared/wire/parse-body.ts';
+import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
 import type { JobQuestion } from '../backends/backend-jobs.ts';
 import { DEFAULT_BACKEND, defaultBackend } from '../backends/registry.ts';
 import {
@@ -57,7 +57,8 @@ const jobs = new Hono<AppEnv>()
       const message = 'name: expected letters, digits, _ and -, at most 64.';
       throw new MaskrouteError('invalid_request', message, { param: 'name' });
     }
-    const { body } = c.req.raw;
+    const { body, headers } = c.req.raw;
+    requireUnpacked(headers);
     if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
     return c.json(await ask(c, uploadedDataSchema, 'POST', `/data?name=${name}`, body), 201);
   })

@@ -27,6 +27,8 @@ export class Observed {
   #hotMasks: readonly string[] = [];
   /** When it last said that it drains; undefined: it does not. */
   #drainingAt_ms: number | undefined;
+  /** When it last left a question about its load without an answer; undefined: it has answered something since. */
+  #silentAt_ms: number | undefined;
   #askedAt_ms = Number.NEGATIVE_INFINITY;
 
   /** Requests that it works on or that wait there. */
@@ -44,6 +46,12 @@ export class Observed {
     return this.#drainingAt_ms !== undefined && now_ms - this.#drainingAt_ms < REPORT_ms;
   }
 
+  /** It drains, or was silent when it was asked not long ago: whoever has another backend asks that one. */
+  isAway(now_ms: number): boolean {
+    const isSilent = this.#silentAt_ms !== undefined && now_ms - this.#silentAt_ms < REPORT_ms;
+    return isSilent || this.isDraining(now_ms);
+  }
+
   /**
    * A request goes there: it is under way until its headers are back or it failed, when the result is called, and for
    * `longest_ms` at most.
@@ -55,6 +63,12 @@ export class Observed {
   /** From the header of an answer. */
   reported(load: Load, now_ms: number): void {
     this.#report = { load, at_ms: now_ms };
+    this.#silentAt_ms = undefined;
+  }
+
+  /** It gave no answer when it was asked for its load. */
+  silent(now_ms: number): void {
+    this.#silentAt_ms = now_ms;
   }
 
   /** It refused a request because it stops; or it answered one, so that another process has its address. */

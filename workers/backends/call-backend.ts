@@ -169,11 +169,9 @@ class Way {
     }
     this.#isHomeFull ||=
       first.id !== this.#home && open.some((backend) => this.#isPassedOver(backend, now_ms));
-    // Nobody who may still answer is given up for a backend that drains: it would refuse.
+    // Nobody who may still answer is given up for a backend that would not.
     const fresh =
-      second !== undefined && !this.#asked.has(second.id) && !second.seen.isDraining(now_ms)
-        ? second
-        : undefined;
+      second !== undefined && !this.#asked.has(second.id) && !second.seen.isAway(now_ms) ? second : undefined;
     this.#last = await hedged(
       (signal) => this.#ask(first, signal, fresh !== undefined),
       // A hedge takes no half-open backend's one trial.
@@ -200,7 +198,7 @@ class Way {
 
   /** Nothing but its load speaks against the conversation's own backend. */
   #isPassedOver({ id, seen }: KnownBackend, now_ms: number): boolean {
-    return id === this.#home && !this.#asked.has(id) && !seen.isDraining(now_ms);
+    return id === this.#home && !this.#asked.has(id) && !seen.isAway(now_ms);
   }
 
   #mayAsk({ seen: { breaker } }: KnownBackend, now_ms: number): boolean {
@@ -289,8 +287,8 @@ class Way {
 function candidateOf(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
   const { id, regions, weight, seen } = backend;
   const now_ms = Date.now();
-  const [load, waiting, isDraining] = [seen.load(now_ms), seen.waiting(now_ms), seen.isDraining(now_ms)];
-  return { backend, id, regions, weight, load, waiting, isDraining, models: seen.models };
+  const [load, waiting, isAway] = [seen.load(now_ms), seen.waiting(now_ms), seen.isAway(now_ms)];
+  return { backend, id, regions, weight, load, waiting, isAway, models: seen.models };
 }
 
 const sum = (counts: Iterable<number>): number => [...counts].reduce((total, count) => total + count, 0);

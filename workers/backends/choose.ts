@@ -1,7 +1,7 @@
 /**
  * Which backend a request goes to, and which come next if that fails: by region, then by conversation (so that a
- * conversation finds its pages of keys and values), then by load; backends that drain come last. Pure: what is known of
- * backends comes in, an order comes out.
+ * conversation finds its pages of keys and values), then by load; backends that drain or say nothing come last. Pure:
+ * what is known of backends comes in, an order comes out.
  *
  * A conversation's place is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): it has
  * its backend, but a backend with a line, or with a quarter more load than the average of its region, passes requests on.
@@ -19,8 +19,8 @@ export type Candidate = {
   readonly load: number;
   /** Requests in its line: more would only wait. */
   readonly waiting: number;
-  /** It is about to be gone, and would refuse. */
-  readonly isDraining: boolean;
+  /** It is about to be gone and would refuse, or it is gone already. */
+  readonly isAway: boolean;
   /** Undefined: not known. */
   readonly models: ReadonlySet<string> | undefined;
 };
@@ -56,11 +56,11 @@ export function regionDistance(regions: readonly string[], region: string): numb
   return found === -1 ? steps.length : found;
 }
 
-/** Farther than any region: who would refuse is no nearer for being next door. */
-const DRAINING_DISTANCE = 100;
+/** Farther than any region: who would not answer is no nearer for being next door. */
+const AWAY_DISTANCE = 100;
 
-const distance = ({ regions, isDraining }: Candidate, region: string): number =>
-  regionDistance(regions, region) + (isDraining ? DRAINING_DISTANCE : 0);
+const distance = ({ regions, isAway }: Candidate, region: string): number =>
+  regionDistance(regions, region) + (isAway ? AWAY_DISTANCE : 0);
 
 /** All of them, the best first. Backends that are known to serve other models only come if nobody else is left. */
 export function orderBackends<C extends Candidate>(candidates: readonly C[], wish: Wish): C[] {
@@ -100,7 +100,7 @@ function orderTier<C extends Candidate>(tier: readonly C[], key: string): C[] {
 /** The backend of a conversation while all are well and idle; undefined without a choice. */
 export function homeOf(candidates: readonly Candidate[], wish: Wish): string | undefined {
   if (candidates.length < 2) return undefined;
-  const idle = candidates.map((candidate) => ({ ...candidate, load: 0, waiting: 0, isDraining: false }));
+  const idle = candidates.map((candidate) => ({ ...candidate, load: 0, waiting: 0, isAway: false }));
   return orderBackends(idle, wish)[0]!.id;
 }
 

@@ -3,10 +3,11 @@
  * goes to one of them (call-backend.ts); other questions go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readAnswer } from '../../shared/wire/parse-body.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { DeadlineError, type Hold } from '../base/waiting.ts';
 import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
@@ -140,7 +141,7 @@ export class BackendPool {
     const outcome = await attempt(sending);
     if (outcome.kind === 'failed') throw outcome.error;
     if (outcome.kind === 'late' || outcome.kind === 'cancelled') {
-      throw new Error(`no answer within ${timeout_ms} ms`);
+      throw new DeadlineError(`an answer of ${backend.id}`, timeout_ms);
     }
     const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
     return { status: outcome.response.status, value };
@@ -175,6 +176,7 @@ export class BackendPool {
       backend.seen.probed(report, Date.now());
       return true;
     } catch (error) {
+      if (isSilence(error)) backend.seen.silent(Date.now());
       log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
       return false;
     }
@@ -184,6 +186,10 @@ export class BackendPool {
     if (!(await this.#probe(backend))) backend.seen.breaker.failed(Date.now(), true);
   }
 }
+
+/** Whether nothing at all was said, not even a refusal. */
+const isSilence = (error: unknown): boolean =>
+  error instanceof DeadlineError || (error instanceof MaskrouteError && error.code === 'backend_unreachable');
 
 /** The ids of a model list; undefined for anything else. */
 function modelIds(answer: unknown): ReadonlySet<string> | undefined {

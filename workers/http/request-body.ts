@@ -3,7 +3,7 @@
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
-import { parseJson, readBounded, TooLargeError } from '../../shared/wire/parse-body.ts';
+import { parseJson, readBounded, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
 import { createWait, withDeadline } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
 import type { AppEnv } from './context.ts';
@@ -50,6 +50,7 @@ async function readText(request: Request): Promise<string> {
     if (error instanceof MaskrouteError) throw error;
     if (error instanceof TooLargeError) throw tooLarge();
     if (error instanceof TypeError && !request.signal.aborted) {
+      requireUnpacked(request.headers);
       throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });
     }
     throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });

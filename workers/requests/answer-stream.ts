@@ -11,7 +11,7 @@
  */
 
 import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
+import { HEADERS, UNREAD_MAX_ms } from '../../shared/wire/protocol.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
@@ -90,6 +90,9 @@ export class Answer {
   #response: Response | undefined;
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
   #hasLeft = false;
+  /** When the last piece of an answer that passes came, and for how long in all pieces have waited for the client. */
+  #cameAt_ms = 0;
+  #unread_ms = 0;
   /** Of an answer that does not pass: its one piece went to the client. */
   #isTold = false;
 
@@ -218,6 +221,7 @@ export class Answer {
     this.#phase = 'passing';
     this.#response = response;
     this.#reader = body.getReader();
+    this.#cameAt_ms = Date.now();
     // The client may have left while the answer was on its way here: a signal says that only once.
     if (this.#signal.aborted || this.#hasLeft) this.#left();
     else this.#signal.addEventListener('abort', this.#left, { once: true });
@@ -249,6 +253,7 @@ export class Answer {
         throw refusal;
       });
     }
+    this.#unread_ms += Date.now() - this.#cameAt_ms;
     try {
       const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
       if (piece === 'late') {
@@ -263,8 +268,11 @@ export class Answer {
       this.#kept?.add(piece.value);
       return piece.value as Bytes;
     } catch (error) {
-      this.#passed(this.#signal.aborted ? 'cancelled' : 'broken');
-      throw error;
+      const isUnread = this.#unread_ms >= UNREAD_MAX_ms;
+      this.#passed(this.#signal.aborted || isUnread ? 'cancelled' : 'broken');
+      throw isUnread ? notRead(error) : error;
+    } finally {
+      this.#cameAt_ms = Date.now();
     }
   }
 
@@ -290,7 +298,15 @@ export class Answer {
   }
 }
 
-/** `broken`: the backend's side ended before the answer did. `cancelled`: the client left. */
+/** Backends end answers that nobody reads: no backend is to blame then, nor the version that answered. */
+const notRead = (cause: unknown): MaskrouteError =>
+  new MaskrouteError(
+    'cancelled',
+    `The answer ended early: it waited for more than ${UNREAD_MAX_ms / 1000} s to be read.`,
+    { cause },
+  );
+
+/** `broken`: the backend's side ended before the answer did. `cancelled`: the client left, or did not read. */
 type How = 'complete' | 'broken' | 'cancelled';
 
 function endOf(how: How, { lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {

@@ -1,6 +1,7 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
 import { randomUUID } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
+import { gzipSync } from 'node:zlib';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { UsedTokens } from '../../../gpu-backend/api/auth.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
@@ -178,6 +179,20 @@ describe('bodies', () => {
       'content-type': 'Application/JSON; Charset="UTF-8"',
     };
     expect((await server.post(CHAT, chat(), { headers })).status).toBe(200);
+  });
+
+  it('compressed bodies', async () => {
+    const headers = {
+      authorization: `Bearer ${BACKEND_KEY}`,
+      'content-type': 'application/json',
+      'content-encoding': 'gzip',
+    };
+    const body = gzipSync(JSON.stringify(chat()));
+    const response = await fetch(server.url + CHAT, { method: 'POST', headers, body });
+    expect(await errorOf(response)).toMatchObject({
+      ...{ status: 415, code: 'unsupported_media_type' },
+      message: 'Send the body as it is: compressed bodies (content-encoding) are not unpacked.',
+    });
   });
 
   it('a body that breaks off in the middle leaves the server well', async () => {

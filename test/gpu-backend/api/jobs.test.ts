@@ -124,6 +124,23 @@ describe('a learning job', () => {
   );
 });
 
+it('two backends that share a home do not run its jobs twice', async () => {
+  const second = await serve();
+  try {
+    const jobs = (url: string) =>
+      fetch(`${url}/v1/jobs`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } });
+    const { error } = await answer<{ error: { message: string } }>(jobs(second.url), 404);
+    expect(error.message).toMatch(/same MASKROUTE_HOME/);
+    await answer(jobs(backend.url), 200);
+    await backend.kill('SIGTERM');
+    await second.kill('SIGTERM');
+    backend = await serve();
+    await answer(jobs(backend.url), 200);
+  } finally {
+    await second.kill('SIGKILL');
+  }
+}, 60_000);
+
 describe('the endpoints', () => {
   it('are for holders of the backend key', async () => {
     const now_s = Math.floor(Date.now() / 1000);
@@ -161,6 +178,8 @@ describe('the endpoints', () => {
     }
     await answer(call('POST', '/v1/jobs/data?name=../x', '{}'), 400);
     await answer(call('POST', '/v1/jobs/data', ''), 400);
+    const headers = { authorization: `Bearer ${BACKEND_KEY}`, 'content-encoding': 'gzip' };
+    await answer(fetch(`${backend.url}/v1/jobs/data`, { method: 'POST', headers, body: '{}' }), 415);
     await answer(call('DELETE', '/v1/jobs/data/data_0'), 404);
     await answer(call('GET', '/v1/jobs/schedules/schedule_0'), 404);
     await answer(call('DELETE', '/v1/jobs/schedules/schedule_0'), 404);

@@ -1,9 +1,10 @@
 /** Children of `npm start` that are killed, refuse, hang or lose their parent: nothing stays behind. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { type Supervised, supervise } from '../../../gpu-backend/dev/children.ts';
 import type { ServiceConfig } from './fixtures/service.ts';
@@ -26,13 +27,13 @@ const logFile = () => path.join(folder, 'service.log');
 async function start(
   config: Partial<ServiceConfig> = {},
   log = logFile(),
-  start_ms = 20_000,
+  { start_ms = 20_000, signal }: { start_ms?: number; signal?: AbortSignal } = {},
 ): Promise<Supervised> {
   const entry = new URL('./fixtures/service.ts', import.meta.url);
   const full: ServiceConfig = { port: 0, refuse: false, closes: true, hangs: 'never', ...config };
   const probe = { every_ms: 50, timeout_ms: 1000, failuresMax: 2 };
   const options = { name: 'service', entry, config: full, logFile: log, probe, start_ms };
-  running = await supervise(options, (line) => said.push(line));
+  running = await supervise(options, (line) => said.push(line), signal);
   return running;
 }
 
@@ -118,12 +119,49 @@ test('a stop ends the child and its group', async () => {
   expect(said).toEqual([]);
 });
 
-test('a stop while the child is down does not bring it back', async () => {
-  const { url, stop } = await start();
+test.each(['stop', 'drain'] as const)('a %s while the child is down does not bring it back', async (what) => {
+  const service = await start();
+  const { url } = service;
   process.kill((await pidsAt(url)).pid, 'SIGKILL');
   await vi.waitFor(() => expect(said.length).toBe(1), 20_000);
-  await stop(STOP_ms);
+  await service[what](STOP_ms);
+  await sleep(1000);
   await expect(fetch(url)).rejects.toThrow();
+});
+
+test('a child that dies while it drains stays down', async () => {
+  const { url, drain, stop } = await start();
+  const { pid } = await pidsAt(url);
+  process.kill(pid, 'SIGSTOP');
+  const drained = drain(STOP_ms);
+  process.kill(pid, 'SIGKILL');
+  await drained;
+  await vi.waitFor(() => expect(said).toEqual([expect.stringMatching(/service ended \(signal SIGKILL\)/)]));
+  expect(said[0]).not.toMatch(/again/);
+  await stop(STOP_ms);
+  expect(said.length).toBe(1);
+});
+
+test.each(['drain', 'stop'] as const)('a child that has just died is no trouble to a %s', async (what) => {
+  const service = await start();
+  const { pid } = await pidsAt(service.url);
+  process.kill(pid, 'SIGKILL');
+  // So long nothing of its end can be heard here.
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300);
+  await service[what](STOP_ms);
+});
+
+test('a start that takes its time ends when it is called off, and so does what it has begun', async () => {
+  const stop = new AbortController();
+  const starting = start({ hangs: 'first' }, logFile(), { signal: stop.signal });
+  starting.catch(() => undefined);
+  const pids = await vi.waitFor(() => {
+    const said = /^process (\d+), below it (\d+)$/m.exec(readFileSync(logFile(), 'utf8'))!;
+    return { pid: Number(said[1]), below: Number(said[2]) };
+  }, 20_000);
+  stop.abort(new Error('called off'));
+  await expect(starting).rejects.toThrow('called off');
+  await allGone(pids);
 });
 
 test('a child that does not close is killed after the limit', async () => {
@@ -141,7 +179,7 @@ test('the reason of a refused start is the child’s own', async () => {
 });
 
 test('a child that hangs while it starts is given up', async () => {
-  await expect(start({ hangs: 'first' }, logFile(), 500)).rejects.toMatchObject({
+  await expect(start({ hangs: 'first' }, logFile(), { start_ms: 500 })).rejects.toMatchObject({
     code: 'start_failed',
     message: expect.stringMatching(/^The service did not start within 0\.5 s; see /),
   });

@@ -651,6 +651,26 @@ describe('time', () => {
     },
   );
 
+  it('is wasted on a backend that says nothing at all only until its load was asked for in vain', async () => {
+    const { key } = await newTenant();
+    const mute = await register();
+    const well = await register();
+    await mood(mute, 'mute');
+    const isolate = freshIsolate({ BACKEND_TIMEOUT_MS: '1000' });
+    let body = say('');
+    for (let i = 0, home = ''; home !== mute; i++) {
+      body = say(`conversation ${i}`);
+      const route = call('POST', '/v1/route', { key, body: { ...CHAT, ...body } }, isolate);
+      home = ((await (await route).json()) as DryRun).backend!;
+    }
+    expect(await errorCode(chat(key, body, isolate))).toBe('504 deadline_exceeded');
+    await vi.waitFor(async () => {
+      const { headers } = await chat(key, body, isolate);
+      expect(headers.get(BACKEND_HEADERS.backend)).toBe(well);
+      expect(headers.get(BACKEND_HEADERS.affinity)).toBe('failover');
+    }, 3.5 * SECOND_ms);
+  });
+
   it('without a token: comments keep a stream open, and the answer follows', async () => {
     const { key } = await newTenant();
     const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50' });

@@ -19,7 +19,7 @@ const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   weight: 1,
   load: 0,
   waiting: 0,
-  isDraining: false,
+  isAway: false,
   models: undefined,
   ...change,
 });
@@ -147,7 +147,7 @@ describe('the order of backends', () => {
 
 describe('a backend that drains', () => {
   it('comes behind all that do not, wherever they are and however full, and is the last resort', () => {
-    const draining = { isDraining: true };
+    const draining = { isAway: true };
     const backends = [
       candidate('near', { regions: ['FRA'], ...draining }),
       candidate('full', { regions: ['EU'], waiting: 9, load: 20 }),
@@ -161,8 +161,8 @@ describe('a backend that drains', () => {
   it('is no part of the others’ average', () => {
     const [home, other] = ids(orderBackends([candidate('a'), candidate('b')], wish('m')));
     const loaded = [candidate(home!, { load: 5 }), candidate(other!, { load: 4 })];
-    const first = (isDraining: boolean) =>
-      ids(orderBackends([...loaded, candidate('idle', { isDraining })], wish('m')))[0];
+    const first = (isAway: boolean) =>
+      ids(orderBackends([...loaded, candidate('idle', { isAway })], wish('m')))[0];
     expect(first(true)).toBe(home);
     expect(first(false)).not.toBe(home);
   });
@@ -187,6 +187,16 @@ describe('a backend that drains', () => {
     seen.drains(true, now_ms - 10_000);
     expect(seen.isDraining(Date.now())).toBe(false);
   });
+});
+
+it('a backend that says nothing is away for ten seconds, or until it says something', () => {
+  const seen = new Observed();
+  const now_ms = Date.now();
+  seen.silent(now_ms);
+  expect([seen.isAway(now_ms), seen.isDraining(now_ms)]).toEqual([true, false]);
+  expect(seen.isAway(now_ms + 10_000)).toBe(false);
+  seen.reported({ running: 0, waiting: 0, capacity: 64 }, now_ms);
+  expect(seen.isAway(now_ms)).toBe(false);
 });
 
 describe('a request that the platform ends with its client', () => {

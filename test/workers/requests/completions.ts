@@ -459,6 +459,15 @@ describe('bad bodies', () => {
     expect(await errorCode(answer)).toBe('415 unsupported_media_type');
   });
 
+  it('that are compressed are refused', async () => {
+    const { key } = await newTenant();
+    const packed = new Blob([JSON.stringify(CHAT)]).stream().pipeThrough(new CompressionStream('gzip'));
+    const body = new Uint8Array(await new Response(packed).arrayBuffer());
+    const headers = { 'content-encoding': 'gzip' };
+    const answer = call('POST', '/v1/chat/completions', { key, body, headers });
+    expect(await errorCode(answer)).toBe('415 unsupported_media_type');
+  });
+
   it('with 100,000 words are routed by their beginning', async () => {
     const { tenant, key } = await newTenant();
     await goLive('compass', tenant);

@@ -6,6 +6,7 @@ import {
   requestEventSchema,
 } from '../../../shared/admin/requests-wire.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
+import { UNREAD_MAX_ms } from '../../../shared/wire/protocol.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
@@ -114,6 +115,27 @@ describe('the event', () => {
     expect(sent).toHaveLength(1);
     const isNobodys = ['die', 'html', 'empty', 'stall-error'].includes(user);
     expect(sent[0]!.backend).toBe(isNobodys ? null : 'default');
+  });
+
+  it('of a client that read nothing for so long that the backend gave up blames nobody else', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { ...say('north'), user: 'die-mid-stream', stream: true };
+    const response = await chat(key, body, freshIsolate({ EVENTS }));
+    const reader = response.body!.getReader();
+    let text = new TextDecoder().decode((await reader.read()).value);
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + UNREAD_MAX_ms });
+    try {
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        text += new TextDecoder().decode(value);
+      }
+      expect(text).toMatch(/event: error\ndata: .*it waited for more than 30 s to be read.*"cancelled"/);
+      expect(await event()).toMatchObject({ status: 499, error_code: 'cancelled', completion_tokens: 2 });
+    } finally {
+      vi.useRealTimers();
+    }
   });
 
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
