@@ -50,7 +50,7 @@ function collapseReason(
   const spread = Math.sqrt(clusters.inertia / clusters.assignment.length);
   if (nearest !== null && nearest.distance < NEAR_SHARE * spread) {
     const [a, b] = nearest.clusters;
-    return `${percent} % of the prompts go to one cluster, and centroids ${a} and ${b} nearly coincide: the encoder hardly tells these prompts apart, so fewer clusters or more varied data are in order`;
+    return `${percent} % of the prompts go to one cluster, and centroids ${a} and ${b} nearly coincide: the encoder hardly tells these prompts apart, so use fewer clusters or more varied data`;
   }
   return `${percent} % of the prompts go to one cluster: the data are nearly of one kind, with a few outliers that have clusters to themselves`;
 }
