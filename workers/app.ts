@@ -1,4 +1,4 @@
-/** The edge, composed. Health and pages come before the services: they are there where a variable is wrong, too. */
+/** Composes the edge. Health and pages come before the services, so that they also work when a variable is wrong. */
 import { Hono } from 'hono';
 import { audit, audited } from './admin/audit.ts';
 import { backends } from './admin/backends.ts';

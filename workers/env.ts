@@ -1,7 +1,7 @@
 /**
- * What the platform hands the worker (bindings, variables, secrets) and the configuration parsed from it.
- * A wrong value is found at the first request, named in the log and by `/readyz`, and answered with
- * `configuration_unavailable`; it is never guessed around.
+ * The worker's bindings, variables and secrets, and the configuration parsed from them. A wrong value is found at the
+ * first request, named in the log, reported by `/readyz`, and requests get `configuration_unavailable`; there are no
+ * silent defaults for it.
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/requests-wire.ts';
@@ -12,7 +12,7 @@ import { FRONTS } from './base/place.ts';
 import { AUDIT_KEPT_DAYS, COMPARISON_SHARE, ROUTE_SIMILARITY_MIN } from './limits.ts';
 import type { TenantBudget } from './tenants/budgets.ts';
 
-/** The part of Workers AI that embeds. */
+/** The part of Workers AI that computes embeddings. */
 export interface TextEmbeddingBinding {
   run(model: string, inputs: Record<string, unknown>, options?: Record<string, unknown>): Promise<unknown>;
 }
@@ -23,16 +23,16 @@ export interface Env {
   readonly ASSETS?: Pick<Fetcher, 'fetch'>;
   readonly AI?: TextEmbeddingBinding;
   readonly BUDGETS: DurableObjectNamespace<TenantBudget>;
-  /** Counts a tenant's requests, several at a time: `BURST` in limits.ts says how many. */
+  /** Rate limit of a tenant's requests, counted several at a time (`BURST` in limits.ts). */
   readonly TENANT_BURST?: RateLimit;
-  /** Counts what one administrator asks of the admin API, likewise. */
+  /** Rate limit of an administrator's requests, counted likewise. */
   readonly ADMIN_BURST?: RateLimit;
-  /** Counts keys that an isolate does not know, by the network that they come from. */
+  /** Rate limit of keys that an isolate does not know, by client network. */
   readonly UNKNOWN_KEY_BURST?: RateLimit;
   readonly EVENTS: Queue<EdgeMessage>;
-  /** Analytics Engine: points for dashboards outside of this project. */
+  /** Analytics Engine: data points for dashboards outside this project. */
   readonly METRICS?: AnalyticsEngineDataset;
-  /** A private network (Workers VPC) through which all backends are reached. Absent: their names are public. */
+  /** A private network (Workers VPC) through which all backends are reached. Absent: backends have public names. */
   readonly BACKEND_NETWORK?: Pick<Fetcher, 'fetch'>;
 
   readonly BACKEND_URL: string;
@@ -69,8 +69,8 @@ export interface Env {
 }
 
 /**
- * Of a random key, in hexadecimal, these are 96 bits. Nobody guesses them: not the admin key at the door, which therefore
- * needs no limit that could keep its owner out, and not the backend key from a token that it signed.
+ * 24 hexadecimal digits of a random key are 96 bits, which cannot be guessed. So the admin key needs no rate limit,
+ * which could lock its owner out, and the backend key cannot be found from a token that it signed.
  */
 const SECRET_CHARS_MIN = 24;
 const secret = z
@@ -84,44 +84,47 @@ const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: secret,
   ADMIN_KEY: secret,
-  /** Taken besides the others while they are rotated; nothing is signed with them. */
+  /** Also accepted during a rotation; nothing is signed with these. */
   BACKEND_KEY_2: unlessEmpty(secret.optional()),
   ADMIN_KEY_2: unlessEmpty(secret.optional()),
-  /** How backends reach this edge. Without it they get no mask that they do not know, and such requests run dense. */
+  /** URL by which backends reach this edge. Without it they cannot fetch unknown masks, and such requests run dense. */
   EDGE_URL: unlessEmpty(baseUrl.optional()),
-  /** Whose pages may call `/v1`; none unless it names them. */
+  /** Origins whose pages may call `/v1` (CORS); none by default. */
   ALLOWED_ORIGINS: unlessEmpty(allowedOriginsSchema.default([])),
-  /** Who stands before the worker and says where requests come from. `none`: whatever a request says is its client's. */
+  /** The trusted proxy in front of the worker. `none`: headers about the client's place are not trusted. */
   TRUSTED_FRONT: unlessEmpty(z.enum(FRONTS).default('none')),
   ENCODER: unlessEmpty(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */
   BACKEND_TIMEOUT_MS: timeout_ms(120_000),
   /**
-   * A backend that sends no headers of a stream for so long is given up for another one, where there is another.
-   * Backends send them after some seconds even when they have no token yet, so more than this is no slow prompt.
+   * A backend that sends no headers of a stream for this long is abandoned for another one, if there is another.
+   * Backends send headers after some seconds even before the first token, so a longer silence is not a slow prompt.
    */
   BACKEND_SILENCE_MS: timeout_ms(15_000),
   /**
-   * An answer that has begun and then brings nothing for so long is given up. Backends send a comment every five
-   * seconds while they have no token, so this is no slow model.
+   * An answer that has begun and then sends nothing for this long is aborted. Backends send a comment every five
+   * seconds while they have no token, so a longer silence is not a slow model.
    */
   BACKEND_STALL_MS: timeout_ms(30_000),
-  /** A second backend is asked when the first is silent for so long; 0: never. It costs work done twice. */
+  /** Hedging: a second backend is asked when the first is silent for this long; 0: never. Work is then done twice. */
   BACKEND_HEDGE_MS: unlessEmpty(z.coerce.number().int().min(0).max(600_000).default(0)),
-  /** Streams that are silent for so long, before the first token too, get a comment that keeps them open. */
+  /** Streams that are silent for this long, also before the first token, get a keepalive comment. */
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
-  /** The share of routed requests, outside of experiments, that run again dense in the background. */
+  /** Share of routed requests outside experiments that run again in the background, to be compared with dense. */
   COMPARISON_SHARE: unlessEmpty(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
-  /** How long it can be read what administrators changed. */
+  /** Days for which the audit log is kept. */
   AUDIT_KEPT_DAYS: unlessEmpty(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
   SIMILARITY_MIN: unlessEmpty(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
-  /** Who says who somebody is, for the dashboard; without it there are keys alone. */
+  /** OpenID Connect issuer for the dashboard's sign-in; without it people log in with keys only. */
   OIDC_ISSUER: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
   OIDC_CLIENT_ID: unlessEmpty(z.string().optional()),
-  /** Of a confidential client; a public one proves itself by PKCE alone. */
+  /** The secret of a confidential client; a public client uses only PKCE. */
   OIDC_CLIENT_SECRET: unlessEmpty(z.string().optional()),
-  /** Of the id token: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with one of them. */
+  /**
+   * Claim of the id token with the role: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with
+   * one of them.
+   */
   OIDC_ROLE_CLAIM: unlessEmpty(z.string().default('maskroute_role')),
   ...collectorVariables,
   HF_TOKEN: unlessEmpty(z.string().optional()),
@@ -133,7 +136,10 @@ const configSchema = z.object({
 });
 export type Config = z.output<typeof configSchema>;
 
-/** @throws MaskrouteError `configuration_unavailable`; its cause names the variables and why, never their values. */
+/**
+ * @throws MaskrouteError `configuration_unavailable`; its cause names the wrong variables and the reasons, never their
+ * values.
+ */
 export function parseConfig(env: Env): Config {
   const parsed = configSchema.safeParse(env);
   if (parsed.success) return parsed.data;

@@ -1,4 +1,4 @@
-/** The services of one isolate, made once from its environment: the only place that wires them together. */
+/** Creates the services of an isolate, once, from its environment; the only place that wires them together. */
 
 import { collectorOf } from '../shared/tracing/traces.ts';
 import { sender } from './backends/attempt.ts';
@@ -41,15 +41,15 @@ export type Services = {
   readonly embedder: Embedder;
   readonly models: Models;
   readonly backend: BackendPool;
-  /** Whether a backend and D1 can be reached: one question to each answers all who ask within a second. */
+  /** Cached readiness of backends and D1: all checks within a second share one request to each. */
   readonly reached: { readonly backend: SwrCache<true>; readonly database: SwrCache<true> };
-  /** What all who ask D1 heard of it. */
+  /** The health of D1, shared by all caches. */
   readonly d1Health: SourceHealth;
   readonly budgets: Budgets;
   readonly bursts: {
     readonly tenant: BurstLimit;
     readonly admin: BurstLimit;
-    /** A rating is a question to the database, too. */
+    /** Ratings have a limit, as each needs a database query. */
     readonly feedback: BurstLimit;
   };
   readonly namedMasks: NamedMasks;
@@ -58,7 +58,7 @@ export type Services = {
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
   readonly jobs: BackendJobs;
-  /** Lets in who may ask for masks. */
+  /** Authenticates a backend that fetches masks. */
   readonly expectBackend: (token: string) => Promise<void>;
   readonly traffic: TrafficSampler;
   readonly traces: Traces;

@@ -1,6 +1,6 @@
 /**
- * The jobs of a backend: one runs, a few wait. What is asked is on disk before it is answered; a job that a restart
- * cut off is begun again and goes on where `learn` left its folder.
+ * The jobs of a backend: one runs, a few wait. A job is on disk before its request is answered. A job that a restart
+ * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -21,14 +21,14 @@ import { type CommandEnd, learnArguments, publishArguments, runCommand } from '.
 
 type JobsOptions = {
   readonly home: string;
-  /** The served model, for requests that name none. */
+  /** The served model: the default for requests that name no model. */
   readonly model: string;
   readonly backendKey: string;
-  /** What was sealed before the backend key was rotated is opened with this one. */
+  /** The other key during a rotation: it opens secrets that were sealed under it. */
   readonly otherBackendKey?: string | undefined;
   /** See {@link runCommand}. */
   readonly entry: string;
-  /** Whose files requests may name; none without. */
+  /** The folder whose files requests may name; undefined: requests may name no files. */
   readonly dataFolder: string | undefined;
   /** For the log: a job began, went on, failed. */
   readonly note: (message: string, detail: Record<string, unknown>) => void;
@@ -40,7 +40,7 @@ type JobsOptions = {
 const CANCEL_WAIT_ms = 8_000;
 /** Finished jobs that are kept. */
 const FINISHED_MAX = 50;
-/** Progress is told to followers at once, and written at most this often. */
+/** Followers get progress at once; the disk gets it at most this often. */
 const SAVE_EVERY_ms = 2000;
 
 /**
@@ -75,12 +75,12 @@ export class Jobs {
   readonly #store: JobStore;
   /** In order of creation. */
   readonly #jobs: Map<string, Job>;
-  /** What wakes those who follow a job. */
+  /** Callbacks that wake the followers of a job, by job id. */
   readonly #followers = new Map<string, Set<() => void>>();
   readonly #closing = new AbortController();
   readonly #unlock: () => void;
   #current: Current | undefined;
-  /** Jobs that wait, and that are being cancelled. */
+  /** Waiting jobs that are being cancelled. */
   readonly #leaving = new Set<string>();
   #creating: Promise<unknown> = Promise.resolve();
 
@@ -113,10 +113,10 @@ export class Jobs {
   }
 
   /**
-   * Requests that come together are taken one after the other, so that the line's bound holds for all of them.
-   * @param schedule that asks for it, if any.
-   * @throws MaskrouteError `queue_full`, what {@link JobData.files} throws, `not_found` and `conflict` when it is to begin with a
-   *   set that is not there.
+   * Concurrent requests are handled one after the other, so that the queue's limit holds for all of them.
+   * @param schedule id of the schedule that creates the job, if any.
+   * @throws MaskrouteError `queue_full`, what {@link JobData.files} throws, `not_found` or `conflict` when the mask set
+   * to begin with is missing.
    */
   create(request: CreateJob, schedule: string | null = null): Promise<Job> {
     const created = this.#creating.then(() => this.#create(request, schedule));
@@ -124,7 +124,7 @@ export class Jobs {
     return created;
   }
 
-  /** One that could not even begin, for those who look for it. */
+  /** Records a job that failed before it could begin, so that it is listed with its error. */
   async createFailed(request: JobRequest, schedule: string, error: string): Promise<Job> {
     const job = newJob(request, schedule);
     const finished_at = job.created_at;
@@ -136,7 +136,10 @@ export class Jobs {
     return failed;
   }
 
-  /** Ends it if it has not ended. A job that takes its time is still running in the answer. @throws MaskrouteError `not_found`. */
+  /**
+   * Cancels the job unless it has finished. If it does not stop within `cancelWait_ms`, the returned job is still
+   * `running`. @throws MaskrouteError `not_found`.
+   */
   async cancel(id: string): Promise<Job> {
     const job = this.get(id);
     if (isFinished(job)) return job;
@@ -150,7 +153,7 @@ export class Jobs {
     return this.get(id);
   }
 
-  /** Until the disk has it, the job that runs may end: this one must not be the next then. */
+  /** The running job may end before the disk has the cancellation; this job must not start then. */
   async #leave(id: string): Promise<Job> {
     this.#leaving.add(id);
     try {
@@ -173,7 +176,7 @@ export class Jobs {
         changed = Promise.withResolvers<void>();
         yield job;
         if (isFinished(job)) return;
-        // Changes while the last one was being sent come as one.
+        // Changes that happened while the previous one was sent are reported as one.
         if (this.get(id) === job) await changed.promise;
       }
     } finally {
@@ -202,7 +205,7 @@ export class Jobs {
     await this.data.remove(id);
   }
 
-  /** The running job stops; the next start goes on with it. */
+  /** Stops the running job; the next start of the backend resumes it. */
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#current?.ended;
@@ -235,7 +238,7 @@ export class Jobs {
     return job;
   }
 
-  /** On disk, with its secret sealed; nothing of it where the disk does not take all. */
+  /** Writes the job to disk with its secret sealed; if a write fails, removes everything again. */
   async #keep(job: Job, adminKey: string | undefined): Promise<void> {
     const { id } = job;
     try {
@@ -309,7 +312,10 @@ export class Jobs {
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
   }
 
-  /** The file of the set that a job begins with. While it runs no other job ends, so after a restart it is the same. */
+  /**
+   * The file of the mask set that a job begins with. No other job ends while this one runs, so the file is the same
+   * after a restart.
+   */
   #earlierSet(request: JobRequest): string | undefined {
     const { from } = request;
     const isLast = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
@@ -346,7 +352,7 @@ export class Jobs {
     }
   }
 
-  /** A command of a job did not come to its end. `result`: what the job has made all the same. */
+  /** Handles a command of a job that failed or was stopped. `result`: what the job has produced so far. */
   async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
     // Stopped with the server: it stays `running` on disk, and the next start goes on with it.
     if (this.#closing.signal.aborted) return;
@@ -358,12 +364,12 @@ export class Jobs {
     this.#options.note('a job failed', { job: id, reason: String(cause) });
     const error = cause instanceof MaskrouteError ? cause.message : 'The server met an unexpected condition.';
     await this.#finish(id, { status: 'failed', error }).catch(() => {
-      // The disk does not take it: in memory it has failed, and the next start tries it again.
+      // The disk refuses the write: the job has failed in memory only, and the next start tries it again.
       this.#tell({ ...this.get(id), status: 'failed', error });
     });
   }
 
-  /* What is known of a job, on disk first, then here, then to those who follow it. */
+  /* A job's state: first on disk, then in memory, then sent to its followers. */
 
   async #finish(id: string, fields: Pick<Job, 'status'> & Partial<Job>): Promise<Job> {
     await rm(this.#store.secretOf(id), { force: true });
@@ -392,11 +398,11 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   ...{ started_at: null, finished_at: null, starts: 0, progress: null, error: null, result: null },
 });
 
-/** What a set must have been learned for, to begin with it. */
+/** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
 
-/** What may be shown of a request. `model`: for requests without one. */
+/** A request without its secrets. `model`: the default where the request names none. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {
   const shown = { ...request, model: request.model ?? model };
   if (publish === undefined) return shown;

@@ -1,6 +1,6 @@
 /**
- * What jobs keep on disk. A job has a folder: what was asked, how far it is, its log and what it made. Beside the folders lie
- * secrets, sealed, and the data that jobs learn from. A reader sees whole files.
+ * What jobs keep on disk. Each job has a folder with its request, progress, log and results. Sealed secrets and the
+ * uploaded data are stored beside these folders. Files are replaced atomically.
  */
 import { createCipheriv, createDecipheriv, createHash, hkdfSync, randomBytes, randomUUID } from 'node:crypto';
 import { createWriteStream } from 'node:fs';
@@ -21,15 +21,15 @@ import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 
 export type JobStore = {
   /**
-   * In order of creation. A damaged job is passed over. A folder where a kill came before its job was written goes, with
-   * its secret: nobody was told of that job. Rejects with the disk's own error when a job cannot be read.
+   * Jobs in order of creation. Damaged jobs are skipped. A folder without a job, left by a kill, is removed with its
+   * secret: the job's request was never answered. Rejects with the disk's error when a job cannot be read.
    */
   load(): Promise<Job[]>;
-  /** One after the other: what was known first never stands on what came later. */
+  /** Saves run one after the other, so that an older state never overwrites a newer one. */
   save(job: Job): Promise<void>;
   remove(id: string): Promise<void>;
   readonly folderOf: (id: string) => string;
-  /** What `learn` writes to, and goes on from. */
+  /** The folder that `learn` writes to and resumes from. */
   readonly outOf: (id: string) => string;
   readonly logOf: (id: string) => string;
   readonly secretOf: (id: string) => string;
@@ -50,7 +50,7 @@ export function createJobStore(folder: string): JobStore {
       const ids = names.filter((name) => JOB_ID_PATTERN.test(name));
       const jobs = await Promise.all(
         ids.map(async (id) => {
-          // Read first: this throws where the disk cannot say whether there is one.
+          // Read before removing anything: this throws when the disk cannot say whether the job exists.
           const job = await readOwnJson(fileOf(id), jobSchema);
           if (job === undefined && (await sizeOf(fileOf(id))) === undefined) await remove(id);
           return job;
@@ -74,8 +74,8 @@ export function createJobStore(folder: string): JobStore {
 }
 
 /*
- * A secret that has to survive a restart: sealed with AES-256-GCM under a key that follows from the backend key, so
- * that a copy of the disk does not open what the edge's administrators may do.
+ * Secrets that must survive a restart are sealed with AES-256-GCM under a key derived from the backend key. A copy of
+ * the disk alone does not reveal an admin key.
  */
 
 const ALGORITHM = 'aes-256-gcm';
@@ -85,7 +85,7 @@ const TAG_BYTES = 16;
 const keyOf = (backendKey: string, purpose: string): Buffer =>
   Buffer.from(hkdfSync('sha256', backendKey, '', `maskroute ${purpose}`, 32));
 
-/** `purpose` binds it to its place: a secret of one job does not open as another's. */
+/** `purpose` is part of the key's derivation: a secret sealed for one job does not open for another. */
 export function seal(secret: string, backendKey: string, purpose: string): Buffer {
   const iv = randomBytes(IV_BYTES);
   const cipher = createCipheriv(ALGORITHM, keyOf(backendKey, purpose), iv);
@@ -93,7 +93,7 @@ export function seal(secret: string, backendKey: string, purpose: string): Buffe
   return Buffer.concat([iv, cipher.getAuthTag(), text]);
 }
 
-/** As `unseal`, of what one of the keys sealed. @throws Error as `unseal` with the last of them. */
+/** Like {@link unseal}, trying each key in turn. @throws Error from the last key when none opens it. */
 export function unsealWithAny(sealed: Uint8Array, backendKeys: readonly string[], purpose: string): string {
   const [first, ...others] = backendKeys;
   if (others.length === 0) return unseal(sealed, first!, purpose);
@@ -114,16 +114,16 @@ export function unseal(sealed: Uint8Array, backendKey: string, purpose: string):
 }
 
 /*
- * Data for jobs: uploaded once and named by content, or read below a folder that the operator opened. Bounded in
- * size each and together; an upload is on disk whole or not at all.
+ * Data for jobs: uploads, named by content, or files in a folder that the operator allows. Each upload and all of them
+ * together are bounded in size; an upload is on disk whole or not at all.
  */
 
 type JobDataLimits = {
-  /** At a time. */
+  /** Concurrent uploads. */
   readonly uploadsMax: number;
   readonly uploadBytesMax: number;
   readonly allBytesMax: number;
-  /** An upload that brings nothing for so long is given up. */
+  /** An upload that sends nothing for this long is aborted. */
   readonly idle_ms: number;
 };
 const JOB_DATA_LIMITS: JobDataLimits = {
@@ -133,7 +133,7 @@ const JOB_DATA_LIMITS: JobDataLimits = {
   idle_ms: 30_000,
 };
 
-/** The name of an upload that is not whole. */
+/** Prefix of the file name of an unfinished upload. */
 const PART = '.part-';
 
 type Added = { readonly created: boolean; readonly data: UploadedData };
@@ -143,10 +143,10 @@ export class JobData {
   readonly #openFolder: string | undefined;
   readonly #limits: JobDataLimits;
   #uploads = 0;
-  /** On the disk and arriving, as long as anything arrives: uploads beside each other share the room. */
+  /** Bytes on disk plus bytes of running uploads: concurrent uploads share the limit. */
   #held: Promise<{ bytes: number }> = Promise.resolve({ bytes: 0 });
 
-  /** `openFolder`: whose files requests may name. */
+  /** `openFolder`: the folder whose files requests may name. */
   constructor(folder: string, openFolder: string | undefined, limits: JobDataLimits = JOB_DATA_LIMITS) {
     this.#folder = folder;
     this.#openFolder = openFolder;
@@ -160,8 +160,9 @@ export class JobData {
   }
 
   /**
-   * `created` is false when the same content was there under the same name.
-   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `request_timeout`, `cancelled`; the disk's own error.
+   * `created` is false when the same content was already stored under the same name.
+   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `request_timeout`, `cancelled`; the disk's
+   * own error.
    */
   async add(name: string, body: ReadableStream<Uint8Array>): Promise<Added> {
     if (this.#uploads >= this.#limits.uploadsMax) {
@@ -186,7 +187,7 @@ export class JobData {
     }
   }
 
-  /** What uploads left that a kill cut off. Call before the first upload. */
+  /** Removes unfinished uploads that a kill left behind. Call before the first upload. */
   async removeParts(): Promise<void> {
     const names = await readdir(this.#folder).catch(() => []);
     const parts = names.filter((name) => name.startsWith(PART));
@@ -206,7 +207,7 @@ export class JobData {
     );
   }
 
-  /** Writes what arrives to `part`, and counts it. Gives the data's id. */
+  /** Writes the upload to `part` and counts its bytes. Returns the data's id. */
   async #receive(
     name: string,
     body: ReadableStream<Uint8Array>,
@@ -256,7 +257,7 @@ export class JobData {
     throw new MaskrouteError('not_found', `There is no uploaded data ${id}.`, { param: 'data' });
   }
 
-  /** Symbolic links do not lead out of the folder that is open. */
+  /** Symbolic links may not lead out of the allowed folder. */
   async #openFile(path: string): Promise<string> {
     if (this.#openFolder === undefined) {
       const message = 'This backend opens no folder to jobs; upload the data.';

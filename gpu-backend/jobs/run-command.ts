@@ -1,6 +1,7 @@
 /**
- * One command of the command line in a child process: low in priority, so that serving goes first; its progress
- * read from JSON lines; its output kept in a bounded log; gone with its parent, however that ends.
+ * Runs one command of the command line in a child process of low priority, so that serving goes first. Progress is read
+ * from JSON lines, output is kept in a bounded log, and the child ends when its parent ends, even if the parent is
+ * killed.
  */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -18,19 +19,19 @@ type CommandRun = {
   readonly args: readonly string[];
   readonly env: Record<string, string>;
   readonly logFile: string;
-  /** Ends it in good order; it can be started again and goes on. */
+  /** Stops the command cleanly; started again, it resumes. */
   readonly signal: AbortSignal;
 };
 
 export type CommandEnd =
-  /** `lastLine`: of what it said on standard output. */
+  /** `lastLine`: the last line of its standard output. */
   | { readonly kind: 'done'; readonly lastLine: string }
   | { readonly kind: 'stopped' }
   | { readonly kind: 'failed'; readonly reason: string };
 
 const LOG_BYTES_MAX = 4 * 1024 * 1024;
 const LINE_CHARS_MAX = 2000;
-/** A step of learning takes a second or so; what does not end in this time is ended. */
+/** A training step takes about a second; a command that does not stop within this time is killed. */
 const STOP_ms = 15_000;
 
 const progressLineSchema = z.object({
@@ -43,7 +44,7 @@ const progressLineSchema = z.object({
   }),
 });
 
-/** Yields how far it is; returns how it ended. */
+/** Yields its progress; returns how it ended. */
 export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, CommandEnd> {
   if (run.signal.aborted) return { kind: 'stopped' };
   const log = await openLog(run.logFile);
@@ -54,11 +55,11 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
     killer = setTimeout(() => child.kill('SIGKILL'), STOP_ms);
   };
   run.signal.addEventListener('abort', stop, { once: true });
-  // While the log was being opened.
+  // The signal may have aborted while the log was being opened.
   if (run.signal.aborted) stop();
   try {
     const ended = Promise.all([once(child, 'exit') as Promise<Exit>, lastLineOf(child.stderr!, log)]);
-    // It is waited for below; until then nobody hears of a failure.
+    // It is awaited below; until then a rejection would count as unhandled.
     ended.catch(() => {});
     let lastLine = '';
     for await (const line of linesOf(child.stdout!)) {
@@ -82,10 +83,10 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
 
 function startCommand({ entry, args, env }: CommandRun): ChildProcess {
   const child = fork(entry, args, {
-    // A group of its own: a Ctrl-C in the terminal of `serve` is for the backend, which decides what becomes of its job.
+    // A process group of its own: Ctrl-C in the terminal of `serve` reaches only the backend, which then stops its job.
     detached: true,
     stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    // The backend's keys are none of a command's business.
+    // The command must not see the backend's keys.
     env: {
       ...process.env,
       MASKROUTE_BACKEND_KEY: '',
@@ -98,14 +99,14 @@ function startCommand({ entry, args, env }: CommandRun): ChildProcess {
   try {
     if (child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
   } catch {
-    // It ended already, or the system does not let us: it runs as it is.
+    // It has ended already, or the system forbids it: the command keeps its priority.
   }
   return child;
 }
 
 type Exit = [code: number | null, signal: string | null];
 
-/** `error`: the last line on standard error, where commands say what went wrong. */
+/** `error`: the last line of standard error, where commands report errors. */
 function reasonOf([code, signal]: Exit, error: string): string {
   const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
   return error === '' ? how : `${error.replace(/^error: /, '')} (${how})`;
@@ -115,7 +116,7 @@ async function* linesOf(stream: Readable): AsyncGenerator<string> {
   for await (const line of createInterface({ input: stream })) yield line.slice(0, LINE_CHARS_MAX);
 }
 
-/** Takes all lines into the log, and gives the last line with text. */
+/** Writes all lines to the log and returns the last line that is not blank. */
 async function lastLineOf(stream: Readable, log: Log): Promise<string> {
   let last = '';
   for await (const line of linesOf(stream)) {
@@ -136,7 +137,7 @@ function progressOf(line: string): JobProgress | undefined {
 
 type Log = { write(line: string): void; close(): Promise<void> };
 
-/** A full disk costs the log, not the job. */
+/** If the disk is full, the log is lost but the job goes on. */
 async function openLog(path: string): Promise<Log> {
   const file: FileHandle | undefined = await open(path, 'a', 0o600).catch(() => undefined);
   let bytes = (await file?.stat().catch(() => undefined))?.size ?? 0;
@@ -157,9 +158,9 @@ async function openLog(path: string): Promise<Log> {
   };
 }
 
-/* A job's request as arguments of the command line: jobs do nothing that a person could not do there. */
+/* A job's request as command-line arguments: a job does nothing that the command line cannot do. */
 
-/** @param from the file of the mask set that it begins with, if any. */
+/** @param from the file of the mask set to begin with, if any. */
 export function learnArguments(
   request: JobRequest,
   files: readonly string[],
@@ -178,7 +179,7 @@ export function learnArguments(
     ...['--name', name ?? 'learned'],
     ...(masks === undefined ? [] : ['--masks', String(masks)]),
     ...(cost === undefined ? [] : ['--cost', cost]),
-    // An earlier set says itself what its blocks count.
+    // An earlier set brings its own block weights.
     ...(context === undefined || from !== undefined ? [] : ['--context', String(context)]),
     ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
     ...(from === undefined ? [] : ['--from', from]),

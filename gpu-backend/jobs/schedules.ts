@@ -1,6 +1,7 @@
 /**
- * Jobs that come again: on disk before they are answered, with the time of the next one. What passed while the backend was
- * away is made up for by one job, and a time that comes while the schedule's last job still runs waits for its end.
+ * Recurring jobs. A schedule, with the time of its next job, is on disk before its request is answered. Times missed
+ * while the backend was down are made up for by one job. A job that is due while the schedule's last job still runs
+ * waits for its end.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -23,17 +24,17 @@ import { seal, unsealWithAny } from './job-store.ts';
 
 type SchedulesOptions = {
   readonly home: string;
-  /** The served model, for requests that name none. */
+  /** The served model: the default for requests that name no model. */
   readonly model: string;
   readonly backendKey: string;
   readonly otherBackendKey?: string | undefined;
   readonly note: (message: string, detail: Record<string, unknown>) => void;
 };
 
-/** A timer's span at most: clocks are set, and machines sleep. */
+/** The longest time between two checks: clocks are changed, and machines sleep. */
 const LOOK_EVERY_ms = 30_000;
 
-/** Begins what is due. */
+/** Reads the schedules from disk and begins the jobs that are due. */
 export async function openSchedules(options: SchedulesOptions, jobs: Jobs): Promise<Schedules> {
   const folder = join(options.home, 'jobs', 'schedules');
   const names = await readdir(folder).catch(() => []);
@@ -80,7 +81,7 @@ export class Schedules {
     return this.#change(() => this.#create(request));
   }
 
-  /** Its jobs stay, also the one that runs. @throws MaskrouteError `not_found`. */
+  /** Its jobs stay, including a running one. @throws MaskrouteError `not_found`. */
   remove(id: string): Promise<void> {
     return this.#change(async () => {
       this.get(id);
@@ -136,7 +137,7 @@ export class Schedules {
 
   /* When jobs begin. */
 
-  /** Begins what is due, and looks again in time for the next. */
+  /** Begins the jobs that are due, and sets a timer for the next one. */
   async #look(): Promise<void> {
     for (const schedule of this.#schedules.values()) {
       if (this.#closing.signal.aborted) return;
@@ -158,13 +159,13 @@ export class Schedules {
     if (due_ms > now_ms) return;
     const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
     if (own.some((job) => !isFinished(job))) return;
-    // A kill between a job and the schedule's next time must not begin the job twice.
+    // After a kill between starting the job and saving the next time, the job must not begin twice.
     const begun = own.find((job) => Date.parse(job.created_at) >= due_ms) ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
     if (this.#schedules.has(schedule.id)) await this.#save({ ...schedule, next_at, last_job: begun.id });
   }
 
-  /** A job that cannot even begin stands among the others, and says why. */
+  /** A job that cannot begin is listed like the others, with its error. */
   async #begin({ id, job }: Schedule) {
     try {
       return await this.#jobs.create(await this.#requestOf(id, job), id);
@@ -183,7 +184,7 @@ export class Schedules {
       return { ...job, publish: { ...publish, admin_key: unsealWithAny(sealed, keys, id) } };
     } catch (cause) {
       const message =
-        'The admin key of the schedule does not open: the backend key is another one by now. Make the schedule again.';
+        'The admin key of the schedule cannot be decrypted: the backend key has changed since. Create the schedule again.';
       throw new MaskrouteError('conflict', message, { cause });
     }
   }
@@ -199,7 +200,7 @@ export class Schedules {
   }
 }
 
-/** The first of its times that is still to come. */
+/** The schedule's first time in the future, as an ISO time. */
 function nextTime({ next_at, every }: Pick<Schedule, 'next_at' | 'every'>, now_ms: number): string {
   const [due_ms, every_ms] = [Date.parse(next_at), 1000 * secondsOf(every)];
   const missed = Math.floor((now_ms - due_ms) / every_ms);

@@ -1,7 +1,7 @@
 /**
- * What learning will take of memory and time, before it begins. Memory follows from the shapes of the graphs that are open
- * together (`gates/step-memory.ts`); time from the positions that a run computes at the most, at the pace of this machine's
- * products. LOG.md has what both were held against.
+ * Estimates the memory and time of a learning run before it begins. Memory follows from the shapes of the graphs that
+ * are open together (`gates/step-memory.ts`); time from the most positions that a run may compute and this machine's
+ * speed of matrix products. LOG.md compares both with measurements.
  */
 import { totalmem } from 'node:os';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
@@ -19,13 +19,13 @@ import { type LearnEffort, STEP_PARTS } from './search/effort.ts';
 export type Forecast = {
   /** Whether the model is computed as a whole or layer by layer. */
   readonly plan: MemoryPlan['kind'];
-  /** The most that the process has, with pages of mapped files. */
+  /** Peak memory of the process, including pages of mapped files. */
   readonly memory_bytes: number;
-  /** At the most; searches often end earlier. */
+  /** Upper bound; searches often end earlier. */
   readonly time_s: number;
 };
 
-/** Multiply-adds a second of products in fp32, by so many threads, at the moment. */
+/** Measures multiply-adds a second of fp32 matrix products on `threads` threads, under the machine's present load. */
 export async function measurePace(threads: number): Promise<number> {
   const [rows, inner] = [384, 1024];
   await using products = await openProducts(threads);
@@ -40,27 +40,27 @@ export async function measurePace(threads: number): Promise<number> {
 }
 
 /**
- * How many times as fast as fp32 products of many rows are, by the form of their weights (idle, 64 rows of the default model's
- * matrices): one scale a column, and codes in blocks.
+ * Speed of matrix products relative to fp32, by the form of the weights: one scale a column, and codes in blocks.
+ * Measured on an idle machine with 64 rows and the default model's matrices.
  */
 const COLUMNS_PACE = 2.8;
 const BLOCKS_PACE: Readonly<Record<WeightKind, number>> = { f32: 1, q8: 1.2, q4: 1 };
-/** Tokens a scored position: beginnings that prompts share are computed and not scored. */
+/** Tokens a scored position: the common beginnings of prompts are computed but not scored. */
 const TOKENS_A_POSITION = 1.5;
 
 /** Weights a second that are read and packed when a piece is opened. */
 const PACK_PACE = 3.5e8;
-/** Weights a second that are rounded for training, once a model. */
+/** Weights a second that are quantized for training, once a model. */
 const ROUND_PACE = 1.2e7;
 
 type ForecastOptions = {
   /** One, or several that are compared. */
   readonly clusterCounts: readonly number[];
-  /** How many masks are asked for; as many as pay unless given. */
+  /** Requested number of masks; undefined: as many as pay off. */
   readonly maskCount?: number | undefined;
   /** Multiply-adds a second in fp32. */
   readonly pace: number;
-  /** What the process may have of memory. */
+  /** Memory that the process may use. */
   readonly available_bytes: number;
 };
 
@@ -77,7 +77,7 @@ export function forecastLearning(
     const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount);
     return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / (BLOCKS_PACE[weights] * pace);
   };
-  // The mask for everybody is learned once.
+  // All numbers of clusters share the mask for everybody.
   const shared_s = (clusterCounts.length - 1) * timeFor(1);
   return {
     plan: plan.kind,
@@ -87,8 +87,9 @@ export function forecastLearning(
 }
 
 /**
- * Of a batch of `LOSS_BATCH_TOKENS` that only the loss is taken of, and of a step's part of `STEP_PART_TOKENS`: the products, and by
- * layers the packing of pieces that do not stay open. Scoring has the serving graph, which does.
+ * Seconds for the loss of a batch of `LOSS_BATCH_TOKENS`, and for a part of a training step of `STEP_PART_TOKENS`: the
+ * matrix products and, layer by layer, packing the pieces that do not stay open. (Scoring uses the serving graph, which
+ * stays open.)
  */
 export function batchTimes(
   config: ModelConfig,
@@ -100,13 +101,13 @@ export function batchTimes(
   const written = config.layerCount * writes;
   const columns = weights === 'f32' ? 1 : COLUMNS_PACE;
   const back = weights === 'f32' ? 1 : BLOCKS_PACE.q8;
-  // `training-weights.ts` says which form goes which way.
+  // `training-weights.ts` says which matrices have which form.
   const forward_s = ((all - written) / columns + written / BLOCKS_PACE[weights]) / pace;
   const back_s = ((all - written) / back + written / columns) / pace;
   if (kind === 'whole')
     return { loss_s: LOSS_BATCH_TOKENS * forward_s, step_s: STEP_PART_TOKENS * (forward_s + back_s) };
   const opened = all - layersKept * (reads + writes);
-  // On the way back every layer computes forward once more, with its weights for both directions.
+  // The backward pass computes every layer forward again, with its weights for both directions.
   const openedForStep = opened - head + 2 * all;
   return {
     loss_s: LOSS_BATCH_TOKENS * forward_s + opened / PACK_PACE,
@@ -114,7 +115,9 @@ export function batchTimes(
   };
 }
 
-/** Batches that the loss is taken of, parts of steps, and tokens that the serving graph scores, of all stages. */
+/**
+ * Over all stages: batches whose loss is computed, parts of training steps, and tokens that the serving graph scores.
+ */
 function workOf(
   { layerCount }: ModelConfig,
   effort: LearnEffort,
@@ -127,7 +130,7 @@ function workOf(
     (1 + rounds) * (glanceParts * blocks + exchanges * batches(searchPositions));
   const { one, group, turns } = effort;
   const masks = Math.min(clusterCount, maskCount ?? effort.masksMax);
-  // One mask for all has neither groups nor other sizes.
+  // A single mask for all clusters has neither groups nor other sizes.
   const groups = masks > 1 ? masks : 0;
   // The dense model needs no search.
   const sizes = groups > 0 ? effort.sizes.filter((size) => size > 0).length : 0;
@@ -152,7 +155,7 @@ const LONG_s = 86_400;
 /** A run with less work, and the flags that ask for it. */
 type SmallerRun = { readonly flags: string; readonly forecast: Forecast };
 
-/** What a person is told before the work. `smaller`: runs that may be asked for instead, the most work first. */
+/** Lines for the terminal before a run. `smaller`: smaller runs to suggest, the largest first. */
 export function forecastLines(forecast: Forecast, smaller: readonly SmallerRun[]): string[] {
   const { memory_bytes, time_s, plan } = forecast;
   const how = plan === 'layers' ? ', layer by layer, for the whole model does not fit' : '';
@@ -160,22 +163,20 @@ export function forecastLines(forecast: Forecast, smaller: readonly SmallerRun[]
     `Learning takes about ${gigabytes(memory_bytes)} of memory${how}, and up to ${hours(time_s)} on this machine.`,
   ];
   if (memory_bytes > totalmem())
-    lines.push(
-      `That is more memory than the ${gigabytes(totalmem())} that this machine has: it will not fit.`,
-    );
+    lines.push(`This machine has only ${gigabytes(totalmem())} of memory: the run will not fit.`);
   if (time_s > LONG_s) lines.push(wayOut(time_s, smaller));
   return lines;
 }
 
-/** The most work that fits into a day, or the least that there is. */
+/** Suggests the largest run that fits into a day, or else the smallest. */
 function wayOut(time_s: number, smaller: readonly SmallerRun[]): string {
   const less = smaller.filter(({ forecast }) => forecast.time_s < time_s);
   const found = less.find(({ forecast }) => forecast.time_s <= LONG_s);
   if (found !== undefined)
-    return `That is days. With ${found.flags} it is up to ${hours(found.forecast.time_s)}.`;
+    return `That takes days. With ${found.flags} it takes up to ${hours(found.forecast.time_s)}.`;
   const least = less.toSorted((a, b) => a.forecast.time_s - b.forecast.time_s)[0];
-  if (least === undefined) return 'That is days, and there is no smaller run: it takes a faster machine.';
-  return `That is days. The least, ${least.flags}, is up to ${hours(least.forecast.time_s)}; --queue hands the work to several machines.`;
+  if (least === undefined) return 'That takes days, and there is no smaller run: use a faster machine.';
+  return `That takes days. The smallest run, ${least.flags}, takes up to ${hours(least.forecast.time_s)}; --queue spreads the work over several machines.`;
 }
 
 const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;

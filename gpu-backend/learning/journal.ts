@@ -1,9 +1,9 @@
 /**
- * Results of the model are dear, so they are written down as they come: one JSON line each, `[name, value]`. A run that
- * was killed reads them instead of computing them. All else is a function of them, so the run takes the same decisions
- * and ends with the same bytes. A kill costs the line that was being written.
+ * Journals of the model's results, which are expensive to compute: one JSON line each, `[name, value]`, written as they
+ * come. A run that is started again reads them instead of computing them. Everything else is a function of them, so the
+ * run takes the same decisions and ends with the same bytes. A kill loses only the line that was being written.
  *
- * A learning run has a journal of its own; what evaluations find is kept for all later ones.
+ * A learning run has its own journal; evaluations share their results with later ones.
  */
 import { createHash } from 'node:crypto';
 import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
@@ -19,9 +19,12 @@ export type Journal<T> = {
   get(name: string): T | undefined;
   /** @throws RangeError for a value that could not be read back, such as NaN. */
   set(name: string, value: T): Promise<void>;
-  /** What is written down under `name`; else what `compute` gives, written down. Asked several times at once, it computes once. */
+  /**
+   * The value under `name`; if there is none, the result of `compute`, which is then written. Concurrent calls for one
+   * name compute once.
+   */
   result(name: string, compute: () => Promise<T>): Promise<T>;
-  /** Forgets everything: the run is over. */
+  /** Deletes the journal: the run is over. */
   remove(): Promise<void>;
 };
 
@@ -31,12 +34,12 @@ const numbers = z.array(z.number());
 const headSchema = z.strictObject({ key: z.string() });
 
 /**
- * The journal of one run, which alone writes it. `key`: {@link contentKey} of everything that results depend on; it
- * stands in the first line, and a journal of another key is begun anew. A damaged line is dropped with all behind it.
+ * The journal of one run; only that run writes it. `key`: {@link contentKey} of everything that results depend on, kept
+ * in the first line; a journal with another key is started afresh. A damaged line and all lines after it are dropped.
  */
 export async function openRunJournal(path: string, key: string): Promise<RunJournal> {
   await mkdir(dirname(path), { recursive: true });
-  // What follows the last line's end is torn.
+  // Text after the last newline is an incomplete line.
   const [head, ...lines] = (await readOrNothing(path)).split('\n').slice(0, -1);
   const known = new Map<string, readonly number[]>();
   if (headSchema.safeParse(parsed(head ?? '')).data?.key === key) {
@@ -51,9 +54,9 @@ export async function openRunJournal(path: string, key: string): Promise<RunJour
 }
 
 /**
- * Answers to one question (model, texts, …), in a file of the home folder that the question's content names. Several
- * commands may read and write it at once, so it only ever grows. `question`: everything that the answers depend on.
- * Lines that do not fit the schema count for nothing.
+ * Results for one question (model, texts, …), in a file of the home folder named by the question's hash. Several
+ * commands may read and write it at once, so lines are only appended. `question`: everything that the results depend
+ * on. Lines that do not fit the schema are ignored.
  */
 export async function openKeptResults<T>(
   home: string,
@@ -63,7 +66,7 @@ export async function openKeptResults<T>(
   const path = join(home, 'evaluations', `${contentKey(question).slice(0, 32)}.jsonl`);
   await mkdir(dirname(path), { recursive: true });
   const text = await readOrNothing(path);
-  // A torn last line must not swallow the next one.
+  // The next line must not be appended to an incomplete one.
   if (text !== '' && !text.endsWith('\n')) await appendFile(path, '\n');
   const known = new Map<string, T>();
   for (const line of text.split('\n')) {
@@ -77,7 +80,9 @@ export async function openKeptResults<T>(
 export const contentKey = (content: unknown): string =>
   createHash('sha256').update(canonicalJson(content)).digest('hex');
 
-/** What the model's weights are, for a question. In four bits the same source has others for every text that they were chosen on. */
+/**
+ * Identifies a model's weights, for a question. Four-bit weights also depend on the text that they were calibrated on.
+ */
 export const modelKey = ({ hash, weights, format, fourBits }: WeightsOrigin) => [
   ...[hash, weights, format],
   ...(fourBits === undefined ? [] : [fourBits]),

@@ -1,6 +1,7 @@
 /**
- * `maskroute learn`: calibration files to a mask set. Read, embed, cluster, learn one mask, learn those of groups of
- * clusters, share the clusters out, measure, write. Killed and started again with the same inputs it goes on where it was, to the same bytes.
+ * `maskroute learn`: makes a mask set from calibration files. It reads, embeds and clusters prompts, learns one mask
+ * for everybody and masks for groups of clusters, assigns masks to clusters, measures and writes. Killed and started
+ * again with the same inputs, it resumes and ends with the same bytes.
  */
 import { access, constants, mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
@@ -51,21 +52,21 @@ export type { LearnProgress } from './search/progress.ts';
 export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
-/** Part of the journal's key: raise it when the same inputs come to other results. */
+/** Part of the journal's key: raise it when the same inputs give other results. */
 const PIPELINE_VERSION = 10;
 const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
-/** Digits of a centroid's numbers: far below what moves a prompt to another cluster. */
+/** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 
 export type LearnOptions = {
   readonly model: InstalledModel;
-  /** Stand in for skipped blocks; holes without. */
+  /** Stand-ins for skipped blocks; without, skipped blocks add nothing. */
   readonly surrogates?: Surrogates | undefined;
   readonly data: readonly string[];
   /** Rows taken from each file. */
   readonly rowsMax?: number | undefined;
   readonly clusterCount: number | 'auto';
-  /** How many masks clusters share at most; as many as pay unless given. */
+  /** Most masks that clusters share; undefined: as many as pay off. */
   readonly maskCount?: number | undefined;
   /** Share of the blocks, or of their time, to leave out, in (0, 1). */
   readonly sparsity: number;
@@ -75,21 +76,21 @@ export type LearnOptions = {
   /** How many blocks of a kind may be left out. */
   readonly attention?: CountRange | undefined;
   readonly ffn?: CountRange | undefined;
-  /** What runs masks and times them; the processor unless given. */
+  /** Device that runs and times masks; the CPU unless given. */
   readonly device?: Device | undefined;
   readonly encoder: string;
   readonly encoderOptions: EncoderOptions;
   /** Folder for the mask set, the report, and the state of an unfinished run. */
   readonly out: string;
-  /** The mask set's own name. */
+  /** Name of the mask set. */
   readonly name: string;
   readonly seed?: number | undefined;
   readonly effort?: LearnEffort | undefined;
-  /** A set whose masks the run begins with, instead of searching for some: of this model, with this budget. */
+  /** An earlier set for this model and budget, whose masks the run begins with instead of searching. */
   readonly earlier?: MaskSet | undefined;
-  /** Where an unfinished run is kept; in `out`, and removed at the end, unless several runs share one. */
+  /** Journal file that several runs share; undefined: the journal is in `out`, and removed at the end. */
   readonly sharedState?: string | undefined;
-  /** What the work in this process may have of memory; what there is unless given. */
+  /** Memory that the work in this process may use; all that is available unless given. */
   readonly memory_bytes?: number | undefined;
   /** Who computes the run's units; this process unless given. */
   readonly openUnits?: OpenUnits | undefined;
@@ -132,7 +133,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     const { masks, budget, effort } = await learnWith(settings, prompts, journal);
     const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
     const report = buildReport(maskSet, prompts, masks, budget, settings.cost);
-    // Loaded here: what draws charts takes long to load, and a run that goes on somewhere else needs none.
+    // Loaded lazily: the chart library loads slowly, and a run without a report does not need it.
     const { LEARN_REPORT_FILE, writeReportHtml } = await import('./report/write-report.ts');
     await writeWhole(join(out, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
     await writeReportHtml(out);
@@ -185,7 +186,7 @@ async function learnWith(
   return { masks, budget, effort };
 }
 
-/** The effort that there is text for, and the stages that it comes to. */
+/** The effort that the amount of text justifies, and the stages of the run. */
 function planRun(
   { effort: wanted, maskCount, known: earlier }: Settings,
   { everybody, clusters }: Prompts,
@@ -210,7 +211,7 @@ function planRun(
 }
 
 /**
- * Says at once, and not after an hour's work, what is wrong with what a run reads and where it writes.
+ * Checks a run's inputs and its output folder before the work begins.
  * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `invalid_encoder`, `storage_failed`.
  */
 export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Promise<void> {
@@ -237,8 +238,8 @@ function checkName(name: string): void {
 }
 
 /**
- * Everything that results depend on but the clusters, which their names tell. How many threads compute them does not
- * change a bit.
+ * Everything that results depend on except the clusters, which are part of the results' names. The number of threads
+ * changes no bit.
  */
 async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Promise<string> {
   const { model, surrogates, data, rowsMax, sparsity, cost, context, attention, ffn, effort, seed } =
@@ -259,7 +260,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
   });
 }
 
-/** Checked by the schema that the edge will check it by. @throws ZodError when the parts contradict each other. */
+/** The mask set, checked by the schema that the edge uses. @throws ZodError when the parts contradict each other. */
 async function assemble(
   settings: Settings,
   encoder: MaskSet['encoder'],
@@ -314,7 +315,10 @@ function clusterEntries({ model, surrogates }: Settings, { clusters, kinds }: Pr
 
 const maskOf = ({ masks, clusters }: LearnedMasks, cluster: number): Mask => masks[clusters[cluster]!]!.mask;
 
-/** How many masks the clusters share, why there is only one, and what tells `evaluate` what routing gains in blocks. */
+/**
+ * The routing part of a set's record: how many masks the clusters share, why there is only one, and the lighter masks
+ * that let `evaluate` express routing's gain in blocks.
+ */
 function routingRecord({ masks, sharing, lighter }: LearnedMasks) {
   if (sharing === undefined) return {};
   return {
@@ -324,7 +328,7 @@ function routingRecord({ masks, sharing, lighter }: LearnedMasks) {
   };
 }
 
-/** A set is as old as the newest of its data: the clock would make equal runs differ. */
+/** The newest modification time of the data is the set's date: the clock would make equal runs differ. */
 async function newestChange(paths: readonly string[]): Promise<Date> {
   const changes = await Promise.all(paths.map(async (path) => (await stat(path)).mtimeMs));
   return new Date(Math.max(...changes));

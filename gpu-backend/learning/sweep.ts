@@ -1,6 +1,6 @@
 /**
- * How many clusters are best: the paper's open question, asked of one's own data. The same run for several numbers of
- * clusters; what they have in common (the mask for everybody) is learned once.
+ * Compares numbers of clusters on the user's data (the paper leaves the best number open): the same run for several
+ * numbers of clusters. What the runs have in common (the mask for everybody) is learned once.
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -20,8 +20,8 @@ export type SweepRow = {
   readonly agreement: number;
   readonly perplexity: number;
   /**
-   * Of the mask for everybody on the same prompts. Each row draws prompts of its own, so KLs compare within a row; from
-   * row to row only what clusters take off does.
+   * KL of the mask for everybody on the same prompts. Each row draws its own prompts, so compare KLs within a row;
+   * across rows compare only the relative gain of clusters.
    */
   readonly oneMask_kl: number;
   readonly largestShare: number;
@@ -30,8 +30,8 @@ export type SweepRow = {
 };
 
 /**
- * Each number's run is in a folder of its own in `out`, and `sweep.json` there has the rows so far; killed and started
- * again it goes on.
+ * Each number of clusters has a folder in `out`; `out/sweep.json` has the rows so far. Killed and started again, it
+ * resumes.
  * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
  */
 export async function sweepClusters(

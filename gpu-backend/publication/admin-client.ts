@@ -1,4 +1,7 @@
-/** The edge's admin API, or a backend's own, over HTTP: answers parsed, and errors raised as they were worded there. */
+/**
+ * Client for the admin API of an edge or of a backend: parses answers, and throws errors with the server's code and
+ * message.
+ */
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import { type ErrorCode, isErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
@@ -16,7 +19,7 @@ const wireErrorSchema = z.object({
 
 type AdminRequest = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
-  /** Below `/admin/v1`, or a backend's `/v1`, with its query. */
+  /** Path and query below `/admin/v1`, or below a backend's `/v1`. */
   readonly path: string;
   readonly body?: unknown;
 };
@@ -24,14 +27,14 @@ type AdminRequest = {
 type Requests = {
   /**
    * The answer, parsed by `schema`.
-   * @throws MaskrouteError the server's own, `edge_unreachable` or `backend_unreachable` when nobody answers in time,
-   * `backend_error` when what answers is no Maskroute.
+   * @throws MaskrouteError the server's own error; `edge_unreachable` or `backend_unreachable` when no answer comes in
+   * time; `backend_error` when the server is not Maskroute.
    */
   request<T>(request: AdminRequest, schema: z.ZodType<T>): Promise<T>;
 };
 
 export type AdminClient = Requests & { readonly edge: string };
-/** Of a backend's own API, `/v1`, with the backend key. */
+/** Client for a backend's API (`/v1`), with the backend key. */
 export type BackendClient = Requests & { readonly backend: string };
 
 export function createAdminClient(edge: string, adminKey: string): AdminClient {

@@ -1,7 +1,7 @@
 /**
- * Publishing a mask set. The files that people publish, a set and its evaluation, are read first, and what is wrong with one is
- * said before anything is sent. Then the set is stored under its content address, and one pointer is flipped at the edge. Every
- * step may be repeated. When two publish at once, one of them gets a `conflict`, and what is live is never a mixture.
+ * Publishing a mask set. The files (a set and its evaluation) are read and checked before anything is sent. Then the
+ * set is stored under its content address, and the edge flips one pointer. Every step may be repeated. Of two
+ * concurrent publications one gets a `conflict`; the live version is always one of the two.
  */
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
@@ -30,11 +30,13 @@ import { type AdminClient, listAll } from './admin-client.ts';
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` for what cannot be read. */
+/** @throws MaskrouteError `invalid_mask_set` with file and reason; `invalid_argument` when it is unreadable. */
 export const readMaskSet = (file: string): Promise<MaskSet> =>
   readArtefact(file, maskSetSchema, 'the set', 'invalid_mask_set');
 
-/** What an edge keeps of it. @throws MaskrouteError `invalid_argument` with file and reason. */
+/**
+ * The figures of an evaluation that the edge stores. @throws MaskrouteError `invalid_argument` with file and reason.
+ */
 export const readEvaluation = (file: string): Promise<EvaluationFigures> =>
   readArtefact(file, evaluationFiguresSchema, 'the evaluation', 'invalid_argument');
 
@@ -54,7 +56,7 @@ async function readArtefact<T>(
   throw invalid(checked.message);
 }
 
-/* The way to the edge. */
+/* Requests to the edge. */
 
 type PublishOutcome = {
   readonly version: string;
@@ -67,9 +69,9 @@ type PublishOutcome = {
 };
 
 /**
- * Stores the set, unless it could not go live, with what was measured of it (`figures`), and makes it live where `activate`
- * asks for it. What is refused leaves nothing behind, unless another publisher comes in between.
- * @throws MaskrouteError as the edge words it: another model or encoder, `conflict`, no right to; `invalid_argument` for figures
+ * Stores the set and its evaluation (`figures`), and with `activate` makes the set live. A set that could not go live is
+ * refused and not stored, except when another publisher comes in between.
+ * @throws MaskrouteError the edge's own: another model or encoder, `conflict`, `forbidden`; `invalid_argument` for figures
  * of another set.
  */
 export async function publishMaskSet(
@@ -86,7 +88,7 @@ export async function publishMaskSet(
   const version = maskSetVersion(set);
   if (figures !== undefined && !hasRowOf(figures, version)) throw invalid(`No row is of ${version}`);
   const live = await livePublication(client, tenant);
-  // A version that only some see goes live for everyone, or by another schedule.
+  // A version in a partial rollout is activated again: for everyone, or with another schedule.
   const isEveryones = live?.version === version && live.share === 1;
   if (!isEveryones) await storeMaskSet(client, set, tenant, 'publishable');
   if (figures !== undefined) await storeEvaluation(client, version, figures, tenant);
@@ -108,8 +110,8 @@ export async function publishMaskSet(
 }
 
 /**
- * Not live yet; the same set again is the same. `publishable`: only what could go live.
- * @throws MaskrouteError as the edge words it.
+ * Stores the set without making it live; storing it again changes nothing. `publishable`: refuses a set that could not go
+ * live. @throws MaskrouteError the edge's own.
  */
 export async function storeMaskSet(
   client: AdminClient,
@@ -121,7 +123,7 @@ export async function storeMaskSet(
   await client.request({ method: 'POST', path: `/mask-sets?${query}`, body: set }, maskSetSummarySchema);
 }
 
-/** Of a stored set; in place of what was measured of it before. @throws MaskrouteError as the edge words it. */
+/** Stores the evaluation of a stored set; replaces an earlier one. @throws MaskrouteError the edge's own. */
 export async function storeEvaluation(
   client: AdminClient,
   version: string,
@@ -132,7 +134,7 @@ export async function storeEvaluation(
   await client.request({ method: 'PUT', path, body: figures }, listSchema(evaluatedRowSchema));
 }
 
-/** Makes the version live that was live before. @throws MaskrouteError `conflict` when nothing came before. */
+/** Makes the previously live version live again. @throws MaskrouteError `conflict` when there is none. */
 export async function rollBack(client: AdminClient, tenant: string): Promise<Publication> {
   const live = await livePublication(client, tenant);
   const body = { tenant, expected_version: live?.version ?? null };
@@ -160,7 +162,10 @@ export async function livePublication(
 export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
   listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
-/** The names of mask sets by version: of the tenant's own, and of those of `versions` that it has from the default. */
+/**
+ * Names of mask sets by version: the tenant's own sets, and those of `versions` that it inherits from the default
+ * tenant.
+ */
 export async function namesOfVersions(
   client: AdminClient,
   tenant: string,
@@ -182,7 +187,7 @@ const namedSchema = z.object({ name: z.string() });
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;
 
-/** When and how fast a publication takes hold, and its bounds, as people write them on a command line. */
+/** Start time, rollout and bounds of a publication, as command-line flags. */
 export type ScheduleFlags = {
   /** An ISO time with its zone. */
   readonly at?: string;
@@ -206,7 +211,7 @@ export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
   };
 }
 
-/** `Date` alone would take 30 February for 2 March. */
+/** `Date` alone would read 30 February as 2 March. */
 const zonedTime = z.iso.datetime({ offset: true });
 
 function parseTime(text: string): string {

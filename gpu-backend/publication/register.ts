@@ -1,6 +1,6 @@
 /**
- * Keeps the edge's registry in step with backends that come and go: each has an entry while it is ready. A scaler knows
- * backends by number and nothing else, and so does this.
+ * Keeps the edge's registry of backends up to date while an autoscaler starts and stops them: each backend has an entry
+ * while it is ready. Like the autoscaler, it knows backends only by their number.
  */
 import { z } from 'zod';
 import { backendSchema } from '../../shared/wire/backend-load.ts';
@@ -14,17 +14,17 @@ export type Fleet = {
   readonly id: string;
   /** How the edge reaches it. */
   readonly url: string;
-  /** How this process does. */
+  /** How this process reaches it. */
   readonly probe: string;
   readonly regions: readonly string[];
 };
 
 export type Registrar = {
   /**
-   * Asks all once, and changes what has to change. An entry with another address belongs to somebody else, another
-   * region say: it is reported as `foreign` and stays as it is. When no backend is ready nothing changes: then it is more
-   * likely that this process is cut off, and an edge without entries would be of no more use.
-   * @throws MaskrouteError what the edge answers, `edge_unreachable`.
+   * Probes all backends once and updates their entries. An entry with another address belongs to somebody else, for
+   * example another region: it is reported as `foreign` and not changed. When no backend is ready, nothing changes:
+   * most likely this process has lost its network, and removing all entries would help nobody.
+   * @throws MaskrouteError the edge's own, or `edge_unreachable`.
    */
   look(): Promise<Looked>;
 };
@@ -33,7 +33,7 @@ export type Registrar = {
 type Looked = Readonly<Record<'added' | 'removed' | 'foreign', string[]>>;
 
 const PROBE_TIMEOUT_ms = 2_000;
-/** A backend that says that it is not ready is believed at once, a silent one the second time. */
+/** A backend that answers "not ready" loses its entry at once; a silent one after this many probes. */
 const SILENCES_MAX = 2;
 
 type Condition = 'ready' | 'not_ready' | 'silent';
@@ -67,7 +67,7 @@ export function createRegistrar(client: AdminClient, fleet: Fleet): Registrar {
           await client.request({ method: 'POST', path: '/backends', body }, backendSchema);
           looked.added.push(id);
         } else if (gone && entry?.enabled === true) {
-          // A disabled entry stays as it is: somebody wanted that.
+          // A disabled entry is not changed: an administrator disabled it.
           await client.request({ method: 'DELETE', path: `/backends/${id}` }, z.looseObject({}));
           looked.removed.push(id);
         }

@@ -3,15 +3,15 @@
  * `openapi/endpoints.ts` lists the endpoints, with what each takes and answers.
  *
  * Mask sets and publications are described in `publication-wire.ts`, figures in `stats-wire.ts`, backends in
- * `wire/backend-load.ts`; how lists have pages stands at {@link pageQuerySchema}. `tenant` is a tenant id; absent or empty
- * it means the default that every tenant without its own uses. A tenant's own admin key needs no `tenant`: it means its
- * own, and every other is refused with 403.
+ * `wire/backend-load.ts`, pagination at {@link pageQuerySchema}. `tenant` is a tenant id; absent or empty it means the
+ * default, which every tenant without mask sets of its own uses. With a tenant's own admin key `tenant` defaults to
+ * that tenant, and any other is refused with 403.
  */
 import { z } from 'zod';
 import { ROUTING_POLICIES } from '../embedding/encoder.ts';
 import { parseOrNull } from '../wire/parse-body.ts';
 
-/** The owner of what no tenant owns. */
+/** The owner of everything that belongs to no tenant. */
 export const DEFAULT_TENANT = '';
 
 /** The id of a tenant, an experiment or a backend. */
@@ -21,41 +21,41 @@ export const slug = z
 export const tenantId = slug;
 export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
 export const version = z.string().regex(/^v_[0-9a-f]{24}$/, 'expected v_ and 24 hexadecimal digits');
-/** `abort`: text that is no time is compared with nothing. */
+/** `abort`: after a malformed time, later checks (such as comparisons) do not run. */
 export const timestamp = z.iso.datetime({ abort: true });
 
 /*
- * Lists and their pages. Keys, tenants, mask sets, publications and experiments are listed newest first:
- * `?limit=` says how many an answer has, `?before=` takes the `next` of the answer before, and `?q=` looks for a text. Usage is listed in the
- * order of what it is grouped by, and takes its `next` as `?after=`. Without them an answer is the first page.
+ * Lists and pagination. Keys, tenants, mask sets, publications and experiments are listed newest first: `?limit=` is
+ * the page size, `?before=` takes the `next` of the previous page, and `?q=` searches. Usage is listed by its groups,
+ * and takes its `next` as `?after=`. Without these parameters the answer is the first page.
  */
 
 const LIST_COUNT_MAX = 200;
 
-/** The answer to a DELETE that leaves nothing to show. */
+/** The answer to a DELETE that removes an object. */
 export const deletedSchema = z.object({ id: z.string(), deleted: z.literal(true) });
 
 export const listSchema = <T extends z.ZodType>(item: T) =>
   z.object({
     object: z.literal('list'),
     data: z.array(item),
-    /** Whether there are more, and where they begin; of lists that have pages. */
+    /** Whether there is another page, and its cursor; only in lists that have pages. */
     has_more: z.boolean().optional(),
     next: z.string().nullable().optional(),
   });
 
-/** Where a page ended: what its last item is sorted by, and what tells it from others that are sorted alike. */
+/** The end of a page: the sort key of its last item, and the id that breaks ties. */
 export type Cursor = { readonly at: number; readonly id: string };
 
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
 /**
- * Of every list, also of those that are short enough to have no pages. Here and in what extends it, a field that no list
- * knows is refused: a filter that does nothing would show what it should leave out.
+ * The search parameter of every list, including lists without pages. Unknown parameters are refused, here and in the schemas
+ * that extend this one: an unknown filter would be ignored and show too much.
  */
 export const searchQuerySchema = z.strictObject({
-  /** Only what has this text in its id or name, or in what else tells it from others. */
+  /** Only items with this text in their id, name or another identifying field. */
   q: z.string().min(1).max(200).optional(),
 });
 
@@ -79,7 +79,7 @@ export const tenantPageQuerySchema = pageQuerySchema.extend({ tenant: z.string()
 
 export const TEXTS_KEPT_DAYS_MAX = 90;
 
-/** Null: no limit. Counted over any sixty seconds, and by the day of UTC. */
+/** A limit over any 60 seconds, or over a UTC day; null: no limit. */
 const budget = z.int().min(1).max(1e12).nullable();
 const tenantFields = {
   name: z.string().min(1).max(200),
@@ -87,17 +87,17 @@ const tenantFields = {
   routing_policy: z.enum(ROUTING_POLICIES),
   /** A disabled tenant's keys are refused. */
   enabled: z.boolean(),
-  /** Without `:dense`; null: every model. */
+  /** Model names without `:dense`; null: every model. */
   models: z.array(z.string().min(1).max(300)).min(1).max(64).nullable(),
-  /** No mask of a request skips a larger share of blocks; null: any may. */
+  /** The largest share of blocks that a request's mask may skip; null: no limit. */
   sparsity_max: z.number().min(0).max(1).nullable(),
-  /** The least agreement with dense of a set that goes live or that requests are routed by; null: any. */
+  /** The least agreement with dense that a mask set must have to go live and to route requests; null: no limit. */
   agreement_min: z.number().min(0).max(1).nullable(),
   requests_per_minute: budget,
   tokens_per_minute: budget,
   requests_per_day: budget,
   tokens_per_day: budget,
-  /** For how many days prompts and answers are kept, to be read beside their request; null: not at all. */
+  /** Days for which prompts and answers are kept with their requests; null: not kept. */
   texts_kept_days: z.int().min(1).max(TEXTS_KEPT_DAYS_MAX).nullable(),
 };
 
@@ -125,16 +125,19 @@ export const updateTenantSchema = z
 export type TenantChange = z.infer<typeof updateTenantSchema>;
 export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy', 'texts_kept_days'];
 
-/** What of the live mask set the tenant's terms forbid, with the code that publishing it now would be refused with. */
+/**
+ * Ways in which the live mask set violates the tenant's limits: the error codes with which publishing it now would be
+ * refused.
+ */
 const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const;
 
 export const tenantSchema = z.object({
   id: z.string(),
   ...tenantFields,
-  /** An edge of the release before does not say. */
+  /** Absent in answers of an edge of the previous release. */
   texts_kept_days: tenantFields.texts_kept_days.default(null),
   created_at: timestamp,
-  /** Of one tenant only, not in lists; absent, too, while the live set cannot be read. */
+  /** Only in the answer for a single tenant, not in lists; also absent while the live set cannot be read. */
   warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),
 });
 export type Tenant = z.infer<typeof tenantSchema>;
@@ -144,9 +147,9 @@ export const budgetUseSchema = z.object({
   unit: z.enum(['requests', 'tokens']),
   window: z.enum(['minute', 'day']),
   limit: z.int(),
-  /** Settled and reserved. */
+  /** Used tokens or requests, settled and reserved. */
   used: z.int(),
-  /** When nothing of it is used any more, if nothing is asked until then. */
+  /** When usage is back to 0 if no further request comes. */
   resets_at: timestamp,
 });
 export type BudgetUse = z.infer<typeof budgetUseSchema>;
@@ -156,12 +159,12 @@ export type BudgetUse = z.infer<typeof budgetUseSchema>;
 export const API_KEY_KINDS = ['tenant', 'viewer', 'tenant_admin', 'admin'] as const;
 export type ApiKeyKind = (typeof API_KEY_KINDS)[number];
 
-/** What somebody may do who administrates: a `viewer` reads, of one tenant or of all. */
+/** Roles of administrators. A `viewer` only reads, one tenant or all. */
 export const ROLES = ['viewer', 'tenant_admin', 'admin'] as const satisfies ApiKeyKind[];
 export type Role = (typeof ROLES)[number];
 
-/** A key that has ended before it is made opens nothing; in a rotation it would replace a key that works. */
-const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is over already').optional();
+/** A time in the past is refused: such a key would never work, and in a rotation it would replace a working key. */
+const keyEnd = timestamp.refine((time) => Date.parse(time) > Date.now(), 'is in the past').optional();
 
 export const createKeySchema = z
   .strictObject({
@@ -181,12 +184,12 @@ export const apiKeySchema = z.object({
   kind: z.enum(API_KEY_KINDS),
   tenant: z.string(),
   name: z.string(),
-  /** The first characters of the key, to tell keys apart. */
+  /** The first characters of the key, to recognise it by. */
   prefix: z.string(),
   created_at: timestamp,
   expires_at: timestamp.nullable(),
   revoked_at: timestamp.nullable(),
-  /** The id of the key that a rotation made in its place. */
+  /** The id of the key that replaced it in a rotation. */
   replaced_by: z.string().nullable(),
 });
 export type ApiKey = z.infer<typeof apiKeySchema>;
@@ -196,9 +199,9 @@ export type CreatedKey = z.infer<typeof createdKeySchema>;
 
 export const ROTATION_OVERLAP_MAX_s = 30 * 86_400;
 export const rotateKeySchema = z.strictObject({
-  /** How long the old key works beside the new one. */
+  /** How long the old key keeps working after the rotation. */
   overlap_s: z.int().min(0).max(ROTATION_OVERLAP_MAX_s).default(3600),
-  /** Of the new key; absent: never. */
+  /** When the new key expires; absent: never. */
   expires_at: keyEnd,
 });
 
@@ -210,7 +213,7 @@ export const keysQuerySchema = tenantPageQuerySchema.extend({
 export const endedSessionsSchema = z.object({
   /** The id of the key that opened them, or `root`. */
   actor: z.string(),
-  /** Those that were opened later go on. */
+  /** Sessions that were opened before this time have ended. */
   ended_before: timestamp,
 });
 export type EndedSessions = z.infer<typeof endedSessionsSchema>;
@@ -225,20 +228,20 @@ const AFTER_CHARS_MAX = 1000;
 const day = z.iso.date({ abort: true });
 const daysAgo = (days: number): string => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
 
-/** Days are of UTC, both included. */
+/** `from` and `to` are UTC days, both included. */
 export const usageQuerySchema = z
   .strictObject({
     tenant: z.string().optional(),
     from: day.default(() => daysAgo(USAGE_DAYS - 1)),
     to: day.default(() => daysAgo(0)),
-    /** One, or several with commas. */
+    /** One field, or several with commas. */
     group: z
       .string()
       .default('day')
       .transform((text) => text.split(','))
       .pipe(z.array(z.enum(USAGE_GROUPS)).max(USAGE_GROUPS.length)),
     limit: z.coerce.number().pipe(z.int().min(1).max(USAGE_ROWS_MAX)).default(USAGE_ROWS_MAX),
-    /** The `next` of an answer to the same question: what the last row of that page is grouped by. */
+    /** The `next` of the previous page of the same query: the group of its last row. */
     after: z
       .string()
       .max(AFTER_CHARS_MAX)
@@ -253,7 +256,7 @@ export const usageQuerySchema = z
   });
 export type UsageQuery = z.infer<typeof usageQuerySchema>;
 
-/** What is not grouped by is null. */
+/** Fields that the query does not group by are null. */
 export const usageRowSchema = z.object({
   tenant: z.string().nullable(),
   day: z.string().nullable(),
@@ -267,22 +270,25 @@ export const usageRowSchema = z.object({
 export type UsageRow = z.infer<typeof usageRowSchema>;
 
 /*
- * What the dashboard's page and the edge say to each other beside the admin API: the session.
+ * The dashboard's session endpoints, in addition to the admin API.
  *
  * | method and path | body | answer |
  * |---|---|---|
  * | `POST /dashboard/session`   | {@link loginSchema} | {@link sessionSchema}, and the session's cookie |
- * | `GET /dashboard/session`    |                     | {@link sessionSchema}; 204 when nobody is logged in, 401 when a session has ended |
- * | `DELETE /dashboard/session` |                     | 204; the cookie is gone and the session has ended, copies of it within 5 s everywhere |
- * | `DELETE /dashboard/session?everywhere=true` |     | the same of all sessions that the key has opened |
+ * | `GET /dashboard/session` | | {@link sessionSchema}; 204 when nobody is logged in, 401 when a session has ended |
+ * | `DELETE /dashboard/session` | | 204; removes the cookie and ends the session, everywhere within 5 s |
+ * | `DELETE /dashboard/session?everywhere=true` | | ends all sessions of the key |
  *
- * With the cookie, the admin API takes requests without a key. Those that change something, logging out
- * included, must come from the page's own origin and carry the session's token in {@link CSRF_HEADER}.
+ * With the cookie the admin API accepts requests without a key. Requests that change something, including logging out,
+ * must come from the page's own origin and carry the session's token in {@link CSRF_HEADER}.
  */
 
 export const CSRF_HEADER = 'x-maskroute-csrf';
 
-/** Of the 204 of `GET /dashboard/session`: who else says who somebody is, at `GET /dashboard/sign-in` (OpenID Connect). */
+/**
+ * Header of the 204 of `GET /dashboard/session`: the OpenID Connect provider of `GET /dashboard/sign-in`, if one is
+ * configured.
+ */
 export const SIGN_IN_HEADER = 'x-maskroute-sign-in';
 
 export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
@@ -292,7 +298,7 @@ export const sessionSchema = z.object({
   actor: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
-  /** An edge of the release before does not say. */
+  /** Absent in answers of an edge of the previous release. */
   role: z.enum(ROLES).default('admin'),
   csrf: z.string(),
   expires_at: z.iso.datetime(),
@@ -300,29 +306,32 @@ export const sessionSchema = z.object({
 export type Session = z.infer<typeof sessionSchema>;
 
 /*
- * The log of what administrators changed: `GET /admin/v1/audit?tenant=&q=` lists it, the newest first,
- * `GET /admin/v1/audit/{id}` shows one entry, and `GET /admin/v1/audit/export?tenant=` is all of it as rows of JSON. A
- * tenant's own administrator sees what was changed of that tenant. It is kept for `AUDIT_KEPT_DAYS` of the edge's configuration.
+ * The audit log of administrators' changes: `GET /admin/v1/audit?tenant=&q=` lists it, the newest first, `GET
+ * /admin/v1/audit/{id}` shows one entry, and `GET /admin/v1/audit/export?tenant=` is the whole log as JSON lines. A
+ * tenant's own administrator sees only that tenant's changes. Entries are kept for `AUDIT_KEPT_DAYS` of the edge's
+ * configuration.
  */
 
 export const auditEntrySchema = z.object({
   id: z.int(),
   created_at: timestamp,
-  /** The tenant that it was about; empty for the whole edge. */
+  /** The tenant that was changed; empty for changes to the whole edge. */
   tenant: z.string(),
-  /** The id of the key, `root`, or who signed in. */
+  /** The id of the key, `root`, or the name of the signed-in person. */
   actor: z.string(),
-  /** Null where nobody before the edge can be believed, as on one machine. */
+  /** The client's IP address; null where no trusted proxy reports it, as on one machine. */
   address: z.string().nullable(),
   /** Method and route: `PATCH /tenants/:id`. */
   action: z.string(),
-  /** What it was about: `/tenants/acme`. */
+  /** The changed object: `/tenants/acme`. */
   target: z.string(),
-  /** Null where there was nothing, or it is not known what. Keys are not in it, only what their lists show. */
+  /**
+   * State before the change; null if there was none or it is unknown. Never contains keys, only what their lists show.
+   */
   before: z.unknown().nullable(),
-  /** Null where nothing is left, and where the edge never heard what became of it: see `is_known`. */
+  /** State after the change; null if nothing is left or the outcome is unknown (see `is_known`). */
   after: z.unknown().nullable(),
-  /** False: the edge ended, or failed, before it could write down what became of it. */
+  /** False: the edge stopped or failed before it recorded the outcome. */
   is_known: z.boolean(),
   request_id: z.string(),
 });

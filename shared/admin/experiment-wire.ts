@@ -1,10 +1,10 @@
 /**
- * Experiments on the wire of the admin API.
+ * The wire format of experiments in the admin API.
  *
- * An id is its tenant's own, so two tenants may have the same id: `?tenant=` on every path with an `{id}` says whose
- * experiment is meant. An administrator of all who names no tenant means the experiment that belongs to nobody, or else
- * the only one of that id (409 where there are several). A tenant's own admin key sees and makes experiments on its own
- * tenant. Those that belong to nobody (an empty `tenant`) may span several tenants.
+ * Ids are unique only within a tenant, so every path with an `{id}` takes `?tenant=`. Without it, an administrator of
+ * all tenants gets the experiment with an empty `tenant`, or else the only one with that id (409 if there are several).
+ * A tenant's own admin key sees and creates only its tenant's experiments. Experiments with an empty `tenant` may span
+ * several tenants.
  */
 import { z } from 'zod';
 import { STICKY_KINDS } from '../mask/sticky.ts';
@@ -26,7 +26,9 @@ const variantSchema = z.strictObject({
   mask_set: z.union([z.literal(DENSE_VARIANT), version]),
 });
 
-/** Codes as Cloudflare gives them with a request. `NA` is a continent and a country, so each says which it is. */
+/**
+ * Codes as Cloudflare reports them for a request. `NA` is both a continent and a country, so a place names its kind.
+ */
 const placeSchema = z.union([
   z.strictObject({ continent: z.string().regex(/^[A-Z]{2}$/) }),
   z.strictObject({ country: z.string().regex(/^[A-Z0-9]{2}$/) }),
@@ -42,9 +44,9 @@ const definitionFields = {
   models: z.array(z.string().min(1).max(300)).max(SCOPE_MAX).default([]),
   /** Where requests come in; empty: everywhere. */
   regions: z.array(placeSchema).max(SCOPE_MAX).default([]),
-  /** What always gets the same variant. */
+  /** What is always assigned to the same variant. */
   sticky: z.enum(STICKY_KINDS).default('conversation'),
-  /** The first one is what the others are compared with. */
+  /** The first variant is the control. */
   variants: z
     .array(variantSchema)
     .min(2)
@@ -56,9 +58,9 @@ const definitionFields = {
   starts_at: timestamp.optional(),
   /** Absent: until it is stopped. */
   ends_at: timestamp.optional(),
-  /** The share of its requests that run again in the background, to be compared with the dense model. */
+  /** Share of its requests that run again in the background, for comparison with the dense model. */
   shadow_share: z.number().min(0).max(0.2).default(0.01),
-  /** The chance that a difference is claimed where there is none, however often people look. */
+  /** Probability of reporting a difference where there is none, however often the results are looked at. */
   alpha: z.number().min(0.001).max(0.2).default(0.05),
 };
 
@@ -75,11 +77,11 @@ export const createExperimentSchema = z
   .refine(endsLater, ENDS_LATER)
   .refine(namesTenantsRightly, TENANTS_RIGHTLY);
 
-/** What an experiment is, apart from its name: fixed once it was started. */
+/** An experiment's definition without its id; fixed once it is started. */
 export const experimentDefinitionSchema = z.strictObject(definitionFields).refine(endsLater, ENDS_LATER);
 export type ExperimentDefinition = z.infer<typeof experimentDefinitionSchema>;
 
-/** The fields to change in a draft; what is absent stays, what is null goes back to its preset. */
+/** Changes to a draft: absent fields stay, null resets a field to its default. */
 export const changeExperimentSchema = z.strictObject(
   Object.fromEntries(Object.keys(definitionFields).map((name) => [name, z.unknown().optional()])),
 );
@@ -100,9 +102,9 @@ export const experimentSchema = z.object({
 });
 export type Experiment = z.infer<typeof experimentSchema>;
 
-/* What came of an experiment. */
+/* Results of an experiment. */
 
-/** What was counted of a group of requests. `errors` are those that are not the client's doing. */
+/** Counts of a group of requests. `errors`: failed requests, without those that the client caused. */
 export type Sums = {
   readonly requests: number;
   readonly errors: number;
@@ -115,13 +117,13 @@ export type Sums = {
   readonly agreement: Moments;
 };
 
-/** What there are quantiles of: time to the first token, and time a token after it. */
+/** Measures with quantiles: time to first token, and time per output token. */
 export const LATENCY_MEASURES = ['ttft', 'tpot'] as const;
 export type LatencyMeasure = (typeof LATENCY_MEASURES)[number];
 export type Latencies = Readonly<Record<LatencyMeasure, Histogram>>;
 
 const mean = z.number().nullable();
-/** Milliseconds, each at most 9 % off; null without values. Counted since the release that began to. */
+/** Quantiles in ms, each at most 9 % off; null without values, or from before quantiles were counted. */
 export const quantilesSchema = z.object({ p50: z.number(), p95: z.number(), p99: z.number() }).nullable();
 
 export const figuresSchema = z.object({
@@ -142,9 +144,9 @@ export const figuresSchema = z.object({
   ratings: z.int(),
   /** Share of the ratings that are good. */
   rating_up: mean,
-  /** Requests that were run again, dense, in the background. */
+  /** Requests that ran again in the background, dense. */
   compared: z.int(),
-  /** Mean share of their tokens before the first that differs from dense. */
+  /** Mean share of their tokens before the first token that differs from dense. */
   agreement: mean,
 });
 export type Figures = z.infer<typeof figuresSchema>;
@@ -164,12 +166,12 @@ const comparisonSchema = z.object({
   metric: z.enum(METRICS),
   control_mean: mean,
   mean,
-  /** The variant's mean minus the control's. Null with the rest while there are too few values. */
+  /** The variant's mean minus the control's. It and the fields below are null while there are too few values. */
   difference: z.number().nullable(),
   low: z.number().nullable(),
   high: z.number().nullable(),
   p_value: z.number().nullable(),
-  /** `differs`: neither is better as such (longer answers). */
+  /** `differs`: the measure has no better direction (such as the length of answers). */
   verdict: z.enum(['better', 'worse', 'differs', 'undecided', 'too_few']),
 });
 export type Comparison = z.infer<typeof comparisonSchema>;
@@ -180,7 +182,7 @@ export const experimentResultsSchema = z.object({
   control: z.string(),
   /** Empty: everywhere. */
   region: z.string(),
-  /** The chance that any interval of one metric misses, at any time of looking: variants share it. */
+  /** Probability that any variant's interval for one metric ever misses the true difference. */
   alpha: z.number(),
   variants: z.array(
     z.object({ name: z.string(), mask_set: z.string(), weight: z.number(), figures: figuresSchema }),

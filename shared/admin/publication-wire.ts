@@ -1,6 +1,6 @@
 /**
- * Mask sets and their publications on the wire of the admin API, whose table of endpoints stands in `admin-wire.ts`: a
- * set is stored once, and a publication says from when on, in what steps and within which bounds requests see it.
+ * The wire format of mask sets and publications in the admin API: a set is stored once, and a publication says when, in
+ * which steps and within which bounds requests see it.
  */
 import { z } from 'zod';
 import { DEFAULT_TENANT, ownerId, timestamp, version } from './admin-wire.ts';
@@ -18,14 +18,14 @@ export const maskSetSummarySchema = z.object({
 });
 export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
 
-/** Of `POST /admin/v1/mask-sets`. */
+/** The query of `POST /admin/v1/mask-sets`. */
 export const storeMaskSetQuerySchema = z.strictObject({
   tenant: z.string().optional(),
-  /** Stores only what could go live for the tenant now: what a publication would refuse is refused, and not stored. */
+  /** Refuses a set that a publication for the tenant would refuse now, instead of storing it. */
   publishable: z.stringbool().default(false),
 });
 
-/** The version that the caller believes is live; null = nothing is live; absent = whatever is. */
+/** The version that the caller believes is live; null: none; absent: not checked. */
 const expectedVersion = version.nullable().optional();
 
 const ROLLOUT_STEPS_MAX = 20;
@@ -47,19 +47,19 @@ export const rolloutSchema = z
   });
 
 /**
- * When the edge takes a publication back by itself. Compared are the requests since the activation that were routed to
- * one of its masks: those of the last 15 minutes; where these are fewer than `requests_min`, of the last two hours, and
- * where these are, of the last day.
+ * When the edge rolls a publication back automatically. It looks at requests since the activation that were routed to
+ * one of its masks: of the last 15 minutes; if these are fewer than `requests_min`, of the last two hours; and if these
+ * are still fewer, of the last day.
  */
 export const autoRollbackSchema = z
   .strictObject({
-    /** Highest share of requests that fail, and neither for the client's doing nor because nobody answered in time. */
+    /** Highest share of failed requests, not counting failures that the client caused or timeouts. */
     error_rate_max: z.number().min(0).lt(1).optional(),
     /** Highest mean time per token, in milliseconds. */
     tpot_ms_max: z.number().gt(0).optional(),
-    /** Highest mean time per token, as a multiple of the replaced version's in the same time. */
+    /** Highest mean time per token, as a multiple of the replaced version's in the same period. */
     tpot_ratio_max: z.number().gt(1).optional(),
-    /** Nothing is decided on fewer requests than this. */
+    /** With fewer requests than this nothing is decided. */
     requests_min: z.int().min(1).max(1_000_000).default(100),
   })
   .refine(({ requests_min: _, ...bounds }) => Object.values(bounds).some((bound) => bound !== undefined), {
@@ -71,17 +71,17 @@ export const publishSchema = z.strictObject({
   version,
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
-  /** False checks that the set could go live, and changes nothing. */
+  /** False: only checks whether the set could go live, and changes nothing. */
   activate: z.boolean().default(true),
   /** Until then the version that is live now stays. Absent or past: at once. */
   activate_at: timestamp.optional(),
-  /** The steps on the way to everyone; without them everyone sees the new version at once. */
+  /** Steps of a gradual rollout; empty: all conversations see the new version at once. */
   rollout: rolloutSchema.default([]),
   auto_rollback: autoRollbackSchema.optional(),
 });
 export type PublishBody = z.input<typeof publishSchema>;
 
-/** Of the newest publication: it stays where it is, or goes on. */
+/** Pauses or resumes the newest publication. */
 export const holdSchema = z.strictObject({
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
@@ -97,58 +97,58 @@ export const PUBLICATION_ACTIONS = ['activate', 'rollback', 'pause', 'resume'] a
 export const publicationSchema = z.object({
   id: z.string(),
   tenant: z.string(),
-  /** Null: nothing is live any more, since a first publication was called off. */
+  /** Null: nothing is live any more, because a first publication was cancelled. */
   version: z.string().nullable(),
   /** The version that was live before. */
   replaced_version: z.string().nullable(),
   action: z.enum(PUBLICATION_ACTIONS),
-  /** The id of the key that did it, `root`, or {@link AUTO_ROLLBACK}. */
+  /** The id of the publishing key, `root`, or {@link AUTO_ROLLBACK}. */
   actor: z.string(),
   created_at: timestamp,
   activate_at: timestamp,
   rollout: rolloutSchema,
   auto_rollback: autoRollbackSchema.nullable(),
-  /** Which bound was crossed, when the edge took a version back by itself. */
+  /** Which bound was crossed, for an automatic rollback. */
   reason: z.string().nullable(),
 });
 export type Publication = z.infer<typeof publicationSchema>;
 
-/** The actor of a rollback that no person asked for. */
+/** The actor of an automatic rollback. */
 export const AUTO_ROLLBACK = 'auto-rollback';
 
 /** The newest publication, with the share of conversations that see it at this moment. */
 export const livePublicationSchema = publicationSchema.extend({
   version: z.string(),
   share: z.number().min(0).max(1),
-  /** What the others see; null when this is everyone's, or when nothing came before. */
+  /** The version that the other conversations see; null when all see this one, or when nothing came before. */
   base_version: z.string().nullable(),
-  /** What a rollback brings back; null when nothing came before. */
+  /** The version that a rollback makes live again; null when nothing came before. */
   previous_version: z.string().nullable(),
-  /** Since when its steps wait for somebody to let them go on; null: they go on by themselves. */
+  /** Since when its rollout is paused; null: it is not. */
   paused_at: timestamp.nullable(),
-  /** When the share changes next; null when everyone sees it, and while it is paused. */
+  /** When the share changes next; null when the rollout is complete or paused. */
   next_step_at: timestamp.nullable(),
 });
 export type LivePublication = z.infer<typeof livePublicationSchema>;
 
-/** What a part of a tenant's conversations sees. */
+/** A version, and the share of a tenant's conversations that see it. */
 const servedPartSchema = z.object({
-  /** Whose it is: the tenant itself, or empty for the default one. */
+  /** Owner of the publication: the tenant, or empty for the default. */
   tenant: z.string(),
   /** Null: they run dense. */
   version: z.string().nullable(),
-  /** Of the conversations, 0 to 1. */
+  /** Share of the conversations, 0 to 1. */
   share: z.number(),
 });
 export type ServedPart = z.infer<typeof servedPartSchema>;
 
-/** What a tenant's requests are routed by. While a publication takes hold, what most of them see. */
+/** The version by which a tenant's requests are routed; during a rollout, the version that most of them see. */
 export const publicationInUseSchema = z.object({
-  /** Whose it is: the tenant itself, or empty for the default one. */
+  /** Owner of the publication: the tenant, or empty for the default. */
   tenant: z.string(),
   version: z.string(),
   activate_at: timestamp,
-  /** All that is seen, the largest part first; more than one while a publication takes hold. */
+  /** All versions in use, the largest share first; several during a rollout. */
   parts: z.array(servedPartSchema).default([]),
 });
 export type PublicationInUse = z.infer<typeof publicationInUseSchema>;

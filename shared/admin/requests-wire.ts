@@ -1,15 +1,15 @@
 /**
- * Requests one by one: the events that the edge makes of each, and how the admin API shows them.
+ * Single requests: the events that the edge emits for each, and how the admin API shows them.
  *
- * The edge says what became of every request that it finished, and later what people thought of it: events that go to a queue
- * off the request's path and are counted from there into usage and outcomes. A message may come twice, so counting goes by
- * `id`.
+ * The edge emits an event for every finished request, and later for its rating and its comparison. Events go to a queue
+ * outside the request's path, and from there into usage and outcomes. A message may be delivered twice, so each `id`
+ * counts once.
  */
 import { z } from 'zod';
 import { FALLBACK_REASONS } from '../wire/protocol.ts';
 import { tenantPageQuerySchema, timestamp } from './admin-wire.ts';
 
-/** Unique a request, made at the edge: never the client's own request id, which it may send twice. */
+/** Unique for each request and made by the edge; never the client's request id, which it may send twice. */
 export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
 
 const REQUEST_SOURCES = ['client', 'playground'] as const;
@@ -26,18 +26,18 @@ export const requestEventSchema = z.strictObject({
   day: z.iso.date(),
   created_at_ms: z.int(),
   endpoint: z.enum(['chat', 'completion']),
-  /** Without `:dense`. */
+  /** The model's name without `:dense`. */
   model: z.string(),
   /** A mask id, `dense`, or `custom` for a client's own layers that this edge could not name. */
   mask: z.string(),
-  /** Null: only the backend knows it, and it did not say. */
+  /** Null when only the backend knew it and did not report it. */
   sparsity: z.number().nullable(),
   mask_set: z.string().nullable(),
   version: z.string().nullable(),
   cluster: z.int().nullable(),
   similarity: z.number().nullable(),
   experiment: z.string(),
-  /** Whose it is; '' for nobody's, and without one. */
+  /** The experiment's tenant; '' if it has none, or without an experiment. */
   experiment_owner: z.string(),
   variant: z.string(),
   region: z.string(),
@@ -45,36 +45,36 @@ export const requestEventSchema = z.strictObject({
   backend: z.string().nullable(),
   fallback: z.enum(FALLBACK_REASONS).nullable(),
   stream: z.boolean(),
-  /** Of the answer; 499 when the client hung up, or its own deadline passed, before there was one. */
+  /** HTTP status of the answer; 499 when the client hung up, or its deadline passed, before there was one. */
   status: z.int(),
   error_code: z.string().nullable(),
   prompt_tokens: z.int().min(0),
   completion_tokens: z.int().min(0),
   /**
    * Whether the tokens are the backend's own count. False when it could not be asked: then they are what the tenant's
-   * budget is charged, and without a budget those that were seen to pass.
+   * budget was charged or, without a budget, the tokens that the edge saw pass.
    */
   counted: z.boolean(),
   /** From the request's arrival at the edge to the first bytes of the answer; null when none came. */
   ttft_ms: duration_ms,
-  /** Mean time a completion token after the first; null with fewer than two, or an answer that is no stream. */
+  /** Mean time per completion token after the first; null with fewer than two tokens, or without streaming. */
   tpot_ms: duration_ms,
   total_ms: z.number().min(0),
-  /** What the client calls the request; it may say the same of several. */
+  /** The client's request id; several requests may have the same. */
   request_id: z.string().max(200).default(''),
-  /** `playground`: somebody tried something, who is no customer. */
+  /** `playground`: a trial in the dashboard, not customer traffic. */
   source: z.enum(REQUEST_SOURCES).default('client'),
 });
 export type RequestEvent = z.infer<typeof requestEventSchema>;
 
 const ofRequest = {
-  /** The `id` of the request's own event, which says what to count this under. */
+  /** The `id` of the request's event, under which this is counted. */
   request: z.string().regex(EVENT_ID_PATTERN),
   tenant: z.string(),
   created_at_ms: z.int(),
 };
 
-/** What a caller thinks of the answer: one opinion a key. */
+/** A rating of an answer; one for each key. */
 const ratingEventSchema = z.strictObject({
   kind: z.literal('rating'),
   ...ofRequest,
@@ -83,13 +83,13 @@ const ratingEventSchema = z.strictObject({
 });
 export type RatingEvent = z.infer<typeof ratingEventSchema>;
 
-/** How far the same request, run again in the background, went with the dense model. */
+/** Agreement with the dense model, from running the request again in the background. */
 const comparisonEventSchema = z.strictObject({
   kind: z.literal('comparison'),
   ...ofRequest,
   /** The share of the compared tokens before the first that differs, 0 to 1. */
   agreement: z.number().min(0).max(1),
-  /** The share of a token's time that the mask saved: 1 less masked by dense. Null where a backend did not time both. */
+  /** Share of the time per token that the mask saved: 1 − masked / dense. Null when the backend did not time both. */
   saved: z.number().max(1).nullable().default(null),
 });
 export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
@@ -101,13 +101,16 @@ export const edgeEventSchema = z.discriminatedUnion('kind', [
 ]);
 export type EdgeEvent = z.infer<typeof edgeEventSchema>;
 
-/** A message of the queue: requests' events several together, a note alone, since it may have to come again. */
+/**
+ * A message of the queue: several request events, or a single rating or comparison, since that may need a retry of its
+ * own.
+ */
 export type EdgeMessage = EdgeEvent | readonly RequestEvent[];
 
 /*
- * Requests one by one, as the admin API shows them for seven days: `GET /admin/v1/requests` lists them,
- * `GET /admin/v1/requests/{id}` has all that is known of one. What was asked and answered is only there where the tenant
- * has its texts kept (`texts_kept_days`).
+ * Requests as the admin API shows them for seven days: `GET /admin/v1/requests` lists them, `GET
+ * /admin/v1/requests/{id}` has everything known about one. Prompts and answers are included only if the tenant keeps
+ * its texts (`texts_kept_days`).
  */
 
 export const REQUEST_SORTS = ['created_at', 'total_ms', 'ttft_ms', 'tokens'] as const;
@@ -116,7 +119,7 @@ export const REQUEST_OUTCOMES = ['all', 'failed', 'dense', 'rated'] as const;
 /** `q` is an `x-request-id`, or a completion's id. */
 export const requestsQuerySchema = tenantPageQuerySchema
   .extend({
-    /** Falling. */
+    /** Sort field, in descending order. */
     sort: z.enum(REQUEST_SORTS).default('created_at'),
     outcome: z.enum(REQUEST_OUTCOMES).default('all'),
     from: timestamp.optional(),
@@ -140,7 +143,7 @@ export const seenRequestSchema = z.object({
   cluster: z.int().nullable(),
   mask: z.string(),
   sparsity: z.number().nullable(),
-  /** To the nearest centroid, as a cosine. */
+  /** Cosine similarity to the nearest centroid. */
   similarity: z.number().nullable(),
   /** Why it ran dense. */
   fallback: z.string().nullable(),
@@ -157,7 +160,7 @@ export const seenRequestSchema = z.object({
   total_ms: z.number().nullable(),
   /** The sum of its ratings, 1 and -1; null without any. */
   rating: z.int().nullable(),
-  /** With the dense model, where it was compared. */
+  /** Agreement with the dense model, if it was compared. */
   agreement: z.number().nullable(),
 });
 export type SeenRequest = z.infer<typeof seenRequestSchema>;

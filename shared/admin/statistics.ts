@@ -1,17 +1,18 @@
 /**
- * Statistics of what was counted: quantiles of times, and comparisons of two means that may be looked at any time.
+ * Statistics of counted figures: quantiles of times, and comparisons of two means that stay valid however often they
+ * are looked at.
  */
 
 /*
- * Times by size: buckets whose bounds grow by an eighth of a doubling (9 %), the same everywhere and always, so that
- * histograms of any two groups add up. A quantile read from them is at most one bucket off.
+ * Histograms of times. Bucket bounds grow by a factor of 2^(1/8) (9 %) and are the same everywhere, so that histograms
+ * of any groups can be added. A quantile read from them is at most one bucket off.
  */
 
 /** Counts by bucket; bucket b holds times of 2^(b/8) ms up to 2^((b+1)/8) ms. Empty buckets are absent. */
 export type Histogram = ReadonlyMap<number, number>;
 
 const BUCKETS_A_DOUBLING = 8;
-/** A hundredth of a millisecond, and a day: what lies beyond counts as these. */
+/** The lowest and highest bucket: 0.01 ms and one day. Times beyond count as these. */
 const BUCKET_MIN = bucketUnbounded(0.01);
 const BUCKET_MAX = bucketUnbounded(86_400_000);
 
@@ -28,8 +29,8 @@ export const countOf = (histogram: Histogram): number =>
   [...histogram.values()].reduce((sum, count) => sum + count, 0);
 
 /**
- * The time that a share `q` (0 to 1) of the values does not exceed, in milliseconds; null without values. Inside of a
- * bucket values are taken to lie evenly on the logarithmic scale.
+ * The `q` quantile (0 to 1) in ms; null without values. Within a bucket, values are assumed to be uniform on the
+ * logarithmic scale.
  */
 export function quantile_ms(histogram: Histogram, q: number): number | null {
   const total = countOf(histogram);
@@ -44,15 +45,15 @@ export function quantile_ms(histogram: Histogram, q: number): number | null {
   return 2 ** ((buckets.at(-1)![0] + 1) / BUCKETS_A_DOUBLING);
 }
 
-/** Milliseconds; null without values. */
+/** Quantiles in ms; null without values. */
 export function quantilesOf(histogram: Histogram): { p50: number; p95: number; p99: number } | null {
   const [p50, p95, p99] = [0.5, 0.95, 0.99].map((q) => quantile_ms(histogram, q)) as [number, number, number];
   return p50 === null ? null : { p50, p95, p99 };
 }
 
 /*
- * Comparing two means, so that people may look at any time and as often as they like. The interval is the asymptotic
- * confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024, arXiv
+ * Anytime-valid comparison of two means: people may look at any time and as often as they like. The interval is the
+ * asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (Annals of Statistics 2024, arXiv
  * 2103.06476, theorem 2.2): with t observations of variance s² and a tuning constant ρ,
  *
  *     mean ± s · sqrt( 2(tρ² + 1) / (t²ρ²) · log( sqrt(tρ² + 1) / α ) )
@@ -63,31 +64,31 @@ export function quantilesOf(histogram: Histogram): { p50: number; p95: number; p
  * n₁n₂ / (n₁ + n₂). Variances are estimated, so it holds for large samples: see {@link SAMPLES_MIN}.
  */
 
-/** Of one measure: how many values there are, their sum and their sum of squares. */
+/** Moments of a measure: the number of values, their sum and their sum of squares. */
 export type Moments = { readonly count: number; readonly sum: number; readonly sq: number };
 
 export type Difference = {
   readonly difference: number;
   readonly low: number;
   readonly high: number;
-  /** Valid at any time of looking. */
+  /** An anytime-valid p-value. */
   readonly p_value: number;
 };
 
-/** Fewer values than this on a side, and the estimated variance is not to be trusted. */
+/** Fewest values on each side: with fewer, the estimated variance is unreliable. */
 export const SAMPLES_MIN = 100;
 
-/** The interval is narrowest, for what it promises, at about this many values a side. */
+/** The interval is tuned to be narrowest at about this many values on each side. */
 const TUNED_FOR = 2_000;
 
 export const meanOf = ({ count, sum }: Moments): number | null => (count === 0 ? null : sum / count);
 
-/** A share as moments: `ones` of `count` trials came true. */
+/** Moments of a share: `ones` of `count` trials are 1. */
 export const sharesOf = (count: number, ones: number): Moments => ({ count, sum: ones, sq: ones });
 
 /**
- * How much larger the mean of `b` is than that of `a`; null when there are too few values, or all are the same.
- * `alpha` is the chance of an interval that misses the true difference at any time.
+ * The mean of `b` minus the mean of `a`; null when there are too few values, or all are equal. `alpha`: the probability
+ * that the interval ever misses the true difference.
  */
 export function compareMeans(a: Moments, b: Moments, alpha: number): Difference | null {
   if (a.count < SAMPLES_MIN || b.count < SAMPLES_MIN) return null;
@@ -107,10 +108,13 @@ export function compareMeans(a: Moments, b: Moments, alpha: number): Difference 
   };
 }
 
-/** Pairs differ less among themselves than answers do, so fewer of them are enough to estimate how much. */
+/** Fewest pairs: differences of pairs vary less than answers, so fewer are enough to estimate their variance. */
 export const PAIRS_MIN = 30;
 
-/** The mean of paired differences with its interval, by the same sequence; null for fewer than {@link PAIRS_MIN}. */
+/**
+ * The mean of paired differences with its interval, by the same confidence sequence; null for fewer than {@link
+ * PAIRS_MIN}.
+ */
 export function meanInterval(
   pairs: Moments,
   alpha: number,
@@ -125,12 +129,12 @@ export function meanInterval(
   return { mean, low: mean - halfWidth, high: mean + halfWidth };
 }
 
-/** The variance of the mean. Values that are all the same say little about how much the next ones will differ. */
+/** The variance of the mean; 0 when all values are equal. */
 function meanVariance({ count, sum, sq }: Moments): number {
   return Math.max(0, (sq - sum ** 2 / count) / (count - 1)) / count;
 }
 
-/** As {@link compareMeans}, of shares: one success and one failure are added so that no variance is 0. */
+/** Like {@link compareMeans}, for shares: one success and one failure are added, so that no variance is 0. */
 export function compareShares(a: Moments, b: Moments, alpha: number): Difference | null {
   if (a.count < SAMPLES_MIN || b.count < SAMPLES_MIN) return null;
   const smooth = ({ count, sum }: Moments) => sharesOf(count + 2, sum + 1);

@@ -1,14 +1,14 @@
 /**
- * Figures of the admin API: what is going on, where recent requests lay, and how well a mask set did when it was
- * evaluated.
+ * Figures of the admin API: statistics over time, the positions of recent requests among clusters, drift, and a mask
+ * set's evaluation.
  */
 import { z } from 'zod';
 import { timestamp, version } from './admin-wire.ts';
 import { figuresSchema, quantilesSchema } from './experiment-wire.ts';
 
 /*
- * What is going on, by the minute, hour or day: `GET /admin/v1/stats?tenant=&from=&to=&step=`. It is counted behind the
- * requests, so it lags by some seconds; minutes are kept for 35 days.
+ * Statistics by minute, hour or day: `GET /admin/v1/stats?tenant=&from=&to=&step=`. They are counted outside the
+ * request's path, so they lag by some seconds; minutes are kept for 35 days.
  */
 
 const STEPS_MAX = 1_500;
@@ -34,26 +34,27 @@ export const statsQuerySchema = z
   });
 
 /*
- * Whether masks save time. A figure is only compared with what was measured at the same time: the speed of a machine
- * changes from one minute to the next more than a mask changes it.
+ * Whether masks save time. Figures are compared only with figures of the same time: a machine's speed varies from
+ * minute to minute more than masks change it.
  */
 
 const savedSchema = z.object({
-  /** How many answers were run again, masked and dense, one right after the other. */
+  /** Number of requests that ran again masked and dense, one right after the other. */
   pairs: z.int(),
-  /** So many are needed before there is an interval. */
+  /** Number of pairs needed for an interval. */
   pairs_min: z.int(),
-  /** The mean share of a token's time that the mask saved: 0.2 is a fifth less. Null: not comparable yet. */
+  /** Mean share of the time per token that the mask saved: 0.2 is a fifth less. Null: too few pairs. */
   mean: z.number().nullable(),
-  /** At 95 %, whenever and however often one looks. */
+  /** Bounds of the 95 % interval, valid however often they are looked at. */
   low: z.number().nullable(),
   high: z.number().nullable(),
 });
 export type Saved = z.infer<typeof savedSchema>;
 
 /**
- * The newest publication beside what it replaces: `GET /admin/v1/publications/comparison?tenant=`. Counted are answers
- * under their masks in minutes in which both had some, since the newest activation or in the last day.
+ * Compares the newest publication with the version that it replaces: `GET /admin/v1/publications/comparison?tenant=`.
+ * It counts answers under their masks, in minutes in which both versions had answers, since the newest activation or in
+ * the last day.
  */
 export const releaseComparisonSchema = z.object({
   from: timestamp,
@@ -82,16 +83,16 @@ const routingShareSchema = z.object({
   errors: z.int(),
 });
 
-/** How evenly a version's requests fall on its clusters, over the whole time asked for. */
+/** How evenly a version's requests are distributed over its clusters, over the whole requested period. */
 const balanceSchema = z.object({
   version: z.string(),
   /** Requests that fell into a cluster. */
   requests: z.int(),
   clusters: z.int(),
   largest_share: z.number(),
-  /** Bits; log2 of the number of clusters when all are equally common. */
+  /** Entropy in bits; log2 of the number of clusters when all are equally common. */
   entropy_bits: z.number(),
-  /** Nearly everything goes to one cluster: see {@link COLLAPSE}. */
+  /** Whether nearly all requests go to one cluster: see {@link COLLAPSE}. */
   collapsed: z.boolean(),
 });
 
@@ -103,26 +104,26 @@ export const statsSchema = z.object({
   versions: z.array(
     z.object({
       version: z.string().nullable(),
-      /** Of blocks; null where only the backend knew it. */
+      /** Share of skipped blocks; null where only the backend knew it. */
       sparsity: z.number().nullable(),
       figures: figuresSchema,
     }),
   ),
   /**
-   * By backend, over all tenants; empty in a question about one tenant. Times are from the request's arrival at
-   * the edge, what it lost at other backends included, and by whole ten minutes.
+   * Figures by backend, over all tenants; empty in a query for one tenant. Times count from the request's arrival at
+   * the edge, including time lost at other backends; counted by ten minutes.
    */
   backends: z.array(
     z.object({
       backend: z.string(),
-      /** Those whose time to the first token is known. */
+      /** Answers whose time to first token is known. */
       answers: z.int(),
       ttft_quantiles_ms: quantilesSchema,
       tpot_quantiles_ms: quantilesSchema,
     }),
   ),
   fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
-  /** All of it together; an edge of the release before does not say. */
+  /** All entries together; absent in answers of an edge of the previous release. */
   total: figuresSchema.optional(),
   masks: z
     .array(z.object({ mask: z.string(), sparsity: z.number().nullable(), requests: z.int() }))
@@ -131,15 +132,15 @@ export const statsSchema = z.object({
 });
 export type Stats = z.infer<typeof statsSchema>;
 
-/** Routing has collapsed when a single one of several clusters gets this share of at least so many requests. */
+/** Routing has collapsed when one of several clusters gets this share of the requests, of at least `requests_min`. */
 export const COLLAPSE = { share: 0.9, requests_min: 100 } as const;
 
 /*
- * Where recent requests lay: `GET /admin/v1/traffic?tenant=&version=`, the newest first. It is a sample, with the distances
- * to the version's centroids only: enough to place a request among them, too little to tell what was asked.
+ * Positions of recent requests: `GET /admin/v1/traffic?tenant=&version=`, newest first. It is a sample of requests with
+ * their distances to the version's centroids: enough to place a request on a map, too little to reconstruct its text.
  */
 
-/** As many are kept of a tenant, and as many are shown at once. */
+/** Most samples that are kept for a tenant, and shown at once. */
 export const TRAFFIC_SAMPLES_MAX = 300;
 
 export const trafficQuerySchema = z.strictObject({
@@ -149,17 +150,17 @@ export const trafficQuerySchema = z.strictObject({
 
 export const trafficSampleSchema = z.object({
   cluster: z.int(),
-  /** Euclidean, by cluster. */
+  /** Euclidean distance to each cluster's centroid. */
   distances: z.array(z.number()),
   created_at: timestamp,
 });
 export type TrafficSample = z.infer<typeof trafficSampleSchema>;
 
 /*
- * Whether a version's prompts and answers are still as they were: `GET /admin/v1/drift?tenant=&version=&since=`. How far
- * recent requests lay from their centroids, against the prompts that the set holds out; and by cluster how far masked
- * answers go with dense ones since `since`, against the time before. All at 95 %, however often one looks and whatever the
- * number of clusters.
+ * Drift of a version's prompts and answers: `GET /admin/v1/drift?tenant=&version=&since=`. Compares recent requests'
+ * distances to their centroids with those of the set's held-out prompts and, by cluster, the agreement of masked with
+ * dense answers since `since` with the time before. All intervals hold at 95 % together, for all clusters and however
+ * often they are looked at.
  */
 
 export const driftQuerySchema = z.strictObject({
@@ -168,12 +169,15 @@ export const driftQuerySchema = z.strictObject({
   since: timestamp.default(() => new Date(Date.now() - STEP_ms.day).toISOString()),
 });
 
-/** More than so many requests far off, of at least so many, are drift: the set's own prompts have half of it. */
+/**
+ * Drift: more than `farShare` of at least `samples_min` requests are far from their centroids. Of the set's own prompts
+ * half that share is.
+ */
 export const DRIFT = { farShare: 0.1, samples_min: 50 } as const;
 
 const meanSchema = z.object({
   pairs: z.int(),
-  /** Share of an answer's tokens before the first that differs from the dense one; null for too few pairs. */
+  /** Mean share of an answer's tokens before the first that differs from dense; null with too few pairs. */
   mean: z.number().nullable(),
   low: z.number().nullable(),
   high: z.number().nullable(),
@@ -182,12 +186,12 @@ const meanSchema = z.object({
 export const driftSchema = z.object({
   version: z.string(),
   since: timestamp,
-  /** Null: the set does not say how far its own prompts lay. */
+  /** Null when the set has no distances of its own prompts. */
   distance: z
     .object({
       samples: z.int(),
       samples_min: z.int(),
-      /** Euclidean: what one of twenty of the set's own prompts exceeds. */
+      /** Euclidean distance that 5 % of the set's own prompts exceed. */
       limit: z.number(),
       far_share: z.number().nullable(),
       low: z.number().nullable(),
@@ -199,14 +203,14 @@ export const driftSchema = z.object({
     z.object({ cluster: z.int(), before: meanSchema, recent: meanSchema, drifted: z.boolean() }),
   ),
   pairs_min: z.int(),
-  /** What is to be done about it; null where nothing shows. */
+  /** Advice; null when there is no drift. */
   proposal: z.string().nullable(),
 });
 export type Drift = z.infer<typeof driftSchema>;
 
 /*
- * What an edge keeps of an evaluation: of the `evaluation.json` that `maskroute evaluate` writes, the figures that the
- * dashboard draws. The whole file may be sent; what is not named here is dropped.
+ * The part of `evaluation.json` (written by `maskroute evaluate`) that the edge stores: the figures that the dashboard
+ * shows. The whole file may be sent; other fields are dropped.
  */
 
 export const EVALUATED_ROWS_MAX = 500;
@@ -217,14 +221,14 @@ const share = z.number().min(0).max(1);
 export const evaluatedRowSchema = z.object({
   /** `dense`, `learned`, `one-mask`, or a static method. */
   method: z.string().min(1).max(64),
-  /** Whether as many blocks are out as in the learned set, or so many that a token takes as long. */
+  /** Whether a static method matches the learned set by its number of skipped blocks, or by its time per token. */
   matched: z.enum(['count', 'time']),
-  /** The set that the masks belong to, or whose time is matched; null where there is none. */
+  /** The mask set of the row, or the set whose time is matched; null if there is none. */
   maskSet: version.nullable(),
-  /** Of blocks. */
+  /** Share of skipped blocks. */
   sparsity: share,
   surrogate: z.boolean(),
-  /** To dense, nats. */
+  /** KL to dense, nats. */
   kl: z.number(),
   /** Share of positions with the dense model's top token. */
   agreement: share,

@@ -1,20 +1,20 @@
-/** The one interface behind which every encoder stands, at the edge and in calibration, and which text of a request it embeds. */
+/** The interface of every encoder, at the edge and in calibration, and the choice of the text that is embedded. */
 import type { EncoderSpec } from '../mask/mask-set.ts';
 import { type ChatRequest, type CompletionRequest, messageText } from '../wire/openai.ts';
 
 export interface Encoder {
   readonly spec: EncoderSpec;
-  /** It computes where it is called and waits for nobody: no clock could stop it, so none is set. */
+  /** True if the encoder computes synchronously in the caller's thread: a timeout could not stop it, so none is set. */
   readonly isLocal?: true;
   /**
-   * One L2-normalised vector of `spec.dimensions` a text; an empty or unknown text gives the zero vector.
-   * Rejects when the encoder fails or `signal` aborts. `region` is where the texts come from, for an encoder that runs
-   * in several places.
+   * For each text an L2-normalised vector of `spec.dimensions`; the zero vector for a text that is empty or has no
+   * known token. Rejects when the encoder fails or `signal` aborts. `region`: where the texts come from, for an encoder
+   * that runs in several places.
    */
   embed(texts: readonly string[], signal?: AbortSignal, region?: string): Promise<Float32Array[]>;
 }
 
-/** Longer prompts are cut before they are embedded: enough to tell the kind, bounded for the edge's CPU. */
+/** Longer texts are cut before they are embedded: this is enough to tell the kind, and bounds the edge's CPU time. */
 export const EMBED_CHARS_MAX = 4000;
 
 /* Vector arithmetic that every encoder shares. */
@@ -30,17 +30,15 @@ export function normalise(vector: Float32Array): Float32Array {
 }
 
 /*
- * Which text of a request is embedded. It is always one of the conversation's opening, which stays the same while
- * the conversation grows, so the mask (and the prefix cache that depends on it) stays too: a policy says which part
- * of the opening counts, not that a later message may move a conversation to another mask.
+ * The choice of the text that is embedded. It is always part of the conversation's opening, which stays the same while
+ * the conversation grows, so the mask (and the prefix cache, which depends on it) stays, too. A routing policy says
+ * which part of the opening is used; later messages never change the mask.
  */
 
-/* How a conversation opened: the part of it that every later request of the conversation repeats. */
-
 /**
- * Everything before the first answer to a user; a greeting that comes before anybody asked is part of it. It is the
- * same however long the conversation gets, so what is decided by it alone stays decided, in every isolate and with
- * nothing remembered.
+ * The opening of a conversation: everything before the first answer to a user, including a greeting before the first
+ * question. Every later request of the conversation repeats it, so decisions that depend only on it stay the same in
+ * every isolate without any state.
  */
 export function opening<M extends { readonly role: string }>(messages: readonly M[]): readonly M[] {
   const firstUser = messages.findIndex(({ role }) => role === 'user');
@@ -49,8 +47,9 @@ export function opening<M extends { readonly role: string }>(messages: readonly 
 }
 
 /**
- * `first_user`: the first question, `last_user`: the last one before the first answer (for clients that put
- * instructions into a user message of their own), `conversation`: all of the opening, the system's part included.
+ * Routing policies: which part of the opening is embedded. `first_user`: the first user message. `last_user`: the last
+ * user message before the first answer (for clients that put instructions into a separate user message).
+ * `conversation`: the whole opening, including system messages.
  */
 export const ROUTING_POLICIES = ['first_user', 'last_user', 'conversation'] as const;
 export type RoutingPolicy = (typeof ROUTING_POLICIES)[number];

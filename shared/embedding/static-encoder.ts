@@ -1,12 +1,12 @@
 /**
- * The static encoder: the weighted mean of token vectors, with no network and no model behind it. The same code embeds
- * at the edge and in calibration, so a centroid means the same on both sides.
+ * The static encoder: the weighted mean of token vectors, without a network or a model. The edge and calibration run
+ * the same code, so a centroid means the same on both sides.
  *
- * Its file holds a WordPiece vocabulary and one int8 vector a token, so that a table never meets another vocabulary
- * than its own. Layout (little-endian): magic (8 bytes) · version, dimensions, vocabulary size, vocabulary bytes (u32
- * each) · SHA-256 of everything after the header (32 bytes) · scales (f32 `[vocabularySize]`) · vectors
- * (i8 `[vocabularySize, dimensions]`) · vocabulary (UTF-8, one token a line, in id order).
- * A token's vector is `scale · int8`; its weight in the mean is part of it.
+ * Its file holds a WordPiece vocabulary and one int8 vector for each token, so that table and vocabulary always match.
+ * Layout (little-endian): magic (8 bytes) · version, dimensions, vocabulary size, vocabulary bytes (u32 each) · SHA-256
+ * of everything after the header (32 bytes) · scales (f32 `[vocabularySize]`) · vectors (i8 `[vocabularySize,
+ * dimensions]`) · vocabulary (UTF-8, one token a line, in id order). A token's vector is `scale · int8`; it includes
+ * the token's weight in the mean.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex } from '@noble/hashes/utils.js';
@@ -17,13 +17,16 @@ import { loadWordPiece } from './wordpiece.ts';
 export const STATIC_ENCODER_ID = 'static';
 
 /**
- * @param source the bytes of a table as `encodeStaticTable` writes them. The encoder reads them as long as it lives.
+ * @param source the bytes of a table as `encodeStaticTable` writes them. The encoder keeps and reads them; do not
+ * change them.
  * @throws MaskrouteError `invalid_encoder` when the table is malformed.
  */
 export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
   const table = parseStaticTable(source);
   const tokenizer = loadWordPiece(table.vocabulary);
-  /** The zero vector for a text with no known token. The mean's divisor vanishes in the normalisation. */
+  /**
+   * The zero vector for a text without a known token. The sum is not divided by the count, as it is normalised anyway.
+   */
   const embedText = (text: string): Float32Array =>
     normalise(sumOfTokens(table, tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))));
   return {
@@ -41,7 +44,10 @@ export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
   };
 }
 
-/** `[dimensions]`. Two tokens a pass: each pass reads and writes the sum, which takes as long as a token's own row. */
+/**
+ * The sum of the tokens' vectors, `[dimensions]`. Each pass adds two tokens: reading and writing the sum takes as long
+ * as reading a token's row.
+ */
 function sumOfTokens({ dimensions, scales, vectors }: StaticTable, ids: readonly number[]): Float32Array {
   const sum = new Float32Array(dimensions);
   for (let next = 0; next < ids.length; next += 2) {
@@ -61,7 +67,7 @@ function sumOfTokens({ dimensions, scales, vectors }: StaticTable, ids: readonly
 const MAGIC = 'MRSTATIC';
 const VERSION = 1;
 const HEADER_BYTES = 56;
-/** What a worker may spend on the table: it stays in the isolate's memory. */
+/** Largest table: it stays in the memory of the Worker's isolate. */
 export const STATIC_TABLE_BYTES_MAX = 8_000_000;
 const DIMENSIONS_MAX = 1024;
 const VOCABULARY_MAX = 200_000;
@@ -107,8 +113,8 @@ export function encodeStaticTable(table: StaticTable): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * Reads a table; the vectors stay a view on `source`. The sizes that the header claims are checked against the
- * bytes that are there; the content hash is taken as it stands ({@link verifyStaticTable} checks it).
+ * Reads a table; the vectors stay a view on `source`. The sizes in the header are checked against the file's length;
+ * the content hash is not checked ({@link verifyStaticTable} does that).
  * @throws MaskrouteError `invalid_encoder`.
  */
 export function parseStaticTable(source: ArrayBuffer | Uint8Array): LoadedStaticTable {
@@ -136,7 +142,10 @@ export function parseStaticTable(source: ArrayBuffer | Uint8Array): LoadedStatic
   };
 }
 
-/** Hashes the content (tens of ms): for those who write, publish or calibrate, not for every cold start. */
+/**
+ * Checks the content hash. It takes tens of ms, so it is for writing, publishing and calibrating, not for every cold
+ * start.
+ */
 export function verifyStaticTable(source: ArrayBuffer | Uint8Array): void {
   const bytes = source instanceof Uint8Array ? source : new Uint8Array(source);
   parseStaticTable(bytes);

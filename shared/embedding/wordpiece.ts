@@ -1,7 +1,7 @@
 /**
- * The WordPiece tokenizer of uncased BERT models, from its vocabulary alone: the library's tokenizer with the settings
- * that all of these models share, and a short way to the same ids for plain ASCII, which most prompts are (a test
- * compares the two). Control tokens such as `[SEP]` mean nothing in a text that somebody wrote: they are read as text.
+ * The WordPiece tokenizer of uncased BERT models, made from the vocabulary: the library's tokenizer with the settings
+ * that all these models share, and a fast path to the same ids for plain ASCII text (a test compares the two). Special
+ * tokens such as `[SEP]` in a user's text are read as text.
  */
 import { Tokenizer } from '@huggingface/tokenizers';
 import { MaskrouteError } from '../wire/errors.ts';
@@ -45,7 +45,7 @@ const CONTINUED = '##';
 const createTokenizer = (ids: ReadonlyMap<string, number>): Tokenizer =>
   new Tokenizer(
     {
-      // None is named here: the library would read it in a user's text as a control token.
+      // No special tokens are listed: the library would recognise them in a user's text.
       added_tokens: [],
       normalizer: {
         type: 'BertNormalizer',
@@ -68,13 +68,13 @@ const createTokenizer = (ids: ReadonlyMap<string, number>): Tokenizer =>
     {},
   );
 
-/** Other control characters vanish from a text; the library knows how. */
+/** Texts with other control characters, which the tokenizer removes, take the library's path. */
 const PLAIN_ASCII = /^[\t\n\r -~]*$/;
 const WORD_OR_MARK = /[a-z0-9]+|[!-~]/g;
 
-/** Takes small letters: with the case gone, plain ASCII needs no more than its words cut and looked up. */
+/** Takes lower-case text: plain ASCII only needs to be split into words and looked up. */
 function plainAsciiIds(ids: ReadonlyMap<string, number>, unkTokenId: number): (lower: string) => number[] {
-  /** Pieces that go on a word, without their mark. */
+  /** Pieces that continue a word, without their `##`. */
   const continued = new Map(
     [...ids].flatMap(([token, id]): [string, number][] =>
       token.startsWith(CONTINUED) ? [[token.slice(CONTINUED.length), id]] : [],
@@ -91,7 +91,10 @@ function plainAsciiIds(ids: ReadonlyMap<string, number>, unkTokenId: number): (l
   };
 }
 
-/** Always the longest piece that is known; undefined when a rest is not known, since then all of the word is unknown. */
+/**
+ * Splits a word greedily into its longest known pieces; undefined if a rest is unknown, since the whole word is then
+ * unknown.
+ */
 function pieces(
   word: string,
   begins: ReadonlyMap<string, number>,

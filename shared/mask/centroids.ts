@@ -30,7 +30,7 @@ export function packCentroids(rows: readonly (readonly number[])[]): Centroids {
 export const nearestCentroid = (embedding: Float32Array, centroids: Centroids): Nearest =>
   nearestAllowed(embedding, centroids, () => true)!;
 
-/** The same among some of the clusters; null when none is allowed. */
+/** The nearest centroid among the allowed clusters; null when none is allowed. */
 export function nearestAllowed(
   embedding: Float32Array,
   centroids: Centroids,
@@ -51,7 +51,7 @@ export function nearestAllowed(
   return { cluster, distance: Math.sqrt(best), similarity: cosine(embedding, centroids, cluster) };
 }
 
-/** To every centroid, Euclidean. @throws RangeError on a wrong length. */
+/** Euclidean distance to every centroid. @throws RangeError on a wrong length. */
 export function centroidDistances(embedding: Float32Array, centroids: Centroids): Float64Array {
   requireSameLength(embedding, centroids);
   return Float64Array.from({ length: centroids.clusterCount }, (_, row) =>

@@ -1,7 +1,6 @@
 /**
- * What a mask set says of its routing, from prompts that nothing was learned on: what several masks gain over one, and how
- * far prompts lie from their centroids. `learn` writes it under `heldOut`, the dashboard shows it and compares live traffic
- * with it.
+ * The held-out figures of a mask set's routing: what several masks gain over one, and how far prompts are from their
+ * centroids. `learn` writes them under `heldOut`; the dashboard shows them and compares live traffic with them.
  */
 import { z } from 'zod';
 import type { MaskSet } from './mask-set.ts';
@@ -12,7 +11,10 @@ const figure = z.strictObject({
   kl: z.number(),
   /** 95 %, by resampling rows. */
   interval,
-  /** KL against one mask on the same rows, −0.05: 5 % lower; its interval is of the paired difference. */
+  /**
+   * Relative change of the KL against one mask on the same rows (−0.05: 5 % lower); its interval is of the paired
+   * difference.
+   */
   change: z.number(),
   changeInterval: interval,
 });
@@ -23,26 +25,26 @@ export const headroomSchema = z.strictObject({
   masks: z.int(),
   oneMask: figure,
   routed: figure,
-  /** The best mask of each row, known only afterwards: no routing among these masks is better. */
+  /** The best mask of each row, known only afterwards: an upper bound for routing among these masks. */
   bestAfterwards: figure,
   /**
-   * The mask that is best on the other half of a row's positions, for each half: what remains of the best afterwards on other text
-   * of the same row. Half a row has few positions, so routing that learned from many rows may be better. Sets that were learned
-   * before it was measured do not say it.
+   * For each half of a row's positions, the mask that is best on the other half: how much of `bestAfterwards` carries
+   * over to other text of the same row. Half a row has few positions, so routing learned from many rows may be better.
+   * Absent in sets of earlier versions.
    */
   bestByOtherHalf: figure.optional(),
   /** For each row the mask that is best on the other rows of its kind. */
   byKind: figure,
-  /** How far routing leads one mask, nats a position; the error is null where there is a single row. */
+  /** By how much routing is better than one mask, nats a position; the error is null with a single row. */
   lead: z.strictObject({ mean_kl: z.number(), standardError_kl: z.number().nullable() }),
   /**
-   * How many blocks fewer one mask has to leave out to come to the routed KL: what routing gains, in blocks. Negative
-   * where routing loses; null where it was not measured. `isMore`: at least so many.
+   * Routing's gain in blocks: how many blocks fewer one mask must skip to reach the routed KL. Negative where routing
+   * loses; null if it was not measured. `isMore`: at least that many.
    */
   blocks: z.strictObject({ gained: z.number(), isMore: z.boolean() }).nullable(),
   /**
-   * Where masks have several sizes: what the mask for everybody leaves out, of the blocks or of a token's time, and what the
-   * routing left out on these rows. The figures of one mask are then at what the routing left out.
+   * If masks have several sizes: the share of blocks, or of a token's time, that the mask for everybody skips, and that
+   * the routed masks skip on these rows. The figures of one mask are then for the routed share.
    */
   skipped: z.strictObject({ oneMask: z.number(), routed: z.number() }).optional(),
 });
@@ -61,12 +63,15 @@ export function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']
   return `Masks have several sizes: routing leaves out ${all}, one mask ${one}; its figures are at what routing leaves out.`;
 }
 
-/** The share of prompts that lie farther away than {@link Nearest.far}. */
+/** Share of the prompts that are farther from their centroid than {@link Nearest.far}. */
 export const FAR_SHARE = 0.05;
 
 const nearestSchema = z.strictObject({
   rows: z.int(),
-  /** Euclidean distance of a prompt to its nearest centroid: the median, and what {@link FAR_SHARE} of them exceed. */
+  /**
+   * Euclidean distance of a prompt to its nearest centroid: the median, and the distance that {@link FAR_SHARE} of them
+   * exceed.
+   */
   median: z.number(),
   far: z.number(),
 });
@@ -75,11 +80,11 @@ export type Nearest = z.infer<typeof nearestSchema>;
 type SaidOfRouting = {
   readonly headroom: Headroom | null;
   readonly nearest: Nearest | null;
-  /** Why there is one mask for all clusters. */
+  /** Why all clusters share one mask; null if they do not. */
   readonly oneMaskReason: string | null;
 };
 
-/** Null is what a set does not say, or says in another form. */
+/** A field is null if the set lacks it or has it in another form. */
 export function saidOfRouting({ heldOut, learned }: Pick<MaskSet, 'heldOut' | 'learned'>): SaidOfRouting {
   const { oneMaskReason } = learned;
   return {

@@ -1,7 +1,6 @@
 /**
- * A mask set: k centroids and their k masks, with the model and the encoder that they mean something for.
- * It is immutable; its version is the hash of its content. This schema is what `learn` writes, what the
- * admin API accepts and what the edge reads back from D1.
+ * A mask set: k centroids and their k masks, for one model and one encoder. It is immutable; its version is the hash of
+ * its content. This schema is what `learn` writes, what the admin API accepts and what the edge reads back from D1.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
@@ -23,13 +22,13 @@ import {
 
 const CLUSTER_COUNT_MAX = 256;
 const DIMENSIONS_MAX = 4096;
-/** Centroids are packed into 32 bits: what is infinite there is near nothing. */
+/** Centroids are stored as 32-bit floats; larger numbers would become infinite. */
 const FLOAT32_MAX = (2 - 2 ** -23) * 2 ** 127;
 
 export const encoderSpecSchema = z.strictObject({
   /** For example `static`, `@cf/baai/bge-small-en-v1.5`, `sentence-transformers/all-MiniLM-L6-v2`. */
   id: z.string().min(1).max(200),
-  /** What exactly computed the vectors: a content hash or a hub revision. */
+  /** The exact version of the encoder: a content hash or a hub revision. */
   revision: z.string().min(1).max(100),
   pooling: z.enum(['mean', 'cls', 'weighted-mean']),
   dimensions: z.int().min(1).max(DIMENSIONS_MAX),
@@ -42,12 +41,12 @@ export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
 const clusterSchema = z.strictObject({
   /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
   centroid: listOf(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX), { min: 1, max: DIMENSIONS_MAX }),
-  /** Bits of the mask as `maskBits` writes them. */
+  /** The mask's bits, as `maskBits` writes them. */
   bits: z.string().max(BLOCK_COUNT_MAX / 4),
   mask: z.string().regex(MASK_ID_PATTERN),
   /** Share of the calibration set that fell into this cluster. */
   share: z.number().min(0).max(1),
-  /** A few words for people: the kinds of prompt that dominate the cluster. */
+  /** A short label for people: the most common kinds of prompt in the cluster. */
   label: z.string().max(200).optional(),
 });
 
@@ -67,11 +66,11 @@ export const maskSetSchema = z
     reachedSparsity: z.number().min(0).max(1),
     /** Whether skipped blocks are replaced by surrogates. */
     surrogate: z.boolean(),
-    /** The table of surrogates that the masks were learned with; there exactly when `surrogate` is true. */
+    /** The table of surrogates that the masks were learned with; present exactly when `surrogate` is true. */
     surrogates: z.string().regex(SURROGATES_ID_PATTERN).optional(),
     /** How it was made: method, seed, calibration counts, constants. */
     learned: z.record(z.string(), z.json()),
-    /** Figures on held-out data, per method where there are several. */
+    /** Figures on held-out data, by method where there are several. */
     heldOut: z.record(z.string(), z.json()),
     createdAt: z.iso.datetime(),
   })
@@ -124,11 +123,11 @@ const clusterMask = (
 export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =>
   sparsity(maskFromBits(set.model.blockCount, cluster.bits));
 
-/* What a mask set says of its own quality: the figures that `learn` measured on prompts that it never saw. */
+/* A mask set's own quality figures, which `learn` measured on held-out prompts. */
 
 /**
- * Top-1 agreement with the dense model, 0 to 1; null when the set does not say. Figures are kept by method; the
- * set's own stand under `learned`, or under the name of the method that it was learned with.
+ * Top-1 agreement with the dense model, 0 to 1; null when the set does not say. Figures are kept by method; the set's
+ * own are under `learned`, or under the name of its method.
  */
 export function heldOutAgreement({ heldOut, learned }: Pick<MaskSet, 'heldOut' | 'learned'>): number | null {
   for (const name of ['learned', String(learned.method)]) {

@@ -1,11 +1,10 @@
 /**
  * A mask: which blocks of a model run for a request.
  *
- * A block is one attention or one FFN sublayer. Block `2·layer` is the attention of `layer`, block
- * `2·layer + 1` its FFN. A mask holds one bit a block: 1 = the block runs, 0 = it is skipped.
- * A skipped block leaves a hole, or is replaced by its surrogate from a table that belongs to the model.
- * The id is content-addressed (model, block count, bits, table of surrogates if any), so the edge and every
- * backend agree on what an id means without asking each other.
+ * A block is one attention or one FFN sublayer. Block `2·layer` is the attention of `layer`, block `2·layer + 1` its
+ * FFN. A mask holds one bit a block: 1 = the block runs, 0 = it is skipped. A skipped block adds nothing (a hole), or
+ * is replaced by its surrogate from a table that belongs to the model. The id is content-addressed (model, block count,
+ * bits, table of surrogates if any), so the edge and every backend agree on what an id means without asking each other.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
@@ -67,7 +66,7 @@ export function skippedLayers(mask: Mask): { skipAttention: number[]; skipFfn: n
   return { skipAttention, skipFfn };
 }
 
-/** The same blocks, with surrogates of that table in place of the skipped ones, or with holes. */
+/** The same mask with surrogates of that table for skipped blocks, or with holes. */
 export const withSurrogates = ({ runs }: Mask, surrogates: SurrogatesId | null | undefined): Mask =>
   surrogates == null ? { runs } : { runs, surrogates };
 

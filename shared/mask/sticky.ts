@@ -1,7 +1,7 @@
 /**
- * Which of several versions a request sees: an experiment's variant, or the old or the new version while a publication
- * takes hold. A hash of the experiment or publication and the request's sticky key decides, never a coin a request: the
- * same key always gets the same answer, in every isolate, with nothing remembered, and shares follow the weights.
+ * Sticky assignment: which variant of an experiment a request sees, or which version during a rollout. A hash of the
+ * experiment or publication and the request's sticky key decides. The same key always gets the same result, in every
+ * isolate and without any state, and shares follow the weights.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { utf8ToBytes } from '@noble/hashes/utils.js';
@@ -34,7 +34,7 @@ export function assignVariant<V extends { readonly weight: number }>(
 
 /* An experiment's scope: which requests take part. */
 
-/** An empty list is no limit. */
+/** Empty lists do not restrict the scope. */
 export type Scope = {
   readonly tenants: readonly string[];
   readonly models: readonly string[];
@@ -44,7 +44,7 @@ export type Scope = {
   readonly endsAt_ms: number;
 };
 
-/** A place, known as precisely as it is: a scope names one of the three, a request has all that are known. */
+/** A place at three levels: a scope names one of them, a request has all that are known. */
 export type Place = {
   readonly continent?: string | undefined;
   readonly country?: string | undefined;
@@ -67,8 +67,8 @@ const isWithin = (place: Place, region: Place): boolean =>
   PLACE_KINDS.every((kind) => region[kind] === undefined || region[kind] === place[kind]);
 
 /**
- * Whether one request could be in both. Places of different kinds may hold one another (nothing here knows
- * which country a data centre is in), so they count as overlapping.
+ * Whether a request could be in both scopes. Places of different kinds count as overlapping, since one may contain the
+ * other (it is not known here which country a data centre is in).
  */
 export const overlap = (a: Scope, b: Scope): boolean =>
   a.startsAt_ms < b.endsAt_ms &&
@@ -85,19 +85,19 @@ const share = (a: readonly string[], b: readonly string[]): boolean =>
 const mayMeet = (a: Place, b: Place): boolean =>
   PLACE_KINDS.every((kind) => a[kind] === undefined || b[kind] === undefined || a[kind] === b[kind]);
 
-/*
- * The sticky key: what a request is recognised by, so that the next one like it gets the same variant and the same
- * version. It is read off the request.
- */
+/* The sticky key, derived from the request: requests with the same key get the same variant and the same version. */
 
 /** The start of the conversation, the body's `user` field, or the API key. */
 export const STICKY_KINDS = ['conversation', 'user', 'api_key'] as const;
 export type StickyKind = (typeof STICKY_KINDS)[number];
 
-/** A completion's prompt grows at its end while a conversation goes on, so only its beginning names it. */
+/**
+ * Characters of a completion's prompt in the key: the prompt grows at its end during a conversation, so only its
+ * beginning is used.
+ */
 const PROMPT_CHARS = 200;
 const PROMPT_TOKENS = 50;
-/** Enough to tell conversations apart; all of a long prompt would be hashed at every request. */
+/** Messages in the key: enough to tell conversations apart, without hashing all of a long prompt at every request. */
 const MESSAGES = 8;
 const MESSAGE_CHARS = 2000;
 
@@ -108,8 +108,8 @@ export type StickySource =
 export type StickyCaller = { readonly tenant: string; readonly keyId: string };
 
 /**
- * The key of `kind`; two tenants never share one. A user and a conversation stay what they are when the
- * tenant changes its API key; a request without a `user` field is recognised by its conversation instead.
+ * The key of the given kind; keys of two tenants always differ. Keys by user and by conversation do not depend on the
+ * API key. Without a `user` field the conversation is used.
  */
 export function stickyKey(kind: StickyKind, caller: StickyCaller, request: StickySource): string {
   switch (kind) {
@@ -126,7 +126,7 @@ export function stickyKey(kind: StickyKind, caller: StickyCaller, request: Stick
 export const conversationKey = (tenant: string, request: StickySource): string =>
   JSON.stringify(['conversation', tenant, ...conversationStart(request)]);
 
-/** Everything up to the first answer, which stays as it is while the conversation grows. */
+/** Everything before the first answer; it stays the same while the conversation grows. */
 function conversationStart(request: StickySource): readonly unknown[] {
   if (request.kind === 'chat') {
     const start = opening(request.body.messages).slice(0, MESSAGES);
@@ -140,30 +140,30 @@ function conversationStart(request: StickySource): readonly unknown[] {
 }
 
 /*
- * A publication that takes hold in steps: pure arithmetic on its stored schedule, so that all isolates agree and none
- * has to be told when a step begins. A request asks once and keeps the answer: it sees the old version or the new one.
+ * A rollout in steps: pure arithmetic on the stored schedule, so that all isolates agree without being notified of
+ * steps. A request computes it once and then uses either the old version or the new one throughout.
  */
 
-/** `share` of the sticky keys see the new version for `duration_s`; then the next step, at last all of them. */
+/** For `duration_s`, `share` of the sticky keys see the new version; after the last step all do. */
 export type RolloutStep = { readonly share: number; readonly duration_s: number };
 
 export type Rollout = {
-  /** Salts the hash, so that it is not the same keys that go first in every publication. */
+  /** Salt of the hash, so that the first keys differ from publication to publication. */
   readonly id: string;
   readonly activateAt_ms: number;
-  /** Shares rise; none: everyone at once. */
+  /** Steps with rising shares; empty: all keys at once. */
   readonly steps: readonly RolloutStep[];
-  /** From then on nothing goes on by itself; null: it does. */
+  /** When the rollout was paused; null: it is not. */
   readonly pausedAt_ms?: number | null;
 };
 
-/** Infinity while it is paused on its way. */
+/** When all keys see the new version, ms; Infinity while paused before that. */
 export function completesAt_ms({ activateAt_ms, steps, pausedAt_ms = null }: Rollout): number {
   const end_ms = steps.reduce((sum_ms, step) => sum_ms + step.duration_s * 1000, activateAt_ms);
   return pausedAt_ms !== null && pausedAt_ms < end_ms ? Number.POSITIVE_INFINITY : end_ms;
 }
 
-/** When the share changes next; null when everyone sees it, and while it is paused. */
+/** When the share changes next, ms; null when the rollout is complete or paused. */
 export function nextStepAt_ms(
   { activateAt_ms, steps, pausedAt_ms = null }: Rollout,
   now_ms: number,
@@ -177,7 +177,7 @@ export function nextStepAt_ms(
   return now_ms < at_ms ? at_ms : null;
 }
 
-/** The share of sticky keys that see the new version, 0 to 1. It never falls as time goes on. */
+/** The share of sticky keys that see the new version, 0 to 1. It never falls over time. */
 export function shareAt({ activateAt_ms, steps, pausedAt_ms = null }: Rollout, now_ms: number): number {
   const at_ms = pausedAt_ms === null ? now_ms : Math.min(now_ms, pausedAt_ms);
   if (at_ms < activateAt_ms) return 0;
@@ -189,7 +189,7 @@ export function shareAt({ activateAt_ms, steps, pausedAt_ms = null }: Rollout, n
   return 1;
 }
 
-/** Whether this sticky key sees the new version. Once it does, it goes on to: shares only rise. */
+/** Whether this sticky key sees the new version. Shares only rise, so a key never goes back. */
 export function seesNew(rollout: Rollout, stickyKey: string, now_ms: number): boolean {
   const share = shareAt(rollout, now_ms);
   if (share === 0 || share === 1) return share === 1;

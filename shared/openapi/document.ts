@@ -1,4 +1,4 @@
-/** The edge's API as an OpenAPI 3.1 document, made from the schemas that requests and answers are checked by. */
+/** The edge's API as an OpenAPI 3.1 document, generated from the schemas that check requests and answers. */
 import { z } from 'zod';
 import { ERROR_CODES, type ErrorCode } from '../wire/errors.ts';
 import { drawnFrom, type FieldTable, type Rule } from '../wire/fields.ts';
@@ -34,7 +34,7 @@ const SECURITY: Readonly<Record<CallerKind, Record<string, string[]>[]>> = {
 };
 const bearer = (description: string) => ({ type: 'http', scheme: 'bearer', description }) as const;
 
-/** @param version of the product. */
+/** @param version the product's version. */
 export const openApi = (version: string) => ({
   openapi: '3.1.0',
   info: {
@@ -135,7 +135,7 @@ const HEADER_SCHEMAS = Object.fromEntries(
 );
 
 function success(answer: Endpoint['answers'][number] | undefined) {
-  if (answer == null) return { description: 'Nothing to say.' };
+  if (answer == null) return { description: 'No content.' };
   if (typeof answer !== 'string') {
     const list = {
       type: 'object',
@@ -171,7 +171,7 @@ const OF_BODIES: readonly ErrorCode[] = [
   ...(['body_too_large', 'unsupported_media_type'] as const),
 ];
 
-/** An entry a status, which names its codes. */
+/** One response for each status, naming its error codes. */
 function failures({ path, query, body, answers, errors = [] }: Endpoint, caller: CallerKind) {
   const codes: ErrorCode[] = [
     ...BY_CALLER[caller],
@@ -193,7 +193,7 @@ function failures({ path, query, body, answers, errors = [] }: Endpoint, caller:
 
 /* Schemas. */
 
-/** What goes in and what comes out differ where a field has a default, or is read into something else. */
+/** The JSON schema of input or output; they differ for fields with defaults or transformations. */
 function jsonSchema(schema: z.ZodType, io: 'input' | 'output'): JsonSchema {
   const made = z.toJSONSchema(schema, {
     io,
@@ -207,7 +207,7 @@ function jsonSchema(schema: z.ZodType, io: 'input' | 'output'): JsonSchema {
       }
       const { format } = written;
       if (format !== 'date' && format !== 'date-time') return;
-      // The format says it all, and a default that is reckoned from now holds for no reader.
+      // The format makes the pattern redundant, and a default relative to the present is meaningless in a document.
       delete written.pattern;
       delete written.default;
     },
@@ -216,7 +216,10 @@ function jsonSchema(schema: z.ZodType, io: 'input' | 'output'): JsonSchema {
   return withoutLoops(rest) as JsonSchema;
 }
 
-/** What contains itself is any JSON here: `learned` and `heldOut` of a mask set. A reference to it would lead nowhere. */
+/**
+ * Replaces recursive schemas (`learned` and `heldOut` of a mask set) with any JSON: a reference to them would be
+ * dangling.
+ */
 function withoutLoops(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(withoutLoops);
   if (typeof value !== 'object' || value === null) return value;
@@ -242,7 +245,7 @@ function ruleSchema(rule: Rule, io: 'input' | 'output'): JsonSchema {
     case 'honoured':
       return jsonSchema(rule.schema, io);
     case 'ignored':
-      return { 'x-field': rule.kind, description: `Does nothing here; named in \`${HEADERS.ignored}\`.` };
+      return { 'x-field': rule.kind, description: `Ignored; named in \`${HEADERS.ignored}\`.` };
     case 'refused':
       return { 'x-field': rule.kind, description: `Refused: ${rule.why}.`, enum: [null, ...rule.harmless] };
   }

@@ -1,6 +1,6 @@
 /**
- * Every endpoint of the edge: what it takes, what it answers, and who may ask. `document.ts` makes OpenAPI of it, and a
- * test holds it against the routes of the real app.
+ * Every endpoint of the edge: its request, its answers, and who may call it. `document.ts` generates OpenAPI from it,
+ * and a test compares it with the routes of the real app.
  */
 import { z } from 'zod';
 import * as wire from '../admin/admin-wire.ts';
@@ -16,7 +16,9 @@ import { chatRequest, completionRequest, dryRunSchema, feedbackSchema } from '..
 import { maskRecordSchema, modelListSchema, routeEchoSchema } from '../wire/protocol.ts';
 import { responsesRequest } from '../wire/responses.ts';
 
-/** Who asks: a tenant's key, an admin key (or the dashboard's session), a backend's token, the session alone, anybody. */
+/**
+ * Who calls: a tenant's key, an admin key (or the dashboard's session), a backend's token, the session alone, anybody.
+ */
 export type CallerKind = 'tenant' | 'admin' | 'backend' | 'session' | 'anybody';
 
 export type Endpoint = {
@@ -25,11 +27,11 @@ export type Endpoint = {
   readonly summary: string;
   readonly more?: string;
   readonly query?: z.ZodObject;
-  /** JSON by a schema, or another media type. */
+  /** A schema of JSON, or another media type. */
   readonly body?: z.ZodType | string;
-  /** By status: a name in {@link ANSWERS}, a list of it, another media type, or nothing. */
+  /** Answers by status: a name in {@link ANSWERS}, a list of it, another media type, or null for no body. */
   readonly answers: Readonly<Record<number, AnswerName | readonly [AnswerName] | MediaType | null>>;
-  /** Beside those that its caller, body and path bring. */
+  /** Errors in addition to those that follow from its caller, body and path. */
   readonly errors?: readonly ErrorCode[];
 };
 type MediaType = `${string}/${string}`;
@@ -136,7 +138,7 @@ export type AnswerName = keyof typeof ANSWERS;
 /* Queries. */
 
 const tenant = z.object({
-  tenant: z.string().optional().meta({ description: 'Whose; absent or empty: those of no tenant' }),
+  tenant: z.string().optional().meta({ description: 'The tenant; absent or empty: the default (no tenant)' }),
 });
 const page = wire.pageQuerySchema;
 const tenantPage = page.extend(tenant.shape);
@@ -153,13 +155,13 @@ const COMPLETED: readonly ErrorCode[] = [
   ...(['queue_timeout', 'deadline_exceeded'] as const),
 ];
 const COMPLETION = `The edge picks a mask by the prompt, and the backend decodes the whole answer under it. The decision \
-stands in the \`x-maskroute-*\` headers and under \`maskroute\`, when streaming in the last chunk.`;
+is in the \`x-maskroute-*\` headers and under \`maskroute\`, when streaming in the last chunk.`;
 const PUBLISHING: readonly ErrorCode[] = [
   ...(['conflict', 'mask_model_mismatch', 'encoder_mismatch', 'surrogates_mismatch'] as const),
   ...(['quality_unknown', 'quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const),
 ];
 
-/** What asks a backend for its answer. */
+/** Errors of endpoints that forward to a backend. */
 const AT_BACKEND: readonly ErrorCode[] = ['backend_unreachable', 'backend_error'];
 
 /** Status and body: `201 Tenant`, `200 [Tenant]` for a list, `200 text/event-stream`, `204` for none. */
@@ -205,10 +207,10 @@ export const GROUPS: readonly Group[] = [
         errors: COMPLETED,
         more: COMPLETION,
       }),
-      on('POST /v1/route', 'Tell where a request would go', '200 Route', {
+      on('POST /v1/route', 'Dry run: the routing decision for a request', '200 Route', {
         body: z.union([chatRequest.schema, completionRequest.schema, responsesRequest.schema]),
         errors: ROUTED,
-        more: 'Takes the body of any endpoint of completions, decides as they do, and generates nothing.',
+        more: 'Takes the body of any completions endpoint, makes the same decision, and generates nothing.',
       }),
       on('GET /v1/models', 'List the models', '200 ModelList', { errors: ['backend_unreachable'] }),
       on('GET /v1/models/{id}', 'One model', '200 Model', {
@@ -217,7 +219,7 @@ export const GROUPS: readonly Group[] = [
       on('POST /v1/feedback', 'Rate a completion', '201 Feedback', {
         body: feedbackSchema,
         errors: ['not_found', 'conflict'],
-        more: 'Once a key and completion; a later rating is refused.',
+        more: 'One rating for each key and completion; later ones are refused.',
       }),
     ],
   },
@@ -232,8 +234,7 @@ export const GROUPS: readonly Group[] = [
   },
   {
     tag: 'Tenants',
-    about:
-      "Whose requests there are, what they may do and how much. A tenant's own admin key sees its tenant only.",
+    about: "Tenants, their permissions and limits. A tenant's own admin key sees only its tenant.",
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/tenants', 'Make a tenant', '201 Tenant', {
@@ -244,16 +245,16 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/tenants/{id}', 'One tenant, with warnings', '200 Tenant'),
       on('PATCH /admin/v1/tenants/{id}', 'Change a tenant', '200 Tenant', {
         body: wire.updateTenantSchema,
-        more: 'Holds everywhere within 5 s.',
+        more: 'Takes effect everywhere within 5 s.',
       }),
-      on('GET /admin/v1/tenants/{id}/budget', 'What of its budget is used now', '200 [BudgetUse]', {
+      on('GET /admin/v1/tenants/{id}/budget', "Current use of a tenant's budget", '200 [BudgetUse]', {
         errors: ['budget_unavailable'],
       }),
     ],
   },
   {
     tag: 'Keys',
-    about: 'Keys of clients and of administrators. Only their hashes are kept.',
+    about: 'Keys of clients and of administrators. Only their hashes are stored.',
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/keys', 'Make a key', '201 CreatedKey', {
@@ -264,18 +265,18 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/keys', 'List keys', '200 [ApiKey]', {
         query: wire.keysQuerySchema.extend(tenant.shape),
       }),
-      on('POST /admin/v1/keys/{id}/rotate', 'Put a new key in place of one', '201 CreatedKey', {
+      on('POST /admin/v1/keys/{id}/rotate', 'Rotate a key', '201 CreatedKey', {
         body: wire.rotateKeySchema,
         errors: ['conflict'],
-        more: 'The old key and its sessions end, at once or after the time that the body gives.',
+        more: 'The old key and its sessions end at once, or after the time in the body.',
       }),
       on('DELETE /admin/v1/keys/{id}', 'Revoke a key', '200 ApiKey', {
-        more: 'Its dashboard sessions end, too. Again is the same.',
+        more: 'Its dashboard sessions end, too. May be repeated.',
       }),
       on('DELETE /admin/v1/keys/{id}/sessions', "End a key's dashboard sessions", '200 EndedSessions', {
-        more: 'All of them, within 5 s.',
+        more: 'Ends all of them, everywhere within 5 s.',
       }),
-      on('DELETE /admin/v1/sessions', 'End the dashboard sessions of the key that asks', '200 EndedSessions'),
+      on('DELETE /admin/v1/sessions', 'End the dashboard sessions of the calling key', '200 EndedSessions'),
     ],
   },
   {
@@ -287,47 +288,47 @@ export const GROUPS: readonly Group[] = [
         query: publications.storeMaskSetQuerySchema.extend(tenant.shape),
         body: maskSetSchema,
         errors: ['invalid_mask_set', ...PUBLISHING],
-        more: 'Content that is already there keeps its version, and the status is 200.',
+        more: 'Returns 200 when the same content is already stored.',
       }),
       on('GET /admin/v1/mask-sets', 'List mask sets', '200 [MaskSetSummary]', { query: tenantPage }),
       on('GET /admin/v1/mask-sets/{version}', 'One mask set', '200 MaskSet', { query: tenant }),
       on(
         'PUT /admin/v1/mask-sets/{version}/evaluation',
-        'Keep what `maskroute evaluate` measured of it',
+        'Store its evaluation by `maskroute evaluate`',
         '200 [EvaluatedRow]',
         { query: tenant, body: stats.evaluationFiguresSchema, errors: ['conflict'] },
       ),
-      on('GET /admin/v1/mask-sets/{version}/evaluation', 'What was measured of it', '200 [EvaluatedRow]', {
+      on('GET /admin/v1/mask-sets/{version}/evaluation', 'Its evaluation', '200 [EvaluatedRow]', {
         query: tenant,
       }),
     ],
   },
   {
     tag: 'Publications',
-    about: 'Which version is live, how it came to be, and how to change it.',
+    about: 'Which version is live, its history, and how to change it.',
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/publications', 'Make a version live', ['200 PublishCheck', '201 Publication'], {
         body: publications.publishSchema,
         errors: ['not_found', ...PUBLISHING],
-        more: 'At once, at a time, or in steps; with `activate: false` it only checks that it could.',
+        more: 'At once, at a given time, or in steps; with `activate: false` it only checks whether it could.',
       }),
-      on('POST /admin/v1/publications/rollback', 'Go back to what was live before', '201 Publication', {
+      on('POST /admin/v1/publications/rollback', 'Roll back to the previous version', '201 Publication', {
         body: publications.rollbackSchema,
         errors: ['not_found', ...PUBLISHING],
-        more: 'A first publication that not everyone sees yet is called off.',
+        more: 'Cancels a first publication whose rollout is not complete.',
       }),
-      on('POST /admin/v1/publications/pause', 'Let a rollout stand still', '201 Publication', {
+      on('POST /admin/v1/publications/pause', 'Pause a rollout', '201 Publication', {
         body: publications.holdSchema,
         errors: ['not_found', 'conflict'],
       }),
-      on('POST /admin/v1/publications/resume', 'Let it go on', '201 Publication', {
+      on('POST /admin/v1/publications/resume', 'Resume a rollout', '201 Publication', {
         body: publications.holdSchema,
         errors: ['not_found', 'conflict'],
       }),
       on(
         'GET /admin/v1/publications/comparison',
-        'Errors and speed of the version that comes and of the one before it',
+        'Errors and speed of the newest version and of the version that it replaces',
         '200 ReleaseComparison',
         { query: tenant, errors: ['not_found'] },
       ),
@@ -340,7 +341,7 @@ export const GROUPS: readonly Group[] = [
       }),
       on(
         'GET /admin/v1/publications/in-use',
-        "What a tenant's requests are routed by",
+        "Versions in use for a tenant's requests",
         '200 PublicationInUse',
         { query: tenant, errors: ['not_found'] },
       ),
@@ -348,7 +349,8 @@ export const GROUPS: readonly Group[] = [
   },
   {
     tag: 'Experiments',
-    about: 'Mask sets compared on live requests. A draft can be changed; what was started is only stopped.',
+    about:
+      'Mask sets compared on live requests. A draft can be changed; a started experiment can only be stopped.',
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/experiments', 'Draft an experiment', '201 Experiment', {
@@ -378,7 +380,7 @@ export const GROUPS: readonly Group[] = [
         query: tenant,
         errors: ['conflict'],
       }),
-      on('GET /admin/v1/experiments/{id}/results', 'What came of it', '200 ExperimentResults', {
+      on('GET /admin/v1/experiments/{id}/results', 'Results of an experiment', '200 ExperimentResults', {
         query: tenant.extend({ region: z.string().optional() }),
         errors: ['conflict'],
       }),
@@ -386,7 +388,7 @@ export const GROUPS: readonly Group[] = [
   },
   {
     tag: 'Figures',
-    about: 'What was counted behind the requests. It lags by some seconds.',
+    about: 'Usage and statistics. They lag by some seconds.',
     caller: 'admin',
     endpoints: [
       on('GET /admin/v1/usage', 'Requests and tokens used', '200 [UsageRow]', {
@@ -395,16 +397,13 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/stats', 'Errors, times and shares by mask, over time', '200 Stats', {
         query: fieldsOf(stats.statsQuerySchema),
       }),
-      on('GET /admin/v1/traffic', 'Where recent requests lay among the clusters', '200 [TrafficSample]', {
+      on('GET /admin/v1/traffic', 'Positions of recent requests among the clusters', '200 [TrafficSample]', {
         query: stats.trafficQuerySchema,
       }),
-      on(
-        'GET /admin/v1/drift',
-        'Whether requests and answers of a mask set are still as they were',
-        '200 Drift',
-        { query: stats.driftQuerySchema },
-      ),
-      on('GET /admin/v1/requests', 'Requests one by one, the latest first', '200 [SeenRequest]', {
+      on('GET /admin/v1/drift', "Drift of a mask set's requests and answers", '200 Drift', {
+        query: stats.driftQuerySchema,
+      }),
+      on('GET /admin/v1/requests', 'List requests, newest first', '200 [SeenRequest]', {
         query: fieldsOf(requests.requestsQuerySchema),
       }),
       on('GET /admin/v1/requests/{id}', 'One request, with its decision', '200 RequestDetail', {
@@ -419,30 +418,40 @@ export const GROUPS: readonly Group[] = [
   {
     tag: 'Backends',
     about:
-      'The registry of backends, and the jobs that learn masks on them. For those who administrate everything.',
+      'The registry of backends, and the jobs that learn masks on them. For administrators of all tenants.',
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/backends', 'Add a backend', '201 BackendEntry', {
         body: backends.createBackendSchema,
         errors: ['conflict'],
       }),
-      on('GET /admin/v1/backends', 'List backends, with what the edge knows of each', '200 [BackendEntry]', {
-        query: wire.searchQuerySchema,
-        more: 'An empty registry lists what `BACKEND_URL` stands for.',
-      }),
+      on(
+        'GET /admin/v1/backends',
+        'List backends, with their state as the edge sees it',
+        '200 [BackendEntry]',
+        {
+          query: wire.searchQuerySchema,
+          more: 'If the registry is empty, it lists the backend of `BACKEND_URL`.',
+        },
+      ),
       on('GET /admin/v1/backends/{id}', 'One backend', '200 BackendEntry'),
       on('PATCH /admin/v1/backends/{id}', 'Change a backend', '200 BackendEntry', {
         body: backends.updateBackendSchema,
       }),
-      on('DELETE /admin/v1/backends/{id}', 'Take a backend out', '200 Deleted'),
+      on('DELETE /admin/v1/backends/{id}', 'Remove a backend', '200 Deleted'),
       on('GET /admin/v1/backends/{id}/jobs', 'List its jobs', '200 [Job]', {
         query: wire.searchQuerySchema,
         errors: AT_BACKEND,
       }),
-      on('POST /admin/v1/backends/{id}/jobs', 'Learn masks there while it serves', '202 Job', {
-        body: jobs.createEdgeJobSchema,
-        errors: ['queue_full', ...AT_BACKEND],
-      }),
+      on(
+        'POST /admin/v1/backends/{id}/jobs',
+        'Start a job that learns masks while the backend serves',
+        '202 Job',
+        {
+          body: jobs.createEdgeJobSchema,
+          errors: ['queue_full', ...AT_BACKEND],
+        },
+      ),
       on('GET /admin/v1/backends/{id}/jobs/data', 'List uploaded data', '200 [UploadedData]', {
         errors: AT_BACKEND,
       }),
@@ -453,21 +462,21 @@ export const GROUPS: readonly Group[] = [
       }),
       on(
         'GET /admin/v1/backends/{id}/jobs/schedules',
-        'List its schedules: jobs that come again',
+        'List its schedules (recurring jobs)',
         '200 [Schedule]',
         { errors: AT_BACKEND },
       ),
-      on('POST /admin/v1/backends/{id}/jobs/schedules', 'Learn there again and again', '201 Schedule', {
+      on('POST /admin/v1/backends/{id}/jobs/schedules', 'Schedule a recurring job', '201 Schedule', {
         body: jobs.createEdgeScheduleSchema,
         errors: ['queue_full', ...AT_BACKEND],
-        more: 'With `publish`, each job publishes at this edge with the admin key, in the steps and within the bounds that it names. The backend keeps the key sealed.',
+        more: 'With `publish`, each job publishes to this edge with the admin key, by its rollout and bounds. The backend stores the key encrypted.',
       }),
       on('GET /admin/v1/backends/{id}/jobs/schedules/{schedule}', 'One schedule', '200 Schedule', {
         errors: AT_BACKEND,
       }),
       on(
         'DELETE /admin/v1/backends/{id}/jobs/schedules/{schedule}',
-        'End a schedule; its jobs stay',
+        'Delete a schedule; its jobs stay',
         '200 Deleted',
         { errors: AT_BACKEND },
       ),
@@ -488,15 +497,20 @@ export const GROUPS: readonly Group[] = [
   {
     tag: 'Audit log',
     about:
-      "What administrators changed: who, what, from where, before and after. A tenant's own key sees its tenant's.",
+      "The log of administrators' changes: who, what, from where, before and after. A tenant's own key sees only its tenant's.",
     caller: 'admin',
     endpoints: [
-      on('GET /admin/v1/audit', 'List changes, the newest first', '200 [AuditEntry]', {
+      on('GET /admin/v1/audit', 'List changes, newest first', '200 [AuditEntry]', {
         query: tenantPage.extend({ q: z.string().optional() }),
       }),
-      on('GET /admin/v1/audit/export', 'All of it, an entry a line', '200 application/x-ndjson', {
-        query: tenant,
-      }),
+      on(
+        'GET /admin/v1/audit/export',
+        'Export the whole log, one entry per line',
+        '200 application/x-ndjson',
+        {
+          query: tenant,
+        },
+      ),
       on('GET /admin/v1/audit/{id}', 'Show one change', '200 AuditEntry', { query: tenant }),
     ],
   },
@@ -510,21 +524,21 @@ export const GROUPS: readonly Group[] = [
       on('DELETE /dashboard/session', 'Log out', '204', {
         query: z.object({ everywhere: z.enum(['true']).optional() }),
       }),
-      on('GET /dashboard/sign-in', 'Sign in at the provider of OpenID Connect', '302', {
-        more: 'Leads to the provider, where one is configured.',
+      on('GET /dashboard/sign-in', 'Sign in with the OpenID Connect provider', '302', {
+        more: 'Redirects to the provider, if one is configured.',
       }),
-      on('GET /dashboard/sign-in/callback', 'Where the provider leads back to', '302'),
+      on('GET /dashboard/sign-in/callback', 'The redirect URI for the provider', '302'),
     ],
   },
   {
     tag: 'For backends',
-    about: 'What a backend asks the edge.',
+    about: 'Requests of backends to the edge.',
     caller: 'backend',
     endpoints: [on('GET /internal/v1/masks/{id}', 'The bits of a mask id', '200 MaskRecord')],
   },
 ];
 
-/** Of a query whose values are turned into something else once they are read. */
+/** The object schema of a query, without transformations. */
 function fieldsOf(schema: z.ZodType): z.ZodObject {
   let inner: z.ZodType = schema;
   while (inner instanceof z.ZodPipe) inner = inner.in as z.ZodType;

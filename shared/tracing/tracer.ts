@@ -1,4 +1,4 @@
-/** What makes spans, at the edge and at a backend. Only a part that traces loads it. */
+/** The tracer of the edge and of backends; loaded only where tracing is on. */
 import type { Tracer } from '@opentelemetry/api';
 import { type Resource, resourceFromAttributes } from '@opentelemetry/resources';
 import {
@@ -9,8 +9,8 @@ import {
 } from '@opentelemetry/sdk-trace';
 
 /**
- * @param more other attributes of the part; they win.
- * @param share of the requests that come without a trace. Whoever brings one has decided.
+ * @param more other resource attributes; they take precedence.
+ * @param share sampling ratio of requests without a `traceparent`; others follow its sampling decision.
  */
 export function createTracer(
   service: string,
@@ -23,7 +23,7 @@ export function createTracer(
     resource: more === undefined ? own : own.merge(more),
     sampler: new ParentBasedSampler({ root: new TraceIdRatioBasedSampler(share) }),
     spanProcessors: [spanProcessor],
-    // A client's words are in some: the longest name of a model has 300 characters.
+    // Some attributes come from clients: the longest name of a model has 300 characters.
     spanLimits: { attributeValueLengthLimit: 300 },
   });
   return { tracer: provider.getTracer('maskroute'), provider };

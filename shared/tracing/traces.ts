@@ -1,6 +1,6 @@
 /**
- * A request's trace, from the client to the edge and from there to a backend: who gets it, the headers by which it goes on,
- * and what its spans say.
+ * A request's trace, from the client to the edge and on to a backend: the collector, the propagated headers, and the
+ * spans' attributes.
  */
 import {
   type Attributes,
@@ -16,24 +16,24 @@ import { ERROR_CODES, isErrorCode, MaskrouteError } from '../wire/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../wire/openai.ts';
 import { type RouteEcho, splitModelName } from '../wire/protocol.ts';
 
-/* Whether traces are made, and who gets them: what OpenTelemetry's own variables say. */
+/* Whether to trace, and where to send traces: OpenTelemetry's standard environment variables. */
 
 export type Collector = {
-  /** Of `OTEL_EXPORTER_OTLP_ENDPOINT`, with the path of traces. */
+  /** `OTEL_EXPORTER_OTLP_ENDPOINT` with the path for traces. */
   readonly url: string;
   readonly headers: Record<string, string>;
-  /** Of the requests that come without a trace, 0 to 1. Whoever brings a trace has decided. */
+  /** Sampling ratio of requests without a `traceparent`, 0 to 1; others follow its sampling decision. */
   readonly share: number;
 };
 
-/** A variable that is set to nothing counts as absent. */
+/** A variable that is set to the empty string counts as absent. */
 export const unlessEmpty = <T extends z.ZodType>(schema: T) =>
   z.preprocess((value) => (value === '' ? undefined : value), schema);
 
 /** Without an endpoint nothing is traced. */
 export const collectorVariables = {
   OTEL_EXPORTER_OTLP_ENDPOINT: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
-  /** `name=value,name=value`, percent-encoded: a key, usually. */
+  /** `name=value,name=value`, percent-encoded; usually an API key. */
   OTEL_EXPORTER_OTLP_HEADERS: unlessEmpty(z.string().optional()),
   OTEL_TRACES_SAMPLER_ARG: unlessEmpty(z.coerce.number().min(0).max(1).default(1)),
 } as const;
@@ -51,7 +51,7 @@ export function collectorOf(variables: z.output<typeof collectorSchema>): Collec
   };
 }
 
-/** The variables that say so. */
+/** A collector as environment variables, the inverse of {@link collectorFrom}. */
 export const variablesOf = ({ url, headers, share }: Collector): Record<string, string> => ({
   OTEL_EXPORTER_OTLP_ENDPOINT: url.slice(0, -TRACES_PATH.length),
   OTEL_EXPORTER_OTLP_HEADERS: Object.entries(headers)
@@ -60,7 +60,7 @@ export const variablesOf = ({ url, headers, share }: Collector): Record<string, 
   OTEL_TRACES_SAMPLER_ARG: String(share),
 });
 
-/** As a process's environment says; undefined: nobody gets any. @throws MaskrouteError `invalid_argument`. */
+/** The collector of a process's environment; undefined: tracing is off. @throws MaskrouteError `invalid_argument`. */
 export function collectorFrom(environment: Record<string, string | undefined>): Collector | undefined {
   const parsed = collectorSchema.safeParse(environment);
   if (parsed.success) return collectorOf(parsed.data);
@@ -68,20 +68,20 @@ export function collectorFrom(environment: Record<string, string | undefined>): 
   throw new MaskrouteError('invalid_argument', `${String(path[0])}: ${message}.`);
 }
 
-/* The headers by which a trace comes in and goes on: W3C's. */
+/* Propagation: the W3C Trace Context headers. */
 
 export type ReadHeader = (name: string) => string | null | undefined;
 
 const propagator = new W3CTraceContextPropagator();
 
-/** The trace that a request is part of; none when it names none, or not in W3C's words. */
+/** The trace that a request is part of; the empty context when its header is absent or malformed. */
 export const traceOf = (header: ReadHeader): Context =>
   propagator.extract(ROOT_CONTEXT, header, {
     keys: () => [],
     get: (read, name) => read(name) ?? undefined,
   }) as Context;
 
-/** For what is asked further in a trace. */
+/** Headers for requests that are made as part of a trace. */
 export function traceHeaders(context: Context): Record<string, string> {
   const headers: Record<string, string> = {};
   propagator.inject(context, headers, {
@@ -92,10 +92,10 @@ export function traceHeaders(context: Context): Record<string, string> {
   return headers;
 }
 
-/** What W3C allows at the least. */
+/** The length that W3C requires everybody to propagate. */
 const TRACE_STATE_CHARS_MAX = 512;
 
-/** The headers of a trace that somebody else keeps, as they came; none of a trace that is not in W3C's words. */
+/** A client's trace headers, unchanged, for passing on where the edge itself does not trace; none if malformed. */
 export function passedTrace(header: ReadHeader): Record<string, string> {
   const traceparent = header('traceparent');
   if (traceparent == null || parseTraceParent(traceparent) === null) return {};
@@ -108,11 +108,11 @@ export const contextWith = (parent: Context, span: Parameters<typeof trace.setSp
   trace.setSpan(parent, span);
 
 /*
- * What spans say of a request, by OpenTelemetry's conventions for generative AI, and of its mask in names of our own.
- * Never what was asked or answered: no prompt, no text, no stop string.
+ * Span attributes: a request by OpenTelemetry's conventions for generative AI, and its mask under names of our own.
+ * They never contain prompts, answers or stop strings.
  */
 
-/** Those that are known. */
+/** Leaves out attributes that are not known. */
 const known = (attributes: Record<string, Attributes[string] | null>): Attributes =>
   Object.fromEntries(Object.entries(attributes).filter(([, value]) => value != null)) as Attributes;
 
@@ -121,7 +121,7 @@ type Operation = 'chat' | 'text_completion';
 export const operationOf = (kind: string): Operation =>
   kind.startsWith('completion') ? 'text_completion' : 'chat';
 
-/** As the conventions name a span. */
+/** A span's name by the conventions. */
 export const spanName = (operation: Operation, model: string): string => `${operation} ${model}`;
 
 /** What the client asks for. */
@@ -145,7 +145,7 @@ export function requestAttributes(operation: Operation, body: ChatRequest | Comp
   });
 }
 
-/** What an answer was and cost; null and undefined are not known. */
+/** Facts about an answer; null and undefined: not known. */
 type AnswerFacts = {
   readonly id?: string | undefined;
   readonly input_tokens?: number | undefined;
@@ -185,8 +185,8 @@ export const decisionAttributes = (
   });
 
 /**
- * How a request ended: its status, and the code of an error, also of an error that came late in a stream of status 200.
- * What is the client's own doing, its leaving among it, is no error of the server's.
+ * Records how a request ended: its status, and the code of an error, including an error late in a stream of status 200.
+ * Errors that the client caused, including a hang-up, do not set the span's status to error.
  */
 export function setOutcome(span: Span, status: number, code: string | null): void {
   span.setAttribute('http.response.status_code', status);

@@ -1,6 +1,6 @@
 /**
- * Backends as the edge knows them: the registry's wire format (`/admin/v1/backends`), and what a backend says of itself:
- * its load, in `GET /v1/load` and in a header of every answer, and its encoders, in `GET /v1/encoders`.
+ * The wire format of the registry of backends (`/admin/v1/backends`), and what a backend reports about itself: its load
+ * (`GET /v1/load`, and a header of every answer) and its encoders (`GET /v1/encoders`).
  */
 import { z } from 'zod';
 import { slug, timestamp } from '../admin/admin-wire.ts';
@@ -25,7 +25,7 @@ const region = z.string().regex(/^(\*|[A-Z0-9]{2,4})$/, 'expected a code such as
 const fields = {
   url: backendUrl,
   regions: z.array(region).min(1).max(64),
-  /** Its share of masks beside others of its region, relative to their weights. */
+  /** Its share of masks among the backends of its region, relative to their weights. */
   weight: z.number().min(0.01).max(100),
   enabled: z.boolean(),
 };
@@ -42,11 +42,14 @@ export const updateBackendSchema = z
   .partial()
   .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
 
-/** What one isolate of the edge knows of a backend right now. */
+/** The state of a backend as one isolate of the edge sees it. */
 const backendStateSchema = z.object({
-  /** `closed`: requests go there; `open`: they do not; `half_open`: one at a time, to see whether it is back. */
+  /**
+   * Circuit breaker. `closed`: requests are sent; `open`: they are not; `half_open`: one at a time, to probe whether
+   * the backend is back.
+   */
   breaker: z.enum(['closed', 'open', 'half_open']),
-  /** Requests of this isolate that it works on. */
+  /** Requests of this isolate in progress at the backend. */
   in_flight: z.int(),
   running: z.int().nullable(),
   waiting: z.int().nullable(),
@@ -71,17 +74,21 @@ export type BackendEntry = z.infer<typeof backendSchema>;
 export const BACKEND_HEADERS = {
   /** `running=2;waiting=0;capacity=64`, on the backend's answers. */
   load: 'x-maskroute-load',
-  /** How long the caller waits for the first byte; a client may shorten it, the edge passes on what is left. */
+  /**
+   * How long the caller waits for the first byte, ms; a client may shorten it, and the edge passes on the remaining
+   * time.
+   */
   deadline: 'x-maskroute-deadline-ms',
   /** The id of the backend that answered, on the edge's answers. */
   backend: 'x-maskroute-backend',
-  /** A {@link BackendAffinity}, on the edge's answers where there are several backends. */
+  /** A {@link BackendAffinity}, on the edge's answers if there are several backends. */
   affinity: 'x-maskroute-backend-affinity',
 } as const;
 
 /**
- * Which backend answered a conversation's request: the conversation's own (`hit`), which has its pages of keys and
- * values; another, since that one was busy (`overflow`), or since it is gone, drains or failed (`failover`).
+ * Which backend answered a conversation's request. `hit`: the conversation's own backend, which has its KV cache pages.
+ * `overflow`: another backend, because its own was busy. `failover`: another backend, because its own is gone, draining
+ * or failed.
  */
 export type BackendAffinity = 'hit' | 'overflow' | 'failover';
 
@@ -93,7 +100,7 @@ export const loadReportSchema = z.looseObject({
   model: z.string(),
   running: z.int().min(0),
   waiting: z.int().min(0),
-  /** Places in the waiting line. */
+  /** Places in the queue of waiting requests. */
   capacity: z.int().min(0),
   draining: z.boolean(),
   /** Masks of recent requests, the latest first. */
@@ -105,7 +112,7 @@ export type Load = Pick<LoadReport, 'running' | 'waiting' | 'capacity'>;
 export const formatLoad = ({ running, waiting, capacity }: Load): string =>
   `running=${running};waiting=${waiting};capacity=${capacity}`;
 
-/** Undefined when the header is missing or says something else. */
+/** Undefined when the header is missing or malformed. */
 export function parseLoad(header: string | null): Load | undefined {
   const match = /^running=(\d{1,6});waiting=(\d{1,6});capacity=(\d{1,6})$/.exec(header ?? '');
   if (match === null) return undefined;

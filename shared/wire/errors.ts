@@ -1,10 +1,9 @@
 /**
- * Errors as the wire has them: the OpenAI error object with a stable `code`. Inside, one class carries the
- * same fields; the boundary (edge or backend) turns it into a response, and anything else into
- * `internal_error` with no detail.
+ * Errors in the wire format: the OpenAI error object with a stable `code`. Inside the code, `MaskrouteError` has the
+ * same fields; edge and backend turn it into a response, and any other error into `internal_error` without details.
  */
 
-/** Every code that a client can meet, with its HTTP status and OpenAI `type`. */
+/** Every error code, with its HTTP status and OpenAI `type`. */
 export const ERROR_CODES = {
   invalid_json: [400, 'invalid_request_error'],
   invalid_request: [400, 'invalid_request_error'],
@@ -50,7 +49,7 @@ export const ERROR_CODES = {
   configuration_unavailable: [503, 'server_error'],
   queue_timeout: [503, 'server_error'],
   deadline_exceeded: [504, 'server_error'],
-  // Met on the command line only.
+  // Only on the command line.
   invalid_argument: [400, 'invalid_request_error'],
   already_running: [409, 'invalid_request_error'],
   port_in_use: [409, 'invalid_request_error'],
@@ -61,7 +60,7 @@ export const ERROR_CODES = {
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
-/** Others may say any code. */
+/** Whether a code is ours: other servers may send any code. */
 export const isErrorCode = (code: unknown): code is ErrorCode =>
   typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
 
@@ -97,11 +96,11 @@ export class MaskrouteError extends Error {
   }
 }
 
-/** Why `signal` aborted, as far as a client is told. */
+/** The error for an aborted `signal`: its reason if that is a MaskrouteError, else `cancelled`. */
 export const cancellation = ({ reason }: AbortSignal): MaskrouteError =>
   reason instanceof MaskrouteError ? reason : new MaskrouteError('cancelled', 'The request was cancelled.');
 
-/** What a client may see of any thrown value: its own error, or a generic one. */
+/** The error that a client sees for any thrown value: a MaskrouteError itself, or a generic one. */
 export function toMaskrouteError(error: unknown): MaskrouteError {
   return error instanceof MaskrouteError
     ? error

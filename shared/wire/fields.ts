@@ -1,6 +1,6 @@
 /**
- * Objects whose fields are all in a table that says what becomes of each: honoured, refused, or ignored. One look-up a
- * field finds what nobody knows, and only fields that are there are checked: of a hundred, most bodies have four.
+ * Validates objects by a table that says for each field whether it is honoured, refused or ignored. Only the fields
+ * that are present are looked up and checked: of a hundred possible fields, most bodies have four.
  */
 import { z } from 'zod';
 import { parse, words } from './parse-body.ts';
@@ -12,12 +12,18 @@ export type Rule =
       readonly schema: z.ZodType;
       readonly inner: CheckedObject<z.ZodType> | undefined;
     }
-  /** It would change the answer. `harmless`: values that ask for what happens anyway, beside null. */
+  /**
+   * It would change the answer. `harmless`: values that are accepted (in addition to null), as they ask for the default
+   * behaviour.
+   */
   | { readonly kind: 'refused'; readonly why: string; readonly harmless: readonly unknown[] }
-  /** The answer is the same without it. `harmless`: values that ask for nothing, beside null, and are not named. */
+  /**
+   * The answer is the same without it. `harmless`: values (in addition to null) that ask for nothing, so they are not
+   * reported as ignored.
+   */
   | { readonly kind: 'ignored'; readonly harmless: readonly unknown[] };
 
-/** `inner`: the table of an object in this field, or of those in a list there. */
+/** `inner`: the table of the object, or of the objects of a list, in this field. */
 export const honoured = <S extends z.ZodType>(schema: S, inner?: CheckedObject<z.ZodType>) => ({
   kind: 'honoured' as const,
   schema,
@@ -37,7 +43,10 @@ type HonouredShape<Table extends FieldTable> = {
 };
 export type ObjectOf<Table extends FieldTable> = z.output<z.ZodObject<HonouredShape<Table>, z.core.$strip>>;
 
-/** What a schema made here accepts. It is a function, so a document of the API learns it here alone. */
+/**
+ * What a schema made here accepts. Such a schema is a function, which OpenAPI generation cannot inspect, so it is
+ * described here.
+ */
 type Drawn =
   | { readonly kind: 'table'; readonly table: FieldTable }
   | { readonly kind: 'list'; readonly item: z.ZodType; readonly min: number; readonly max: number };
@@ -45,16 +54,18 @@ const drawn = new WeakMap<object, Drawn>();
 export const drawnFrom = (schema: object): Drawn | undefined => drawn.get(schema);
 
 export type CheckedObject<Schema extends z.ZodType> = {
-  /** Gives the honoured fields; whatever is wrong is an issue, of all fields at once. */
+  /** Parses to the honoured fields, and reports the issues of all fields at once. */
   readonly schema: Schema;
-  /** Adds the paths of ignored fields in an object that the schema has accepted, without numbers: `messages.name`. */
+  /**
+   * Adds the paths of ignored fields in an object that the schema has accepted, without list indices: `messages.name`.
+   */
   collectIgnored(object: object, prefix: string, paths: Set<string>): void;
 };
 
 type ObjectOptions<Table extends FieldTable> = {
-  /** The field that says what the object is: if it is wrong, others are not looked at. */
+  /** The discriminating field: if it is wrong, no other field is checked. */
   readonly tag?: keyof Table & string;
-  /** What fields say of each other, once each is right. */
+  /** Checks across fields, once each field is valid. */
   readonly refine?: (object: ObjectOf<Table>) => { path: string; message: string } | undefined;
 };
 
@@ -63,7 +74,7 @@ export function checkedObject<const Table extends FieldTable>(
   options: ObjectOptions<Table> = {},
 ): CheckedObject<z.ZodType<ObjectOf<Table>>> {
   const rules = new Map<string, Rule>(Object.entries(table));
-  // Those that must be there, and those with a preset.
+  // Required fields, and fields with a default.
   const always = [...rules].filter(([, rule]) => rule.kind === 'honoured' && !mayBeAbsent(rule.schema));
   const schema = z.transform((value: unknown, { issues }: Context) => {
     if (typeof value !== 'object' || value === null || Array.isArray(value)) {
@@ -80,7 +91,7 @@ export function checkedObject<const Table extends FieldTable>(
 }
 
 /**
- * A request's honoured fields, and the header that names those that were ignored.
+ * A request's honoured fields, and the response header that names the ignored ones.
  * @throws MaskrouteError `invalid_request`.
  */
 export function readFields<Schema extends z.ZodType>(
@@ -154,7 +165,7 @@ function refusal({ why, harmless }: Rule & { kind: 'refused' }): string {
 const isHarmless = (value: unknown, { harmless }: { readonly harmless: readonly unknown[] }): boolean =>
   value == null || harmless.some((one) => isSame(value, one));
 
-/** Of plain values, and of lists and objects of them. */
+/** Equality of plain values, and of lists and flat objects of them. */
 function isSame(value: unknown, other: unknown): boolean {
   if (typeof value !== 'object' || typeof other !== 'object' || value === null || other === null) {
     return value === other;
@@ -189,7 +200,7 @@ function collectIgnored(
   }
 }
 
-/** As zod's own objects do it: who parses the whole puts the issues into words, once. */
+/** Runs a schema as zod's own objects do; `check` formats the issues once, for the whole value. */
 function run(schema: z.ZodType, value: unknown, key: PropertyKey, issues: unknown[]) {
   const parsed = schema._zod.run({ value, issues: [] }, CONTEXT) as z.core.ParsePayload;
   for (const issue of parsed.issues) issues.push({ ...issue, path: [key, ...(issue.path ?? [])] });
@@ -197,8 +208,8 @@ function run(schema: z.ZodType, value: unknown, key: PropertyKey, issues: unknow
 }
 
 /**
- * A list that is given up after some wrong items: in a body of megabytes, a million of them would hold up everybody
- * else for seconds.
+ * A list whose validation stops after some invalid items: a million of them in one body would block other requests for
+ * seconds.
  */
 export function listOf<S extends z.ZodType>(item: S, { min = 0, max }: { min?: number; max: number }) {
   const schema = z.transform((value: unknown, { issues }: Context) => {

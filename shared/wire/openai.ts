@@ -1,7 +1,7 @@
 /**
- * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
- * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name;
- * an ignored field is named in the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
+ * The OpenAI wire format as Maskroute supports it: which request fields the edge and the backend honour, and the types
+ * of answers. A field that would change the answer and is not honoured is refused by name; an ignored field is named in
+ * the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';
@@ -29,7 +29,7 @@ const tokenId = z.int().min(0);
 const TOKEN_IDS_MAX = 1_000_000;
 const BIASES_MAX = 4096;
 const PARTS_MAX = 4096;
-/** Of one request, and of one message. */
+/** Most tools of a request, and most calls of a message. */
 const TOOLS_MAX = 128;
 const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
 
@@ -60,7 +60,7 @@ const streamOptions = checkedObject({
   continuous_usage_stats: ignored(false),
 });
 
-/** Of both endpoints: OpenAI's, vLLM's, and Maskroute's own. */
+/** Fields of both completions endpoints: OpenAI's, vLLM's, and Maskroute's own. */
 const commonFields = {
   model: honoured(z.string().min(1).max(300)),
   stream: honoured(flag),
@@ -88,7 +88,7 @@ const commonFields = {
       .nullish(),
   ),
   n: honoured(z.int().min(1).max(CHOICE_COUNT_MAX).nullish()),
-  /** The edge recognises a user of an experiment by it. */
+  /** Experiments with `sticky: user` assign by it. */
   user: honoured(z.string().max(512).nullish()),
 
   top_k: honoured(z.int().min(-1).nullish()),
@@ -102,7 +102,7 @@ const commonFields = {
   early_stopping: refused('it is for beam search, which is not supported', false),
   include_stop_str_in_output: refused('answers end before the stop string', false),
   skip_special_tokens: refused('answers are without special tokens', true),
-  /** Of special tokens that are shown, and none are. */
+  /** It only concerns visible special tokens, and answers have none. */
   spaces_between_special_tokens: ignored(true),
   truncate_prompt_tokens: refused('prompts are not cut'),
   truncation_side: refused('prompts are not cut'),
@@ -125,7 +125,7 @@ const commonFields = {
   return_token_ids: refused(NOT_HERE, false),
   return_prompt_text: refused(NOT_HERE, false),
   prompt_embeds: refused(TEXT_ONLY),
-  cache_salt: refused('what is computed of a prompt is kept apart for tenants only'),
+  cache_salt: refused('prefix caches are separated by tenant only'),
   kv_transfer_params: refused(NOT_HERE),
   ec_transfer_params: refused(NOT_HERE),
   vllm_xargs: refused(NOT_HERE, {}),
@@ -157,14 +157,14 @@ const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
 const NAME_WORDS = 'expected 1 to 64 letters, digits, points, dashes and underscores';
 const functionName = z.string().regex(NAME, NAME_WORDS);
 const toolId = z.string().min(1).max(200);
-/** Checked where grammars are made of them. */
+/** JSON schemas are checked where grammars are made from them. */
 const schemaField = z.record(z.string(), z.unknown());
 
 const calledFunction = checkedObject({
   name: honoured(functionName),
-  /** JSON, as a model wrote it. */
+  /** JSON as the model wrote it. */
   arguments: honoured(z.string()),
-  /** What the `openai` client adds. */
+  /** Added by the `openai` client. */
   parsed_arguments: ignored(),
 });
 const toolCall = checkedObject({
@@ -190,20 +190,20 @@ export const MESSAGE_FIELDS = {
       .nullish(),
     textPart,
   ),
-  /** Some chat templates write it. */
+  /** Some chat templates use it. */
   name: honoured(z.string().max(200).nullish()),
   tool_calls: honoured(listOf(toolCall.schema, { max: TOOLS_MAX }).nullish(), toolCall),
   tool_call_id: honoured(toolId.nullish()),
   function_call: refused(FUNCTIONS),
   audio: refused(TEXT_ONLY),
   refusal: refused('this model gives no refusals apart from its text', ''),
-  // Fields of an answer that clients send back with it: earlier reasoning is not shown to a model again.
+  // Clients send these fields of an answer back; earlier reasoning is not shown to the model again.
   reasoning: ignored(''),
   reasoning_content: ignored(''),
   annotations: ignored([]),
-  /** What the `openai` client adds to an answer that it has parsed. */
+  /** Added by the `openai` client to an answer that it has parsed. */
   parsed: ignored(),
-  // lm-evaluation-harness says what parts say of whole messages.
+  // lm-evaluation-harness gives whole messages the `type` of a part.
   type: ignored('text'),
   cache_control: ignored(),
 } as const satisfies FieldTable;
@@ -218,7 +218,7 @@ const message = checkedObject(MESSAGE_FIELDS, {
 });
 export type ChatMessage = z.infer<typeof message.schema>;
 
-/** A function that the model may call. `strict`: what its schema says and a grammar cannot keep is refused. */
+/** A function that the model may call. `strict`: schemas that a grammar cannot enforce are refused. */
 const toolFunction = checkedObject({
   name: honoured(functionName),
   description: honoured(z.string().max(16_384).nullish()),
@@ -269,7 +269,7 @@ const responseFormat = checkedObject(
   },
 );
 
-/** Of a chat, and items of the newer wire's input. */
+/** Most messages of a chat, and most input items of the Responses API. */
 export const MESSAGES_MAX = 2048;
 const messages = (max: number) => honoured(listOf(message.schema, { min: 1, max }), message);
 
@@ -306,7 +306,7 @@ export const CHAT_FIELDS = {
   add_special_tokens: refused(TEMPLATE, false),
   echo: refused('an answer does not repeat the last message', false),
 
-  // What these change is not the answer: how it is kept, billed, found again, or how fast it comes.
+  // These do not change the answer, only how it is stored, billed, found again, or how fast it comes.
   metadata: ignored({}),
   store: ignored(false),
   service_tier: ignored(),
@@ -334,7 +334,7 @@ const chatOf = (fields: typeof CHAT_FIELDS) =>
     },
   });
 export const chatRequest = chatOf(CHAT_FIELDS);
-/** What a request of the newer wire becomes: its instructions are one more message. */
+/** The chat that a Responses API request becomes: its instructions are one more message. */
 export const chatOfItems = chatOf({ ...CHAT_FIELDS, messages: messages(MESSAGES_MAX + 1) });
 export type ChatRequest = ObjectOf<typeof CHAT_FIELDS>;
 
@@ -357,9 +357,11 @@ export const COMPLETION_FIELDS = {
   best_of: honoured(z.int().min(1).nullish()),
   suffix: refused('a completion has nothing behind it', ''),
   response_format: refused(CHAT_FORM, { type: 'text' }),
-  /** vLLM's: false leaves out the BOS that the model wants. */
+  /** vLLM's field: false leaves out the model's BOS token. */
   add_special_tokens: honoured(flag),
-  /** llama.cpp's name: special tokens that a prompt's text spells out are these tokens. Otherwise they are text. */
+  /**
+   * llama.cpp's field: true reads special tokens that are spelled out in a prompt as tokens; otherwise they are text.
+   */
   parse_special: honoured(flag),
 } as const satisfies FieldTable;
 
@@ -371,13 +373,13 @@ export const completionRequest = checkedObject(COMPLETION_FIELDS, {
 });
 export type CompletionRequest = ObjectOf<typeof COMPLETION_FIELDS>;
 
-/** The text of a message, parts joined. */
+/** The text of a message, with its parts joined. */
 export const messageText = (message: ChatMessage): string =>
   typeof message.content === 'string'
     ? message.content
     : (message.content ?? []).map((part) => part.text).join('');
 
-/** All that a message brings into a prompt: its text, who speaks, and what it calls. */
+/** All texts of a message that enter the prompt: its content, its name, and its tool calls. */
 export const messageTexts = (message: ChatMessage): string[] => [
   messageText(message),
   message.name ?? '',
@@ -404,7 +406,7 @@ export type CompletionLogprobs = {
 
 /* Embeddings. */
 
-/** As OpenAI bounds it. */
+/** OpenAI's limit. */
 const EMBEDDING_INPUTS_MAX = 2048;
 
 /** OpenAI's fields and vLLM's. */
@@ -417,7 +419,7 @@ export const EMBEDDING_FIELDS = {
     ),
   ),
   encoding_format: honoured(z.enum(['float', 'base64']).nullish()),
-  /** Only the encoder's own number: its vectors are not made to be cut. */
+  /** Only the encoder's own number: its vectors cannot be shortened. */
   dimensions: honoured(z.int().min(1).nullish()),
   user: ignored(),
   truncate_prompt_tokens: refused('texts are cut where the encoder ends, and nowhere else', -1),
@@ -431,25 +433,25 @@ export const embeddingsRequest = checkedObject(EMBEDDING_FIELDS);
 
 /* Maskroute's own endpoints for clients. */
 
-/** The answer of `POST /v1/route`: the whole routing decision and its timings, nothing generated. */
+/** The answer of `POST /v1/route`: the whole routing decision and its timings, without generating anything. */
 export const dryRunSchema = z.object({
   object: z.literal('maskroute.route'),
   request_id: z.string(),
   model: z.string(),
-  /** What the backend would be told. */
+  /** The mask that the backend would get. */
   mask: maskFieldSchema,
-  /** Null when only the backend can know it: a mask that the client chose and the edge does not hold. */
+  /** Null when only the backend can know it, for a mask that the client chose and the edge does not have. */
   sparsity: z.number().nullable(),
-  /** Layers left out; null when the edge does not hold the mask. */
+  /** Skipped layers; null when the edge does not have the mask. */
   skip: z.object({ attention: z.array(z.int()), ffn: z.array(z.int()) }).nullable(),
-  /** The cluster's words for people. */
+  /** The cluster's label. */
   label: z.string().nullable(),
   /** Euclidean distance to the centroid. */
   distance: z.number().nullable(),
   maskroute: routeEchoSchema,
-  /** The conversation's own backend, which is asked first unless it is busy; null where there is one. */
+  /** The conversation's own backend, which is asked first unless it is busy; null if there is only one backend. */
   backend: z.string().nullable(),
-  /** What embedded the text; null when nothing was embedded. */
+  /** The encoder that embedded the text; null when nothing was embedded. */
   encoder: encoderSpecSchema.nullable(),
   timings_ms: z.object({ assign: z.number(), embed: z.number(), route: z.number() }),
 });

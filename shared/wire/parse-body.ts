@@ -1,7 +1,6 @@
 /**
- * From a body's bytes to a checked value, and from what is wrong with it to the error that a client reads. Edge, backend and
- * command line use the same words: a message names every wrong field with what it may be, and never repeats at length what the
- * client sent.
+ * Parses and checks bodies, and formats validation errors. Edge, backend and command line use the same wording: a
+ * message names every wrong field with its allowed values, and never quotes the client's input at length.
  */
 import type { z } from 'zod';
 import { type ErrorCode, MaskrouteError } from './errors.ts';
@@ -11,7 +10,7 @@ export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    // Some clients write NaN and Infinity; they are told which field holds one.
+    // Some clients write NaN and Infinity; the error names the field.
     const field = /"(\w{1,64})"\s*:\s*-?(NaN|Infinity)\b/.exec(text);
     if (field !== null) {
       throw new MaskrouteError('invalid_request', `${field[1]}: ${field[2]} is not a JSON number.`, {
@@ -24,7 +23,7 @@ export function parseJson(text: string): unknown {
   }
 }
 
-/** Whether what takes a value apart may do so by calling itself. */
+/** Whether a value is nested at most `depth` levels deep, so that recursion over it is safe. */
 export const isNestedWithin = (value: unknown, depth: number): boolean =>
   typeof value !== 'object' ||
   value === null ||
@@ -44,10 +43,10 @@ export function parse<T extends z.ZodType>(
 
 type Checked<T> =
   | { readonly kind: 'good'; readonly value: T }
-  /** `message`: without a full stop. `param`: the path of the first wrong field, null for the value as a whole. */
+  /** `message`: without a final period. `param`: the path of the first wrong field; null for the value as a whole. */
   | { readonly kind: 'bad'; readonly message: string; readonly param: string | null };
 
-/** @param whole what the value is called where all of it is wrong. */
+/** @param whole the name of the value, for errors about the value as a whole. */
 export function check<T extends z.ZodType>(
   schema: T,
   value: unknown,
@@ -84,12 +83,12 @@ function describe(error: z.ZodError, whole: string): { message: string; param: s
   return { message: `${texts.join('; ')}${more}`, param: param === '' ? null : param };
 }
 
-/** What zod says, and what `checkedObject` adds. */
+/** Zod's issue, with the addition of `checkedObject`. */
 type Issue = z.core.$ZodIssue & { readonly known?: Iterable<string> };
 type Fault = {
   readonly path: readonly PropertyKey[];
   readonly message: string;
-  /** The names that could have been meant instead of the last of the path. */
+  /** Valid names that the last name of the path may be a misspelling of. */
   readonly known?: Iterable<string> | undefined;
 };
 
@@ -113,7 +112,7 @@ function faultsOf(issues: readonly Issue[], base: readonly PropertyKey[]): Fault
   });
 }
 
-/** Of a union, what is wrong in the form that the value comes nearest to; where it has none of them, all forms. */
+/** Faults of a union: those of the member that the value is closest to, or all members if it resembles none. */
 function unionFaults(issue: z.core.$ZodIssueInvalidUnion, path: readonly PropertyKey[]): Fault[] {
   const forms = issue.errors.filter((form) => form.length > 0);
   const near = forms.filter((form) => !form.some(isOfAnotherKind)).map((form) => faultsOf(form, path));
@@ -134,7 +133,7 @@ function unionFaults(issue: z.core.$ZodIssueInvalidUnion, path: readonly Propert
   return [{ path: same ? best[0]!.path : path, message: [...new Set(texts)].join(', or ') }];
 }
 
-/** Nothing is wrong with the value but how much of it there is. */
+/** Whether the value's only fault is its size. */
 const isOfAnotherSize = ({ path, code }: z.core.$ZodIssue): boolean =>
   path.length === 0 && (code === 'too_big' || code === 'too_small');
 
@@ -151,7 +150,7 @@ function alternatives(message: string, forms: readonly (readonly z.core.$ZodIssu
   return kinds.size === 0 ? message : `expected ${[...kinds].join(' or ')}${got}`;
 }
 
-/** Whether reading got further before it failed: deeper, or later in a list. */
+/** Whether parsing got further before it failed: deeper, or later in a list. */
 function isFurther(path: readonly PropertyKey[], than: readonly PropertyKey[]): boolean {
   for (let at = 0; at < Math.min(path.length, than.length); at++) {
     const [a, b] = [path[at], than[at]];
@@ -176,7 +175,7 @@ const cut = (text: string, chars: number): string =>
 
 const NO_FORM = 'has none of the forms that it may have';
 
-/** What stands behind a field's name. A schema's own message comes before it. */
+/** The message after a field's name; a schema's own message takes precedence. */
 export const words: z.core.$ZodErrorMap = (issue) => {
   switch (issue.code) {
     case 'invalid_type':
@@ -213,7 +212,7 @@ const KINDS: Record<string, string> = {
   null: 'null',
 };
 function kindName({ expected, inst }: { readonly expected: string; readonly inst?: unknown }): string {
-  // Of a whole number, too, zod says first of all that it is a number.
+  // For integers, too, zod names the expected kind "number".
   const isWhole =
     (inst as { _zod?: { def: { format?: string } } } | undefined)?._zod?.def.format === 'safeint';
   const kind = isWhole ? 'int' : expected;
@@ -223,7 +222,7 @@ function kindName({ expected, inst }: { readonly expected: string; readonly inst
 function kindOf(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (value === null) return 'null';
-  // What a query or a variable has in place of a number; JSON has no such value.
+  // NaN comes from a query or a variable that is not a number; JSON has no NaN.
   if (Number.isNaN(value)) return 'other text';
   if (Array.isArray(value)) return 'a list';
   if (typeof value === 'string') {
@@ -250,7 +249,7 @@ function knownFields(schema: unknown): string {
   return shape === undefined ? '' : `, only ${Object.keys(shape).join(', ')}`;
 }
 
-/** The known name that `name` is nearest to, if it is near enough to be a slip of the hand. */
+/** A suggestion: the known name closest to `name`, if it is close enough to be a typing error. */
 function hint(name: string, known: Iterable<string>): string {
   let nearest: { name: string; edits: number } | undefined;
   for (const candidate of known) {
@@ -264,7 +263,7 @@ function hint(name: string, known: Iterable<string>): string {
   return nearest === undefined ? '' : `; did you mean \`${nearest.name}\`?`;
 }
 
-/** Levenshtein's distance. Camel case costs one edit a word, and so is found, too. */
+/** Levenshtein distance. Camel case instead of snake case costs one edit a word, so it is suggested, too. */
 function edits(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, i) => i);
   for (let i = 1; i <= a.length; i++) {
@@ -278,13 +277,14 @@ function edits(a: string, b: string): number {
   return row[b.length]!;
 }
 
-/* Bodies whose size nobody promised. */
+/* Bodies of unknown size. */
 
 export class TooLargeError extends Error {}
 
 /**
- * A body's pieces, as they come. Whoever stops early leaves the rest unread: a server that refuses a body lets its client
- * send it and then read why. @throws TooLargeError past `bytesMax`, and what the stream throws.
+ * A body's chunks as they come. A caller that stops early leaves the rest unread, without cancelling the stream: a
+ * client may finish sending a refused body and then read the error. @throws TooLargeError past `bytesMax`, and what the
+ * stream throws.
  */
 export async function* piecesOf(
   body: ReadableStream<Uint8Array> | null,
@@ -317,7 +317,7 @@ export async function readBounded(
   return text + decoder.decode();
 }
 
-/** The same of an answer. One that is not read to its end is called off: its connection is free again. */
+/** The same for a response. If it is not read to its end it is cancelled, which frees its connection. */
 export async function readAnswer({ body }: Pick<Response, 'body'>, bytesMax: number): Promise<string> {
   try {
     return await readBounded(body, bytesMax);
@@ -327,7 +327,7 @@ export async function readAnswer({ body }: Pick<Response, 'body'>, bytesMax: num
   }
 }
 
-/** Nobody here unpacks what clients send. @throws MaskrouteError `unsupported_media_type`. */
+/** Refuses compressed bodies, which are not unpacked here. @throws MaskrouteError `unsupported_media_type`. */
 export function requireUnpacked(headers: Headers): void {
   const encoding = headers.get('content-encoding');
   if (encoding === null || encoding.trim().toLowerCase() === 'identity') return;
@@ -337,7 +337,7 @@ export function requireUnpacked(headers: Headers): void {
   );
 }
 
-/** JSON that somebody else wrote; null for what is none, which every schema of ours refuses. */
+/** Parses JSON from elsewhere; null for invalid JSON, which all our schemas refuse. */
 export function parseOrNull(text: string): unknown {
   try {
     return JSON.parse(text);

@@ -1,12 +1,12 @@
 /**
- * What the edge and a backend say to each other.
+ * The protocol between the edge and a backend.
  *
- * - The edge forwards the client's body with `mask` set to the id that routing chose and `maskroute` set to
- *   the routing decision. The backend adds its own part and returns the whole under `maskroute` (in the last
- *   chunk when streaming), so the edge passes the answer through without reading it.
+ * - The edge forwards the client's body with `mask` set to the id that routing chose and `maskroute` set to the routing
+ *   decision. The backend adds its own part and returns both under `maskroute` (in the last chunk when streaming), so
+ *   the edge can pass the answer on unchanged.
  * - The edge authenticates with a short-lived token signed with the backend key (HMAC-SHA256).
  * - A backend that does not know a mask id asks `GET {edge}/internal/v1/masks/{id}` once and keeps the answer. It
- *   authenticates with a token for that edge and for masks alone.
+ *   authenticates with a token for that edge that is valid only for masks.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../mask/mask.ts';
@@ -32,7 +32,7 @@ export const FALLBACK_REASONS = [
 ] as const;
 export type FallbackReason = (typeof FALLBACK_REASONS)[number];
 
-/** Room for the edge's signature; never the client's own request id, which it may send twice. */
+/** The edge's own completion ids; never the client's request id, which it may send twice. */
 const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
 
 /** The edge's routing decision as it travels in the body and in the `x-maskroute-*` headers. */
@@ -44,9 +44,9 @@ export const routeEchoSchema = z.looseObject({
   experiment: z.string().max(200).nullish(),
   variant: z.string().max(200).nullish(),
   region: z.string().max(100).nullish(),
-  /** One of {@link FALLBACK_REASONS}, or of a newer edge's: a backend hands it back and does not judge it. */
+  /** One of {@link FALLBACK_REASONS}, or a newer edge's reason: a backend returns it unchecked. */
   fallback: z.string().max(100).nullish(),
-  /** What the edge names the completion, so that it knows its own again; the answer's `id` ends with it. */
+  /** The edge's name of the completion, by which it recognises it later; the answer's `id` ends with it. */
   completion: z.string().regex(COMPLETION_PATTERN).nullish(),
 });
 export type RouteEcho = z.infer<typeof routeEchoSchema>;
@@ -62,10 +62,10 @@ export type MaskrouteInfo = RouteEcho & {
   completion_tokens: number;
 };
 
-/** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` when it knows nothing of the id. */
+/** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` for an unknown id. */
 export const answerUsageSchema = z.looseObject({
   object: z.literal('maskroute.answer'),
-  /** False: it still runs, and the counts say nothing yet. */
+  /** False: the answer is still running, and the counts are not final. */
   finished: z.boolean(),
   prompt_tokens: z.int().min(0),
   completion_tokens: z.int().min(0),
@@ -85,19 +85,19 @@ export const HEADERS = {
   variant: 'x-maskroute-variant',
   region: 'x-maskroute-region',
   fallback: 'x-maskroute-fallback',
-  /** Fields of the request that do nothing here, when there are any: `metadata, messages.name`. */
+  /** The ignored fields of the request, if any: `metadata, messages.name`. */
   ignored: 'x-maskroute-ignored',
   serverTiming: 'server-timing',
 } as const;
 
 /**
- * What somebody says who tries something out, as the dashboard's playground does: the request is marked, takes part in no
- * experiment, and may be routed by any mask set that the tenant could publish.
+ * Request headers of a trial, such as the dashboard's playground: the request is marked, takes part in no experiment,
+ * and may be routed by any mask set that the tenant could publish.
  */
 export const TRIAL_HEADERS = {
   /** `playground`. */
   source: 'x-maskroute-source',
-  /** A version of a mask set. */
+  /** The version of the mask set to route by. */
   version: 'x-maskroute-try-version',
 } as const;
 

@@ -1,6 +1,6 @@
 /**
- * OpenAI's newer wire, `POST /v1/responses`, as far as it keeps nothing: what becomes of its fields, and the chat
- * completion that a request is. Edge and backend read the same; the answer's form is the backend's.
+ * OpenAI's Responses API, `POST /v1/responses`, without stored state: its fields, and the conversion of a request to a
+ * chat completion. Edge and backend share this; the backend formats the answer.
  */
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
@@ -25,7 +25,7 @@ const part = checkedObject(
     text: honoured(z.string()),
     annotations: ignored([]),
     logprobs: ignored([]),
-    /** What the `openai` client adds to an answer that it has parsed. */
+    /** Added by the `openai` client to an answer that it has parsed. */
     parsed: ignored(),
     prompt_cache_breakpoint: ignored(),
   },
@@ -35,7 +35,7 @@ const texts = z
   .union([z.string(), listOf(part.schema, { max: 4096 })], 'expected a string, or a list of text parts')
   .nullish();
 
-/** A message, a call, its result; earlier reasoning is not shown to a model again. */
+/** Items: a message, a function call, or its output; earlier reasoning is not shown to the model again. */
 const ITEM_FIELDS = {
   type: honoured(
     z
@@ -151,7 +151,7 @@ export const RESPONSE_FIELDS = {
   max_tool_calls: refused('it is for built-in tools, which are not supported'),
   moderation: refused('moderation is not supported'),
 
-  // What these change is not the answer.
+  // These do not change the answer.
   include: ignored([]),
   store: ignored(false),
   metadata: ignored({}),
@@ -168,7 +168,10 @@ export const RESPONSE_FIELDS = {
 export const responsesRequest = checkedObject(RESPONSE_FIELDS);
 export type ResponsesRequest = z.infer<typeof responsesRequest.schema>;
 
-/** @throws MaskrouteError `invalid_request`, in the words of this wire. */
+/**
+ * Converts a request to a chat completion. @throws MaskrouteError `invalid_request`, with the Responses API's field
+ * names.
+ */
 export function chatOfResponse(request: ResponsesRequest): ChatRequest {
   const { model, stream, temperature, top_p, user, mask, kv, maskroute } = request;
   const { tools, tool_choice, parallel_tool_calls, max_output_tokens } = request;
@@ -200,7 +203,7 @@ function messagesOf({ input, instructions }: ResponsesRequest): ChatMessage[] {
   return messages;
 }
 
-/** Calls that follow each other, and the text before them, are one message of the assistant. */
+/** Consecutive calls and the text before them become one assistant message. */
 function addItem(messages: ChatMessage[], { type, role, content, call_id, name, ...one }: Item): void {
   switch (type) {
     case undefined:
@@ -230,7 +233,7 @@ function addItem(messages: ChatMessage[], { type, role, content, call_id, name, 
 const textOf = (content: Item['content']): string =>
   typeof content === 'string' ? content : (content ?? []).map((one) => one.text).join('');
 
-/** What a chat calls a field, and what this wire does. */
+/** Field names of a chat completion, and their names in the Responses API. */
 const NAMES: readonly (readonly [RegExp, string])[] = [
   [/^response_format\.json_schema/, 'text.format'],
   [/^response_format/, 'text.format'],
@@ -239,7 +242,7 @@ const NAMES: readonly (readonly [RegExp, string])[] = [
   [/^messages(\[\d+\])?/, 'input'],
 ];
 
-/** An error about a field of the chat names the field of the request. */
+/** Translates the field names of errors about the chat to those of the request. */
 function inItsWords<Result>(work: () => Result): Result {
   try {
     return work();

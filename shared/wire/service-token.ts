@@ -1,43 +1,43 @@
 /**
- * The token that edge and backend sign for each other: a JWT with HMAC-SHA256 and the backend key.
+ * The token with which edge and backend authenticate to each other: a JWT signed with the backend key (HMAC-SHA256).
  *
- * The backend key itself goes nowhere. A token is for one address, one purpose and a minute, so a caught token is worth
- * little.
+ * The backend key itself is never sent. A token is for one address and one purpose and expires after a minute, so a
+ * stolen token is of little use.
  */
 import { sign, verify } from 'hono/jwt';
 import { z } from 'zod';
 import { MaskrouteError } from './errors.ts';
 
-/** The head of every token. A token that names another way to sign is refused, so that nobody is talked into it. */
+/** The encoded header of every token. Tokens with another algorithm are refused (algorithm confusion). */
 export const TOKEN_PREFIX = `${btoa('{"alg":"HS256","typ":"JWT"}')}.`;
 export const TOKEN_LIFETIME_s = 60;
-/** How far the two clocks may be apart. */
+/** Largest tolerated difference between the two clocks. */
 export const TOKEN_SKEW_s = 30;
 const TOKEN_CHARS_MAX = 2048;
 
 const claimsSchema = z.strictObject({
-  /** Tenant id: for the backend's logs, its turns, and whose prompts may begin with whose. */
+  /** Tenant id, for the backend's logs, fair scheduling, and separation of prefix caches. */
   tenant: z.string().max(100),
   issuedAt_s: z.int(),
   expiresAt_s: z.int(),
   nonce: z.string().min(8).max(64),
-  /** Where the backend may fetch masks that it does not know, as the edge's operator configured it; empty: nowhere. */
+  /** URL from which the backend may fetch unknown masks, as the edge's operator configured it; empty: none. */
   edge: z.string().max(500),
-  /** Whom it is for: a backend's address or the edge's. Everybody else refuses it. */
+  /** The address of the backend or edge that the token is for. All others refuse it. */
   audience: z.string().max(500).optional(),
   /**
-   * `jobs`: for the edge's operator, who may have the backend learn. `masks`: a backend's, for the edge, which tells it
-   * what a mask is. Absent: an edge's, for requests alone. A version that does not know a scope refuses it.
+   * `jobs`: lets the edge manage the backend's jobs. `masks`: lets a backend fetch masks from the edge. Absent: lets
+   * the edge send requests. A version that does not know a scope refuses the token.
    */
   scope: z.enum(['jobs', 'masks']).optional(),
 });
 type TokenClaims = z.infer<typeof claimsSchema>;
 
-/** What a token says beside its time and nonce. */
+/** A token's claims without its times and nonce. */
 export type TokenPurpose = Omit<TokenClaims, 'issuedAt_s' | 'expiresAt_s' | 'nonce'>;
 export type SignFor = (purpose: TokenPurpose) => Promise<string>;
 
-/** Node and workerd each have a `CryptoKey`; this names whichever is there. */
+/** Node and workerd have different `CryptoKey` types; this is the present one. */
 type TokenKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
 
 const encoder = new TextEncoder();
@@ -49,8 +49,8 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
   ]);
 
 /**
- * What checks tokens that any of the keys signed: while a key is rotated, both sides take the one before and the one after.
- * It throws as {@link verifyToken}.
+ * Returns a function that verifies tokens signed with any of the keys: during a rotation both sides accept the old and
+ * the new key. It throws as {@link verifyToken}.
  */
 export function createVerifier(
   backendKeys: readonly string[],
@@ -61,17 +61,17 @@ export function createVerifier(
     tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
     const [first, ...others] = await tokenKeys;
     for (const key of others) {
-      // The time is judged below; here it is only found out who signed it.
+      // The times are checked below; this only finds the key that signed the token.
       if ((await signedBy(key, token)) !== undefined) return await verifyToken(key, token, now_s, verifier);
     }
     return await verifyToken(first!, token, now_s, verifier);
   };
 }
 
-/** Signs token after token. Importing the key costs more than signing, so it is done once. */
+/** Returns a function that signs tokens. Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
   let tokenKey: Promise<TokenKey> | undefined;
-  /** Nonces need to be new, not secret: chance names the signer, and it counts. */
+  /** Nonces must be unique, not secret: a random prefix for each signer, and a counter. */
   let signer: string | undefined;
   let signed = 0;
   return async (purpose) => {
@@ -91,7 +91,7 @@ export function createSigner(backendKey: string): SignFor {
 export const signToken = (key: TokenKey, claims: TokenClaims): Promise<string> => sign(claims, key, 'HS256');
 
 /**
- * @param verifier whose clock `now_s` is, for people.
+ * @param verifier `edge` or `backend`, whose clock is `now_s`; for the message.
  * @throws MaskrouteError `invalid_api_key` for a forged, malformed or too long-lived token,
  * `expired_token` outside its time by the verifier's clock.
  */
@@ -107,22 +107,22 @@ export async function verifyToken(
   return claims.data;
 }
 
-/** Undefined for what is no token of this key. */
+/** The token's claims; undefined if this key did not sign it. */
 async function signedBy(key: TokenKey, token: string): Promise<unknown> {
   const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
   return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
 }
 
-/** Whether a token is for whoever has this address, however the two are spelled. */
+/** Whether a token is for this address; different spellings of a URL are equal. */
 export const isFor = ({ audience }: TokenClaims, address: string): boolean =>
   audience !== undefined && spelled(audience) === spelled(address);
 
 const spelled = (address: string): string =>
   (URL.canParse(address) ? new URL(address).href : address).replace(/\/+$/, '');
 
-/** The two clocks are never mentioned to a client: the edge puts this into its log. */
+/** The message is not sent to clients; the edge logs it. */
 function requireTime({ issuedAt_s, expiresAt_s }: TokenClaims, now_s: number, verifier: string): void {
-  // Replays are remembered for a token's life, so no token may live longer.
+  // Nonces are remembered only for a token's lifetime, so no token may live longer.
   if (expiresAt_s - issuedAt_s > TOKEN_LIFETIME_s) {
     throw new MaskrouteError('invalid_api_key', 'The service token lives longer than it may.');
   }

@@ -1,6 +1,6 @@
 /**
- * Writes down every administrative change: who, what, from where, before and after. A change whose entry cannot be begun
- * is refused. So the log may say of a change that its end is not known, but none is missing.
+ * Logs every administrative change: who, what, from where, before and after. The entry is inserted before the change is
+ * made; if that fails, the change is refused. So an entry's outcome may be unknown, but no change is missing.
  */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
@@ -39,7 +39,7 @@ export const audited = createMiddleware<AppEnv>(async (c, next) => {
 async function ended(c: AppContext, sequence: number): Promise<void> {
   const { db } = c.get('services');
   const { status } = c.res;
-  // What failed here may have been done.
+  // The change may have been made although the request failed.
   if (status >= 500) return;
   const after = status < 400 ? await stateIn(c.res) : undefined;
   if (after === undefined || isCheck(after)) return await d1(dropAudit(db, sequence));
@@ -47,14 +47,14 @@ async function ended(c: AppContext, sequence: number): Promise<void> {
   await d1(completeAudit(db, sequence, { tenant: tenantOf(c, after), before, after }));
 }
 
-/** What the answer shows, without a key that it shows this once. */
+/** The state in the answer, without a new key, which only the answer shows. */
 async function stateIn(response: Response): Promise<Record<string, unknown>> {
   const text = await response.clone().text();
   const { key: _key, ...shown } = text === '' ? {} : JSON.parse(text);
   return shown;
 }
 
-/** A publication that was only checked. */
+/** Whether a publication was only checked, not made. */
 const isCheck = (after: Record<string, unknown>): boolean => after.activated === false;
 
 function tenantOf(c: AppContext, after: Record<string, unknown>): string {
@@ -63,7 +63,7 @@ function tenantOf(c: AppContext, after: Record<string, unknown>): string {
   return typeof named === 'string' ? named : (c.get('admin').tenant ?? DEFAULT_TENANT);
 }
 
-/** The route's own pattern, without the names that are in it. */
+/** The route's pattern without its parameters' values. */
 function routeOf(c: AppContext): string {
   const last = matchedRoutes(c)
     .map(({ path }) => path)
@@ -92,11 +92,11 @@ export const audit = new Hono<AppEnv>()
     const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const found = await d1(findAudit(c.var.services.db, tenant, Number(c.req.param('id'))));
     if (found === null)
-      throw new MaskrouteError('not_found', 'There is no such change, or it is forgotten by now.');
+      throw new MaskrouteError('not_found', 'There is no such change, or it is no longer kept.');
     return c.json(found);
   });
 
-/** Page by page, as the client takes them: the log may be long. */
+/** Streams the log page by page, as the client reads it: it may be long. */
 function allRows(c: AppContext, tenant: string | undefined): ReadableStream<Uint8Array> {
   const { db } = c.get('services');
   const encoder = new TextEncoder();

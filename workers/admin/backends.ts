@@ -1,6 +1,6 @@
 /**
- * The registry of backends, and the jobs of each: for those who administrate everything. A change of the registry holds in
- * other isolates within seconds.
+ * The registry of backends, and their jobs: for administrators of all tenants. Other isolates see a change of the
+ * registry within seconds.
  */
 import { Hono } from 'hono';
 import type { z } from 'zod';
@@ -95,9 +95,9 @@ const jobs = new Hono<AppEnv>()
 type Publish = NonNullable<z.output<typeof createEdgeScheduleSchema>['job']['publish']>;
 
 /**
- * Where the backend publishes, and by whose key. A key that could not do it is refused now: the first job may be days
- * away.
- * @throws MaskrouteError `invalid_request`, `not_found` for a tenant that is none.
+ * Completes a schedule's `publish` with this edge's address. A key that may not publish is refused now, as the first
+ * job may be days away.
+ * @throws MaskrouteError `invalid_request`, `not_found` for an unknown tenant.
  */
 async function atThisEdge(c: AppContext, publish: Publish): Promise<Publish & { readonly edge: string }> {
   const { EDGE_URL } = c.get('services').config;
@@ -107,7 +107,7 @@ async function atThisEdge(c: AppContext, publish: Publish): Promise<Publish & { 
   const mayPublish = await adminOf(c, publish.admin_key).then(
     (admin) => admin.role !== 'viewer' && (admin.tenant === undefined || admin.tenant === tenant),
     (error) => {
-      // An answer of 401 or 403 would be about the key of whoever asks.
+      // Status 401 or 403 would seem to be about the caller's own key.
       if (error instanceof MaskrouteError && ['invalid_api_key', 'forbidden'].includes(error.code))
         return false;
       throw error;
@@ -146,7 +146,7 @@ async function question(
   };
 }
 
-/** Switched-off ones, too: a backend without requests has the time to learn. @throws MaskrouteError `not_found`. */
+/** Also finds disabled backends: a backend without requests has time to learn. @throws MaskrouteError `not_found`. */
 async function backendOf(c: AppContext): Promise<{ url: string }> {
   const { db, config } = c.get('services');
   const id = c.req.param('id') ?? '';
@@ -156,7 +156,10 @@ async function backendOf(c: AppContext): Promise<{ url: string }> {
   throw new MaskrouteError('not_found', 'There is no such backend.');
 }
 
-/** A path at the backend. @throws MaskrouteError `not_found` unless it is an id: nothing else may become one. */
+/**
+ * The job's path at the backend. @throws MaskrouteError `not_found` unless the parameter is a valid id, so that no
+ * other path can be built.
+ */
 const jobPath = (c: AppContext): string => `/${idOf(c, 'job', JOB_ID_PATTERN)}`;
 const schedulePath = (c: AppContext): string => `/schedules/${idOf(c, 'schedule', SCHEDULE_ID_PATTERN)}`;
 
@@ -215,7 +218,7 @@ async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promi
   return c.json(c.var.services.backend.describe(row), status);
 }
 
-/** Lets this isolate know at once. Where that fails, it learns of the change a moment later, as all others do. */
+/** Refreshes this isolate's registry at once. If that fails, it sees the change a moment later, like all others. */
 const hearOfChange = (c: AppContext): Promise<void> =>
   c.var.services.backend.refresh(holdOf(c)).catch(() => {});
 

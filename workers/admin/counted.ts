@@ -1,4 +1,4 @@
-/** What was counted, and the requests one by one: for the dashboard, and for whoever watches over routing. */
+/** Statistics, usage, drift and single requests, for the dashboard and for monitoring. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT, usageQuerySchema } from '../../shared/admin/admin-wire.ts';
 import {
@@ -29,7 +29,7 @@ export const stats = new Hono<AppEnv>().get('/', async (c) => {
   return c.json((await d1(statsOf(c.var.services.db, { ...times, tenant }))) satisfies Stats);
 });
 
-/* Where recent requests lay among the centroids of a version. */
+/* Positions of recent requests among the centroids of a version. */
 
 export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
@@ -37,7 +37,7 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
   return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, tenant)) });
 });
 
-/* Whether a version's requests and answers are still as they were. */
+/* Drift of a version's requests and answers. */
 
 export const drift = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version, since } = parse(driftQuerySchema, c.req.query());
@@ -50,11 +50,11 @@ export const drift = new Hono<AppEnv>().get('/', async (c) => {
   return c.json((await d1(driftOf(db, stored, only, Date.parse(since)))) satisfies Drift);
 });
 
-/* The models that backends serve: what a tenant may be given, and an experiment be about. */
+/* The models that backends serve, to choose from for tenants and experiments. */
 
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
-  // Tenants and experiments name models, and each model is served dense, too.
+  // Tenants and experiments name models without `:dense`.
   const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
   return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });
@@ -69,7 +69,7 @@ export const usage = new Hono<AppEnv>().get('/', async (c) => {
   return c.json({ object: 'list', data, ...more });
 });
 
-/* Requests one by one, and how people rated their answers. */
+/* Single requests, and the ratings of their answers. */
 
 export const requests = new Hono<AppEnv>()
   .get('/', async (c) => {
@@ -81,7 +81,7 @@ export const requests = new Hono<AppEnv>()
     const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
     const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
     if (found === null)
-      throw new MaskrouteError('not_found', 'There is no such request, or it is forgotten by now.');
+      throw new MaskrouteError('not_found', 'There is no such request, or it is no longer kept.');
     return c.json(found satisfies RequestDetail);
   });
 

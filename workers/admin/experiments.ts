@@ -1,4 +1,4 @@
-/** Experiments: drafts are made and changed, started ones are only stopped. */
+/** Experiments: drafts can be created and changed; started experiments can only be stopped. */
 import { Hono } from 'hono';
 import { z } from 'zod';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
@@ -50,7 +50,7 @@ export const experiments = new Hono<AppEnv>()
   .get('/:id', async (c) => answer(c, await find(c)))
   .patch('/:id', async (c) => {
     const draft = await find(c);
-    // Unknown fields and wrong values are found by one schema, so that all are named at once.
+    // One schema finds unknown fields and wrong values, so that the error names all at once.
     const change = parse(z.record(z.string(), z.unknown()), await readJson(c.req.raw));
     const { shape } = changeExperimentSchema;
     const merged = Object.entries({ ...draft.definition, ...change }).filter(
@@ -87,8 +87,8 @@ const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 =
   c.json(toExperiment(experiment, Date.now()), status);
 
 /**
- * The caller's own experiment, or the one of the tenant in `?tenant=`. An administrator of the edge may leave the tenant out:
- * then it is the experiment that belongs to no tenant, or else the only one with this id.
+ * The experiment of the caller's tenant, or of the tenant in `?tenant=`. For an administrator of the edge without
+ * `?tenant=` it is the experiment that belongs to no tenant, or else the only one with this id.
  * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
  */
 async function find(c: AppContext): Promise<StoredExperiment> {

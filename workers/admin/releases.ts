@@ -40,7 +40,7 @@ export const maskSets = new Hono<AppEnv>()
     const { db } = c.var.services;
     const written = writeMaskSet(parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set'));
     if (publishable) await checkSet(c.var.services, { tenant, hold: holdOf(c) }, decodeMaskSet(written));
-    // What is there already takes no more room.
+    // A set that is already stored needs no more room.
     const known = await d1(findMaskSetSummary(db, tenant, written.version));
     if (known !== null) return c.json(known);
     await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes);
@@ -61,7 +61,7 @@ export const maskSets = new Hono<AppEnv>()
     if (c.var.admin.tenant !== undefined && c.var.admin.tenant !== set.owner) {
       throw new MaskrouteError(
         'forbidden',
-        'Only the owner of the set, or an administrator of the edge, stores what was measured of it.',
+        'Only the owner of the set, or an administrator of the edge, may store its evaluation.',
       );
     }
     const figures = parse(evaluationFiguresSchema, await readJson(c.req.raw));
@@ -92,7 +92,7 @@ async function find(c: AppContext): Promise<StoredMaskSet> {
   return stored;
 }
 
-/* Publications: what is live, how it came to be, and how to change it. */
+/* Publications: what is live, its history, and how to change it. */
 
 export const publications = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -137,7 +137,8 @@ export const publications = new Hono<AppEnv>()
     const seen = await findSeen(c.var.services.db, tenant, Date.now());
     const main = seen.find(({ publication }) => publication !== null)?.publication;
     if (main == null) throw new MaskrouteError('not_found', 'Nothing is live.');
-    // Of the default one a tenant's administrator learns what its requests show anyway, and not who published it.
+    // About the default publication a tenant's administrator sees only what its requests show anyway, not who published
+    // it.
     const { version, activate_at } = main;
     const parts = seen.map(({ publication, share }) => ({
       ...{ tenant: publication?.tenant ?? tenant, version: publication?.version ?? null, share },
@@ -166,7 +167,7 @@ async function noteBefore(c: AppContext, tenant: string): Promise<void> {
   c.set('before', state === null ? null : livePublication(state, Date.now()));
 }
 
-/** What the wire has of a state: not who owns the set, nor which row a rollback would go to. */
+/** A state in the wire format, without the set's owner and the row that a rollback would return to. */
 function livePublication(state: LiveState, now_ms: number): LivePublication {
   const { owner: _owner, previousId: _previousId, schedule, base, ...publication } = state;
   const share = shareAt(schedule, now_ms);

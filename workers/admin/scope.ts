@@ -1,6 +1,6 @@
 /**
- * What every resource of the admin API asks first: what its caller may touch and store, and which page of a list it wants;
- * and what the terms of a tenant mean for the mask set that routes it.
+ * Checks that all resources of the admin API share: which tenant the caller may access, how much it may store, and
+ * which page of a list it requests; and warnings when a tenant's limits conflict with its live mask set.
  */
 import {
   DEFAULT_TENANT,
@@ -40,7 +40,10 @@ export async function scopedTenant(c: AppContext, named: string | undefined): Pr
   return tenant;
 }
 
-/** The same where a request that names no tenant is about all that its caller may see: undefined for everything. */
+/**
+ * Like {@link scopedTenant}, but a request that names no tenant is about all that its caller may see; undefined: all
+ * tenants.
+ */
 export async function scopedTenantOrAll(
   c: AppContext,
   named: string | undefined,
@@ -61,7 +64,7 @@ export const pageQuery = (c: AppContext): PageQuery => parse(pageQuerySchema, c.
 /** The same where a list is about a tenant. */
 export const tenantPageQuery = (c: AppContext) => parse(tenantPageQuerySchema, c.req.query());
 
-/** A page as lists are on the wire. */
+/** A page in the wire format. */
 export const listed = <T>({ data, next }: Page<T>) => ({
   object: 'list' as const,
   data,
@@ -78,9 +81,8 @@ const NAMES = {
 } satisfies Record<keyof Stored, string>;
 
 /**
- * Requests at the same moment may each find the last room, and go past it together.
- * `tenant`: whose administrator asks; undefined for those who administrate everything. They are not held to it, and may
- * store for a tenant that has no room left. `more`: what it adds to what is stored; what makes that no larger needs no room.
+ * Checks a tenant's storage limit. Concurrent requests may exceed it slightly. `tenant`: the caller's tenant; undefined
+ * for administrators of all tenants, who have no limit. `more`: how much the request adds; 0 needs no room.
  * @throws MaskrouteError `conflict` when there is no room.
  */
 export async function requireRoom(
@@ -92,18 +94,18 @@ export async function requireRoom(
   if (tenant === undefined || more <= 0) return;
   const stored = await d1(findStored(db, tenant));
   if (stored[what] + more <= TENANT_ROOM[what]) return;
-  const message = `A tenant stores at most ${TENANT_ROOM[what]} ${NAMES[what]} itself; ask who runs the edge.`;
+  const message = `A tenant stores at most ${TENANT_ROOM[what]} ${NAMES[what]} itself; ask the edge's operator.`;
   throw new MaskrouteError('conflict', message);
 }
 
 /*
- * Terms may be tightened at any time and hold from then on, request by request. So tightening them is never refused; the
- * answer says what it means.
+ * A tenant's limits may be tightened at any time and hold for every request from then on. Tightening is never refused;
+ * the answer has warnings about its effect.
  */
 
 type WarningParts = { readonly db: Database; readonly table: RoutingTable };
 
-/** Undefined when the live set cannot be read: that is no reason to withhold the tenant. */
+/** Undefined when the live set cannot be read; the tenant is shown all the same. */
 export async function tenantWarnings(
   { db, table }: WarningParts,
   tenant: Tenant,

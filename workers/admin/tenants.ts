@@ -71,13 +71,15 @@ export const tenants = new Hono<AppEnv>()
     return c.json({ object: 'list', data: states.map((state) => toUse(state, now_ms)) });
   });
 
-/** A change of terms is made whatever is live: they hold from now on, and the answer says what that means. */
+/** Adds warnings about the live set to a changed tenant: limits can be changed whatever is live. */
 async function withWarnings(c: AppContext, tenant: Tenant): Promise<Tenant> {
   const warnings = await tenantWarnings(c.get('services'), tenant);
   return warnings === undefined ? tenant : { ...tenant, warnings };
 }
 
-/** @throws MaskrouteError `not_found`, for another tenant's administrator too: it learns nothing of others. */
+/**
+ * @throws MaskrouteError `not_found`, also for another tenant's administrator, who must not learn which tenants exist.
+ */
 async function tenantOf(c: AppContext): Promise<Tenant> {
   const id = c.req.param('id')!;
   const own = c.get('admin').tenant;
@@ -182,7 +184,7 @@ export const keys = new Hono<AppEnv>()
     return await endSessions(c, key.id);
   });
 
-/** The dashboard's sessions of whoever asks: of `ADMIN_KEY`, too, which is no row. */
+/** The dashboard sessions of the calling key, including those of `ADMIN_KEY`, which is not in the database. */
 export const ownSessions = new Hono<AppEnv>().delete('/', (c) => endSessions(c, c.var.admin.actor));
 
 async function endSessions(c: AppContext, actor: string): Promise<Response> {
@@ -191,8 +193,8 @@ async function endSessions(c: AppContext, actor: string): Promise<Response> {
 }
 
 /**
- * Where keys are made for an hour (the dashboard's playground does so), those that are long over would take all of a
- * tenant's room. Done where keys are made: nobody else makes them more.
+ * Deletes keys that expired long ago. The dashboard's playground makes keys for an hour, which would otherwise use up a
+ * tenant's room. Called when a key is made.
  */
 const dropExpired = (db: Database, tenant: string): Promise<void> =>
   d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));

@@ -1,4 +1,4 @@
-/** One request to one backend: signed, its first byte in bounded time, and answers told from garbage. */
+/** One attempt: a signed request to one backend, a time limit for its first byte, and validation of its answer. */
 import { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -8,38 +8,38 @@ import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait } from '../base/waiting.ts';
 import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
 
-/** How requests reach backends: as `fetch`, for absolute addresses. */
+/** Sends a request to a backend; like `fetch`, for absolute URLs. */
 export type Send = (url: string, init: RequestInit) => Promise<Response>;
 
-/** `network` is a binding of Workers VPC; without one backends have public names. */
+/** `network`: a Workers VPC binding; without it backends are reached by their public names. */
 export const sender = (network: Pick<Fetcher, 'fetch'> | undefined): Send =>
   network === undefined ? (url, init) => fetch(url, init) : (url, init) => network.fetch(url, init);
 
 export type BackendRequest = {
   readonly path: string;
   readonly requestId: string;
-  /** Tenant id: whose turn it is there, and whose cached prompts it may use; empty for the edge's own questions. */
+  /** Tenant id, for fair scheduling and prefix caches at the backend; empty for the edge's own requests. */
   readonly tenant: string;
-  /** JSON text; a GET without it. */
+  /** JSON text; without it the request is a GET. */
   readonly body?: string;
 };
 
-/** What came of it, as far as the next step depends on that. */
+/** The outcome of an attempt, as far as the next step depends on it. */
 export type Outcome =
-  /** The backend's word: a success, or an error that every backend would answer. */
+  /** A success, or an error that every backend would answer. */
   | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest | undefined }
-  /** An error of its own that another backend may not have; the client gets it when there is no other. */
+  /** An error that another backend might not answer; the client gets it if there is no other backend. */
   | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
-  /** No answer, or something that is no answer of the protocol. `again`: the same backend may do better in a moment. */
+  /** No answer, or not a valid answer of the protocol. `again`: a retry at the same backend may succeed. */
   | { readonly kind: 'failed'; readonly error: MaskrouteError; readonly again: boolean }
-  /** Given up after all of the attempt's time: it may have worked on the request. */
+  /** Timed out: the backend may have worked on the request. */
   | { readonly kind: 'late'; readonly waited_ms: number }
   | { readonly kind: 'cancelled' };
 
-/** Waits for `work`, which reads what is left of an answer. @throws Error when the backend stalls in its middle. */
+/** Waits for `work`, which reads the rest of an answer. @throws Error when the backend stalls. */
 export type Rest = <T>(work: Promise<T>) => Promise<T>;
 
-/** `stopping`: it is about to be gone, and another one may already answer at its address. */
+/** `stopping`: it is shutting down, and another process may soon have its address. */
 type Refusal = 'sick' | 'full' | 'stopping';
 
 type Sending = {
@@ -50,18 +50,18 @@ type Sending = {
   /** Aborts this attempt alone. */
   readonly signal: AbortSignal;
   readonly time: AttemptTime;
-  /** Headers that make it a part of a trace. */
+  /** Trace propagation headers. */
   readonly trace?: Record<string, string> | undefined;
 };
 
 type AttemptTime = {
-  /** Of this attempt, until the first byte of its answer. */
+  /** Time for this attempt, until the first byte of its answer. */
   readonly timeout_ms: number;
-  /** What is left of the caller's time, which the backend is told. */
+  /** The caller's remaining time, sent to the backend. */
   readonly left_ms: number;
   /**
-   * For the rest of a small whole answer; undefined: as long as it takes. Whoever sets it reads by the answer's `rest`. The
-   * rest of an error has as long, or `timeout_ms`.
+   * Time limit for the rest of a small non-streaming answer, which must then be read through `rest`; undefined: no
+   * limit. The rest of an error has the same limit, or `timeout_ms`.
    */
   readonly stall_ms?: number | undefined;
 };
@@ -70,8 +70,8 @@ export async function attempt(sending: Sending): Promise<Outcome> {
   const { send, url, request, signal } = sending;
   const { timeout_ms, left_ms, stall_ms } = sending.time;
   const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
-  // A backend knows when the caller's time is over, and stops by itself. A controller that follows another signal is a
-  // twelfth of what a request costs, so there is one only where this backend is given up before.
+  // A backend knows the caller's deadline and stops by itself. A controller that follows another signal takes a twelfth
+  // of a request's CPU time, so there is one only if this attempt may time out earlier.
   const controller = timeout_ms === left_ms ? undefined : controlledBy(signal);
   const inTime = async <T>(work: Promise<T>, limit_ms: number): Promise<T> => {
     const found = await wait.within(work, limit_ms);
@@ -112,7 +112,7 @@ const initOf = ({ request, token, time, trace }: Sending, signal: AbortSignal): 
   headers: {
     authorization: `Bearer ${token}`,
     accept: 'application/json, text/event-stream',
-    // A compressed stream would be held back to be unpacked.
+    // A compressed stream would be buffered for decompression.
     'accept-encoding': 'identity',
     [HEADERS.requestId]: request.requestId,
     [BACKEND_HEADERS.deadline]: String(Math.ceil(time.left_ms)),
@@ -120,23 +120,23 @@ const initOf = ({ request, token, time, trace }: Sending, signal: AbortSignal): 
     ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
   },
   redirect: 'manual',
-  // Aborting it is how a hang-up reaches the engine, before the first byte too.
+  // Aborting it propagates a client's hang-up to the engine, also before the first byte.
   signal,
   ...(request.body === undefined ? {} : { body: request.body }),
 });
 
-/** Whether an answer is over when it begins: no stream, and known to be small. */
+/** Whether an answer is small and not a stream, so that it can be read at once. */
 function isSmallWhole(headers: Headers): boolean {
   const length = headers.get('content-length');
   if (length === null || Number(length) > WHOLE_BYTES_MAX) return false;
   return headers.get('content-type')?.startsWith('text/event-stream') !== true;
 }
-/** A whole answer up to this size is read at once: that takes less work than passing it on in pieces. */
+/** Non-streaming answers up to this size are read at once, which takes less work than passing on chunks. */
 const WHOLE_BYTES_MAX = 1024 * 1024;
 
 class LateError extends Error {}
 
-/** Aborts with `signal`, too. `AbortSignal.any` of two takes the runtime a good deal longer to make. */
+/** A controller that also aborts with `signal`. `AbortSignal.any` is considerably slower. */
 function controlledBy(signal: AbortSignal): AbortController {
   const controller = new AbortController();
   if (signal.aborted) controller.abort(signal.reason);
@@ -144,7 +144,7 @@ function controlledBy(signal: AbortSignal): AbortController {
   return controller;
 }
 
-/** Drops an answer that comes too late. */
+/** Cancels an answer that comes too late. */
 function forget(sent: Promise<Response>): void {
   sent.then((response) => response.body?.cancel()).catch(() => {});
 }
@@ -159,10 +159,7 @@ const errorBodySchema = z.looseObject({
   error: z.looseObject({ message: z.string(), code: z.unknown(), param: z.unknown() }),
 });
 
-/**
- * An error as the protocol has it, with the text that it came in; null for anything else, and when `rest` gives up waiting.
- * Never throws.
- */
+/** An error of the protocol, with its text; null for anything else, and when `rest` times out. Never throws. */
 export async function readError(response: Response, rest: Rest = (work) => work) {
   const text = await rest(readAnswer(response, BACKEND_ERROR_BYTES_MAX)).catch(() => null);
   if (text === null) return null;
@@ -170,17 +167,20 @@ export async function readError(response: Response, rest: Rest = (work) => work)
   return body.success ? { text, ...body.data.error } : null;
 }
 
-/** Refusals that say nothing bad of the backend. */
+/** Refusals that do not count as failures of the backend. */
 const HARMLESS: ReadonlyMap<unknown, Refusal> = new Map([
   ['queue_full', 'full'],
   ['queue_timeout', 'full'],
   ['request_timeout', 'full'],
   ['not_ready', 'stopping'],
 ]);
-/** Errors after the caller's own time, or about the request's mask: no other backend helps. */
+/** Errors for which no other backend helps: the caller's deadline has passed, or the mask is the problem. */
 const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_unavailable'];
 
-/** What proxies, balancers and tunnels say of a backend that they cannot reach; 520 to 530 are Cloudflare's. */
+/**
+ * Whether a status comes from a proxy, load balancer or tunnel that cannot reach the backend; 520 to 530 are
+ * Cloudflare's.
+ */
 const isOfSomethingBetween = (status: number): boolean =>
   (status >= 502 && status <= 504) || (status >= 520 && status <= 530);
 
@@ -217,7 +217,10 @@ async function judge(
   return { kind: 'answer', response: said, rest: undefined };
 }
 
-/** What came does not keep to the protocol: a backend's fault, or something in between that did not reach it. */
+/**
+ * The outcome of an answer that violates the protocol: it came from a faulty backend, or from a proxy that did not
+ * reach it.
+ */
 async function foreign(response: Response, { requestId }: BackendRequest, reason: string): Promise<Outcome> {
   const { status } = response;
   await response.body?.cancel().catch(() => {});
@@ -230,28 +233,28 @@ async function foreign(response: Response, { requestId }: BackendRequest, reason
   return { kind: 'failed', error, again: false };
 }
 
-/** A body that is only named costs a stream, so it is not where the length is known. */
+/** Whether the body is empty. Accessing `body` creates a stream, so the length is checked first. */
 function isEmpty(response: Response): boolean {
   const length = response.headers.get('content-length');
   return length === null ? response.body === null : length === '0';
 }
 
-/** Why a backend does not let the edge in, in its own words: for the log, never for the client. */
+/** Why a backend refused the edge's credentials, in its own words; for the log, never for the client. */
 async function refusal(response: Response, rest: Rest): Promise<string> {
   const error = await readError(response, rest);
   const why = error === null ? 'without a reason' : `${error.code}: ${error.message}`;
   return `it refused the credentials of the edge (${why}): compare BACKEND_KEY, MASKROUTE_BACKEND_URL, clocks`;
 }
 
-/* How long a request may wait for its answer's first byte: the edge's bound, or less when its client says so. */
+/* How long a request waits for its answer's first byte: the edge's limit, or less if the client asks for less. */
 
 export type Patience = {
   readonly time_ms: number;
-  /** The client gives less time than the edge would: that it ran out is the client's doing, and nobody else's. */
+  /** Whether the client set a shorter limit than the edge: then a timeout is attributed to the client. */
   readonly isShort: boolean;
 };
 
-/** @throws MaskrouteError `invalid_request` when the header is no number of milliseconds. */
+/** @throws MaskrouteError `invalid_request` when the header is not a number of milliseconds. */
 export function patienceOf(header: string | undefined, most_ms: number): Patience {
   if (header === undefined) return { time_ms: most_ms, isShort: false };
   if (!/^[1-9]\d{0,8}$/.test(header)) {

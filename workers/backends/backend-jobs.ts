@@ -1,6 +1,6 @@
 /**
- * A backend's jobs, asked on behalf of an operator of the edge. The token says so and is for that one backend; the
- * backend key itself is sent nowhere, since an entry of the registry may lead to anybody.
+ * Requests to a backend's jobs API on behalf of an operator of the edge. The token has the scope `jobs` and is for that
+ * one backend. The backend key itself is never sent, since an entry of the registry may point to anybody's server.
  */
 import type { z } from 'zod';
 import { isErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
@@ -15,25 +15,25 @@ export type JobQuestion = {
   /** The address of the backend. */
   readonly url: string;
   readonly method: 'GET' | 'POST' | 'DELETE';
-  /** What follows `/v1/jobs`. */
+  /** Path below `/v1/jobs`. */
   readonly path: string;
   readonly body?: string | ReadableStream<Uint8Array>;
   readonly requestId: string;
-  /** The client's: when it leaves, nothing more is read. */
+  /** The client's signal: when it hangs up, reading stops. */
   readonly signal: AbortSignal;
 };
 
 export interface BackendJobs {
   /** The answer, parsed. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`. */
   ask<T extends z.ZodType>(schema: T, question: JobQuestion): Promise<z.output<T>>;
-  /** A stream of events, as it comes. @throws MaskrouteError as `ask`. */
+  /** The stream of events, unchanged. @throws MaskrouteError as `ask`. */
   follow(question: JobQuestion): Promise<ReadableStream<Uint8Array>>;
 }
 
 export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs {
   const sign = createSigner(backendKey);
 
-  /** Answers of success only. `stream`: the time is for its headers, not for the upload or the events. */
+  /** Returns only successful answers. `isOpen`: the time limit is for the headers, not for the upload or the events. */
   const send = async (question: JobQuestion, isOpen: boolean): Promise<Response> => {
     const { url, method, path, body, requestId, signal } = question;
     const type = typeof body === 'string' ? 'application/json' : 'application/x-ndjson';
@@ -82,7 +82,10 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
   };
 }
 
-/** What the backend says of the job is for the operator; what it says of the edge's credentials is for the log. */
+/**
+ * The error for a refusal: errors about the job go to the operator, errors about the edge's credentials only to the
+ * log.
+ */
 async function refusal(response: Response, requestId: string): Promise<MaskrouteError> {
   const said = await readError(response);
   if (said === null) return useless(requestId, `status ${response.status}`);

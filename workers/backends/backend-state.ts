@@ -9,13 +9,16 @@ export type LiveBackend = {
   readonly weight: number;
 };
 
-/** With what this isolate has learned of it. */
+/** A backend, with what this isolate knows about it. */
 export type KnownBackend = LiveBackend & { readonly seen: Observed };
 
-/** A report older than this says nothing; the requests that this isolate has under way still do. */
+/** Load reports expire after this time; the isolate's own running requests still count. */
 const REPORT_ms = 10_000;
 const PROBE_EVERY_ms = 2_000;
-/** The sooner it is known to be back, the fewer requests are refused. */
+/**
+ * Interval of probes while the breaker is open: the sooner a backend is known to be back, the fewer requests are
+ * refused.
+ */
 const PROBE_EVERY_WHILE_OPEN_ms = 500;
 
 export class Observed {
@@ -31,7 +34,7 @@ export class Observed {
   #silentAt_ms: number | undefined;
   #askedAt_ms = Number.NEGATIVE_INFINITY;
 
-  /** Requests that it works on or that wait there. */
+  /** Its running and waiting requests. */
   load(now_ms: number): number {
     const load = this.#fresh(now_ms);
     return Math.max(this.#inFlight.count(now_ms), (load?.running ?? 0) + (load?.waiting ?? 0));
@@ -41,7 +44,7 @@ export class Observed {
     return this.#fresh(now_ms)?.waiting ?? 0;
   }
 
-  /** It said so not long ago, and has neither said otherwise nor answered a completion since. */
+  /** Whether it reported recently that it drains, and has neither revoked that nor answered a completion since. */
   isDraining(now_ms: number): boolean {
     return this.#drainingAt_ms !== undefined && now_ms - this.#drainingAt_ms < REPORT_ms;
   }
@@ -53,14 +56,14 @@ export class Observed {
   }
 
   /**
-   * A request goes there: it is under way until its headers are back or it failed, when the result is called, and for
-   * `longest_ms` at most.
+   * Counts a request that is sent to it. Call the result when its headers are back or it has failed; it counts for at
+   * most `longest_ms`.
    */
   began(longest_ms: number): () => void {
     return this.#inFlight.begin(longest_ms);
   }
 
-  /** From the header of an answer. */
+  /** Takes the load from the header of an answer. */
   reported(load: Load, now_ms: number): void {
     this.#report = { load, at_ms: now_ms };
     this.#silentAt_ms = undefined;
@@ -71,7 +74,10 @@ export class Observed {
     this.#silentAt_ms = now_ms;
   }
 
-  /** It refused a request because it stops; or it answered one, so that another process has its address. */
+  /**
+   * Sets whether it drains: true when it refused a request because it is stopping, false when it answered one, so that
+   * a new process has its address.
+   */
   drains(is: boolean, now_ms: number): void {
     this.#drainingAt_ms = is ? now_ms : undefined;
   }
@@ -84,7 +90,7 @@ export class Observed {
     if (!report.draining) this.breaker.heard();
   }
 
-  /** Takes the right to ask for the load now: one question at a time, none while a report is young. */
+  /** Whether to ask for its load now, and marks it as asked: one probe at a time, and none while a report is fresh. */
   takeProbe(now_ms: number): boolean {
     const isClosed = this.breaker.state(now_ms) === 'closed';
     if (now_ms - this.#askedAt_ms < (isClosed ? PROBE_EVERY_ms : PROBE_EVERY_WHILE_OPEN_ms)) return false;
@@ -113,12 +119,12 @@ export class Observed {
 }
 
 /*
- * A circuit breaker: after some failures in a row a backend is left alone for a while, then one request at a time
- * tries it, and some successes make it whole again.
+ * A circuit breaker: it opens after some failures in a row; after a while it is half open and admits one trial request
+ * at a time; after some successes it closes.
  *
- * Libraries for this (cockatiel, opossum) make requests wait for the trial of another one. Here a request has
- * other backends to go to, and in workerd a trial may vanish with the request that made it: so a trial is a lease
- * that runs out, and nobody waits.
+ * Libraries for this (cockatiel, opossum) let requests wait for another request's trial. Here a request can go to other
+ * backends, and in workerd a trial may vanish with its request. So a trial is a lease that expires, and nobody waits
+ * for it.
  */
 
 type BreakerPolicy = {
@@ -127,7 +133,7 @@ type BreakerPolicy = {
   readonly open_ms: number;
   /** Successes in a row that close it again. */
   readonly successesMin: number;
-  /** A trial that has said nothing for so long is gone. */
+  /** A trial without a result expires after this time. */
   readonly trial_ms: number;
 };
 
@@ -162,7 +168,10 @@ export class Breaker {
     }
   }
 
-  /** As `admits`, and takes the one trial of a half-open breaker: ask only to use it. */
+  /**
+   * Like `admits`, but also takes the single trial of a half-open breaker: call it only for a request that is then
+   * sent.
+   */
   admit(now_ms: number): boolean {
     if (!this.admits(now_ms)) return false;
     if (this.#opened !== undefined) this.#trialUntil_ms = now_ms + this.#policy.trial_ms;
@@ -177,7 +186,7 @@ export class Breaker {
     this.#successes = 0;
   }
 
-  /** `unreachable`: it gave no answer at all, so that hearing of it by other ways is news. */
+  /** `unreachable`: the backend gave no answer at all, so a successful probe shows that it is back. */
   failed(now_ms: number, unreachable: boolean): void {
     this.#trialUntil_ms = 0;
     this.#successes = 0;
@@ -186,12 +195,12 @@ export class Breaker {
     this.#opened = { until_ms: now_ms + this.#policy.open_ms, unreachable };
   }
 
-  /** A request that says nothing about the backend (its client left) gives its trial back. */
+  /** Returns the trial of a request that says nothing about the backend (its client hung up). */
   released(): void {
     this.#trialUntil_ms = 0;
   }
 
-  /** It answered a question about its load: a success, if it was only unreachable, and no need to wait longer. */
+  /** The backend answered a load probe: if it was only unreachable, this counts as a success and ends the wait. */
   heard(): void {
     if (this.#opened?.unreachable !== true) return;
     this.#opened = { until_ms: 0, unreachable: true };

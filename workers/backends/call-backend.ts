@@ -1,7 +1,7 @@
 /**
- * One request's way through the backends: the best one is asked, the next if it fails, until the first byte of an
- * answer. From then on nothing is asked again. The way ends with the caller's time, with the client's patience
- * (`signal`), or after a few attempts.
+ * Calls backends for one request: the best backend, then the next if it fails, until the first byte of an answer. After
+ * that nothing is retried. Attempts also end with the caller's time limit, when the client hangs up (`signal`), or
+ * after a few.
  */
 import type { StickySource } from '../../shared/mask/sticky.ts';
 import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/wire/backend-load.ts';
@@ -28,27 +28,27 @@ export type Purpose =
       readonly kind: 'completion';
       readonly region: string;
       readonly model: string;
-      /** Its id, or what else names it. */
+      /** The mask's id, or another name for it. */
       readonly mask: string;
       readonly conversation: StickySource;
     }
-  /** What comes of it says nothing of how completions fare, so that no breaker hears of it. */
+  /** Its result says nothing about completions, so it does not affect breakers. */
   | { readonly kind: 'aside'; readonly region: string | undefined };
 
 type CallTime = {
   /** Until the first byte of the answer, all attempts together. */
   readonly timeout_ms: number;
-  /** That is all that the edge ever waits, and not what a client or a task behind requests gives it. */
+  /** True: the time limit is the edge's own, not shorter by a client or a background task. */
   readonly isFullTime: boolean;
-  /** A backend that is silent for so long is given up for the next one, where there is one. */
+  /** A backend that is silent for this long is abandoned for the next one, if there is one. */
   readonly silence_ms?: number | undefined;
   /** As an attempt's. */
   readonly stall_ms?: number;
 };
 
 /**
- * How often a backend may still be asked after one failed. Whoever holds it sets 0 when what fails now fails for good (a
- * byte has gone to the client).
+ * How many retries are left. Its owner sets 0 when a failure can no longer be retried (a byte has been sent to the
+ * client).
  */
 export type Retries = { left: number };
 export const RETRIES_MAX = 4;
@@ -56,13 +56,13 @@ export const RETRIES_MAX = 4;
 export type Answer = {
   readonly response: Response;
   readonly backend: string;
-  /** Undefined where there is one backend. */
+  /** Undefined if there is only one backend. */
   readonly affinity: BackendAffinity | undefined;
   /** Undefined for a stream, a large answer or an error. */
   readonly rest: Rest | undefined;
 };
 
-/** `gaveUp`: a backend was given up in silence, so it may have worked on the request, whatever came of it. */
+/** `gaveUp`: a silent backend was abandoned; it may have worked on the request, whatever the result. */
 export type Called = { readonly gaveUp: boolean } & (
   | ({ readonly kind: 'answer' } & Answer)
   | { readonly kind: 'error'; readonly error: MaskrouteError }
@@ -72,14 +72,17 @@ export type CallParts = {
   readonly send: Send;
   /** A token for one attempt at one backend. */
   readonly token: (request: BackendRequest, backend: LiveBackend) => Promise<string>;
-  /** Asks a backend that let a whole answer's time pass for its load: it may only be busy. If it is gone, it is blamed. */
+  /**
+   * Probes the load of a backend that timed out on a non-streaming answer: it may only be busy. If the probe fails, its
+   * breaker counts a failure.
+   */
   readonly suspect: (backend: KnownBackend) => Promise<void>;
-  /** A second backend is asked when the first is silent for so long; 0: never. */
+  /** A second backend is asked (hedging) when the first is silent for this long; 0: never. */
   readonly hedge_ms: number;
 };
 
 /**
- * The answer, its body unread when it is a success; or `backend_unreachable` when no backend can be reached,
+ * The answer, with its body unread if it is a success; or `backend_unreachable` when no backend can be reached,
  * `deadline_exceeded` when none answers in time, `backend_error` when the answer does not keep to the protocol.
  * @throws MaskrouteError `cancelled` when `signal` aborts.
  */
@@ -96,7 +99,7 @@ export async function callBackend(
     const step = isOver ? 'none' : way.peek();
     if (step === 'none') return { ...lastWord(outcome, call.time), gaveUp: way.gaveUp };
     call.retries.left--;
-    // Another backend is asked at once; the same one after a pause.
+    // Another backend is asked at once; the same backend after a delay.
     if (step === 'same') {
       const delay_ms = retryDelay_ms(way.again(), Math.random());
       await pause(Math.min(delay_ms, way.left_ms()), call.signal);
@@ -107,17 +110,17 @@ export async function callBackend(
 type Tried = Outcome & {
   readonly backend: string;
   readonly affinity: BackendAffinity | undefined;
-  /** All of the caller's time that was left was for this attempt. */
+  /** Whether this attempt had all of the caller's remaining time. */
   readonly hadAll: boolean;
 };
 
-/** What hears how a call went. */
+/** Receives the result of a call. */
 type Listener = Pick<Breaker, 'succeeded' | 'failed' | 'released'>;
 const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
 
-/** Which backends were asked, what they said, and who is next. */
+/** The state of one call: which backends were asked, their results, and which is next. */
 class Way {
-  /** A backend was given up in silence. */
+  /** Whether a silent backend was abandoned. */
   gaveUp = false;
   readonly #parts: CallParts;
   readonly #call: Call;
@@ -128,11 +131,14 @@ class Way {
   readonly #home: string | undefined;
   #isHomeFull = false;
   readonly #started_ms = Date.now();
-  /** How often, by id. */
+  /** Number of attempts, by backend id. */
   readonly #asked = new Map<string, number>();
-  /** They would say the same again. */
+  /** Backends that would give the same answer again. */
   readonly #done = new Set<string>();
-  /** A request blames a backend once, however often it tries: one bad request must not open a breaker. */
+  /**
+   * Backends for which this request has counted a failure. It counts once for each, however many attempts: one bad
+   * request must not open a breaker.
+   */
   readonly #blamed = new Set<string>();
   #last: Tried | undefined;
 
@@ -149,7 +155,7 @@ class Way {
     return this.#call.time.timeout_ms - (Date.now() - this.#started_ms);
   }
 
-  /** Attempts at backends that had been asked before. */
+  /** Number of attempts at backends that had been asked before. */
   again(): number {
     return [...this.#asked.values()].reduce((sum, times) => sum + times - 1, 0);
   }
@@ -169,12 +175,12 @@ class Way {
     }
     this.#isHomeFull ||=
       first.id !== this.#home && open.some((backend) => this.#isPassedOver(backend, now_ms));
-    // Nobody who may still answer is given up for a backend that would not.
+    // A backend that may still answer is not abandoned for one that would refuse or stay silent.
     const fresh =
       second !== undefined && !this.#asked.has(second.id) && !second.seen.isAway(now_ms) ? second : undefined;
     this.#last = await hedged(
       (signal) => this.#ask(first, signal, fresh !== undefined),
-      // A hedge takes no half-open backend's one trial.
+      // A hedge must not take the single trial of a half-open backend.
       fresh && fresh.seen.breaker.state(now_ms) === 'closed'
         ? (signal) => this.#ask(fresh, signal, false)
         : undefined,
@@ -184,7 +190,7 @@ class Way {
     return this.#last;
   }
 
-  /** Those that may be asked now, the best first: the untried before the tried. */
+  /** Backends that may be asked now, the best first: untried before tried ones. */
   #open(): KnownBackend[] {
     const now_ms = Date.now();
     const usable = this.#backends.filter(
@@ -196,7 +202,7 @@ class Way {
       .sort((a, b) => timesAsked(a) - timesAsked(b));
   }
 
-  /** Nothing but its load speaks against the conversation's own backend. */
+  /** Whether a backend is the conversation's own and passed over only because of its load. */
   #isPassedOver({ id, seen }: KnownBackend, now_ms: number): boolean {
     return id === this.#home && !this.#asked.has(id) && !seen.isAway(now_ms);
   }
@@ -239,7 +245,7 @@ class Way {
     if (load !== undefined) seen.reported(load, Date.now());
     if (outcome.kind === 'refused') {
       if (outcome.why === 'stopping') seen.drains(true, Date.now());
-      // What had been under way before says nothing: a backend that drains finishes it.
+      // An answer to an earlier request says nothing: a draining backend finishes its running requests.
     } else if (wasDraining && !this.#isAside) seen.drains(false, Date.now());
   }
 
@@ -267,7 +273,8 @@ class Way {
       case 'late':
         this.#done.add(id);
         this.gaveUp = true;
-        // Backends send the headers of a stream early. A whole answer may take longer than its caller waits.
+        // Backends send the headers of a stream early, but a non-streaming answer may take longer than the caller
+        // waits.
         if (outcome.waited_ms >= (time.silence_ms ?? Number.POSITIVE_INFINITY)) {
           this.#blame(id, breaker, false);
           return;
@@ -293,7 +300,7 @@ function candidateOf(backend: KnownBackend): Candidate & { readonly backend: Kno
 
 const sum = (counts: Iterable<number>): number => [...counts].reduce((total, count) => total + count, 0);
 
-/** Where there is no choice, nothing is hashed. */
+/** With a single backend nothing is hashed. */
 function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
   if (purpose.kind === 'aside') {
     return { region: purpose.region ?? LOCAL_REGION, model: undefined, key: '' };
@@ -302,14 +309,14 @@ function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
   return { region, model, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };
 }
 
-/** The backend that a conversation has while all are well and idle; undefined without a choice. */
+/** The conversation's own backend (while all are healthy and idle); undefined with a single backend. */
 export const homeBackend = (
   backends: readonly KnownBackend[],
   purpose: Purpose,
   tenant: string,
 ): string | undefined => homeOf(backends.map(candidateOf), wishOf(purpose, tenant, backends.length > 1));
 
-/** What the client is told when nobody else is asked. */
+/** The final result for the client when no other backend is asked. */
 function lastWord(
   said: Exclude<Tried, { kind: 'cancelled' }>,
   { isFullTime, timeout_ms, silence_ms }: CallTime,
@@ -336,10 +343,10 @@ export const hungUp = (): MaskrouteError => new MaskrouteError('cancelled', 'The
 type Ask<T> = (signal: AbortSignal) => Promise<T>;
 
 /**
- * Hedging: a second backend is asked when the first has been silent for a while, and the first answer wins; the loser is
- * called off at once. It costs work done twice, so it is off unless configured.
+ * Hedging: a second backend is asked when the first has been silent for a while. The first answer wins and the other
+ * attempt is aborted. Work is done twice, so it is off unless configured.
  *
- * `after_ms` 0, or no `second`: plainly the first. A failure counts only when nobody else can still answer.
+ * With `after_ms` 0 or no `second` only the first is asked. A failure counts only when the other can no longer answer.
  */
 export async function hedged<T extends Outcome>(
   first: Ask<T>,
@@ -374,16 +381,13 @@ export async function hedged<T extends Outcome>(
 
 const RETRY = { first_ms: 50, max_ms: 5_000, factor: 2, jitter: 0.1 } as const;
 
-/**
- * How long to wait before a backend is asked again: exponential, with a little jitter so that callers spread.
- * `retry` counts from 0; `random` is in [0, 1).
- */
+/** Exponential backoff with jitter before a backend is asked again. `retry` counts from 0; `random` is in [0, 1). */
 export function retryDelay_ms(retry: number, random: number): number {
   const delay_ms = Math.min(RETRY.first_ms * RETRY.factor ** retry, RETRY.max_ms);
   return delay_ms * (1 - RETRY.jitter + 2 * RETRY.jitter * random);
 }
 
-/** @throws MaskrouteError `cancelled` as soon as `signal` aborts: a client that hung up waits for nothing. */
+/** Waits. @throws MaskrouteError `cancelled` as soon as `signal` aborts. */
 export async function pause(delay_ms: number, signal: AbortSignal): Promise<void> {
   if (signal.aborted) throw hungUp();
   await new Promise<void>((resolve, reject) => {

@@ -1,10 +1,9 @@
 /**
- * Which backend a request goes to, and which come next if that fails: by region, then by conversation (so that a
- * conversation finds its pages of keys and values), then by load; backends that drain or say nothing come last. Pure:
- * what is known of backends comes in, an order comes out.
+ * Orders the backends for a request: by region, then by conversation (so that a conversation finds its KV cache pages),
+ * then by load; draining and silent backends come last. A pure function of what is known about backends.
  *
- * A conversation's place is weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2016): it has
- * its backend, but a backend with a line, or with a quarter more load than the average of its region, passes requests on.
+ * A conversation's backend follows from weighted rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam
+ * 2016): a backend with waiting requests, or with 25 % more load than its region's average, is passed over.
  */
 import { conversationKey, type StickySource, stickyFraction } from '../../shared/mask/sticky.ts';
 import { ANYWHERE, type BackendAffinity } from '../../shared/wire/backend-load.ts';
@@ -15,37 +14,37 @@ export type Candidate = {
   readonly id: string;
   readonly regions: readonly string[];
   readonly weight: number;
-  /** Requests that it works on or that wait there. */
+  /** Its running and waiting requests. */
   readonly load: number;
-  /** Requests in its line: more would only wait. */
+  /** Its waiting requests; more would only wait. */
   readonly waiting: number;
-  /** It is about to be gone and would refuse, or it is gone already. */
+  /** It is shutting down and would refuse, or it does not answer. */
   readonly isAway: boolean;
   /** Undefined: not known. */
   readonly models: ReadonlySet<string> | undefined;
 };
 
 export type Wish = {
-  /** As `regionOf` gives it: `EU/DE/FRA`. */
+  /** The request's region, as `regionOf` returns it: `EU/DE/FRA`. */
   readonly region: string;
-  /** Undefined: any will do. */
+  /** Undefined: any model. */
   readonly model: string | undefined;
-  /** Requests with the same one have the same backend, as long as it has room. */
+  /** Requests with the same key go to the same backend, as long as it has room. */
   readonly key: string;
 };
 
 /**
- * What a backend keeps pages by: the tenant, the mask, and the conversation. It is named by its opening, which all
- * its later requests repeat, so that isolates agree with nothing remembered.
+ * The key of a conversation's KV cache pages: tenant, mask and conversation. The conversation is identified by its
+ * opening, which all its later requests repeat, so isolates agree without shared state.
  */
 export const pagesKey = (tenant: string, mask: string, conversation: StickySource): string =>
   sha256Hex(`${mask}\u0000${conversationKey(tenant, conversation)}`);
 
-/** How far a load may be above the average. */
+/** A backend is passed over above this multiple of the average load. */
 const SLACK = 1.25;
 /**
- * A load that is never too much. Two streams in one step hardly slow each other, and a report of a request that has ended
- * counts one more until the next report: neither is worth computing a conversation anew.
+ * A load that is always acceptable. Two streams in one step hardly slow each other, and a load report may count a
+ * request that has just ended: neither is worth recomputing a conversation's cache elsewhere.
  */
 const ROOM = 2;
 
@@ -56,13 +55,15 @@ export function regionDistance(regions: readonly string[], region: string): numb
   return found === -1 ? steps.length : found;
 }
 
-/** Farther than any region: who would not answer is no nearer for being next door. */
+/** Farther than any region: a backend that is away would not answer, wherever it is. */
 const AWAY_DISTANCE = 100;
 
 const distance = ({ regions, isAway }: Candidate, region: string): number =>
   regionDistance(regions, region) + (isAway ? AWAY_DISTANCE : 0);
 
-/** All of them, the best first. Backends that are known to serve other models only come if nobody else is left. */
+/**
+ * All of them, the best first. Backends that are known not to serve the model are included only if there are no others.
+ */
 export function orderBackends<C extends Candidate>(candidates: readonly C[], wish: Wish): C[] {
   if (candidates.length < 2) return [...candidates];
   const { model } = wish;

@@ -1,6 +1,6 @@
 /**
- * The backends of one isolate: which there are, what was learned of each, and the questions to them. A request's call
- * goes to one of them (call-backend.ts); other questions go to all.
+ * The backends as one isolate knows them: the registry, the state of each, and requests to them. A completion goes to
+ * one of them (call-backend.ts); other requests go to all.
  */
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -24,7 +24,7 @@ import {
 } from './call-backend.ts';
 import { createRegistry, type Registry } from './registry.ts';
 
-/** One backend's answer to a question; `status` null: it gave none, or something in between did. */
+/** One backend's answer; `status` null: it gave none, or a proxy answered in its place. */
 type Said = { readonly status: number | null; readonly value: unknown };
 
 type PoolConfig = Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>;
@@ -37,8 +37,8 @@ export class BackendPool {
   constructor(db: Database, config: PoolConfig, send: Send) {
     this.#registry = createRegistry(() => listBackends(db), config.BACKEND_URL);
     const sign = createSigner(config.BACKEND_KEY);
-    // The edge's own address is what its operator says. The host of a request is what its client says: a backend would
-    // be led wherever that points.
+    // The edge's address comes from its operator (`EDGE_URL`). The host of a request comes from the client and must not
+    // be passed to backends.
     const { EDGE_URL: edge = '' } = config;
     this.#callParts = {
       send,
@@ -55,7 +55,7 @@ export class BackendPool {
     return await callBackend(this.#callParts, call, backends);
   }
 
-  /** Whether a backend lists the model, or did when it last answered. */
+  /** Whether any backend lists the model, or did when it last answered. */
   lists(model: string): boolean {
     return [...this.#known.values()].some(({ seen }) => seen.models?.has(model) === true);
   }
@@ -65,7 +65,10 @@ export class BackendPool {
     return homeBackend(await this.#list(hold), purpose, tenant);
   }
 
-  /** Every enabled backend is asked the same; what they answer with success, as JSON. Rejects when none does. */
+  /**
+   * Sends the same request to every enabled backend; returns the successful answers as JSON. Rejects when there are
+   * none.
+   */
   async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
     const backends = await this.#list(hold);
     const answers = await Promise.allSettled(
@@ -82,7 +85,7 @@ export class BackendPool {
     throw refused?.reason ?? new Error('no backend is enabled');
   }
 
-  /** The same, with what those say that refuse. Rejects when nobody knows which backends there are. */
+  /** Like `askAll`, but includes refusals. Rejects when the registry is unknown. */
   async askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]> {
     const backends = (await this.#list(hold)).filter(({ id }) => only === undefined || id === only);
     return await Promise.all(
@@ -92,7 +95,7 @@ export class BackendPool {
     );
   }
 
-  /** With what this isolate knows of it. */
+  /** A registry entry, with this isolate's state of the backend. */
   describe({ createdAt_ms, updatedAt_ms, ...row }: BackendRow): BackendEntry {
     return {
       ...row,
@@ -103,7 +106,7 @@ export class BackendPool {
     };
   }
 
-  /** After a change of the registry. */
+  /** Reads the registry again, after a change. */
   refresh(hold: Hold): Promise<void> {
     return this.#registry.refresh(hold);
   }
@@ -120,7 +123,7 @@ export class BackendPool {
     return backends;
   }
 
-  /** A backend that moved to another address is another one. */
+  /** The state of a backend; a new address gets a new state. */
   #observed(id: string, url: string): Observed {
     const found = this.#known.get(id);
     if (found?.url === url) return found.seen;
@@ -134,7 +137,7 @@ export class BackendPool {
     const { send, token: sign } = this.#callParts;
     const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
-    // An attempt's own time ends with the first byte; this signal ends the whole answer.
+    // An attempt's time limit ends with the first byte; this signal bounds the whole answer.
     const signal = AbortSignal.timeout(timeout_ms);
     const time = { timeout_ms, left_ms: timeout_ms };
     const sending = { send, url: backend.url, token, request, signal, time };
@@ -153,13 +156,13 @@ export class BackendPool {
     return value;
   }
 
-  /** Asks for the loads that are old, behind the request. */
+  /** Refreshes old load reports, in the background. */
   #refreshLoads(backends: readonly KnownBackend[], hold: Hold): void {
     const now_ms = Date.now();
     let asked = 0;
     for (const backend of backends) {
       const { seen } = backend;
-      // With one backend there is nothing to choose, so nothing to ask unless it seems to be gone.
+      // With one backend there is no choice, so its load is needed only if it seems to be down.
       if (backends.length < 2 && seen.breaker.state(now_ms) === 'closed') continue;
       if (asked < LOAD_PROBE.aRequestMax && seen.takeProbe(now_ms)) {
         asked++;
@@ -168,7 +171,7 @@ export class BackendPool {
     }
   }
 
-  /** Whether it told its load. */
+  /** Asks a backend for its load; false if it did not answer. */
   async #probe(backend: KnownBackend): Promise<boolean> {
     try {
       const answer = await this.#askForSuccess(backend, '/v1/load', LOAD_PROBE.timeout_ms);

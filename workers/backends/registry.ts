@@ -10,13 +10,13 @@ import type { Hold } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
 import { BACKENDS, MODELS } from '../limits.ts';
 
-/** The entry that `BACKEND_URL` stands for. */
+/** Id of the entry for `BACKEND_URL`. */
 export const DEFAULT_BACKEND = 'default';
 
 export interface Registry {
-  /** Those that requests go to; none when all are disabled. Never rejects. */
+  /** The enabled backends; empty when all are disabled. Never rejects. */
   enabled(hold: Hold): Promise<readonly BackendRow[]>;
-  /** The same at once; undefined when it takes a question, to be asked by `enabled`. */
+  /** The same without waiting; undefined when D1 must be asked, which `enabled` does. */
   fresh(): readonly BackendRow[] | undefined;
   /** After a change: this isolate sees it at once. */
   refresh(hold: Hold): Promise<void>;
@@ -58,16 +58,16 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
   };
 }
 
-/* The models, kept in the isolate and refreshed behind requests. */
+/* The models, cached in the isolate and refreshed in the background. */
 
 export interface Models {
   /** @throws Error when the backend can't be asked and nothing is known. */
   list(hold: Hold): Promise<readonly ModelEntry[]>;
-  /** The same at once; undefined when it takes a question, to be asked by `list`. */
+  /** The same without waiting; undefined when backends must be asked, which `list` does. */
   fresh(): readonly ModelEntry[] | undefined;
 }
 
-/** `fetchLists` gives what the backends answer to `GET /v1/models`. A model of several backends is one entry. */
+/** `fetchLists` returns the backends' answers to `GET /v1/models`. A model of several backends is one entry. */
 export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
   const cache = new SwrCache(
     'the model list',

@@ -1,7 +1,7 @@
 /**
- * Where a request came in: what experiments are limited to, answers are labelled with, and wrong keys are counted by.
- * Whoever stands before the worker says so, and anybody can write the same into a request. So nothing is believed unless
- * the operator says who stands there (`TRUSTED_FRONT`): on one machine nobody does.
+ * Where a request came from: its place limits experiments and labels answers, and its address counts wrong keys. A
+ * trusted proxy in front of the worker reports it, but clients can forge the same headers. So it is used only if the
+ * operator names the proxy (`TRUSTED_FRONT`); on one machine there is none.
  */
 import type { Place } from '../../shared/mask/sticky.ts';
 
@@ -13,7 +13,7 @@ export const LOCAL_REGION = 'local';
 
 const CODE = /^[A-Z0-9]{2,4}$/;
 
-/** Continent, country and the data centre's code, as far as the front knows them. */
+/** Continent, country and data centre code, as far as the proxy reports them. */
 export function placeOf(request: Request, front: Front): Place {
   const cf = front === 'cloudflare' ? (request.cf as Record<string, unknown> | undefined) : undefined;
   const code = (name: string): string | undefined => {
@@ -28,11 +28,11 @@ export function regionOf({ continent, country, colo }: Place): string {
   return [continent, country, colo].filter((part) => part !== undefined).join('/') || LOCAL_REGION;
 }
 
-/** The client's address; undefined where nobody can be believed. */
+/** The client's IP address; undefined without a trusted proxy. */
 export const addressOf = (request: Request, front: Front): string | undefined =>
   (front === 'cloudflare' ? request.headers.get('cf-connecting-ip') : null) ?? undefined;
 
-/** The client's address, or its network where one customer has many addresses; undefined where nobody can be believed. */
+/** The client's IP address, or its network where one customer has many addresses; undefined without a trusted proxy. */
 export function networkOf(request: Request, front: Front): string | undefined {
   const address = addressOf(request, front);
   return address === undefined ? undefined : addressGroup(address);
@@ -41,7 +41,7 @@ export function networkOf(request: Request, front: Front): string | undefined {
 const GROUPS_OF_A_NETWORK = 4;
 const GROUPS = 8;
 
-/** An IPv6 customer has a network of 2^64 addresses, so its network is what counts. */
+/** An IPv6 customer has 2^64 addresses, so the /64 network is counted instead. */
 export function addressGroup(address: string): string {
   if (!address.includes(':')) return address;
   const [head = '', tail] = address.toLowerCase().split('::');

@@ -7,7 +7,7 @@ const encoder = new TextEncoder();
 /** 64 hexadecimal digits. */
 export const sha256Hex = (text: string): string => bytesToHex(sha256(encoder.encode(text)));
 
-/** Compares digests in constant time, so neither the content nor the length of the secret shows in the time. */
+/** Compares digests in constant time, so the timing reveals neither content nor length of the secret. */
 export function sameSecret(given: string, secret: string): boolean {
   return crypto.subtle.timingSafeEqual(sha256(encoder.encode(given)), sha256(encoder.encode(secret)));
 }

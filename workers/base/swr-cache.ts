@@ -1,59 +1,59 @@
 /**
- * A bounded stale-while-revalidate cache that lives in the isolate. It is what keeps D1 out of the request
- * path: a known value is answered at once and refreshed behind the request; a source that stalls or fails
- * costs nobody a second wait, and the last good value stays.
+ * A bounded stale-while-revalidate cache in the isolate. It keeps D1 out of the request path: a cached value is
+ * returned at once and refreshed in the background. While a source stalls or fails, no request waits twice, and the
+ * last good value stays.
  *
- * Loads are shared between requests. Their I/O belongs to the request that began them, so that request holds
- * them with `waitUntil`, every waiter has a deadline of its own, and a load that never settles (its request
- * was torn down) is given up by age.
+ * Requests share loads. A load's I/O belongs to the request that started it, so that request keeps it alive with
+ * `waitUntil`, every waiter has its own deadline, and a load that never settles (its request was torn down) is
+ * abandoned by age.
  */
 import { LRUCache } from 'lru-cache';
 import { DeadlineError, type Hold, withDeadline } from './waiting.ts';
 
 export type SwrPolicy = {
-  /** Younger values are answered without asking the source. */
+  /** Younger values are returned without asking the source. */
   readonly fresh_ms: number;
-  /** Older values are answered only after the source was asked again (or could not be reached). */
+  /** Older values are returned only after asking the source again (or failing to). */
   readonly revalidate_ms: number;
-  /** Older values are not answered even when the source can't be reached. */
+  /** Older values are never returned, even when the source can't be reached. */
   readonly stale_ms: number;
   /** How long a source's null is remembered. */
   readonly negative_ms: number;
-  /** The longest that a request waits when nothing is held. */
+  /** Longest wait of a request without a cached value. */
   readonly wait_ms: number;
-  /** The longest that a request waits when an old value is held: as long as a source that works may well take. */
+  /** Longest wait of a request with an old cached value: as long as a working source may take. */
   readonly staleWait_ms: number;
-  /** The same while the source is known to fail or to stall; absent: no shorter. */
+  /** The same while the source is known to fail or stall; absent: the same limit. */
   readonly failingWait_ms?: number;
-  /** The longest that a load may take, waited for or not. */
+  /** Longest duration of a load, whether a request waits or not. */
   readonly load_ms: number;
-  /** After a failure, nobody asks the source again for this long. */
+  /** After a failure the source is not asked for this long. */
   readonly retry_ms: number;
-  /** After a failure, nobody waits while an old value is held: the source is asked again behind a request. */
+  /** After a failure, no request with an old cached value waits: the source is asked in the background. */
   readonly retriesBehind?: boolean;
   readonly entriesMax: number;
   readonly negativeEntriesMax: number;
   readonly loadsMax: number;
 };
 
-/** An isolate may sleep: what it heard of a source longer ago says nothing about it now. */
+/** A failure counts for this long: an isolate may have slept, and older results say nothing about the source now. */
 const FAILING_ms = 60_000;
 
 /**
- * What was heard of a source. Caches that ask the same one share it, so that a request which waited for it in vain does
- * not do so again for the next thing.
+ * The health of a source. Caches with the same source share it, so that a request that has waited in vain does not wait
+ * again in the next cache.
  */
 export type SourceHealth = {
-  /** Until then the last that was heard is a failure, or a wait in vain, and not too long ago. */
+  /** Until this time the source counts as failing: its last result is a recent failure or timeout. */
   failingUntil_ms: number;
-  /** When the first of the failures was that no success has followed; undefined while there is none. */
+  /** Time of the first failure since the last success; undefined if there is none. */
   failingSince_ms: number | undefined;
 };
 export const unheard = (): SourceHealth => ({ failingUntil_ms: 0, failingSince_ms: undefined });
 
 type Options<V> = {
   readonly health?: SourceHealth | undefined;
-  /** Bounds the values by bytes, too. Only a load that succeeded lets go of any: a source that is down costs none. */
+  /** Also bounds the values by bytes. Only a successful load evicts values, so a failing source evicts none. */
   readonly room?: Room<V>;
   readonly now?: () => number;
 };
@@ -70,10 +70,10 @@ export class SwrCache<V> {
   readonly #now: () => number;
 
   readonly #entries: LRUCache<string, Entry<V>>;
-  /** Until when a null of the source is remembered. */
+  /** Until when a null from the source is cached. */
   readonly #nullUntil_ms: LRUCache<string, number> | undefined;
   readonly #loads = new Map<string, Load<V>>();
-  /** Nobody asks the source before. */
+  /** The source is not asked before this time. */
   #failedUntil_ms = 0;
 
   constructor(
@@ -93,13 +93,13 @@ export class SwrCache<V> {
     this.#nullUntil_ms = max === 0 ? undefined : new LRUCache({ max });
   }
 
-  /** What is held and is young enough to be answered as it is; undefined otherwise. What `get` gives, without a wait. */
+  /** The cached value if it is fresh, without waiting; undefined otherwise. */
   fresh(key: string): V | undefined {
     const entry = this.#entries.get(key);
     return entry === undefined || this.#age_ms(entry) >= this.#policy.fresh_ms ? undefined : entry.value;
   }
 
-  /** Null: the source says that there is none. @throws what the source threw when no usable value is held. */
+  /** The value; null: the source has none. @throws what the source threw when there is no usable cached value. */
   async get(key: string, hold: Hold): Promise<V | null> {
     const { wait_ms, fresh_ms, revalidate_ms, stale_ms, retriesBehind } = this.#policy;
     const entry = this.#entries.get(key);
@@ -119,18 +119,18 @@ export class SwrCache<V> {
     }
   }
 
-  /** What is held, however old; undefined when nothing is. */
+  /** The cached value, however old; undefined if there is none. */
   peek(key: string): V | undefined {
     return this.#entries.peek(key)?.value;
   }
 
-  /** How long ago what is held was read; undefined when nothing is. */
+  /** Age of the cached value; undefined if there is none. */
   age_ms(key: string): number | undefined {
     const entry = this.#entries.peek(key);
     return entry && this.#age_ms(entry);
   }
 
-  /** Whether `get` can answer without waiting for the source: a value, or a null that is remembered. */
+  /** Whether `get` can answer without waiting for the source: with a value or a cached null. */
   holds(key: string): boolean {
     return this.#entries.has(key) || this.#isNull(key);
   }
@@ -141,7 +141,7 @@ export class SwrCache<V> {
     return await withDeadline(this.#startLoad(key, hold), this.#policy.load_ms, this.#what);
   }
 
-  /** Drops what is held, and what a load under way would bring. */
+  /** Drops the cached value, and the result of a running load. */
   forget(key: string): void {
     this.#entries.delete(key);
     this.#nullUntil_ms?.delete(key);
@@ -160,7 +160,7 @@ export class SwrCache<V> {
     }
   }
 
-  /** A source that has kept this key waiting for long enough already stalls, though nobody found out yet. */
+  /** The wait with an old value: shorter if a running load of this key shows that the source stalls. */
   #oldWait_ms(key: string): number {
     const { staleWait_ms, failingWait_ms = staleWait_ms } = this.#policy;
     const load = this.#running(key);
@@ -169,8 +169,8 @@ export class SwrCache<V> {
   }
 
   /**
-   * Nothing is attached to a load that another request began: it would settle there when this request is long over, of
-   * which workerd warns, once a request.
+   * Never awaits a load that another request started: it could settle after this request is over, for which workerd
+   * logs a warning.
    */
   #refreshBehind(key: string, hold: Hold): void {
     if (this.#now() < this.#failedUntil_ms || this.#running(key) !== undefined) return;
@@ -229,7 +229,7 @@ export class SwrCache<V> {
     return this.#now() - load.startedAt_ms > this.#policy.load_ms + 1_000;
   }
 
-  /* What is held. */
+  /* Cached values. */
 
   #age_ms(entry: Entry<V>): number {
     return this.#now() - entry.loadedAt_ms;
@@ -254,8 +254,8 @@ export class SwrCache<V> {
   }
 
   /**
-   * Lets go of what was used longest ago until the rest has room; of `newest` never. Who holds only what a younger one
-   * holds, too, stays, since that frees nothing.
+   * Evicts the least recently used values until the others fit, but never `newest`. A value whose parts are all shared
+   * with newer ones stays, since evicting it frees nothing.
    */
   #letGo(room: Room<V>, newest: string): void {
     const oldest: [key: string, value: V][] = [];
@@ -272,18 +272,18 @@ export class SwrCache<V> {
   }
 }
 
-/* A bound on the bytes that a cache's values hold together, where what several of them hold lies in memory once. */
+/* A limit on the bytes of a cache's values together; a part that several values share counts once. */
 
 export interface Room<V> {
   add(value: V): void;
   remove(value: V): void;
-  /** Whether all that the value holds is held anyway, so that it takes no room and frees none. */
+  /** Whether all parts of the value are also held by others, so that it frees no room. */
   holds(value: V): boolean;
-  /** Of the bound: 1 is full. */
+  /** Used share of the limit; 1: full. */
   share(): number;
 }
 
-/** `partsOf` says what a value holds. The same part, by identity, counts once. */
+/** `partsOf`: the parts of a value. Equal parts (by identity) count once. */
 export function createRoom<V, P>(
   bytesMax: number,
   partsOf: (value: V) => readonly P[],

@@ -1,7 +1,7 @@
 /**
- * What the edge says of itself: lines of a log, and spans of traces.
+ * Telemetry of the edge: log lines and trace spans.
  *
- * A line is one JSON object, which Workers Logs and `wrangler tail` read. Never a key, never a prompt.
+ * A log line is one JSON object, for Workers Logs and `wrangler tail`. It never contains keys or prompts.
  */
 import { type Attributes, type Context, type Span, SpanKind, SpanStatusCode } from '@opentelemetry/api';
 import { ProtobufTraceSerializer } from '@opentelemetry/otlp-transformer';
@@ -27,7 +27,10 @@ export function log(
   console[level](JSON.stringify({ level, event, ...fields }));
 }
 
-/** The innermost cause: database layers wrap it in the statement and its parameters, which are not for logs. */
+/**
+ * The innermost cause's message: database layers wrap it with the statement and its parameters, which must not be
+ * logged.
+ */
 export function reasonOf(error: unknown): string {
   let cause = error;
   while (cause instanceof Error && cause.cause !== undefined) cause = cause.cause;
@@ -35,38 +38,41 @@ export function reasonOf(error: unknown): string {
 }
 
 /*
- * Spans of the edge: one a request, with parts for what was decided and one for each backend that was asked. They are
- * sent behind the answers, those of a fraction of a second together, and are lost where the collector is away.
+ * Spans of the edge: one for each request, with child spans for the steps of its decision and for each attempt at a
+ * backend. They are sent in batches after the answers, and lost if the collector is unreachable.
  *
- * Without a collector nothing is made; a trace that the client brought goes on to the backend as it came.
+ * Without a collector there are no spans; a client's trace headers are passed on to the backend unchanged.
  */
 
 export interface Traces {
-  /** A request has come. */
+  /** Starts a request's span. */
   begin(header: ReadHeader, route: string, requestId: string): RequestTrace;
 }
 
-/** The trace of one request. Times are since the epoch. */
+/** The trace of one request. Times are ms since the epoch. */
 export interface RequestTrace {
-  /** Whether anybody will see it. */
+  /** Whether the trace is sampled. */
   readonly isRecorded: boolean;
-  /** A part of the work that is over. */
+  /** Adds a finished child span. */
   part(name: string, from_ms: number, to_ms: number, attributes?: Attributes): void;
-  /** A backend is asked. */
+  /** Starts a child span for an attempt at a backend. */
   attempt(backend: { readonly id: string; readonly url: string }, nth: number): AttemptTrace;
-  /** Once. Settles when this request has nothing more to do for its spans, for `waitUntil`; never rejects. */
+  /**
+   * Ends the request's span; call it once. The promise, for `waitUntil`, settles when this request need not stay alive
+   * for its spans; it never rejects.
+   */
   end(ended: Ended): Promise<void>;
 }
 
 interface AttemptTrace {
-  /** They make the backend's spans a part of the trace. */
+  /** Propagation headers for the backend. */
   readonly headers: Record<string, string>;
   /** `status` null: it gave no answer. */
   end(outcome: string, status: number | null): void;
 }
 
 export type Ended = {
-  /** Undefined: nobody knows yet what is asked. */
+  /** Undefined: the operation is not known yet. */
   readonly name: string | undefined;
   readonly status: number;
   readonly code: string | null;
@@ -108,7 +114,7 @@ const UNTRACED: Traces = {
   },
 };
 
-/** As HTTP's conventions have it, a refusal is an error to whoever asked. */
+/** By OpenTelemetry's HTTP conventions, a 4xx answer is an error for a client span. */
 const isFailed = (outcome: string, status: number | null): boolean =>
   outcome !== 'cancelled' && (status === null || status >= 400);
 
@@ -118,7 +124,7 @@ function recorded(
   context: Context,
   send: () => Promise<void>,
 ): RequestTrace {
-  // A caller that does not sample wants its trace to go on all the same.
+  // An unsampled trace is propagated, too.
   if (!span.isRecording()) return notRecorded({ headers: traceHeaders(context), end() {} });
   return {
     isRecorded: true,
@@ -159,14 +165,14 @@ function recorded(
   };
 }
 
-/** Spans on their way to the collector. */
+/** Sends spans to the collector, in batches. */
 class SpanPost implements SpanProcessor {
   readonly #collector: Collector;
   #spans: ReadableSpan[] = [];
-  /** When the request came that sends them; the runtime may have torn it down since. */
+  /** When the request started that sends the batch; the runtime may have torn it down since. */
   #begun_ms = 0;
   readonly #posts = new UnderWay();
-  /** A collector that is away is told of once. */
+  /** Whether the collector is known to be unreachable; it is logged once. */
   #isAway = false;
 
   constructor(collector: Collector) {
@@ -203,7 +209,7 @@ class SpanPost implements SpanProcessor {
       method: 'POST',
       headers: { ...headers, 'content-type': 'application/x-protobuf' },
       body: ProtobufTraceSerializer.serializeRequest([...spans]) as Uint8Array<ArrayBuffer>,
-      // The headers hold a key.
+      // The headers contain an API key, which must not follow a redirect.
       redirect: 'manual',
       signal: AbortSignal.timeout(TRACES.post_ms),
     });

@@ -1,22 +1,22 @@
 /**
- * Waiting for one thing after the other, each for a while at most, with one timer for all of them. A timer is a fortieth
- * of what a request costs the edge's main thread, and a fifth of what a token does.
+ * Waits with time limits, one after the other, with one timer for all of them. Setting a timer takes a fortieth of a
+ * request's time on the edge's main thread, and a fifth of a token's.
  */
 
 export interface Wait {
-  /** What `work` gives or throws, or `late` when it takes longer than `limit_ms`. One wait at a time. */
+  /** The result of `work`, or `late` when it takes longer than `limit_ms`. One wait at a time. */
   within<T>(work: Promise<T>, limit_ms: number): Promise<T | 'late'>;
-  /** Nothing is waited for any more. */
+  /** Stops the timer; no further waits. */
   end(): void;
 }
 
-/** @param limitMin_ms the shortest limit that will be asked for: the timer looks so often. */
+/** @param limitMin_ms the shortest limit that will be used: the timer's interval. */
 export function createWait(limitMin_ms: number): Wait {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let until_ms = 0;
   let giveUp = (_late: 'late'): void => {};
 
-  // A wait that is over by now does not mind being given up.
+  // Ending a wait that is already over has no effect.
   const look = (): void => {
     const left_ms = until_ms - Date.now();
     timer = left_ms > 0 ? setTimeout(look, Math.min(left_ms, limitMin_ms)) : undefined;
@@ -42,7 +42,7 @@ export function createWait(limitMin_ms: number): Wait {
 export const sleep = (delay_ms: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, delay_ms));
 
-/* Bounded waiting. The work goes on when the wait ends; whoever started it holds it with `waitUntil`. */
+/* Bounded waiting. The work continues after the wait ends; its caller keeps it alive with `waitUntil`. */
 
 /** Keeps work alive after the response: the platform's `waitUntil`. */
 export type Hold = (work: Promise<unknown>) => void;
@@ -54,7 +54,7 @@ export class DeadlineError extends Error {
   }
 }
 
-/** @throws DeadlineError when `work` is not settled in time; else what `work` gives or throws. */
+/** The result of `work`. @throws DeadlineError when `work` does not settle in time. */
 export async function withDeadline<T>(work: Promise<T>, timeout_ms: number, what: string): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const deadline = new Promise<never>((_resolve, reject) => {
@@ -68,13 +68,13 @@ export async function withDeadline<T>(work: Promise<T>, timeout_ms: number, what
 }
 
 /**
- * Counts work that is under way. The platform may end a request where it stands, and then nothing says that its work is
- * over: so each piece of work counts until it ends, and no longer than it may take.
+ * Counts running work. The platform may end a request at any point without running any code, so each piece of work
+ * counts until it ends, but no longer than it may take.
  */
 export class UnderWay {
   readonly #pieces = new Set<{ readonly until_ms: number; readonly tenant: string | undefined }>();
 
-  /** The result is called when the work has ended. */
+  /** Call the result when the work has ended. */
   begin(longest_ms: number, tenant?: string): () => void {
     const piece = { until_ms: Date.now() + longest_ms, tenant };
     this.#pieces.add(piece);

@@ -1,8 +1,7 @@
 /**
- * How far a masked answer goes with the dense model: a small share of requests runs again in the background, once
- * masked and once dense, both greedily and for a few tokens, and what they have in common is sent as an event. It
- * starts when the user's answer is over, has no budget to use up, and whatever goes wrong with it is a line in
- * the log.
+ * Compares masked answers with the dense model: a small share of requests runs again in the background, once masked and
+ * once dense, both with greedy decoding and for a few tokens, and their agreement is sent as an event. It starts after
+ * the user's answer, is not charged to a budget, and errors are only logged.
  */
 import { z } from 'zod';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
@@ -31,7 +30,7 @@ export interface DenseComparison {
 export function createDenseComparison(parts: {
   readonly backend: Pick<BackendPool, 'call'>;
   readonly events: Events;
-  /** Of the requests that are in no experiment; those of an experiment have its own. */
+  /** Share of the requests outside experiments; an experiment has its own share. */
   readonly share: number;
 }): DenseComparison {
   const running = new UnderWay();
@@ -40,7 +39,7 @@ export function createDenseComparison(parts: {
       if (!isSampled(of, parts.share) || running.count(Date.now()) >= COMPARISON.atOnceMax) return;
       const ended = running.begin(2 * COMPARISON.timeout_ms);
       try {
-        // Each goes first as often: a machine may get slower while one looks.
+        // Each of the two goes first equally often: the machine's speed may change between them.
         const isMaskedFirst = Number.parseInt(of.event.at(-1)!, 16) % 2 === 0;
         const first = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'masked' : 'dense');
         const second = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'dense' : 'masked');
@@ -62,7 +61,7 @@ export function createDenseComparison(parts: {
   };
 }
 
-/** Only masks that routing chose say something about a mask set. */
+/** Only masks that routing chose are compared, as others say nothing about a mask set. */
 function isSampled({ event, routable, routed }: ComparisonOf, share: number): boolean {
   const { decision, assignment } = routed;
   if (decision.cluster === null || decision.fallback !== null || decision.maskId === DENSE_MASK_ID)
@@ -72,7 +71,7 @@ function isSampled({ event, routable, routed }: ComparisonOf, share: number): bo
   return lotOf(event) < wanted;
 }
 
-/** Tokens before the first that differs, as a share of the longer answer. */
+/** Tokens before the first difference, as a share of the longer answer. */
 export function agreementOf(masked: readonly string[], dense: readonly string[]): number {
   const longer = Math.max(masked.length, dense.length);
   if (longer === 0) return 1;
@@ -82,12 +81,12 @@ export function agreementOf(masked: readonly string[], dense: readonly string[])
 
 type Greedy = {
   readonly tokens: readonly string[];
-  /** A token after the first, as the backend timed it; null where it did not, or there was none. */
+  /** Time per token after the first, measured by the backend; null if it was not, or there was none. */
   readonly perToken_ms: number | null;
   readonly backend: string;
 };
 
-/** Only times of one backend say something, and these were taken one right after the other. */
+/** The share of time saved; null unless one backend measured both times. */
 function savedBy(masked: Greedy, dense: Greedy): number | null {
   if (masked.backend !== dense.backend) return null;
   if (masked.perToken_ms === null || dense.perToken_ms === null || dense.perToken_ms === 0) return null;
@@ -121,7 +120,7 @@ async function greedyAnswer(
       conversation: routable,
     },
     time: { timeout_ms: COMPARISON.timeout_ms, isFullTime: false },
-    // A backend that has no room has none for this either.
+    // No retries: a busy backend should not be loaded with comparisons.
     retries: { left: 0 },
     signal: AbortSignal.timeout(COMPARISON.timeout_ms),
     hold,
@@ -142,7 +141,7 @@ async function greedyAnswer(
 
 const timedSchema = z.looseObject({ maskroute: z.looseObject({ decode_ms: z.number().min(0) }) });
 
-/** Both wires to the tokens of the answer. */
+/** Extracts the answer's tokens in both wire formats. */
 const tokensSchema = z.union([
   z.looseObject({ tokens: z.array(z.string()) }).transform(({ tokens }) => tokens),
   z

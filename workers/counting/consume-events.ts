@@ -1,6 +1,6 @@
 /**
- * The events queue's other end. It delivers at least once, and counting knows an event by its id. So a delivery that
- * failed, or may have failed, is asked for again.
+ * The consumer of the events queue. The queue delivers at least once, and counting is idempotent by event id, so a
+ * delivery that failed, or may have failed, is retried.
  */
 import type { EdgeEvent, RequestEvent } from '../../shared/admin/requests-wire.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
@@ -27,7 +27,7 @@ const keptAt = (now_ms: number, audit_days: number): Kept => ({
   minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
 });
 
-/** For a clock: what is over goes, whether anybody sends requests or not. */
+/** Deletes expired rows; called by the cron trigger, so that it also happens without requests. */
 export const forgetOld = ({ db, config }: Pick<ConsumeDependencies, 'db' | 'config'>): Promise<void> =>
   forget(db, keptAt(Date.now(), config.AUDIT_KEPT_DAYS));
 
@@ -56,7 +56,7 @@ export async function consumeEvents(
     return;
   }
   for (const { message, event } of received) {
-    // Its request's own event may be on its way.
+    // The event of its request may not have arrived yet.
     if (left.has(event)) message.retry({ delaySeconds: EVENTS.retryDelay_s });
     else message.ack();
   }
@@ -67,12 +67,15 @@ export async function consumeEvents(
 }
 
 /**
- * What one transaction counts: D1 runs them one at a time, and requests that read wait behind them for some ms. A row
- * takes 0.4 kB of a text that may have 2 MB, 2.5 at the very most.
+ * Most events of one transaction: D1 runs transactions one at a time, and reads of requests wait for them some ms. A
+ * row takes 0.4 kB, at most 2.5 kB, of a parameter that may have 2 MB.
  */
 const COUNTED_AT_ONCE_MAX = 500;
 
-/** The notes that could not be counted yet. When it throws, part of it may be counted; counted again, it changes nothing. */
+/**
+ * Counts events and returns the notes that could not be counted yet. When it throws, some may have been counted;
+ * counting them again changes nothing.
+ */
 async function countAll(
   db: Database,
   requests: readonly RequestEvent[],
@@ -104,7 +107,10 @@ const count = (
     'counting events',
   );
 
-/** The id of an older event may be forgotten by now, and it would be counted again: the log has it. */
+/**
+ * Whether an event is recent enough. The id of an older event may have been deleted, so it could be counted twice; it
+ * is logged instead.
+ */
 function isRecent({ created_at_ms }: EdgeEvent, now_ms: number): boolean {
   if (created_at_ms >= now_ms - EVENTS.counted_ms) return true;
   log('error', 'event_too_old', { created_at_ms });

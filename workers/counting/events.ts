@@ -1,10 +1,10 @@
 /**
- * Hands events to the queue, off the request's path and a few requests' together: a message of its own would cost
- * more than all else that the edge does for a request. What the queue does not take, the log keeps.
+ * Sends events to the queue, outside the request's path and in batches over requests: a message for each would take
+ * more than everything else that the edge does for a request. Events that the queue refuses are logged.
  *
- * The request that begins a batch sends it. The runtime may tear that request down, so the first few of the others wait
- * and then send all of it (an event that is sent twice counts once); the rest do not stay for that. If all of them are
- * torn down, the next request finds a batch that is too old, and sends it.
+ * The request that begins a batch sends it. The runtime may tear that request down, so the next few requests stay as
+ * guards, which send the batch if it is overdue (an event that is sent twice counts once). If all of them are torn
+ * down, the next request finds the overdue batch and sends it.
  */
 import { hmac } from '@noble/hashes/hmac.js';
 import { sha256 } from '@noble/hashes/sha2.js';
@@ -21,7 +21,7 @@ import { sleep } from '../base/waiting.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
 
 export interface Events {
-  /** Settles when this request has nothing more to do for the event; never throws. For `waitUntil`. */
+  /** The promise, for `waitUntil`, settles when this request need not stay alive for the event; never throws. */
   send(event: EdgeEvent): Promise<void>;
 }
 
@@ -30,7 +30,7 @@ type EventQueue = Pick<Queue<EdgeMessage>, 'sendBatch'>;
 type Batch = {
   readonly events: EdgeEvent[];
   readonly begun_ms: number;
-  /** Requests that stay until it is sent. */
+  /** Number of requests that stay until the batch is sent. */
   guards: number;
   sent: Promise<'sent'>;
 };
@@ -95,8 +95,8 @@ async function deliver(queue: EventQueue, events: readonly EdgeEvent[]): Promise
 }
 
 /**
- * Requests' events in one message. The consumer gets a hundred messages at most, and what a delivery costs it is much
- * the same however much is in it. A message holds 128 kB, and these take 0.7 kB each, 2.5 at the very most.
+ * Most events in one message. The consumer gets at most 100 messages in a delivery, whose cost hardly depends on its
+ * size. A message holds 128 kB; an event takes 0.7 kB, at most 2.5 kB.
  */
 const MESSAGE_EVENTS_MAX = 40;
 
@@ -109,7 +109,7 @@ function messagesOf(events: readonly EdgeEvent[]): EdgeMessage[] {
   return messages;
 }
 
-/** The events of a message, with a line in the log for what can't be read, now or ever. */
+/** The events of a message; unreadable ones are logged and dropped. */
 export const readMessage = (body: unknown): EdgeEvent[] =>
   (Array.isArray(body) ? body : [body]).flatMap((entry) => {
     const parsed = edgeEventSchema.safeParse(entry);
@@ -119,9 +119,8 @@ export const readMessage = (body: unknown): EdgeEvent[] =>
   });
 
 /**
- * One data point a request for Analytics Engine, which samples and keeps them for dashboards outside of this one.
- * The platform takes it without a wait and may drop some; nothing here is counted from it. Columns are known by their
- * place alone.
+ * One data point for each request for Analytics Engine, for dashboards outside this project. Writing does not wait and
+ * may drop points; nothing here is counted from them. Columns are identified only by position.
  */
 const dataPoint = (event: RequestEvent): AnalyticsEngineDataPoint => ({
   indexes: [event.tenant],
@@ -138,19 +137,19 @@ const dataPoint = (event: RequestEvent): AnalyticsEngineDataPoint => ({
 });
 
 /*
- * Names of completions that the edge knows again without having kept them: an event's id, which also names the
- * request's reservation, and a signature over it and the tenant. So nobody can speak of a completion that is not
- * theirs, right after it was made and with no database to ask.
+ * Completion ids that the edge can verify without storing them: an event's id, which also names the request's
+ * reservation, and a signature over it and the tenant. So a caller can refer only to its own completions, immediately
+ * and without a database.
  *
- * An event's digits are the time (8, in quarters of a second) and chance (12). By the time, events that are counted
- * together lie together in the database: under names of chance alone, a batch writes a page of its index for every row.
+ * An event's id has 8 digits of time (in quarters of a second) and 12 random digits. The time puts events that are
+ * counted together next to each other in the index; with random ids every row of a batch would write another page.
  */
 
 const encoder = new TextEncoder();
 
 const TIME_UNIT_ms = 256;
 const TIME_DIGITS = 8;
-/** After so many units, 34 years, the digits begin anew. */
+/** The time wraps around after this many units (34 years). */
 const TIMES = 16 ** TIME_DIGITS;
 const CHANCE_DIGITS = 12;
 /** 64 bits. */
@@ -158,13 +157,13 @@ const SIGNATURE_DIGITS = 16;
 const COMPLETION_ID = /^(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{20})\.([0-9a-f]{16})$/;
 
 export interface CompletionIds {
-  /** `event`: 20 hexadecimal digits. `completion`: what the backend builds the answer's `id` of. */
+  /** `event`: 20 hexadecimal digits. `completion`: the text from which the backend makes the answer's `id`. */
   create(tenant: string): { event: string; completion: string };
   /** The event of an answer's `id`; null when this tenant has no such completion. */
   eventOf(id: string, tenant: string): string | null;
 }
 
-/** Ids are signed with `secret`; those that were signed with one of `others` are known again, too. */
+/** Ids are signed with `secret`; signatures with one of `others` are also accepted. */
 export function createCompletionIds(secret: string, others: readonly string[] = []): CompletionIds {
   const sign = createIdSigner(secret);
   const signers = [sign, ...others.map(createIdSigner)];
@@ -183,7 +182,7 @@ export function createCompletionIds(secret: string, others: readonly string[] = 
 }
 
 function createIdSigner(secret: string): (event: string, tenant: string) => string {
-  // The key is hashed in once: half of what a signature takes.
+  // The key is hashed once in advance, which halves the time of a signature.
   const keyed = hmac.create(sha256, encoder.encode(secret));
   return (event, tenant) => {
     const text = encoder.encode(`maskroute-completion\n${tenant}\n${event}`);
@@ -196,11 +195,11 @@ function newEvent(now_ms: number): string {
   return time.toString(16).padStart(TIME_DIGITS, '0') + randomHex(CHANCE_DIGITS / 2);
 }
 
-/** Of an event's id: evenly from 0 up to 1. */
+/** A number from an event's id, uniform in [0, 1). */
 export const lotOf = (event: string): number =>
   Number.parseInt(event.slice(TIME_DIGITS), 16) / 16 ** CHANCE_DIGITS;
 
-/** Of an event's id: how long ago it was made; negative by a clock ahead of ours. */
+/** The age of an event's id; negative if it was made by a clock that is ahead. */
 export function ageOf_ms(event: string, now_ms: number): number {
   const units = now_ms / TIME_UNIT_ms - Number.parseInt(event.slice(0, TIME_DIGITS), 16);
   return (units - TIMES * Math.round(units / TIMES)) * TIME_UNIT_ms;

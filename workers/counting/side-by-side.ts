@@ -1,6 +1,6 @@
 /**
- * How versions do beside each other: the variants of an experiment, with intervals, and the newest publication beside what
- * it replaces.
+ * Compares versions: the variants of an experiment, with intervals, and the newest publication with the version that it
+ * replaces.
  */
 import type {
   Comparison,
@@ -40,7 +40,7 @@ export function experimentResults(
 ): ExperimentResults {
   const sumsOf = (name: string) => sums.get(name) ?? NOTHING;
   const [control, ...others] = variants;
-  // Bonferroni: with three variants each of two comparisons gets half of the risk.
+  // Bonferroni correction: with three variants each of the two comparisons gets half of alpha.
   const alphaEach = alpha / others.length;
   return {
     experiment,
@@ -128,7 +128,7 @@ function verdict({ low, high }: Difference, better: Measure['better']): Comparis
   return high < 0 === (better === 'lower') ? 'better' : 'worse';
 }
 
-/* A publication beside what it replaces, in the minutes that both have in common. */
+/* A publication compared with the version that it replaces, in the minutes in which both had answers. */
 
 const LOOKS_BACK_ms = 86_400_000;
 

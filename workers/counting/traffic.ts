@@ -1,4 +1,4 @@
-/** What the counted traffic says: routing over time, its balance, speed by version, fallbacks; and whether a mask set still fits. */
+/** Statistics of traffic: routing over time, its balance, speed by version, fallbacks; and drift. */
 import { LRUCache } from 'lru-cache';
 import type { Latencies } from '../../shared/admin/experiment-wire.ts';
 import {
@@ -80,7 +80,7 @@ function savedOf(saved: Moments): Saved {
   return { pairs: saved.count, pairs_min: PAIRS_MIN, ...interval };
 }
 
-/** Of an interval that misses the true mean at any time of looking. */
+/** Probability that the interval ever misses the true mean. */
 const SAVED_ALPHA = 0.05;
 
 function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
@@ -97,7 +97,7 @@ function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
 
 type ClusterCount = { readonly version: string; readonly cluster: number; readonly requests: number };
 
-/** `clusterCounts`: how many clusters each version has, those that no request fell into included. */
+/** `clusterCounts`: the number of clusters of each version, including those without requests. */
 function balances(
   series: readonly ClusterCount[],
   clusterCounts: ReadonlyMap<string, number>,
@@ -122,14 +122,14 @@ function balances(
 }
 
 /*
- * Whether a mask set still fits its traffic. Two signs: requests that lie farther from every centroid than the set's own
- * prompts did, and clusters whose masked answers part from the dense ones sooner than they used to.
+ * Drift: whether a mask set still fits its traffic. Two signs: requests that are farther from every centroid than the
+ * set's own prompts, and clusters whose masked answers diverge from the dense ones sooner than before.
  */
 
-/** Of intervals that miss at any time of looking. */
+/** Probability that the intervals ever miss. */
 const ALPHA = 0.05;
 
-/** `tenant` undefined: all of them. */
+/** `tenant` undefined: all tenants. */
 export async function driftOf(
   db: Database,
   { version, content }: StoredMaskSet,
@@ -155,14 +155,14 @@ function farAway(distances: readonly number[], limit: number): NonNullable<Drift
   const samples = distances.length;
   const far = distances.filter((distance) => distance > limit).length;
   const said = { samples, samples_min: DRIFT.samples_min, limit };
-  // One near and one far request more, so that no variance is 0.
+  // One near and one far request are added, so that the variance is not 0.
   const found = samples < DRIFT.samples_min ? null : meanInterval(sharesOf(samples + 2, far + 1), ALPHA);
   if (found === null) return { ...said, far_share: null, low: null, high: null, drifted: false };
   const [low, high] = [Math.max(0, found.low), Math.min(1, found.high)];
   return { ...said, far_share: far / samples, low, high, drifted: low > DRIFT.farShare };
 }
 
-/** A cluster has drifted when all that its answers may be now is below all that they may have been. */
+/** A cluster has drifted when its present interval of agreement is entirely below its earlier one. */
 function clusterDrift(
   agreement: ReadonlyMap<number, { readonly before: Moments; readonly recent: Moments }>,
 ): Drift['clusters'] {
@@ -196,8 +196,8 @@ function proposalFor(distance: Drift['distance'], clusters: Drift['clusters']): 
 }
 
 /*
- * The samples: where a few requests lay, for this and for the dashboard's map. No request waits for it: most are passed over
- * by the clock alone, and the log says what goes wrong.
+ * Samples of requests' positions, for drift and for the dashboard's map. No request waits for them: the clock alone
+ * skips most requests, and errors are only logged.
  */
 
 export interface TrafficSampler {

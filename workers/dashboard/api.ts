@@ -1,6 +1,6 @@
 /**
- * How the page asks the edge: with the session's cookie, the session's token on what changes something, and every
- * answer parsed by the schema that the edge writes it by.
+ * The page's client for the edge: requests have the session's cookie, changes also its CSRF token, and answers are
+ * parsed by the schemas that the edge uses.
  */
 import { z } from 'zod';
 import { CSRF_HEADER, type Session, SIGN_IN_HEADER, sessionSchema } from '../../shared/admin/admin-wire.ts';
@@ -33,23 +33,23 @@ type Call = {
   readonly method?: string;
   /** Sent as JSON. */
   readonly body?: unknown;
-  /** Sent as it is, in place of a body: rows of JSON. */
+  /** A file that is sent as the body, unchanged: JSON lines. */
   readonly file?: Blob;
   readonly signal?: AbortSignal;
 };
 
 let session: Session | undefined;
-/** Who else says who somebody is, beside keys. The edge says so wherever it is asked for the session. */
+/** The OpenID Connect provider for signing in, if any; a header of the session endpoint names it. */
 let provider: string | undefined;
 let onSessionEnd: (why: string) => void = () => undefined;
 let onChange: () => void = () => undefined;
 
-/** How far the edge's clock is ahead of this browser's, which may be wrong. */
+/** How far the edge's clock is ahead of the browser's, which may be wrong. */
 let ahead_ms = 0;
-/** The edge tells whole seconds, and an answer takes its time. */
+/** Smaller differences do not count: a `Date` header has whole seconds, and an answer takes its time. */
 const CLOCKS_APART_ms = 3_000;
 
-/** The time at the edge, whose times keys and publications have. */
+/** The time by the edge's clock. */
 export const edgeNow_ms = (): number => Date.now() + ahead_ms;
 
 function noteTime(response: Response): void {
@@ -57,12 +57,12 @@ function noteTime(response: Response): void {
   if (!Number.isNaN(apart_ms)) ahead_ms = Math.abs(apart_ms) > CLOCKS_APART_ms ? apart_ms : 0;
 }
 
-/** `listener` hears of everything that this page has changed at the edge. */
+/** `listener` is called after every change that this page makes at the edge. */
 export const afterChange = (listener: () => void): void => {
   onChange = listener;
 };
 
-/** @throws ApiError `network` when there is no answer; what the signal says when it was aborted. */
+/** @throws ApiError `network` when there is no answer; the signal's reason when it aborts. */
 export async function reachEdge(path: string, init: RequestInit): Promise<Response> {
   try {
     return await fetch(path, init);
@@ -77,7 +77,7 @@ async function send(path: string, call: Call): Promise<Response> {
   const asked = session;
   const response = await sendOnce(path, call);
   if (response.ok) return response;
-  // A session that has ended, or whose key was revoked, leads back to the login.
+  // After the end of the session, or revocation of its key, the login is shown.
   if (response.status === 401) endSession('The session has ended. Log in again.');
   if (response.status === 403 && asked !== undefined && (await hasLoggedInAgain(asked))) {
     const second = await sendOnce(path, call);
@@ -111,8 +111,8 @@ function endSession(why: string): void {
 }
 
 /**
- * Tabs of one browser share the cookie. When another tab has logged the same person in again, this one goes on with the
- * new session; when it has logged in somebody else, this one shows nothing more.
+ * Tabs of one browser share the cookie. If the same person has logged in again in another tab, this tab continues with
+ * the new session; if somebody else has, this tab shows nothing more.
  */
 async function hasLoggedInAgain(before: Session): Promise<boolean> {
   const now = await resume().catch(() => before);
@@ -122,7 +122,7 @@ async function hasLoggedInAgain(before: Session): Promise<boolean> {
   return isSame;
 }
 
-/** A question to the admin API; `path` is what follows `/admin/v1`. @throws ApiError */
+/** A request to the admin API; `path`: below `/admin/v1`. @throws ApiError */
 export async function admin<T extends z.ZodType>(
   schema: T,
   path: string,
@@ -134,24 +134,24 @@ export async function admin<T extends z.ZodType>(
   throw new ApiError(
     200,
     'unreadable',
-    `The edge's answer is not what this page knows: ${parsed.error.message}`,
+    `The edge's answer is not in the expected form: ${parsed.error.message}`,
   );
 }
 
-/** For a question whose answer may be that there is nothing: `.catch(noneIfNotFound)`. */
+/** Turns a 404 into null: `.catch(noneIfNotFound)`. */
 export function noneIfNotFound(error: unknown): null {
   if (error instanceof ApiError && error.status === 404) return null;
   throw error;
 }
 
-/** `listener` hears why. */
+/** `listener` is called with the reason when the session ends. */
 export const sessionEnds = (listener: (why: string) => void): void => {
   onSessionEnd = listener;
 };
 
 export const signInProvider = (): string | undefined => provider;
 
-/** The session that the cookie stands for; undefined without one. @throws ApiError */
+/** The session of the cookie; undefined if nobody is logged in. @throws ApiError */
 export async function resume(): Promise<Session | undefined> {
   try {
     const response = await send('/dashboard/session', {});
@@ -163,20 +163,20 @@ export async function resume(): Promise<Session | undefined> {
   }
 }
 
-/** @throws ApiError `invalid_api_key`, `forbidden` for a key that administrates nothing. */
+/** @throws ApiError `invalid_api_key`, `forbidden` for a key that is not an admin key. */
 export async function logIn(key: string): Promise<Session> {
   const response = await send('/dashboard/session', { method: 'POST', body: { key } });
   session = sessionSchema.parse(await response.json());
   return session;
 }
 
-/** With `everywhere` all sessions of the key that logged in end. @throws ApiError */
+/** With `everywhere` ends all sessions of the key. @throws ApiError */
 export async function logOut({ everywhere = false } = {}): Promise<void> {
   await send(`/dashboard/session${everywhere ? '?everywhere=true' : ''}`, { method: 'DELETE' });
   session = undefined;
 }
 
-/** `?tenant=…` and more, without what is undefined. */
+/** A query string such as `?tenant=…`, without undefined values. */
 export function query(values: Record<string, string | number | undefined>): string {
   const entries = Object.entries(values).filter(([, value]) => value !== undefined);
   return entries.length === 0 ? '' : `?${new URLSearchParams(entries.map(([k, v]) => [k, String(v)]))}`;

@@ -1,4 +1,4 @@
-/** The frame around every page: the menu, who is logged in, and which tenant is in view. */
+/** The frame of every page: the menu, the login, and the chosen tenant. */
 import type { ComponentType } from 'preact';
 import { useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { Link, useLocation } from 'wouter-preact';
@@ -28,9 +28,9 @@ import { Usage } from './pages/usage.tsx';
 type Page = {
   readonly path: string;
   readonly title: string;
-  /** Only for those who manage all tenants. */
+  /** Only for administrators of all tenants. */
   readonly isGlobal?: boolean;
-  /** Not for those who only read. */
+  /** Not for viewers. */
   readonly isForChange?: boolean;
   readonly page: ComponentType;
 };
@@ -52,14 +52,14 @@ const PAGES: readonly Page[] = [
   { path: '/playground', title: 'Playground', isForChange: true, page: Playground },
 ];
 
-/** Why a page is not for the session; undefined when it is. */
+/** Why the session may not see a page; undefined if it may. */
 function closedTo({ isGlobal, isForChange }: Page, scope: ReturnType<typeof useScope>): string | undefined {
-  if (isGlobal === true && !scope.isGlobal) return 'This page is for those who administrate everything.';
-  if (isForChange === true && !scope.mayChange) return 'This page is not for those who only read.';
+  if (isGlobal === true && !scope.isGlobal) return 'This page is for administrators of all tenants.';
+  if (isForChange === true && !scope.mayChange) return 'This page is not for viewers.';
   return undefined;
 }
 
-/** The page that the address names; a slash at its end changes nothing. */
+/** The page of the URL; a trailing slash is ignored. */
 function usePage(): Page | undefined {
   const [location] = useLocation();
   const path = location.length > 1 ? location.replace(/\/$/, '') : location;
@@ -106,7 +106,7 @@ export function Layout({
   );
 }
 
-/** A copy of a session whose end was not written down may go on: the person hears of that. */
+/** If the end of a session could not be stored, a copy of it may keep working; the person is warned. */
 const NOT_ENDED =
   'You are logged out here. The edge could not end the session, so a copy of it may work for up to eight hours: log in and log out everywhere.';
 

@@ -1,4 +1,4 @@
-/** What the components of every page share: loading, acting, what is in view, and what the address says of it. */
+/** Hooks that all pages share: loading, actions, the chosen tenant, and state in the URL. */
 
 import { QueryClient, useInfiniteQuery, useQuery } from '@tanstack/preact-query';
 import { createContext } from 'preact';
@@ -10,7 +10,7 @@ import { type PublicationInUse, publicationInUseSchema } from '../../shared/admi
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { admin, afterChange, noneIfNotFound, query } from './api.ts';
 
-/** Data that is older than it should be, since asking for it again failed. */
+/** Old data, because reloading failed. */
 export type Stale = { readonly error: Error; readonly since_ms: number };
 
 type Load<T> =
@@ -21,17 +21,17 @@ type Load<T> =
 export type Loading<T> = Load<T> & { readonly reload: () => void };
 
 /**
- * What was loaded, by key. A failed question keeps the last data. A question that fails at first says so at once: the
- * person decides about a second try, and pages that refresh try by themselves.
+ * Cached queries by key. A failed query keeps the last data. The first load is not retried: the error is shown at once
+ * and the person may retry; pages that refresh retry by themselves.
  */
 export const queries = new QueryClient({
   defaultOptions: { queries: { retry: false, networkMode: 'always' } },
 });
 
-// Whatever changes something may change what any open list shows.
+// Any change may affect any open list.
 afterChange(() => void queries.invalidateQueries());
 
-/** `key` names what is loaded, all that it depends on included: two loads of one key are one. */
+/** `key`: identifies the data with everything that they depend on; equal keys share one load. */
 export function useLoad<T>(
   key: readonly unknown[],
   load: (signal: AbortSignal) => Promise<T>,
@@ -57,10 +57,10 @@ function toLoad<T>({ data, error, dataUpdatedAt }: Found<T>): Load<T> {
   return { state: 'ready', data, stale: error === null ? null : { error, since_ms: dataUpdatedAt } };
 }
 
-/* Lists that have pages: the first at once, each further one on demand, and what is looked for is found by the edge. */
+/* Paginated lists: the first page at once, further pages on demand; the edge does the searching. */
 
 export type List<T> = Loading<readonly T[]> & {
-  /** Undefined when all of it is here. */
+  /** Loads the next page; undefined when everything is loaded. */
   readonly more: (() => void) | undefined;
   readonly isLoadingMore: boolean;
 };
@@ -69,7 +69,7 @@ const PAGE_ROWS = 100;
 
 type ListKey = readonly ['list', path: string, Record<string, string | undefined>, from: string | undefined];
 
-/** Whether it is the same list but for the text that is looked for: another tenant's must not be shown as this one's. */
+/** Whether two keys differ only in the search text; another tenant's list must not be shown as this one's. */
 function isSearchOf(key: ListKey, other: ListKey): boolean {
   const withoutText = ([, path, values, from]: ListKey) =>
     JSON.stringify([path, { ...values, q: undefined }, from]);
@@ -77,15 +77,15 @@ function isSearchOf(key: ListKey, other: ListKey): boolean {
 }
 
 type ListOptions = {
-  /** How often it is asked for again by itself; never unless given. */
+  /** Refresh interval; absent: never. */
   readonly every_ms?: number;
-  /** What the list calls the place where a page begins. */
+  /** The name of the cursor parameter. */
   readonly cursor?: 'before' | 'after';
-  /** A beginning that moves on with the clock: `at` says where it is when the list is asked for, `name` stays the same. */
+  /** A start time that moves with the clock: `at` computes it for each request, `name` stays the same. */
   readonly from?: { readonly name: string; readonly at: () => string | undefined };
 };
 
-/** A list is another one when its path, its `values` or the name of its beginning are others. */
+/** A list is identified by its path, its `values` and the name of its start. */
 export function useList<T extends z.ZodType>(
   item: T,
   path: string,
@@ -102,7 +102,7 @@ export function useList<T extends z.ZodType>(
       }),
     initialPageParam: undefined as string | undefined,
     getNextPageParam: (last) => last.next ?? undefined,
-    // While a search is typed, what was found before stays in view.
+    // While a new search loads, the previous results stay in view.
     placeholderData: (before, of) => (of !== undefined && isSearchOf(of.queryKey, key) ? before : undefined),
     refetchInterval: every_ms ?? false,
   });
@@ -116,9 +116,9 @@ export function useList<T extends z.ZodType>(
   };
 }
 
-/* What the address says, so that it can be kept, shared and gone back to. */
+/* State in the URL, so that it can be bookmarked, shared and gone back to. */
 
-/** A value of the address by its name; the preset is not written there. */
+/** A value of the URL's query by its name; the default is not written there. */
 export function useAddress(name: string, preset: string): [string, (value: string) => void] {
   const [params, setParams] = useSearchParams();
   const set = (value: string) =>
@@ -134,7 +134,7 @@ export function useAddress(name: string, preset: string): [string, (value: strin
   return [params.get(name) ?? preset, set];
 }
 
-/** The same where only some values mean anything. */
+/** The same for a fixed set of values. */
 export function useAddressOf<T extends string>(
   name: string,
   known: readonly T[],
@@ -144,12 +144,12 @@ export function useAddressOf<T extends string>(
   return [known.find((one) => one === value) ?? preset, set];
 }
 
-/* An action that the edge may refuse: busy while it runs; when it failed, why, and it can be tried again. */
+/* An action that may fail: busy while it runs; after a failure it has the error and can be retried. */
 
 export function useAttempt(): {
   readonly busy: boolean;
   readonly error: Error | undefined;
-  /** After success it stays busy: what was acted on goes away. */
+  /** After success it stays busy, since its dialog or row disappears. */
   attempt(act: () => Promise<void>): Promise<void>;
 } {
   const [error, setError] = useState<Error>();
@@ -169,7 +169,7 @@ export function useAttempt(): {
   };
 }
 
-/** The same for a button that stays: it can be pressed again after success, too. */
+/** The same for a button that stays and can be pressed again after success. */
 export function useRetried(): Pick<ReturnType<typeof useAttempt>, 'error' | 'attempt'> {
   const [error, setError] = useState<Error>();
   return {
@@ -181,7 +181,7 @@ export function useRetried(): Pick<ReturnType<typeof useAttempt>, 'error' | 'att
   };
 }
 
-/** For a button that copies a text; `forget` when there is another text to copy. */
+/** Copies a text to the clipboard. Call `forget` when the text changes. */
 export function useCopy() {
   const [isCopied, setCopied] = useState(false);
   const { error, attempt } = useRetried();
@@ -193,10 +193,8 @@ export function useCopy() {
         try {
           await navigator.clipboard.writeText(text);
         } catch {
-          // Without TLS there is no clipboard at all.
-          throw new Error(
-            'This browser lets the page copy nothing; it may where the address begins with https.',
-          );
+          // Without https there is no clipboard API.
+          throw new Error('This browser does not allow the page to copy; it does with an https address.');
         }
         setCopied(true);
       }),
@@ -204,11 +202,11 @@ export function useCopy() {
   };
 }
 
-/* What every page needs to know: who looks, and at which tenant. */
+/* The scope of every page: the session's rights, and the chosen tenant. */
 
 type Scope = {
   readonly session: Session;
-  /** A tenant's id; empty for all of them, and for the default that tenants without their own use. */
+  /** A tenant's id; empty: all tenants, or the default mask set. */
   readonly tenant: string;
   /** Whether the session manages all tenants. */
   readonly isGlobal: boolean;
@@ -224,11 +222,11 @@ export function useScope(): Scope {
   return scope;
 }
 
-/* The mask set that the requests of the tenant in view are routed by: its own, or the default one. */
+/* The live mask set of the chosen tenant: its own, or the default. */
 
 export type LiveSet = { readonly publication: PublicationInUse; readonly set: MaskSet };
 
-/** Null when nothing is live. `version`: of those that serve while a publication takes hold; else what most see. */
+/** Null when nothing is live. `version`: one of the versions in use during a rollout; else the most used one. */
 export function useLiveSet(version: string): Loading<LiveSet | null> {
   const { tenant } = useScope();
   return useLoad(['live set', tenant, version], (signal) => loadLive(tenant, version, signal));

@@ -1,4 +1,4 @@
-/** How the page looks: light, dark, or as the system says, which stays in this browser; and how it writes figures. */
+/** The theme (light, dark or the system's, stored in this browser), and formatting of numbers, times and names. */
 
 export const THEMES = ['auto', 'light', 'dark'] as const;
 type Theme = (typeof THEMES)[number];
@@ -22,7 +22,9 @@ export function applyTheme(theme: Theme): void {
   for (const listener of listeners) listener();
 }
 
-/** Charts are drawn and not styled, so they are told when colours change. Returns how to stop listening. */
+/**
+ * Calls `listener` when the theme changes, as charts are drawn and cannot use CSS. Returns a function that stops it.
+ */
 export function onThemeChange(listener: () => void): () => void {
   const darkSystem = matchMedia('(prefers-color-scheme: dark)');
   listeners.add(listener);
@@ -33,7 +35,7 @@ export function onThemeChange(listener: () => void): () => void {
   };
 }
 
-/* Numbers, times and names for people; what is not known is a dash. */
+/* Formatting for people; unknown values are a dash. */
 
 const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' });
 const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
@@ -41,7 +43,7 @@ const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeS
 export const when = (iso: string | null): string => (iso === null ? '–' : dateTime.format(new Date(iso)));
 export const percent = (share: number | null, digits = 1): string =>
   share === null ? '–' : `${(100 * share).toFixed(digits)} %`;
-/** Of something that is shared out, with so many digits that some is not shown as nothing, nor nearly all as all. */
+/** A share in percent, with enough digits that a small share is not shown as 0 % nor a large one as 100 %. */
 export function sharePercent(share: number): string {
   const isPart = share > 0 && share < 1;
   const digits = [0, 1, 2].find((count) => !isPart || !/^(0|100)(\.0*)?$/.test((100 * share).toFixed(count)));
@@ -49,12 +51,12 @@ export function sharePercent(share: number): string {
 }
 export const number = (value: number | null, digits = 0): string =>
   value?.toLocaleString(undefined, { maximumFractionDigits: digits, minimumFractionDigits: digits }) ?? '–';
-/** So many digits behind the point that the width of an interval has two that count; 3 where it has no width. */
+/** The decimals that show two significant digits of an interval's width; 3 when it has no width. */
 export function digitsOf(low: number | null, high: number | null): number {
   const width = low === null || high === null ? 0 : high - low;
   return width > 0 ? Math.min(12, Math.max(0, 1 - Math.floor(Math.log10(width)))) : 3;
 }
-/** A probability that is shown as 0 would be a certainty. */
+/** A p-value; a very small one is not shown as 0. */
 export const pValue = (p: number | null): string => (p !== null && p < 0.0001 ? '< 0.0001' : number(p, 4));
 export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));
 export const shortVersion = (version: string): string => version.slice(0, 10);
@@ -77,7 +79,7 @@ export function duration(length_ms: number): string {
     .join(' ');
 }
 
-/** Where a list is about tenants, and where it is about the mask set of those that have none of their own. */
+/** Names of the empty tenant, in lists of tenants and as an owner of mask sets. */
 export const tenantFilter = (tenant: string): string => (tenant === '' ? 'All tenants' : tenant);
 export const setOwner = (tenant: string): string => (tenant === '' ? 'Default mask set' : tenant);
 /** In a sentence. */

@@ -14,7 +14,7 @@ import { applyTheme, storedTheme } from './look.ts';
 import { forgetPlaygroundKeys } from './pages/playground-stream.ts';
 import './styles.css';
 
-// Schemas that compile themselves would need `eval`, which the page's policy forbids.
+// Zod's compiled schemas need `eval`, which the content security policy forbids.
 z.config({ jitless: true });
 applyTheme(storedTheme());
 render(
@@ -24,7 +24,7 @@ render(
   document.getElementById('app')!,
 );
 
-/* The session's gate: the login until there is one, then the pages. */
+/* The login until there is a session, then the pages. */
 
 type Gate =
   | { readonly state: 'asking' }
@@ -33,7 +33,7 @@ type Gate =
 
 function App() {
   const [gate, setGate] = useState<Gate>({ state: 'asking' });
-  /** The next one to log in finds nothing of what this one saw and held. */
+  /** Clears all cached data and keys, so that the next person to log in sees none. */
   const logOut = (notice: string) => {
     queries.clear();
     forgetPlaygroundKeys();
@@ -60,7 +60,7 @@ function App() {
   }
 }
 
-/** An admin key for a session. The key is sent once and kept nowhere. */
+/** The login form: exchanges an admin key for a session. The key is sent once and not stored. */
 function Login(props: {
   readonly notice: string | undefined;
   readonly onSession: (session: Session) => void;

@@ -1,6 +1,6 @@
 /**
- * The audit log in D1. An entry is begun before its change is made and completed after it, so that no change is made that
- * the log does not have. Nothing else ever changes one.
+ * The audit log in D1. An entry is inserted before its change is made and completed after it, so that no change is
+ * missing. Otherwise entries never change.
  */
 import { and, desc, eq, isNull, lt } from 'drizzle-orm';
 import type { AuditEntry, PageQuery } from '../../shared/admin/admin-wire.ts';
@@ -12,13 +12,13 @@ type NewAudit = Pick<
   'createdAt_ms' | 'tenant' | 'actor' | 'address' | 'action' | 'target' | 'requestId'
 >;
 
-/** The entry's number. */
+/** Inserts an entry and returns its number. */
 export async function beginAudit(db: Database, entry: NewAudit): Promise<number> {
   const [row] = await db.insert(auditLog).values(entry).returning({ sequence: auditLog.sequence });
   return row!.sequence;
 }
 
-/** `tenant`: what it was about, as it turned out. */
+/** `tenant`: the tenant that was changed, as far as it is known only now. */
 export async function completeAudit(
   db: Database,
   sequence: number,
@@ -30,7 +30,7 @@ export async function completeAudit(
     .where(and(eq(auditLog.sequence, sequence), isNull(auditLog.after)));
 }
 
-/** Of a change that was refused: nothing was changed. */
+/** Deletes the entry of a refused change, which changed nothing. */
 export async function dropAudit(db: Database, sequence: number): Promise<void> {
   await db.delete(auditLog).where(and(eq(auditLog.sequence, sequence), isNull(auditLog.after)));
 }
@@ -57,7 +57,7 @@ export async function listAudit(
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: String(row.sequence) }), toEntry);
 }
 
-/** Null: there is none, or it is not of this tenant. `tenant`: undefined for every one. */
+/** Null if there is none, or it belongs to another tenant. `tenant` undefined: any tenant. */
 export async function findAudit(
   db: Database,
   tenant: string | undefined,
@@ -71,7 +71,7 @@ export async function findAudit(
   return row === undefined ? null : toEntry(row);
 }
 
-/** As much of a state as a person reads; a larger one says how large it is. */
+/** Longest stored state; a larger one is replaced by its size. */
 const STATE_CHARS_MAX = 20_000;
 
 function written(state: unknown): string {

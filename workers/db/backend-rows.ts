@@ -17,7 +17,7 @@ export type BackendRow = {
 };
 type BackendFields = Pick<BackendRow, 'url' | 'regions' | 'weight' | 'enabled'>;
 
-/** `q`: only those that have this text in their id, their address or their regions. */
+/** `q`: only backends with this text in their id, address or regions. */
 export async function listBackends(db: Database, q?: string): Promise<BackendRow[]> {
   const { id, url, regions } = backends;
   return await db
@@ -41,7 +41,7 @@ export async function insertBackend(
   now_ms: number,
 ): Promise<BackendRow> {
   const { url, regions, weight, enabled } = fields;
-  // One statement, so that two administrators at once can't pass the limit together.
+  // A single statement, so that two concurrent inserts can't exceed the limit.
   const inserting = db
     .insert(backends)
     .select(
@@ -70,7 +70,7 @@ export async function updateBackend(
   return rows[0] ?? null;
 }
 
-/** Whether there was one. */
+/** Returns whether the backend existed. */
 export async function deleteBackend(db: Database, id: string): Promise<boolean> {
   const rows = await db.delete(backends).where(eq(backends.id, id)).returning({ id: backends.id });
   return rows.length > 0;

@@ -1,7 +1,7 @@
 /**
- * Counts events so that an event that is delivered twice counts once. A batch of events is inserted under its own
- * name, and rows that are there already stay what they are; then the rows of that name are summed into the
- * tables of outcomes. All of it is one transaction, so a delivery is counted whole or not at all.
+ * Counts events idempotently. A batch of events is inserted under a new batch name, ignoring rows that exist already;
+ * then the rows with that name are summed into the tables of outcomes. This is one transaction, so a delivery counts
+ * entirely or not at all.
  */
 import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
@@ -26,23 +26,23 @@ import {
 export type NoteEvent = RatingEvent | ComparisonEvent;
 
 export type Counted = {
-  /** Notes whose request is not known yet: nothing says what they count under. */
+  /** Notes whose request is not known yet, so that their group is unknown. */
   readonly notesLeft: readonly NoteEvent[];
 };
 
-/** Rows that are deleted with one batch: more than come in with one, few enough to be no burden. */
+/** Most expired rows that are deleted with a batch: more than a batch adds, but few enough to be fast. */
 const PRUNED_ROWS_MAX = 1_000;
 
 type CountRequest = {
-  /** Never used before, not even for the same events. */
+  /** A name that was never used before, not even for the same events. */
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
   readonly notes: readonly NoteEvent[];
-  /** What is older than these is deleted with it. */
+  /** Rows older than these times are deleted as well. */
   readonly kept: Kept;
 };
 
-/** Rows from before these times are over, and so are kept texts whose own time has come. */
+/** Rows from before these times have expired; kept texts have their own expiry times. */
 export type Kept = {
   readonly now_ms: number;
   readonly eventsSince_ms: number;
@@ -68,7 +68,7 @@ export async function countEvents(db: Database, request: CountRequest): Promise<
   return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
 }
 
-/** Some of what is over, of every kind. */
+/** Statements that delete some expired rows of every kind. */
 const deletions = (db: Database, kept: Kept) => {
   const minutesSince = minuteOf(kept.minutesSince_ms);
   return [
@@ -82,7 +82,7 @@ const deletions = (db: Database, kept: Kept) => {
   ] as const;
 };
 
-/** Deletes what is over, some at a time until nothing is left. An edge that counts nothing for weeks forgets as well. */
+/** Deletes all expired rows, in portions; also for an edge that counts nothing for weeks. */
 export async function forget(db: Database, kept: Kept): Promise<void> {
   for (;;) {
     const [first, ...rest] = deletions(db, kept);
@@ -94,14 +94,14 @@ export async function forget(db: Database, kept: Kept): Promise<void> {
 const firstOf = (table: SQLiteTable, condition: SQL): SQL =>
   sql`rowid in (select rowid from ${table} where ${condition} limit ${PRUNED_ROWS_MAX})`;
 
-/** The columns of `events`, in the table's order, without those that a row is named by. */
+/** The columns of `events` in the table's order, without its key. */
 const EVENT_COLUMNS = Object.values(getTableColumns(events))
   .map(({ name }) => name)
   .filter((name) => name !== 'id' && name !== 'batch');
 
 /**
- * A row is an array of its values: that takes SQLite an eighth of the time that objects take. `limit -1` keeps it from
- * folding the inner query into the outer one, where it would write each row's JSON anew for every column.
+ * A row is passed as an array of values, which takes SQLite an eighth of the time of objects. `limit -1` prevents
+ * SQLite from flattening the subquery, which would serialize each row's JSON again for every column.
  */
 function insertRequests(db: Database, batch: string, requests: readonly RequestEvent[]) {
   const rows = requests.map(requestRow);
@@ -117,7 +117,7 @@ function insertRequests(db: Database, batch: string, requests: readonly RequestE
     .onConflictDoNothing();
 }
 
-/** What names the columns is the request's own row; a note of another tenant's request finds none. */
+/** The keys come from the request's row; a note about another tenant's request finds none. */
 function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
   const rows = JSON.stringify(notes.map((note) => ({ ...note, id: noteId(note) })));
   const own: Record<string, string> = {
@@ -146,7 +146,7 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
 const noteId = (note: NoteEvent): string =>
   note.kind === 'rating' ? `${note.request}:rating:${note.key_id}` : `${note.request}:agreement`;
 
-/** By column name. Keys hold no null: '' and -1 stand for it. */
+/** A request's row by column name. Keys cannot be null: '' and -1 stand for it. */
 const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   id: event.id,
   created_at_ms: event.created_at_ms,
@@ -186,11 +186,11 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
   saved: null,
 });
 
-/** An error that is not the client's doing: no 4xx, but also an error in mid-stream. */
+/** Whether a request failed and the client did not cause it: not a 4xx, but also an error in the middle of a stream. */
 const isFault = ({ status, error_code }: RequestEvent): boolean =>
   status >= 500 || (status < 400 && error_code !== null);
 
-/** What goes wrong around the model, whichever mask the request has: a good version must not be blamed for it. */
+/** Errors that have nothing to do with the mask, so they must not count against a version. */
 const OUTAGE_CODES: readonly ErrorCode[] = [
   ...(['backend_unreachable', 'not_ready', 'queue_timeout', 'deadline_exceeded'] as const),
   ...(['budget_unavailable', 'configuration_unavailable'] as const),
@@ -205,7 +205,7 @@ const OUTCOME_KEYS = [
 ];
 const VARIANT_KEYS = ['experiment_owner', 'experiment', 'variant', 'region'];
 
-/** Name of a column of sums and how it comes from the events, in the tables' order. */
+/** Columns of sums and their SQL expressions over events, in the tables' order. */
 const SUMS: readonly (readonly [name: string, sum: string])[] = [
   ['requests', 'sum(requests)'],
   ['errors', 'sum(errors)'],
@@ -228,17 +228,17 @@ function moments(name: string, value: string): [string, string][] {
 }
 
 /**
- * A day's distinct masks of a tenant and model that are in no mask set, about: usage is kept for good, and a client can
- * put a mask together for every request.
+ * Approximate limit of distinct custom masks for each day, tenant and model: usage is kept forever, and a client can
+ * make up a mask for every request.
  */
 const OWN_MASKS_MAX = 200;
 
-/** Clients' own masks beyond these are counted as one. */
+/** Custom masks beyond the limit are counted as one. */
 const USAGE_MASK = `case when mask in ('dense', 'custom') or mask in (select id from masks) then mask
   when (select count(*) from usage as known where known.tenant_id = events.tenant and known.day = events.day
     and known.model = events.model) < ${OWN_MASKS_MAX} then mask else 'custom' end`;
 
-/** What is billed: errors of any kind are counted, since they may have cost tokens. */
+/** Keys of usage, which is billed: includes failed requests, since they may have used tokens. */
 const USAGE_KEYS = { tenant_id: 'tenant', day: 'day', model: 'model', mask: USAGE_MASK };
 const USAGE_SUMS: typeof SUMS = [
   ['requests', 'sum(requests)'],
@@ -251,8 +251,8 @@ const same = (names: readonly string[]): Record<string, string> =>
   Object.fromEntries(names.map((name) => [name, name]));
 
 /**
- * Adds a batch's sums to a table, a row a group. `keys` says of each key column how it comes from the events;
- * keys and sums together are the columns of the table, in its order. All expressions are from this file.
+ * Adds a batch's sums to a table, one row for each group. `keys`: the SQL expression of each key column; keys and sums
+ * together are the table's columns, in order. All expressions are constants of this file.
  */
 function add<T extends typeof outcomes | typeof variantOutcomes | typeof usage>(
   db: Database,

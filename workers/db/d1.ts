@@ -1,4 +1,7 @@
-/** What all queries share: opening D1, waiting for it, pages, room. Atomic writes go through `batch()`: D1 refuses BEGIN. */
+/**
+ * Shared by all queries: opening D1, time limits, pagination, storage limits. Atomic writes use `batch()`, since D1 has
+ * no BEGIN.
+ */
 
 import { type AnyColumn, count, eq, or, type SQL, sql } from 'drizzle-orm';
 import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
@@ -19,7 +22,7 @@ export const isoTimeOrNull = (time_ms: number | null): string | null =>
 
 export const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
 
-/** Undefined: any value will do. */
+/** A condition on a column; `value` undefined: any value. */
 export const isIfGiven = (column: SQLiteColumn, value: string | undefined): SQL | undefined =>
   value === undefined ? undefined : eq(column, value);
 
@@ -33,7 +36,7 @@ export async function orConflict<T>(insert: Promise<T>, message: string): Promis
   }
 }
 
-/** However deep the driver wrapped it. */
+/** Whether an error, or one of its causes, is a unique violation. */
 function isDuplicate(error: unknown): boolean {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     if (/UNIQUE constraint failed|PRIMARY KEY constraint failed/i.test(cause.message)) return true;
@@ -41,12 +44,12 @@ function isDuplicate(error: unknown): boolean {
   return false;
 }
 
-/* Questions to D1 that a request has to wait for: bounded, and answered with a reason when D1 is down. */
+/* Queries that a request must wait for: with a time limit, and an error that says so when D1 is down. */
 
 /**
- * A write that missed the deadline may still happen. Every write here is safe to send again, a rollback if it says which
- * version it takes back.
- * @throws MaskrouteError `configuration_unavailable` when D1 fails or stalls, and errors of ours as they are.
+ * A write that timed out may still happen. Every write here can be repeated safely, a rollback only if it names the
+ * version to roll back.
+ * @throws MaskrouteError `configuration_unavailable` when D1 fails or stalls; our own errors pass unchanged.
  */
 export async function d1<T>(work: Promise<T>): Promise<T> {
   try {
@@ -60,14 +63,14 @@ export async function d1<T>(work: Promise<T>): Promise<T> {
   }
 }
 
-/* How much a tenant has in the database that all share. */
+/* How much a tenant stores in the shared database. */
 
 export type Stored = {
-  /** Revoked and replaced ones, too. */
+  /** Including revoked and replaced keys. */
   readonly keys: number;
-  /** Drafts and those that are over, too. */
+  /** Including drafts and ended experiments. */
   readonly experiments: number;
-  /** With their evaluations. */
+  /** Including their evaluations. */
   readonly maskSets_bytes: number;
 };
 
@@ -88,15 +91,15 @@ export async function findStored(db: Database, tenant: string): Promise<Stored> 
   return { keys: keys!.count, experiments: drafts!.count, maskSets_bytes };
 }
 
-/* Lists read in pages: each goes on where the one before ended, whatever was added or deleted meanwhile. */
+/* Keyset pagination: each page continues after the last item of the previous one, whatever was added or deleted meanwhile. */
 
 export type Page<T> = {
   readonly data: T[];
-  /** Where the next page begins; null when this is the last. */
+  /** Cursor of the next page; null when this is the last page. */
   readonly next: Cursor | null;
 };
 
-/** What comes after a cursor in an order of `at`, falling, then `id`, rising; everything without one. */
+/** Rows after a cursor, in descending order of `at`, then ascending order of `id`; all rows without a cursor. */
 export const pastCursor = (
   at: SQLiteColumn | SQL,
   id: SQLiteColumn | SQL,
@@ -106,13 +109,13 @@ export const pastCursor = (
     ? undefined
     : sql`(${at} < ${before.at} or (${at} = ${before.at} and ${id} > ${before.id}))`;
 
-/** Whether one of the columns holds the text, in any case of ASCII; every row does without a text. */
+/** Whether one of the columns contains the text, ignoring ASCII case; true for every row without a text. */
 export const holds = (text: string | undefined, ...columns: (AnyColumn | SQL)[]): SQL | undefined =>
   text === undefined
     ? undefined
     : or(...columns.map((column) => sql`instr(lower(coalesce(${column}, '')), lower(${text})) > 0`));
 
-/** A page of rows. One more is asked for than a page has: it says whether there are more. */
+/** Makes a page from `limit` + 1 rows; the extra row shows whether there is a next page. */
 export function toPage<Row, T>(
   rows: readonly Row[],
   limit: number,

@@ -1,6 +1,6 @@
 /**
- * Experiments in D1. Whether two overlap is decided outside, on what was read; a start is written only if no
- * other experiment changed since, so of two that overlap only one starts.
+ * Experiments in D1. The caller checks for overlaps on what it has read; a start is written only if no experiment
+ * changed since (optimistic locking by revision), so of two overlapping experiments only one starts.
  */
 import { and, desc, eq, isNull, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
@@ -28,7 +28,7 @@ type ExperimentRow = typeof experiments.$inferSelect;
 
 export type StoredExperiment = ExperimentKey & {
   readonly definition: ExperimentDefinition;
-  /** As it is stored: who starts a draft says which text was checked. */
+  /** The stored JSON text: starting a draft requires the text that was checked. */
   readonly definitionText: string;
   readonly createdAt_ms: number;
   readonly startsAt_ms: number | null;
@@ -37,7 +37,7 @@ export type StoredExperiment = ExperimentKey & {
   readonly actor: string;
 };
 
-/** Of all experiments: written wherever one changes, as one more. */
+/** The revision of all experiments; every change increments it. */
 const revision = sql<number>`(select coalesce(max(${experiments.revision}), 0) from ${experiments})`;
 const nextRevision = sql`${revision} + 1`;
 
@@ -58,7 +58,7 @@ export async function findExperiment(db: Database, key: ExperimentKey): Promise<
   return rows[0] === undefined ? null : toStored(rows[0]);
 }
 
-/** Whoever owns them, the experiment of no tenant first; two at most. */
+/** At most two experiments with this id, of any owner, the one without a tenant first. */
 export async function findExperimentsOfAnybody(db: Database, id: string): Promise<StoredExperiment[]> {
   const rows = await db
     .select()
@@ -92,7 +92,7 @@ export async function listExperiments(
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: `${row.id}.${row.owner}` }), toStored);
 }
 
-/** Those that were started and are not over at `now_ms`, and the revision at which that was so. */
+/** Started experiments that have not ended at `now_ms`, and the revision at which they were read. */
 export async function listStarted(
   db: Database,
   now_ms: number,
@@ -113,7 +113,7 @@ export async function listStarted(
   return { experiments: rows.map(toStored), revision: revisions[0]!.revision };
 }
 
-/** Null when it is no draft any more, it was changed, or another experiment was started since `seenRevision`. */
+/** Null when it is no longer a draft, was changed, or any experiment changed since `seenRevision`. */
 export async function startExperiment(
   db: Database,
   { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
@@ -133,7 +133,7 @@ export async function startExperiment(
   return rows[0] === undefined ? null : toStored(rows[0]);
 }
 
-/** Sets the time of stopping once. */
+/** Sets the stop time, once. */
 export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: number): Promise<void> {
   await db
     .update(experiments)
@@ -141,7 +141,7 @@ export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: n
     .where(and(named(key), isNull(experiments.stoppedAt_ms)));
 }
 
-/** False when it is no draft any more, or was changed since its text was read. */
+/** False when it is no longer a draft, or was changed since its text was read. */
 export async function changeDraft(
   db: Database,
   { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
@@ -155,7 +155,7 @@ export async function changeDraft(
   return rows.length > 0;
 }
 
-/** False when it is no draft: what ran is kept, with its results. */
+/** False when it is not a draft: started experiments are kept, with their results. */
 export async function deleteDraft(db: Database, key: ExperimentKey): Promise<boolean> {
   const rows = await db
     .delete(experiments)
@@ -164,7 +164,7 @@ export async function deleteDraft(db: Database, key: ExperimentKey): Promise<boo
   return rows.length > 0;
 }
 
-/** What a started experiment is about, from its start to its end. */
+/** The scope of a started experiment. */
 export const scopeOf = (experiment: StoredExperiment): Scope => ({
   tenants: experiment.owner === '' ? experiment.definition.tenants : [experiment.owner],
   models: experiment.definition.models,

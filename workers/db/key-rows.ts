@@ -1,6 +1,6 @@
 /**
- * API keys in D1: found by the SHA-256 of the key, which is all that is stored. With them the ends of the sessions that
- * they open, so that a key and its sessions end in one batch.
+ * API keys in D1, found by the SHA-256 of the key; the key itself is not stored. The ends of keys' sessions are here,
+ * too, so that a key and its sessions end in one batch.
  */
 import { and, desc, eq, gt, isNull, lt, or, type SQL, sql } from 'drizzle-orm';
 import {
@@ -23,7 +23,7 @@ import {
 import { apiKeys, endedSessions, tenants } from './schema.ts';
 import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
 
-/** What a request needs to know of the key that it came with. */
+/** The fields of a key that a request needs. */
 export type KnownKey = {
   readonly id: string;
   readonly kind: ApiKeyKind;
@@ -87,7 +87,7 @@ export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey
 type KeyFilter = {
   /** Undefined: of any. */
   readonly tenant: string | undefined;
-  /** Those that are neither revoked nor expired by then; undefined: all. */
+  /** Only keys that are neither revoked nor expired at this time; undefined: all. */
   readonly workingAt_ms: number | undefined;
 };
 
@@ -114,21 +114,21 @@ export async function listApiKeys(
   return toPage(rows, limit, (row) => ({ at: row.createdAt_ms, id: row.id }), toApiKey);
 }
 
-/** A key by its id, which must be this tenant's; undefined: anybody's. */
+/** Condition for a key by its id; `tenant`: its owner, undefined for any. */
 const ownedKey = (id: string, tenant: string | undefined) =>
   and(eq(apiKeys.id, id), isIfGiven(apiKeys.tenantId, tenant));
 
 const worksAt = (now_ms: number) =>
   and(isNull(apiKeys.revokedAt_ms), or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)));
 
-/** Nothing refers to a key that expired but what was counted, by its id. */
+/** Deletes expired keys; only counted figures refer to them, by id. */
 export async function deleteExpiredKeys(db: Database, tenant: string, before_ms: number): Promise<void> {
   await db.delete(apiKeys).where(and(eq(apiKeys.tenantId, tenant), lt(apiKeys.expiresAt_ms, before_ms)));
 }
 
 /**
- * Sets the revocation time once; null when there is no such key (or it is another tenant's).
- * The SHA-256 comes along so that the caller can drop the key from its cache.
+ * Sets the revocation time, once; null when there is no such key (or it is another tenant's). Returns the SHA-256, too,
+ * so that the caller can drop the key from its cache.
  */
 export async function revokeApiKey(
   db: Database,
@@ -151,17 +151,17 @@ export async function revokeApiKey(
 
 type Rotation = {
   readonly id: string;
-  /** The key's tenant must be this one; undefined: any. */
+  /** The tenant that must own the key; undefined: any. */
   readonly tenant: string | undefined;
-  /** The latest time at which the old key stops. */
+  /** The old key expires no later than this. */
   readonly oldExpiresAt_ms: number;
   readonly now_ms: number;
   readonly successor: Pick<NewApiKey, 'id' | 'prefix' | 'sha256' | 'expiresAt_ms'>;
 };
 
 /**
- * Puts a new key in an old one's place, in one batch: the old one gets its end, and only then is the new one made.
- * Null when the old key is not there, revoked, expired or replaced already.
+ * Rotates a key in one batch: sets the old key's end and, only if that succeeds, inserts the new key. Null when the old
+ * key does not exist or is revoked, expired or already replaced.
  */
 export async function rotateApiKey(
   db: Database,
@@ -190,7 +190,7 @@ export async function rotateApiKey(
 export const sessionSubject = (id: string): string => `session:${id}`;
 export const keySubject = (keyId: string): string => `key:${keyId}`;
 
-/** All that the keys opened until now. */
+/** Ends all sessions that the keys have opened until now. */
 const endSessionsOf = (db: Database, keys: SQL | undefined, now_ms: number) =>
   db
     .insert(endedSessions)
@@ -198,7 +198,7 @@ const endSessionsOf = (db: Database, keys: SQL | undefined, now_ms: number) =>
     .onConflictDoUpdate({ target: endedSessions.subject, set: { endedAt_ms: LATER_END } });
 const LATER_END = sql`max(${endedSessions.endedAt_ms}, excluded.ended_at_ms)`;
 
-/** The time at which a session, or all of a key, ended; 0 when nobody ended it. */
+/** When a session, or all sessions of a key, were ended; 0 if they were not. */
 export async function findSessionEnd(db: Database, subject: string): Promise<number> {
   const rows = await db
     .select({ endedAt_ms: endedSessions.endedAt_ms })
@@ -208,7 +208,7 @@ export async function findSessionEnd(db: Database, subject: string): Promise<num
   return rows[0]?.endedAt_ms ?? 0;
 }
 
-/** Rows from before `over_ms` are of sessions that are over by themselves, and go. */
+/** Records an end. Rows from before `over_ms`, whose sessions have expired anyway, are deleted. */
 export async function insertSessionEnd(
   db: Database,
   subject: string,

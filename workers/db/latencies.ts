@@ -1,4 +1,4 @@
-/** How long requests took, in buckets: counted with a delivery of events, read back as histograms. */
+/** Latencies of requests, in buckets: counted with a delivery of events, read as histograms. */
 import { and, getTableColumns, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/admin/experiment-wire.ts';
@@ -6,13 +6,13 @@ import type { Database } from './d1.ts';
 import { type ExperimentKey, isOf, isWithin, type SeriesRequest, within } from './outcomes.ts';
 import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
 
-/** Backends' times are counted by this many minutes, under the first of them. */
+/** Backends' times are counted in slots of this many minutes, named by their first minute. */
 const SLOT_minutes = 10;
 const SLOT = `created_at_ms / ${60_000 * SLOT_minutes} * ${SLOT_minutes}`;
 
 /**
- * The statements that count a batch of `events`, for the transaction that inserts it: what names the rows is the batch,
- * so an event that is delivered again counts once here as in every other table.
+ * The statements that count a batch of `events`, for the transaction that inserts it. They select rows by batch name,
+ * so an event that is delivered again counts once, as in the other tables.
  */
 export const countLatencies = (db: Database, batch: string) =>
   [
@@ -41,7 +41,9 @@ function add<T extends typeof latencies | typeof variantLatencies | typeof backe
     });
 }
 
-/** Both measures of a batch, a row a group and bucket. All expressions are from this file. */
+/**
+ * Counts of both measures of a batch, one row for each group and bucket. All expressions are constants of this file.
+ */
 function timesOf(batch: string, keys: string, condition = ''): SQL {
   const [ttft, tpot] = LATENCY_MEASURES.map(
     (
@@ -85,7 +87,7 @@ export async function latenciesOfVariants(
   return histograms(rows);
 }
 
-/** By backend, over all tenants, in the slots that hold any of the time asked for. */
+/** By backend, over all tenants, in the slots that overlap the requested period. */
 export async function latenciesOfBackends(
   db: Database,
   { from_ms, to_ms }: Pick<SeriesRequest, 'from_ms' | 'to_ms'>,

@@ -26,12 +26,12 @@ const summaryColumns = {
 };
 type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
 
-/** A set with the text of its row. It can have 2 MB, so it is written and measured once. */
+/** A set with its JSON text, which can have 2 MB, so it is serialized and measured once. */
 export type WrittenMaskSet = {
   readonly set: MaskSet;
   readonly version: string;
   readonly content: string;
-  /** In UTF-8. D1 holds 2 MB a row. */
+  /** Size in UTF-8. D1 stores at most 2 MB in a row. */
   readonly content_bytes: number;
 };
 
@@ -45,7 +45,7 @@ export function writeMaskSet(set: MaskSet): WrittenMaskSet {
   };
 }
 
-/** Stores the set and its masks in one batch. `created` is false when the same content was there. */
+/** Stores the set and its masks in one batch. `created` is false when the same content was already stored. */
 export async function insertMaskSet(
   db: Database,
   owner: string,
@@ -77,7 +77,7 @@ export async function insertMaskSet(
   return { created: inserted.length > 0, summary };
 }
 
-/** Of exactly this owner's; null when it has no such set. */
+/** The summary of a set of exactly this owner; null if there is none. */
 export async function findMaskSetSummary(
   db: Database,
   owner: string,
@@ -129,7 +129,7 @@ export async function findMaskSet(
   return rows[0] ?? null;
 }
 
-/** How many clusters each of these versions has; the same content has the same number for every owner. */
+/** The number of clusters of each version; it does not depend on the owner. */
 export async function findClusterCounts(
   db: Database,
   versions: readonly string[],
@@ -152,7 +152,7 @@ export async function findMaskSparsity(db: Database, id: string): Promise<number
   return record === null ? null : sparsity(maskFromBits(record.blockCount, record.bits));
 }
 
-/** One record a distinct mask. Every model's dense mask has the same id and needs no record. */
+/** One record for each distinct mask. The dense mask has the same id for every model and needs no record. */
 function maskRecords(set: MaskSet): MaskRecord[] {
   const records = new Map<string, MaskRecord>();
   for (const { mask, bits } of set.clusters) {
@@ -181,7 +181,7 @@ function chunks<T>(items: readonly T[], size: number): T[][] {
   return parts;
 }
 
-/* Evaluations of mask sets in D1: at most one a set, and whoever measures again replaces it. */
+/* Evaluations of mask sets in D1: at most one for each set; a new evaluation replaces it. */
 
 type WrittenEvaluation = { readonly content: string; readonly content_bytes: number };
 
@@ -203,7 +203,7 @@ export async function putEvaluation(
     .onConflictDoUpdate({ target: [evaluations.owner, evaluations.version], set: kept });
 }
 
-/** What it takes of its owner's room; 0 when there is none. */
+/** Size of a stored evaluation; 0 if there is none. */
 export async function findEvaluationBytes(
   db: Database,
   set: { readonly owner: string; readonly version: string },

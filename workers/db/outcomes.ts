@@ -1,4 +1,4 @@
-/** What was counted, read back: sums of requests by version, by variant, and by the minute. */
+/** Reads counted figures: sums of requests by version, by variant, and by minute. */
 import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
@@ -31,13 +31,13 @@ const toSums = (row: Record<SumName, number>): Sums => ({
   agreement: { count: row.agreement_count, sum: row.agreement_sum, sq: row.agreement_sq },
 });
 
-/** What a version is judged by: requests that its masks answered, or failed to. */
+/** The figures by which a version is judged: requests that its masks answered or failed to answer. */
 export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
 
 /**
- * From the minute of `since_ms` on, and of at most so many of the newest rows; of every tenant when `tenant` is the
- * default one. Left out are requests that a version had no part in though they carry its name: dense ones, those with a
- * mask of the client's own, and outages.
+ * Sums from the minute of `since_ms` on, over at most `rowsMax` of the newest rows; of all tenants when `tenant` is the
+ * default. Excludes requests that carry the version's name but were not affected by it: dense ones, those with a
+ * client's own mask, and outages.
  */
 export async function judgedOfVersion(
   db: Database,
@@ -73,7 +73,7 @@ export type MinuteSums = Record<
   number
 >;
 
-/** By minute: what a version's masks answered or failed to. Dense requests and outages are left out, as in judging. */
+/** The same figures by minute, with the same exclusions. */
 export async function minuteSumsOfVersion(
   db: Database,
   version: string,
@@ -105,13 +105,13 @@ export async function minuteSumsOfVersion(
   return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
 }
 
-/** Whether a column's region is `region` or in it, in capitals or not; every region is in an empty one. */
+/** Whether a column's region is `region` or within it, ignoring case; an empty `region` contains all. */
 export const isWithin = (column: SQLiteColumn, region: string): SQL | undefined =>
   region === ''
     ? undefined
     : sql`substr(lower(${column}) || '/', 1, ${region.length + 1}) = ${`${region.toLowerCase()}/`}`;
 
-/** What an experiment is named by: ids are their owners' own. */
+/** The key of an experiment: ids are unique only within an owner. */
 export type ExperimentKey = { readonly owner: string; readonly id: string };
 
 export const isOf = (
@@ -170,7 +170,7 @@ export async function clusterSeries(db: Database, request: SeriesRequest) {
   return rows.map(({ start_minute, ...row }) => ({ start_ms: start_minute * 60_000, ...row }));
 }
 
-/** How far a version's masked answers go with dense ones, by cluster: before `since_ms`, and from then on. */
+/** Agreement of a version's masked answers with dense ones, by cluster: before `since_ms`, and from then on. */
 export async function agreementByCluster(
   db: Database,
   version: string,
@@ -194,7 +194,7 @@ export async function agreementByCluster(
   return new Map(rows.map(({ cluster, before, recent }) => [cluster, { before, recent }]));
 }
 
-/** Sums by version and sparsity: what a choice of sparsity costs and gains. */
+/** Sums by version and sparsity. */
 export async function versionSums(db: Database, request: SeriesRequest) {
   const rows = await db
     .select({ version: outcomes.version, sparsity: outcomes.sparsity, ...sumsOf(outcomes) })
@@ -205,7 +205,7 @@ export async function versionSums(db: Database, request: SeriesRequest) {
   return rows.map(({ version, sparsity, ...sums }) => ({ version, sparsity, sums: toSums(sums) }));
 }
 
-/** Everything together, and what comparisons with the dense model say of the time that masks save. */
+/** Totals, and the time that masks save by the comparisons with the dense model. */
 export async function totalSums(
   db: Database,
   request: SeriesRequest,
@@ -235,7 +235,7 @@ export async function maskCounts(db: Database, request: SeriesRequest) {
     .limit(MASKS_SHOWN_MAX);
 }
 
-/** A client can put a mask together for every request. */
+/** Most masks that are listed: a client can make up a mask for every request. */
 const MASKS_SHOWN_MAX = 50;
 
 /** Requests that went dense, by reason. */

@@ -1,9 +1,9 @@
 /**
- * What is live, and how it came to be. Activating appends to the history and flips the tenant's pointer in
- * one batch that does nothing when the pointer is no longer where the publisher saw it.
+ * Publications: what is live, and the history. Activating appends to the history and flips the tenant's pointer in one
+ * batch, which does nothing when the pointer has changed since the publisher read it.
  *
- * The pointer names the newest publication. Until its schedule is through, readers work out from it and the
- * clock who sees it and who still sees its base: the last publication that everyone saw.
+ * The pointer names the newest publication. Until its schedule is complete, readers compute from the schedule and the
+ * clock which requests see it and which still see its base: the last publication that everyone saw.
  */
 import { and, desc, eq, type SQL, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
@@ -16,15 +16,15 @@ import { live, publications } from './schema.ts';
 type PublicationRow = typeof publications.$inferSelect;
 type VersionOf = { readonly owner: string; readonly version: string };
 
-/** A publication with what readers and a rollback need. */
+/** A publication with the fields that readers and rollbacks need. */
 export type PublicationState = Publication & {
   readonly owner: string;
   readonly version: string;
   readonly schedule: Rollout;
-  /** The publication that a rollback returns to: everyone saw it when this one was made. */
+  /** The publication to which a rollback returns: the one that everyone saw when this was made. */
   readonly previousId: string | null;
 };
-/** The newest publication of a tenant and what is seen where it is not. */
+/** A tenant's newest publication, and its base: what requests see that do not see it yet. */
 export type LiveState = PublicationState & { readonly base: VersionOf | null };
 
 export type Flip = {
@@ -42,14 +42,14 @@ export type Flip = {
   readonly rollout: readonly RolloutStep[];
   readonly autoRollback: AutoRollback | null;
   readonly reason: string | null;
-  /** Of the publication whose steps these are; null: its own. */
+  /** Id of the publication whose rollout this continues; null: its own. */
   readonly rolloutId: string | null;
   readonly pausedAt_ms: number | null;
 };
 
 const bases = alias(publications, 'bases');
 
-/** Reads a row, if there is one: fails where the database cannot be read. */
+/** Reads one row, to check that the database can be read. */
 export async function askForTables(db: Database): Promise<void> {
   await db.select({ tenant: live.tenant }).from(live).limit(1);
 }
@@ -60,7 +60,7 @@ export async function findLive(db: Database, tenant: string): Promise<LiveState 
   return state ?? null;
 }
 
-/** The newest publications that may be taken back by themselves and are of one of these versions. */
+/** Newest publications of these versions that have bounds for automatic rollback. */
 export function listGuarded(db: Database, versions: readonly string[]): Promise<LiveState[]> {
   const isOfThese = sql`${publications.version} in (select value from json_each(${JSON.stringify(versions)}))`;
   return liveStates(db, and(sql`${publications.autoRollback} is not null`, isOfThese));
@@ -103,10 +103,10 @@ export async function listPublications(
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
 }
 
-/** What a withdrawal has in the place of a version: the column holds no null. */
+/** The version of a withdrawal: the column cannot be null. */
 const NOTHING = '';
 
-/** The schedule of what everyone sees from now on. */
+/** The schedule of a publication that everyone sees at once. */
 export const AT_ONCE = { activateAt_ms: null, rollout: [], rolloutId: null, pausedAt_ms: null } as const;
 
 type Withdrawal = Omit<
@@ -122,7 +122,7 @@ type Withdrawal = Omit<
   | 'pausedAt_ms'
 >;
 
-/** Leaves the tenant without a publication of its own; else as `flipLive`. */
+/** Leaves the tenant without a publication of its own; otherwise like `flipLive`. */
 export const withdrawLive = (
   db: Database,
   change: Withdrawal,
@@ -133,8 +133,8 @@ export const withdrawLive = (
 };
 
 /**
- * Makes `flip` live if `seenId` (null: nothing) is still the newest publication; null when it is not, and then
- * nothing was written. The second statement finds a row only if the first one wrote it.
+ * Makes `flip` live if `seenId` (null: none) is still the newest publication; otherwise returns null and writes
+ * nothing. The second statement finds a row only if the first one wrote it.
  */
 export async function flipLive(db: Database, flip: Flip, seenId: string | null): Promise<Publication | null> {
   const liveNow = sql`(select ${live.publicationId} from ${live} where ${live.tenant} = ${flip.tenant})`;
@@ -162,7 +162,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
   return written[0] === undefined ? null : toPublication(written[0]);
 }
 
-/** The id of the last publication that everyone sees at `now_ms`: this one, or the one that it started from. */
+/** Id of the last publication that everyone sees at `now_ms`: this one if its rollout is complete, else its base. */
 export const settledId = (state: PublicationState | null, now_ms: number): string | null =>
   state === null || completesAt_ms(state.schedule) <= now_ms ? (state?.id ?? null) : state.previousId;
 

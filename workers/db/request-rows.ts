@@ -1,6 +1,6 @@
 /**
- * Requests one by one, for as long as their events are kept: the latest, those that took longest, those that failed; each
- * with its ratings and its texts. Then what all of them used, where they lay, and the feedback on their answers.
+ * Single requests, for as long as their events are kept: the newest, slowest or failed ones, with their ratings and
+ * texts. Also usage, samples of positions, and feedback.
  */
 import {
   and,
@@ -27,7 +27,10 @@ export async function insertTexts(db: Database, row: typeof texts.$inferInsert):
   await db.insert(texts).values(row).onConflictDoNothing();
 }
 
-/** A note's id begins with its request's, and a colon. Columns are written out: of one table they would lose its name. */
+/**
+ * A note's id begins with its request's id and a colon. Column names are written out, since drizzle would omit the
+ * table's name in a query of one table.
+ */
 const noteOf = (column: 'rating' | 'agreement'): SQL<number | null> =>
   sql<number | null>`(select ${sql.raw(column === 'rating' ? 'sum' : 'max')}(note.${sql.raw(column)})
     from events as note where note.id > events.id || ':' and note.id < events.id || ';')`;
@@ -35,7 +38,7 @@ const noteOf = (column: 'rating' | 'agreement'): SQL<number | null> =>
 const RATING = noteOf('rating');
 const columns = { row: events, rating: RATING, agreement: noteOf('agreement') };
 
-/** Whole numbers, since cursors hold nothing else. */
+/** Sort keys are integers, since cursors hold nothing else. */
 const SORTED_BY = {
   created_at: sql<number>`${events.createdAt_ms}`,
   total_ms: sql<number>`cast(round(coalesce(${events.total_ms}, 0)) as integer)`,
@@ -50,7 +53,7 @@ const OUTCOMES = {
   rated: isNotNull(RATING),
 } as const;
 
-/** Falling by what they are sorted by. `tenant`: undefined for all. */
+/** In descending order of the sort key. `tenant` undefined: all tenants. */
 export async function listRequests(
   db: Database,
   tenant: string | undefined,
@@ -75,7 +78,7 @@ export async function listRequests(
   return toPage(rows, limit, ({ at, row }) => ({ at, id: row.id }), toRequest);
 }
 
-/** A completion's id holds its event's. */
+/** The event's id in a completion's id. */
 const eventIn = (text: string): string => /^(?:chatcmpl-|cmpl-|resp_)?([0-9a-f]{20})/.exec(text)?.[1] ?? text;
 
 export async function findRequest(
@@ -196,13 +199,13 @@ type UsageQuestion = Omit<UsageQuery, 'tenant'> & { readonly tenant: string | un
 
 type UsagePage = {
   readonly data: UsageRow[];
-  /** What the last row is grouped by, when there are more; null when there are none. */
+  /** The group of the last row if there are more; else null. */
   readonly next: readonly string[] | null;
 };
 
 const COLUMNS = { tenant: usage.tenantId, day: usage.day, model: usage.model, mask: usage.mask };
 
-/** Ordered by what is grouped by; from after the row that is grouped by `after` on. */
+/** Ordered by group; starts after the group `after`. */
 export async function sumUsage(
   db: Database,
   { tenant, from, to, group, after, limit }: UsageQuestion,
@@ -245,7 +248,7 @@ const list = (values: readonly (Column | string)[]) =>
     sql`, `,
   );
 
-/* Samples of where requests lay, in D1: the newest of each tenant, and no more than those. */
+/* Samples of requests' positions in D1: only the newest of each tenant are kept. */
 
 export type NewTrafficSample = {
   readonly tenant: string;
@@ -288,7 +291,7 @@ export async function listTrafficSamples(
   }));
 }
 
-/* Feedback in D1: the primary key holds each caller to one opinion a completion. */
+/* Feedback in D1: the primary key allows each caller one rating of a completion. */
 
 type Feedback = typeof feedback.$inferInsert;
 

@@ -1,6 +1,6 @@
 /**
- * The tables of D1. Only this folder knows columns; everything else speaks the types of `shared/` or of the
- * query files here. Times are milliseconds since the epoch. An empty owner or tenant is the default one.
+ * The tables of D1. Only this folder knows columns; all other code uses the types of `shared/` or of the query files
+ * here. Times are milliseconds since the epoch. An empty owner or tenant means the default.
  */
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
@@ -30,7 +30,7 @@ export const tenants = sqliteTable('tenants', {
   textsKept_days: integer('texts_kept_days'),
 });
 
-/** Prompts and answers of tenants that asked for it, by the id of the request's event. */
+/** Prompts and answers of tenants that keep them, by the id of the request's event. */
 export const texts = sqliteTable(
   'texts',
   {
@@ -49,15 +49,15 @@ export const auditLog = sqliteTable(
   {
     sequence: integer('sequence').primaryKey({ autoIncrement: true }),
     createdAt_ms: integer('created_at_ms').notNull(),
-    /** The tenant that it was about; '' for the whole edge. */
+    /** The tenant that was changed; '' for the whole edge. */
     tenant: text('tenant').notNull(),
     actor: text('actor').notNull(),
-    /** Where the request came from: an address, or '' where nobody can say. */
+    /** The client's IP address; '' where it is not known. */
     address: text('address').notNull(),
     action: text('action').notNull(),
     /** What was changed: its kind and its id. */
     target: text('target').notNull(),
-    /** JSON; its `null` says that there was or is nothing. The columns stay empty until the entry is completed. */
+    /** JSON; JSON `null`: there was or is nothing. The columns are empty until the entry is completed. */
     before: text('before'),
     after: text('after'),
     requestId: text('request_id').notNull(),
@@ -81,17 +81,17 @@ export const apiKeys = sqliteTable(
     createdAt_ms: integer('created_at_ms').notNull(),
     expiresAt_ms: integer('expires_at_ms'),
     revokedAt_ms: integer('revoked_at_ms'),
-    /** The id of the key that a rotation made in its place. */
+    /** The id of the key that replaced it in a rotation. */
     replacedBy: text('replaced_by'),
   },
   (table) => [index('api_keys_tenant').on(table.tenantId)],
 );
 
-/** Sessions of the dashboard that ended before their time, for as long as they would have lasted. */
+/** Dashboard sessions that were ended early, kept for as long as they would have lasted. */
 export const endedSessions = sqliteTable(
   'ended_sessions',
   {
-    /** `session:` and a session's id; or `key:` and a key's id, for all that the key opened until then. */
+    /** `session:` and a session's id; or `key:` and a key's id, for all sessions that the key opened until then. */
     subject: text('subject').primaryKey(),
     endedAt_ms: integer('ended_at_ms').notNull(),
   },
@@ -117,7 +117,7 @@ export const maskSets = sqliteTable(
   (table) => [primaryKey({ columns: [table.owner, table.version] })],
 );
 
-/** What was measured of a set after it was made, so no part of it: the newest evaluation, to be drawn. */
+/** The newest evaluation of a set. It is measured after the set was made, so it is not part of the set. */
 export const evaluations = sqliteTable(
   'evaluations',
   {
@@ -151,18 +151,18 @@ export const publications = sqliteTable(
     owner: text('owner').notNull(),
     version: text('version').notNull(),
     replacedVersion: text('replaced_version'),
-    /** The publication that a rollback of this one returns to. */
+    /** The publication to which a rollback returns. */
     previousId: text('previous_id'),
     action: text('action', { enum: PUBLICATION_ACTIONS }).notNull(),
     actor: text('actor').notNull(),
     createdAt_ms: integer('created_at_ms').notNull(),
     /** Null: at once. */
     activateAt_ms: integer('activate_at_ms'),
-    /** The steps on the way to everyone; null: none. */
+    /** The steps of the rollout; null: none. */
     rollout: text('rollout', { mode: 'json' }).$type<readonly RolloutStep[]>(),
     autoRollback: text('auto_rollback', { mode: 'json' }).$type<AutoRollback>(),
     reason: text('reason'),
-    /** The publication whose steps these are, where a pause or a resumption goes on with them; null: its own. */
+    /** The publication whose rollout this pause or resumption continues; null: its own. */
     rolloutId: text('rollout_id'),
     pausedAt_ms: integer('paused_at_ms'),
   },
@@ -177,7 +177,7 @@ export const live = sqliteTable('live', {
     .references(() => publications.id),
 });
 
-/** One opinion a caller and completion. */
+/** One rating for each caller and completion. */
 export const feedback = sqliteTable(
   'feedback',
   {
@@ -199,7 +199,7 @@ export const experiments = sqliteTable(
   'experiments',
   {
     owner: text('owner').notNull(),
-    /** Its owner's own: another owner may have the same one. */
+    /** Unique within its owner. */
     id: text('id').notNull(),
     /** JSON of an `ExperimentDefinition`. */
     definition: text('definition').notNull(),
@@ -208,7 +208,7 @@ export const experiments = sqliteTable(
     /** Null: until it is stopped. */
     endsAt_ms: integer('ends_at_ms'),
     stoppedAt_ms: integer('stopped_at_ms'),
-    /** Counts changes over all experiments: whoever starts an experiment sees whether another was started meanwhile. */
+    /** Counts changes over all experiments, so that starting one notices whether another was started meanwhile. */
     revision: integer('revision').notNull(),
     actor: text('actor').notNull(),
   },
@@ -244,7 +244,9 @@ export const backends = sqliteTable('backends', {
   updatedAt_ms: integer('updated_at_ms').notNull(),
 });
 
-/** What a request, a rating or a comparison is counted under. Absent values are '' and -1, for keys hold no null. */
+/**
+ * Keys under which a request, a rating or a comparison is counted. Absent values are '' and -1, as keys cannot be null.
+ */
 const outcomeKeys = {
   tenant: text('tenant').notNull(),
   model: text('model').notNull(),
@@ -258,12 +260,12 @@ const outcomeKeys = {
   region: text('region').notNull(),
 };
 
-/** The part of `errors` that no mask has to do with: nobody answered, or not in time. */
+/** The part of `errors` that is independent of masks: no answer, or not in time. */
 const outages = () => integer('outages').notNull().default(0);
 
 /**
- * Every event that was counted, kept for longer than the queue may deliver it again. `batch` says with which
- * delivery it came first: counted are the rows of a batch, and a row is of one batch only.
+ * Every counted event, kept for longer than the queue may redeliver it. `batch` names the delivery with which it came
+ * first; the rows of a batch are counted, and a row belongs to one batch only.
  */
 export const events = sqliteTable(
   'events',
@@ -276,7 +278,7 @@ export const events = sqliteTable(
     ...outcomeKeys,
     /** 1 for a request, 0 for a rating or a comparison. */
     requests: integer('requests').notNull(),
-    /** 1 for a request that failed, and not for the client's doing. */
+    /** 1 for a request that failed without the client causing it. */
     errors: integer('errors').notNull(),
     /** 1 for a request that got any error. */
     failures: integer('failures').notNull(),
@@ -294,9 +296,9 @@ export const events = sqliteTable(
     /** The backend that answered; '' when none did. */
     backend: text('backend').notNull().default(''),
     outages: outages(),
-    /** Whose the experiment is; '' for nobody's, and without one. */
+    /** The experiment's owner; '' if it has none, or without an experiment. */
     experimentOwner: text('experiment_owner').notNull().default(''),
-    /** What the client calls the request; '' for a rating or a comparison. */
+    /** The client's request id; '' for a rating or a comparison. */
     requestId: text('request_id').notNull().default(''),
     endpoint: text('endpoint').notNull().default(''),
     status: integer('status').notNull().default(0),
@@ -335,7 +337,7 @@ export const outcomeSums = {
   agreement_sq: real('agreement_sq').notNull(),
 };
 
-/** What happened, by the minute: for pictures over time, and for taking a bad version back. */
+/** Outcomes by minute, for charts over time and automatic rollback. */
 export const outcomes = sqliteTable(
   'outcomes',
   {
@@ -360,7 +362,7 @@ export const outcomes = sqliteTable(
   ],
 );
 
-/** What happened in an experiment, from its start on. */
+/** Outcomes of an experiment's variants, since its start. */
 export const variantOutcomes = sqliteTable(
   'variant_outcomes',
   {
@@ -375,14 +377,14 @@ export const variantOutcomes = sqliteTable(
   ],
 );
 
-/** A row a bucket of `shared/admin/statistics.ts` that something fell into. */
+/** One row for each non-empty bucket of `shared/admin/statistics.ts`. */
 const bucketCounts = {
   measure: text('measure', { enum: LATENCY_MEASURES }).notNull(),
   bucket: integer('bucket').notNull(),
   count: integer('count').notNull(),
 };
 
-/** How long requests took, by the minute: for quantiles, which sums do not give. */
+/** Latencies by minute, for quantiles, which cannot be computed from sums. */
 export const latencies = sqliteTable(
   'latencies',
   {
@@ -397,7 +399,7 @@ export const latencies = sqliteTable(
   ],
 );
 
-/** The same in an experiment, from its start on. */
+/** Latencies of an experiment's variants, since its start. */
 export const variantLatencies = sqliteTable(
   'variant_latencies',
   {
@@ -413,8 +415,8 @@ export const variantLatencies = sqliteTable(
 );
 
 /**
- * The same by who answered, over all tenants. `minute` is the first of ten. So the number of rows depends on backends and
- * time, and not on tenants and versions, which may be many.
+ * Latencies by backend, over all tenants. `minute` is the first of ten. So the number of rows depends on backends and
+ * time, not on tenants and versions, which may be many.
  */
 export const backendLatencies = sqliteTable(
   'backend_latencies',
@@ -422,7 +424,10 @@ export const backendLatencies = sqliteTable(
   ({ minute, backend, measure, bucket }) => [primaryKey({ columns: [minute, backend, measure, bucket] })],
 );
 
-/** Where a few recent requests lay, for the dashboard's map: no text and no vector, only how far from each centroid. */
+/**
+ * Samples of recent requests' positions, for the dashboard's map: no text and no vector, only the distance to each
+ * centroid.
+ */
 export const trafficSamples = sqliteTable(
   'traffic_samples',
   {

@@ -14,7 +14,7 @@ export type BudgetLimits = {
   readonly tokensPerDay: number | null;
 };
 
-/** What a tenant's requests may do; read with the key of each. */
+/** The permissions and limits of a tenant's requests; read together with the key. */
 export type TenantPolicy = {
   readonly enabled: boolean;
   readonly models: readonly string[] | null;
@@ -94,7 +94,7 @@ const columnsOf = (tenant: Omit<NewTenant, 'id'>) => ({
   textsKept_days: tenant.texts_kept_days,
 });
 
-/** Columns that the change does not name stay out, which leaves them as they are. */
+/** The columns to change; columns that the change does not name are left out. */
 const changedColumns = (change: TenantChange) =>
   Object.fromEntries(
     Object.entries(columnsOf(change as Omit<NewTenant, 'id'>)).filter(([, value]) => value !== undefined),

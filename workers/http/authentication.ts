@@ -1,6 +1,6 @@
 /**
- * Who may come in: tenants by their keys, administrators by theirs or by the session of the dashboard (a cookie that
- * stands in for the key), and backends by tokens that they sign.
+ * Authentication: tenants by their keys, administrators by theirs or by a dashboard session (a cookie in place of the
+ * key), and backends by signed tokens.
  */
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
 import { createMiddleware } from 'hono/factory';
@@ -14,19 +14,20 @@ import type { SessionClaims } from '../tenants/sessions.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
 /**
- * A tenant's key. Other kinds are refused: a key that administrates should not sit in chat clients.
- * @throws MaskrouteError `rate_limit_exceeded` when the tenant sends more at once than any may, budget or not.
+ * Requires a tenant's key. Other kinds are refused: admin keys should not be used in chat clients.
+ * @throws MaskrouteError `rate_limit_exceeded` when the tenant exceeds the burst limit, which holds with or without a
+ * budget.
  */
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
   const caller = await authenticate(c, bearerKey(c.req.header('authorization')));
-  if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key sends no completions.');
+  if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key may not send completions.');
   const asked = c.get('services').bursts.tenant.enter(caller.tenant);
   if (asked !== undefined) await asked;
   c.set('caller', caller);
   await next();
 });
 
-/** The dashboard's session when no key comes along, else who the key belongs to. */
+/** Requires an administrator: by key, or without a key by the dashboard's session. */
 export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
   const authorization = c.req.header('authorization');
   const session = authorization === undefined ? await readSession(c) : undefined;
@@ -36,22 +37,22 @@ export const adminOnly = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
-/** Who only reads changes nothing, but may end the sessions that are its own. */
+/** Refuses changes by viewers, who may only end their own sessions. */
 export const mayChange = createMiddleware<AppEnv>(async (c, next) => {
   const isOwnSessions = c.req.path.endsWith('/sessions') && c.req.path.split('/').length === 4;
   if (c.get('admin').role === 'viewer' && !SAFE_METHODS.includes(c.req.method) && !isOwnSessions) {
-    throw new MaskrouteError('forbidden', 'This key reads, and changes nothing.');
+    throw new MaskrouteError('forbidden', 'This key may read, but not change anything.');
   }
   await next();
 });
 
 /**
- * The root key, a key of kind `admin`, or a tenant's own admin key (which is held to that tenant).
+ * The administrator of a key: the root key, a key of kind `admin`, or a tenant's own admin key (limited to that
+ * tenant).
  *
- * The root key is compared first, in constant time, and nothing stands before it: whoever sends wrong keys, from whatever
- * address, must not keep the operator out. It needs no bound on guesses, since nobody guesses 96 random bits (`env.ts`
- * refuses a shorter one); all other keys are as random. Wrong ones are held to the rate of unknown keys, which is for the
- * database's sake.
+ * The root key is compared first, in constant time and without a rate limit: wrong keys from any address must not lock
+ * the operator out. Guessing needs no limit, since 96 random bits cannot be guessed (`env.ts` refuses shorter keys; all
+ * other keys are as random). Wrong keys count against the limit of unknown keys, which protects the database.
  * @throws MaskrouteError `invalid_api_key`, `forbidden` for a key of another kind, `rate_limit_exceeded`.
  */
 export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> {
@@ -62,8 +63,8 @@ export async function adminOf(c: AppContext, key: string): Promise<AdminCaller> 
 }
 
 /**
- * Every question of an administrator is one to the database that all requests need. A tenant may make itself as many
- * admin keys as it likes, so all of them count together. @throws MaskrouteError `rate_limit_exceeded`.
+ * Applies the administrators' rate limit, since each of their requests queries the shared database. A tenant can make
+ * many admin keys, so they count together. @throws MaskrouteError `rate_limit_exceeded`.
  */
 async function within(c: AppContext, admin: AdminCaller): Promise<AdminCaller> {
   const { actor, tenant } = admin;
@@ -72,9 +73,9 @@ async function within(c: AppContext, admin: AdminCaller): Promise<AdminCaller> {
 }
 
 /**
- * A key that this isolate does not know costs a question to the database, so one address (of IPv6: one network) may have
- * only so many of them answered: whoever guesses keys must not take the database from those who have one. Keys that it
- * knows pass, whatever else comes from their address. Where nobody says who the client is there is no such limit.
+ * Looks a key up. A key that this isolate does not know needs a database query, so each address (for IPv6: each
+ * network) has a limit: guessing keys must not overload the database. Known keys pass, whatever else comes from their
+ * address. Without a trusted proxy the address is unknown and there is no such limit.
  */
 async function authenticate(c: AppContext, key: string): Promise<Caller> {
   const { apiKeys, config } = c.get('services');
@@ -90,17 +91,17 @@ async function authenticate(c: AppContext, key: string): Promise<Caller> {
   return await apiKeys.authenticate(key, holdOf(c));
 }
 
-/** A backend that asks for a mask. */
+/** Requires a backend's token, for fetching masks. */
 export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
   await c.get('services').expectBackend(bearerKey(c.req.header('authorization')));
   await next();
 });
 
-/* The dashboard's session: its cookie, and whom it stands for. */
+/* The dashboard's session and its cookie. */
 
 /**
- * What an administrator sees is kept by no cache on the way, nor by the browser: some of it is a new key. It says what time
- * it is at the edge: times in it mean nothing by a clock that is wrong.
+ * Forbids caching of administrators' answers, some of which contain a new key. The `Date` header tells the dashboard the
+ * edge's time, since a browser's clock may be wrong.
  */
 export const noStore = createMiddleware<AppEnv>(async (c, next) => {
   c.header('cache-control', 'no-store');
@@ -112,7 +113,7 @@ export const ROOT: AdminCaller = { actor: 'root', tenant: undefined, role: 'admi
 
 /** @throws MaskrouteError `forbidden` for a key that sends completions. */
 function adminCaller(caller: Caller): AdminCaller {
-  if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key administrates nothing.');
+  if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key is not an admin key.');
   return { actor: caller.keyId, tenant: caller.tenant || undefined, role: caller.kind };
 }
 
@@ -130,8 +131,8 @@ export async function readClaims(c: AppContext): Promise<SessionClaims | undefin
 }
 
 /**
- * The request's session; undefined when it has no cookie. The key behind it is looked up again, or the tenant of whoever
- * signed in without a key: a revoked key and a disabled tenant let nobody in.
+ * The request's session; undefined when it has no cookie. Its key is looked up again, or for a sign-in without a key
+ * its tenant: a revoked key or a disabled tenant ends access.
  * @throws MaskrouteError `invalid_session` for a session that has ended, `tenant_disabled`, what `readClaims` throws, and
  * what looking up the session and the key throws.
  */
@@ -144,7 +145,7 @@ export async function readSession(
   const hold = holdOf(c);
   const { keySha256, grant, actor } = claims;
   const live = sessions.requireLive(claims, hold);
-  // Asked at once, judged after the key: of both ends the key's says more.
+  // Queried in parallel but checked after the key, whose error says more.
   live.catch(() => {});
   const admin =
     grant !== null
@@ -174,11 +175,11 @@ export function clearSessionCookie(c: AppContext): void {
 
 export const isSecure = (c: AppContext): boolean => new URL(c.req.url).protocol === 'https:';
 
-/** With the prefix the browser holds the cookie to this very host; it demands https, which a local edge lacks. */
+/** With the prefix `__Host-` the browser binds the cookie to this host; it requires https, which a local edge lacks. */
 const cookieName = (c: AppContext): string =>
   isSecure(c) ? '__Host-maskroute-session' : 'maskroute-session';
 
-/** The admin API lies outside of the page's folder, so the path is the whole host. */
+/** The admin API is not below the page's path, so the cookie's path is `/`. */
 const cookieScope = (c: AppContext) =>
   ({ path: '/', httpOnly: true, sameSite: 'Strict', secure: isSecure(c) }) as const;
 
@@ -192,8 +193,8 @@ export function requireOwnOrigin(request: Request): void {
 }
 
 /**
- * A request that changes something comes from our own page and proves it twice: by its origin, which other
- * sites cannot forge, and by a token that they cannot read.
+ * CSRF protection: a request that changes something must have our own origin, which other sites cannot forge, and a
+ * token that they cannot read.
  * @throws MaskrouteError `forbidden`
  */
 function requireIntent(request: Request, given: string | undefined, csrf: string): void {

@@ -1,4 +1,4 @@
-/** What every request has: an id, the services of its isolate, what Hono carries through it, and how an error becomes its answer. */
+/** Middleware of every request: its id, the services of its isolate, tracing, CORS, and turning errors into answers. */
 import type { Context, Hono, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
@@ -21,15 +21,15 @@ export type AppEnv = {
     services: Services;
     caller: Caller;
     admin: AdminCaller;
-    /** Of what is about to be changed, as it is shown; for the audit log. */
+    /** State before the change, as the API shows it; for the audit log. */
     before: unknown;
-    /** Until its account has it. */
+    /** The request's trace, until its account takes it over. */
     trace: RequestTrace | undefined;
   };
 };
 export type AppContext = Context<AppEnv>;
 
-/** `tenant` limits what the caller sees and changes; undefined for those who manage everything. */
+/** `tenant`: the only tenant that the caller may see and change; undefined: all tenants. */
 export type AdminCaller = {
   readonly actor: string;
   readonly tenant: string | undefined;
@@ -42,15 +42,15 @@ export const holdOf =
   (work) =>
     c.executionCtx.waitUntil(work);
 
-/* What every request gets: the isolate's services, and what its browser has to be told before it gets anything. */
+/* Services, tracing and CORS. */
 
-/** A worker that is not configured answers 503, never half-works. */
+/** Sets the isolate's services; a misconfigured worker answers every request with 503. */
 export const services = createMiddleware<AppEnv>(async (c, next) => {
   c.set('services', servicesFor(c.env));
   await next();
 });
 
-/** A span for the request. Its account ends it; where a request gets no account, its answer ends it here. */
+/** Starts a span for the request. Its account ends the span; without an account it ends here, with the answer. */
 export const traced = createMiddleware<AppEnv>(async (c, next) => {
   const { traces } = c.get('services');
   const trace = traces.begin((name) => c.req.header(name), c.req.path, c.get('requestId'));
@@ -62,8 +62,8 @@ export const traced = createMiddleware<AppEnv>(async (c, next) => {
 });
 
 /**
- * Lets pages of other origins call, where `ALLOWED_ORIGINS` names them. A key in a header is all that lets anybody in
- * here, so no cookie ever comes along, and any header may: clients of OpenAI's kind add some to every request.
+ * CORS for the origins in `ALLOWED_ORIGINS`. These endpoints authenticate only by a key in a header, so cookies are not
+ * allowed; any header is, since OpenAI's clients add some to every request.
  */
 export const browsers: MiddlewareHandler<AppEnv> = (c, next) => {
   const { config } = c.get('services');
@@ -110,8 +110,8 @@ export const requestId = createMiddleware<AppEnv>(async (c, next) => {
 });
 
 /**
- * Tells the client the id with whatever `c` answers. Completions come before it and do so themselves: they make their
- * headers once, and a header that is set ahead of the answer makes the runtime keep a set of headers for it alone.
+ * Adds the id to every answer. Completions are routed before it and add the id themselves: they build their headers
+ * once, and setting a header before the answer makes the runtime allocate an extra header object.
  */
 export const requestIdHeader = createMiddleware<AppEnv>(async (c, next) => {
   tellRequestId(c);
@@ -120,7 +120,7 @@ export const requestIdHeader = createMiddleware<AppEnv>(async (c, next) => {
 
 const tellRequestId = (c: AppContext): void => c.header(HEADERS.requestId, c.get('requestId'));
 
-/* Errors. The log alone gets those that are not ours. */
+/* Errors. Details of unexpected errors are only logged. */
 
 export function onError(thrown: unknown, c: AppContext): Response {
   const error = toMaskrouteError(thrown);
@@ -131,7 +131,7 @@ export function onError(thrown: unknown, c: AppContext): Response {
       path: c.req.path,
       code: error.code,
       reason: reasonOf(error),
-      // Only a bug needs to be traced to its line.
+      // A stack trace is needed only for bugs.
       ...(error.code === 'internal_error' ? { stack: (error.cause as Error | undefined)?.stack } : {}),
     });
   }
@@ -141,15 +141,15 @@ export function onError(thrown: unknown, c: AppContext): Response {
 }
 
 /**
- * OpenAI's clients ask again by themselves after 409 and 429, and sleep for as long as `retry-after` says. They must not
- * where asking again cannot help, or not today.
+ * Whether a retry is useless. OpenAI's clients retry after 409 and 429 and sleep for `retry-after`; they must not where
+ * a retry cannot help, or only much later.
  */
 const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
   code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
 const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
 
-/** What takes a request of no route. Where a path has routes of other methods, the answer names these. */
+/** Handles requests without a route: 405 with the allowed methods if the path has other methods, else 404. */
 export const onNotFound =
   ({ router }: Hono<AppEnv>) =>
   (c: AppContext): Response => {

@@ -1,7 +1,7 @@
 /**
- * The dashboard's page, and how people sign in to it. The page is one HTML file for every path below `/dashboard` (the page
- * itself reads the path), and the scripts and styles that it loads, whose names hold their content's hash. Nothing from
- * elsewhere may run or be asked.
+ * Serves the dashboard and its sign-in. The page is one HTML file for every path below `/dashboard` (it reads the path
+ * itself), and scripts and styles with content hashes in their names. The content security policy allows no other
+ * origin.
  */
 import { Hono } from 'hono';
 import { accepts } from 'hono/accepts';
@@ -56,8 +56,8 @@ const headers = secureHeaders({
 });
 
 /**
- * What the build calls a file of the page: a name and its content's hash. The binding below reads a path as a browser
- * would, dots, escapes and all, and the encoder lies beside the page: no name that could lead elsewhere gets there.
+ * File names of the build: a name and a content hash. The assets binding resolves paths like a browser, including dots
+ * and escapes, and the encoder is stored beside the page, so no other name may reach it.
  */
 const BUILT_NAME = /^[A-Za-z0-9_]+-[A-Z0-9]{8}\.(js|css)$/;
 
@@ -72,7 +72,7 @@ const page = new Hono<AppEnv>()
   .get('*', (c) => built(c, '/dashboard/'));
 
 async function asset(c: AppContext, path: string): Promise<Response | null> {
-  // The assets binding answers by path; the host means nothing.
+  // The assets binding uses only the path; the host is arbitrary.
   const response = await c.env.ASSETS?.fetch(new URL(path, 'http://assets').href);
   if (response?.ok === true) return response;
   await response?.body?.cancel();
@@ -85,7 +85,7 @@ function deliver(c: AppContext, file: Response, cacheControl: string): Response 
   return c.body(file.body as ReadableStream);
 }
 
-/* What this is, for whoever finds it, and the documentation of its API: files of the same build. */
+/* The home page and the API documentation: files of the same build. */
 
 export const site = new Hono<AppEnv>()
   .use('/', headers, requestIdHeader)
@@ -114,9 +114,9 @@ async function built(c: AppContext, path: string): Promise<Response> {
 }
 
 /*
- * Signing in through OpenID Connect, beside keys: the authorization code flow with PKCE (oauth4webapi
- * does the protocol). A claim of the id token says what somebody may do; whoever has none gets no session. What has to be
- * known when they come back waits in a signed cookie of ten minutes.
+ * Sign-in with OpenID Connect, in addition to keys: the authorization code flow with PKCE (by oauth4webapi). A claim of
+ * the id token gives the role; without it there is no session. The flow's state is kept in a signed cookie for ten
+ * minutes.
  */
 
 const COOKIE = 'maskroute-sign-in';
@@ -145,7 +145,7 @@ const signIn = new Hono<AppEnv>()
     })) {
       to.searchParams.set(name, value);
     }
-    // Lax: they come back by a link of the provider's.
+    // Lax: the provider redirects back from another site.
     await setSignedCookie(c, COOKIE, JSON.stringify(waiting), c.var.services.config.ADMIN_KEY, {
       ...{ path: CALLBACK, httpOnly: true, sameSite: 'Lax', secure: isSecure(c), maxAge: SIGN_IN_s },
     });
@@ -159,12 +159,11 @@ const signIn = new Hono<AppEnv>()
     if (!waiting.success) throw refused('The sign-in took too long, or began in another browser.');
     const claims = await claimsOf(c, waiting.data);
     const grant = grantOf(claims[config.OIDC_ROLE_CLAIM]);
-    if (grant === null)
-      throw new MaskrouteError('forbidden', `${claims.sub} may do nothing here: no role was given.`);
+    if (grant === null) throw new MaskrouteError('forbidden', `${claims.sub} has no role here.`);
     if (grant.tenant !== null && !(await d1(tenantExists(c.var.services.db, grant.tenant))))
       throw new MaskrouteError(
         'forbidden',
-        `The role of ${claims.sub} is of ${grant.tenant}, which is no tenant here.`,
+        `The role of ${claims.sub} is for ${grant.tenant}, which is not a tenant here.`,
       );
     const { token, claims: session } = await sessions.issue(`oidc:${claims.sub}`, { keySha256: null, grant });
     setSessionCookie(c, token, session.expiresAt_s);
@@ -173,7 +172,7 @@ const signIn = new Hono<AppEnv>()
 
 const waitingSchema = z.object({ state: z.string(), nonce: z.string(), verifier: z.string() });
 
-/** @throws MaskrouteError `invalid_session` for whatever is not as the provider says it must be. */
+/** The id token's claims. @throws MaskrouteError `invalid_session` when the provider's answer cannot be verified. */
 async function claimsOf(c: AppContext, waiting: z.infer<typeof waitingSchema>): Promise<oauth.IDToken> {
   const { server, client, auth, options } = await providerOf(c);
   try {
@@ -216,12 +215,12 @@ async function providerOf(c: AppContext) {
   };
 }
 
-/** Nothing but the same machine is asked without TLS. */
+/** Only providers on the same machine are contacted without TLS. */
 const isLoopback = ({ hostname }: URL): boolean => ['localhost', '127.0.0.1', '[::1]'].includes(hostname);
 
 const callbackOf = (c: AppContext): string => new URL(CALLBACK, c.req.url).href;
 
-/** The first role that is one; null without any. */
+/** The first valid role of the claim; null if there is none. */
 function grantOf(claim: unknown): Grant | null {
   for (const role of Array.isArray(claim) ? claim : [claim]) {
     if (role === 'admin' || role === 'viewer') return { role, tenant: null };
@@ -239,7 +238,7 @@ function unavailable(reason: string): MaskrouteError {
   return new MaskrouteError('configuration_unavailable', 'The OpenID Connect provider cannot be reached.');
 }
 
-/* The dashboard: its session, and the page with everything that it loads. `shared/admin/admin-wire.ts` describes it. */
+/* The dashboard's session endpoints (see `shared/admin/admin-wire.ts`), and its page. */
 
 export const dashboard = new Hono<AppEnv>()
   .use('/session', noStore)
@@ -254,24 +253,24 @@ export const dashboard = new Hono<AppEnv>()
   })
   .get('/session', async (c) => {
     const { OIDC_ISSUER, OIDC_CLIENT_ID } = c.var.services.config;
-    // Also beside a session, whose end leads back to the login.
+    // Sent with a session, too, since its end leads back to the login.
     if (OIDC_ISSUER !== undefined && OIDC_CLIENT_ID !== undefined)
       c.header(SIGN_IN_HEADER, new URL(OIDC_ISSUER).host);
     const session = await readSession(c);
-    // Asked by the page before anybody logged in: no error, there is just nobody.
+    // The page asks before anybody has logged in, so this is not an error.
     if (session === undefined) return c.body(null, 204);
     return c.json(toSession(session.admin, session.claims));
   })
   .delete('/session', async (c) => {
     const { sessions } = c.var.services;
     if (c.req.query('everywhere') === 'true') {
-      // One that has ended must not end others.
+      // An ended session must not end others.
       const session = await readSession(c);
       if (session !== undefined) await sessions.endAll(session.claims.actor);
       clearSessionCookie(c);
     } else {
       const claims = await readClaims(c);
-      // The browser lets go of it even when the end cannot be written down.
+      // The cookie is removed even if the end cannot be stored.
       clearSessionCookie(c);
       if (claims !== undefined) await sessions.end(claims);
     }

@@ -1,4 +1,7 @@
-/** Bodies of requests: bounded before they are read and decoded strictly. `shared/wire/parse-body.ts` checks what they say. */
+/**
+ * Reads request bodies: with limits of size and time, and strict decoding. `shared/wire/parse-body.ts` validates their
+ * content.
+ */
 
 import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -12,7 +15,7 @@ import type { AppEnv } from './context.ts';
 export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
 
 /**
- * A request's body, parsed and as it came.
+ * A request's body, parsed and as text.
  * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
  * nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
  */
@@ -28,7 +31,7 @@ export async function readBody(request: Request): Promise<{ value: unknown; text
   return { value: parseJson(text), text };
 }
 
-/** Without `stream` it keeps nothing from one body to the next. */
+/** Without `stream` a decoder keeps no state, so all bodies can share it. */
 const strictUtf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false });
 
 async function readText(request: Request): Promise<string> {
@@ -38,7 +41,7 @@ async function readText(request: Request): Promise<string> {
   if (Number(length) > BODY_BYTES_MAX) throw tooLarge();
   const read = async (): Promise<string> => {
     if (length === null) return await readBounded(request.body, BODY_BYTES_MAX);
-    // A length that is named is kept to, so all of it is read at once.
+    // The runtime enforces a declared length, so the body is read at once.
     const bytes = await request.arrayBuffer();
     if (bytes.byteLength > BODY_BYTES_MAX) throw tooLarge();
     return strictUtf8.decode(bytes);
@@ -88,20 +91,20 @@ const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] =
 ];
 
 /*
- * Reads on what a refused request still sends, and forgets it. The runtime closes the connection of a request
- * whose body nobody read, and a client that is still sending then sees a reset, not the refusal.
+ * Drains the body of a refused request. The runtime closes the connection of a request with an unread body, and a
+ * client that is still sending would see a reset instead of the error.
  */
 
 export const unreadBody = createMiddleware<AppEnv>(async (c, next) => {
   await next();
-  // Asked first: to name the body makes the runtime wrap it as a stream.
+  // Checked first, as accessing `body` makes the runtime create a stream.
   if (c.req.raw.bodyUsed) return;
   const { body } = c.req.raw;
   if (body === null || body.locked) return;
   await withDeadline(drain(body, DRAIN_BYTES_MAX), BODY_ARRIVAL.limit_ms, 'a refused body').catch(() => {});
 });
 
-/** Reads on and forgets, until the end or `bytesMax`: a client that is still sending does not read answers. */
+/** Reads and discards the body, up to `bytesMax`: a client that is still sending does not read answers. */
 async function drain(body: ReadableStream<Uint8Array>, bytesMax: number): Promise<void> {
   const reader = body.getReader();
   for (let bytes = 0; bytes < bytesMax; ) {

@@ -1,6 +1,6 @@
 /**
- * Takes a version back that does worse than its publisher said it may. After each batch of events about a version, the
- * last requests that its masks answered are judged.
+ * Automatic rollback of a version that crosses its publisher's bounds. After each batch of events about a version, its
+ * recent requests are judged.
  */
 import { AUTO_ROLLBACK, type AutoRollback } from '../../shared/admin/publication-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -42,13 +42,13 @@ async function takeBackIfBad(
     await rollback({ db, table }, { tenant, expected: version, actor: AUTO_ROLLBACK, judged, hold });
     log('warn', 'auto_rollback', { tenant, version, reason });
   } catch (error) {
-    // Somebody published or rolled back meanwhile: there is nothing to take back.
+    // Somebody published or rolled back meanwhile, so there is nothing to do.
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
     log('warn', 'auto_rollback_impossible', { version: state.version, reason, because: error.message });
   }
 }
 
-/** The bound that was crossed lately, in words, or null. */
+/** A message about the bound that was crossed, or null. */
 async function whyBad(db: Database, state: LiveState): Promise<string | null> {
   if (state.auto_rollback === null) return null;
   const now_ms = Date.now();
@@ -61,7 +61,7 @@ async function whyBad(db: Database, state: LiveState): Promise<string | null> {
   return null;
 }
 
-/** What requests since some time say of the version, and of the version before it. Asked for only when needed. */
+/** Figures of the version, and of the version before it, over one period; read only when needed. */
 type Window = { now(): Promise<Judged>; before(): Promise<Judged> | null };
 
 function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: number): Window {
@@ -73,10 +73,10 @@ function windowOf(db: Database, { version, base, tenant }: LiveState, since_ms: 
   };
 }
 
-/** How a bound is crossed, in words; null when it is kept, undefined when too few requests came to say. */
+/** A message if the bound is crossed; null if it is kept, undefined with too few requests. */
 type Rule = (window: Window) => Promise<string | null | undefined>;
 
-/** Each bound looks back for itself, no further than it has to. */
+/** The result of a rule on the shortest period that has enough requests. */
 async function firstWord(rule: Rule, windows: readonly Window[]): Promise<string | null> {
   for (const window of windows) {
     const word = await rule(window);
@@ -112,8 +112,8 @@ const timeRule =
   };
 
 /**
- * Asks about the version before first. Once everyone sees the new version, that question is quick, and there is nothing to
- * compare.
+ * Reads the previous version's figures first. Once everyone sees the new version that query is fast, and there is
+ * nothing to compare.
  */
 const ratioRule =
   (ratioMax: number, requestsMin: number): Rule =>

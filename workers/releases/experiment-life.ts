@@ -1,4 +1,7 @@
-/** The life of an experiment: a draft is checked when it starts, and refused if it overlaps another. */
+/**
+ * Starting and stopping experiments. A draft is checked when it is started, and refused if it overlaps another
+ * experiment.
+ */
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { DENSE_VARIANT } from '../../shared/admin/experiment-wire.ts';
 import { overlap } from '../../shared/mask/sticky.ts';
@@ -25,7 +28,7 @@ import { checkPublishable, type PublishDependencies } from './publishing.ts';
 type ExperimentDependencies = PublishDependencies & { readonly experiments: RunningExperiments };
 
 /**
- * From now on, or from its own start on, requests take part in it.
+ * Starts a draft, now or at its own start time.
  * @throws MaskrouteError `conflict` when it was started before, is over, overlaps another, another one was started at
  * the same moment, or too many run or have too many mask sets; as `checkPublishable` for each variant.
  */
@@ -59,7 +62,7 @@ export async function start(
   return started;
 }
 
-/** Those that are still to start count as well: they are in every isolate's list. */
+/** Experiments that start later count, too, as they are in every isolate's list. */
 function requirePlace(owner: string, started: readonly StoredExperiment[]): void {
   const full = (most: number) => new MaskrouteError('conflict', `${most} experiments run already; stop one.`);
   if (started.length >= EXPERIMENTS_RUNNING_MAX) throw full(EXPERIMENTS_RUNNING_MAX);
@@ -97,7 +100,7 @@ function startTimes({ id, definition: { starts_at, ends_at } }: StoredExperiment
   return { startsAt_ms, endsAt_ms };
 }
 
-/** The other may be another tenant's, and then its name is not for this one. */
+/** Another tenant's experiment must not be named. */
 function overlapping(draft: StoredExperiment, other: StoredExperiment): MaskrouteError {
   const named = draft.owner === DEFAULT_TENANT || draft.owner === other.owner;
   const which = named ? `the experiment ${other.id}` : 'an experiment of the platform';

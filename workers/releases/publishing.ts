@@ -1,6 +1,6 @@
 /**
- * Making a mask set live, and taking it back. Checked first against what the set means something for (the
- * edge's encoder, the backend's model), then flipped in one batch that only one of two publishers wins.
+ * Publishing a mask set, and rolling back. The set is checked against the edge's encoder and the backends' models; then
+ * the pointer is flipped in one batch, in which only one of two concurrent publishers succeeds.
  */
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { AutoRollback, MaskSetSummary, Publication } from '../../shared/admin/publication-wire.ts';
@@ -39,13 +39,13 @@ export type PublishDependencies = {
 type PublishRequest = {
   readonly tenant: string;
   readonly version: string;
-  /** What the publisher believes is live; undefined = whatever is. */
+  /** The version that the publisher believes is live; undefined: not checked. */
   readonly expected: string | null | undefined;
   readonly actor: string;
   readonly hold: Hold;
 };
 type RollbackRequest = Omit<PublishRequest, 'version'> & {
-  /** Set when bounds were crossed: the publication that was judged, which alone may be taken back, and why. */
+  /** For an automatic rollback: the judged publication, the only one that may be rolled back, and the reason. */
   readonly judged?: { readonly id: string; readonly reason: string };
 };
 type Schedule = {
@@ -93,8 +93,8 @@ export async function publish(
   const { activateAt_ms = 0, rollout, autoRollback } = request;
   const isLater = activateAt_ms > basics.createdAt_ms;
   if (isLater || rollout.length > 0) requireNews(seen, request.version, basics.createdAt_ms);
-  // A publication that had not reached everyone yet is passed over: this one starts where that one did. So is one of
-  // the same version that only gets other bounds: to go back to it would take nothing back.
+  // A publication whose rollout is not complete is skipped: this one has the same base. So is a publication of the same
+  // version with other bounds: rolling back to it would change nothing.
   const settledBefore = settledId(seen, basics.createdAt_ms);
   const isAtOnce = !isLater && rollout.length === 0;
   return await flip(dependencies, request.hold, seen, {
@@ -112,7 +112,7 @@ export async function publish(
 }
 
 /**
- * A share of those who see a version already cannot be led to it, and its time has come.
+ * Refuses a rollout or a later start of a version that everyone already sees.
  * @throws MaskrouteError `conflict`.
  */
 function requireNews(seen: LiveState | null, version: string, now_ms: number): void {
@@ -127,8 +127,8 @@ function requireNews(seen: LiveState | null, version: string, now_ms: number): v
 }
 
 /**
- * Stops the newest publication where it is, or lets it go on from there: the same conversations see it. A pause that
- * nobody ends lasts. @throws MaskrouteError `conflict` where there is nothing to stop or let go on.
+ * Pauses or resumes the rollout of the newest publication; the same conversations see it. A pause lasts until it is
+ * resumed. @throws MaskrouteError `conflict` when there is nothing to pause or resume.
  */
 export async function hold(
   dependencies: Pick<PublishDependencies, 'db' | 'table'>,
@@ -140,7 +140,7 @@ export async function hold(
   const now_ms = basics.createdAt_ms;
   const paused_ms = seen?.schedule.pausedAt_ms ?? null;
   if (seen === null || settledId(seen, now_ms) === seen.id) {
-    throw new MaskrouteError('conflict', 'Everyone sees what is live: nothing is on its way.');
+    throw new MaskrouteError('conflict', 'Everyone sees the live version: there is no rollout.');
   }
   if ((paused_ms !== null) === (what === 'pause')) {
     throw new MaskrouteError('conflict', paused_ms === null ? 'It is not paused.' : 'It is paused already.');
@@ -151,7 +151,7 @@ export async function hold(
     version: seen.version,
     previousId: seen.previousId,
     action: what,
-    // The time that it stood still is added to all that is to come.
+    // The time of the pause is added to the schedule.
     activateAt_ms: seen.schedule.activateAt_ms + (paused_ms === null ? 0 : now_ms - paused_ms),
     rollout: seen.rollout,
     rolloutId: seen.schedule.id,
@@ -161,10 +161,10 @@ export async function hold(
 }
 
 /**
- * Returns, at once, to what everyone saw before the newest publication; again, to what was before that. A
- * publication that waits for its time or has not reached everyone ends there. A tenant's first one leaves nothing
- * behind: a person calls it off only until everyone sees it, since afterwards a second click would leave them
- * without a set; its own bounds (`judged`) may always.
+ * Returns at once to what everyone saw before the newest publication; repeated, to the one before that. A scheduled or
+ * partial rollout is cancelled. Before a tenant's first publication there is nothing: a person can cancel it only until
+ * everyone sees it, so that a second click does not leave the tenant without a set; automatic rollback (`judged`)
+ * always can.
  * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
  */
 export async function rollback(
@@ -248,12 +248,12 @@ async function flipped(
   publication: Publication | null,
 ): Promise<Publication> {
   if (publication === null) throw cameLate();
-  // It is live whatever happens here; this isolate would else serve it a moment later.
+  // It is live in any case; without the refresh this isolate would serve it a moment later.
   await table.refresh(tenant, hold).catch(() => {});
   return publication;
 }
 
-/** What a tenant's administrator set for it: the sparsest mask, and the least agreement with the dense model. */
+/** Checks the tenant's limits: the largest sparsity, and the least agreement with the dense model. */
 async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promise<void> {
   if (set.agreement === null) {
     const advice = 'learn it with more prompts, so that some are held out';
@@ -324,9 +324,12 @@ function checkSurrogates({ surrogates }: LiveSet, serving: readonly ModelEntry[]
   );
 }
 
-/* Storing a mask set, however it came. */
+/* Storing a mask set. */
 
-/** `created` is false for content that was there. @throws MaskrouteError `invalid_mask_set` for a set that is too large. */
+/**
+ * `created` is false when the same content was already stored. @throws MaskrouteError `invalid_mask_set` for a set that
+ * is too large.
+ */
 export async function storeMaskSet(
   db: Database,
   tenant: string,

@@ -1,9 +1,10 @@
 /**
- * Letting a request in: what its tenant may ask for, and the tokens that it may take. A request that is let in has an
- * account, which `settlement.ts` closes.
+ * Admission of requests: checks the tenant's permissions and reserves tokens from its budget. An admitted request has
+ * an account, which `settlement.ts` closes.
  *
- * An open account holds its request. Nothing else does: the runtime drops a request whose client hangs up, where it
- * stands, with everything that waits in it, and not even its signal is heard then. Held, it hears the signal and ends.
+ * An open account keeps its request alive (`waitUntil`), and nothing else does: otherwise the runtime drops a request
+ * whose client hangs up at once, with all pending work, even before its signal aborts. Kept alive, it sees the signal
+ * and ends cleanly.
  */
 
 import type { RequestSource } from '../../shared/admin/requests-wire.ts';
@@ -20,38 +21,38 @@ import type { Caller } from '../tenants/api-keys.ts';
 import type { Reservation } from '../tenants/budgets.ts';
 import { isUnlimited } from '../tenants/ledger.ts';
 
-/** Who asks for what, and until when. */
+/** A request: its caller, its body, and its time limit. */
 export type Asking = {
   readonly caller: Caller;
   readonly requestId: string;
   readonly source: RequestSource;
   readonly routable: RoutableBody;
   readonly patience: Patience;
-  /** Its abort is the client leaving. */
+  /** Aborts when the client hangs up. */
   readonly signal: AbortSignal;
   readonly hold: Hold;
-  /** Whoever closes the account ends it. */
+  /** Ended when the account is closed. */
   readonly trace: RequestTrace;
 };
 
 export type Account = Asking & {
-  /** The id of the request's event, which names its reservation too. */
+  /** The id of the request's event and of its reservation. */
   readonly event: string;
-  /** What the backend calls the completion. */
+  /** The completion's name at the backend. */
   readonly completion: string;
   readonly started_ms: number;
-  /** Null: of a tenant without limits. */
+  /** Null for a tenant without limits. */
   readonly reservation: Reservation | null;
-  /** The longest answer that was granted, in tokens a choice; undefined: as the client said. */
+  /** The longest granted answer, in tokens for each choice; undefined: the client's own limit. */
   readonly answerTokensMax: number | undefined;
-  /** Ends the hold on the request, when `work` is done. */
+  /** Stops keeping the request alive once `work` is done. */
   readonly letGo: (work: Promise<void> | undefined) => void;
 };
 
-/** `headers`: how far the tenant's limits are used, for the client. */
+/** `headers`: OpenAI's rate-limit headers for the client. */
 type Admission = { readonly headers: Record<string, string> } & (
   | { readonly kind: 'admitted'; readonly account: Account }
-  /** Over before it began: nothing is told of it. */
+  /** Refused; the request is not counted. */
   | { readonly kind: 'refused'; readonly error: unknown }
 );
 
@@ -80,7 +81,7 @@ export async function admit(parts: AdmitParts, asking: Asking): Promise<Admissio
     const answerTokensMax = answerTokensMaxOf(bounds, reservation.tokens);
     return { kind: 'admitted', account: { ...account, reservation, answerTokensMax }, headers };
   } catch (error) {
-    // The books may have heard the question, and only the answer was lost. What they reserved then is given back.
+    // The budget object may have made the reservation although its answer was lost; it is then released.
     const isUnsure = error instanceof MaskrouteError && error.code === 'budget_unavailable';
     letGo(isUnsure ? parts.budgets.settle(tenant, ids.event, 0) : undefined);
     return { kind: 'refused', error, headers: {} };
@@ -96,7 +97,7 @@ export function requireModel({ models }: TenantPolicy, name: string): void {
   throw new MaskrouteError('model_not_allowed', `This tenant may not use ${model}.`, { param: 'model' });
 }
 
-/** An answer of open length is cut where what was granted ends; any other was granted whole. */
+/** An answer of open length is limited to the granted tokens; any other is granted in full. */
 const answerTokensMaxOf = (bounds: TokenBounds, granted_tokens: number): number | undefined =>
   bounds.isOpen && granted_tokens < bounds.wanted_tokens
     ? Math.floor((granted_tokens - bounds.prompt_tokens) / bounds.choices)
@@ -113,23 +114,23 @@ async function contextTokens({ models }: AdmitParts, { routable, hold }: Asking)
 
 type TokenBounds = {
   readonly prompt_tokens: number;
-  /** With the longest answer that the request allows. */
+  /** Tokens with the longest answer that the request allows. */
   readonly wanted_tokens: number;
-  /** What must be granted; fewer than wanted when the client left the length open. */
+  /** Least tokens that must be granted; fewer than wanted if the client left the length open. */
   readonly least_tokens: number;
   readonly choices: number;
-  /** The client did not say how long the answer may get. */
+  /** Whether the client left the answer's length open. */
   readonly isOpen: boolean;
 };
 
-/** What a chat template adds: markers a message, and a system prompt of its own. */
+/** Most tokens that a chat template adds: markers for each message, and a default system prompt. */
 const TEMPLATE_TOKENS = 32;
 const MESSAGE_TOKENS = 8;
-/** Of an answer whose length the client left open, at least this much has to be possible. */
+/** Least tokens of an answer whose length the client left open. */
 const OPEN_ANSWER_LEAST_TOKENS = 16;
 /** OpenAI's default for the legacy endpoint. */
 const COMPLETION_DEFAULT_TOKENS = 16;
-/** While no backend says what its context is. */
+/** Assumed context while no backend reports it. */
 const CONTEXT_UNKNOWN_TOKENS = 32_768;
 
 export function tokenBounds(request: RoutableBody, context_tokens: number): TokenBounds {
@@ -153,13 +154,13 @@ export function tokenBounds(request: RoutableBody, context_tokens: number): Toke
 export const choicesOf = (request: RoutableBody): number =>
   promptBounds(request).length * (request.body.n ?? 1);
 
-/** Undefined: until the context is full. */
+/** The longest answer that the client allows; undefined: until the context is full. */
 const answerTokens = (request: RoutableBody): number | undefined =>
   request.kind === 'chat'
     ? (request.body.max_completion_tokens ?? request.body.max_tokens ?? undefined)
     : (request.body.max_tokens ?? COMPLETION_DEFAULT_TOKENS);
 
-/** One number a prompt. */
+/** Most tokens of each prompt. */
 function promptBounds(request: RoutableBody): number[] {
   if (request.kind === 'chat') {
     const { messages } = request.body;
@@ -178,9 +179,9 @@ const messageBytes = (message: ChatMessage): number =>
   messageTexts(message).reduce((sum, text) => sum + byteLength(text), 0) +
   CALL_TOKENS * ((message.tool_calls ?? []).length + (message.role === 'tool' ? 1 : 0));
 
-/** What a template writes around a call or its result. */
+/** Most tokens that a template writes around a tool call or its result. */
 const CALL_TOKENS = 48;
-/** What it says of tools in general; and it may write each with more spaces. */
+/** Most tokens of a template's general text about tools, and of extra spaces in their schemas. */
 const TOOLS_TOKENS = 512;
 
 function toolTokens({ tools, tool_choice }: ChatRequest): number {
@@ -188,7 +189,7 @@ function toolTokens({ tools, tool_choice }: ChatRequest): number {
   return TOOLS_TOKENS + 2 * byteLength(JSON.stringify(tools));
 }
 
-/** Of its UTF-8, without making it: 3 a unit at most, exact for ASCII. */
+/** Upper bound of the UTF-8 length without encoding: at most 3 bytes for each UTF-16 unit, exact for ASCII. */
 function byteLength(text: string): number {
   let bytes = text.length;
   for (let i = 0; i < text.length; i++) {

@@ -1,13 +1,13 @@
 /**
- * A backend's answer on its way through the edge, from the question to its end, however it ends:
+ * A backend's answer on its way through the edge, a state machine from the request to its end:
  *
  *     asking → reading → over      a small whole answer, read at once
  *     asking → passing → over      a stream or a large answer, passed on piece by piece as the client takes it
  *     asking → over                no answer, or a refusal
  *
- * A stream passes in whole events; a comment keeps it open while nothing comes; and what goes wrong after the status was
- * sent is an `error` event, never a connection that breaks off inside an event. Nothing is copied to find out what an
- * answer cost: the last pieces are kept, and read once it is over.
+ * A stream is passed on in whole events; comments keep it open while nothing comes; and an error after the status was
+ * sent becomes an `error` event, never a connection that breaks inside an event. To find an answer's cost nothing is
+ * copied: its last chunks are kept and read when it is over.
  */
 
 import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
@@ -21,18 +21,18 @@ import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answ
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** How an answer begins. `passing`: it is read as `events` or as `bytes`. */
+/** The beginning of an answer. `passing`: it is then read as `events` or as `bytes`. */
 export type Begun = Pick<Response, 'ok' | 'status' | 'headers'> & {
   readonly body: 'passing' | ReadableStream<Uint8Array> | ArrayBuffer | null;
 };
 
-/** How an answer ended: what its account and its event need to know. */
+/** How an answer ended, for its account and its event. */
 export type Outcome = {
   readonly status: number;
   readonly code: string | null;
   readonly heard: Heard | null;
   readonly ranAt: RanAt;
-  /** As the backend says. */
+  /** The mask that the backend reports. */
   readonly mask: string | null;
   readonly sparsity: number | null;
   readonly endedAt_ms: number;
@@ -54,25 +54,25 @@ export function noAnswer(status: number, code: string | null, ranAt: RanAt): Out
 }
 
 type Following = {
-  /** Its abort is the client leaving. */
+  /** Aborts when the client hangs up. */
   readonly signal: AbortSignal;
-  /** A backend that has begun its answer and sends nothing of it for so long has broken off. */
+  /** A backend that has begun its answer and then sends nothing for this long counts as broken off. */
   readonly stall_ms: number;
-  /** A stream that is silent for so long gets a comment that keeps it open. */
+  /** A stream that is silent for this long gets a keepalive comment. */
   readonly keepalive_ms: number;
-  /** Asked as pieces pass. It throws once the caller may have no more of the answer. */
+  /** Called as chunks pass; throws once the caller's key no longer works. */
   readonly watch: () => Promise<void> | undefined;
-  /** Takes what passes; undefined: nobody keeps it. */
+  /** Collects the answer's bytes; undefined: texts are not kept. */
   readonly kept: AnswerBytes | undefined;
 };
 
 export class Answer {
   /**
-   * @throws what asking for it throws, MaskrouteError `backend_error` for a small whole answer that broke off,
-   * `cancelled` when the client left meanwhile.
+   * @throws what the call to the backends throws; MaskrouteError `backend_error` for a small non-streaming answer that
+   * broke off; `cancelled` when the client hung up meanwhile.
    */
   readonly begun: Promise<Begun>;
-  /** Comes once, whether anybody reads the answer or not. */
+  /** Settles once, whether the answer is read or not. */
   readonly ended: Promise<Outcome>;
 
   readonly #end: (outcome: Outcome) => void;
@@ -86,14 +86,14 @@ export class Answer {
   readonly #silence: Wait;
   readonly #tail = new Tail();
   #phase: 'asking' | 'reading' | 'passing' | 'over' = 'asking';
-  /** Of an answer that passes. */
+  /** The response of an answer that is passed on. */
   #response: Response | undefined;
   #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
   #hasLeft = false;
-  /** When the last piece of an answer that passes came, and for how long in all pieces have waited for the client. */
+  /** When the last chunk of a streamed answer came, and how long all chunks waited for the client. */
   #cameAt_ms = 0;
   #unread_ms = 0;
-  /** Of an answer that does not pass: its one piece went to the client. */
+  /** For an answer that is read at once: whether its only chunk was sent to the client. */
   #isTold = false;
 
   constructor(asked: Promise<Asked>, progress: Progress, following: Following) {
@@ -112,14 +112,17 @@ export class Answer {
     this.begun = this.#begin(asked);
   }
 
-  /** `late`: a stream has been silent for too long. Then `events` is what its client gets. @throws as `begun`. */
+  /**
+   * Like `begun`, or `late` when a stream has been silent for too long; its client then gets `events`. @throws as
+   * `begun`.
+   */
   begunInTime(): Promise<Begun | 'late'> {
     return this.#silence.within(this.begun, this.#keepalive_ms);
   }
 
   /**
-   * Server-sent events, pulled by the client: what it does not read is not read from the backend either. A refusal is
-   * one event, and a whole answer passes as it is.
+   * Server-sent events, with backpressure: what the client does not read is not read from the backend. A refusal
+   * becomes one event; a non-streaming answer is passed on unchanged.
    */
   events(requestId: string): ReadableStream<Bytes> {
     const events = new WholeEvents();
@@ -132,7 +135,7 @@ export class Answer {
               pending ??= this.#reader === undefined ? this.#firstPiece() : this.#read();
               const bytes = await this.#silence.within(pending, this.#keepalive_ms);
               if (bytes === 'late') {
-                // A comment would become a part of the event that passes.
+                // A comment here would become part of an unfinished event.
                 if (events.isInside) continue;
                 return controller.enqueue(KEEPALIVE);
               }
@@ -143,7 +146,7 @@ export class Answer {
               if (whole.length > 0) return;
             }
           } catch (thrown) {
-            // A client that left breaks its answer off itself, and no backend is to blame.
+            // When the client hung up, the error is its own and not a backend's.
             const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
             if (events.isInside) controller.enqueue(EMPTY_LINE);
             controller.enqueue(errorEvent(JSON.stringify(lateError(cause, requestId))));
@@ -160,7 +163,7 @@ export class Answer {
     );
   }
 
-  /** An answer that is no stream, as it comes: what the client does not take stays with the backend. */
+  /** A non-streaming answer, unchanged and with backpressure. */
   bytes(): ReadableStream<Bytes> {
     this.#silence.end();
     return new ReadableStream<Bytes>(
@@ -194,7 +197,7 @@ export class Answer {
       const hadBegun = this.#phase === 'reading';
       const error = hadBegun ? this.#brokeOff(thrown) : thrown;
       const { status, code } = toMaskrouteError(error);
-      // A refused connection is no work done.
+      // If no backend was asked, none worked on the request.
       const ranElsewhere = this.#progress.wasAsked && code === 'cancelled' ? 'anywhere' : 'nowhere';
       this.#over(noAnswer(status, code, hadBegun ? 'answerer' : ranElsewhere));
       throw error;
@@ -222,7 +225,7 @@ export class Answer {
     this.#response = response;
     this.#reader = body.getReader();
     this.#cameAt_ms = Date.now();
-    // The client may have left while the answer was on its way here: a signal says that only once.
+    // The client may have hung up before the listener was added; the abort event fires only once.
     if (this.#signal.aborted || this.#hasLeft) this.#left();
     else this.#signal.addEventListener('abort', this.#left, { once: true });
   }
@@ -235,7 +238,7 @@ export class Answer {
     await this.#reader?.cancel(reason).catch(() => {});
   }
 
-  /** What comes first in a stream that was begun before the answer: the whole of an answer that is no stream. */
+  /** The first chunk of a stream that was begun before the answer: the whole answer if it is not a stream. */
   async #firstPiece(): Promise<Bytes | undefined> {
     const { ok, body } = await this.begun;
     if (body === 'passing') return await this.#read();
@@ -298,7 +301,7 @@ export class Answer {
   }
 }
 
-/** Backends end answers that nobody reads: no backend is to blame then, nor the version that answered. */
+/** Backends end answers that nobody reads: neither the backend nor the version is to blame then. */
 const notRead = (cause: unknown): MaskrouteError =>
   new MaskrouteError(
     'cancelled',
@@ -306,7 +309,7 @@ const notRead = (cause: unknown): MaskrouteError =>
     { cause },
   );
 
-/** `broken`: the backend's side ended before the answer did. `cancelled`: the client left, or did not read. */
+/** `broken`: the backend's connection ended before the answer did. `cancelled`: the client hung up, or did not read. */
 type How = 'complete' | 'broken' | 'cancelled';
 
 function endOf(how: How, { lateError }: Heard, status: number): Pick<Outcome, 'status' | 'code'> {
@@ -323,11 +326,11 @@ function endOf(how: How, { lateError }: Heard, status: number): Pick<Outcome, 's
 
 export const CLIENT_LEFT = ERROR_CODES.cancelled[0];
 
-/** Refusals of a backend that had begun, or may have: it knows what that cost. */
+/** Refusals after which the backend may have done work; it knows the cost. */
 const AFTER_WORK: readonly string[] = [
   'deadline_exceeded',
   'engine_failed',
-  // Finding out how long a prompt is takes work, the more the longer it is.
+  // Tokenizing a long prompt takes work.
   'context_length_exceeded',
 ] satisfies ErrorCode[];
 
@@ -342,16 +345,16 @@ async function codeOf(response: Response): Promise<string | null> {
 const numberOrNull = (text: string | null): number | null =>
   text === null || !Number.isFinite(Number(text)) ? null : Number(text);
 
-/* Events, whole. */
+/* Cutting a stream into whole events. */
 
 const encoder = new TextEncoder();
 const encode = (text: string): Bytes => encoder.encode(text) as Bytes;
 const KEEPALIVE = encode(': keepalive\n\n');
-/** Ends an event, wherever it stands. */
+/** Ends any event. */
 const EMPTY_LINE = encode('\n\n');
 const NOTHING = new Uint8Array(0);
 const LINE_FEED = 0x0a;
-/** An event that is longer passes in pieces. */
+/** Longer events are passed on in parts. */
 const HELD_BYTES_MAX = 1024 * 1024;
 
 const errorEvent = (json: string): Bytes => encode(`event: error\ndata: ${json}\n\n`);
@@ -365,13 +368,13 @@ function lateError(thrown: unknown, requestId: string): unknown {
   ).toWire();
 }
 
-/** Cuts a stream after its events, and holds the beginning of one whose end has not come yet. */
+/** Cuts a stream at the ends of events, and buffers an unfinished event. */
 class WholeEvents {
   #held: Bytes = NOTHING;
-  /** What has passed ends inside an event. */
+  /** Whether the bytes passed on so far end inside an event. */
   isInside = false;
 
-  /** What is whole by now, up to the last empty line. */
+  /** The whole events so far, up to the last empty line. */
   add(bytes: Bytes): Bytes {
     const all = this.#held.length === 0 ? bytes : (join([this.#held, bytes]) as Bytes);
     for (let end = all.length; end >= 2; end--) {
@@ -386,12 +389,12 @@ class WholeEvents {
       return NOTHING;
     }
     this.isInside = true;
-    // It may begin the empty line that ends the event.
+    // The last byte may be the beginning of the empty line that ends the event.
     this.#held = all.slice(-1);
     return all.subarray(0, -1);
   }
 
-  /** What is left at the end of the stream. */
+  /** The remaining bytes at the end of the stream. */
   rest(): Bytes {
     return this.#held;
   }

@@ -1,7 +1,7 @@
 /**
- * The three completion endpoints, and their dry run. A request goes one way: its key (`tenantOnly`), its body, then at the
- * same time its tokens (`admit`) and its mask (`route`), then the backends (`ask`), and the answer back (`Answer`). When
- * that is over its account is settled.
+ * The three completion endpoints, and their dry run. The steps of a request: its key (`tenantOnly`), its body, then in
+ * parallel admission (`admit`) and routing (`route`), then the backends (`ask`), and the answer (`Answer`). At the end
+ * its account is settled.
  */
 import { Hono } from 'hono';
 import { DENSE_MASK_ID, maskFromBits, type SkippedLayers, skippedLayers } from '../../shared/mask/mask.ts';
@@ -48,7 +48,7 @@ export const completions = new Hono<AppEnv>()
     return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
   });
 
-/** What can be routed, and the header that names what of the body is ignored. */
+/** The body for routing, and the header that names ignored fields. */
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
 
 /** @throws MaskrouteError `invalid_request`. */
@@ -56,7 +56,7 @@ function parseChat(raw: unknown): ReadBody {
   const { body, ignored } = readFields(chatRequest, raw);
   return { routable: { kind: 'chat', body }, ignored };
 }
-/** A request on the newer wire is routed as the chat that it is. @throws MaskrouteError `invalid_request`. */
+/** A Responses API request is routed as its chat completion. @throws MaskrouteError `invalid_request`. */
 function parseResponse(raw: unknown): ReadBody {
   const { body, ignored } = readFields(responsesRequest, raw);
   return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
@@ -68,8 +68,8 @@ function parseCompletion(raw: unknown): ReadBody {
 }
 
 /**
- * What the client is told in headers. They are collected in a plain object, and become headers once, with the answer:
- * each that is set on its own crosses into the runtime, and is copied there again when the answer is made.
+ * Response headers, collected in a plain object and set once, with the answer: setting each one separately would cross
+ * into the runtime, and copy it again when the answer is made.
  */
 type ReplyHeaders = Record<string, string>;
 
@@ -88,7 +88,7 @@ async function complete(
   }
 }
 
-/** Its tokens are reserved while it is routed, so that they cost no time of their own. */
+/** Admits and routes the request in parallel, so that reserving tokens takes no extra time. */
 async function enter(
   c: AppContext,
   routable: RoutableBody,
@@ -127,7 +127,7 @@ async function enter(
   return { account, routed: routing.routed };
 }
 
-/** The lengths are measured; the order is drawn as if all look-ups came first. */
+/** Adds the steps of routing as spans. Durations are measured; start times assume that all look-ups came first. */
 function traceRouting(trace: RequestTrace, begun_ms: number, { timings, encoder }: Routed): void {
   const routed_ms = begun_ms + timings.assign_ms + timings.route_ms;
   trace.part('route', begun_ms, routed_ms);
@@ -164,11 +164,11 @@ async function forward(
   try {
     begun = await (account.routable.body.stream === true ? answer.begunInTime() : answer.begun);
   } finally {
-    // An error says as much of the decision as was known by then.
+    // An error has the headers of the decision as far as it was known.
     Object.assign(headers, progressHeaders(progress));
   }
   if (begun === 'late') {
-    // No backend has answered yet. A comment keeps the client; the status is sent with it, so nothing is tried again.
+    // No backend has answered yet. A keepalive comment is sent, and the status with it, so nothing can be retried.
     progress.retries.left = 0;
     Object.assign(headers, EVENT_STREAM);
     return new Response(answer.events(requestId), { headers });
@@ -184,7 +184,7 @@ const EVENT_STREAM = {
   'cache-control': 'no-cache, no-transform',
 };
 
-/** The decision about a completion, and a dry run's. */
+/** The routing decision, the same for a completion and its dry run. */
 function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   const services = c.get('services');
   const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
@@ -194,13 +194,16 @@ function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   });
 }
 
-/** Somebody tries something out: marked as such, in no experiment, and under any stored set that is named. */
+/** A trial (such as the playground's): marked, outside experiments, and routed by any stored set that it names. */
 function trialOf(c: AppContext): Trial | undefined {
   if (c.req.header(TRIAL_HEADERS.source) !== 'playground') return undefined;
   return { version: c.req.header(TRIAL_HEADERS.version) };
 }
 
-/** What the backend says of the answer, and what it knows better than the edge: a custom mask's id and sparsity. */
+/**
+ * Headers of the backend's answer that are passed on, including those that it knows better: a custom mask's id and
+ * sparsity.
+ */
 const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];
 
 function passHeaders(from: Headers, to: ReplyHeaders): void {
@@ -217,9 +220,9 @@ const progressHeaders = ({ routed, backend, affinity, backend_ms }: Progress): R
   ...(affinity === undefined ? {} : { [BACKEND_HEADERS.affinity]: affinity }),
 });
 
-/* The routing decision as response headers: every one is there on every completion, except the two that say why not. */
+/* The routing decision as response headers: all are on every completion, except the two that explain a fallback. */
 
-/** Stands where nothing was picked: no live mask set, no cluster. */
+/** The value where nothing was chosen: no live mask set, no cluster. */
 const NONE = 'none';
 
 function decisionHeaders(routed: Routed): Record<string, string> {
@@ -239,9 +242,8 @@ function decisionHeaders(routed: Routed): Record<string, string> {
 }
 
 /**
- * The platform's clock moves in whole milliseconds, and once deployed only while the worker waits for I/O:
- * work that is done in less reads as 0. `backend_ms` is the time until the backend's first byte; undefined when no
- * backend was asked.
+ * The platform's clock has whole milliseconds and, once deployed, advances only during I/O: shorter work shows as 0.
+ * `backend_ms` is the time until the backend's first byte; undefined when no backend was asked.
  */
 function serverTiming(timings: RouteTimings, backend_ms: number | undefined): string {
   const durations = [
@@ -284,7 +286,7 @@ export const dryRun = new Hono<AppEnv>().post('/route', tenantOnly, async (c) =>
   } satisfies DryRun);
 });
 
-/** A body with `messages` is a chat, one with `input` is of the newer wire, any other a completion. */
+/** A body with `messages` is a chat, with `input` a Responses API request, and any other a completion. */
 function parseAny(raw: unknown): ReturnType<typeof parseChat> {
   const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
   if (has('messages')) return parseChat(raw);

@@ -1,4 +1,7 @@
-/** Asking the backends: the client's body with what was decided about it, once more without a mask that they don't know. */
+/**
+ * Forwards a request to backends: the client's body with the routing decision, and again dense if the backend cannot
+ * use the mask.
+ */
 
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
@@ -6,20 +9,20 @@ import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../rou
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
 
-/** How far a request got with the backends: `ask` writes it as it goes, since a request may end at any moment. */
+/** The progress of a request at the backends. `ask` updates it as it goes, since a request may end at any moment. */
 export type Progress = {
   /** The decision under which a backend was asked last. */
   routed: Routed;
-  /** A backend may have worked on the request. */
+  /** Whether a backend may have worked on the request. */
   wasAsked: boolean;
-  /** A backend was given up in silence: it may have worked on the request, whatever comes of it. */
+  /** Whether a silent backend was abandoned; it may have worked on the request, whatever the result. */
   gaveUp: boolean;
   /** The backend that answered last. */
   backend: string | undefined;
   affinity: Answer['affinity'];
-  /** Until its first byte. */
+  /** Time until the backend's first byte. */
   backend_ms: number | undefined;
-  /** None once a byte of the answer is with the client. */
+  /** 0 once a byte of the answer was sent to the client. */
   readonly retries: Retries;
 };
 
@@ -28,10 +31,10 @@ export const notAsked = (routed: Routed): Progress => ({
   ...{ backend: undefined, affinity: undefined, backend_ms: undefined, retries: { left: RETRIES_MAX } },
 });
 
-/** `rest`: how a small whole answer is read, undefined for any other. */
+/** `rest`: reads a small non-streaming answer; undefined for any other. */
 export type Asked = Pick<Answer, 'response' | 'rest'>;
 
-/** What is sent: for whom, under which name, and in the client's own words. */
+/** What is forwarded: the account, the completion's name, and the client's body. */
 type Question = {
   readonly account: Account;
   readonly requestId: string;
@@ -40,19 +43,19 @@ type Question = {
 
 type AskParts = Pick<Services, 'backend' | 'config' | 'namedMasks'>;
 
-/** @throws what the backends' `call` throws, MaskrouteError `cancelled` when the client is gone already. */
+/** @throws what the backends' `call` throws; MaskrouteError `cancelled` when the client has already hung up. */
 export async function ask(parts: AskParts, question: Question, progress: Progress): Promise<Asked> {
   const { routed } = progress;
   const { time_ms } = question.account.patience;
   const asked = await askUnder(routed, time_ms, parts, question, progress);
-  // The client did not ask for the mask, so a mask that the backend cannot use is no error of the client's.
+  // If routing chose the mask, its refusal is not the client's error.
   if (question.account.routable.body.mask != null || !(await isAboutMask(asked.response))) return asked;
   const decision = denseDecision(routed.decision.set, 'unknown_mask');
   const left_ms = Math.max(1, time_ms - progress.backend_ms!);
   return await askUnder({ ...routed, decision }, left_ms, parts, question, progress);
 }
 
-/** Whether the backend refused the request, before it generated anything, for its mask. */
+/** Whether the backend refused the request because of its mask, before generating anything. */
 async function isAboutMask(response: Response): Promise<boolean> {
   if (response.ok) return false;
   const body = (await response.clone().json()) as { error: { param?: unknown } };
@@ -111,7 +114,7 @@ const PATHS = {
   responses: '/v1/responses',
 } as const;
 
-/** A JSON object, the text that it was parsed from, and the wire that it is on. */
+/** A request body: its text, the parsed object, and its wire format. */
 export type ClientBody = {
   readonly value: object;
   readonly text: string;
@@ -119,9 +122,9 @@ export type ClientBody = {
 };
 
 /**
- * The client's own text with `added` at its end: to write a prompt as JSON again would cost more than it costs to parse
- * it. Only where the client itself says something of what is added, all of it is written anew, and `added` wins.
- * @param value not empty, nor is `added`.
+ * The client's text with `added` appended: serializing a prompt again would take longer than parsing it. Only if the
+ * client's body has one of the added fields it is serialized again, and `added` takes precedence.
+ * @param value the parsed body; neither it nor `added` may be empty.
  */
 export function forwardedBody(
   { value, text }: Pick<ClientBody, 'value' | 'text'>,

@@ -1,7 +1,6 @@
 /**
- * What the edge reads of an answer as it passes: when its first bytes came, at its end the backend's figures of its cost,
- * and its text, where the tenant has texts kept. Of an answer whose text is not kept only the last pieces stay, and are read
- * once it is over.
+ * What the edge reads from an answer that it passes on: the time of its first bytes, the backend's figures at its end,
+ * and the text if the tenant keeps texts. Otherwise only the last chunks are kept, and read when the answer is over.
  */
 import { messageText } from '../../shared/wire/openai.ts';
 import { parseOrNull } from '../../shared/wire/parse-body.ts';
@@ -15,15 +14,15 @@ import type { Account } from './admission.ts';
 export type Heard = {
   readonly firstAt_ms: number | null;
   readonly figures: AnswerFigures | null;
-  /** The code of an error event in the stream. */
+  /** The code of an error event in the stream, if any. */
   readonly lateError: string | null;
-  /** Of the choices whose end is among the last pieces. */
+  /** Finish reasons of the choices that end in the last chunks. */
   readonly finishReasons: readonly string[];
-  /** What passed of an answer whose figures did not: each event is a token at least. */
+  /** Events that passed if the figures did not come; each event is at least one token. */
   readonly passed: Passed;
 };
 
-/** As the backend counted. */
+/** The backend's own counts. */
 type AnswerFigures = {
   readonly prompt_tokens: number;
   readonly completion_tokens: number;
@@ -32,15 +31,17 @@ type AnswerFigures = {
   readonly decode_ms: number | null;
 };
 
-/** `texts`: events with text among the last. `others`: of the earlier ones, which nobody looked into. */
+/** `texts`: events with text in the last chunks. `others`: earlier events, which were not inspected. */
 type Passed = { readonly texts: number; readonly others: number };
 
 const LINE_FEED = 0x0a;
 
-/** More than the last event of any stream, and than what follows the choices of a whole answer. */
+/**
+ * Kept bytes: more than the last event of any stream, and more than what follows the choices in a non-streaming answer.
+ */
 const TAIL_BYTES = 16 * 1024;
 
-/** Without `stream` it keeps nothing from one text to the next. */
+/** Without `stream` a decoder keeps no state, so all texts can share it. */
 const utf8 = new TextDecoder();
 
 export function hearWhole(bytes: Uint8Array): Heard {
@@ -50,11 +51,11 @@ export function hearWhole(bytes: Uint8Array): Heard {
   return { firstAt_ms: Date.now(), figures, lateError: null, finishReasons: finishReasonsIn(text), passed };
 }
 
-/** The last pieces of an answer that passes. */
+/** The last chunks of an answer. */
 export class Tail {
   #pieces: Uint8Array[] = [];
   #bytes = 0;
-  /** Pieces that are kept no more and ended with an event: at most as many as there were events. */
+  /** Number of dropped chunks that ended an event; at most the number of events. */
   #dropped = 0;
   #firstAt_ms: number | null = null;
 
@@ -81,21 +82,21 @@ export class Tail {
 }
 
 const COLON = 0x3a;
-/** A keepalive says nothing of the answer. */
+/** Whether a chunk is a keepalive comment. */
 const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.length < 64;
 
 const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
-/** As for the figures: a quote that a model wrote is escaped. */
+/** Counts texts; quotes inside of strings are escaped, so a model's own text does not match. */
 const textsIn = (text: string): number => text.match(/"(?:content|text|delta)":"(?!")/g)?.length ?? 0;
 
 const finishReasonsIn = (text: string): string[] =>
   [...text.matchAll(/"finish_reason":"([a-z_]{1,32})"/g)].map(([, reason]) => reason!);
 
 /**
- * The last counts in the text. They are looked for as they stand in JSON outside of strings: inside of one, which
- * a model may have written, the quotes are escaped.
+ * The last figures in the text. The patterns match only outside JSON strings: within strings, which the model may have
+ * written, quotes are escaped.
  */
 export function figuresIn(text: string): AnswerFigures | null {
   const number = (name: string, from: string): number | null => {
@@ -122,7 +123,7 @@ function lateErrorIn(text: string): string | null {
   return /"code":"([a-z_]{1,64})"/.exec(text.slice(at))?.[1] ?? 'backend_error';
 }
 
-/** One array of them all. */
+/** Concatenates arrays. */
 export function join(parts: readonly Uint8Array[]): Uint8Array {
   if (parts.length === 1) return parts[0]!;
   const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
@@ -135,11 +136,14 @@ export function join(parts: readonly Uint8Array[]): Uint8Array {
 }
 
 /*
- * The texts: prompts and answers of tenants that have them kept, for as many days as they said.
- * They are written behind the answer, and what cannot be written is a line in the log.
+ * Kept texts: prompts and answers of tenants that keep them, for a number of days. They are stored after the answer;
+ * errors are only logged.
  */
 
-/** The beginning of an answer's bytes, as they passed: events cost more bytes than the text in them. */
+/**
+ * Collects the beginning of an answer's bytes. The limit is larger than that of the text, as events have more bytes
+ * than their text.
+ */
 export class AnswerBytes {
   readonly #pieces: Uint8Array[] = [];
   #bytes = 0;
@@ -181,7 +185,7 @@ function promptOf(routable: RoutableBody): string {
   return typeof prompt === 'string' ? prompt : JSON.stringify(prompt);
 }
 
-/** Of a stream's events or of a whole answer, the first choice's text. */
+/** The first choice's text, from a stream's events or a non-streaming answer. */
 function answerOf(wire: string): string {
   const lines = wire.split('\n').filter((line) => line.startsWith('data: {'));
   const chunks = lines.length === 0 ? [wire] : lines.map((line) => line.slice('data: '.length));
@@ -194,7 +198,7 @@ type Choice = {
   delta?: { content?: unknown };
   text?: unknown;
 };
-/** On the newer wire: what a whole answer has, and what an event of a stream adds. */
+/** The Responses API: a non-streaming answer, or an event of a stream. */
 type Response = {
   object?: unknown;
   output?: { content?: { text?: unknown }[] }[];
@@ -204,7 +208,7 @@ type Response = {
 
 function textIn(json: string): string {
   const parsed = parseOrNull(json) as ({ choices?: (Choice | null)[] } & Response) | null;
-  // An answer that was cut, or the last event of one.
+  // The answer, or its last event, was truncated.
   if (parsed === null) return '';
   if (parsed.object === 'response') {
     const parts = (parsed.output ?? []).flatMap(({ content }) => content ?? []);
@@ -213,7 +217,7 @@ function textIn(json: string): string {
   if (parsed.type === 'response.output_text.delta') {
     return typeof parsed.delta === 'string' ? parsed.delta : '';
   }
-  // An event of a stream holds one choice, and choices take turns.
+  // An event of a stream has one choice, and choices alternate.
   const choice = parsed.choices?.find((one) => one?.index === 0);
   const text = choice?.delta?.content ?? choice?.message?.content ?? choice?.text;
   return typeof text === 'string' ? text : '';

@@ -1,7 +1,7 @@
 /**
- * Closes a request's account, once and however the request ended: settles its budget and sends its event, both behind the
- * answer. Closing takes less than the 30 s that the platform leaves to a request whose client is gone (see
- * `COST_QUESTION_DELAYS_ms`). Where an account is never closed (the isolate died), its reservation counts in full.
+ * Closes a request's account, once, however the request ended: settles its budget and sends its event, both after the
+ * answer. This takes less than the 30 s that the platform allows a request whose client is gone (see
+ * `COST_QUESTION_DELAYS_ms`). If an account is never closed (the isolate died), its reservation counts in full.
  */
 
 import type { RequestEvent } from '../../shared/admin/requests-wire.ts';
@@ -36,7 +36,10 @@ import type { Heard } from './read-answer.ts';
 
 type SettleParts = Pick<Services, 'backend' | 'budgets' | 'comparison' | 'events'>;
 
-/** `progress`: undefined when it was not routed; then no event is sent. Lets go of the request when all is done. */
+/**
+ * `progress`: undefined when the request was not routed; then no event is sent. Stops keeping the request alive when
+ * all is done.
+ */
 export function settle(
   parts: SettleParts,
   account: Account,
@@ -73,8 +76,8 @@ type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number
 const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
 
 /**
- * Null: nobody can say. What a backend computed that broke off or was given up is not charged when another one answered:
- * the client gets one answer.
+ * The cost; null if it is unknown. Work of a backend that broke off or was abandoned is not charged if another one
+ * answered: the client gets one answer.
  */
 async function costOf(
   { backend }: SettleParts,
@@ -92,13 +95,15 @@ async function costOf(
   return said === 'never_began' ? NOTHING : said;
 }
 
-/** `never_began`: no backend knows of it. `unknown`: the backend that could say is gone, or has forgotten it. */
+/**
+ * `never_began`: no backend knows the request. `unknown`: the backend that worked on it is gone or has forgotten it.
+ */
 type AnswerCost = AnswerUsage | 'never_began' | 'unknown';
 
 /**
- * What an answer cost whose end the edge did not hear: the backends are asked a few times, since the backend that worked on it
- * notices a hang-up only a little later. A client that asked once is charged once, however many backends worked on it: for
- * what the answerer spent on its answer; where none began one, for what the one spent that spent the most.
+ * Asks the backends for the cost of an answer whose end the edge did not see; a few times, since a backend notices a
+ * hang-up only a little later. One request is charged once, however many backends worked on it: the cost at the backend
+ * that answered or, if none did, the largest cost at any backend.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,
@@ -120,12 +125,12 @@ async function answerCost(
   return cost;
 }
 
-/** The questions of this isolate that are under way. */
+/** Running cost queries of this isolate. */
 const questions = new UnderWay();
 
 /**
- * Each question may take a connection of its own. A flood of clients that leave would fill the line of connections that a
- * backend has not accepted yet, and hold up everybody's requests. So a question waits a little for its turn.
+ * Limits concurrent cost queries. Each may need its own connection, and a flood of hang-ups would fill a backend's
+ * accept queue and block all requests. So a query waits a little for its turn.
  */
 async function inTurn<Answer>(
   tenant: string,
@@ -150,9 +155,9 @@ function hasRoomFor(tenant: string): boolean {
 const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
 
 /**
- * What is charged, in the budget and in usage alike, where nobody can say the cost: what was seen to pass, and the prompt
- * as it was reserved. Of a client that left before it saw anything all that was reserved is due: else leaving would be a
- * way to have work for nothing.
+ * The charge, in budget and usage, when the cost is unknown: the tokens that passed, and the prompt as reserved. If the
+ * client hung up before any token, the whole reservation is charged; otherwise hanging up would be a way to get work
+ * for free.
  */
 function chargeOfUnknown(account: Account, { code, heard }: Outcome): Cost {
   const { reservation, routable } = account;
@@ -164,22 +169,27 @@ function chargeOfUnknown(account: Account, { code, heard }: Outcome): Cost {
   return { prompt_tokens, completion_tokens: isAllDue ? reservation.tokens - prompt_tokens : seen_tokens };
 }
 
-/** A time that the client made shorter ran out: it says as little about the version as a client that left. */
+/**
+ * Whether a deadline that the client itself shortened has passed: like a hang-up, it says nothing about the version.
+ */
 const isClientsDoing = ({ patience }: Account, code: string | null): boolean =>
   code === 'deadline_exceeded' && patience.isShort;
 
-/** At least so many tokens passed. Of what nobody looked into, two events a choice may open and end it. */
+/**
+ * Least number of tokens that passed. Of the events that were not inspected, two for each choice may have no token (its
+ * first and its last).
+ */
 function seenTokens(heard: Heard | null, routable: RoutableBody): number {
   if (heard === null) return 0;
   const { texts, others } = heard.passed;
   return texts + Math.max(0, others - 2 * choicesOf(routable));
 }
 
-/* What is told of it. */
+/* The request's event, trace and log. */
 
 /**
- * For every name that no backend is known to have listed, as `custom` is for the masks of requests that were refused: usage
- * has a row a model and mask for good, and a client could make up one a request at no cost.
+ * Stands for every model name that no backend is known to have listed, as `custom` does for masks of refused requests:
+ * usage keeps a row for each model and mask forever, and a client could make up names at no cost.
  */
 const UNKNOWN_MODEL = 'unknown';
 
@@ -232,7 +242,7 @@ function eventOf(
   };
 }
 
-/** `told`: undefined when it was not routed. */
+/** `told`: undefined when the request was not routed. */
 function traceEnd(
   { caller, routable, completion }: Account,
   { status, code, heard, endedAt_ms }: Outcome,
@@ -260,7 +270,9 @@ function traceEnd(
   };
 }
 
-/** The first token as the edge saw it in a stream, as the backend says in a whole answer. */
+/**
+ * Latencies: the first token as the edge saw it in a stream, or as the backend reports it in a non-streaming answer.
+ */
 function latencies(
   heard: Heard | null,
   started_ms: number,

@@ -1,7 +1,4 @@
-/**
- * The endpoints that ask no model: the list of models and feedback, for clients; masks, for backends that meet an id that
- * they do not know; and health, for anybody.
- */
+/** Endpoints without a model call: models and feedback, for clients; masks, for backends; and health, for anybody. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { MASK_ID_PATTERN } from '../../shared/mask/mask.ts';
@@ -26,7 +23,7 @@ import { EVENTS, READY_TABLE_AGE_MAX_ms, RETRY_AFTER_s } from '../limits.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { servicesFor } from '../services.ts';
 
-/** `GET /v1/models`: the backends' list, with the unpruned name of each beside it. */
+/** `GET /v1/models`: the backends' models, each also with its `:dense` name. */
 export const models = new Hono<AppEnv>()
   .get('/models', tenantOnly, async (c) => c.json({ object: 'list', data: withDense(await list(c)) }))
   .get('/models/:id{.+}', tenantOnly, async (c) => {
@@ -64,13 +61,13 @@ function withDense(entries: readonly ModelEntry[]): ModelEntry[] {
     ]);
 }
 
-/** The bits of a mask id. Sets that the isolate holds answer without D1. */
+/** The bits of a mask id; without D1 if a cached set has the mask. */
 export const internal = new Hono<AppEnv>().get('/masks/:id', backendOnly, async (c) => {
   const id = c.req.param('id');
   const { table, db } = c.var.services;
   const record = MASK_ID_PATTERN.test(id) ? (held(table, id) ?? (await d1(findMask(db, id)))) : null;
   if (record === null) throw new MaskrouteError('not_found', 'There is no such mask.');
-  // The id is the hash of the content.
+  // Immutable: the id is the hash of the content.
   c.header('cache-control', 'private, max-age=31536000, immutable');
   return c.json(record satisfies MaskRecord);
 });
@@ -88,7 +85,7 @@ function held(table: RoutingTable, id: string): MaskRecord | undefined {
 export const feedback = new Hono<AppEnv>().post('/feedback', tenantOnly, async (c) => {
   const { id, rating, comment } = parse(feedbackSchema, await readJson(c.req.raw));
   const { caller, services } = c.var;
-  // Said of others' completions and of none alike: whose they are is nobody's business.
+  // The same error for unknown completions and those of other tenants.
   const request = services.completionIds.eventOf(id, caller.tenant);
   if (request === null) {
     throw new MaskrouteError('not_found', 'There is no such completion.', { param: 'id' });
@@ -100,7 +97,7 @@ export const feedback = new Hono<AppEnv>().post('/feedback', tenantOnly, async (
   const row = {
     tenantId: caller.tenant,
     apiKeyId: caller.keyId,
-    // One name for one completion, whatever prefix its endpoint gave it.
+    // The same id for a completion, whatever prefix its endpoint adds.
     completionId: request,
     rating,
     comment: comment ?? null,
@@ -116,16 +113,16 @@ export const feedback = new Hono<AppEnv>().post('/feedback', tenantOnly, async (
     created_at_ms: row.createdAt_ms,
   } as const;
   const kept = insertFeedback(services.db, row);
-  // What is kept is counted, also when the client does not wait for that, or D1 takes longer than anybody waits.
+  // A stored rating is always counted, even if the client or the time limit of D1 ends the request earlier.
   holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
   await d1(kept);
   return c.json({ object: 'maskroute.feedback', id, rating }, 201);
 });
 
 /*
- * Live: the worker runs. Ready: configuration is loaded and a backend can be reached; else the reasons. An edge that holds
- * a routing table serves without the database, so it is ready then, and says since when the database is away and how old
- * the table is.
+ * Liveness: the worker runs. Readiness: configuration is loaded and a backend can be reached; otherwise the reasons. An
+ * edge with a cached routing table serves without the database, so it is ready, and reports since when the database is
+ * unreachable and how old the table is.
  */
 
 export const health = new Hono<AppEnv>()
@@ -146,7 +143,7 @@ type Report = {
 };
 const OK = 'ok';
 
-/** Anyone may ask, so the reasons are general; the log has the particular ones. */
+/** The endpoint is public, so its reasons are general; the log has the details. */
 async function readiness(c: AppContext): Promise<Report> {
   const hold = holdOf(c);
   const check = async (name: keyof Checks, work: () => Promise<unknown>, reason: string) => {

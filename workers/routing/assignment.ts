@@ -1,6 +1,6 @@
 /**
- * Which variant of which experiment a request takes part in: by hash and never by coin, so that the same
- * sticky key gets the same variant everywhere and always. Experiments do not overlap, so at most one is found.
+ * Assigns a request to a variant of an experiment, by hash: the same sticky key always gets the same variant.
+ * Experiments do not overlap, so at most one matches.
  */
 
 import { z } from 'zod';
@@ -22,17 +22,17 @@ import { type StoredExperiment, scopeOf } from '../db/experiment-rows.ts';
 import { EXPERIMENTS } from '../limits.ts';
 import type { HeldSets, LiveSet, RoutingTable } from './live-sets.ts';
 
-/** What the variant serves: `set` null runs every block. */
+/** A variant ready to serve; `set` null: dense. */
 type Arm = { readonly name: string; readonly weight: number; readonly set: LiveSet | null };
 
 export type RunningExperiment = {
   readonly id: string;
-  /** Whose it is: ids are their owners' own. */
+  /** The owner; ids are unique only within an owner. */
   readonly owner: string;
   readonly scope: Scope;
   readonly sticky: StickyKind;
   readonly arms: readonly Arm[];
-  /** The share of its requests to compare with the dense model. */
+  /** Share of its requests to compare with the dense model. */
   readonly shadowShare: number;
 };
 
@@ -41,7 +41,7 @@ export type Assignment = {
   readonly experimentOwner: string;
   readonly variant: string;
   readonly region: string;
-  /** Null: in no experiment, so what is live counts. */
+  /** Null: not in an experiment, so the live set is used. */
   readonly arm: Arm | null;
   readonly shadowShare: number;
 };
@@ -60,18 +60,18 @@ export const unassigned = (region: string): Assignment => ({
 
 type AssignRequest = {
   readonly caller: StickyCaller;
-  /** Without the suffix that asks for dense. */
+  /** The model's name without `:dense`. */
   readonly model: string;
   readonly place: Place;
   readonly region: string;
   readonly source: StickySource;
-  /** Whether a mask set holds for the model that is asked for. */
+  /** Whether a mask set is for the requested model. */
   readonly isUsable: (set: LiveSet) => boolean;
 };
 
 /**
- * A request takes part only if every arm could serve it: a request that is turned away from some arms and not from
- * others would make the arms' requests different in kind.
+ * A request takes part only if every arm could serve it; otherwise the arms would get different kinds of requests
+ * (selection bias).
  */
 export function assign(
   experiments: readonly RunningExperiment[],
@@ -90,16 +90,18 @@ export function assign(
 }
 
 /*
- * The started experiments, kept in the isolate with their mask sets decoded: assigning never waits for D1, and
- * an experiment is known only when every one of its variants could be served.
+ * Started experiments, cached in the isolate with decoded mask sets: assigning never waits for D1, and an experiment is
+ * listed only if all its variants can be served.
  */
 
 export interface RunningExperiments {
-  /** Those that are started, and those that will start: their times are compared with the clock at each request. */
+  /**
+   * Started experiments, including those with a later start time: times are compared with the clock at each request.
+   */
   list(hold: Hold): Promise<readonly RunningExperiment[]>;
-  /** The same at once; undefined when it takes a question, to be asked by `list`. */
+  /** The same without waiting; undefined when D1 must be asked, which `list` does. */
   fresh(): readonly RunningExperiment[] | undefined;
-  /** Reads them now: after a start or stop the same isolate acts on it at once. */
+  /** Reads them now, so that this isolate sees a start or stop at once. */
   refresh(hold: Hold): Promise<void>;
 }
 
@@ -131,7 +133,7 @@ export function createRunningExperiments(
   );
   return {
     fresh: () => cache.fresh(KEY),
-    // While nothing is known of them, requests are served what is live.
+    // While experiments are unknown, requests use the live set.
     list: async (hold) => (await cache.get(KEY, hold).catch(() => null)) ?? [],
     async refresh(hold) {
       await cache.refresh(KEY, hold);
@@ -140,8 +142,8 @@ export function createRunningExperiments(
 }
 
 /**
- * Null for one whose set cannot be read: it must not take the others with it. Sets are read one after the other, since
- * the text of one has up to 2 MB and takes several times that while it is decoded.
+ * Null for an experiment whose set cannot be read, so that the others still run. Sets are read one after the other,
+ * since a set's text has up to 2 MB and takes several times that while it is decoded.
  */
 async function toRunning(
   experiment: StoredExperiment,

@@ -1,4 +1,7 @@
-/** A request's way to its mask: assign, look up what is live, embed, find the nearest centroid; each timed. */
+/**
+ * Routing of a request: assign to an experiment, look up the live set, embed, find the nearest centroid. Each step is
+ * timed.
+ */
 
 import { chatRouteText, completionRouteText } from '../../shared/embedding/encoder.ts';
 import { nearestAllowed, nearestCentroid } from '../../shared/mask/centroids.ts';
@@ -38,12 +41,12 @@ import {
 import type { Embedder, Embedding } from './embed.ts';
 import type { LiveSet, NamedMasks, RoutingTable } from './live-sets.ts';
 
-/* From what is known of a request to its mask: pure, so that a dry run and a completion cannot differ. */
+/* The decision is a pure function of what is known, so that a dry run and a completion cannot differ. */
 
-/** What was chosen and why. `mask` is what the backend is told. */
+/** The chosen mask and the reason. `mask`: the value sent to the backend. */
 export type Decision = {
   readonly mask: MaskField;
-  /** Null when only the backend can know it: a mask that the client chose and this edge does not hold. */
+  /** Null when only the backend can know it, for a mask that the client chose and this edge does not have. */
   readonly maskId: MaskId | null;
   readonly sparsity: number | null;
   readonly set: LiveSet | null;
@@ -64,7 +67,7 @@ export const denseDecision = (set: LiveSet | null, fallback: FallbackReason): De
   fallback,
 });
 
-/** The client's own mask goes through as it is; `findSparsity` knows the masks that this edge holds. */
+/** A client's own mask is passed on unchanged; `findSparsity` knows the masks of this edge. */
 function requestedDecision(
   mask: MaskField,
   set: LiveSet | null,
@@ -86,24 +89,24 @@ function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefi
   if (model?.maskroute === undefined) return unknown;
   try {
     const { block_count, hash, surrogates } = model.maskroute;
-    // The backend refuses surrogates that its model lacks; what it would say is not guessed here.
+    // The backend itself refuses surrogates that its model lacks.
     if (mask.surrogate && surrogates == null) return unknown;
     const runs = maskFromSkippedLayers(block_count, mask);
     const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
     return { maskId: maskId(hash as ModelHash, chosen), sparsity: sparsity(chosen) };
   } catch {
-    // A layer outside the model: the backend says so better than a guess here.
+    // A layer is outside the model: the backend reports that itself.
     return unknown;
   }
 }
 
-/** By content hash where the backend's list has the model, else by name. */
+/** Whether a set is for a model: by content hash if a backend lists the model, else by name. */
 const isModelOf = (set: LiveSet, name: string, entry: ModelEntry | undefined): boolean =>
   entry?.maskroute === undefined ? set.model.name === name : set.model.hash === entry.maskroute.hash;
 
 /**
- * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. Clusters with a mask sparser than
- * `sparsityMax` are passed over for the next nearest.
+ * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. Clusters whose mask is
+ * sparser than `sparsityMax` are skipped for the next nearest.
  */
 function nearestDecision(
   set: LiveSet,
@@ -114,7 +117,7 @@ function nearestDecision(
   if (!embedding.ok) return denseDecision(set, embedding.fallback);
   if (!sameEncoder(embedding.spec, set.encoder)) return denseDecision(set, 'encoder_mismatch');
   const nearest = nearestCentroid(embedding.vector, set.centroids);
-  // The zero vector is near nothing: the encoder knew no token of the text.
+  // The zero vector is near no centroid: the encoder knew no token of the text.
   const isUnknown = embedding.vector.every((value) => value === 0);
   if (isUnknown || nearest.similarity < similarityMin) {
     return { ...denseDecision(set, 'low_similarity'), ...nearest };
@@ -128,12 +131,12 @@ function nearestDecision(
   return { ...allowed, mask, maskId: mask, sparsity: skipped, set, fallback: null };
 }
 
-/** A ceiling of 0.3 is meant to allow 3 of 10 blocks, however the quotient rounds. */
+/** Tolerance for rounding: a ceiling of 0.3 must allow 3 of 10 blocks. */
 const SPARSITY_SLACK = 1e-9;
 
 /**
- * Whether a tenant's requests may be routed by a set, going by how far it agrees with the dense model. Publishing asks
- * the same, but a floor may be raised later, and the default set was published for nobody in particular.
+ * Whether a set's agreement with dense meets the tenant's floor. Publishing checks this, too, but a floor may be raised
+ * later, and the default set is published without one.
  */
 export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementMin: number | null): boolean =>
   agreementMin === null || (agreement !== null && agreement >= agreementMin);
@@ -141,7 +144,9 @@ export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementM
 export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boolean =>
   sparsityMax !== null && sparsity > sparsityMax + SPARSITY_SLACK;
 
-/** @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than it may be, or may be so. */
+/**
+ * @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than allowed, or whose sparsity is unknown.
+ */
 function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
   if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
   const found =
@@ -155,19 +160,19 @@ function requireAllowed(sparsity: number | null, sparsityMax: number | null): vo
   );
 }
 
-/** The body that routing reads. */
+/** The body as routing reads it. */
 export type RoutableBody =
   | { readonly kind: 'chat'; readonly body: ChatRequest }
   | { readonly kind: 'completion'; readonly body: CompletionRequest };
 
-/** A request that somebody tries something out with. */
+/** A trial request, such as the playground's. */
 export type Trial = {
-  /** Of the mask set that it is routed by; undefined: what is live. */
+  /** Version of the mask set to route by; undefined: the live set. */
   readonly version: string | undefined;
 };
 
 type RouteRequest = RoutableBody & {
-  /** Undefined for a client's own. */
+  /** Undefined for an ordinary request. */
   readonly trial: Trial | undefined;
   readonly caller: Caller;
   readonly region: string;
@@ -183,7 +188,7 @@ export type Routed = {
   readonly assignment: Assignment;
   /** The encoder that embedded the text, when one did. */
   readonly encoder: EncoderSpec | null;
-  /** Where the text lies in the encoder's space, when it was embedded. */
+  /** The text's embedding, if it was embedded. */
   readonly vector: Float32Array | null;
   readonly timings: RouteTimings;
 };
@@ -199,8 +204,8 @@ type RoutingDependencies = {
 
 /**
  * @throws MaskrouteError `sparsity_over_ceiling` when the client asks for a mask that its tenant may not use,
- * `rate_limit_exceeded` when its tenant names too many that nobody knows here; of a trial `not_found` and
- * `configuration_unavailable`, as its set cannot be had.
+ * `rate_limit_exceeded` when its tenant names too many unknown masks; for a trial `not_found` or
+ * `configuration_unavailable` when its set cannot be read.
  */
 export async function routeRequest(
   dependencies: RoutingDependencies,
@@ -218,14 +223,17 @@ export async function routeRequest(
   return { decision, assignment, encoder, vector, timings };
 }
 
-/** What is known, all of it from the isolate once it has been asked for. */
+/** The data for a decision; cached in the isolate after the first request. */
 type Known = {
   readonly live: LiveSet | null;
   readonly entry: ModelEntry | undefined;
   readonly experiments: readonly RunningExperiment[];
 };
 
-/** What most requests need: waiting for what is there already would cost more than all that is done with it. */
+/**
+ * The cached data without waiting, which is enough for most requests: awaiting it would take longer than the decision
+ * itself.
+ */
 function knownNow(
   { table, models, experiments }: RoutingDependencies,
   request: RouteRequest,
@@ -237,7 +245,10 @@ function knownNow(
   return { live, entry: entryOf(list, request), experiments: running };
 }
 
-/** @throws MaskrouteError `not_found` for a set that this tenant has not, `configuration_unavailable` when D1 fails or stalls. */
+/**
+ * @throws MaskrouteError `not_found` for a set that this tenant does not have, `configuration_unavailable` when D1
+ * fails or stalls.
+ */
 async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
   const version = request.trial?.version;
   if (version === undefined) return known;
@@ -266,7 +277,7 @@ async function lookUp(
   return { live, entry: entryOf(list, request), experiments: running };
 }
 
-/** Who names the mask, or asks for dense, decided for themselves: no experiment is about their request. */
+/** Requests that name a mask or ask for dense take part in no experiment. */
 function assignRequest({ experiments, entry }: Known, request: RouteRequest): Assignment {
   const { region, place, caller, body } = request;
   const { model, dense } = splitModelName(body.model);
@@ -322,7 +333,7 @@ const routeText = (request: RouteRequest): string | null =>
     ? chatRouteText(request.body, request.caller.routingPolicy)
     : completionRouteText(request.body);
 
-/** The decision as the backend is told it and the body's `maskroute` returns it. */
+/** The decision as it is sent to the backend and returned in the body's `maskroute`. */
 export const routeEcho = ({ decision, assignment }: Routed): RouteEcho => ({
   mask_set: setName(decision.set),
   version: decision.set?.version ?? null,

@@ -1,6 +1,6 @@
 /**
- * Embedding a request's text: in bounded time, by the encoder that `ENCODER` names. A failure is a reason to go dense, never an
- * error.
+ * Embeds a request's text, with a time limit, by the encoder that `ENCODER` names. If it fails, the request runs dense;
+ * it is never an error.
  */
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
@@ -35,14 +35,14 @@ export interface Embedder {
   embed(text: string, of: EmbedRequest): Promise<Embedding>;
 }
 
-/** `timeout_ms` bounds embedding; loading, once an isolate, has a bound of its own. */
+/** `timeout_ms` limits embedding; loading, once in an isolate, has its own limit. */
 export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number): Embedder {
   let loaded: Encoder | undefined;
   let loading: { readonly startedAt_ms: number; readonly result: Promise<Encoder> } | undefined;
 
   const encoder = async (hold: Hold): Promise<Encoder> => {
     if (loaded !== undefined) return loaded;
-    // A load past its time belonged to a request that was torn down: it will never settle.
+    // A load that is too old belonged to a request that was torn down, and will never settle.
     if (loading === undefined || Date.now() - loading.startedAt_ms > 2 * ENCODER_LOAD_TIMEOUT_ms) {
       const started = { startedAt_ms: Date.now(), result: load() };
       loading = started;
@@ -89,11 +89,11 @@ async function embedInTime(
   return await work.finally(() => timeout.abort());
 }
 
-/* The encoders to choose from. One reads a worker's asset, three ask somebody over a network. */
+/* The encoders. One reads an asset of the worker; three call a service over the network. */
 
-/* The static encoder: its table is a worker asset, read once an isolate; embedding needs no network. */
+/* The static encoder: its table is a worker asset, read once in an isolate; embedding needs no network. */
 
-/** The assets binding answers by path; the host means nothing. */
+/** The assets binding uses only the path; the host is arbitrary. */
 const TABLE_URL = 'http://assets/encoder/static.bin';
 
 /** @throws Error when the asset is missing, MaskrouteError `invalid_encoder` when it is malformed. */
@@ -123,10 +123,7 @@ export async function loadEncoder(
   }
 }
 
-/*
- * What every encoder behind a network has in common: batches, texts that are empty, vectors that must be
- * checked before they are trusted, and a caller who may hang up.
- */
+/* Shared by all encoders behind a network: batches, empty texts, validation of vectors, and cancellation. */
 
 const vectorsSchema = z.array(z.array(z.number()));
 
@@ -137,8 +134,8 @@ type RemoteCall = (
 ) => Promise<unknown>;
 
 /**
- * `call` asks the provider for one vector a text, at most `batch` texts at a time.
- * `embed` rejects with an Error that says what the provider got wrong.
+ * `call` requests one vector for each text, at most `batch` texts at a time. `embed` rejects with an Error that says
+ * what was wrong with the provider's answer.
  */
 export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: RemoteCall): Encoder {
   const embedBatch = async (
@@ -180,7 +177,7 @@ export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: Remo
   };
 }
 
-/** Rejects as soon as `signal` aborts, for providers whose client does not. */
+/** Rejects as soon as `signal` aborts, for clients that do not support cancellation. */
 async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return await work;
   let abort: (() => void) | undefined;
@@ -197,7 +194,7 @@ async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): 
 
 /*
  * The full encoder on the backends: `POST /v1/embeddings` in the OpenAI wire format, through the same pool as
- * completions. It is another process there: a stopped encoder says nothing of the completions, nor the reverse.
+ * completions. It runs in its own thread there, so its failures say nothing about completions, nor the reverse.
  */
 
 const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.array(z.number()) })) });
@@ -240,7 +237,7 @@ async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>
  * text-embeddings-inference server when `HF_ENDPOINT_URL` is set.
  */
 
-/** What text-embeddings-inference takes in one call by default. */
+/** Default batch limit of text-embeddings-inference. */
 const BATCH = 32;
 
 type HuggingFaceConfig = Pick<
@@ -249,7 +246,7 @@ type HuggingFaceConfig = Pick<
 >;
 
 async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Encoder> {
-  // Its client is large; an isolate that does not use it does not start slower for it.
+  // Its client is large; loading it lazily keeps the start of other isolates fast.
   const { InferenceClient } = await import('@huggingface/inference');
   const client = new InferenceClient(config.HF_TOKEN);
   const target =
@@ -267,24 +264,27 @@ async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Enco
     async (texts, signal) =>
       await client.featureExtraction(
         { ...target, inputs: [...texts] },
-        // A refused or slow call goes dense at once: the request in front of it waits.
+        // No retries: the request waits, and runs dense if the call fails.
         { retry_on_error: false, ...(signal === undefined ? {} : { signal }) },
       ),
   );
 }
 
-/* The full encoder through the Workers AI binding. Mean and CLS pooling give incompatible vectors: it is named. */
+/*
+ * The full encoder through the Workers AI binding. Mean and CLS pooling give incompatible vectors, so the spec names
+ * the pooling.
+ */
 
 const MODEL = '@cf/baai/bge-small-en-v1.5';
 const DIMENSIONS = 384;
-/** Texts that the model takes in one call. */
+/** Most texts of one call. */
 const WORKERS_AI_BATCH = 100;
 
 const workersAiAnswerSchema = z.looseObject({ data: z.array(z.array(z.number())) });
 
 function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
   return createRemoteEncoder(
-    // Workers AI does not version the model; its name is all that can be pinned.
+    // Workers AI does not version its models; only the name can be pinned.
     { id: MODEL, revision: 'workers-ai', pooling: 'cls', dimensions: DIMENSIONS },
     WORKERS_AI_BATCH,
     async (texts, signal) =>
@@ -294,11 +294,11 @@ function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
 }
 
 /*
- * Vectors of texts that were embedded before, by the hash of what is embedded: a conversation's first message comes
- * again with every turn, and a remote encoder is not asked for it twice. Bounded, and gone with the isolate.
+ * A cache of vectors by the text's hash: a conversation's opening comes again with every turn, and a remote encoder
+ * should not embed it twice. Bounded, and only in the isolate's memory.
  */
 
-/** The same vectors as `encoder`'s. What fails is not kept. */
+/** Wraps `encoder` with a cache of its vectors. Failures are not cached. */
 export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
   const vectors = new LRUCache<string, Float32Array>({ max: vectorsMax });
   return {
@@ -320,7 +320,7 @@ export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
             );
       const fresh = new Map(missing.map((index, i) => [keys[index]!, made[i]!]));
       for (const [key, vector] of fresh) vectors.set(key, vector);
-      // Copies: a caller that changes its vector must not change the next one's.
+      // Returns copies, so that a caller cannot change the cached vectors.
       return keys.map((key, index) => (found[index] ?? fresh.get(key))!.slice());
     },
   };

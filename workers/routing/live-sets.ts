@@ -1,6 +1,7 @@
 /**
- * Which masks there are: the live mask sets, decoded once a version and kept in the isolate, and single masks that clients and
- * backends name. A request takes one `LiveSet` by reference, so it sees the old version or the new one, never a mixture.
+ * The routing table: live mask sets, decoded once for each version and cached in the isolate, and single masks that
+ * clients and backends name. A request uses one `LiveSet` by reference, so it sees either the old or the new version
+ * throughout.
  */
 import { LRUCache } from 'lru-cache';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
@@ -39,9 +40,9 @@ export type LiveSet = {
   readonly model: MaskSet['model'];
   readonly encoder: EncoderSpec;
   readonly surrogate: boolean;
-  /** The table that replaces skipped blocks; undefined with plain skipping. */
+  /** The table of surrogates for skipped blocks; undefined with plain skipping. */
   readonly surrogates: SurrogatesId | undefined;
-  /** With the dense model on held-out text, 0 to 1; null when the set does not say. */
+  /** Agreement with the dense model on held-out text, 0 to 1; null if the set lacks it. */
   readonly agreement: number | null;
   readonly centroids: Centroids;
   readonly clusters: readonly LiveCluster[];
@@ -49,39 +50,39 @@ export type LiveSet = {
 
 /** What the table reads from D1. */
 type TableSource = {
-  /** The newest publication of exactly this tenant, and what those see who do not see it yet. */
+  /** The newest publication of exactly this tenant, and its base, which requests see that do not see it yet. */
   findLive(tenant: string): Promise<Pick<LiveState, 'owner' | 'version' | 'schedule' | 'base'> | null>;
   findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
 };
 
-/** Sets that somebody has in hand, from whenever they were loaded: a version is its content, so they are still right. */
+/** Sets that a caller already holds. A version names its content, so they are valid however old they are. */
 export type HeldSets = readonly (LiveSet | null | undefined)[];
 
 export interface RoutingTable {
   /**
-   * The tenant's own live set, or the default one; null when nothing was ever published. While a publication
-   * takes hold, `stickyKey` says whether this request sees it; it is asked for only then.
-   * @throws what D1 threw, only while nothing is known of the tenant: it is new here, or was let go for want of room.
+   * The tenant's own live set, or the default one; null when nothing was ever published. During a rollout `stickyKey`
+   * decides whether this request sees the new version; it is called only then.
+   * @throws what D1 threw, only if the tenant is not cached (it is new here, or was evicted).
    */
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
-  /** The same at once; undefined when it takes a question, to be asked by `liveFor`. */
+  /** The same without waiting; undefined when D1 must be asked, which `liveFor` does. */
   fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
-  /** How long ago D1 was asked for what `liveFor` answers of this tenant's own; undefined when nothing is held. */
+  /** Age of this tenant's cached pointer; undefined if it is not cached. */
   age_ms(tenant: string): number | undefined;
-  /** Reads a tenant's pointer now: after a publication the same isolate serves it at once. */
+  /** Reads a tenant's pointer now, so that this isolate serves a new publication at once. */
   refresh(tenant: string, hold: Hold): Promise<void>;
   /**
-   * A stored set, decoded; what was decoded before, or is among `held`, needs no D1.
+   * A stored set, decoded; D1 is not asked if it is cached or among `held`.
    * @throws MaskrouteError `not_found` when it is not stored, and what D1 threw.
    */
   versionOf(owner: string, version: string, held?: HeldSets): Promise<LiveSet>;
-  /** A decoded set that holds this mask, if there is one. */
+  /** A cached set that has this mask, if there is one. */
   findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
 }
 
-/** A tenant's newest publication, decoded. `base` is loaded only while somebody may still see it. */
+/** A tenant's newest publication, decoded. `base` is loaded only while some requests may still see it. */
 type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
-/** Null where the tenant has none of its own: that is known, too. */
+/** `pointer` null: the tenant has no publication of its own. */
 type Loaded = { readonly pointer: Pointer | null };
 
 export function createRoutingTable(
@@ -196,16 +197,19 @@ export function decodeMaskSet(stored: Pick<StoredMaskSet, 'version' | 'content'>
   };
 }
 
-/* What a tenant's requests are routed by, for those who ask about it; requests have the table above. */
+/* The versions in use for a tenant, for the admin API; requests use the table above. */
 
 type SeenPart = {
   /** Null: these run dense. */
   readonly publication: PublicationState | null;
-  /** Of the tenant's conversations. */
+  /** Share of the tenant's conversations. */
   readonly share: number;
 };
 
-/** The newest publication of the tenant, and for those who do not see it what came before, or the default one. */
+/**
+ * The publications that a tenant's conversations see: the newest one and, for those that do not see it, its base or the
+ * default.
+ */
 export async function findSeen(db: Database, tenant: string, now_ms: number): Promise<SeenPart[]> {
   const newest = await d1(findLive(db, tenant));
   const share = newest === null ? 0 : shareAt(newest.schedule, now_ms);
@@ -222,20 +226,20 @@ export async function findSeen(db: Database, tenant: string, now_ms: number): Pr
 }
 
 /*
- * Masks that clients name. A mask that no live set here has costs the database a question (the edge's for a tenant
- * with a ceiling, else the backend's), and names can be made up: so of each tenant only so many are let through, but for
- * those that turned out to be masks, which may come as often as anything.
+ * Masks that clients name. A mask that no cached set has needs a database query (by the edge for a tenant with a
+ * ceiling, else by the backend), and clients can make ids up. So unknown ids have a rate limit for each tenant; ids
+ * that turned out to exist do not count.
  */
 
 export interface NamedMasks {
   /**
-   * Undefined when nobody need be asked, which is at once.
+   * Checks the rate limit; undefined when no check is needed.
    * @throws MaskrouteError `rate_limit_exceeded`.
    */
   enter(tenant: string, id: string): Promise<void> | undefined;
-  /** A backend worked with it. */
+  /** Notes that a backend knows the mask. */
   met(id: string): void;
-  /** Null when nobody knows the mask. */
+  /** The mask's sparsity; null if it is unknown. */
   sparsityOf(id: string): Promise<number | null>;
 }
 
@@ -244,7 +248,7 @@ export function createNamedMasks(
   isHeld: (id: string) => boolean,
   find: (id: string) => Promise<number | null>,
 ): NamedMasks {
-  /** Their sparsities where they were asked for: an id is its content's hash. */
+  /** Known masks, with sparsities where they were read. An id is its content's hash, so entries never become stale. */
   const known = new LRUCache<string, { readonly sparsity: number | null }>({ max: NAMED_MASKS_MAX });
   return {
     enter: (tenant, id) =>
@@ -263,11 +267,10 @@ export function createNamedMasks(
 /* Masks that backends ask for. */
 
 /**
- * Lets backends ask for masks, with a token that one of them signed for this edge and for that alone; a token of the edge
- * itself, for a backend, opens nothing here, and neither does the backend key. A token may come twice: what it gets is
- * what its id says, every time, and isolates share no memory of those that were used.
- * The result throws MaskrouteError `invalid_api_key`, `expired_token`, or `configuration_unavailable` when nobody said
- * which address is this edge's.
+ * Authenticates backends that fetch masks, by a token that a backend signed for this edge with the scope `masks`. The
+ * edge's own tokens for backends are refused, and so is the backend key. Replays are not detected: isolates do not
+ * share used nonces, and a mask's content is the same every time. The result throws MaskrouteError `invalid_api_key`,
+ * `expired_token`, or `configuration_unavailable` when `EDGE_URL` is not set.
  */
 export function createMaskDoor({
   BACKEND_KEY,

@@ -1,6 +1,6 @@
 /**
- * The pages for whoever finds an edge: what it is, and its API. The build writes them once, as files without any script:
- * they load one style sheet, from the same edge.
+ * The home page of an edge and its API documentation. The build writes them as static files without scripts; they load
+ * one style sheet, from the same edge.
  */
 import { html } from 'hono/html';
 import type { JsonSchema, OpenApi, Operation } from '../../shared/openapi/document.ts';
@@ -57,7 +57,7 @@ export function docsPage(api: OpenApi, style: string): Html {
     html`
 <h1>Maskroute API ${api.info.version}</h1>
 <p>The same as <a href="/openapi.json">OpenAPI 3.1</a>. Keys go into <code>Authorization: Bearer</code>. Lists have pages:
-<code>limit</code> says how many an answer has, and <code>before</code> takes the <code>next</code> of the answer before.</p>
+<code>limit</code> is the page size, and <code>before</code> takes the <code>next</code> of the previous page.</p>
 <nav><ul>${api.tags.map(({ name }) => html`<li><a href="#${anchor(name)}">${name}</a></li>`)}</ul></nav>
 <ul>${Object.entries(securitySchemes).map(
       ([name, { description }]) => html`<li><strong>${name}</strong>: ${code(description)}</li>`,
@@ -120,7 +120,7 @@ function curl(path: string, method: string, { security, requestBody }: Operation
   ].join(' \\\n  ');
 }
 
-/** The fields that must be there. */
+/** A sample value with the required fields. */
 function sample(schema: JsonSchema): unknown {
   const { type, properties, required, anyOf, enum: values } = schema as Shape;
   if ('const' in schema) return schema.const;
@@ -146,7 +146,7 @@ type Shape = {
 };
 type Field = { readonly name: string; readonly required: boolean; readonly schema: JsonSchema };
 
-/** An object's fields; of several forms, each. */
+/** A table of an object's fields, for each form of the object. */
 function fields(schema: JsonSchema): Html {
   const { anyOf, properties } = schema as Shape;
   if (properties === undefined && anyOf !== undefined) {
@@ -159,7 +159,7 @@ function fields(schema: JsonSchema): Html {
   const refused = named('refused');
   const ignored = named('ignored');
   return html`${table(plain)}
-${refused.length === 0 ? '' : html`<p>Refused, unless they ask for what happens anyway: ${refused.join(', ')}.</p>`}
+${refused.length === 0 ? '' : html`<p>Refused, except for values that ask for the default behaviour: ${refused.join(', ')}.</p>`}
 ${ignored.length === 0 ? '' : html`<p>Ignored, and named in a header: ${ignored.join(', ')}.</p>`}`;
 }
 
@@ -203,7 +203,7 @@ function objectIn(schema: JsonSchema): { schema: JsonSchema; suffix: string } | 
 const table = (all: readonly Field[]): Html =>
   all.length === 0
     ? html`<p>No fields.</p>`
-    : html`<div class="wide" role="group" aria-label="Fields" tabindex="0"><table><thead><tr><th>field</th><th>needed</th><th>what it may be</th></tr></thead><tbody>${all.flatMap((field) => rows(field, 0))}</tbody></table></div>`;
+    : html`<div class="wide" role="group" aria-label="Fields" tabindex="0"><table><thead><tr><th>field</th><th>required</th><th>type</th></tr></thead><tbody>${all.flatMap((field) => rows(field, 0))}</tbody></table></div>`;
 
 function links(content: Operation['responses'][string]['content']): Html {
   const shown = Object.entries(content ?? {}).map(([type, { schema }]) => {
@@ -215,7 +215,7 @@ function links(content: Operation['responses'][string]['content']): Html {
   return html`${shown}`;
 }
 
-/** What a value may be, in words: `a string`, `"all" or "answers"`, `a number from 0 to 1`. */
+/** A description of a type: `a string`, `"all" or "answers"`, `a number from 0 to 1`. */
 function typeName(schema: JsonSchema): string {
   const { type, anyOf, oneOf, items, enum: values, $ref } = schema as Shape;
   const described = typeof schema.description === 'string' ? `${schema.description}. ` : '';

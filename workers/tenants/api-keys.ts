@@ -1,6 +1,6 @@
 /**
- * Who is calling. Keys are looked up by their hash in D1 and kept in the isolate; a key that was never seen
- * is refused while D1 can't be asked. This never fails open.
+ * API keys. Keys are looked up by their hash in D1 and cached in the isolate. An unknown key is refused while D1 can't
+ * be reached: it fails closed.
  */
 import { LRUCache } from 'lru-cache';
 import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
@@ -15,7 +15,7 @@ import { KEY_WATCH_ms, KEYS, RETRY_AFTER_s } from '../limits.ts';
 
 export type Caller = {
   readonly keyId: string;
-  /** Of the key, by which it is looked up again. */
+  /** SHA-256 of the key, for looking it up again. */
   readonly keySha256: string;
   readonly kind: ApiKeyKind;
   /** Empty for a key of kind `admin`. */
@@ -30,11 +30,11 @@ export interface ApiKeys {
    * `configuration_unavailable` for a key never seen before while D1 can't be asked.
    */
   authenticate(key: string, hold: Hold): Promise<Caller>;
-  /** The same by the SHA-256 that was kept of a key. */
+  /** The same by the key's SHA-256. */
   authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
-  /** Whether the key was looked up before, so that letting it in (or not) costs nothing. */
+  /** Whether the key is cached, so that checking it needs no query. */
   isKnown(key: string): boolean;
-  /** Makes a revocation hold in this isolate at once. */
+  /** Drops the key from the cache, so that a revocation takes effect in this isolate at once. */
   forget(sha256: string): void;
 }
 
@@ -59,22 +59,22 @@ const KEY_RANDOM_BYTES = 24;
 const PREFIX_RANDOM_CHARS = 6;
 const KEY_HASHES_MAX = 100;
 
-/** A new key, what is stored of it, and the prefix by which people tell keys apart. */
+/** A new key, its stored hash, and the prefix by which people recognise it. */
 export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; prefix: string } {
   const random = randomHex(KEY_RANDOM_BYTES);
   const key = KEY_PREFIXES[kind] + random;
   return { key, sha256: sha256Hex(key), prefix: KEY_PREFIXES[kind] + random.slice(0, PREFIX_RANDOM_CHARS) };
 }
 
-/** `find` gives null for an unknown key. */
+/** `find` returns null for an unknown key. */
 export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,
   health?: SourceHealth,
 ): ApiKeys {
   const cache = new SwrCache('API keys', find, KEYS, { health });
   /**
-   * The hashes of keys that were let in lately, so that a key is hashed once. Whether it is valid is asked of its hash
-   * every time. The runtime finds strings by a seeded hash, so a guess learns nothing from the time.
+   * Cached hashes of recently accepted keys, so that a key is hashed once. Its validity is checked by the hash every
+   * time. The runtime's string hash is seeded, so timing reveals nothing about keys.
    */
   const hashes = new LRUCache<string, string>({ max: KEY_HASHES_MAX });
   const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);
@@ -109,8 +109,8 @@ export function createApiKeys(
 }
 
 /**
- * For answers that take long: looks the key up again every so often, and throws once it no longer works. Asked as pieces
- * of the answer pass, so it needs no timer. Where the database does not answer, what was known holds.
+ * For long answers: returns a function that checks the key again from time to time, and throws once it no longer works.
+ * It is called as chunks pass, so it needs no timer. While the database does not answer, the last known state is used.
  */
 export function createKeyWatch(
   apiKeys: Pick<ApiKeys, 'authenticateSha256'>,

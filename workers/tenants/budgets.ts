@@ -1,7 +1,7 @@
 /**
- * What a tenant may use: its budget, and how much it may send at once. A request reserves tokens before it runs and settles
- * after. One Durable Object a tenant keeps the books. There is one in the world, and it runs one request at a time, which is
- * what makes a budget exact. When it can't be reached nobody knows what is left, and the request is refused.
+ * A tenant's limits: its budget, and its burst limit. A request reserves tokens before it runs and settles afterwards.
+ * One Durable Object for each tenant keeps the accounts. It exists once in the world and runs one request at a time,
+ * which makes budgets exact. When it can't be reached, the request is refused.
  */
 import { DurableObject } from 'cloudflare:workers';
 import { LRUCache } from 'lru-cache';
@@ -17,11 +17,11 @@ type Bounds = Pick<ReserveRequest, 'wanted_tokens' | 'least_tokens'> & { readonl
 
 export type Reservation = {
   readonly tokens: number;
-  /** The prompt's part. */
+  /** The prompt's part of the reservation. */
   readonly prompt_tokens: number;
 };
 
-/** With OpenAI's headers, which say how far the limits are used. */
+/** The result of a reservation, with OpenAI's rate-limit headers. */
 type Reserved = { readonly headers: Record<string, string> } & (
   | { readonly granted: true; readonly reservation: Reservation }
   /** `budget_exceeded` */
@@ -29,9 +29,9 @@ type Reserved = { readonly headers: Record<string, string> } & (
 );
 
 export interface Budgets {
-  /** For tenants with limits: others need not ask. @throws MaskrouteError `budget_unavailable`. */
+  /** Reserves tokens; only for tenants with limits. @throws MaskrouteError `budget_unavailable`. */
   reserve(tenant: string, limits: BudgetLimits, id: string, bounds: Bounds): Promise<Reserved>;
-  /** Never throws: what could not be settled stays reserved. */
+  /** Never throws: a reservation that cannot be settled stays. */
   settle(tenant: string, id: string, tokens: number): Promise<void>;
   /** @throws MaskrouteError `budget_unavailable`. */
   states(tenant: string, limits: BudgetLimits): Promise<BudgetState[]>;
@@ -40,7 +40,7 @@ export interface Budgets {
 export function createBudgets(
   objects: Pick<DurableObjectNamespace<TenantBudget>, 'idFromName' | 'get'>,
 ): Budgets {
-  /** A broken stub stays broken, so each try has its own. What is asked is idempotent, so it may be asked again. */
+  /** A broken stub stays broken, so each attempt gets a new one. Calls are idempotent, so they can be retried. */
   const ask = async <T>(
     tenant: string,
     question: (object: DurableObjectStub<TenantBudget>) => Promise<T>,
@@ -74,7 +74,7 @@ export function createBudgets(
   };
 }
 
-/** It needs no alarm: what is due is done before the next answer. */
+/** It needs no alarm: expired rows are deleted before the next answer. */
 export class TenantBudget extends DurableObject {
   readonly #ledger: Ledger;
 
@@ -115,7 +115,7 @@ function exceeded(refusal: Extract<ReserveAnswer, { granted: false }>, tokens: n
   });
 }
 
-/** OpenAI's headers, a unit each about the window with the least left. */
+/** OpenAI's rate-limit headers: for each unit the window with the least remaining. */
 function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string> {
   const headers: Record<string, string> = {};
   for (const unit of BUDGET_UNITS) {
@@ -131,23 +131,23 @@ function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string
 }
 
 /*
- * A ceiling for everybody, with budgets or without: what one caller may send at once, so that it cannot take everything
- * from the others. The platform counts, a location for itself and not to the last request.
+ * A burst limit for every caller, with or without a budget, so that none can overload the edge. The platform counts,
+ * separately in each location and not exactly.
  */
 
 export interface BurstLimit {
-  /** Undefined when there is nothing to wait for. @throws MaskrouteError `rate_limit_exceeded`. */
+  /** Checks the limit; undefined when there is nothing to wait for. @throws MaskrouteError `rate_limit_exceeded`. */
   enter(who: string): Promise<void> | undefined;
 }
 
-/** What this isolate let in of one caller, and a head start. */
+/** Requests of one caller that this isolate has admitted, plus a random start. */
 type Seen = { count: number; refused: boolean };
 
 /**
- * `binding` is asked once for `askedEvery` requests, so that its limit counts so many at a time. A caller that it refused
- * last is asked about at every request. Chance says at which of the first requests an isolate asks: if all isolates
- * asked at the first, a caller with few requests in many isolates would be counted for many. A binding that is absent
- * or can't be asked lets everybody in: it holds off bursts, and whoever must not pass a limit has a budget.
+ * `binding` is called once for `askedEvery` requests, so its limit counts that many at a time. After a refusal it is
+ * called for every request of that caller. The first call of an isolate comes at a random request: if it always came at
+ * the first, a caller with few requests in many isolates would be overcounted. Without a binding, or if it fails,
+ * everybody is admitted: it only limits bursts; hard limits are budgets.
  */
 export function createBurstLimit(
   binding: Pick<RateLimit, 'limit'> | undefined,

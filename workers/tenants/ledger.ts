@@ -1,12 +1,11 @@
 /**
- * What a budget is, and the books of one tenant: what was used of each window, and what is reserved for requests under
- * way. All of it is synchronous on the tenant's own SQLite, so that no two requests ever see the same remainder.
+ * The ledger of one tenant's budget: the use in each window, and reservations of running requests. It is synchronous on
+ * the tenant's own SQLite database, so no two requests see the same remainder.
  *
- * A minute is any sixty seconds, so that no more than its limit passes in them wherever they begin; a day is one of UTC,
- * as bills are. A minute's use is kept by the second. A reservation counts where it was made. Settling it replaces what
- * was reserved by what was used. If nobody settles it, it counts in full until its minute and its day are over: whoever
- * worked on the request is gone and nobody knows what was spent. A budget that gave it back could be passed by whoever
- * makes that happen.
+ * The minute window is a sliding window of 60 seconds, with use kept by the second; the day is a UTC day. A reservation
+ * counts at the time when it was made. Settling replaces the reserved tokens by the used ones. An unsettled reservation
+ * counts in full until its minute and its day are over: what was spent is not known, and if it were released, clients
+ * could exceed the budget by causing that.
  */
 import type { BudgetLimits } from '../db/tenant-rows.ts';
 
@@ -18,23 +17,23 @@ type Unit = (typeof BUDGET_UNITS)[number];
 const WINDOWS = ['minute', 'day'] as const;
 type Window = (typeof WINDOWS)[number];
 
-/** One limit and how far it is used. */
+/** One limit and its present use. */
 export type BudgetState = {
   readonly unit: Unit;
   readonly window: Window;
   readonly limit: number;
   readonly used: number;
-  /** Until nothing of it is used, if nothing is asked meanwhile; in a refusal: until there is room. */
+  /** Time until its use is 0 without further requests; in a refusal: until there is room. */
   readonly resetsAfter_ms: number;
 };
 
 export type ReserveRequest = {
-  /** Names the reservation: the same id again gives the same reservation, not a second one. */
+  /** Id of the reservation; repeating an id returns the same reservation. */
   readonly id: string;
   readonly limits: BudgetLimits;
-  /** Prompt and answer at their longest. */
+  /** Tokens of the longest prompt and answer. */
   readonly wanted_tokens: number;
-  /** Fewer than this are no use to the caller; equal to `wanted_tokens` when the answer may not be cut. */
+  /** Least useful number of tokens; equal to `wanted_tokens` when the answer may not be shortened. */
   readonly least_tokens: number;
 };
 
@@ -43,18 +42,21 @@ export type ReserveAnswer =
   | {
       readonly granted: false;
       readonly refusedBy: BudgetState;
-      /** False: it would not fit into an unused window either, so asking again is no use. */
+      /** False: it would not fit into an unused window either, so a retry is useless. */
       readonly everFits: boolean;
       readonly states: readonly BudgetState[];
     };
 
 const WINDOW_ms: Record<Window, number> = { minute: 60_000, day: 86_400_000 };
-/** A second that has only partly left the minute counts whole: what was used comes back up to a second late. */
+/**
+ * Resolution of the minute window: a second that is partly outside still counts in full, so use is released up to a
+ * second late.
+ */
 const SECOND_ms = 1_000;
 
-/** Settlements that come later than this are lost. */
+/** Reservations are deleted after this time; later settlements have no effect. */
 const KEEP_ms = 2 * WINDOW_ms.day;
-/** Longer than anybody asks the same again. */
+/** Settled ids are kept for longer than any retry takes. */
 const KEEP_SETTLED_ms = 30 * 60_000;
 /** Seconds that left the minute this long ago are deleted. */
 const KEEP_SECONDS_ms = WINDOW_ms.minute;
@@ -100,8 +102,8 @@ export class Ledger {
   }
 
   /**
-   * What was really used. Again it changes nothing. For an id that is not there it only keeps that it is settled: a
-   * reservation that comes after that, late on its way, weighs nothing.
+   * Settles a reservation with the tokens that were used; repeating it changes nothing. For an unknown id it only
+   * records that it is settled: a delayed reservation that arrives later does not count.
    */
   settle(id: string, tokens: number, now_ms: number): void {
     const reservation = this.#find(id);
@@ -151,7 +153,7 @@ export class Ledger {
     return this.#sql.exec<Used>(sql, window, firstStart(window, now_ms)).one();
   }
 
-  /** Among the limits that have no room for one more request of `tokens`, the one that takes longest to have it. */
+  /** Of the limits without room for another request of `tokens`, the one that has room last. */
   #tightest(counters: readonly Counter[], tokens: number, now_ms: number): BudgetState | undefined {
     return counters
       .filter((counter) => remaining(counter) < needOf(counter, tokens))
@@ -162,7 +164,7 @@ export class Ledger {
       .sort((a, b) => b.resetsAfter_ms - a.resetsAfter_ms)[0];
   }
 
-  /** How long until there is room for `need`, if nothing is asked meanwhile. */
+  /** Time until there is room for `need`, without further requests. */
   #roomAfter_ms({ unit, window, limit, used }: Counter, need: number, now_ms: number): number {
     const sql =
       'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms >= ? ORDER BY start_ms';
@@ -192,15 +194,15 @@ export class Ledger {
   }
 }
 
-/* What the books mean for a request: how much is left, and when there is more. Pure arithmetic. */
+/* Pure arithmetic on the ledger: how much remains, and when there is more. */
 
-/** A second or a day, with what was used in it. */
+/** The use in a second or a day. */
 type Bucket = Record<Unit, number> & { start_ms: number };
 
-/** A window's use, with the start of the last bucket in which something was used of each unit. */
+/** A window's use, with the start of the last bucket with use, for each unit. */
 type Used = Record<Unit, number> & Record<`${Unit}Last_ms`, number | null>;
 
-/** One limit, with what is used of it and when the last bucket begins in which something of it was used. */
+/** One limit with its use, and the start of the last bucket with use. */
 type Counter = Omit<BudgetState, 'resetsAfter_ms'> & { readonly lastStart_ms: number | null };
 
 const limitOf = (limits: BudgetLimits, unit: Unit, window: Window): number | null =>
@@ -208,17 +210,17 @@ const limitOf = (limits: BudgetLimits, unit: Unit, window: Window): number | nul
     ? limits[window === 'minute' ? 'requestsPerMinute' : 'requestsPerDay']
     : limits[window === 'minute' ? 'tokensPerMinute' : 'tokensPerDay'];
 
-/** The second and the day that a moment is in. */
+/** The starts of a moment's second and day. */
 const startsAt = (now_ms: number) => ({
   second_ms: now_ms - (now_ms % SECOND_ms),
   day_ms: now_ms - (now_ms % WINDOW_ms.day),
 });
 
-/** Where the oldest bucket begins that counts: the second that holds the moment a minute ago, or today. */
+/** Start of the oldest bucket that counts: the second one minute ago, or today. */
 const firstStart = (window: Window, now_ms: number): number =>
   window === 'minute' ? startsAt(now_ms - WINDOW_ms.minute).second_ms : startsAt(now_ms).day_ms;
 
-/** When a bucket counts no longer. */
+/** When a bucket stops counting. */
 const leavesAt_ms = (window: Window, start_ms: number): number =>
   start_ms + WINDOW_ms[window] + (window === 'minute' ? SECOND_ms : 0);
 
@@ -226,7 +228,7 @@ const remaining = ({ limit, used }: Counter): number => Math.max(0, limit - used
 const isOfTokens = ({ unit }: Counter): boolean => unit === 'tokens';
 const needOf = (counter: Counter, tokens: number): number => (isOfTokens(counter) ? tokens : 1);
 
-/** The same after one more request of `tokens`. */
+/** The counter after another request of `tokens`. */
 const withRequest = (counter: Counter, tokens: number, now_ms: number): Counter => ({
   ...counter,
   used: counter.used + needOf(counter, tokens),

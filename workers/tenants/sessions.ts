@@ -1,7 +1,7 @@
 /**
- * Sessions of the dashboard: a signed token (a JWT, HS256) that stands in for the admin key, so that the browser
- * never keeps the key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): a new ADMIN_KEY ends every
- * session, once ADMIN_KEY_2 no longer has the one before. D1 has those that were ended before their time, one by one or all of a key.
+ * Dashboard sessions: a signed token (a JWT, HS256) in place of the admin key, so that the browser does not store the
+ * key. The signing key is derived from ADMIN_KEY (HKDF-SHA256, RFC 5869): changing ADMIN_KEY ends every session, once
+ * ADMIN_KEY_2 no longer has the old key. D1 has the sessions that were ended early, single ones or all of a key.
  */
 import { hkdf } from '@noble/hashes/hkdf.js';
 import { sha256 } from '@noble/hashes/sha2.js';
@@ -25,7 +25,7 @@ export type SessionClaims = {
   /** The id of the key that opened it, or `root`. */
   readonly actor: string;
   readonly keySha256: string | null;
-  /** What whoever signed in without a key may do; null for keys. */
+  /** The role of a sign-in without a key; null for keys. */
   readonly grant: Grant | null;
   readonly csrf: string;
   readonly issuedAt_ms: number;
@@ -39,24 +39,30 @@ export interface Sessions {
     actor: string,
     of: Pick<SessionClaims, 'keySha256' | 'grant'>,
   ): Promise<{ token: string; claims: SessionClaims }>;
-  /** Whose token it is, ended or not. @throws MaskrouteError `invalid_session`: forged, malformed or too old. */
+  /**
+   * The token's claims, whether its session was ended or not. @throws MaskrouteError `invalid_session`: forged,
+   * malformed or too old.
+   */
   verify(token: string): Promise<SessionClaims>;
   /**
-   * @throws MaskrouteError `invalid_session` for a session that was ended, `tenant_disabled` where a grant's tenant is,
-   * `configuration_unavailable` when that cannot be found out.
+   * @throws MaskrouteError `invalid_session` for a session that was ended, `tenant_disabled` when a grant's tenant is
+   * disabled, `configuration_unavailable` when that cannot be checked.
    */
   requireLive(claims: SessionClaims, hold: Hold): Promise<void>;
-  /** Ends one: here at once, whatever D1 says. @throws MaskrouteError `configuration_unavailable`: it goes on elsewhere. */
+  /**
+   * Ends a session, in this isolate at once even if D1 fails. @throws MaskrouteError `configuration_unavailable`: it
+   * continues in other isolates.
+   */
   end(claims: SessionClaims): Promise<void>;
-  /** Ends all that a key, or `root`, opened until now; gives that time. @throws as `end`. */
+  /** Ends all sessions that a key, or `root`, has opened until now; returns that time. @throws as `end`. */
   endAll(actor: string): Promise<number>;
-  /** D1 has it from the key's revocation or rotation; makes it hold here at once. */
+  /** Notes an end that D1 already has from a key's revocation or rotation, so that it takes effect here at once. */
   noteEndOfAll(actor: string, endedAt_ms: number): void;
 }
 
-/** Where ends are kept, and what sessions without a key go by. */
+/** Stored ends of sessions, and the state of tenants. */
 type SessionStore = {
-  /** 0: nobody ended it. */
+  /** When the subject was ended; 0: it was not. */
   findEnd(subject: string): Promise<number>;
   saveEnd(subject: string, endedAt_ms: number, over_ms: number): Promise<void>;
   isEnabled(tenant: string): Promise<boolean>;
@@ -79,12 +85,12 @@ const payloadSchema = z.object({
     .nullable()
     .default(null),
   csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
-  /** `iat` has seconds: who logs in right after all sessions ended is not to be taken for one of them. */
+  /** `iat` has only seconds; a login right after all sessions were ended must not count as ended. */
   iat_ms: z.int(),
   exp: z.int(),
 });
 
-/** The first of the keys signs; sessions that another one signed go on. */
+/** The first key signs; sessions that another key signed stay valid. */
 export function createSessions(
   adminKeys: readonly string[],
   store: SessionStore,
@@ -128,7 +134,7 @@ export function createSessions(
     async requireLive({ id, actor, grant, issuedAt_ms }, hold) {
       const [session, key] = [sessionSubject(id), keySubject(actor)];
       const isEnded = (sessionEnd_ms = 0, keyEnd_ms = 0) => sessionEnd_ms > 0 || keyEnd_ms >= issuedAt_ms;
-      // An end is for good, so a known end needs no question.
+      // An end is final, so a known end needs no query.
       if (isEnded(known.get(session), known.get(key))) throw hasEnded();
       if (isEnded(cache.peek(session), cache.peek(key))) throw hasEnded();
       let found: [sessionEnd_ms: number | null, keyEnd_ms: number | null, isEnabled: boolean | null];

@@ -1,8 +1,8 @@
 /**
  * The gradient of `If`: a second `If` on the same condition, whose branches carry the gradient back through the
- * first one's. Forward values that a branch's rules need become outputs of the first `If`; the other branch
- * gives empty tensors in their place. Where memory counts more than time, the second `If` computes them once more
- * instead. A branch that does not run costs nothing in either direction.
+ * branches of the first. Forward values that a branch's rules need become outputs of the first `If`; the other branch
+ * outputs empty tensors in their place. With `recompute`, the second `If` computes these values again instead. A branch
+ * that does not run costs nothing in either direction.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
 import { zerosLike } from './rules.ts';
@@ -14,11 +14,11 @@ export type Seed = { readonly value: Value; readonly gradient: Value };
 export type GradientOptions = {
   /** Shapes of values that `shapes.ts` does not infer, by name. */
   readonly shapes?: ReadonlyMap<string, Shape>;
-  /** For quantized products: x ↦ x·W by the name of W's values. */
+  /** For quantized products: the function x ↦ x·W, by the name of W's values. */
   readonly transposed?: ReadonlyMap<string, (g: GraphBuilder, gradient: Value) => Value>;
   /**
-   * Branches' own values are computed once more for the gradient instead of being kept until then (gradient
-   * checkpointing, Chen et al., 2016; each `If` is a segment): less memory, one more forward pass.
+   * Values inside branches are computed again for the gradient instead of being kept (gradient checkpointing, Chen et
+   * al., 2016; each `If` is a segment): less memory, one more forward pass.
    */
   readonly recompute?: boolean | undefined;
 };
@@ -29,13 +29,13 @@ export type Walk = {
   readonly shapes: Shapes;
   readonly g: GraphBuilder;
   readonly options: GradientOptions;
-  /** A forward value as it is seen from `g`. */
+  /** The value in `g` that stands for a forward value. */
   resolve(name: string): Value;
   /** Puts another node in a forward node's place. */
   replace(index: number, node: Node): void;
 };
 
-/** Gradients of everything that depends on `targets` and that a seed depends on, by name. */
+/** Gradients by name, of every value between `targets` and the seeds. */
 export type Reverse = (
   walk: Walk,
   seeds: readonly Seed[],
@@ -91,8 +91,8 @@ export function differentiateBranches(
 type Saved = { readonly inner: string; readonly outer: string; readonly shape: Shape };
 
 /**
- * A walk over a branch. The gradient's branch names its weights and constants again; its values are saved or computed
- * once more.
+ * A walk over a branch. The gradient's branch declares the weights and constants again; forward values are saved or
+ * recomputed.
  */
 function branchWalk(
   outer: Walk,
@@ -124,7 +124,7 @@ function branchWalk(
     known.set(name, value);
     return value;
   };
-  /** The node that gives the value, in the gradient's branch too, with what it is computed of. */
+  /** Recomputes a value: copies its node, and the nodes that it depends on, into the gradient's branch. */
   const again = (name: string): Value => {
     const node = graph.nodes.find(({ outputs }) => outputs.includes(name))!;
     const inputs = node.inputs.map((input) => (input === '' ? undefined : resolve(input)));

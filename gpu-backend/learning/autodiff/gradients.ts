@@ -1,10 +1,9 @@
 /**
- * Reverse mode over graphs of the builder: `gradients` appends the nodes that compute the derivatives of a loss.
- * One walk from the last node to the first, over the nodes that lie between a target and the loss; what each does to
- * a gradient stands in the table of `rules.ts` (the form of tinygrad's gradient.py).
+ * Reverse-mode automatic differentiation of graphs: `gradients` appends the nodes that compute the derivatives of a
+ * loss. It walks once from the last node to the first, over the nodes between a target and the loss; the table in
+ * `rules.ts` has the rule of each operator (the form of tinygrad's gradient.py).
  *
- * Forward values that the rules ask for stay alive until then: that is the memory it costs. `recompute` spares those of
- * branches.
+ * Forward values that the rules need stay in memory until the backward pass; `recompute` frees those inside branches.
  */
 import type { Graph, GraphBuilder, Node, Value } from '../../onnx/graph.ts';
 import type { GradientOptions, Reverse, Seed, Walk } from './branches.ts';
@@ -14,7 +13,7 @@ import { RULES } from './rules.ts';
 import { inferShapes, shapeOf } from './shapes.ts';
 
 /**
- * The loss's gradients by `targets`, in their order, each of its target's shape.
+ * The gradients of the loss by `targets`, in the same order and shapes.
  * @throws Error naming an operator that has no rule, or a target that the loss does not depend on.
  */
 export function gradients(

@@ -22,12 +22,12 @@ export type RuleContext = {
   transposed(weight: string): (g: GraphBuilder, gradient: Value) => Value;
 };
 
-/** Gradients by the node's inputs, in their order; undefined for those not wanted. */
+/** Gradients by the node's inputs, in order; undefined where a gradient is not wanted. */
 type Rule = (context: RuleContext) => readonly (Value | undefined)[];
 
 /* Elementwise operators, sums and matrix products. */
 
-/** For an elementwise operator of two inputs: `by(index)` is the gradient before broadcasting is undone. */
+/** For an elementwise operator of two inputs: `by(index)` is the gradient before it is summed over broadcast axes. */
 const elementwise =
   (by: (context: RuleContext, index: number) => Value): Rule =>
   (context) =>
@@ -42,7 +42,7 @@ const unary =
   (by: (context: RuleContext) => Value): Rule =>
   (context) => [by(context)];
 
-/** g by a sum over `axes`: the same value at every summed place. */
+/** The gradient of a sum over `axes`: g, repeated along these axes. */
 function spread(context: RuleContext, gradient: Value): Value {
   const { g, node } = context;
   const kept = node.attributes.keepdims === 0 ? g.op('Unsqueeze', [gradient, context.input(1)]) : gradient;
@@ -158,7 +158,7 @@ const layoutRules: { readonly [op: string]: Rule } = {
     const sizes = c.g.op('Concat', c.node.inputs.map(size), { axis: 0 });
     return c.g.ops('Split', [only(c), sizes], c.node.inputs.length, { axis });
   },
-  // Rows of x by number; a row taken twice gets both gradients.
+  // Rows of x by index; a row that is gathered twice gets the sum of both gradients.
   Gather: (c) => {
     if (axisAttribute(c) !== 0) throw new Error('Gather is differentiated along axis 0 alone');
     const indices = c.g.op('Unsqueeze', [c.input(1), c.g.constant('i64', [1], [-1])]);

@@ -8,8 +8,8 @@ export type Shape = readonly Dimension[];
 export type Shapes = Map<string, Shape>;
 
 /**
- * Shapes of everything that `graph` computes, by name. `outer`: shapes visible from around a branch.
- * Values of operators outside the table have no shape here; `shapeOf` complains when a rule needs one.
+ * Shapes of everything that `graph` computes, by name. `outer`: shapes of the values around a branch. Operators outside
+ * the table get no shape; `shapeOf` throws when a rule needs it.
  */
 export function inferShapes(graph: Graph, outer: ReadonlyMap<string, Shape> = new Map()): Shapes {
   const shapes: Shapes = new Map(outer);
@@ -24,7 +24,7 @@ export function inferShapes(graph: Graph, outer: ReadonlyMap<string, Shape> = ne
   return shapes;
 }
 
-/** @throws Error naming the value whose shape nobody knows. */
+/** @throws Error naming the value when its shape is unknown. */
 export function shapeOf(shapes: ReadonlyMap<string, Shape>, name: string): Shape {
   const shape = shapes.get(name);
   if (shape === undefined) throw new Error(`the shape of ${name} is not known: declare it`);
@@ -135,7 +135,7 @@ function reshaped(from: Shape, target: readonly number[]): Shape {
   return target.map((size, i) => (size === 0 ? from[i]! : size === -1 ? rest : size));
 }
 
-/** NumPy's rule. A free size meets only itself or 1. */
+/** NumPy's rule. A free dimension is compatible only with itself or 1. */
 function broadcast(a: Shape, b: Shape): Shape {
   const rank = Math.max(a.length, b.length);
   return Array.from({ length: rank }, (_, i) => {

@@ -1,7 +1,7 @@
 /**
- * The text that four bits are measured on: a user's rows, or, when nobody has any at hand, passages of many kinds that come
- * with the project, and what the model itself says after a few openings. What the model says is much like what it will
- * say; passages have words that it would not have chosen, as people's text has (LOG.md has what each gives).
+ * The text that four-bit quantization is calibrated on: a user's rows or, without any, passages of many kinds from the
+ * project mixed with text that the model generates after a few openings. Generated text resembles what the model will
+ * say; passages have words that it would not choose, as people's prompts do (LOG.md compares both).
  */
 
 import { fileURLToPath } from 'node:url';
@@ -23,20 +23,23 @@ import { encodeRow } from './samples.ts';
 
 /** Tokens of one sequence, where the model's context has room for them. */
 const SEQUENCE_TOKENS = 128;
-/** Of a user's text, at most; more takes longer and changes next to nothing. */
+/** Most tokens of a user's text; more takes longer and changes almost nothing. */
 const TOKENS_MAX = 16_384;
-/** Less says too little about inputs that seldom are large. */
+/** Fewest tokens: with less text, rarely large inputs are not measured well. */
 const TOKENS_MIN = 2_048;
-/** Of the model's own text, for each input of its widest matrix; and at most, as writing takes its time. As much is taken of passages. */
+/**
+ * Tokens of generated text for each input of the model's widest matrix, and the most in all, as generating is slow.
+ * Passages give as many.
+ */
 const OWN_TOKENS_PER_INPUT = 8;
 const OWN_TOKENS_MAX = 16_384;
-/** Rows as a user's data has them, written for this purpose. */
+/** Rows in the form of a user's data, written for this purpose. */
 export const PASSAGES_FILE = fileURLToPath(new URL('./passages.jsonl', import.meta.url));
 
 const lengthFor = ({ config }: ModelManifest): number => Math.min(SEQUENCE_TOKENS, config.contextTokens);
 
 /**
- * Rows of the files in a random order, one after the other, cut into sequences.
+ * Rows of the files in a random order, concatenated and cut into sequences.
  * @throws MaskrouteError `invalid_data` when a row is wrong, or when there is too little text.
  */
 export async function readCalibrationText(
@@ -83,17 +86,17 @@ export type OwnTextOptions = {
   readonly threads: number;
   readonly seed: number;
   readonly signal?: AbortSignal | undefined;
-  /** Tokens that are written, and all that will be. */
+  /** `done` of `total` tokens are generated. */
   readonly onProgress: (done: number, total: number) => void;
 };
 
-/** Varied, but without the tokens that a small model gives by mistake. */
+/** Varied, but without the unlikely tokens that a small model would sample by mistake. */
 const SAMPLING: Sampling = {
   ...{ temperature: 1, topP: 1, topK: 0, minP: 0.01, repetitionPenalty: 1 },
   ...{ presencePenalty: 0, frequencyPenalty: 0, logitBias: [], seed: undefined },
 };
 
-/** Passages and as much of the model's own text, in turns. @throws the signal's reason when it aborts. */
+/** Passages and as much generated text, alternating. @throws the signal's reason when it aborts. */
 export async function writeOwnText(
   { folder, manifest }: InstalledModel,
   { threads, seed, signal, onProgress }: OwnTextOptions,
@@ -140,14 +143,14 @@ export async function writeOwnText(
   return { tokenIds: inTurns(tokenIds, passages, sequenceTokens), sequenceTokens };
 }
 
-/** As a chat where the model's template takes it. */
+/** The passage as a chat where the model's template accepts it. */
 function passageIds(text: ModelText, row: CalibrationRow, eosTokenId: number): Int32Array {
   const { content } = row;
   try {
     return encodeRow(row, text, eosTokenId);
   } catch (error) {
     if (content.type === 'text') throw error;
-    // Some templates take no system's word.
+    // Some templates refuse a system message.
     return text.encodePrompt(content.turns.map((turn) => turn.content).join('\n\n'));
   }
 }
@@ -167,7 +170,7 @@ function inTurns(a: Int32Array, b: Int32Array, sequenceTokens: number): Int32Arr
   return mixed;
 }
 
-/** Openings in their order, each sequence from its own on. */
+/** Returns the openings one after the other, from number `first` on. */
 function openingsFrom(text: ModelText, first: number): () => Int32Array {
   let at = first;
   return () => openingIds(text, OPENINGS[at++ % OPENINGS.length]!);
@@ -187,11 +190,11 @@ type Writer = {
   readonly isFull: () => boolean;
   /** The sequence's next tokens, to be run. */
   next(): RunInput & { readonly tokenIds: Int32Array };
-  /** What the model says after them. */
+  /** Takes the model's logits after these tokens. */
   take(logits: Float32Array): void;
 };
 
-/** Fills `sequence`: an opening, then one token after the other; after an end, another opening. */
+/** Fills `sequence`: an opening, then generated tokens; after an end-of-sequence token, the next opening. */
 function createWriter(
   runner: Runner,
   sequence: Int32Array,

@@ -1,4 +1,7 @@
-/** Clusters of prompts: what the edge would embed, the cluster that it would pick, and the table of kind × cluster. */
+/**
+ * Clusters of prompts: embeds as the edge does, picks the cluster that the edge would pick, and counts kinds by
+ * cluster.
+ */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
 import type { CalibrationRow } from './read-data.ts';
@@ -13,7 +16,7 @@ export type Clusters = {
   readonly inertia: number;
 };
 
-/** Prompts of one kind by cluster; the counts of a kind sum to its prompts. */
+/** Number of prompts of each kind in each cluster. */
 export type KindTable = { readonly kind: string; readonly counts: number[] }[];
 
 /** Texts embedded between two looks at the signal. */
@@ -58,8 +61,8 @@ export function kindTable(
 }
 
 /**
- * Mutual information of cluster and kind in bits, each row of the table counted as it stands:
- * Σ p(k,c) log₂ (p(k,c) / p(k) p(c)). At most log₂ of the number of kinds.
+ * Mutual information of cluster and kind in bits, from the table's counts: Σ p(k,c) log₂ (p(k,c) / p(k) p(c)). At most
+ * log₂ of the number of kinds.
  */
 export function informationBits(table: KindTable): number {
   const total = table.reduce((sum, { counts }) => sum + add(counts), 0);

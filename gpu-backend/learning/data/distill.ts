@@ -1,7 +1,7 @@
 /**
- * `maskroute distill`: the static encoder's table out of calibration files and a full sentence encoder, the teacher.
- * Every token through the teacher alone gives the first vectors; regression on the teacher's vectors of ordinary text
- * gives the final ones (as model2vec's later models do).
+ * `maskroute distill`: makes the static encoder's table from calibration files and a full sentence encoder, the
+ * teacher. The teacher's vector of each single token is the start; regression on its vectors of ordinary text gives the
+ * final table (as in model2vec's later models).
  */
 import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
@@ -15,7 +15,7 @@ import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project }
 import { packPoints } from './kmeans.ts';
 import { type CalibrationRow, readData } from './read-data.ts';
 
-/** Enough sentences of a long document to meet its words, few enough that it does not outweigh the rest. */
+/** Most sentences of one row: enough to cover a long document's words, but not so many that it outweighs other rows. */
 const SENTENCES_PER_ROW_MAX = 12;
 
 type DistillTableOptions = {
@@ -57,21 +57,21 @@ export type DistillOptions = {
   readonly dimensions: number;
   readonly epochs: number;
   readonly seed: number;
-  /** `done` of `total` texts seen by the teacher, then epochs of the fit. */
+  /** `done` of `total`: texts embedded by the teacher, then epochs of the fit. */
   readonly onProgress?: (stage: 'teacher' | 'fit', done: number, total: number, detail?: string) => void;
 };
 
 const DISTILL_DEFAULTS = { dimensions: 248, epochs: 4, seed: 1 } as const;
 
-/** Texts that the teacher sees between two reports. */
+/** Texts that the teacher embeds between two progress reports. */
 const TEACHER_BATCH = 2048;
 /** Found by trials on held-out prompts (LOG.md). */
 const FIT = { learningRate: 6e-3, batchTexts: 256, tokenDropout: 0.5 } as const;
-/** Tokens of a text that count in the fit; longer texts change nothing but the time. */
+/** Tokens of a text that the fit uses; more only take longer. */
 const FIT_TOKENS_MAX = 512;
 /** Inverse-frequency weight a / (a + p) of Arora et al., 2017, for the first vectors. */
 const SIF_A = 1e-3;
-/** Length of the mean first vector: sets how far a step of Adam goes. */
+/** Length to which the mean first vector is scaled: decides how far a step of Adam moves relative to it. */
 const INITIAL_LENGTH = 0.3;
 
 type Distilled = {
@@ -135,14 +135,14 @@ async function teach(
   return vectors;
 }
 
-/** The table's tokens: how texts are cut into them, and what the teacher makes of each alone. */
+/** The table's tokens: how texts are tokenized, and what the teacher embeds for each token alone. */
 type Pieces = {
   readonly vocabulary: readonly string[];
   readonly wordPiece: WordPiece;
   alone(signal: AbortSignal | undefined): Promise<Float32Array[]>;
 };
 
-/** The teacher's own tokens, or where it cuts words otherwise, the words and letters of the texts. */
+/** The teacher's own tokens if it uses WordPiece; otherwise the words and letters of the texts. */
 function piecesFor(teacher: SentenceEncoder, texts: readonly string[]): Pieces {
   if (teacher.wordPiece !== undefined) {
     const { vocabulary, pieces } = teacher.wordPiece;
@@ -214,7 +214,7 @@ function prepare(
   return { tokenIds, offsets, targets };
 }
 
-/** Every token through the teacher alone, projected, weighted by inverse frequency in the texts: `[V, D]`. */
+/** The teacher's vector of each token alone, projected, and weighted by inverse frequency in the texts: `[V, D]`. */
 async function firstVectors(
   pieces: Pieces,
   axes: PrincipalAxes,
@@ -241,13 +241,13 @@ async function firstVectors(
   return values.map((value) => value * factor);
 }
 
-/** A sentence shorter than this is joined to the next one. */
+/** Shorter sentences are joined to the next. */
 const SENTENCE_CHARS_MIN = 24;
 const SENTENCE_CHARS_MAX = 400;
 
 /**
- * Ordinary text out of calibration data, each piece once, in the order of the rows: first every prompt as the edge would
- * embed it, then the sentences of everything that was said, so that words are met in many contexts.
+ * Distinct texts from calibration rows, in row order: first every prompt as the edge would embed it, then the sentences
+ * of all messages, so that words occur in many contexts.
  * @param sentencesPerRowMax bounds what one long document contributes.
  */
 export function snippets(rows: readonly CalibrationRow[], sentencesPerRowMax: number): string[] {
@@ -262,7 +262,7 @@ export function snippets(rows: readonly CalibrationRow[], sentencesPerRowMax: nu
   return [...found];
 }
 
-/** Sentences and lines of a text, the short ones joined; what has no sentence ends is cut by length. */
+/** Sentences and lines of a text; short ones are joined, and text without sentence ends is cut by length. */
 function sentences(text: string): string[] {
   const pieces = text.split(/(?<=[.!?。！？।])\s+|\n+/u).flatMap((piece) => chunks(piece.trim()));
   const result: string[] = [];
@@ -287,8 +287,8 @@ function chunks(piece: string): string[] {
 type QuantisedVectors = { readonly scales: Float32Array; readonly vectors: Int8Array };
 
 /**
- * Token vectors `[V, dimensions]` as int8 with one scale a token: a quarter of fp32, and no loss that routing could
- * notice. Each row's largest number becomes ±127.
+ * Quantizes token vectors `[V, dimensions]` to int8 with one scale a token: a quarter of fp32's size, and routing is
+ * not affected. Each row's largest number becomes ±127.
  */
 export function quantiseVectors(vectors: Float32Array, dimensions: number): QuantisedVectors {
   const size = vectors.length / dimensions;

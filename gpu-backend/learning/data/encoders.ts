@@ -1,4 +1,4 @@
-/** Encoders by the name that `--encoder` takes. Files are fetched and read here; everything below works on them. */
+/** Opens encoders by the name that `--encoder` takes: fetches and reads their files. */
 import { fileURLToPath } from 'node:url';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import {
@@ -10,18 +10,18 @@ import type { EncoderOptions } from '../../encoder/full-encoder.ts';
 import { namedEncoder, openFullEncoder } from '../../encoder/full-encoder.ts';
 import { readRegular, unreadable } from '../../files.ts';
 
-/** The table that ships with the project; the edge serves it as an asset. */
+/** The table that comes with the project; the edge serves it as an asset. */
 export const STATIC_TABLE_PATH = fileURLToPath(
   new URL('../../../workers/assets/encoder/static.bin', import.meta.url),
 );
-/** Thirty times the table that ships. */
+/** Thirty times the size of the table that comes with the project. */
 const TABLE_BYTES_MAX = 256 * 1024 * 1024;
 
 export type OpenEncoder = { readonly encoder: Encoder; close(): Promise<void> };
 
 /**
- * `static` is the table that ships, a path to a `.bin` another table; anything else is a full sentence encoder
- * as {@link openFullEncoder} takes it.
+ * `static` is the table that comes with the project; a path to a `.bin` file is another table; any other name is a full
+ * sentence encoder, as {@link openFullEncoder} takes it.
  * @throws MaskrouteError `invalid_encoder`, `download_failed`, `invalid_argument` for a table that cannot be read.
  */
 export async function openEncoder(name: string, options: EncoderOptions): Promise<OpenEncoder> {
@@ -32,7 +32,7 @@ export async function openEncoder(name: string, options: EncoderOptions): Promis
 }
 
 /**
- * Whether {@link openEncoder} can find it, without fetching anything.
+ * Checks that {@link openEncoder} can find the encoder, without downloading anything.
  * @throws MaskrouteError `invalid_encoder`, `invalid_argument` for a table that cannot be read.
  */
 export async function checkEncoder(name: string): Promise<void> {

@@ -2,11 +2,12 @@
  * Fits token vectors to sentence vectors: the normalised sum of a text's token vectors should point where the
  * full encoder points. Loss 1 − cos, Adam (Kingma and Ba, 2015) on the rows that a batch touches, linear decay.
  *
- * In every epoch each text is seen without a random part of its tokens. A fit of all tokens comes nearer to the
- * teacher, but shares its meaning out over whatever words happen to stand together; without some of them every
- * word must carry its own, and prompts of a kind keep together far better.
+ * In every epoch each text is fitted without a random part of its tokens (dropout). Without dropout the fit is closer
+ * to the teacher, but the meaning is spread over words that happen to occur together. With it every word must carry its
+ * own meaning, and prompts of one kind cluster far better.
  *
- * {@link principalAxes} gives the fewer dimensions that the static encoder has. Shapes: N texts, V tokens, D dimensions.
+ * {@link principalAxes} reduces the teacher's dimensions to those of the static encoder. Shapes: N texts, V tokens, D
+ * dimensions.
  */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import { createRandom, permutation } from '../../random.ts';
@@ -17,7 +18,7 @@ export type FitTexts = {
   readonly tokenIds: Int32Array;
   /** Where each text starts in `tokenIds`, and the end: `[N + 1]`. */
   readonly offsets: Uint32Array;
-  /** Unit vectors to meet, `[N, D]`. */
+  /** Unit vectors to fit, `[N, D]`. */
   readonly targets: Float32Array;
 };
 
@@ -36,7 +37,7 @@ const BETA_1 = 0.9;
 const BETA_2 = 0.99;
 const EPSILON = 1e-8;
 
-/** The state of Adam and of one batch; rows that no text touches stay as they were. */
+/** The state of Adam and of one batch; rows of tokens outside the batch do not change. */
 type State = {
   readonly vectors: Float32Array;
   readonly gradient: Float32Array;
@@ -129,13 +130,16 @@ function update(state: State, dimensions: number, learningRate: number): void {
 export type PrincipalAxes = {
   readonly inputs: number;
   readonly outputs: number;
-  /** Row-major `[outputs, inputs]`, orthonormal, by falling share of the squared length. */
+  /** Row-major `[outputs, inputs]`, orthonormal, the axis with the largest share of the squared length first. */
   readonly axes: Float32Array;
   /** Share of the vectors' squared length that the axes keep, 0 to 1. */
   readonly kept: number;
 };
 
-/** The axes that keep most: of the second moment, not of the covariance, since cosines are taken about the origin. */
+/**
+ * The axes that keep most of the squared length: eigenvectors of the second moment, not of the covariance, since
+ * cosines are taken about the origin.
+ */
 export function principalAxes(points: Points, outputs: number): PrincipalAxes {
   const inputs = points.dimensions;
   if (outputs > inputs) throw new RangeError(`${outputs} axes of ${inputs} dimensions`);

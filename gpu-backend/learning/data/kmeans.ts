@@ -49,7 +49,10 @@ export function packPoints(rows: readonly Float32Array[]): Points {
   return { count: rows.length, dimensions, values };
 }
 
-/** Each next centroid is a point drawn in proportion to its squared distance from those chosen. */
+/**
+ * k-means++: each next centroid is a point drawn with probability proportional to its squared distance from the nearest
+ * centroid so far.
+ */
 function seedCentroids(points: Points, clusterCount: number, random: Random): Float32Array {
   const { count, dimensions, values } = points;
   const centroids = new Float32Array(clusterCount * dimensions);
@@ -127,7 +130,9 @@ function assign(
   return moved;
 }
 
-/** An empty cluster takes the point that is farthest from its own centroid, out of a cluster of two or more. */
+/**
+ * Gives each empty cluster the point that is farthest from its centroid, taken from a cluster of two or more points.
+ */
 function fillEmptyClusters(assignment: Uint16Array, distances: Float64Array, clusterCount: number): boolean {
   const sizes = clusterSizes(assignment, clusterCount);
   let repaired = false;
@@ -192,7 +197,7 @@ export function clusterSizes(assignment: Uint16Array, clusterCount: number): Uin
   return sizes;
 }
 
-/** What has equal labels, such as an assignment's points, by rising label. */
+/** Indices grouped by label (such as points by cluster), by rising label. */
 export function groupsBy(labels: ArrayLike<number>): number[][] {
   const found = new Map<number, number[]>();
   for (const [index, label] of Array.from(labels).entries())

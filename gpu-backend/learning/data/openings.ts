@@ -1,4 +1,4 @@
-/** How texts of many kinds begin: what a model is asked to go on with where it writes the text that it is measured on. */
+/** Beginnings of texts of many kinds: the model continues them to generate text for its own calibration. */
 export type Opening =
   /** A plain text's first words. */
   | { readonly text: string }
@@ -8,7 +8,7 @@ export type Opening =
 const ask = (question: string): Opening => ({ ask: question });
 const text = (words: string): Opening => ({ text: words });
 
-/** Kinds take turns, so that a few of them in order are a mix, too. */
+/** Kinds alternate, so that the first few are a mix, too. */
 export const OPENINGS: readonly Opening[] = [
   ask('How do bees find their way back to the hive?'),
   text('The city lies on the northern bank of the river and was founded in'),

@@ -1,4 +1,7 @@
-/** From rows to clusters of prompts: the held-out ones apart, all embedded as the edge does. */
+/**
+ * From rows to clusters of prompts: splits off the held-out rows, embeds all rows as the edge does, and clusters the
+ * others.
+ */
 import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
@@ -14,16 +17,19 @@ import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
 import { HELD_OUT_SHARE, splitRows } from './samples.ts';
 
-/** Of what is learned from, the share that masks are only chosen on. */
+/** Share of the rows that are not held out on which masks are chosen but not searched. */
 const CHOICE_SHARE = 0.25;
-/** What `auto` chooses among: clusters are fine, for masks are shared. Fewer only where there are too few prompts. */
+/**
+ * Numbers of clusters that `auto` chooses from: many small clusters, as clusters share masks. Fewer only where there
+ * are too few prompts.
+ */
 const CLUSTER_COUNTS = [16, 32, 64, 128, 256];
 const FEW_PROMPTS_COUNTS = [2, 4, 8];
-/** With fewer prompts on average a cluster hardly tells which mask suits it. */
+/** Fewest prompts a cluster, on average, that show which mask suits it. */
 const ROWS_A_CLUSTER_MIN = 25;
 /**
- * Prompts times clusters, and how k-means goes about them: with many of both, clusters differ little from one start to the
- * next, and a start takes long.
+ * How many starts k-means gets, by prompts times clusters: with many of both, the starts' results differ little and
+ * each start takes long.
  */
 const STARTS = [
   { upTo: 2 ** 15, starts: 8, iterationsMax: 100 },
@@ -37,9 +43,9 @@ const HELD_OUT_ROWS_MIN = 20;
 
 /** Disjoint shares of the prompts. */
 type Shares = {
-  /** To search and train on. */
+  /** Rows on which masks are searched and trained. */
   readonly search: readonly CalibrationRow[];
-  /** To choose among masks on, and to measure which mask suits a cluster. */
+  /** Rows on which masks are chosen and assigned to clusters. */
   readonly choice: readonly CalibrationRow[];
   /** Nothing is learned from these. */
   readonly heldOut: readonly CalibrationRow[];
@@ -54,7 +60,7 @@ export type Prompts = {
   readonly positions: readonly (readonly [number, number])[];
   readonly kinds: { readonly fit: KindTable; readonly heldOut: KindTable };
   readonly health: RoutingHealth;
-  /** How far prompts lie from their centroids: held-out ones, or all where hardly any are held out. */
+  /** How far held-out prompts lie from their centroids (all prompts where hardly any are held out). */
   readonly nearest: Nearest;
   /** What `auto` compared, on held-out prompts. */
   readonly counts: readonly ClusterCount[];
@@ -105,7 +111,7 @@ export async function groupPrompts(
   };
 }
 
-/** Disjoint; where there is next to nothing, all of it is used for both. */
+/** Disjoint; with very few rows, all are used for both. */
 function searchAndChoice(rows: readonly CalibrationRow[]): Pick<Shares, 'search' | 'choice'> {
   const { fit: search, heldOut: choice } = splitRows(rows, CHOICE_SHARE, 'choice');
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
@@ -137,7 +143,7 @@ function clusterPoints(
     const clusters = cluster(count, some);
     return { clusters, health: healthOnOthers(some, heldOut, clusters, seed) };
   });
-  // Clusters that stand apart and share the requests out evenly; fewer of equally good.
+  // Prefers clusters that are well separated and evenly sized; of equal values the fewest clusters.
   const worth = ({ health }: (typeof attempts)[number]) => Math.max(0, health.silhouette!) * health.balance;
   const best = attempts.reduce((most, one) => (worth(one) > worth(most) ? one : most));
   const counts = attempts.map(({ clusters, health }) => ({
@@ -149,7 +155,7 @@ function clusterPoints(
   return found(some === points ? best.clusters : cluster(best.clusters.sizes.length), counts);
 }
 
-/** All of them where they are few. */
+/** A random sample of the points, or all of them where they are few. */
 function sampleOf(points: Points, seed: number): Points {
   if (points.count <= COMPARED_PROMPTS) return points;
   const { dimensions, values } = points;
@@ -162,7 +168,7 @@ function distinctCount({ count, dimensions, values }: Points): number {
   return new Set(Array.from({ length: count }, (_, i) => vector(i))).size;
 }
 
-/** How clusters divide held-out prompts; where there are hardly any, the prompts that they were made from. */
+/** Routing health on held-out prompts, or on the clustered prompts where hardly any are held out. */
 function healthOnOthers(
   points: Points,
   heldOut: readonly Float32Array[],

@@ -1,7 +1,7 @@
 /**
- * Calibration data from JSONL files, in every form that people have lying about. A row becomes a short
- * conversation (to be rendered through the model's chat template) or a plain text, with the text that the edge
- * would route it by: both sides must see the same prompt, or clusters mean nothing.
+ * Calibration data from JSONL files, in the common forms of rows. A row becomes a short conversation (to be rendered
+ * through the model's chat template) or a plain text, with the text that the edge would route it by: if the two sides
+ * saw different prompts, clusters would mean nothing.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
@@ -17,7 +17,7 @@ const ROW_COUNT_MAX = 5_000_000;
 
 type Turn = { readonly role: 'system' | 'user' | 'assistant'; readonly content: string };
 export type CalibrationRow = {
-  /** The row's own `kind`, or the file's name without its ending: what reports count clusters against. */
+  /** The row's own `kind`, or the file's name without its extension; reports count clusters by kind. */
   readonly kind: string;
   /** What the edge would embed for this request. */
   readonly routeText: string;
@@ -34,7 +34,7 @@ type CalibrationData = {
 
 const text = z.string();
 const role = z.enum(['system', 'developer', 'user', 'assistant']);
-/** Plain, or in parts as OpenAI's clients send it. */
+/** A string, or content parts as OpenAI's clients send them. */
 const messageContent = z.union([text, z.array(z.looseObject({ type: z.literal('text'), text }))]);
 const withKind = { kind: z.string().min(1).max(100).optional() };
 const FORMS = {
@@ -53,7 +53,7 @@ const FORMS = {
   text: z.looseObject({ ...withKind, text }),
 } as const;
 type Form = keyof typeof FORMS;
-/** What a row of each form must have; the first is the form's name. */
+/** Fields that a row of each form must have; the first is the form's name. */
 const FIELDS: Readonly<Record<Form, readonly string[]>> = {
   messages: ['messages'],
   prompt: ['prompt', 'completion'],
@@ -95,7 +95,7 @@ export async function readData(
   return { rows, emptyRows };
 }
 
-/** One JSONL line. `where` (`file:line`) stands before every complaint. */
+/** Parses one JSONL line. `where` (`file:line`) begins every error message. */
 export function parseRow(line: string, fileKind: string, where: string): CalibrationRow {
   const fail = (reason: string) => new MaskrouteError('invalid_data', `${where}: ${reason}`);
   let json: unknown;
@@ -116,7 +116,10 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   return { kind: checked.value.kind ?? fileKind, routeText: routeText(content), content };
 }
 
-/** The first form whose fields are all there; else, for the complaint, the first form that the row has a field of. */
+/**
+ * The first form whose fields are all present; otherwise, for the error message, the first form that the row has a
+ * field of.
+ */
 function formOf(row: object): Form | undefined {
   const forms = Object.keys(FORMS) as Form[];
   return (
@@ -169,8 +172,8 @@ type Line = { readonly number: number; readonly text: string };
 
 /**
  * Lines of a UTF-8 text file, one at a time, without a byte order mark.
- * @throws MaskrouteError `invalid_data`, naming file and line, for what is not UTF-8 or too long;
- * `invalid_argument` for what cannot be read, or is no regular file.
+ * @throws MaskrouteError `invalid_data`, naming file and line, when a line is not UTF-8 or too long; `invalid_argument`
+ * when the file is unreadable or not a regular file.
  */
 export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
   const name = basename(path);
@@ -207,7 +210,10 @@ export async function* readLines(path: string, charsMax: number): AsyncGenerator
   }
 }
 
-/** Says at once which of the files cannot be read. @throws MaskrouteError as {@link readLines} when it opens a file. */
+/**
+ * Checks that all files can be read, before any work begins. @throws MaskrouteError as {@link readLines} when it opens
+ * a file.
+ */
 export async function requireFiles(paths: readonly string[]): Promise<void> {
   for (const path of paths) await (await openData(path)).close();
 }

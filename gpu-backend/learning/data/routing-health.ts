@@ -19,9 +19,9 @@ export type RoutingHealth = {
 
 /** Above this share of the prompts in one cluster, routing has collapsed. */
 const COLLAPSED_SHARE = 0.8;
-/** Centroids this much nearer to each other than prompts are to their own hardly differ. */
+/** Centroids nearly coincide when their distance is below this share of the prompts' distance to their own centroid. */
 const NEAR_SHARE = 0.25;
-/** The silhouette is quadratic in points. */
+/** Sample size: the silhouette's cost is quadratic in the number of points. */
 const SILHOUETTE_POINTS = 1000;
 
 export function routingHealth(points: Points, clusters: Clusters, seed: number): RoutingHealth {
@@ -50,7 +50,7 @@ function collapseReason(
   const spread = Math.sqrt(clusters.inertia / clusters.assignment.length);
   if (nearest !== null && nearest.distance < NEAR_SHARE * spread) {
     const [a, b] = nearest.clusters;
-    return `${percent} % of the prompts go to one cluster, and centroids ${a} and ${b} nearly coincide: the encoder hardly tells these prompts apart, so fewer clusters or more varied data are in order`;
+    return `${percent} % of the prompts go to one cluster, and centroids ${a} and ${b} nearly coincide: the encoder hardly tells these prompts apart, so use fewer clusters or more varied data`;
   }
   return `${percent} % of the prompts go to one cluster: the data are nearly of one kind, with a few outliers that have clusters to themselves`;
 }
@@ -68,7 +68,7 @@ function nearestCentroids({ centroids, dimensions, sizes }: Clusters): RoutingHe
 
 /**
  * Mean over a sample of the points of (b − a) / max(a, b): a is the mean distance to others of the own cluster, b the
- * least mean distance to another cluster's (Rousseeuw, 1987). Alone in its cluster, a point counts 0.
+ * least mean distance to another cluster's (Rousseeuw, 1987). A point alone in its cluster counts 0.
  */
 export function silhouette(
   points: Points,

@@ -1,6 +1,7 @@
 /**
  * Calibration rows as the token sequences that the model would see, rendered through its chat template; and which rows
- * are held out. That goes by content: equal prompts never stand on both sides, and the split survives any reordering.
+ * are held out. The split is by content: equal prompts are always on the same side, and reordering rows changes
+ * nothing.
  */
 import { createHash } from 'node:crypto';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -10,7 +11,7 @@ import type { CalibrationRow } from './read-data.ts';
 
 export type Sample = {
   readonly tokenIds: Int32Array;
-  /** The first position whose next token counts; what is before is the same in every conversation. */
+  /** The first scored position; the tokens before it are the same in every conversation. */
   readonly scoreFrom: number;
 };
 
@@ -22,7 +23,7 @@ type SampleOptions = {
   readonly scored?: Scored;
 };
 
-/** What counts of a row: its answer alone, or all but the beginning that every conversation shares. */
+/** Which positions of a row are scored: only its answer, or all but the beginning that every conversation shares. */
 export type Scored = 'answers' | 'all';
 
 /** Every position but the last predicts a token. */
@@ -57,7 +58,7 @@ export function drawRows(
 export const drawSamples = (...args: Parameters<typeof drawRows>): Sample[] =>
   drawRows(...args).map(({ sample }) => sample);
 
-/** One row's sample; `undefined` when it is too short to score. */
+/** Returns a function that makes one row's sample, or `undefined` when the row is too short to score. */
 export function createSampler(
   text: ModelText,
   eosTokenId: number,
@@ -75,8 +76,9 @@ export function createSampler(
 }
 
 /**
- * A last turn of the assistant is an answer to what came before, ended as the model ends its own.
- * @throws MaskrouteError `invalid_data`, with the row's kind, roles and prompt, when the model's chat template refuses it.
+ * Token ids of a row. If the assistant has the last turn, it is encoded as the model's answer, with its end token.
+ * @throws MaskrouteError `invalid_data`, with the row's kind, roles and prompt, when the model's chat template refuses
+ * it.
  */
 export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
@@ -96,15 +98,16 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
   }
 }
 
-/** Of a prompt, in a message. */
+/** Characters of a prompt that an error message quotes. */
 const QUOTED_CHARS = 60;
 
 const rolesOf = (turns: readonly { readonly role: string }[]): string =>
   turns.map(({ role }) => role).join(', ');
 
 /**
- * Templates refuse rows for their roles: a system prompt, or two users in a row. So one row of every order of roles is tried before
- * the work, which may meet the first such row after hours. @throws MaskrouteError `invalid_data` as {@link encodeRow}.
+ * Some templates refuse certain sequences of roles, such as a system prompt or two user turns in a row. So one row of
+ * every sequence of roles is tried before the work, which might reach the first such row only after hours. @throws
+ * MaskrouteError `invalid_data` as {@link encodeRow}.
  */
 export function tryTemplate(rows: Iterable<CalibrationRow>, text: ModelText): void {
   const tried = new Set<string>();
@@ -115,7 +118,7 @@ export function tryTemplate(rows: Iterable<CalibrationRow>, text: ModelText): vo
   }
 }
 
-/** The position that predicts the first token of a row's answer; `undefined` for a row without one. */
+/** The position that predicts the first token of a row's answer; `undefined` for a row without an answer. */
 function answerStart({ content }: CalibrationRow, text: ModelText): number | undefined {
   if (content.type === 'text' || content.turns.at(-1)!.role !== 'assistant') return undefined;
   return text.encodeChat(content.turns.slice(0, -1)).length - 1;
@@ -127,7 +130,7 @@ function templatePrefix(text: ModelText): Int32Array {
   return a!.slice(0, commonLength(a!, b!));
 }
 
-/** Tokens that both begin with. */
+/** Number of leading tokens that both sequences share. */
 export function commonLength(a: Int32Array, b: Int32Array): number {
   let length = 0;
   while (length < Math.min(a.length, b.length) && a[length] === b[length]) length++;
@@ -135,8 +138,8 @@ export function commonLength(a: Int32Array, b: Int32Array): number {
 }
 
 /**
- * The share of all prompts that nothing is learned from, neither masks nor surrogates. All parts share the number: with
- * another share, one part would learn on what another holds out.
+ * Share of the prompts from which neither masks nor surrogates are learned. All commands use the same share; otherwise
+ * one would learn from what another holds out.
  */
 export const HELD_OUT_SHARE = 0.1;
 
@@ -150,13 +153,13 @@ export function splitRows(rows: readonly CalibrationRow[], share: number, purpos
   return { fit, heldOut };
 }
 
-/** What a smaller `share` holds out, a larger one does, too. */
+/** Whether a row is held out. A larger `share` also holds out everything that a smaller share does. */
 export function isHeldOut({ routeText }: CalibrationRow, share: number, purpose = 'held-out'): boolean {
   const digest = createHash('sha256').update(`${purpose}\n${routeText}`).digest();
   return digest.readUInt32LE() / 2 ** 32 < share;
 }
 
-/** Each row once: what stands twice in the data must not count twice. */
+/** Each distinct row once: repeated rows must not count twice. */
 export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
   const seen = new Set<string>();
   return rows.filter(({ content }) => {

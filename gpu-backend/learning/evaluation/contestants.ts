@@ -1,4 +1,4 @@
-/** Methods at a sparsity as what they do to each scored row, and the row of figures that this gives. */
+/** A contestant is a method at a sparsity: its masks for each scored row, and the row of figures that follows. */
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { sparsity } from '../../../shared/mask/mask.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';

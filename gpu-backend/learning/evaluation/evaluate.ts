@@ -1,6 +1,7 @@
 /**
- * `maskroute evaluate`: learned masks against dense and every static baseline, on rows that neither was made on. One
- * row of figures a method; what was computed is kept by content, so that a killed or repeated evaluation goes on.
+ * `maskroute evaluate`: compares learned masks with the dense model and every static baseline, on rows that none of
+ * them was made on. Each method gives one row of figures. Results are kept by content, so a killed or repeated
+ * evaluation resumes.
  */
 
 import type { Mask } from '../../../shared/mask/mask.ts';
@@ -34,7 +35,7 @@ import { createTimer, timePlane, weightPoints } from './timing.ts';
 
 /**
  * @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_mask_set` for a set of another model,
- * `encoder_mismatch`. Rejects when `signal` aborts; what was computed is read back the next time.
+ * `encoder_mismatch`. Rejects when `signal` aborts; the next evaluation reuses finished results.
  */
 export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
   const inputs = await readInputs(options);
@@ -48,7 +49,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const { config } = model.manifest;
   const { data } = inputs;
   checkTasks(context, inputs.tasks);
-  // Checks encode rows at the end of all work; what else is scored or calibrates is encoded at its beginning.
+  // Other rows are encoded at the start, but those of the checks only at the end, so the template is tried on them now.
   if (options.checks)
     tryTemplate([...data.calibration, ...pickRows(data.facts, options.limit, seed)], context.text);
   const { rows, samples } = scoredSamples(context, data.scored);
@@ -104,11 +105,11 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   };
 }
 
-/** Where masks were run and timed, unless that is the processor. */
+/** Notes the device that ran and timed the masks, unless it is the processor. */
 const deviceNotes = ({ device = PROCESSOR }: EvaluateOptions): string[] =>
   device.kind === 'cpu' ? [] : [`Masks were run and timed on ${deviceName(device)}.`];
 
-/** Sets that were learned with another table than the model has now. */
+/** Notes the sets that were learned with another table of surrogates than the model has now. */
 const tableNotes = ({ maskSets, model }: EvaluateOptions): string[] =>
   maskSets
     .filter(({ surrogates }) => surrogates !== undefined && surrogates !== surrogatesOf(model))
@@ -137,7 +138,7 @@ function scoredSamples({ options, text }: Context, scored: readonly CalibrationR
 function search({ options, scorer, text }: Context, calibration: readonly CalibrationRow[]) {
   const { model, seed, searchPositions, tokensMax, onProgress, flavours } = options;
   const methods = options.baselines.filter((name): name is StaticMethod => name !== 'one-mask');
-  // Equally many rows of each kind, then in the order that they were picked.
+  // Rows are picked in a random order, equally many of each kind.
   const rows = pickRows(calibration, searchPositions, seed);
   const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, createRandom(seed), {
     positions: searchPositions,
@@ -159,13 +160,13 @@ function search({ options, scorer, text }: Context, calibration: readonly Calibr
   });
 }
 
-/** Searches go this much further than asked for, so that a method can be taken at a learned set's time too. */
+/** Searches go this much beyond the highest sparsity, so that a method can also be taken at a learned set's time. */
 const EXTRA_SPARSITY = 0.05;
 
-/** Enough to tell which count makes a method as fast as another. */
+/** Timing rounds: enough to find the count of blocks at which two methods are equally fast. */
 const ROUGH_ROUNDS = 3;
 
-/** Times of all contestants; then the static methods at the times of the learned ones, and all times again. */
+/** Times all contestants, adds the static methods at the times of the learned sets, and times all again. */
 async function matchTimes(
   { options }: Context,
   lineUp: LineUp,
@@ -183,7 +184,8 @@ async function matchTimes(
     const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
     const measured = [...dense, ...masks].map((mask) => ({ ...countsOf(mask), ms: timer.msOf(mask) }));
     const weights = weightPoints(options.model.manifest.config, measured[0]!.ms);
-    // Once for each that was measured: an attention block saves less of a token than measurements differ by chance.
+    // The weights count as much as the measurements: an attention block saves less time than measurements vary by
+    // chance.
     return timePlane([...measured, ...measured.flatMap(() => weights)]);
   });
   await timer.measure([...masksOf(contestants), ...masksOf(timed)], options.rounds);

@@ -1,4 +1,4 @@
-/** What an evaluation is asked for, and what all its stages share: the model, opened once. */
+/** The options of an evaluation, and what all its stages share: the model, opened once. */
 import type { SurrogatesId } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import type { Runner } from '../../engine/runner.ts';
@@ -21,7 +21,7 @@ export type EvaluateOptions = {
   readonly data: readonly string[];
   readonly calibration: readonly string[];
   readonly baselines: readonly Baseline[];
-  /** Static methods are taken at these, and at those of the mask sets. */
+  /** Sparsities of the static methods, in addition to those of the mask sets. */
   readonly sparsities: readonly number[];
   /** `null`: holes. A table: the model's surrogates stand in for skipped blocks. */
   readonly flavours: readonly (SurrogatesId | null)[];
@@ -30,7 +30,7 @@ export type EvaluateOptions = {
   /** Multiple-choice sets that all methods answer, and how many questions of each. */
   readonly tasks: readonly TaskFile[];
   readonly taskLimit: number;
-  /** The paper's own checks as well. */
+  /** Whether to run the paper's own checks (`checks/run-checks.ts`). */
   readonly checks: boolean;
   /** Files whose answers are facts, for the check of recall; without them, the right answers of `tasks`. */
   readonly facts: readonly string[];
@@ -51,7 +51,7 @@ export type EvaluateOptions = {
   /** What runs and times the model; the processor unless given. */
   readonly device?: Device | undefined;
   readonly seed: number;
-  /** What became of the rows of `data`, before anything is scored. */
+  /** Called before scoring, with how many rows of `data` are used and left out. */
   readonly onRows: (counts: RowCounts) => void;
   readonly onProgress: (stage: string, done: number, total: number) => void;
   readonly signal?: AbortSignal | undefined;

@@ -1,4 +1,4 @@
-/** Everything that an evaluation reads, before it works for hours: what is wrong with a file is said at once. */
+/** Reads all input files of an evaluation first, so that a bad file is reported before hours of work. */
 import { basename } from 'node:path';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -15,7 +15,7 @@ export type Inputs = {
   readonly notes: readonly string[];
 };
 
-/** Names in a note. */
+/** Most file names that a note lists. */
 const NAMES_MAX = 4;
 
 /** @throws MaskrouteError `invalid_mask_set` for a set of another model, `invalid_data`, `invalid_argument`. */
@@ -46,7 +46,7 @@ function checkModel({ name, model }: MaskSet, { manifest }: Pick<InstalledModel,
   throw new MaskrouteError('invalid_mask_set', `The mask set ${name} is for ${otherModel(model, manifest)}.`);
 }
 
-/** Two models may have one name. */
+/** Says which model a set is for; models of the same name are told apart by their hashes. */
 function otherModel(
   { name, hash, blockCount }: MaskSet['model'],
   installed: InstalledModel['manifest'],
@@ -70,11 +70,13 @@ async function readTasks({ tasks, taskLimit }: EvaluateOptions): Promise<LoadedT
   return loaded;
 }
 
-/** Base names in the set's own record. */
+/** Base names of the files that the set was learned on, from its record. */
 const learnedOn = ({ learned }: MaskSet): string[] =>
   Array.isArray(learned.data) ? learned.data.filter((name): name is string => typeof name === 'string') : [];
 
-/** Files in the sets' records that were not given: their rows are not known when they stand in others. */
+/**
+ * Notes the files that sets were learned on but that were not given: their rows cannot be recognised in other files.
+ */
 function unknownRows({ maskSets, data, calibration }: EvaluateOptions): string[] {
   const given = [...data, ...calibration].map((path) => basename(path));
   const missing = [...new Set(maskSets.flatMap(learnedOn))].filter((name) => !given.includes(name));

@@ -1,4 +1,7 @@
-/** Who competes: dense, each mask set with its N masks and its one mask, and the static methods at each sparsity. */
+/**
+ * The contestants: dense, each mask set with its N masks and with its one mask, and the static methods at each
+ * sparsity.
+ */
 import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { denseMask, withSurrogates } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
@@ -47,7 +50,7 @@ export function equalCountContestants(lineUp: LineUp): { contestants: Contestant
   return { contestants: [denseContestant(lineUp), ...learned, ...fixed], notes: [...new Set(notes)] };
 }
 
-/** Each static method at the time of each learned contestant; left out where its whole order is slower. */
+/** Each static method at the time of each learned contestant; left out where even its whole order is slower. */
 export function equalTimeContestants(
   lineUp: LineUp,
   learned: readonly Contestant[],
@@ -57,7 +60,8 @@ export function equalTimeContestants(
   return learned.flatMap((contestant) => {
     const flavour = contestant.masks[0]![0]!.surrogates ?? null;
     const predict = predictor(flavour);
-    // By the same plane as the others: against a time that was measured, its noise would decide over blocks.
+    // Predicted from the same plane as the static methods' times: noise of a measured time would change the count of
+    // blocks.
     const ms = average(contestant.masks.map(([mask]) => predict(countsOf(mask!))));
     return [...lineUp.orders.get(flavour)!].flatMap(([method, removals]) => {
       const masks = removals.map(({ order }) => {

@@ -1,10 +1,10 @@
-/** What an evaluation says: the JSON line of the command, `evaluation.json`, and what the report shows. */
+/** The result of an evaluation: the command's JSON line, `evaluation.json`, and what the report shows. */
 
 import { z } from 'zod';
 import { headroomSchema } from '../../../shared/mask/held-out.ts';
 import { headroomLines } from '../search/headroom.ts';
 
-/** Static baselines and the one learned mask: what `--baselines` chooses among. */
+/** What `--baselines` chooses from: the static methods and the one learned mask. */
 export const BASELINES = [
   'one-mask',
   'shortgpt',
@@ -20,7 +20,7 @@ export type Baseline = (typeof BASELINES)[number];
 export const METHODS = ['dense', 'learned', ...BASELINES] as const;
 export type Method = (typeof METHODS)[number];
 
-/** What a method's removals are counted in. */
+/** The unit that each method removes. */
 export const UNITS_OF = {
   shortgpt: 'layers',
   sleb: 'layers',
@@ -56,7 +56,7 @@ const figures = z.strictObject({
 
 const taskFiguresSchema = z.strictObject({
   questions: z.int(),
-  /** By the sum of log-probabilities, and by that sum a character, as lm-evaluation-harness has them. */
+  /** Accuracy by the sum of log-probabilities, and by that sum divided by characters, as in lm-evaluation-harness. */
   acc: z.number(),
   accNorm: z.number().nullable(),
   accInterval: interval,
@@ -72,9 +72,9 @@ const rowSchema = z.strictObject({
   method: z.enum(METHODS),
   /** `count`: the target's number of blocks is out. `time`: as many as make it as fast as the learned set. */
   matched: z.enum(['count', 'time']),
-  /** Version of the mask set, for `learned` and `one-mask`; of the set that the time is matched with. */
+  /** Version of the mask set: the row's own for `learned` and `one-mask`, else the set whose time is matched. */
   maskSet: z.string().nullable(),
-  /** Clusters that routing chooses among; they may share masks. */
+  /** Clusters that routing chooses from; they may share masks. */
   clusters: z.int(),
   targetSparsity: z.number(),
   /** Reached: mean over the scored rows. */
@@ -83,7 +83,7 @@ const rowSchema = z.strictObject({
   surrogate: z.boolean(),
   ...figures.omit({ rows: true, positions: true }).shape,
   msPerToken: z.number(),
-  /** From the fastest round to the slowest; an evaluation of an earlier version does not say. */
+  /** The fastest and the slowest round; missing in evaluations by earlier versions. */
   msPerTokenSpread: z.tuple([z.number(), z.number()]).optional(),
   /** Skipped attention and FFN blocks, means over the scored rows. */
   attention: z.number(),
@@ -110,12 +110,12 @@ const subject = { method: z.enum(METHODS), targetSparsity: z.number(), surrogate
 
 /** The paper's own checks (`checks/run-checks.ts`). */
 const checksSchema = z.strictObject({
-  /** Right answers alone: how likely they are under each method. */
+  /** How likely the right answers are under each method. */
   recall: z.array(z.strictObject({ ...subject, facts: z.int(), ...means })).optional(),
   clustersByTask: z.array(z.strictObject({ name: z.string(), kinds: kindCounts })).optional(),
   /** FinerCut's order, ever more blocks out. */
   cliff: z.array(z.strictObject({ sparsity: z.number(), ...means })).optional(),
-  /** FinerCut calibrated on one kind alone, against all kinds: on everything, and on that kind. */
+  /** FinerCut calibrated on one kind and on all kinds, each scored on all rows and on rows of that kind. */
   narrow: z
     .strictObject({ kind: z.string(), sparsity: z.number(), general: pair, own: pair.nullable() })
     .optional(),
@@ -138,7 +138,7 @@ const checksSchema = z.strictObject({
 });
 export type Checks = z.infer<typeof checksSchema>;
 
-/** What became of the rows of the data. */
+/** How many rows of the data are scored, and how many are left out for which reason. */
 const rowCountsSchema = z.strictObject({
   read: z.int(),
   /** Left out because the same row came before. */
@@ -147,7 +147,7 @@ const rowCountsSchema = z.strictObject({
   calibrating: z.int(),
   /** Left out because a mask set was learned on their prompts. */
   learnedOn: z.int(),
-  /** Of these at most `limit` are scored. */
+  /** Rows that remain; at most `limit` of them are scored. */
   left: z.int(),
 });
 export type RowCounts = z.infer<typeof rowCountsSchema>;
@@ -195,7 +195,7 @@ export function formatEvaluation({ rows, equalTime, headroom, notes }: Evaluatio
   return [...parts, ...notes].join('\n');
 }
 
-/** What became of the rows that were read. */
+/** One line about the rows that were read. */
 export function dataLine({ read, repeated, calibrating, learnedOn, left }: RowCounts): string {
   return (
     `of ${read} rows ${repeated} are repeated, ${calibrating} calibrate, ` +

@@ -1,4 +1,4 @@
-/** Every mask on every scored row that needs it, dense distributions one row at a time, kept on disk by content. */
+/** Scores each row under the masks that it needs, one row at a time, with results kept on disk by content. */
 import { z } from 'zod';
 import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
 import { isDense, maskId } from '../../../shared/mask/mask.ts';
@@ -55,8 +55,7 @@ type RowScores = {
 };
 
 /**
- * `masks[row]`: the masks to score on each sample. Rejects when `signal` aborts; what was scored is read back the
- * next time.
+ * `masks[row]`: the masks to score on each sample. Rejects when `signal` aborts; the next run reuses finished scores.
  */
 export async function scoreRows(
   options: RowScoring,

@@ -1,7 +1,7 @@
 /**
- * What is scored and what baselines may calibrate on. Each row counts once, the two never share a prompt, and nothing
- * that a mask set was learned on is scored. Rows are known by content, wherever they stand: those that also stand in the
- * calibration files, or in a file that a set names in its record, are scored only where `learn` held them out (by the
+ * Which rows are scored and which calibrate baselines. Each distinct row counts once, the two groups never share a
+ * prompt, and no row that a mask set was learned on is scored. Rows are compared by content, not by file: a row that is
+ * also in a calibration file, or in a file that a set's record names, is scored only if `learn` held it out (by the
  * same hash).
  */
 import { basename } from 'node:path';
@@ -15,20 +15,20 @@ import { type CalibrationRow, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, isHeldOut } from '../data/samples.ts';
 import { dataLine, type RowCounts } from './result.ts';
 
-/** Of rows that nobody learned on, without calibration files. */
+/** Share of the unseen rows that is scored when there are no calibration files; the others calibrate. */
 const SCORED_SHARE = 0.5;
 
 export type EvaluationData = {
   readonly scored: readonly CalibrationRow[];
   readonly calibration: readonly CalibrationRow[];
-  /** Of the rows of `facts` those that nothing was made on. */
+  /** Rows of `facts` that neither masks nor baselines were made on. */
   readonly facts: readonly CalibrationRow[];
   readonly counts: RowCounts;
 };
 
 export type DataOptions = {
   readonly data: readonly string[];
-  /** Without files, what is left of `data` calibrates. */
+  /** Files to calibrate on; without any, a share of `data` calibrates. */
   readonly calibration: readonly string[];
   readonly facts: readonly string[];
   /** Base names of the files that the mask sets were learned on. */
@@ -65,7 +65,7 @@ export async function readEvaluationData(options: DataOptions): Promise<Evaluati
   return { scored, calibration, facts: unseenFacts, counts };
 }
 
-/** Each of `rows`, which are the distinct ones of `all`, is scored, calibrates, or was learned on. */
+/** Counts the rows of `all` by use. `rows` are its distinct rows; each is scored, calibrates, or was learned on. */
 function countRows(
   all: readonly CalibrationRow[],
   rows: readonly CalibrationRow[],
@@ -103,7 +103,7 @@ async function readFiles(paths: readonly string[], rowsMax: number | undefined):
 
 const rowsOf = (files: readonly DataFile[]): CalibrationRow[] => files.flatMap(({ rows }) => rows);
 
-/** At most `limit` rows, equally many of each kind as far as there are, in a random order. */
+/** At most `limit` rows in a random order, equally many of each kind as far as possible. */
 export function pickRows(rows: readonly CalibrationRow[], limit: number, seed: number): CalibrationRow[] {
   const shuffled = Array.from(permutation(rows.length, createRandom(seed)), (index) => rows[index]!);
   const byKind = Map.groupBy(shuffled, ({ kind }) => kind);
@@ -140,8 +140,8 @@ export const clusterMasks = (set: MaskSet): Mask[] =>
   set.clusters.map(({ bits }) => maskFromBits(set.model.blockCount, bits));
 
 /**
- * The mask that was learned on everything: the set's own when it has one cluster, else from its record.
- * @throws MaskrouteError `invalid_mask_set` when the record, which no schema reads, has bits for another model.
+ * The mask that was learned on all prompts: the set's only mask when it has one cluster, else from its record.
+ * @throws MaskrouteError `invalid_mask_set` when the record (which no schema checks) has bits for another model.
  */
 export function oneMask(set: MaskSet): Mask | undefined {
   if (set.clusters.length === 1) return clusterMasks(set)[0]!;

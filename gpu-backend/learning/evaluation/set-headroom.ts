@@ -10,11 +10,11 @@ import type { LineUp, RoutedSet } from './line-up.ts';
 import type { Evaluation } from './result.ts';
 import { clusterMasks, oneMask } from './scored-rows.ts';
 
-/** A set whose rows are scored under all of its masks. */
+/** A mask set, and the masks under which its headroom is measured. */
 export type HeadroomSubject = {
   readonly set: MaskSet;
   readonly surrogate: boolean;
-  /** The mask for everybody first, each once. */
+  /** Distinct masks, the mask for everybody first. */
   readonly masks: readonly Mask[];
   /** The mask of each row, an index into `masks`. */
   readonly routed: readonly number[];
@@ -23,8 +23,8 @@ export type HeadroomSubject = {
 };
 
 /**
- * Sets whose clusters have several masks, and whose record says which was learned on everything. Where that one leaves out
- * nothing, as a set made by hand may have it, routing can only cost more: there is nothing to compare.
+ * The sets that have several masks and whose record holds the mask for everybody. Sets whose mask for everybody is dense (a
+ * set made by hand may have one) are left out: routing can only cost more.
  */
 export const headroomSubjects = ({ sets, flavours }: LineUp): HeadroomSubject[] =>
   flavours.flatMap((flavour) => sets.flatMap((routed) => subjectOf(routed, flavour) ?? []));
@@ -42,7 +42,7 @@ function subjectOf({ set, clusters }: RoutedSet, flavour: SurrogatesId | null): 
   };
 }
 
-/** The record is free: what is no mask of this model counts for nothing. */
+/** The record has no schema: entries that are not masks of this model are ignored. */
 function lighterBits({ learned, model }: MaskSet): string[] {
   const { lighterMasks } = learned;
   if (!Array.isArray(lighterMasks)) return [];
@@ -74,7 +74,7 @@ export function setHeadroom(
 
 const blockWeightsSchema = z.object({ attention: z.number().positive(), ffn: z.number().positive() });
 
-/** Of a token's time where the set's record says what blocks take, else of the blocks. */
+/** The share that a mask leaves out: of a token's time where the set's record has block times, else of the blocks. */
 function skippedOf({ learned }: MaskSet): (mask: Mask) => number {
   const { attention, ffn } = blockWeightsSchema.safeParse(learned.blockWeights).data ?? {
     attention: 1,

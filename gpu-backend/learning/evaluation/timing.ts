@@ -1,7 +1,7 @@
 /**
- * Milliseconds a decoded token on the serving engine, for masks by what they run. Two masks with equally many attention
- * and FFN blocks read equally many weights, so each such pair of counts is measured once, in rounds in which all take
- * their turn: whatever slows the machine for a while slows all of them.
+ * Milliseconds a decoded token on the serving engine. Masks with equal counts of attention and FFN blocks read equally
+ * many weights, so each pair of counts is measured once. Rounds are interleaved: whatever slows the machine for a while
+ * slows all of them.
  */
 import { Matrix, solve } from 'ml-matrix';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
@@ -13,11 +13,11 @@ import { type BlockCounts, countsOf } from '../search/budget.ts';
 import { type Decoder, openDecoder } from '../search/model-parts.ts';
 
 export type Timer = {
-  /** Measures all of them, again where they were measured before. */
+  /** Measures all of `masks`, including those that were measured before. */
   measure(masks: readonly Mask[], rounds: number): Promise<void>;
   /** ms a token. @throws Error for a mask whose counts were not measured. */
   msOf(mask: Mask): number;
-  /** The fastest and the slowest round of it. @throws as `msOf`. */
+  /** The mask's fastest and slowest round. @throws as `msOf`. */
   spreadOf(mask: Mask): readonly [low_ms: number, high_ms: number];
 };
 
@@ -25,7 +25,7 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
   const known = new Map<string, readonly number[]>();
   const roundsOf = (mask: Mask): readonly number[] => {
     const rounds = known.get(nameOf(mask));
-    if (rounds === undefined) throw new Error(`no time was taken of ${nameOf(mask)}`);
+    if (rounds === undefined) throw new Error(`${nameOf(mask)} was not timed`);
     return rounds;
   };
   let decoder: Decoder | undefined;
@@ -62,16 +62,16 @@ function nameOf(mask: Mask): string {
 }
 
 /*
- * Static methods at the time of a learned set: along a method's order, as few blocks as make a token no slower. Times
- * are compared on a plane through the measured ones: decoding takes a fixed time, and by kind a time for each block that
- * runs. So equal counts take equal time.
+ * Static methods at the time of a learned set: along a method's order, the fewest blocks whose removal makes a token no
+ * slower. Times are compared on a plane fitted to the measured ones: a fixed time, and a time for each attention and
+ * each FFN block that runs. So equal counts take equal time.
  */
 
 type TimedCounts = BlockCounts & { readonly ms: number };
 
 /**
- * What the weights alone say: time in proportion to those that are read, for decoding is bound by memory. Beside noisy
- * measurements they keep a kind's saving near what it can be.
+ * Times predicted from weights alone: proportional to the weights that are read, since decoding is bound by memory
+ * bandwidth. Added to noisy measurements they keep the saving of each kind of block plausible.
  */
 export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts[] {
   const quarter = Math.ceil(config.layerCount / 4);
@@ -93,7 +93,7 @@ export function timePlane(points: readonly TimedCounts[]): (counts: BlockCounts)
   const rows = points.map(({ attention, ffn }) => [1, attention, ffn]);
   const system = new Matrix(rows);
   const normal = system.transpose().mmul(system);
-  // Kinds that were never skipped have no column of their own; the ridge gives them a saving of 0.
+  // A kind of block that was never skipped makes the system singular; the ridge gives it a saving of 0.
   for (let i = 0; i < 3; i++) normal.set(i, i, normal.get(i, i) + ridge);
   const right = system.transpose().mmul(Matrix.columnVector(points.map(({ ms }) => ms)));
   const [fixed, attention, ffn] = solve(normal, right).to1DArray() as [number, number, number];
@@ -101,8 +101,8 @@ export function timePlane(points: readonly TimedCounts[]): (counts: BlockCounts)
 }
 
 /**
- * The first mask along `masks` (ever more blocks out) that is no slower than `target_ms`, up to `tolerance` of it;
- * undefined when even the last one is.
+ * The first of `masks` (each with more blocks removed) that is at most `tolerance` (a share) slower than `target_ms`;
+ * undefined when even the last is slower.
  */
 export function firstAsFast(
   masks: readonly Mask[],

@@ -1,6 +1,6 @@
 /**
- * The text of a training step, and how it is fed to a graph: calibration samples of similar length side by side, or rows
- * cut into sequences of one length.
+ * Batches of text for a training step, and the graph's inputs made of them: calibration samples of similar length with
+ * padding, or rows cut into sequences of one length.
  */
 
 import type { LlamaConfig } from '../../model/model-source.ts';
@@ -25,10 +25,10 @@ export type GateBatch = {
   readonly targetProbabilities: ArrayLike<number>;
 };
 
-/** The text alone: what a teacher is asked about. */
+/** The text without targets: input of the teacher. */
 export type TextBatch = Pick<GateBatch, 'tokenIds' | 'sequences' | 'scoredRows'>;
 
-/** @throws RangeError when tokens are not whole sequences. */
+/** @throws RangeError when `tokenIds` is not a whole number of sequences. */
 export function textFeeds({ tokenIds, sequences: B, scoredRows }: TextBatch): Feeds {
   const S = tokenIds.length / B;
   if (!Number.isInteger(S)) throw new RangeError(`${tokenIds.length} tokens in ${B} sequences`);
@@ -84,8 +84,8 @@ export function nextTokenBatch(tokenIds: ArrayLike<number>, sequences: number): 
 }
 
 /*
- * Calibration samples. Sequences of similar length stand side by side, so that little is padded; nobody attends to
- * another's tokens, and padding, at the end, is neither attended to nor scored.
+ * Batches of calibration samples. Sequences of similar length share a batch, so that there is little padding. Padding
+ * is at the end; no other token attends to it, and it is not scored.
  */
 
 export type SampleBatch = TextBatch & {
@@ -95,7 +95,9 @@ export type SampleBatch = TextBatch & {
   readonly nextIds: Int32Array;
 };
 
-/** Batches of at most `tokensMax` tokens with padding, but at least one sample each; the shortest come first. */
+/**
+ * Batches of at most `tokensMax` tokens including padding, but of at least one sample; the shortest samples come first.
+ */
 export function batchSamples(samples: readonly Sample[], tokensMax: number): SampleBatch[] {
   const sorted = samples
     .map((sample, index) => ({ sample, index }))
@@ -109,7 +111,7 @@ export function batchSamples(samples: readonly Sample[], tokensMax: number): Sam
   return groups.map(sampleBatch);
 }
 
-/** The text as its own target: next-token loss instead of KL to the dense model. */
+/** The text's own next tokens as targets: next-token loss instead of KL to the dense model. */
 export const nextTokenTargets = ({ nextIds, ...text }: SampleBatch): GateBatch => ({
   ...text,
   targetIds: nextIds,
@@ -124,7 +126,7 @@ function sampleBatch(samples: readonly Sample[]): SampleBatch {
   samples.forEach((sample, row) => {
     const { length } = sample.tokenIds;
     tokenIds.set(sample.tokenIds, row * width);
-    // Padding repeats the last token: nothing out of the ordinary for activations that share a scale.
+    // Padding repeats the last token: an unusual token could distort the scale that quantized activations share.
     tokenIds.fill(sample.tokenIds[length - 1]!, row * width + length, (row + 1) * width);
     for (let i = 0; i < scoredPositions(sample); i++) {
       scoredRows.push(row * width + sample.scoreFrom + i);
@@ -140,12 +142,12 @@ function sampleBatch(samples: readonly Sample[]): SampleBatch {
 }
 
 /*
- * Calibration rows as full sequences: in a random order, a row of every kind in turn, cut to one length, so that no
- * position is padding. What is left of a long row begins the next sequence, so that some sequences begin as requests do
- * and some in the middle of a text.
+ * Calibration rows packed into full sequences without padding: in a random order, one row of each kind in turn, cut to
+ * one length. The rest of a long row begins the next sequence, so some sequences begin like requests and some in the
+ * middle of a text.
  */
 
-/** A shorter rest of a row is left out. */
+/** A rest of a row with fewer tokens is dropped. */
 const REST_MIN = 32;
 
 export type PackedText = {
@@ -183,8 +185,8 @@ export function packRows(
 }
 
 /**
- * The same indices, a row of every kind in turn as long as the kinds last: a request may as well be like a kind with few
- * rows as like one with many. Within a kind the order stays.
+ * Reorders indices so that kinds alternate, as long as each has rows left: requests may resemble a kind with few rows
+ * as well as a kind with many. Within a kind the order stays.
  */
 export function kindsInTurn(order: ArrayLike<number>, kinds: readonly string[]): number[] {
   const met = new Map<string, number>();

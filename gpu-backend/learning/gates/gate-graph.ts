@@ -1,6 +1,6 @@
 /**
- * A training step as one graph: loss, and its derivative by each of the 2L gates, or by the tables of surrogates,
- * or the loss alone. All of the model's weights are frozen.
+ * A training step as one graph: the loss with its gradient by the 2L gates or by the tables of surrogates, or the loss
+ * alone. All of the model's weights are frozen.
  *
  * h ← h + z·block(h) with a gate z a block (IG-Pruning, arXiv 2511.02213), or with surrogates
  * h ← h + z·block(h) + (1−z)·surrogate(h). A gate at exactly 0 skips its block forward and backward, one at
@@ -53,13 +53,16 @@ type StepGraphOptions = {
   readonly by: 'gates' | 'surrogates' | 'none';
   /** Rank of the surrogates that stand in for what gates leave out; 0: holes. */
   readonly surrogateRank: number;
-  /** Targets may sum to less than 1, the rest being all other tokens' ({@link softTargetLoss}). */
+  /** Target probabilities may sum to less than 1; all other tokens share the rest ({@link softTargetLoss}). */
   readonly tail: boolean;
-  /** What the gradients need of a block is computed once more rather than kept. */
+  /** Whether values that gradients need inside a block are computed again instead of kept (gradient checkpointing). */
   readonly recompute?: boolean | undefined;
 };
 
-/** The step that keeps what its gradients need, or computes it once more where memory asks for it and nobody decided. */
+/**
+ * The step's graph. Unless `recompute` is given, it keeps the values that gradients need if memory has room for them,
+ * else it recomputes them.
+ */
 export function fittingStepGraph(
   config: LlamaConfig,
   stored: StoredLlama,
@@ -74,9 +77,9 @@ export function fittingStepGraph(
 }
 
 /**
- * Inputs `token_ids` `[B, S]`, `gates` `[2L]`, `scored_rows` `[R]` (numbers of positions, b·S + s),
- * `target_ids` and `target_probabilities` `[R, K]`, and with surrogates `surrogate_a` … `surrogate_first`.
- * Outputs `loss` `[]`, and `gate_gradients` `[2L]` or `surrogate_a_gradients` … of their inputs' shapes.
+ * Inputs `token_ids` `[B, S]`, `gates` `[2L]`, `scored_rows` `[R]` (positions b·S + s), `target_ids` and
+ * `target_probabilities` `[R, K]`, and with surrogates `surrogate_a` … `surrogate_first`. Outputs `loss` `[]`, and
+ * `gate_gradients` `[2L]` or `surrogate_a_gradients` … of their inputs' shapes.
  */
 function stepGraph(
   config: LlamaConfig,
@@ -117,7 +120,7 @@ function requireTables(surrogates: SurrogateInputs | undefined): readonly Value[
   return surrogates.tables;
 }
 
-/** The stream after a block, by its gate and with its surrogate, if there are any. */
+/** The residual stream after a block, given its gate and, if there are any, its surrogate. */
 function gated(
   g: GraphBuilder,
   shared: Shared,
@@ -194,7 +197,7 @@ function withStandIn(
   });
 }
 
-/** Products that carry gradients back, by the name of the forward weights' values in the graph. */
+/** Matrix products that propagate gradients, by the name of the forward weights' values in the graph. */
 function backwardProducts(linears: TrainingLinears) {
   const products = new Map<string, (g: GraphBuilder, gradient: Value) => Value>();
   for (const [name, { back }] of linears) {
@@ -222,8 +225,8 @@ export function headProducts(g: GraphBuilder, { forward: ahead, back }: Training
 }
 
 /*
- * The same step in pieces, for a model that does not fit into memory as a whole: its embedding, layers one after the other,
- * and its head (`layered-session.ts`). Each piece is a graph of its own, with the same nodes as the whole one has there.
+ * The same step in pieces, for a model that does not fit into memory as a whole: embedding, each layer, and head
+ * (`layered-session.ts`). Each piece is a graph with the same nodes as that part of the whole graph.
  */
 
 /** Input `token_ids` `[B, S]`, output `after` `[B, S, H]`. */
@@ -294,32 +297,36 @@ function nameOutput(g: GraphBuilder, value: Value, name: string, shape: readonly
 }
 
 /*
- * When a training step computes what its gradients need of a block once more instead of keeping it (gradient
- * checkpointing): when memory asks for it. What is kept grows with tokens and with the model's width; computed again it
- * is one block's at a time, for the price of another forward pass. The numbers are the same to the last bit, so a run
- * may go on on a machine that decides otherwise.
+ * Whether a training step recomputes the values that gradients need inside blocks instead of keeping them (gradient
+ * checkpointing). Kept values grow with tokens and the model's width; recomputing needs one block's values at a time,
+ * but another forward pass. The results are equal to the bit, so a run may resume on a machine that decides otherwise.
  */
 
-/** What a step of learning takes at most: 6 sequences of 128 tokens. */
+/** The largest training step: 6 sequences of 128 tokens. */
 const STEP_SIZES = { B: 6, S: 128 } as const;
-/** Of the memory that the process may still have; the rest is for weights, which are packed once more when they load. */
+/**
+ * Share of the available memory for kept values; the rest is for weights, which are copied when the runtime packs them.
+ */
 const KEPT_SHARE_MAX = 1 / 3;
 const FLOAT_BYTES = 4;
 
-/** Whether `graph`, which keeps everything, would keep too much. `available_bytes`: what the process may still have. */
+/**
+ * Whether the kept values of `graph`, built without `recompute`, need too much memory. `available_bytes`: memory that
+ * the process may still allocate.
+ */
 export const asksForRecompute = (graph: Graph, available_bytes = process.availableMemory()): boolean =>
   keptBytes(graph, STEP_SIZES) > KEPT_SHARE_MAX * available_bytes;
 
 /**
- * Bytes of what branches give beside their own value: what they hand on for their gradients, all of it f32, and the few
- * gradients that are not by the stream. `sizes`: of the free dimensions, by name.
+ * Bytes of the branches' extra outputs: f32 values saved for gradients, and the few gradients that are not by the
+ * residual stream. `sizes`: sizes of the free dimensions, by name.
  */
 export function keptBytes(graph: Graph, sizes: Readonly<Record<string, number>>): number {
   let floats = 0;
   for (const { op, attributes } of graph.nodes) {
     const branch = attributes.then_branch;
     if (op !== 'If' || typeof branch !== 'object' || !('graph' in branch)) continue;
-    // The first output is the branch's own.
+    // The first output is the branch's result.
     for (const { shape } of branch.graph.outputs.slice(1)) {
       floats += shape.reduce<number>(
         (all, size) => all * (typeof size === 'number' ? size : sizeOf(size, sizes)),

@@ -15,7 +15,7 @@ import { type TrainingLinears, trainingLinears } from './training-weights.ts';
 export type GateStep = {
   /** Mean over the scored positions, nats. */
   readonly loss: number;
-  /** ∂loss/∂gate, `[2L]`; exactly 0 where the gate is. */
+  /** ∂loss/∂gate, `[2L]`; exactly 0 where the gate is 0. */
   readonly gradients: Float32Array;
 };
 
@@ -26,12 +26,12 @@ export type GateSession = {
   close(): Promise<void>;
 };
 
-/** Forward only: what ranking and searching masks ask for, at less than half the time of a step. */
+/** The forward pass only, for ranking and searching masks; takes less than half the time of a step. */
 export type LossSession = {
   readonly gateCount: number;
   /**
-   * Mean over the scored positions, nats; `gates` `[2L]`, such as a mask's `runs`. Against a teacher's targets the
-   * loss is KL up to their entropy. @throws RangeError on sizes that do not fit each other.
+   * Mean over the scored positions, nats; `gates` `[2L]`, such as a mask's `runs`. With a teacher's targets the loss is
+   * the KL plus their entropy. @throws RangeError on sizes that do not fit each other.
    */
   loss(batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
   close(): Promise<void>;
@@ -40,11 +40,14 @@ export type LossSession = {
 type GateSessionOptions = {
   readonly threads: number;
   readonly profileFile?: string;
-  /** Stand in for what gates leave out; in the installed model's basis (`toInstalledBasis`). Holes without. */
+  /**
+   * Surrogates of skipped blocks, in the installed model's basis (`toInstalledBasis`). Without, skipped blocks add
+   * nothing.
+   */
   readonly surrogates?: SurrogateTable | undefined;
-  /** For a teacher's targets, which sum to less than 1: the rest is all other tokens'. */
+  /** For a teacher's targets, whose probabilities sum to less than 1: all other tokens share the rest. */
   readonly tail?: boolean;
-  /** Of steps: whether values are computed once more rather than kept; as memory asks for unless said. */
+  /** Whether training steps recompute values instead of keeping them; decided by available memory unless given. */
   readonly recompute?: boolean;
 };
 
@@ -66,7 +69,10 @@ export async function openGateSession(
   };
 }
 
-/** A surrogate alone has a one-sided derivative too, but a gate at 0 is out of the learning. */
+/**
+ * Sets the gradient to 0 where a gate is 0: with a surrogate there is a one-sided derivative, but a gate at 0 does not
+ * learn.
+ */
 export const gateStep = (loss: number, found: Float32Array, gates: ArrayLike<number>): GateStep => ({
   loss,
   gradients: found.map((value, i) => (gates[i] === 0 ? 0 : value)),
@@ -112,8 +118,8 @@ async function closeSession(session: Session): Promise<void> {
 }
 
 /**
- * Opens a training graph of an installed model: its weights lie beside the model, and so does the graph's file. `name`
- * tells graphs apart that are open at the same time. The first time, transposed weights are written too.
+ * Opens a training graph of an installed model. The graph's file is written beside the model's weights; `name` tells
+ * apart graphs that are open at the same time. The first time, transposed weights are written, too.
  * @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32.
  */
 export async function openTrainingGraph(
@@ -125,7 +131,7 @@ export async function openTrainingGraph(
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
   const linears = await trainingLinears(folder, config, stored);
-  // External weights are found beside the graph's file.
+  // ONNX Runtime looks for external weights beside the graph's file.
   const path = join(folder, `training-${name}.onnx`);
   await writeWhole(path, encodeModel(build(stored, linears)));
   return createSession(path, { spinning: false, ...options });

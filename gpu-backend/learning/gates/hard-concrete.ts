@@ -1,6 +1,6 @@
 /**
- * What learning gates is made of, as plain functions on numbers and arrays: hard concrete gates, sparsity as a
- * constraint (a Lagrangian), and Adam.
+ * The mathematics of learning gates, as plain functions on numbers and arrays: hard concrete gates, sparsity as a
+ * Lagrangian constraint, and Adam.
  *
  * A hard concrete gate (Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization",
  * arXiv 1712.01312) is a random number in [0, 1] that is exactly 0 or 1 with some probability, and differentiable by its
@@ -12,7 +12,7 @@ export const HARD_CONCRETE = {
   stretchLow: -0.1,
   stretchHigh: 1.1,
   temperature: 2 / 3,
-  /** Uniform noise is kept off 0 and 1, where its logit is infinite. */
+  /** Uniform noise keeps this distance from 0 and 1, where its logit is infinite. */
   noiseMin: 1e-6,
   logAlphaMin: Math.log(1e-2),
   logAlphaMax: Math.log(1e2),
@@ -20,7 +20,7 @@ export const HARD_CONCRETE = {
 
 const { stretchLow, stretchHigh, temperature, noiseMin, logAlphaMin, logAlphaMax } = HARD_CONCRETE;
 const STRETCH = stretchHigh - stretchLow;
-/** What logAlpha loses on the way to P(gate ≠ 0). */
+/** P(gate ≠ 0) = σ(logAlpha − OPEN_SHIFT). */
 const OPEN_SHIFT = temperature * Math.log(-stretchLow / stretchHigh);
 
 const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
@@ -55,10 +55,10 @@ export const clampLogAlpha = (logAlpha: number): number =>
   Math.min(logAlphaMax, Math.max(logAlphaMin, logAlpha));
 
 /*
- * Sparsity as a constraint: penalty λ1·(ŝ - t) + λ2·(ŝ - t)², minimised by the gates and maximised by λ1 and λ2
- * (Wang, Wohlwend and Lei, "Structured Pruning of Large Language Models", arXiv 1910.04732; CoFi, Sheared-LLaMA).
- * ŝ is the expected share of what the gates' blocks weigh that is skipped: 1 a block for the paper's percentages,
- * or a block's cost for a latency budget.
+ * Sparsity as a constraint: penalty λ1·(ŝ - t) + λ2·(ŝ - t)², minimised by the gates and maximised by λ1 and λ2 (Wang,
+ * Wohlwend and Lei, "Structured Pruning of Large Language Models", arXiv 1910.04732; CoFi, Sheared-LLaMA). ŝ is the
+ * expected share of the blocks' total weight that is skipped; a block weighs 1 for the paper's percentages, or its cost
+ * for a latency budget.
  */
 
 type Multipliers = { readonly linear: number; readonly quadratic: number };
@@ -99,8 +99,8 @@ export function sparsityPenalty(
 }
 
 /**
- * What to add to every logAlpha so that their expected sparsity is `target`: by bisection, since the sparsity
- * falls as the shift grows. Ranked gates keep their order. @throws RangeError on a target outside (0, 1).
+ * The number to add to every logAlpha so that the expected sparsity is `target`; found by bisection, since the sparsity
+ * falls as the number grows. The order of the gates stays. @throws RangeError on a target outside (0, 1).
  */
 export function shiftToSparsity(
   logAlphas: readonly number[],
@@ -124,7 +124,7 @@ export function shiftToSparsity(
   return (low + high) / 2;
 }
 
-/* Adam (Kingma and Ba, arXiv 1412.6980) on a plain array: its state is data, so that a run can be stored. */
+/* Adam (Kingma and Ba, arXiv 1412.6980) on a plain array; its state is plain data, so that a run can be saved. */
 
 export type AdamState = {
   readonly step: number;

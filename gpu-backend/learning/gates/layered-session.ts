@@ -1,11 +1,12 @@
 /**
- * The training step of a model that does not fit into memory as a whole: layer by layer, to the same bits. A layer is a
- * session of its own, opened when its turn comes and closed behind it, so that memory holds one layer's packed weights, the
- * stream before every layer, and the head. What a gradient needs inside of a layer is computed once more from the stream
- * before it (gradient checkpointing, Chen et al., 2016; each layer is a segment). Layers that memory has room for stay open.
+ * The training step of a model that does not fit into memory as a whole: layer by layer, to the same bits. Each layer
+ * is a session that is opened for its turn and then closed, so that memory holds one layer's packed weights, the
+ * residual stream before every layer, and the head. Values that gradients need inside a layer are recomputed from the
+ * stream before it (gradient checkpointing, Chen et al., 2016; each layer is a segment). Layers that memory has room
+ * for stay open.
  *
- * Opening a layer packs its weights, which takes about as long as computing a batch: this way is for models that could not
- * be learned on otherwise.
+ * Opening a layer packs its weights, which takes about as long as computing a batch, so this is only for models that do
+ * not fit otherwise.
  */
 import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
@@ -30,7 +31,7 @@ import { type GateSession, gateStep, type LossSession } from './gate-session.ts'
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
 import { trainingLinears } from './training-weights.ts';
 
-/** All that learning asks of a model, by one set of layers. */
+/** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 export type LayeredSession = Pick<GateSession, 'step'> &
   Pick<LossSession, 'loss'> &
   Pick<Teacher, 'teach'> & { close(): Promise<void> };
@@ -40,7 +41,7 @@ type LayeredOptions = {
   /** As `openGateSession` takes them. */
   readonly surrogates?: SurrogateTable | undefined;
   readonly tail?: boolean;
-  /** Layers that stay open once they were: those that come first. None unless said. */
+  /** How many layers stay open after their first use, counted from the first layer; 0 unless given. */
   readonly layersKept?: number;
 };
 
@@ -134,7 +135,7 @@ export async function openLayeredSession(
   };
 }
 
-/** A layer's two rows of every table. */
+/** A layer's two rows (attention, FFN) of every table of surrogates. */
 function surrogateRows(config: LlamaConfig, table: SurrogateTable, layer: number): Feeds {
   const shapes = surrogateShapes({ ...config, layerCount: 1 }, table.rank);
   return Object.fromEntries(
@@ -161,7 +162,7 @@ function openPieces(folder: string, threads: number) {
     const path = join(folder, `training-piece-${name}.onnx`);
     if (!written.has(name)) await writeWhole(path, encodeModel(build()));
     written.add(name);
-    // What a piece computes with goes back to the system with it.
+    // Without the arena a closed piece returns its memory to the system.
     return createSession(path, { threads, spinning: false, arena: false });
   };
   return {

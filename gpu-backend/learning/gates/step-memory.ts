@@ -1,25 +1,29 @@
 /**
- * What learning on a model takes of memory, from its shape, and whether it is computed as a whole or layer by layer. As a
- * whole the graphs of the step, the loss, the teacher and the server are open together, each with its own packed weights.
- * Layer by layer (`layered-session.ts`) there is one piece at a time. LOG.md has what both were held against.
+ * Estimates the memory that learning on a model takes, from the model's shape, and decides whether it is computed as a
+ * whole or layer by layer. As a whole, the graphs of the step, the loss, the teacher and the serving engine are open
+ * together, each with its own packed weights. Layer by layer (`layered-session.ts`) one piece is open at a time. LOG.md
+ * compares both estimates with measurements.
  */
 import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
 
-/** Tokens of a batch that only the loss is taken of, and of a part of a training step. */
+/** Tokens of a batch for the loss alone, and of a part of a training step. */
 export const LOSS_BATCH_TOKENS = 768;
 export const STEP_PART_TOKENS = 384;
 
 export type MemoryPlan = {
   readonly kind: 'whole' | 'layers';
-  /** The most that the process has, with pages of mapped files. */
+  /** Peak memory of the process, including pages of mapped files. */
   readonly memory_bytes: number;
-  /** By layers: how many stay open beside the piece that is computed. */
+  /** Layer by layer: how many layers stay open in addition to the current piece. */
   readonly layersKept: number;
 };
 
 export type WeightCounts = {
   readonly head: number;
-  /** Of a layer: what multiplies the normed stream, and what gives the stream's next addend. */
+  /**
+   * Weights of a layer: matrices that read the normed stream (q, k, v, gate, up), and matrices that write to the stream
+   * (output, down).
+   */
   readonly reads: number;
   readonly writes: number;
   readonly all: number;
@@ -33,7 +37,7 @@ export function weightCounts(config: ModelConfig): WeightCounts {
   return { head, reads, writes, all: head + config.layerCount * (reads + writes) };
 }
 
-/** The whole where there is room for it, and else as many layers as there is room for. `available_bytes`: of the process. */
+/** Plans the whole model if it fits into `available_bytes`, else layer by layer with as many open layers as fit. */
 export function planMemory(config: ModelConfig, kind: WeightKind, available_bytes: number): MemoryPlan {
   const whole_bytes = wholeMemory(config, kind);
   if (whole_bytes <= available_bytes) return { kind: 'whole', memory_bytes: whole_bytes, layersKept: 0 };
@@ -44,28 +48,31 @@ export function planMemory(config: ModelConfig, kind: WeightKind, available_byte
   return { kind: 'layers', memory_bytes, layersKept };
 }
 
-/** Of the memory that is left, for layers that stay open: others need some, too. */
+/** Share of the remaining memory for layers that stay open; other processes need some, too. */
 const KEPT_SHARE_MAX = 0.7;
 
-/** Bytes a weight as the serving graph multiplies by it, with the pages of scales that stay mapped. */
+/** Bytes a weight in the serving graph, including the mapped pages of scales. */
 const SERVED: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.28, q4: 0.89 };
-/** Codes of a step, with a scale a column, and in blocks; `training-weights.ts` says which goes where. */
+/**
+ * Bytes a weight of a quantized matrix in a training step: with one scale a column, and in blocks (see
+ * `training-weights.ts`).
+ */
 const [COLUMNS, BLOCKS] = [1, 1.28];
-/** What the process has besides. */
+/** Memory of the process without any graph. */
 const BASE_BYTES = 150e6;
-/** Room for what packing and scratch memory make larger. */
+/** Factor for packing and scratch memory. */
 const OVERHEAD = 1.1;
 const FLOAT_BYTES = 4;
-/** Arrays of `[R, V]` that each graph has at a time, and what compares the logits of a scored text. */
+/** `[R, V]` arrays that each graph holds at a time; `scores`: in comparing the logits of a scored text. */
 const LOGITS = { loss: 3.3, teacher: 2.5, step: 6, scores: 12 } as const;
-/** Floats that a gradient needs of a layer, a token: so many of the stream's width, and of the FFN's. */
+/** Values that gradients need inside a layer, for each token: multiples of the hidden size and of the FFN's size. */
 const [KEPT_WIDTHS, KEPT_FFN_WIDTHS] = [10, 5];
-/** Of a matrix while its training copies are made: as fp32, transposed, and rounded. */
+/** Bytes a weight while a matrix's training copies are made: fp32, transposed, and quantized. */
 const COPY_BYTES = 9.5;
-/** Tokens of a text that is scored alone. */
+/** Tokens of one scored text. */
 const SCORED_TOKENS = 128;
 
-/** Packed weights of one graph forward, and of what goes back through them beside. */
+/** Bytes of packed weights: for a forward pass, and for the backward products in addition. */
 function stepBytes({ reads, writes }: { reads: number; writes: number }, kind: WeightKind) {
   const isExact = kind === 'f32';
   const own = SERVED[kind];
@@ -78,11 +85,11 @@ function stepBytes({ reads, writes }: { reads: number; writes: number }, kind: W
 const logitsBytes = ({ vocabularySize }: ModelConfig, arrays: number, tokens: number): number =>
   FLOAT_BYTES * arrays * tokens * vocabularySize;
 
-/** What the gradient needs of a layer. */
+/** Bytes of the values that gradients need inside one layer. */
 const keptBytes = ({ hiddenSize, ffnSize }: ModelConfig): number =>
   FLOAT_BYTES * STEP_PART_TOKENS * (KEPT_WIDTHS * hiddenSize + KEPT_FFN_WIDTHS * ffnSize);
 
-/** The engine that serves, and what compares its logits. */
+/** Bytes of the serving engine, and of comparing its logits. */
 const servingBytes = (config: ModelConfig, kind: WeightKind): number =>
   weightCounts(config).all * SERVED[kind] + logitsBytes(config, LOGITS.scores, SCORED_TOKENS);
 

@@ -1,4 +1,4 @@
-/** What the dense model says of a text: its K likeliest next tokens a position, the targets of everything learned. */
+/** The teacher: the dense model's K most likely next tokens at each position of a text, the targets of all learning. */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import type { Graph } from '../../onnx/graph.ts';
@@ -11,13 +11,13 @@ import { openTrainingGraph } from './gate-session.ts';
 import { forward, scoredRows } from './training-forward.ts';
 import type { TrainingLinears } from './training-weights.ts';
 
-/** A batch whose targets are the dense model's, small enough to be kept for many. */
+/** A batch with the dense model's targets, small enough that many can be kept. */
 export type TaughtBatch = GateBatch & {
   readonly targetIds: Int32Array;
   readonly targetProbabilities: Float32Array;
   /**
-   * Mean entropy of the targets, all other tokens being one more, nats. With `tail`, loss − entropy is the KL over
-   * these K + 1: a little less than that over all tokens.
+   * Mean entropy of the targets in nats, with all other tokens as one more target. With `tail`, loss − entropy is the
+   * KL over these K + 1 targets: a little less than the KL over all tokens.
    */
   readonly entropy: number;
 };
@@ -29,7 +29,7 @@ export type Teacher = {
 
 type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
 
-/** On ordinary text they hold six sevenths of the probability; the rest goes with `tail`. */
+/** K. On ordinary text these tokens have six sevenths of the probability; `tail` accounts for the rest. */
 const TARGET_COUNT = 64;
 
 export async function openTeacher(
@@ -48,7 +48,7 @@ export async function openTeacher(
   };
 }
 
-/** What a teacher's graph gives. */
+/** The outputs of a teacher's graph. */
 export const TAUGHT = ['ids', 'probabilities'];
 
 /** `outputs`: {@link TAUGHT}. */
@@ -88,7 +88,7 @@ function teacherGraph(
   return g.graph;
 }
 
-/** The teacher's last piece alone: input `before` `[B, S, H]`, the stream after all layers. */
+/** The teacher's last piece of a model in pieces: input `before` `[B, S, H]`, the stream after all layers. */
 export function teacherHeadGraph(
   config: LlamaConfig,
   stored: StoredLlama,
@@ -101,7 +101,7 @@ export function teacherHeadGraph(
   return g.graph;
 }
 
-/** Outputs `ids` and `probabilities` of the likeliest tokens after each row of the final norm's output. */
+/** Adds outputs `ids` and `probabilities`, `[R, K]`: the most likely tokens for each row of the final norm's output. */
 function likeliest(
   g: GraphBuilder,
   config: LlamaConfig,

@@ -1,11 +1,11 @@
 /**
- * Learns one mask: hard concrete gates on frozen weights, descending loss + sparsity penalty while the
- * penalty's multipliers ascend. Gates start from a ranking of the blocks, shifted so that the expected sparsity is
- * the target from the first step: learning only redistributes. (Started from open gates, 80 of 100 steps pass
- * before the penalty closes anything, and then it closes everything at once.)
+ * Learns one mask: hard concrete gates on frozen weights, descending loss + sparsity penalty while the penalty's
+ * multipliers ascend. Gates start from a ranking of the blocks, shifted so that the expected sparsity is the target
+ * from the first step on; training only redistributes. (Starting from open gates, 80 of 100 steps pass before the
+ * penalty closes any gate, and then it closes all at once.)
  *
- * Every step is a function of the state before it and of its number, so a run whose samples are known from before
- * ends as it did then.
+ * Every step is a function of the previous state and the step's number, so a resumed run, which reads its samples from
+ * the journal, ends with the same result.
  */
 import { createRandom } from '../../random.ts';
 import type { AdamState, GateSample } from './hard-concrete.ts';
@@ -35,17 +35,17 @@ export type TrainingState = {
 };
 
 export type TrainingOptions = {
-  /** What a block costs when it alone is missing, `[2L]`: higher stays longer. */
+  /** The cost of removing each block alone, `[2L]`: blocks with higher costs are kept longer. */
   readonly importance: readonly number[];
-  /** What a block's absence counts, `[2L]`: all 1, or its cost. */
+  /** The weight of each block in the sparsity, `[2L]`: 1, or its cost. */
   readonly blockWeights: readonly number[];
   /** Share of the weights' sum to be skipped, in (0, 1). */
   readonly targetSparsity: number;
   readonly steps: number;
   readonly seed: number;
   /**
-   * Parts of a step. Each has its own text and meets gates drawn for itself, and the parts' gradients are averaged:
-   * more parts of fewer sequences cost the same and vary less.
+   * Parts of a step, each with its own text and its own drawn gates; their gradients are averaged. More parts of fewer
+   * sequences cost the same and have a lower variance.
    */
   readonly parts: number;
   /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
@@ -85,8 +85,9 @@ export function startState(options: TrainingOptions): TrainingState {
 }
 
 /**
- * What a unit of sparsity costs at the border between skipped and kept: with this multiplier the ranking's own mask is
- * at rest. A multiplier that starts from 0 takes longer to get there than the gates take to open all blocks.
+ * The cost of a unit of sparsity at the border between skipped and kept blocks: with this multiplier the ranking's own
+ * mask is an equilibrium. A multiplier that starts from 0 takes longer to get there than the gates take to open all
+ * blocks.
  */
 function borderPrice(
   order: readonly number[],
@@ -103,7 +104,7 @@ function borderPrice(
   return Math.max(0, importance[block]!) / weights[block]!;
 }
 
-/** Goes on from `state` to the last step. Rejects when `signal` aborts. */
+/** Trains from `state` to the last step. Rejects when `signal` aborts. */
 export async function trainMask(
   options: TrainingOptions,
   state: TrainingState = startState(options),
@@ -176,7 +177,10 @@ async function sampledLoss(
   return { loss, gradients };
 }
 
-/** Every second part takes the mirrored noise of the one before (antithetic variates): their errors tend to cancel. */
+/**
+ * Every second part uses the mirrored noise of the part before it (antithetic variates), so that their errors tend to
+ * cancel.
+ */
 export function drawGates(
   logAlphas: readonly number[],
   seed: number,

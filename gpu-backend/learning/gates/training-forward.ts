@@ -1,10 +1,10 @@
 /**
  * The model and its loss as training computes them: whole sequences at once, no cache, attention written from
- * primitives (its probabilities are needed twice). Callers decide what becomes of a block's output: gates, surrogates,
- * statistics.
+ * primitives (its probabilities are needed twice). The caller decides how a block's output is used (gates, surrogates,
+ * statistics).
  *
- * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head
- * width, R = scored positions. Tokens attend within their sequence to themselves and to what is before.
+ * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head width, R =
+ * scored positions. A token attends to itself and to earlier tokens of its sequence.
  */
 
 import { type Extras, type Heads, layerExtras, rotate } from '../../model/architectures/attention-extras.ts';
@@ -18,7 +18,7 @@ import { type LayerLinear, multiplyStored, type TrainingLinears } from './traini
 /** The output of a block for the residual stream `h` `[B, S, H]` before it; appends to `b`. */
 type Block = (b: GraphBuilder, h: Value) => Value;
 
-/** What every block sees, and what a caller may need of it. */
+/** Values that all blocks share. */
 export type Shared = {
   readonly config: LlamaConfig;
   /** `[B, S]`. */
@@ -26,9 +26,9 @@ export type Shared = {
   /** Rows of the rotary tables, `[S, D/2]`. */
   readonly cos: Value;
   readonly sin: Value;
-  /** `[S, S]`: 0 where a token may look, very negative elsewhere. */
+  /** `[S, S]`: 0 where a token may attend, very negative elsewhere. */
   readonly attentionMask: Value;
-  /** The same for layers whose tokens see a window. */
+  /** The same for layers with sliding-window attention. */
   readonly windowMask: Value;
   /** `[S, 1]`, bool: the first position of a sequence. */
   readonly isFirst: Value;
@@ -51,10 +51,10 @@ export function forward(
   return layersForward(g, shared, stored, linears, { from: 0, to: config.layerCount, before }, next);
 }
 
-/** Layers `from` to `to`, and the stream before them. */
+/** Layers `from` to `to` (exclusive), and the stream before them. */
 type Stretch = { readonly from: number; readonly to: number; readonly before: Value };
 
-/** The stream after the stretch. */
+/** The stream after the last layer of the stretch. */
 export function layersForward(
   g: GraphBuilder,
   shared: Shared,
@@ -89,7 +89,7 @@ export function layersForward(
   return h;
 }
 
-/** Input `scored_rows` `[R]` (numbers of positions, b·S + s). The final norm's output there, `[R, H]`. */
+/** Input `scored_rows` `[R]` (positions b·S + s). Returns the final norm's output there, `[R, H]`. */
 export function scoredRows(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, h: Value): Value {
   const positions = g.op('Reshape', [h, g.constant('i64', [2], [-1, config.hiddenSize])]);
   const scored = g.op('Gather', [positions, g.input('scored_rows', 'i64', ['R'])], { axis: 0 });
@@ -114,7 +114,7 @@ export const normalizePlainly = (g: GraphBuilder, config: LlamaConfig, x: Value)
 
 type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
 
-/** Of tokens `[B, S]`. */
+/** Makes the shared values from `token_ids` `[B, S]`. */
 export function sharedValues(
   g: GraphBuilder,
   config: LlamaConfig,
@@ -200,20 +200,20 @@ export type HeadProducts = {
   back(y: Value): Value;
 };
 
-/** The least share of probability: its logarithm is taken, and it is divided by. */
+/** Lower bound of the tail's probability, which is divided by and whose logarithm is taken. */
 const SHARE_MIN = 1e-6;
 
 /**
- * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`, written down
- * together: in between lie `[R, V]` values, the largest of the whole step, and each pass over them counts. Nodes of the
- * gradient are appended when it is asked for.
+ * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`. Both are
+ * written by hand in one place because the `[R, V]` values between them are the largest of the step, and each pass over
+ * them takes time. The gradient's nodes are appended only when it is requested.
  *
  * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
  *
  * With `tail`, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
- * loss gains -(1−P)·log(1−Q), and a token outside of the targets has the gradient q·(1 − (1−P)/(1−Q)). Without it,
- * learning from another model's likeliest tokens would press all others towards 0.
+ * loss gains -(1−P)·log(1−Q), and a token outside the targets has the gradient q·(1 − (1−P)/(1−Q)). Without `tail`,
+ * learning from another model's most likely tokens would push the probability of all others towards 0.
  */
 export function softTargetLoss(
   g: GraphBuilder,
@@ -226,7 +226,7 @@ export function softTargetLoss(
   const axes = g.constant('i64', [1], [-1]);
   const logits = head.forward(x);
   const predicted = g.op('Softmax', [logits], { axis: -1 });
-  // The likeliest token's own probability tells the sum that softmax divided by.
+  // log Σ exp(logits) = max logit − log max probability.
   const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
   const logSum = g.op('Sub', [most(logits), g.op('Log', [most(predicted)])]);
   const picked = g.op('GatherElements', [logits, ids], { axis: 1 });
@@ -246,7 +246,7 @@ export function softTargetLoss(
   const gradient = () => {
     const ratio = g.op('Div', [rest, predictedRest]);
     const scaled = g.op('Mul', [predicted, g.op('Sub', [g.constant('f32', [1], [1]), ratio])]);
-    // A target's own gradient is q − p again.
+    // For a target the gradient is q − p, as without `tail`.
     const own = g.op('Sub', [g.op('Mul', [found, ratio]), probabilities]);
     return g.op('Div', [head.back(scatterAdd(g, scaled, ids, own)), rows]);
   };
@@ -256,7 +256,7 @@ export function softTargetLoss(
 const scatterAdd = (g: GraphBuilder, values: Value, ids: Value, updates: Value): Value =>
   g.op('ScatterElements', [values, ids, updates], { axis: 1, reduction: 'add' });
 
-/** What `[R, K]` probabilities leave to all other tokens, `[R, 1]`. */
+/** 1 − the sum of each row of `[R, K]` probabilities, `[R, 1]`. */
 function restOf(g: GraphBuilder, probabilities: Value): Value {
   const sum = g.op('ReduceSum', [probabilities, g.constant('i64', [1], [-1])], { keepdims: 1 });
   return g.op('Max', [g.op('Sub', [g.constant('f32', [1], [1]), sum]), g.constant('f32', [1], [SHARE_MIN])]);

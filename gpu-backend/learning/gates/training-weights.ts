@@ -1,12 +1,12 @@
 /**
- * The matrices of a training step, each with the form in which it multiplies forward and the form in which it
- * multiplies back. Quantized codes belong to one direction, so there are second copies; they lie beside the
- * model in one file and are made once. fp32 weights serve both directions and need none.
+ * The matrices of a training step, each in a form for the forward and a form for the backward product. Quantized
+ * weights work in one direction only, so there are second copies, made once and stored in one file beside the model.
+ * fp32 weights work in both directions and need no copy.
  *
- * What multiplies the normalized residual stream, or a gradient by it, has even channels (`model/rotation.ts`),
- * and goes as `columns`: one scale a column of the matrix, one an activation tensor, 2.7 times as fast as blocks
- * of 32. Everything else keeps blocks: with gate's and up's gradients as columns too, the cosine of a step's gate
- * gradients with fp32 falls from 0.995 to 0.991.
+ * Products with the normalized residual stream, or with a gradient by it, have channels of similar size
+ * (`model/rotation.ts`), so these matrices are stored as `columns`: one scale for each column, and one for the whole
+ * activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate and up as
+ * columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  */
 import { type FileHandle, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -33,18 +33,21 @@ import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 const VERSION = 3;
 const COPIES_FILE = `training-v${VERSION}.bin`;
 const INDEX_FILE = `training-v${VERSION}.json`;
-/** A copy takes seconds; one this old was left by a process that died. */
+/** Making a copy takes seconds; an unfinished file of this age was left by a process that died. */
 const PART_AGE_MAX_ms = 3_600_000;
 
-/** The matrices of one layer, apart: sharing a product saves less than cutting its result costs. */
+/**
+ * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
+ * product saves.
+ */
 const LAYER_LINEARS = ['q', 'k', 'v', 'output', 'gate', 'up', 'down'] as const;
 export type LayerLinear = (typeof LAYER_LINEARS)[number];
-/** These multiply what others than the residual stream's norm give. */
+/** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
 
 export type TrainingLinear = {
   readonly forward: StoredProduct;
-  /** Undefined for fp32, whose forward weights serve. */
+  /** Undefined for fp32: the forward weights are used. */
   readonly back: StoredProduct | undefined;
 };
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
@@ -93,12 +96,12 @@ const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
   z.strictObject({ kind: z.literal('columns'), ...sizes }),
 ]);
-/** `forward` is missing where the model's own weights serve. */
+/** `forward` is missing where the model's own weights are used. */
 const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
 const indexSchema = z.record(z.string(), copiesSchema);
 type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
 
-/** The index is written last, so where it is, the copies are whole. */
+/** The index is written last, so if it exists, the copies are complete. */
 async function readIndex(folder: string): Promise<Copies | undefined> {
   try {
     const json = JSON.parse(await readFile(join(folder, INDEX_FILE), 'utf8'));
@@ -139,7 +142,7 @@ async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLi
   }
 }
 
-/** What killed processes and earlier versions left. */
+/** Removes unfinished files of killed processes, and copies by earlier versions. */
 async function removeOldParts(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
     const path = join(folder, name);
@@ -170,14 +173,18 @@ type StoredProduct = StoredLinear | StoredColumns;
 
 const CODE_MAX = 127;
 /**
- * The code of weight 0. Signed codes would need none, but processors with AVX2 and no VNNI add up their products in 16 bits, which
- * overflow: gradients lose a cosine of 0.01 there. With VNNI the same kernel takes both (`mlas/lib/platform.cpp`).
+ * The zero point: the code of weight 0. Signed codes would not need it, but processors with AVX2 and without VNNI
+ * accumulate their products in 16 bits, which overflow: the gradients' cosine falls by 0.01. With VNNI the same kernel
+ * handles both (`mlas/lib/platform.cpp`).
  */
 const CODE_ZERO = 128;
 /** Far below the mean square of any gradient row that matters; rows of zeros stay zeros. */
 const ROW_EPSILON = 1e-30;
 
-/** `weights`: row-major `[inputs, outputs]`. Symmetric; a column's largest weight is 127 codes from that of 0. */
+/**
+ * `weights`: row-major `[inputs, outputs]`. Symmetric quantization: a column's largest weight is 127 codes away from
+ * the zero point.
+ */
 function storeColumns(
   file: WeightsFile,
   weights: Float32Array,
@@ -199,12 +206,12 @@ function storeColumns(
   return { kind: 'columns', outputs, inputs, values, scales: file.append(scales) };
 }
 
-/** The name by which a gradient rule knows the weights that `multiplyStored` calls `name`. */
+/** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
 export const weightName = (name: string): string => `${name}.q`;
 
 /**
- * A gradient `[..., inputs]` → `[..., outputs]`. Gradients of different positions differ in size by orders of
- * magnitude; before they share one scale, each row is brought to the same size, and back afterwards.
+ * Multiplies a gradient: `[..., inputs]` → `[..., outputs]`. Gradients of different positions differ by orders of
+ * magnitude, so each row is normalized before quantization with one scale, and scaled back afterwards.
  */
 export function multiplyGradient(
   g: GraphBuilder,
@@ -230,7 +237,7 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
   return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
 }
 
-/** In fp32 again, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
+/** The matrix in fp32, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
 async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
   const { outputs, inputs } = linear;
   if (linear.kind === 'f32') return new Float32Array((await readRange(weights, linear.values)).buffer);

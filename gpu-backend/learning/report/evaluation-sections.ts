@@ -1,4 +1,7 @@
-/** What an evaluation found: Pareto, quality by sparsity, tables at equal count and equal time, kinds, tasks. */
+/**
+ * The report's sections about an evaluation: Pareto chart, quality by sparsity, tables at equal count and equal time,
+ * kinds, tasks.
+ */
 import { html } from 'hono/html';
 import { type Checks, dataLine, type Evaluation, type EvaluationRow, METHODS } from '../evaluation/result.ts';
 import {
@@ -30,7 +33,7 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
     sections.push(
       section(
         'At equal time',
-        html`<p>Static methods with as few blocks skipped as make them no slower than the learned set.</p>`,
+        html`<p>Static methods that skip the fewest blocks that make them as fast as the learned set.</p>`,
         rowTable('Methods at the learned sets’ measured time', [...learned, ...equalTime]),
       ),
     );
@@ -51,7 +54,7 @@ with the dense model; intervals are 95 %, by resampling rows. Data: ${dataLine(e
   return sections;
 }
 
-/** The learned set that saves most time, beside dense and beside the best method that learns no clusters. */
+/** Compares the learned set that saves most time with dense and with the best method that has no clusters. */
 export function evaluationVerdict({ rows }: Evaluation): string {
   const dense = rows.find(({ method }) => method === 'dense');
   const [learned] = rows
@@ -75,7 +78,7 @@ export function evaluationVerdict({ rows }: Evaluation): string {
   return `${first} They are ${better} the best other method with as many blocks skipped, ${nameOf(rival)} (KL ${number(learned.kl)} against ${number(rival.kl)}).`;
 }
 
-/** With the spread between repetitions, where it was noted. */
+/** ms/token, with the range over rounds where it is known. */
 const times = ({ msPerToken, msPerTokenSpread: spread }: EvaluationRow): string =>
   spread === undefined
     ? `${number(msPerToken, 2)} ms/token`
@@ -88,7 +91,7 @@ const nameOf = ({ method, clusters, surrogate }: EvaluationRow): string => {
   return method === 'dense' || surrogate ? name : `${name}, holes`;
 };
 
-/** One series a method and flavour; a KL of 0 has no place on a logarithmic axis, so dense is left out. */
+/** One series for each method and flavour. Dense is left out: a KL of 0 has no place on a logarithmic axis. */
 function seriesOf(rows: readonly EvaluationRow[], x: (row: EvaluationRow) => number): PointSeries[] {
   const series = new Map<string, PointSeries & { points: { x: number; y: number }[] }>();
   for (const row of rows.toSorted((a, b) => a.targetSparsity - b.targetSparsity)) {
@@ -119,10 +122,10 @@ function bySparsity(rows: readonly EvaluationRow[]): Html | undefined {
     seriesOf(rows, (row) => 100 * row.sparsity),
     { x: '% of blocks skipped', y: 'KL to dense, nats', logarithmicY: true },
   );
-  return figure(svg, 'KL to dense by the share of blocks that is out.');
+  return figure(svg, 'KL to dense by the share of skipped blocks.');
 }
 
-/** Sparsity by sparsity, with and without surrogates apart, the nearest to dense first. */
+/** Ordered by sparsity, then with and without surrogates, then by KL to dense. */
 const inOrder = (rows: readonly EvaluationRow[]): EvaluationRow[] =>
   rows.toSorted(
     (a, b) => a.targetSparsity - b.targetSparsity || Number(a.surrogate) - Number(b.surrogate) || a.kl - b.kl,

@@ -1,5 +1,6 @@
 /**
- * The frame of a report, its tables and pictures: one file, no network, light and dark, readable without pictures.
+ * The frame, tables and charts of a report: one HTML file without network access, for light and dark themes, readable
+ * without charts.
  */
 
 import { LineChart, type LineSeriesOption, ScatterChart, type ScatterSeriesOption } from 'echarts/charts';
@@ -42,7 +43,7 @@ dl { display: grid; grid-template-columns: minmax(8rem, max-content) minmax(0, 1
 .best { font-weight: 700; }
 `;
 
-/** `verdict`: what a reader in a hurry takes along, in two sentences. */
+/** `verdict`: the summary in two sentences at the top. */
 export const page = (title: string, verdict: string, body: readonly Html[]): string =>
   String(html`<!doctype html>
 <html lang="en">
@@ -122,8 +123,8 @@ export const number = (value: number, digits = 3): string =>
   Math.abs(value) >= 100_000 ? value.toExponential(1) : value.toFixed(digits);
 
 /*
- * Pictures as SVG text, drawn by ECharts without a browser. Text and lines take the page's own colour, so that the same
- * picture serves light and dark; series have Okabe and Ito's colours, which colour-blind people tell apart too.
+ * Charts as SVG text, drawn by ECharts without a browser. Text and lines take the page's colour, so that one chart
+ * suits both themes; series have Okabe and Ito's colours, which colour-blind people can tell apart.
  */
 
 use([LineChart, ScatterChart, GridComponent, LegendComponent, SVGRenderer]);
@@ -158,7 +159,7 @@ export type PointSeries = {
   readonly colour: number;
   /** Hollow marks stand for skipping without surrogates. */
   readonly hollow?: boolean;
-  /** Joined by a line, in their order. */
+  /** Whether the points are joined by a line, in their order. */
   readonly joined?: boolean;
   readonly points: readonly Point[];
 };
@@ -166,7 +167,7 @@ type Axes = {
   readonly x: string;
   readonly y: string;
   readonly logarithmicY?: boolean;
-  /** Without numbers, for axes that have no unit. */
+  /** Axes without numbers, for values that have no unit. */
   readonly bare?: boolean;
 };
 
@@ -214,7 +215,7 @@ function toSeries({ name, colour, hollow, joined, points }: PointSeries): Series
     name,
     data,
     symbolSize: 10,
-    // The library's own hollow symbols are filled with white.
+    // ECharts' own hollow symbols are filled with white.
     symbol: 'circle',
     itemStyle: { color: hollow ? 'transparent' : own, borderColor: own, borderWidth: hollow ? 2 : 0 },
     label: { position: 'right' as const, color: 'currentColor' },

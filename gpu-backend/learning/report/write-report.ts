@@ -1,4 +1,4 @@
-/** `report.html` from what a folder holds: a learning run, an evaluation, or both. */
+/** Writes `report.html` about the learning run, the evaluation, or both, in a folder. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { html } from 'hono/html';
@@ -32,8 +32,8 @@ type ReportParts = {
 };
 
 /**
- * Reads what `folder` holds and writes `report.html` there; of files by another version nothing is shown. `learnFrom`:
- * where the learning run's report is taken from when it is not in the folder itself.
+ * Reads the results in `folder` and writes `report.html` there; files by another version are ignored. `learnFrom`:
+ * other folders to look for the learning run's report in.
  */
 export async function writeReportHtml(folder: string, learnFrom: readonly string[] = []): Promise<void> {
   let learn: LearnReport | undefined;
@@ -52,7 +52,7 @@ export function reportHtml({ learn, evaluation }: ReportParts): string {
   ]);
 }
 
-/** Whether the masks are worth it, from the evaluation where there is one, else from what the run held out. */
+/** Whether the masks are worth using: from the evaluation if there is one, else from the run's held-out figures. */
 function verdictOf({ learn, evaluation }: ReportParts): string {
   if (evaluation !== undefined) return evaluationVerdict(evaluation);
   if (learn === undefined)
@@ -84,7 +84,7 @@ async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefi
   }
 }
 
-/* What a learning run found, in pictures and tables: masks, clusters, learning curves, kinds. */
+/* The sections about a learning run: masks, clusters, learning curves, kinds. */
 
 type Sharing = NonNullable<LearnReport['sharing']>;
 
@@ -201,19 +201,19 @@ function sharingParts({ headroom, reason, validated_kl, pool, turns, rows }: Sha
     validated_kl.length === 0
       ? undefined
       : table(
-          'KL by the number of masks, on prompts that did not share the clusters out (five-fold)',
+          'KL by the number of masks, on prompts that did not assign masks to clusters (five-fold cross-validation)',
           validated_kl.map((_, i) => String(i + 1)),
           [validated_kl.map((kl) => number(kl, 4))],
         ),
     table(
-      'All masks that competed for the clusters, by their KL over all of these prompts',
+      'All candidate masks, by their KL over all of these prompts',
       ['from', 'KL'],
       pool.map(({ source, kl }) => [source, number(kl, 4)]),
     ),
   ];
 }
 
-/** A table with 256 columns would tell nobody anything: prompts of each kind by mask. */
+/** Prompts of each kind by mask: a table by cluster could have 256 columns. */
 function kindsByMask({ kinds, masks, clusters }: LearnReport): Html {
   const byMask = kinds.fit.map(({ kind, counts }) => ({
     kind,
@@ -247,7 +247,7 @@ const smoothed = (values: readonly number[]): number[] =>
 
 const gateTable = (report: LearnReport): Html[] => [
   table(
-    'KL under gates as they were drawn and under the bits that they stand for',
+    'KL under randomly drawn gates, and under the binary mask made from them',
     ['mask', 'stochastic', 'binary', 'from'],
     masksOf(report).map(([name, { gates, source }]) => [
       name,

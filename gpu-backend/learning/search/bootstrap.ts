@@ -1,6 +1,6 @@
 /**
- * How sure a figure is. 95 % intervals by resampling rows: positions of one text depend on each other, texts do not. Equal
- * seeds give equal intervals. And standard errors of differences on the same text.
+ * The uncertainty of figures: 95 % bootstrap intervals, and standard errors of differences on the same text. Rows are
+ * resampled, as positions of one text depend on each other and texts do not. Equal seeds give equal intervals.
  */
 import { quantileSorted } from 'simple-statistics';
 import { createRandom } from '../../random.ts';
@@ -28,7 +28,7 @@ export function bootstrapInterval(
   return [quantileSorted(found, 0.025), quantileSorted(found, 0.975)];
 }
 
-/** Σ weight · value, or its quotient by Σ weight · divisor. */
+/** Σ weight · value / Σ weight · divisor. */
 export function weightedRatio(
   weights: ArrayLike<number>,
   values: readonly number[],
@@ -45,11 +45,11 @@ export function weightedRatio(
 /** By how much one mask's cost is lower than another's on the same text. */
 export type Lead = {
   readonly mean: number;
-  /** Of the mean, from how the parts differ; infinite with a single part. */
+  /** Standard error of the mean over parts; infinite with a single part. */
   readonly standardError: number;
 };
 
-/** Mean a position of differences that came as sums over parts of a text; parts count by their positions. */
+/** The mean difference a position, from sums over parts of a text; parts are weighted by their positions. */
 export function pairedLead(parts: readonly { readonly positions: number; readonly sum: number }[]): Lead {
   const count = parts.reduce((all, { positions }) => all + positions, 0);
   const mean = parts.reduce((all, { sum }) => all + sum, 0) / count;

@@ -1,7 +1,7 @@
 /**
- * What a mask has to leave out. A target is a share of what all blocks weigh: 1 each for a share of the blocks, or
- * measured milliseconds for a share of the time, equal within a kind. Whatever the unit, it comes down to how many
- * attention and how many FFN blocks may be out, so that every search moves between allowed pairs of counts.
+ * The budget: how many blocks a mask has to skip. The target is a share of the total weight of all blocks; a block
+ * weighs 1 for a share of the blocks, or its measured milliseconds for a share of the time. Blocks of one kind weigh
+ * the same, so the budget is a list of allowed pairs of counts (attention, FFN), and searches move between these pairs.
  */
 
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
@@ -27,7 +27,7 @@ export type Budget = {
   readonly targetSparsity: number;
   /** `[2L]`. */
   readonly blockWeights: readonly number[];
-  /** The fewest attention blocks that meet the target with each count of FFN blocks; FFN counts rise. */
+  /** For each count of FFN blocks, the fewest attention blocks that meet the target; FFN counts rise. */
   readonly allowed: readonly BlockCounts[];
   readonly attention: CountRange;
   readonly ffn: CountRange;
@@ -66,7 +66,7 @@ export function createBudget(options: BudgetOptions): Budget {
   return { targetSparsity, blockWeights, allowed, attention, ffn };
 }
 
-/** The same with another target; undefined where no mask meets it within the bounds. */
+/** The budget with another target; undefined when no mask meets it within the bounds. */
 export function resizeBudget(budget: Budget, targetSparsity: number): Budget | undefined {
   const { blockWeights, attention, ffn } = budget;
   const weights = { attention: blockWeights[0]!, ffn: blockWeights[1]! };
@@ -102,9 +102,9 @@ export function weightSkipped({ runs }: Mask, { blockWeights }: Budget): number 
 }
 
 /**
- * The mask of each allowed pair that skips the blocks of the lowest `scores`, `[2L]`; ties go to the lower block.
- * First the pair at which closing blocks by rising score would come to meet the target, then those next to it, at
- * most `count`.
+ * For each of at most `count` allowed pairs, the mask that skips the blocks with the lowest `scores`, `[2L]`; ties go
+ * to the lower block. The first pair is where skipping blocks by rising score meets the target; then come its
+ * neighbours.
  */
 export function masksByScore(scores: readonly number[], budget: Budget, count: number): Mask[] {
   const order = scores.map((_, block) => block).sort((a, b) => scores[a]! - scores[b]! || a - b);
@@ -122,7 +122,7 @@ export function masksByScore(scores: readonly number[], budget: Budget, count: n
   });
 }
 
-/** Index of the allowed pair with as many FFN blocks as are closed by the time that the target is met. */
+/** Index of the allowed pair with as many FFN blocks as are skipped when blocks by rising score meet the target. */
 function naturalPair(order: readonly number[], { allowed, blockWeights, targetSparsity }: Budget): number {
   const needed = targetSparsity * blockWeights.reduce((sum, weight) => sum + weight, 0);
   let [weight, ffn] = [0, 0];

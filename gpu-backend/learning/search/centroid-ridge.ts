@@ -1,7 +1,7 @@
 /**
- * What is known of some clusters, told of all. Clusters have little text of their own, but what masks cost changes slowly from
- * cluster to cluster: ridge regression on the centroids also says it of clusters without text. It is in its dual form, where all
- * that counts is how alike two centroids are.
+ * Predicts figures of all clusters from figures of some. A cluster has little text of its own, but the cost of masks
+ * changes smoothly between neighbouring clusters, so ridge regression on the centroids also covers clusters without
+ * text. It is kernel ridge regression (the dual form): only the similarity of centroids counts.
  *
  * C clusters, D dimensions, K figures of each.
  */
@@ -9,10 +9,13 @@ import { Matrix, solve } from 'ml-matrix';
 import type { Points } from '../data/kmeans.ts';
 import { sumOf } from './bootstrap.ts';
 
-/** How alike each two centroids are, `[C, C]`. */
+/** The kernel: similarity of each two centroids, `[C, C]`. */
 export type Likeness = Matrix;
 
-/** Figures change along straight lines, which little text is enough for. `rows`: prompts by cluster, for the middle. */
+/**
+ * Linear kernel: figures change linearly with the centroid; needs little text. `rows`: prompts by cluster, for the
+ * mean.
+ */
 export function alongLines({ count, dimensions, values }: Points, rows: readonly number[]): Likeness {
   const points = Matrix.from1DArray(count, dimensions, values);
   const weights = Matrix.rowVector([...rows]).div(sumOf(rows));
@@ -20,7 +23,10 @@ export function alongLines({ count, dimensions, values }: Points, rows: readonly
   return centred.mmul(centred.transpose());
 }
 
-/** Figures are alike where centroids are near each other, and far from all text they are everybody's: e^−d², for vectors of length 1. */
+/**
+ * Gaussian kernel e^−d² of unit vectors: near centroids have similar figures; far from all text the figures are
+ * everybody's.
+ */
 export function byDistance({ count, dimensions, values }: Points): Likeness {
   const points = Matrix.from1DArray(count, dimensions, values);
   const products = points.mmul(points.transpose());
@@ -31,9 +37,9 @@ export function byDistance({ count, dimensions, values }: Points): Likeness {
 }
 
 /**
- * @param figures `[K]` by cluster; undefined where nothing is known.
- * @param rows prompts that say so, by cluster.
- * @param priorRows what is known before any text: as if so many prompts had said that all clusters are equal.
+ * @param figures `[K]` by cluster; undefined where unknown.
+ * @param rows prompts behind each cluster's figures.
+ * @param priorRows strength of the prior that all clusters are equal, as a number of prompts.
  * @returns `[C, K]`; undefined where fewer than two clusters are known.
  */
 export function ridgeOnCentroids(

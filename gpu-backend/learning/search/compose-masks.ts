@@ -1,8 +1,8 @@
 /**
- * Masks composed for groups of clusters from what single blocks change for each. Some prompts are scored under the mask for
- * everybody with one block more or one block fewer, for each of a few blocks. What several blocks change together is close to the sum of
- * what each changes alone, as long as they are few. So every mask near by has a predicted cost for every cluster, and the best
- * mask of a group of clusters is found without a search.
+ * Composes masks for groups of clusters from the effects of single blocks. Some prompts are scored under the mask for
+ * everybody with one block changed, for each of a few blocks. The effect of a few changes together is close to the sum
+ * of their effects, so every similar mask has a predicted cost for every cluster, and a group's best mask is found
+ * without a search.
  *
  * C clusters, B blocks that may change.
  */
@@ -12,7 +12,7 @@ import { sumOf } from './bootstrap.ts';
 import { type Budget, countsOf } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
 
-/** What single blocks change for one prompt. */
+/** The effects of single blocks on one prompt. */
 export type RowChanges = {
   readonly cluster: number;
   /** Scored positions. */
@@ -26,24 +26,24 @@ type ComposeOptions = {
   readonly blocks: readonly number[];
   readonly budget: Budget;
   readonly centroids: Points;
-  /** Prompts by cluster, `[C]`: what a cluster weighs in its group. */
+  /** Prompts by cluster, `[C]`: a cluster's weight in its group. */
   readonly prompts: ArrayLike<number>;
   readonly maskCount: number;
   readonly seed: number;
 };
 
-/** With more of them the sum says too little of what they change together. */
+/** Most changed blocks: with more, the sum of single effects predicts the joint effect badly. */
 const CHANGED_MAX = 8;
 const TURNS = 20;
-/** As if so many prompts had said that all clusters are equal. */
+/** Strength of the prior that all clusters are equal, as a number of prompts. */
 const PRIOR_ROWS = 1;
 
-/** `expected`: by how much it costs each cluster more than the mask for everybody, nats a position, `[C]`. */
+/** `expected`: predicted cost for each cluster minus that of the mask for everybody, nats a position, `[C]`. */
 export type ComposedMask = { readonly mask: Mask; readonly expected: readonly number[] };
 
 /**
- * Distinct masks other than `start`, of at most `maskCount` groups of clusters, which take turns with their masks as points
- * and means do in k-means. None where too little is known to tell clusters apart.
+ * At most `maskCount` distinct masks other than `start`, one for each group of clusters. Groups and masks are improved
+ * alternately, like assignments and means in k-means. Returns none when too little is known to tell clusters apart.
  */
 export function composeMasks(rows: readonly RowChanges[], options: ComposeOptions): ComposedMask[] {
   const { start, blocks, prompts, maskCount, seed } = options;
@@ -57,7 +57,7 @@ export function composeMasks(rows: readonly RowChanges[], options: ComposeOption
     ...{ count: predicted.length, dimensions: blocks.length },
     values: Float32Array.from(predicted.flat()),
   };
-  // Numbers that differ by rounding alone are one point.
+  // Numbers that differ only by rounding count as equal.
   const distinct = new Set(predicted.map((changes) => Float32Array.from(changes).join(' '))).size;
   let groups: ArrayLike<number> = kMeans(points, {
     clusterCount: Math.min(maskCount, distinct),
@@ -78,7 +78,7 @@ export function composeMasks(rows: readonly RowChanges[], options: ComposeOption
   return [...distinctMasks.values()];
 }
 
-/** Nats a position, `[C, B]`. */
+/** Predicted effect of each block on each cluster, nats a position, `[C, B]`. */
 function changesByCluster(rows: readonly RowChanges[], options: ComposeOptions): number[][] | undefined {
   const { blocks, centroids } = options;
   const counts = new Array<number>(centroids.count).fill(0);
@@ -103,8 +103,9 @@ const isOut = ({ start, blocks }: ComposeOptions, i: number): boolean => start.r
 const SURCHARGE_TURNS = 32;
 
 /**
- * The mask for everybody was chosen on much more text than this, so what seems to better it for all prompts is noise: by so
- * much leaving out a block costs more, that no exchange betters it for everybody.
+ * The mask for everybody was chosen on much more text than this, so a change that seems to improve it for all prompts
+ * is noise. The surcharge is added to the cost of skipping a block, so that no exchange improves the mask for
+ * everybody.
  */
 function surcharge(everybody: readonly number[], options: ComposeOptions): number {
   const { start, blocks, budget } = options;
@@ -131,7 +132,7 @@ type Changes = { readonly blocks: readonly number[]; readonly change: number };
 
 /**
  * The mask within the budget that costs least by the sum of its blocks' changes.
- * @param changes what each block that may change changes alone.
+ * @param changes the effect of each block that may change, nats a position.
  */
 export function bestExchange(start: Mask, changes: ReadonlyMap<number, number>, budget: Budget): Mask {
   const here = countsOf(start);
@@ -150,7 +151,7 @@ export function bestExchange(start: Mask, changes: ReadonlyMap<number, number>, 
   return withChanged(start, best.blocks);
 }
 
-/** A block that ran is left out, and the other way round. */
+/** The mask with each of `blocks` flipped. */
 export function withChanged(start: Mask, blocks: readonly number[]): Mask {
   const runs = start.runs.slice();
   for (const block of blocks) runs[block] = 1 - runs[block]!;
@@ -158,9 +159,9 @@ export function withChanged(start: Mask, blocks: readonly number[]): Mask {
 }
 
 /**
- * Blocks that are worth changing for some prompts: of those that are out, the ones whose return takes most off; of those that
- * run, the ones that cost least. Half of `count` each, as far as there are so many.
- * @param worth of each block under the mask, `[2L]`.
+ * Blocks that are worth changing for some prompts: the skipped blocks whose return lowers the cost most, and the
+ * running blocks whose removal costs least. Half of `count` each, if there are as many.
+ * @param worth the worth of each block under the mask, `[2L]`.
  */
 export function blocksToChange(start: Mask, worth: readonly number[], count: number): number[] {
   const byWorth = (bit: 0 | 1) =>
@@ -173,7 +174,7 @@ export function blocksToChange(start: Mask, worth: readonly number[], count: num
   );
 }
 
-/** The cheapest changes of one kind that leave out `more` blocks more, with 0, 1, 2, … exchanges beside them. */
+/** The cheapest changes of one kind of block that skip `more` additional blocks, with 0, 1, 2, … exchanges as well. */
 function changesOfKind(
   start: Mask,
   changes: ReadonlyMap<number, number>,

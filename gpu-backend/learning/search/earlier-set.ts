@@ -1,7 +1,7 @@
 /**
- * Masks of an earlier set, which a run begins with instead of searching: on new prompts they are shared out anew, and
- * compete with those that are composed from them. That takes two thirds of the time of a search, and is what a tenant's masks need when
- * its traffic has changed.
+ * Masks of an earlier set, with which a run begins instead of searching: they are assigned to clusters of the new
+ * prompts, and compete with masks composed from them. That takes two thirds of a search's time, and suits a tenant
+ * whose traffic has changed.
  */
 import { z } from 'zod';
 import { type Mask, maskFromBits } from '../../../shared/mask/mask.ts';
@@ -15,16 +15,16 @@ import type { BlockCost } from './effort.ts';
 export type EarlierMasks = {
   readonly name: string;
   readonly version: string;
-  /** What it was asked to leave out. */
+  /** The target sparsity of the earlier set. */
   readonly sparsity: number;
-  /** Each once; the one for everybody first. */
+  /** Distinct masks; the mask for everybody first. */
   readonly masks: readonly [Mask, ...Mask[]];
-  /** What a block weighed when they were learned: what they leave out goes by that. */
+  /** Block weights when the masks were learned; their sparsity refers to these. */
   readonly weights: BlockCounts;
 };
 
 const weight = z.number().positive();
-/** What `learn` writes into a set's record, as far as it is needed here. */
+/** The fields of a set's record that are needed here. */
 const recordSchema = z.object({
   oneMask: z.string(),
   cost: z.enum(['blocks', 'time']),
@@ -34,7 +34,10 @@ const recordSchema = z.object({
 const refusal = (name: string, why: string) =>
   new MaskrouteError('invalid_request', `Learning cannot begin with ${name}: ${why}.`);
 
-/** @throws MaskrouteError `invalid_request` when a run of this model with this cost cannot begin with them. */
+/**
+ * Reads the masks of an earlier set. @throws MaskrouteError `invalid_request` when a run for this model and cost cannot
+ * begin with them.
+ */
 export function earlierMasks(
   set: MaskSet,
   {
@@ -67,9 +70,9 @@ export function earlierMasks(
 }
 
 /**
- * Those that a run with this budget may begin with: the one for everybody, and others that leave out as much. Lighter and
- * heavier ones are made anew.
- * @throws MaskrouteError `invalid_request` when the mask for everybody leaves out more or less than the run asks for.
+ * The masks that a run with this budget may begin with: the mask for everybody, and others of the same sparsity.
+ * Lighter and heavier masks are made again.
+ * @throws MaskrouteError `invalid_request` when the sparsity of the mask for everybody is not what the run asks for.
  */
 export function masksWithin(
   { name, sparsity, masks: [one, ...others] }: EarlierMasks,

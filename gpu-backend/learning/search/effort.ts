@@ -1,13 +1,16 @@
-/** How much work a learning run puts into its masks. It follows the data: on little text, more searching finds noise. */
+/**
+ * How much a learning run searches. The effort follows the amount of data: on little text, more searching only fits
+ * noise.
+ */
 import type { Scored } from '../data/samples.ts';
 
-/** What the gates' loss is held against: the dense model's distributions, or the text itself. */
+/** Targets of the gates' loss: the dense model's distributions, or the text's own next tokens. */
 export type TargetKind = 'dense' | 'next-token';
 
-/** What a sparsity counts: blocks, or measured time of a decoded token. */
+/** What sparsity is a share of: the blocks, or the measured time of a decoded token. */
 export type BlockCost = 'blocks' | 'time';
 
-/** Tokens before the decoded one whose time is measured, unless another number is asked for. */
+/** Default number of tokens before the decoded token whose time is measured. */
 export const CONTEXT_TOKENS = 64;
 
 export type GateEffort = {
@@ -19,45 +22,45 @@ export type GateEffort = {
 type MaskEffort = GateEffort & {
   /** Scored positions that masks are searched on. */
   readonly searchPositions: number;
-  /** Batches of them that blocks and drawn gates are ranked on. */
+  /** How many of their batches rank blocks and drawn gates. */
   readonly glanceParts: number;
-  /** Rounds of measuring all blocks and exchanging some. */
+  /** Rounds of measuring the blocks and exchanging some. */
   readonly rounds: number;
-  /** Exchanges measured in a round at most, and those in a row that may fail. */
+  /** Most exchanges measured in a round, and how many in a row may fail. */
   readonly exchanges: number;
   readonly triesMax: number;
 };
 
 export type LearnEffort = {
   readonly one: MaskEffort & {
-    /** Masks that taking blocks out one by one may try. */
+    /** Most masks that greedy removal may try. */
     readonly greedyEvaluations: number;
   };
-  /** Of the mask of a group of clusters. */
+  /** Effort for the mask of a group of clusters. */
   readonly group: MaskEffort;
-  /** Masks that are searched for at most, unless a number is asked for. */
+  /** Most masks that are searched for, unless a number is requested. */
   readonly masksMax: number;
-  /** Of masks that are composed of what single blocks change for each cluster. */
+  /** Masks composed from the effects of single blocks (`compose-masks.ts`). */
   readonly compose: {
-    /** Masks at most; none are composed without. */
+    /** Most composed masks; 0: none. */
     readonly masks: number;
-    /** Blocks that are changed one at a time. */
+    /** Blocks whose effect is measured, one at a time. */
     readonly blocks: number;
-    /** Scored positions that this is measured on. */
+    /** Scored positions on which effects are measured. */
     readonly positions: number;
   };
   /**
-   * Sizes that the mask for everybody also gets, as multiples of what it leaves out: tolerant clusters leave out more,
-   * fragile ones less, at the same mean. 0 is the dense model. Sizes at which models fall apart are left out.
+   * Other sizes of the mask for everybody, as multiples of its sparsity: tolerant clusters skip more, fragile ones
+   * less, at the same mean. 0 is the dense model. Sizes at which models fail are left out.
    */
   readonly sizes: readonly number[];
   /** Exchanges tried for each of these sizes at most. */
   readonly sizeExchanges: number;
-  /** Turns of searching masks for groups of clusters and sharing the clusters out anew. */
+  /** Turns of searching masks for groups of clusters and assigning masks to clusters again. */
   readonly turns: number;
-  /** Scored positions, of other prompts, on which the mask for everybody is chosen. */
+  /** Scored positions of other prompts, on which the mask for everybody is chosen. */
   readonly choicePositions: number;
-  /** Scored positions, of the same prompts, on which it is measured which mask suits a cluster. */
+  /** Scored positions of these prompts, on which masks are assigned to clusters. */
   readonly sharePositions: number;
   /** Scored positions of the held-out figures. */
   readonly heldOutPositions: number;
@@ -102,7 +105,7 @@ export const LEARN_EFFORT: LearnEffort = {
   scored: 'all',
 };
 
-/** A first set: less text, few exchanges and none in rounds, two groups, one turn. */
+/** `--quick`, for a first set: less text, few exchanges and no rounds, two groups, one turn. */
 export const QUICK_EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
@@ -124,26 +127,26 @@ export const QUICK_EFFORT: LearnEffort = {
   heldOutPositions: 2048,
 };
 
-/** Of a run whose masks are known: it searches for none, and shares the clusters out once. */
+/** Effort of a run whose masks are known: it does not search, and assigns masks to clusters once. */
 export const withoutSearch = (effort: LearnEffort): LearnEffort => ({
   ...effort,
   one: { ...effort.one, ...{ greedyEvaluations: 0, gateSteps: 0, rounds: 0, exchanges: 0 } },
   turns: 0,
 });
 
-/** A search can use so many times the text that one of its masks is measured on: gates learn on text of their own. */
+/** A search uses this many times the text that one mask is measured on: gates learn on other text. */
 const TEXTS_A_SEARCH = 3;
-/** Less than this part of an effort finds nothing. */
+/** Smallest share of an effort that still finds something. */
 const LEAST_PART = 0.25;
 /** Even on little text it is worth looking whether two masks suit better than one. */
 const MASKS_MIN = 2;
 
-/** Scored positions that an effort is worth in full. */
+/** Scored positions that justify the full effort. */
 export const fullText = ({ one }: LearnEffort): number => TEXTS_A_SEARCH * one.searchPositions;
 
 /**
- * Effort follows the data: the less text there is to search on, the fewer masks are tried on it, for the best of many is
- * then the one that noise favours. And each group of clusters gets text enough to be measured on.
+ * Adapts the effort to the data: with less text to search on, fewer masks are tried, since the best of many would be
+ * the one that noise favours. Each group of clusters keeps enough text to be measured on.
  * @param positions scored positions to search on.
  */
 export function effortFor(effort: LearnEffort, positions: number): LearnEffort {
@@ -169,18 +172,18 @@ export function effortFor(effort: LearnEffort, positions: number): LearnEffort {
 
 /** Parts of a training step, each on text of its own. */
 export const STEP_PARTS = 2;
-/** Results after learning gates: draws, and counts tried. */
+/** Results after learning gates: drawn gates, and pairs of counts tried. */
 const GATE_RESULTS = 11;
-/** Masks that a choice compares at most. */
+/** Most masks that a choice compares. */
 const CHOICE_RESULTS = 6;
 
-/** The most results that each search comes to. */
+/** Upper bounds of the results that each search computes. */
 export function searchResults({ one, group, sizeExchanges }: LearnEffort, blocks: number) {
   const rounds = ({ rounds, exchanges }: MaskEffort) => rounds * (blocks + exchanges + 1);
   const search = (effort: MaskEffort) =>
     blocks + 2 + STEP_PARTS * effort.gateSteps + GATE_RESULTS + effort.exchanges + rounds(effort);
   return {
-    /** Of one size: what blocks in question are worth, and exchanges. */
+    /** For one other size: the worth of candidate blocks, and exchanges. */
     size: blocks + sizeExchanges + 2,
     one: search(one) + rounds(one) + one.greedyEvaluations + CHOICE_RESULTS,
     group: search(group) + group.exchanges,

@@ -1,14 +1,14 @@
 /**
- * Search among masks of bits that meet a budget, by their exact cost on some text.
+ * Searches masks that meet a budget, by their exact cost on some text.
  *
- * `greedyMask` takes blocks out one by one (FinerCut's greedy, Zhang et al. 2024, evaluated lazily: the rise that a
- * block caused last time stands for it until it comes first). `improveMask` then exchanges blocks. What an exchange
- * would change is first predicted as the sum of what opening and closing alone change; only the best predictions
- * are evaluated, and what helps is taken. Sums predict well because exchanges touch two blocks out of sixty.
+ * `greedyMask` removes blocks one by one (FinerCut's greedy search, Zhang et al. 2024, with lazy evaluation: a block's
+ * last measured rise is its estimate until it is the lowest). `improveMask` then exchanges blocks. The effect of an
+ * exchange is predicted as the sum of its blocks' single effects; only the best predictions are evaluated, and
+ * improvements are kept. The sums predict well because an exchange changes few of the blocks.
  *
- * What an exchange gains (thousandths) is less than what some hundred positions say by chance, and most exchanges lose
- * at first sight. So each races against the mask it would replace, part by part of the text (Maron & Moore 1994, without
- * their bound), and is taken only when it leads after every part.
+ * An exchange gains thousandths of a nat, less than the noise of some hundred positions, and most exchanges are worse
+ * from the start. So each races against the mask that it would replace, one part of the text after the other (Maron and
+ * Moore, 1994, without their bound), and is kept only if it leads after every part.
  */
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
@@ -22,28 +22,27 @@ export type FoundMask = { readonly mask: Mask; readonly cost: number };
 
 /** How masks compare on a text that comes in parts. */
 export type SearchCost = {
-  /** Cost on the text's beginning: enough to rank, of another level than on the whole. */
+  /**
+   * Cost on the first parts of the text: good enough for ranking, but not comparable with the cost on the whole text.
+   */
   readonly atAGlance: MaskCost;
-  /** Whether the mask leads after every part; asked no further than the first after which it does not. */
+  /** Whether the mask leads after every part; evaluation stops at the first part after which it does not. */
   isBetter(mask: Mask, rival: Mask): Promise<boolean>;
 };
 
 type ImproveOptions = {
   readonly cost: SearchCost;
   readonly budget: Budget;
-  /** Exchanges that may be tried. */
+  /** Most exchanges that are tried. */
   readonly evaluationsMax: number;
-  /** Predictions in a row that may fail before a round of exchanges ends. */
+  /** A round of exchanges ends after this many failures in a row. */
   readonly triesMax: number;
 };
 
 /** One exchange: blocks to run again, and blocks to leave out. */
 type Move = { readonly open: readonly number[]; readonly close: readonly number[]; readonly change: number };
 
-/**
- * @param alone cost of every block alone missing minus the cost of the dense model, `[2L]`: where the first
- * estimates come from.
- */
+/** @param alone cost of removing each block alone, minus the cost of the dense model, `[2L]`: the first estimates. */
 export async function greedyMask(
   cost: MaskCost,
   budget: Budget,
@@ -64,7 +63,7 @@ export async function greedyMask(
         break;
       }
       const mask = exchanged(current.mask, [], [block]);
-      // Out of evaluations, the estimates decide.
+      // When no evaluations are left, the estimates decide.
       if (evaluations++ >= evaluationsMax) {
         current = { mask, cost: current.cost + rises[block]! };
         break;
@@ -78,9 +77,9 @@ export async function greedyMask(
 }
 
 /**
- * What each block is worth under a mask: by how much the cost is lower with it than without, `[2L]`. Under the dense
- * mask that is a ranking of blocks by removing them. With a `ranking`, only blocks in question are measured: those that
- * are out, and of each kind about twice as many that rank lowest. The others count as much as the dearest measured one.
+ * The worth of each block under a mask: the cost without the block minus the cost with it, `[2L]`. Under the dense mask
+ * this ranks the blocks by removing each. With a `ranking`, only candidates are measured: the skipped blocks, and of
+ * each kind about twice as many that rank lowest. The others count as much as the most valuable measured block.
  */
 export async function worthOfBlocks(
   cost: MaskCost,
@@ -99,7 +98,7 @@ export async function worthOfBlocks(
   return Array.from(mask.runs, (_, block) => worth.get(block) ?? dearest);
 }
 
-/** By rising number. */
+/** The candidates of {@link worthOfBlocks}, by rising index. */
 function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
   const { attention, ffn } = countsOf(mask);
   const lowest = (kind: 0 | 1, count: number) =>
@@ -111,8 +110,8 @@ function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
 }
 
 /**
- * A mask with one block fewer out, two fewer, and so on, at most `steps`: the blocks first whose return takes most off the
- * cost for what they weigh, each measured alone.
+ * Lighter masks: with 1, 2, … `steps` blocks returned. Blocks return in the order of the cost that they save for their
+ * weight, each measured alone.
  */
 export async function lighterMasks(
   mask: Mask,
@@ -129,7 +128,7 @@ export async function lighterMasks(
   return order.slice(0, steps).map((_, i) => exchanged(mask, order.slice(0, i + 1), []));
 }
 
-/** Exchanges as `worth` predicts them, measured one by one; never worse than `start`. */
+/** Tries exchanges in the order of `worth`'s predictions, measuring each; the result is never worse than `start`. */
 export async function exchangeBlocks(
   start: Mask,
   worth: readonly number[],
@@ -154,7 +153,7 @@ export async function exchangeBlocks(
   return current;
 }
 
-/** Rounds of measuring what blocks in question are worth and exchanging them, until a round changes nothing. */
+/** Rounds of measuring the worth of candidate blocks and exchanging them, until a round changes nothing. */
 export async function improveMask(
   start: Mask,
   ranking: readonly number[],
@@ -171,7 +170,7 @@ export async function improveMask(
   return best;
 }
 
-/** Every exchange to an allowed pair of counts, the one with the best prediction first. */
+/** All exchanges that lead to an allowed pair of counts, the best prediction first. */
 function movesOf(mask: Mask, worth: readonly number[], budget: Budget): Move[] {
   const here = countsOf(mask);
   const index = budget.allowed.findIndex((pair) => samePair(pair, here));
@@ -192,7 +191,7 @@ const sumOf = (blocks: readonly number[], values: readonly number[]): number =>
   blocks.reduce((sum, block) => sum + values[block]!, 0);
 const samePair = (a: BlockCounts, b: BlockCounts) => a.attention === b.attention && a.ffn === b.ffn;
 
-/** Blocks of one kind that run, or that are out. */
+/** Blocks of one kind that run (`bit` 1) or are skipped (0). */
 const blocksOf = ({ runs }: Mask, kind: 0 | 1, bit: 0 | 1): number[] =>
   [...runs.keys()].filter((block) => block % 2 === kind && runs[block] === bit);
 
@@ -201,7 +200,10 @@ function exchangesWithin(mask: Mask, kind: 0 | 1): [number, number][] {
   return blocksOf(mask, kind, 0).flatMap((out) => running.map((block): [number, number] => [out, block]));
 }
 
-/** To other counts: where one block changes, each of its kind in turn; where several do, the best predicted. */
+/**
+ * Exchanges to other counts: where one block of a kind changes, every choice of it; where several change, only the best
+ * predicted.
+ */
 function exchangesTo(mask: Mask, worth: readonly number[], from: BlockCounts, to: BlockCounts) {
   const changes = [
     { kind: 0 as const, more: to.attention - from.attention },
@@ -224,7 +226,7 @@ function exchangesTo(mask: Mask, worth: readonly number[], from: BlockCounts, to
   return moves;
 }
 
-/** Whether some allowed pair can still be reached once this block is out. */
+/** Whether an allowed pair can still be reached once this block is removed. */
 function mayClose(mask: Mask, block: number, { allowed }: Budget): boolean {
   if (mask.runs[block] === 0) return false;
   const { attention, ffn } = countsOf(exchanged(mask, [], [block]));

@@ -1,5 +1,5 @@
 /**
- * How much more, or less, a mask costs the prompts of a cluster than all prompts.
+ * The fragility of clusters: the cost of a mask for a cluster's prompts, relative to its cost for all prompts.
  *
  * C clusters, M masks.
  */
@@ -7,9 +7,9 @@ import type { Points } from '../data/kmeans.ts';
 import { sumOf } from './bootstrap.ts';
 import { alongLines, ridgeOnCentroids } from './centroid-ridge.ts';
 
-/** As if so many prompts had said that all clusters are equal. */
+/** Strength of the prior that all clusters are equal, as a number of prompts. */
 const PRIOR_ROWS = 3;
-/** No cluster is taken for more tolerant than this, whatever the line through the others says. */
+/** Lower bound of a fragility, in case the regression predicts less. */
 const FRAGILITY_MIN = 0.25;
 
 export type ClusterText = {
@@ -20,14 +20,17 @@ export type ClusterText = {
   readonly kl: readonly (readonly number[])[];
 };
 
-/** 1: as everybody, `[C]`. */
+/** Fragility of each cluster, `[C]`; 1: as fragile as all prompts together. */
 export function fragilityOf({ rows, positions, kl }: ClusterText, centroids: Points): number[] {
   const ratios = ratiosOf(positions, kl).map((ratio) => (ratio === undefined ? undefined : [ratio]));
   const found = ridgeOnCentroids(ratios, rows, alongLines(centroids, rows), PRIOR_ROWS);
   return found?.map(([ratio]) => Math.max(FRAGILITY_MIN, ratio!)) ?? rows.map(() => 1);
 }
 
-/** KL a position against everybody's, the mean over the masks that cost anything; undefined without text. */
+/**
+ * Each cluster's KL a position relative to everybody's, averaged over the masks whose KL is above 0; undefined without
+ * text.
+ */
 function ratiosOf(positions: readonly number[], kl: readonly (readonly number[])[]): (number | undefined)[] {
   const total = sumOf(positions);
   const all = (kl[0] ?? []).map((_, mask) => kl.reduce((sum, own) => sum + own[mask]!, 0) / total);

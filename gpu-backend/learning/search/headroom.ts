@@ -1,7 +1,7 @@
 /**
- * What routing gains over one mask, and what it could gain: KL of one mask, of the routing, of the best mask known
- * afterwards, and of the mask that is best for other rows of the same kind. All on the same rows, which neither masks
- * nor their assignment were made on.
+ * Headroom: what routing gains over one mask, and what it could gain. It compares the KL of one mask, of routing, of
+ * the best mask of each row (known afterwards), and of the mask that is best for other rows of the same kind. All are
+ * measured on rows from which neither masks nor their assignment were made.
  */
 import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
 import { bootstrapInterval, pairedLead, sumOf, weightedRatio } from './bootstrap.ts';
@@ -13,7 +13,7 @@ export type HeadroomRow = {
   readonly positions: number;
   /** Sum of the KL over the positions by mask; the mask for everybody first. */
   readonly kl: readonly number[];
-  /** Of these, what every other position has, from the first on. */
+  /** The part of `kl` at every other position, starting with the first. */
   readonly klEven: readonly number[];
   /** The mask that routing chose, an index into `kl`. */
   readonly routed: number;
@@ -21,24 +21,24 @@ export type HeadroomRow = {
   readonly lighter: readonly number[];
 };
 
-/** What masks leave out of a token's time, or of the blocks, in the order of a row's figures. */
+/** The share of a token's time, or of the blocks, that each mask skips, in the order of a row's figures. */
 export type SkippedShares = {
   readonly masks: readonly number[];
   readonly lighter: readonly number[];
 };
 
 /**
- * Where masks have several sizes, routing is held against one mask that leaves out as much as the routing did, and the best
- * masks known afterwards leave out as much as one mask.
+ * If masks have several sizes, routing is compared with one mask of the same mean sparsity as the routed masks, and the
+ * best masks known afterwards are chosen with the same mean sparsity as one mask.
  *
- * @param skipped where masks may have several sizes. @throws RangeError without rows.
+ * @param skipped given if masks may have several sizes. @throws RangeError without rows.
  */
 export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares): Headroom {
   if (rows.length === 0) throw new RangeError('no rows to tell the headroom on');
   const positions = rows.map((row) => row.positions);
   const shares = skipped?.masks ?? rows[0]!.kl.map(() => 1);
   const ladder = ladderOf(rows, shares[0]!, skipped?.lighter ?? []);
-  /** Each row's cost, and what it left out. */
+  /** `costs`: each row's cost; `left`: the share that it skipped. */
   const figureOf = (costs: readonly number[], left: readonly number[]) => {
     const kl = (weights: ArrayLike<number>) => weightedRatio(weights, costs, positions);
     const change = (weights: ArrayLike<number>) => {
@@ -64,7 +64,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
   const { mean: mean_kl, standardError } = pairedLead(
     rows.map((row, i) => ({
       positions: row.positions,
-      // A row that leaves out more than the mean is no worse for it, nor better for leaving out less.
+      // Corrects for size: a row is not rated worse for skipping more than the mean, nor better for skipping less.
       sum: one[i]! - row.kl[row.routed]! + slope * row.positions * (left[i]! - mean),
     })),
   );
@@ -89,7 +89,7 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
   };
 }
 
-/** Shares that differ by rounding alone. */
+/** Shares that differ by less are equal. */
 const ROUNDING = 1e-9;
 const isLevel = (shares: readonly number[]): boolean =>
   shares.every((share) => Math.abs(share - shares[0]!) < ROUNDING);
@@ -105,12 +105,15 @@ const meanShare = (
     positions,
   );
 
-/** The mask for everybody, its lighter ones, and the dense model: what they leave out, falling, and what they cost each row. */
+/**
+ * The mask for everybody, lighter ones, and the dense model: the shares that they skip, falling, and their cost for
+ * each row.
+ */
 type Ladder = { readonly shares: readonly number[]; readonly costs: readonly (readonly number[])[] };
 
 function ladderOf(rows: readonly HeadroomRow[], one: number, lighter: readonly number[]): Ladder {
   const all = [one, ...lighter, 0];
-  // A set's record may say anything.
+  // A set's record is not checked, so only masks that skip ever less are used.
   const steps = [...all.keys()].filter((i) => i === 0 || all[i]! < Math.min(...all.slice(0, i)) - ROUNDING);
   return {
     shares: steps.map((i) => all[i]!),
@@ -121,13 +124,16 @@ function ladderOf(rows: readonly HeadroomRow[], one: number, lighter: readonly n
   };
 }
 
-/** The step of the ladder from which on a mask leaves out no more than `share`. */
+/** Index of the first mask of the ladder that skips no more than `share`. */
 function stepBelow({ shares }: Ladder, share: number): number {
   const step = shares.findIndex((next, i) => i > 0 && next <= share);
   return step < 0 ? shares.length - 1 : step;
 }
 
-/** What one mask costs each row that leaves out so much: between two of the ladder, or on along its first step. */
+/**
+ * The cost for each row of one mask that skips `share`: interpolated between two masks of the ladder, or extrapolated
+ * from its first step.
+ */
 function oneMaskAt(ladder: Ladder, share: number): number[] {
   const { shares, costs } = ladder;
   if (Math.abs(share - shares[0]!) < ROUNDING) return costs.map((row) => row[0]!);
@@ -136,7 +142,7 @@ function oneMaskAt(ladder: Ladder, share: number): number[] {
   return costs.map((row) => (1 - part) * row[step - 1]! + part * row[step]!);
 }
 
-/** Nats a position for what one mask leaves out more. */
+/** Slope of one mask's cost by the share that it skips, nats a position. */
 function slopeAt(ladder: Ladder, share: number, positions: number): number {
   const { shares, costs } = ladder;
   const step = stepBelow(ladder, share);
@@ -144,7 +150,10 @@ function slopeAt(ladder: Ladder, share: number, positions: number): number {
   return rise / (shares[step - 1]! - shares[step]!) / positions;
 }
 
-/** For each row the mask that costs it least by `guesses`, at a price at which all leave out as much as one mask. */
+/**
+ * For each row the mask with the lowest cost by `guesses`, minus a price for what it skips. The price is the lowest at
+ * which all rows together skip as much as one mask.
+ */
 function atOneMean(
   rows: readonly HeadroomRow[],
   shares: readonly number[],
@@ -158,15 +167,15 @@ function atOneMean(
   const more = (chosen: readonly number[]) =>
     sumOf(rows.map(({ positions }, row) => positions * (shares[chosen[row]!]! - shares[0]!)));
   const price = lowestPrice((price) => more(choose(price)) >= -ROUNDING * rows.length);
-  // Every mask is as heavy as the first at least where no price is enough.
+  // A high price is always enough, since every row can take the first mask.
   return choose(price ?? 0);
 }
 
 /**
- * For each half of a row's positions the mask that costs the other half least. A row has few positions, and its best mask, known
- * afterwards, fits their noise. This says what such a choice is worth on other text of the same row.
+ * For each half of a row's positions, chooses the mask that costs the other half least. A row has few positions, so its
+ * best mask, known afterwards, fits their noise; this shows what such a choice is worth on other text of the same row.
  *
- * @returns each row's cost, and what it left out.
+ * @returns each row's cost, and the share that it skipped.
  */
 function byHalves(
   rows: readonly HeadroomRow[],
@@ -194,14 +203,17 @@ function byHalves(
   ];
 }
 
-/** What a mask costs on some positions, for as many as `positions`; where there are none, the first mask is free. */
+/** The cost of a mask on `of` positions, scaled to `positions`; without any, only the first mask costs nothing. */
 const scaled = (kl: number, of: number, positions: number, mask: number): number =>
   of === 0 ? Math.sign(mask) * Number.MAX_VALUE : (kl * positions) / of;
 
-/** Of a quotient of costs; two costs of 0 are equal. */
+/** The relative change for a quotient of costs; 0 / 0 is no change. */
 const changeOf = (quotient: number): number => (Number.isFinite(quotient) ? quotient - 1 : 0);
 
-/** What each mask costs the other rows of a row's kind, a position of the row; a row alone in its kind says one mask is free. */
+/**
+ * The cost of each mask for the other rows of a row's kind, scaled to the row's positions; for a row alone in its kind
+ * only the first mask costs nothing.
+ */
 function costsByKind(rows: readonly HeadroomRow[]): number[][] {
   const totals = new Map<string, { positions: number; kl: number[] }>();
   for (const { kind, positions, kl } of rows) {
@@ -218,14 +230,17 @@ function costsByKind(rows: readonly HeadroomRow[]): number[][] {
   });
 }
 
-/** Along the line through the KLs of one mask with 0, 1, 2, … blocks fewer out. */
+/**
+ * Routing's gain as a number of blocks: where routing's KL is on the line through the KLs of one mask with 0, 1, 2, …
+ * blocks returned.
+ */
 function blocksGained(rows: readonly HeadroomRow[], routed: number): Headroom['blocks'] {
   const steps = rows[0]!.lighter.map((_, step) => sumOf(rows.map(({ lighter }) => lighter[step]!)));
   if (steps.length === 0) return null;
   const kls = [sumOf(rows.map(({ kl }) => kl[0]!)), ...steps];
   const fallOf = (step: number) => kls[step]! - kls[step + 1]!;
   if (routed >= kls[0]!) {
-    // One mask would have to leave out more; it was measured with less, so its first step stands for the slope.
+    // One mask would have to skip more, but only lighter masks were measured: the first step is extrapolated.
     return fallOf(0) > 0 ? { gained: (kls[0]! - routed) / fallOf(0), isMore: false } : null;
   }
   const step = kls.findIndex((kl, i) => i > 0 && kl <= routed) - 1;
@@ -233,7 +248,7 @@ function blocksGained(rows: readonly HeadroomRow[], routed: number): Headroom['b
   return { gained: step + (kls[step]! - routed) / fallOf(step), isMore: false };
 }
 
-/** Routing has to lead by more than its error: else a set is published with one mask. */
+/** Whether routing leads by more than its error; otherwise the set gets one mask for all clusters. */
 export const leads = ({ lead }: Pick<Headroom, 'lead'>): boolean =>
   lead.standardError_kl !== null && lead.mean_kl > lead.standardError_kl;
 

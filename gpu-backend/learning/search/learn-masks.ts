@@ -1,7 +1,7 @@
 /**
- * From clusters of prompts to the mask of each. One mask is learned on everything. Then masks and clusters are learned
- * together, in turns (`search-in-turns.ts`), and as many masks are kept as pay. Held-out prompts say whether they lead one
- * mask; when they do not, all clusters share the mask for everybody.
+ * From clusters of prompts to their masks. One mask is learned on all prompts. Then masks are searched for groups of
+ * clusters and assigned to clusters, in turns (`search-in-turns.ts`), and as many masks are kept as pay off. If they
+ * are not better than one mask on held-out prompts, all clusters share the mask for everybody.
  */
 import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
@@ -23,7 +23,7 @@ import {
 } from './share-masks.ts';
 
 export type LearnedMasks = {
-  /** Those in use; the mask for everybody first. */
+  /** The masks in use; the mask for everybody first. */
   readonly masks: readonly FoundMask[];
   /** The mask of each cluster, an index into `masks`. */
   readonly clusters: readonly number[];
@@ -31,18 +31,18 @@ export type LearnedMasks = {
   readonly candidates: readonly Candidate[];
   readonly sharing: SharingFigures | undefined;
   readonly heldOut: readonly HeldOutRow[];
-  /** The mask for everybody with one block fewer out, two fewer, and so on. */
+  /** The mask for everybody with 1, 2, … blocks returned. */
   readonly lighter: readonly Mask[];
 };
 
-/** How clusters were shared out; undefined with a single cluster. */
+/** How masks were assigned to clusters; undefined with a single cluster. */
 export type SharingFigures = {
-  /** Turns of searching and sharing out, and rows that were measured. */
+  /** Turns of searching and assigning, and rows that were measured. */
   readonly turns: number;
   readonly rows: number;
-  /** All masks that competed, with their KL over all of those rows. */
+  /** All candidate masks, with their KL over all of these rows. */
   readonly pool: readonly Candidate[];
-  /** Of 1, 2, … masks. */
+  /** Figures of 1, 2, … masks (`validateCounts`). */
   readonly validated: readonly Validated[];
   readonly headroom: Headroom | undefined;
   /** Why there is one mask for all clusters; null when there are several. */
@@ -82,7 +82,7 @@ async function learnOne({ bench, prompts, effort, known }: LearnMasksContext) {
       ? await searchOneMask(bench, rows, effort.one)
       : await rankBlocks(bench, rows, known, effort.one);
   const on = bench.costOn('one choice', prompts.everybody.choice, effort.choicePositions);
-  // A mask that was chosen on much text before is not chosen anew on less.
+  // A known mask for everybody was chosen on more text before, so it is kept.
   const choices = known === undefined ? search.proposals : search.proposals.slice(0, 1);
   const candidates = await compareMasks(choices, on.ofMask);
   const [{ mask, source }] = candidates as [Candidate, ...Candidate[]];
@@ -105,7 +105,7 @@ async function learnShared(
   const options = { ...{ clusterCount, base, sizes, expected }, maskCount: most };
   const validated = validateCounts(costs, options, seed);
   const wanted = maskCount ?? countThatPays(validated);
-  // Where one mask is best, the headroom of several is still worth telling.
+  // Even where one mask is best, several are assigned, to report their headroom.
   const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });
   const masks = sharing.masks.map((index) => pool[index]!);
   const clusters = sharing.clusters.map((index) => sharing.masks.indexOf(index));
@@ -140,7 +140,10 @@ function candidatesOn(pool: readonly FoundMask[], costs: readonly RowCosts[]): C
     .sort((a, b) => a.kl - b.kl);
 }
 
-/** `asked`: how many masks were asked for, if any; `wanted`: how many pay. */
+/**
+ * Why all clusters share one mask; null if they do not. `asked`: requested number of masks, if any; `wanted`: the
+ * number that pays off.
+ */
 function whyOneMask(
   asked: number | undefined,
   wanted: number,
@@ -163,10 +166,10 @@ function whyOneMask(
 
 /* Held-out prompts. */
 
-/** Steps back from one mask that tell what routing gains in blocks. */
+/** How many lighter masks are measured to express routing's gain in blocks. */
 const LIGHTER_STEPS = 3;
 
-/** One mask with ever fewer blocks out: those first whose return takes most off the KL for what they weigh. */
+/** The mask for everybody with ever more blocks returned: first those that lower the KL most for their weight. */
 async function lighterOf({ bench, prompts, effort }: LearnMasksContext, one: Mask): Promise<Mask[]> {
   const on = bench.costOn('one lighter', prompts.everybody.choice, effort.choicePositions);
   return lighterMasks(one, bench.budget, LIGHTER_STEPS, on.atAGlance);

@@ -1,6 +1,6 @@
 /**
- * `report.json`: everything that a learning run found, with all figures that a page of pictures needs. `learn` writes
- * it, `report.html` and evaluations read it, so its schema stands below both.
+ * The schema of `report.json`: everything that a learning run found, with all figures that `report.html` needs. `learn`
+ * writes it; `report.html` and evaluations read it.
  */
 
 import { z } from 'zod';
@@ -33,7 +33,7 @@ const candidate = z.object({
   /** Where a mask came from: `rank`, `greedy`, `gates`, with `+swaps` after exchanges; `swaps on 5 clusters`. */
   source: z.string(),
   bits: z.string(),
-  /** On the prompts that the choice is made on. */
+  /** KL on the prompts of the choice. */
   kl: z.number(),
 });
 
@@ -41,11 +41,17 @@ const learnedMask = z.object({
   bits: z.string(),
   skipAttention: z.array(z.number()),
   skipFfn: z.array(z.number()),
-  /** Rise of the KL without each block: from the dense model, or, for a cluster, under the mask for everybody. */
+  /**
+   * Rise of the KL when each block is removed: from the dense model or, for a group of clusters, from the mask for
+   * everybody.
+   */
   worth: z.array(z.number()),
   /** The gates' learning curve, an entry a training step. */
   curve: z.array(z.object({ loss: z.number(), expectedSparsity: z.number() })),
-  /** KL under gates as training draws them, and under the best bits that they stand for, on the same text; null without gates. */
+  /**
+   * KL under gates drawn as in training, and under the best binary mask made from them, on the same text; null without
+   * gates.
+   */
   gates: z.object({ stochastic_kl: z.number(), binary_kl: z.number() }).nullable(),
   source: z.string(),
   /** Of the calibration prompts, the share whose clusters have this mask. */
@@ -69,12 +75,12 @@ const clusterSchema = z.object({
 });
 
 const sharingSchema = z.object({
-  /** Turns of searching masks and sharing clusters out, and prompts that were measured for it. */
+  /** Turns of searching and assigning masks, and prompts that were measured for it. */
   turns: z.number(),
   rows: z.number(),
-  /** All masks that competed for the clusters, by their KL over all of these prompts. */
+  /** All candidate masks, by their KL over all of these prompts. */
   pool: z.array(candidate),
-  /** KL of 1, 2, … masks on prompts that did not share the clusters out. */
+  /** KL of 1, 2, … masks on prompts that did not decide the assignment. */
   validated_kl: z.array(z.number()),
   /** What routing gains on held-out prompts; null where none is held out, or where there was one mask to begin with. */
   headroom: headroomSchema.nullable(),
@@ -104,7 +110,7 @@ export const learnReportSchema = z.object({
   heldOut: maskSetSchema.shape.heldOut,
   /** Prompts of each kind by cluster. */
   kinds: z.object({ fit: kindTable, heldOut: kindTable }),
-  /** Between cluster and kind. */
+  /** Mutual information of cluster and kind. */
   information_bits: z.object({ fit: z.number(), heldOut: z.number() }),
   routing: z.object({
     largestShare: z.number(),
@@ -201,7 +207,7 @@ const sharingReport = ({ turns, rows, pool, validated, headroom, reason }: Shari
   validated_kl: validated.map(({ kl }) => kl),
 });
 
-/** A tuple is a list to JSON's type. */
+/** JSON's type has lists but no tuples. */
 type HeadroomJson = MaskSet['heldOut'][string];
 
 /** Held-out figures by method, over prompts drawn evenly from all that are held out. */

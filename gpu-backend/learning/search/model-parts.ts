@@ -1,4 +1,4 @@
-/** The model as a run asks for it: losses, gradients and scores, computed as units, and what blocks cost. */
+/** The model's functions for a run: losses, gradients and scores, computed as units, and the cost of blocks. */
 
 import { join } from 'node:path';
 import {
@@ -28,7 +28,7 @@ import type { SampleScores } from './score-masks.ts';
 
 type ModelParts = {
   readonly text: ModelText;
-  /** Mean loss of a batch under gates, against the targets of the run. */
+  /** Mean loss of a batch under gates, for the run's targets, nats. */
   loss(batch: SampleBatch, gates: ArrayLike<number>): Promise<number>;
   /** The same with its gradient by each gate. */
   step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
@@ -39,13 +39,16 @@ type ModelParts = {
       readonly cost?: BlockCost | undefined;
       /** Tokens before those that blocks are timed with. */
       readonly context?: number | undefined;
-      /** What blocks take, where it is known; measured unless given. */
+      /** Known block times, ms; measured unless given. */
       readonly weights?: BlockCounts | undefined;
     } & {
       readonly [kind in 'attention' | 'ffn']?: BudgetOptions[kind] | undefined;
     },
   ): Promise<Budget>;
-  /** Exact scores by the serving engine of several masks on one sample; each is kept by the content of both. */
+  /**
+   * Exact scores of several masks on one sample, by the serving engine; each is journalled by the content of mask and
+   * sample.
+   */
   score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
 };
 
@@ -101,10 +104,12 @@ export async function openModelParts(
   };
 }
 
-/** Masks of a unit: the dense model runs once for them, and others are computed elsewhere meanwhile. */
+/**
+ * Most masks of one unit: the dense model runs once for each unit, and other units can be computed elsewhere meanwhile.
+ */
 const UNIT_MASKS_MAX = 8;
 
-/** Masks that are known are not asked for again. */
+/** Scores masks, reading known scores from the journal. */
 async function scoreKept(
   sample: Sample,
   masks: readonly Mask[],
@@ -128,16 +133,16 @@ async function scoreKept(
   });
 }
 
-/** Tokens that the cache is filled with at a time: attention over all of a long text at once takes a lot of memory. */
+/** Tokens of one step of filling the cache: attention over a long text in one step takes a lot of memory. */
 const FILL_TOKENS = 256;
 const STEPS = 16;
 const ROUNDS = 9;
-/** A kind that costs next to nothing still has to weigh something. */
+/** Lower bound of a block's time: every kind must have some weight. */
 const BLOCK_MIN_ms = 1e-4;
 
 /**
- * By how much a decoded token takes less for each attention and each FFN block that is left out, in ms: half of a kind
- * out against none, in interleaved rounds. An FFN block takes the same at any length, attention longer after more tokens.
+ * Milliseconds of a decoded token that each skipped attention and FFN block saves: half of a kind skipped against none,
+ * in interleaved rounds. An FFN block takes equally long at any length; attention takes longer after more tokens.
  */
 async function measureBlockTimes(
   runner: Runner,
@@ -166,7 +171,7 @@ async function measureBlockTimes(
   return { attention: perBlock('attention'), ffn: perBlock('ffn') };
 }
 
-/** Times decoding after `context` tokens on the engine that serves. Which tokens come makes no difference to it. */
+/** Times decoding after `context` tokens on the serving engine. The tokens themselves do not matter. */
 export type Decoder = {
   /** The median step under a mask. */
   step_ms(mask: Mask): Promise<number>;
@@ -184,7 +189,7 @@ export async function openDecoder(runner: Runner, context = CONTEXT_TOKENS): Pro
   const cache = runner.newCache();
   const token = (i: number) => (7919 * i) % vocabularySize;
   const dense = { mask: denseMask(2 * runner.config.layerCount), kv: 'preserve' } as const;
-  // Every mask leaves keys and values of the same shape, so all are timed after the same ones.
+  // Keys and values have the same shape under every mask, so all masks are timed after the same cache.
   for (let from = 0; from < context; from += FILL_TOKENS) {
     const tokenIds = Array.from({ length: Math.min(FILL_TOKENS, context - from) }, (_, i) => token(from + i));
     await runner.run({ cache, tokenIds, plan: dense, logitRows: [] });

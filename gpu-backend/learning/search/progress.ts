@@ -1,7 +1,7 @@
 /**
- * Where a learning run is: its stage out of all, how much of the stage is done, and how much of the whole work. Work is
- * counted in tokens that the model computes, by what stages usually come to; a stage that ends early or comes to more
- * changes only what is left.
+ * Progress of a learning run: the stage, and how much of the stage and of the whole work is done. Work is counted in
+ * tokens that the model computes, estimated from what stages usually take. A stage that takes less or more than
+ * estimated changes only the remaining work.
  */
 import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
 
@@ -10,11 +10,11 @@ type MaskStage = 'one mask' | 'masks' | 'share' | 'compose' | 'sizes' | 'measure
 /** `number` of `count`, from 1. */
 export type StageNumber = { readonly number: number; readonly count: number };
 
-/** In one unit for all stages. */
+/** Work in tokens. */
 type Work = {
   readonly done: number;
   readonly total: number;
-  /** Done before anything was computed: a run that goes on reads it from its journal, which says nothing of its pace. */
+  /** Work read from the journal of a resumed run; it says nothing about the speed. */
   readonly known: number;
 };
 
@@ -40,12 +40,12 @@ const UNITS: Readonly<Record<MaskStage, string>> = {
   measure: 'results',
 };
 
-/** What is known of a run before it. */
+/** What is known of a run before it starts. */
 export type RunSize = {
   readonly blocks: number;
-  /** Groups of clusters that masks are searched for; 1: one mask for all. */
+  /** Groups of clusters for which masks are searched; 1: one mask for all. */
   readonly groups: number;
-  /** Masks that are known before, where none are searched for; else 0. */
+  /** Known masks of an earlier set, if none are searched; else 0. */
   readonly known: number;
   /** Tokens of a batch that masks are searched on. */
   readonly batchTokens: number;
@@ -60,26 +60,29 @@ export type RunSize = {
 type PlannedStage = {
   readonly stage: MaskStage;
   readonly results: number;
-  /** Tokens of one result on average. */
+  /** Mean tokens of one result. */
   readonly tokens: number;
 };
 
-/** Where masks race, most races end before their limit. */
+/** Usual share of a race's results: most races end early. */
 const USUAL_PART = 0.6;
 /** A part of a training step has half a batch's tokens, and a gradient takes as long as two passes forward. */
 const STEP_BATCHES = 1.5;
 /** A race goes on to the next batch while it leads. */
 const BATCHES_A_GLANCE = 1.2;
-/** A prompt is scored alone and over the whole vocabulary, which takes twice as long a token as a batch's loss. */
+/**
+ * Work of a scored token: a prompt is scored alone and over the whole vocabulary, which takes twice as long as the loss
+ * of a batch.
+ */
 const SCORED_TOKEN = 2;
-/** The dense model, and one mask with 1, 2, 3 blocks fewer out. */
+/** Masks measured in addition: the dense model, and one mask with 1, 2, 3 blocks returned. */
 const MEASURED_BESIDE = 4;
-/** Half of the prompts are scored with each block changed, the others under fewer composed masks. */
+/** Share of the prompts' work: half are scored with each block changed, the others under the fewer composed masks. */
 const COMPOSED_PART = 0.8;
-/** Masks that a search of one group brings to the pool, and that the one for everybody does. */
+/** Masks that the search for everybody (`one`) and the search for a group add to the pool. */
 const FOUND_BY = { one: 5, group: 3 };
 
-/** Stages in the order in which they come, with what they usually take. */
+/** Stages in order, with their usual work. */
 export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
   const { groups, known } = size;
   const rowTokens = SCORED_TOKEN * size.rowTokens;
@@ -113,7 +116,7 @@ export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
 
 const composes = ({ compose }: LearnEffort, groups: number): boolean => groups > 1 && compose.masks > 0;
 
-/** Sizes beside that of the mask for everybody; one mask for all has none. */
+/** Number of other sizes of the mask for everybody; 0 with one mask for all. */
 const sizesOf = ({ sizes }: LearnEffort, groups: number): number => (groups > 1 ? sizes.length : 0);
 
 function usualSearch(effort: LearnEffort, which: 'one' | 'group' | 'size', { blocks, batchTokens }: RunSize) {
@@ -125,10 +128,10 @@ function usualSearch(effort: LearnEffort, which: 'one' | 'group' | 'size', { blo
   return { results, tokens: (batches * batchTokens) / results };
 }
 
-/** Reading and embedding. */
+/** The first stages: reading and embedding. */
 const FIRST_STAGES = 2;
 
-/** Where a stage before those of masks is. */
+/** Number of a stage that comes before the search for masks. */
 export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): StageNumber => ({
   number,
   count:
@@ -141,14 +144,14 @@ export const firstStage = (number: 1 | 2, effort: LearnEffort, groups: number): 
 
 export type ProgressTracker = {
   /**
-   * @param results that are still to come in the stage, where they are known by now.
-   * @param group the one that is searched now, of `groups`.
+   * @param results results still to come in the stage, if known.
+   * @param group number of the group that is searched now, of `groups`.
    */
   onStage(stage: MaskStage, now?: { results?: number; group?: number; groups?: number }): void;
   onResult(): void;
 };
 
-/** `journalSize`: results that are written down. While it does not grow, a run only reads what an earlier one found. */
+/** `journalSize`: number of results in the journal. While it does not grow, a resumed run only reads results. */
 export function trackProgress(
   onProgress: (progress: LearnProgress) => void,
   plan: readonly PlannedStage[],
@@ -176,7 +179,7 @@ export function trackProgress(
       const from = group === 0 && stages[at.index]!.stage === stage ? at.index + 1 : at.index;
       const found = stages.findIndex((planned, i) => i >= from && planned.stage === stage);
       const index = found < 0 ? at.index : found;
-      // What is over took what it took, and what was passed over takes nothing.
+      // Finished stages keep their actual work; skipped stages count as 0.
       for (const past of stages.slice(0, index)) past.results = past.done;
       at = { index, group };
       const current = stages[index]!;

@@ -1,6 +1,6 @@
 /**
- * The mask for everybody in other sizes. What a mask costs differs by a factor of two between prompts, so tolerant ones can
- * leave out more blocks and fragile ones fewer, at the same mean time.
+ * The mask for everybody in other sizes. The cost of a mask differs by a factor of two between prompts, so tolerant
+ * prompts can skip more blocks and fragile ones fewer, at the same mean time.
  */
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { type Budget, countsOf, resizeBudget } from './budget.ts';
@@ -9,21 +9,21 @@ import { exchangeBlocks, type SearchCost, worthOfBlocks } from './exchange.ts';
 type ResizeOptions = {
   readonly cost: SearchCost;
   readonly budget: Budget;
-  /** Of the blocks, on everybody's prompts: says which of them are in question. */
+  /** Ranking of the blocks on everybody's prompts: decides which blocks are candidates. */
   readonly ranking: readonly number[];
-  /** Multiples of the budget's target. */
+  /** Multiples of the budget's target sparsity. */
   readonly sizes: readonly number[];
   readonly evaluationsMax: number;
   readonly triesMax: number;
 };
 
-/** Models fall apart when more is left out. */
+/** Largest share to skip; models fail beyond it. */
 const SKIPPED_MAX = 0.4;
 
-/** `size`: a multiple of what the mask leaves out. */
+/** `size`: a multiple of the original mask's sparsity. */
 export type SizedMask = { readonly size: number; readonly mask: Mask };
 
-/** From the mask on, step by step downwards, and step by step upwards. Sizes that the budget's bounds forbid are left out. */
+/** Resizes step by step from the mask, downwards and upwards. Sizes that the budget's bounds forbid are left out. */
 export async function resizeMask(mask: Mask, options: ResizeOptions): Promise<SizedMask[]> {
   const { budget, sizes } = options;
   const found: SizedMask[] = [];
@@ -52,7 +52,7 @@ async function nextSize(
   });
 }
 
-/** To the allowed counts that cost least by what each block alone is worth. */
+/** Changes the mask to the allowed counts at the least cost, by each block's worth alone. */
 function cheapestChange(from: Mask, worth: readonly number[], { allowed }: Budget): Mask {
   const here = countsOf(from);
   const changes = allowed.map((pair) => {

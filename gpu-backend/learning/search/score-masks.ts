@@ -1,9 +1,10 @@
 /**
- * How far a mask moves the serving engine's model, over the whole vocabulary: KL(dense ‖ masked) in nats, equal top
- * tokens, and the cost of the text itself. Samples give sums, so that any set of them can be pooled and resampled.
+ * Compares a masked model with the dense model on the serving engine, over the whole vocabulary: KL(dense ‖ masked) in
+ * nats, agreement of top tokens, and the text's own loss. Each sample gives sums, so that any set of samples can be
+ * pooled and resampled.
  *
- * The runtime computes the distributions, the largest part of an evaluation after the model itself: loops in JavaScript
- * take several times as long.
+ * Distributions, the largest part of an evaluation after the model itself, are computed by ONNX Runtime: loops in
+ * JavaScript take several times as long.
  *
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
@@ -16,7 +17,7 @@ import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, integers, type Session, tensor } from '../../onnx/session.ts';
 import { type Sample, scoredPositions } from '../data/samples.ts';
 
-/** Raised when the same model and samples come to other scores. */
+/** Raised when the same model and samples give other scores. */
 export const SCORES_VERSION = 3;
 
 /** Sums over the scored positions of a sample. */
@@ -24,7 +25,10 @@ export type SampleScores = {
   readonly positions: number;
   /** Nats. */
   readonly kl: number;
-  /** Of it, what every other position has, from the first on: one half may choose a mask that the other half judges. */
+  /**
+   * The part of `kl` at every other position, starting with the first: a mask chosen on one half can be judged on the
+   * other.
+   */
   readonly klEven: number;
   readonly equalTops: number;
   /** −log-likelihood of the text, nats. */
@@ -45,10 +49,10 @@ export type Scorer = {
   score(reference: Reference, mask: Mask): Promise<SampleScores>;
 };
 
-/** Of what prompts begin with, under all masks. */
+/** Cache of the prompts' common beginnings, under all masks. */
 const BEGINNINGS_BYTES_MAX = 64 * 1024 * 1024;
 
-/** One sequence at a time, in one cache. */
+/** Scores one sequence at a time. */
 export function createScorer(runner: Runner, session: ScoreSession): Scorer {
   const logitsOf = createForward(runner);
   const dense = denseMask(2 * runner.config.layerCount);
@@ -63,7 +67,7 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
     async score({ sample, logs, tops }, mask) {
       const logits = await logitsOf(sample, mask);
       const found = await session.against(logits, nextIds(sample), logs);
-      // Rounding can put an equal distribution a hair below 0.
+      // Rounding can make the KL of equal distributions slightly negative.
       const kls = found.kls.map((kl) => Math.max(0, kl));
       return {
         positions: tops.length,
@@ -77,8 +81,9 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
 }
 
 /**
- * Logits of the scored positions, `[P, V]`. What is not scored is what many prompts begin with (a template's system prompt): its
- * keys and values are computed once a mask, and kept. That leaves the bits as they are.
+ * Returns a function for the logits of the scored positions, `[P, V]`. The tokens before them are the same in many
+ * prompts (a template's system prompt), so their keys and values are computed once for each mask and kept. That does
+ * not change the results' bits.
  */
 function createForward(runner: Runner): (sample: Sample, mask: Mask) => Promise<Float32Array> {
   const cache: SequenceCache = runner.newCache();
@@ -88,7 +93,7 @@ function createForward(runner: Runner): (sample: Sample, mask: Mask) => Promise<
   });
   return async (sample, mask) => {
     const positions = scoredPositions(sample);
-    // A single row alone is summed in another order than in company.
+    // A single row is summed in another order than several rows.
     const from = positions > 1 ? sample.scoreFrom : 0;
     const key = `${maskBits(mask)} ${mask.surrogates ?? ''} ${sample.tokenIds.subarray(0, from).join()}`;
     const known = from === 0 ? undefined : beginnings.get(key);
@@ -120,14 +125,14 @@ export function addScores(parts: readonly SampleScores[]): SampleScores {
   return total;
 }
 
-/** Means a position; perplexity is exp of the mean loss. */
+/** Means over positions; perplexity is exp of the mean loss. */
 export const figuresOf = ({ positions, kl, equalTops, loss }: SampleScores) => ({
   kl: kl / positions,
   agreement: equalTops / positions,
   perplexity: Math.exp(loss / positions),
 });
 
-/** What masks cost on prompts that they were not searched on, in the numbers that a mask set carries. */
+/** Figures of masks on held-out prompts, as a mask set holds them. */
 export type HeldOutScores = {
   readonly positions: number;
   /** Mean over the positions, nats. */
@@ -154,15 +159,15 @@ type PositionScores = {
   readonly tops: Int32Array;
 };
 
-/** `logits`: `[R, V]`; `nextIds`: `[R]`. All throw RangeError on logits that are no numbers. */
+/** `logits`: `[R, V]`; `nextIds`: `[R]`. Both functions throw RangeError when logits are not finite. */
 export type ScoreSession = {
   losses(logits: Float32Array, nextIds: ArrayLike<number>): Promise<PositionScores>;
-  /** And log softmax, `[R, V]`. */
+  /** The figures, and log softmax, `[R, V]`. */
   logs(
     logits: Float32Array,
     nextIds: ArrayLike<number>,
   ): Promise<PositionScores & { readonly logs: Float32Array }>;
-  /** And KL(p ‖ q) of every row, `[R]`, where `logs` is log p, `[R, V]`. */
+  /** The figures, and KL(p ‖ q) of every row, `[R]`, where `logs` is log p, `[R, V]`. */
   against(
     logits: Float32Array,
     nextIds: ArrayLike<number>,

@@ -1,7 +1,7 @@
 /**
- * Masks and clusters in turns, as in k-means with a mask in the place of a mean: masks are searched for groups of
- * clusters, and every cluster goes to the mask that measures best on its own prompts, which no search saw. The clusters of
- * one mask are the next group. It ends when all groups were searched before.
+ * Searches masks and assigns them to clusters in turns, like k-means with masks as means: masks are searched for groups
+ * of clusters, and every cluster gets the mask that measures best on its own prompts, which no search saw. The clusters
+ * of one mask are a group of the next turn. It ends when all groups were searched before.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import { groupsBy, kMeans } from '../data/kmeans.ts';
@@ -32,10 +32,10 @@ export type LearnMasksContext = {
   readonly effort: LearnEffort;
   /** Masks of an earlier set, the one for everybody first: nothing is searched then. */
   readonly known: readonly Mask[] | undefined;
-  /** How many masks; undefined: as many as pay. */
+  /** Requested number of masks; undefined: as many as pay off. */
   readonly maskCount: number | undefined;
   readonly seed: number;
-  /** How many searches and rows are worth working on at a time. */
+  /** How many searches and rows to work on concurrently. */
   readonly atOnce: number;
   /** Exact scores by the serving engine. */
   score(sample: Sample, masks: readonly Mask[]): Promise<SampleScores[]>;
@@ -48,9 +48,9 @@ type Searched = {
   readonly turns: number;
   /** The mask for everybody, an index into the pool. */
   readonly base: number;
-  /** Where the pool has masks of several sizes: what each leaves out. */
+  /** The share that each mask of the pool skips, if there are several sizes. */
   readonly skipped?: readonly number[] | undefined;
-  /** Of composed masks: by how much each costs each cluster more than the mask for everybody, nats a position. */
+  /** Predicted cost of composed masks for each cluster, minus that of the mask for everybody, nats a position. */
   readonly expected?: Expected | undefined;
 };
 
@@ -58,7 +58,7 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
   const { prompts, texts, effort, maskCount, seed } = context;
   const clusterCount = prompts.clusters.sizes.length;
   const most = maskCount ?? effort.masksMax;
-  // One mask is known already.
+  // The only mask is known already.
   if (most === 1) return { pool: [one], costs: [], turns: 0, base: 0 };
   const rows = texts.draw('share', prompts.everybody.choice, effort.sharePositions);
   const pool = [one];
@@ -91,8 +91,8 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
 }
 
 /**
- * And masks composed of what single blocks change for each cluster, which is measured on prompts that searches saw; measured
- * on the same rows as the others.
+ * Adds masks composed from the effects of single blocks. The effects are measured on prompts that searches saw; the
+ * masks are measured on the same rows as the others.
  */
 async function withComposed(
   context: LearnMasksContext,
@@ -135,7 +135,7 @@ async function withComposed(
   };
 }
 
-/** And the mask for everybody in other sizes, measured on the same rows. */
+/** Adds the mask for everybody in other sizes, measured on the same rows. */
 async function withSizes(
   context: LearnMasksContext,
   rows: readonly SampledRow[],
@@ -161,10 +161,10 @@ async function withSizes(
   };
 }
 
-/** Clusters, by their numbers. */
+/** Numbers of the group's clusters. */
 type Group = readonly number[];
 
-/** To begin with, clusters whose centroids are near each other. */
+/** The first groups: clusters whose centroids are near each other. */
 function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number): Group[] {
   const { centroids, dimensions, sizes } = clusters;
   const points = { count: sizes.length, dimensions, values: centroids };
@@ -172,11 +172,14 @@ function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number
   return groupsBy(assignment);
 }
 
-/** By content: an equal group in another turn, or in a run with other numbers, has been searched already. */
+/**
+ * Names a group by content, so that an equal group of another turn, or of a run with other cluster numbers, is
+ * recognised as searched.
+ */
 const nameOf = ({ clusters: { sizes, centroids } }: Prompts, group: Group): string =>
   `group ${contentKey([sizes.length, Array.from(centroids.subarray(0, 8)), group]).slice(0, 16)}`;
 
-/** The group's present mask first, where all its clusters share one. */
+/** Masks to start a group's search from: its present mask first, if its clusters share one. */
 function startsFor({ pool, costs, base }: Searched, group: Group): [Mask, ...Mask[]] {
   const own = bestForAll(
     costs.filter(({ cluster }) => group.includes(cluster)),
@@ -197,13 +200,13 @@ async function searchGroup(
   const name = nameOf(prompts, group);
   const search = await searchGroupMask(bench, name, rows, starts, ranking, effort.group);
   const of = group.length === 1 ? `cluster ${group[0]}` : `${group.length} clusters`;
-  // Each mask costs a run on every prompt that shares clusters out, and gates without exchanges win nowhere.
+  // Every mask in the pool is scored on every prompt of the assignment, and gates without exchanges are never the best.
   return search.proposals
     .filter(({ source }) => source !== 'gates')
     .map(({ mask, source }) => ({ mask, source: `${source} on ${of}`, search }));
 }
 
-/** Each mask once, under its first name. */
+/** Adds a mask unless the pool has it already. */
 function addTo(pool: FoundMask[], found: FoundMask): void {
   if (pool.some(({ mask }) => maskBits(mask) === maskBits(found.mask))) return;
   pool.push(found);

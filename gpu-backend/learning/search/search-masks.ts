@@ -1,7 +1,7 @@
 /**
- * Where masks come from. The mask for everybody: blocks ranked by removing each, taken out one by one, and learned by
- * gates. The mask of a group of clusters: from there, by exchanges and by gates on the group's prompts. All of them are
- * only proposals, and are compared on prompts that no search saw.
+ * Proposes masks. For everybody: by ranking blocks, by greedy removal, and by learning gates. For a group of clusters:
+ * starting from that mask, by exchanges and by gates on the group's prompts. Proposals are compared on prompts that no
+ * search saw.
  */
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
@@ -24,13 +24,13 @@ export type Candidate = Proposal & { readonly kl: number };
 
 export type MaskSearch = {
   readonly proposals: readonly Proposal[];
-  /** Rise of the KL without each block, `[2L]`: under the dense model, or under the mask for everybody. */
+  /** Rise of the KL when each block is removed, `[2L]`: from the dense model, or from the mask for everybody. */
   readonly worth: readonly number[];
-  /** Undefined where none were learned. */
+  /** Undefined where no gates were learned. */
   readonly gates: LearnedGates | undefined;
 };
 
-/** In the place of a search where masks are known already: only the blocks are ranked. */
+/** Replaces the search where masks are known already: only ranks the blocks. */
 export async function rankBlocks(
   bench: Workbench,
   rows: readonly CalibrationRow[],
@@ -41,7 +41,7 @@ export async function rankBlocks(
   return { proposals: known.map((mask) => ({ source: 'the earlier set', mask })), worth, gates: undefined };
 }
 
-/** The text that the mask for everybody is searched on, and what each block is worth there. */
+/** The text on which the mask for everybody is searched, and the worth of each block there. */
 async function ranked(
   bench: Workbench,
   rows: readonly CalibrationRow[],
@@ -82,7 +82,7 @@ export async function searchOneMask(
 
 /**
  * @param starts masks that the search may start from: the group's own or the mask for everybody, then those of others.
- * @param ranking of the blocks, on everybody's prompts.
+ * @param ranking ranking of the blocks on everybody's prompts.
  */
 export async function searchGroupMask(
   bench: Workbench,
@@ -117,23 +117,23 @@ async function bestStart([one, ...others]: readonly [Mask, ...Mask[]], on: TextC
   return best;
 }
 
-/** Pairs of counts tried for the learned gates: the nearest, and those next to it. */
+/** Pairs of counts tried for the learned gates: the nearest pair and its neighbours. */
 const COUNTS_TRIED = 5;
-/** Draws of the gates whose mean loss stands for gates as they are in training. */
+/** Random draws of the gates, whose mean loss represents the gates in training. */
 const DRAWS = 6;
 
 type LearnedGates = {
   readonly logAlphas: readonly number[];
   readonly curve: TrainingState['history'];
   readonly best: FoundMask;
-  /** Mean cost of gates as training draws them, on the same text as the cost of `best`: a glance of the search's. */
+  /** Mean cost of randomly drawn gates, on the same text as the cost of `best`: the search's glance. */
   readonly stochastic: number;
 };
 
 /**
- * Gates learned on one group of prompts, and the best bits that they stand for.
- * @param worth rise of the loss without each block, `[2L]`: the ranking that the gates start from.
- * @param on the text that bits are tried on; the gates learn on text of their own.
+ * Learns gates on one group of prompts, and finds the best binary mask for them.
+ * @param worth rise of the loss when each block is removed, `[2L]`: the ranking from which the gates start.
+ * @param on the text on which binary masks are tried; the gates learn on other text.
  */
 async function learnGates(
   bench: Workbench,
@@ -168,7 +168,7 @@ async function learnGates(
   return { logAlphas, curve: history, best, stochastic };
 }
 
-/** Each mask once, under its first name, by rising KL; ties keep their order. */
+/** Distinct masks by rising KL; ties keep their order. */
 export async function compareMasks(proposals: readonly Proposal[], cost: MaskCost): Promise<Candidate[]> {
   const bits = proposals.map(({ mask }) => maskBits(mask));
   const candidates: Candidate[] = [];

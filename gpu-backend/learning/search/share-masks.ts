@@ -1,11 +1,11 @@
 /**
- * Few masks for many clusters. Clusters are fine, so that prompts of a cluster are alike; masks are few, so that each is
- * found on much text; and a cluster takes the mask that measures best on its own prompts. What a cluster's own text says
- * is shrunk towards what everybody's says, for a cluster has little of it.
+ * Assigns few masks to many clusters. Clusters are small, so that their prompts are alike; masks are few, so that each
+ * is found on much text; a cluster gets the mask that measures best on its own prompts. A cluster has little text, so
+ * its figures are shrunk towards everybody's.
  *
- * Where masks have several sizes, what is left out has a price, the same for all clusters: a tolerant cluster leaves out
- * more and a fragile one less, until another block costs both the same (equal slopes). The price is the lowest at which all
- * prompts together leave out as much as under the mask for everybody.
+ * If masks have several sizes, skipping earns a price, the same for all clusters: a tolerant cluster skips more and a
+ * fragile one less, until one more block costs both the same (equal slopes). The price is the lowest at which all
+ * prompts together skip as much as under the mask for everybody.
  *
  * R rows (prompts that no search saw), C clusters, M masks.
  */
@@ -14,7 +14,7 @@ import type { Points } from '../data/kmeans.ts';
 import { type Lead, pairedLead, sumOf } from './bootstrap.ts';
 import { type ClusterText, fragilityOf } from './fragility.ts';
 
-/** A prompt under every mask. */
+/** A prompt's costs under every mask. */
 export type RowCosts = {
   readonly cluster: number;
   /** Scored positions. */
@@ -24,26 +24,29 @@ export type RowCosts = {
 };
 
 export type Sharing = {
-  /** Masks in use, as indices into the rows' costs; the mask for everybody first, the others as they were chosen. */
+  /**
+   * Masks in use, as indices into the rows' costs: the mask for everybody first, then the others in the order of
+   * choice.
+   */
   readonly masks: readonly number[];
   /** The mask of each cluster, `[C]`. */
   readonly clusters: readonly number[];
-  /** Nats a position that leaving out everything would have to cost; 0 where all masks have one size. */
+  /** Price of skipping all blocks, nats a position; 0 if all masks have one size. */
   readonly price: number;
 };
 
 type Sizes = {
-  /** What each mask leaves out of a token's time, or of the blocks, `[M]`. */
+  /** The share of a token's time, or of the blocks, that each mask skips, `[M]`. */
   readonly skipped: readonly number[];
-  /** Centroids of the clusters: clusters near each other are about as fragile. */
+  /** Centroids of the clusters: neighbouring clusters are about equally fragile. */
   readonly centroids: Points;
-  /** Prompts by cluster, whether they were measured or not: the mean is over these, `[C]`. */
+  /** All prompts by cluster, measured or not, `[C]`: the weights of the mean sparsity. */
   readonly prompts: ArrayLike<number>;
 };
 
 /**
- * What masks are expected to cost each cluster more than the mask for everybody, nats a position, `[M][C]`; undefined where
- * nothing is known but the rows that share them out.
+ * Predicted cost of each mask for each cluster, minus that of the mask for everybody, nats a position, `[M][C]`;
+ * undefined for masks without a prediction.
  */
 export type Expected = readonly (readonly number[] | undefined)[];
 
@@ -51,24 +54,24 @@ type SharingOptions = {
   readonly clusterCount: number;
   /** The mask for everybody. */
   readonly base: number;
-  /** Masks in use at most, the mask for everybody among them. */
+  /** Most masks in use, including the mask for everybody. */
   readonly maskCount: number;
-  /** Where masks have several. */
+  /** Given if masks have several sizes. */
   readonly sizes?: Sizes | undefined;
-  /** Without, everybody's rows say what is to be expected of a mask. */
+  /** Predictions towards which figures are shrunk; without, everybody's figures. */
   readonly expected?: Expected | undefined;
 };
 
-/** Everybody's figures weigh as much as so many positions of a cluster's own text. */
+/** Strength of the shrinkage towards everybody's figures, as a number of positions. */
 const SHRINKAGE_POSITIONS = 300;
-/** How long a cluster's prompts are is shrunk towards everybody's as if so many more had been measured. */
+/** Strength of the shrinkage of a cluster's mean prompt length, as a number of prompts. */
 const SHRINKAGE_ROWS = 3;
 const FOLDS = 5;
 
 /**
- * Masks are taken one by one: always the mask that takes most off the clusters' cost, and no more once another
- * takes nothing off. With masks of one size of which nothing is expected, no cluster is worse off on these rows than under the
- * mask for everybody, and a cluster without rows keeps that mask.
+ * Adds masks one by one, always the mask that lowers the clusters' cost most, until none lowers it. With masks of one
+ * size and without predictions, no cluster is worse on these rows than under the mask for everybody, and a cluster
+ * without rows keeps that mask.
  */
 export function shareMasks(rows: readonly RowCosts[], options: SharingOptions): Sharing {
   const { clusterCount, base, maskCount, sizes } = options;
@@ -91,7 +94,7 @@ export function shareMasks(rows: readonly RowCosts[], options: SharingOptions): 
   const taken = price === undefined ? undefined : at(price);
   const isBetter = taken !== undefined && taken.clusters.reduce((sum, m, c) => sum + costs[c]![m]!, 0) < 0;
   if (isBetter) return { ...taken, price: price! };
-  // Then only masks that leave out as much.
+  // Without a price only masks of the same size are allowed.
   const equal = costs.map((cost) =>
     cost.map((value, m) => (more[m]! < 0 ? Number.POSITIVE_INFINITY : value)),
   );
@@ -119,11 +122,11 @@ function takeMasks(costs: readonly (readonly number[])[], base: number, maskCoun
   return { masks: masks.filter((mask) => mask === base || clusters.includes(mask)), clusters };
 }
 
-/** What leaving out all blocks may cost at most, nats a position. */
+/** Highest price of skipping all blocks, nats a position. */
 const PRICE_MAX = 2 ** 12;
 const HALVINGS = 40;
 
-/** To a good many digits; undefined where no price is enough. */
+/** The lowest price for which `isEnough` holds, by bisection; undefined if none up to `PRICE_MAX` is enough. */
 export function lowestPrice(isEnough: (price: number) => boolean): number | undefined {
   if (isEnough(0)) return 0;
   let [low, high] = [0, 1];
@@ -151,7 +154,9 @@ function textOf(rows: readonly RowCosts[], clusterCount: number, maskTotal: numb
   return { rows: counts, positions, kl };
 }
 
-/** Positions by cluster, `[C]`: those that were measured, at least one, or what all prompts come to. */
+/**
+ * Positions by cluster, `[C]`: those that were measured (at least one), or with `sizes` an estimate for all prompts.
+ */
 function trafficOf({ rows, positions }: ClusterText, sizes: Sizes | undefined): readonly number[] {
   if (sizes === undefined) return positions.map((count) => Math.max(1, count));
   const mean = sumOf(positions) / Math.max(1, sumOf(rows));
@@ -161,9 +166,9 @@ function trafficOf({ rows, positions }: ClusterText, sizes: Sizes | undefined): 
 }
 
 /**
- * By how much each mask costs a cluster more than the mask for everybody, over the cluster's traffic, `[C, M]`. What
- * a mask that leaves out as much costs everybody counts as 0 at least, else a cluster might take a mask that its own text
- * speaks against.
+ * Cost of each mask for a cluster minus that of the mask for everybody, over the cluster's traffic, `[C, M]`. Unless a
+ * mask is lighter, everybody's cost counts as at least 0; otherwise a cluster could get a mask that is worse on its own
+ * text.
  */
 function shrunkCosts(
   { rows, positions, kl }: ClusterText,
@@ -186,17 +191,17 @@ function shrunkCosts(
   });
 }
 
-/** A number of masks on rows that did not share them out. */
+/** Figures of a number of masks, on rows that did not decide their assignment. */
 export type Validated = {
   /** Nats a position. */
   readonly kl: number;
-  /** Over one mask. */
+  /** Lead over one mask. */
   readonly lead: Lead;
 };
 
 /**
- * What 1, 2, … `maskCount` masks come to on rows that did not share them out. Every row is judged once (five-fold
- * cross-validation); the searches saw none of them.
+ * Figures of 1, 2, … `maskCount` masks by five-fold cross-validation: every row is judged under an assignment made
+ * without it. The searches saw none of these rows.
  */
 export function validateCounts(
   rows: readonly RowCosts[],
@@ -215,7 +220,7 @@ export function validateCounts(
       for (const [index, row] of rows.entries()) {
         if (foldOf.get(index) !== fold) continue;
         const mask = clusters[row.cluster]!;
-        // These rows may be tolerant or fragile ones: what they leave out more or less counts at the price.
+        // A fold's rows may skip more or less than the mean; the difference counts at the price.
         costs[index] = row.kl[mask]! - price * row.positions * moreOut(options, mask);
       }
     }
@@ -229,7 +234,10 @@ export function validateCounts(
 const moreOut = ({ sizes, base }: SharingOptions, mask: number): number =>
   sizes === undefined ? 0 : sizes.skipped[mask]! - sizes.skipped[base]!;
 
-/** The number of masks with the lowest KL, the fewest of equals; one where that leads one mask by no more than its error. */
+/**
+ * The number of masks with the lowest KL, of equal ones the fewest; 1 if its lead over one mask is no more than the
+ * error.
+ */
 export function countThatPays(validated: readonly Validated[]): number {
   const kls = validated.map(({ kl }) => kl);
   const best = kls.indexOf(Math.min(...kls));
@@ -238,8 +246,8 @@ export function countThatPays(validated: readonly Validated[]): number {
 }
 
 /**
- * The mask for everybody: `base`, unless another costs all rows together less by more than the standard error of the
- * difference.
+ * Index of the mask for everybody: `base`, unless another mask is better over all rows by more than the standard error
+ * of the difference.
  */
 export function bestForAll(rows: readonly RowCosts[], base: number): number {
   const maskCount = rows[0]?.kl.length ?? 0;

@@ -10,7 +10,7 @@ import { drawRows } from '../data/samples.ts';
 import { batchSamples, type SampleBatch } from '../gates/batches.ts';
 
 export type Text = {
-  /** Names the text in the journal: the same name means the same text. */
+  /** Identifies the text in the journal: the same name means the same text. */
   readonly name: string;
   /** Batches, in an order that mixes short and long ones. */
   readonly batchCount: number;
@@ -51,7 +51,7 @@ export function createTextMaker(modelText: ModelText, eosTokenId: number, settin
   };
 }
 
-/** FNV-1a of a name's characters: distinct streams of random numbers for distinct names. */
+/** FNV-1a hash of a name: distinct names get distinct random streams. */
 function hashOf(name: string): number {
   let hash = 0x811c9dc5;
   for (let i = 0; i < name.length; i++) hash = Math.imul(hash ^ name.charCodeAt(i), 0x01000193);

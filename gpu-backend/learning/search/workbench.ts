@@ -1,5 +1,5 @@
 /**
- * What every search of a run works with: costs of masks on texts, steps of the gates, the budget. All results go
+ * The tools of every search in a run: costs of masks on texts, training steps of gates, the budget. All results go
  * through the journal.
  */
 import type { Mask } from '../../../shared/mask/mask.ts';
@@ -14,11 +14,11 @@ import { STEP_PARTS } from './effort.ts';
 import type { MaskCost, SearchCost } from './exchange.ts';
 import type { Text, TextMaker } from './texts.ts';
 
-/** Costs on one text: rise of the mean loss over the dense model's, which is the KL where targets are dense. */
+/** Costs on one text: the mean loss minus the dense model's, nats; with the dense model's targets that is the KL. */
 export type TextCost = SearchCost & {
   /** On the whole text. */
   readonly ofMask: MaskCost;
-  /** At a glance. `gates`: `[2L]`, 0 to 1; `name` says which they are. */
+  /** Cost at a glance. `gates`: `[2L]`, 0 to 1; `name` identifies them in the journal. */
   ofGates(name: string, gates: readonly number[]): Promise<number>;
 };
 
@@ -29,10 +29,10 @@ export type Workbench = {
   readonly signal: AbortSignal | undefined;
   /**
    * @param name distinct names draw distinct rows. @param positions scored positions wanted.
-   * @param glanceParts batches that a glance takes in.
+   * @param glanceParts batches of a glance.
    */
   costOn(name: string, rows: readonly CalibrationRow[], positions: number, glanceParts?: number): TextCost;
-  /** As `trainMask` wants it, for `steps` steps on text of their own. */
+  /** The `sample` function of `trainMask` for `steps` steps, on separate text. */
   training(
     name: string,
     rows: readonly CalibrationRow[],
@@ -47,7 +47,7 @@ type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
   loss(batch: SampleBatch, gates: ArrayLike<number>): Promise<number>;
   /** The same with its gradient. */
   step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
-  /** After every result, known or computed. */
+  /** Called after every result, read or computed. */
   onResult(): void;
 };
 
@@ -75,7 +75,7 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
   };
 }
 
-/** Mean rise over the dense model's loss, on the first batches. */
+/** Mean loss minus the dense model's, on the first batches. */
 async function riseOn(
   parts: WorkbenchParts,
   text: Text,
@@ -111,7 +111,7 @@ async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Ma
 const maskLoss = (parts: WorkbenchParts, text: Text, index: number, mask: Mask) =>
   lossOf(parts, text, index, maskBits(mask), mask.runs);
 
-/** Sum over the scored positions of one batch, and how many they are. */
+/** Sum of the loss over the scored positions of one batch, and their number. */
 async function lossOf(
   { journal, loss, signal }: WorkbenchParts,
   text: Text,
@@ -137,7 +137,7 @@ async function sampledStep(
 ) {
   const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
     signal?.throwIfAborted();
-    // A group with few rows meets them again, under other gates.
+    // A group with few rows repeats them under other gates.
     const batch = text.batch((step * STEP_PARTS + part) % text.batchCount);
     const result = await parts.step(batch, gates);
     return [result.loss, ...Array.from(result.gradients)];

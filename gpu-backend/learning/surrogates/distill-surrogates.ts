@@ -1,11 +1,11 @@
 /**
- * Distils surrogates: KL of the masked model to the dense one falls by the gradients of A, B and biases, with another
- * random mask and fresh text every step, so that one table serves every mask (in the manner of SliceGPT-like repair
- * by distillation, with the model's weights frozen). The closed form is where it starts; held-out text says when it
- * stops, and the running mean of the table is what is judged and kept.
+ * Distils surrogates: gradient descent on A, B and the biases lowers the KL of the masked model to the dense one, with
+ * another random mask and new text in every step, so that one table serves every mask. The model's weights are frozen.
+ * It starts from the closed form and stops by held-out text (early stopping); the running mean of the table is judged
+ * and kept.
  *
- * Every step is a function of the state before it and of its number: a run that is stored and taken up again ends as if
- * it had never been interrupted.
+ * Every step is a function of the previous state and the step's number, so a saved and resumed run ends like one
+ * without interruption.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
@@ -39,32 +39,34 @@ export type DistillOptions = {
   readonly session: Pick<SurrogateSession, 'step'>;
   readonly steps: number;
   readonly seed: number;
-  /** What replacing a block alone costs, `[2L]`. */
+  /** Cost of replacing each block alone, `[2L]`. */
   readonly costs: readonly number[];
-  /** Masks in use, `[2L]` each: most steps meet one of them or one near by. None: all masks are drawn by cost. */
+  /**
+   * Masks in use, `[2L]` each: most steps take one of them or a similar mask. Without any, all masks are drawn by cost.
+   */
   readonly around?: readonly Uint8Array[];
   /** The text of a step: the same number gives the same text. */
   batch(step: number): Promise<TaughtBatch>;
-  /** KL on held-out text under the masks that matter. */
+  /** KL on held-out text under the judged masks. */
   judge(table: SurrogateTable): Promise<number>;
   readonly learningRate?: number;
   readonly onStep?: (state: DistillState) => Promise<void> | void;
   readonly signal?: AbortSignal | undefined;
 };
 
-/** Share of a block's size; rises at first and falls to a tenth. */
+/** Peak learning rate, as a share of a block's size; it warms up and then falls to a tenth. */
 const LEARNING_RATE = 0.01;
 const WARM_UP_STEPS = 20;
 const FINAL_SHARE = 0.1;
 const JUDGE_EVERY = 50;
 /**
- * A run ends after so many judgements that are no better, once its steps are short. Long steps shake a table that began
- * well, and what they gain shows when they are shorter.
+ * A run ends after this many judgements without improvement, once the learning rate is low. At a high rate a good table
+ * first gets worse; the gain shows when the rate falls.
  */
 const PATIENCE = 4;
 const PATIENT_SHARE = 0.5;
 const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
-/** Share of the steps that meet a mask in use, where some are named. */
+/** Share of the steps that take a mask in use, if there are any. */
 const AROUND_SHARE = 0.6;
 
 export async function startDistillation(
@@ -81,7 +83,7 @@ export async function startDistillation(
   };
 }
 
-/** Goes on from `state`, whose arrays it changes, to the last step or until held-out text says that it is enough. */
+/** Continues from `state`, whose arrays it changes, to the last step or until held-out KL stops improving. */
 export async function distill(options: DistillOptions, state: DistillState): Promise<DistillState> {
   let current = state;
   while (current.step < options.steps && !hasStalled(current, options.steps)) {
@@ -123,7 +125,7 @@ function drawRuns({ costs, around = [] }: DistillOptions, random: Random): Uint8
     : drawMask({ costs, sparsityMin: SPARSITY_MIN, sparsityMax: SPARSITY_MAX }, random);
 }
 
-/** Linear up, then half a cosine down. */
+/** Linear warm-up, then cosine decay. */
 function learningRateAt(step: number, steps: number, peak = LEARNING_RATE): number {
   const warm = Math.min(1, (step + 1) / WARM_UP_STEPS);
   const fall = (1 + Math.cos((Math.PI * step) / Math.max(1, steps))) / 2;
@@ -132,7 +134,7 @@ function learningRateAt(step: number, steps: number, peak = LEARNING_RATE): numb
 
 /* A step on one installed model: loss, and its gradients by the tables of surrogates. */
 
-/** By part, in the layout of `SurrogateTable`; 0 for the blocks that run. */
+/** Gradients by part, in the layout of `SurrogateTable`; 0 for blocks that run. */
 type SurrogateGradients = Readonly<Record<SurrogatePart, Float32Array>>;
 
 export type SurrogateSession = {
@@ -170,9 +172,9 @@ export async function openSurrogateSession(
 }
 
 /*
- * Adam on tables of surrogates, in typed arrays and in place: 4.5 million numbers of the default model. Only blocks
- * that a step skipped have a gradient, and only they move, each with a step count of its own. Steps are relative to the
- * size that a block's numbers began with, since the outputs of blocks differ by orders of magnitude.
+ * Adam on tables of surrogates, in place on typed arrays (4.5 million numbers for the default model). Only the blocks
+ * that a step skips have a gradient and are updated, each with its own step count. Updates are relative to the initial
+ * size of a block's numbers, since blocks' outputs differ by orders of magnitude.
  */
 
 type Parts = Readonly<Record<SurrogatePart, Float32Array>>;
@@ -182,16 +184,16 @@ type Descent = {
   /** Running means of gradients and of their squares. */
   readonly mean: Parts;
   readonly square: Parts;
-  /** Running mean of the table itself: what is judged and kept. */
+  /** Running mean of the table itself: it is judged and kept. */
   readonly average: SurrogateTable;
-  /** Steps that moved a block, `[2L]`. */
+  /** Number of updates of each block, `[2L]`. */
   readonly moves: Int32Array;
   /** Root mean square of a block's numbers at the start, `[2L]` by part. */
   readonly scale: Parts;
 };
 
 const [BETA_1, BETA_2, EPSILON] = [0.9, 0.99, 1e-12];
-/** Of the table's running mean, a move of a block. */
+/** Decay of the table's running mean at each update of a block. */
 const AVERAGE_DECAY = 0.95;
 
 export function startDescent(start: SurrogateTable): Descent {
@@ -229,7 +231,7 @@ function sizes(values: Float32Array, blockCount: number): Float32Array {
   });
 }
 
-/** Moves the blocks that `runs` skips. `learningRate`: share of a block's size that a step moves it by, at most. */
+/** Updates the blocks that `runs` skips. `learningRate`: the largest update, as a share of a block's size. */
 export function descend(
   descent: Descent,
   gradients: SurrogateGradients,

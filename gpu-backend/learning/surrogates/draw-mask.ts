@@ -1,33 +1,32 @@
 /**
- * Random masks around those that are worth using. Distillation teaches a table to serve every mask, so each step meets
- * another. Blocks that are cheap to replace are drawn more often, blocks that are dear alone never.
+ * Draws random masks similar to useful ones. Distillation trains a table for every mask, so each step takes another.
+ * Blocks that are cheap to replace are drawn more often; blocks above a cost never.
  */
 import type { Random } from '../../random.ts';
 
 type DrawOptions = {
-  /** What replacing a block alone costs, nats, `[2L]`. */
+  /** Cost of replacing each block alone, nats, `[2L]`. */
   readonly costs: readonly number[];
-  /** Shares of all blocks to skip, drawn between. */
+  /** The share of all blocks to skip is drawn between these. */
   readonly sparsityMin: number;
   readonly sparsityMax: number;
 };
 
-/** Above this cost alone, a block has no place in any mask. */
+/** A block that costs more alone is never skipped. */
 const COST_MAX = 0.5;
 /**
- * How strongly cheap blocks are preferred: the exponent of 1/cost, drawn for each mask. Mostly strongly, for searches
- * find masks of cheap blocks and the table has little room for others; sometimes weakly, for every block needs a
- * surrogate.
+ * Exponents of 1/cost, one drawn for each mask: how strongly cheap blocks are preferred. Mostly strongly, as searches
+ * find masks of cheap blocks and the table's capacity is limited; sometimes weakly, as every block needs a surrogate.
  */
 const PREFERENCES = [3, 3, 1] as const;
-/** Costs below this are noise of the measurement. */
+/** Costs below this are measurement noise. */
 const COST_MIN = 0.002;
 
 /** `[2L]`: 1 runs, 0 skipped. */
 export function drawMask({ costs, sparsityMin, sparsityMax }: DrawOptions, random: Random): Uint8Array {
   const sparsity = sparsityMin + (sparsityMax - sparsityMin) * random.next();
   const count = Math.max(1, Math.round(sparsity * costs.length));
-  // From evenly split to attention alone: both are in use.
+  // From an even split to attention alone: both are used in practice.
   const attentionShare = random.next() < 0.5 ? 0.5 : 0.25 + 0.75 * random.next();
   const attention = Math.round(attentionShare * count);
   const preference = PREFERENCES[Math.floor(random.next() * PREFERENCES.length)]!;
@@ -37,7 +36,9 @@ export function drawMask({ costs, sparsityMin, sparsityMax }: DrawOptions, rando
   return runs;
 }
 
-/** Skips `count` blocks of one kind, without replacement, likelier the cheaper (Efraimidis and Spirakis, 2006). */
+/**
+ * Skips `count` blocks of one kind, drawn without replacement, cheap ones more likely (Efraimidis and Spirakis, 2006).
+ */
 function skip(
   runs: Uint8Array,
   costs: readonly number[],
@@ -56,10 +57,10 @@ function skip(
   for (const { block } of keys.slice(0, count)) runs[block] = 0;
 }
 
-/** Exchanged blocks of a mask that is drawn around another one, at most. */
+/** Most blocks that {@link drawAround} exchanges. */
 const EXCHANGES_MAX = 3;
 
-/** One of the masks in use, as it is or with some of its blocks exchanged for cheap ones of the same kind. */
+/** One of the masks in use, unchanged or with some blocks exchanged for cheap ones of the same kind. */
 export function drawAround(
   masks: readonly Uint8Array[],
   costs: readonly number[],
@@ -72,7 +73,7 @@ export function drawAround(
     if (skipped.length === 0) break;
     const back = skipped[Math.floor(random.next() * skipped.length)]!;
     const kind = (back % 2) as 0 | 1;
-    // Blocks that are out already cannot go again.
+    // Skipped blocks cannot be drawn again.
     const open = costs.map((cost, block) => (runs[block] === 1 ? cost : Number.POSITIVE_INFINITY));
     skip(runs, open, kind, 1, PREFERENCES[0], random);
     runs[back] = 1;
@@ -80,7 +81,7 @@ export function drawAround(
   return runs;
 }
 
-/** The `attention` and `ffn` blocks that are cheapest alone: the masks that tables are judged by. */
+/** Skips the `attention` and `ffn` blocks that are cheapest alone; tables are judged under such masks. */
 export function rankedMask(costs: readonly number[], attention: number, ffn: number): Uint8Array {
   const runs = new Uint8Array(costs.length).fill(1);
   const close = (kind: 0 | 1, count: number) => {

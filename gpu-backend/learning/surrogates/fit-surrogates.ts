@@ -9,7 +9,7 @@ import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { BlockMoments, Moments } from './moments.ts';
 
-/** In units of the mean variance of an input channel. */
+/** Ridge, in units of the mean variance of an input channel. */
 const RIDGE = 1e-2;
 
 type FitOptions = {
@@ -19,7 +19,7 @@ type FitOptions = {
   readonly onBlock?: (done: number) => void;
 };
 
-/** In the basis that the moments were taken in. */
+/** Fits the table, in the basis of the moments. */
 export function fitSurrogates(
   { blocks, sequences }: Moments,
   hiddenSize: number,
@@ -89,7 +89,7 @@ function principalColumns(symmetric: Float64Array, n: number, rank: number): Flo
   return columns;
 }
 
-/** Columns of A and rows of B = Vᵀ of equal length, as descending by gradients wants them. A·B stays. */
+/** Rescales columns of A and rows of B = Vᵀ to equal lengths, which suits gradient descent. A·B stays. */
 function balanced(
   a: Float64Array,
   V: Float64Array,
@@ -127,7 +127,7 @@ function product(
   return out;
 }
 
-/** The symmetric part of Wᵀ·S, both `[n, n]`: rounding alone makes the rest. */
+/** The symmetric part of Wᵀ·S, both `[n, n]`; the other part is only rounding. */
 function transposedProduct(W: Float64Array, S: Float64Array, n: number): Float64Array {
   const out = new Float64Array(n * n);
   for (let k = 0; k < n; k++) {

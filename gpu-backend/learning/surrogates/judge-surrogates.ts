@@ -1,4 +1,7 @@
-/** How good a table is: KL to the dense model on held-out text, under masks of blocks that are cheap to replace. */
+/**
+ * Judges a table of surrogates: KL to the dense model on held-out text, under masks of blocks that are cheap to
+ * replace.
+ */
 import type { InstalledModel } from '../../model/store.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { openLossSession } from '../gates/gate-session.ts';
@@ -19,7 +22,7 @@ export async function openJudge(
   first: SurrogateTable,
 ): Promise<Judge> {
   const { folder, manifest } = model;
-  // The session reads the table that it was opened with: judged tables are copied into that one.
+  // The session always reads the table that it was opened with, so tables to judge are copied into it.
   const surrogates = copyTable(first);
   const session = await openLossSession(folder, manifest.config, {
     threads,
@@ -42,7 +45,7 @@ export async function openJudge(
   };
 }
 
-/** What replacing each block alone costs, nats, on the first batch: `[2L]`. */
+/** Cost of replacing each block alone on the first batch, nats, `[2L]`. */
 export async function rankBlocks(
   judge: Judge,
   table: SurrogateTable,
@@ -60,10 +63,12 @@ export async function rankBlocks(
   return costs;
 }
 
-/** Of masks in use, the first so many count. */
+/** Most masks in use that are judged. */
 const IN_USE_MAX = 6;
 
-/** Masks in use; evenly split at 12.5 and 25 %, attention alone at 25 %, of the blocks that are cheapest alone. */
+/**
+ * The judged masks: masks in use, and the cheapest blocks at 12.5 and 25 % evenly split, and attention alone at 25 %.
+ */
 export function judgedMasks(costs: readonly number[], inUse: readonly Uint8Array[] = []): Uint8Array[] {
   const counts = [0.125, 0.25].map((share) => Math.round(share * costs.length));
   const even = counts.map((count) => rankedMask(costs, Math.floor(count / 2), Math.ceil(count / 2)));

@@ -1,6 +1,6 @@
 /**
- * `maskroute surrogates`: calibration files to a table of surrogates for one model. Closed form first, then
- * distillation; killed and started again with the same inputs, it goes on from the last stored step.
+ * `maskroute surrogates`: makes a table of surrogates for one model from calibration files. Closed form first, then
+ * distillation; killed and started again with the same inputs, it resumes from the last saved step.
  */
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
@@ -43,19 +43,19 @@ export type LearnSurrogatesOptions = {
   readonly data: readonly string[];
   /** Rows taken from each file. */
   readonly rowsMax?: number;
-  /** Of the closed form. */
+  /** Rank of the closed form's surrogates. */
   readonly rank: number;
-  /** A table to go on from, in place of the closed form; its rank counts. */
+  /** File of a table to start from instead of the closed form; its rank is used. */
   readonly from?: string;
   /** Steps of distillation; 0: the closed form alone. */
   readonly steps: number;
   readonly learningRate?: number;
-  /** Masks in use, `[2L]` each, the most important first: distillation is mostly about them. */
+  /** Masks in use, `[2L]` each, the most important first: distillation mostly trains on them. */
   readonly around?: readonly Uint8Array[];
   /** Sequences of 128 tokens that the closed form is fitted on. */
   readonly fitSequences?: number;
   readonly seed: number;
-  /** The table's file; the state of an unfinished run stands beside it. */
+  /** The table's file; the state of an unfinished run is kept beside it. */
   readonly out: string;
   readonly threads: number;
   readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
@@ -109,7 +109,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   return { start: judgements[0]!.kl, distilled: best.kl, steps: state.step };
 }
 
-/** A map of the residual stream has no more than its width of independent directions. */
+/** The rank of a map of the residual stream is at most the stream's width. */
 function checkWidth(rank: number, hiddenSize: number): void {
   if (rank <= hiddenSize) return;
   const message = `The rank of this model's surrogates is at most ${hiddenSize}, its hidden size, not ${rank}.`;
@@ -225,14 +225,14 @@ async function taughtBatches(teacher: Teacher, text: PackedText): Promise<Taught
   return batches;
 }
 
-/** Everything that the result depends on, but not how many threads computed it. */
+/** Hash of everything that the result depends on; the number of threads does not change it. */
 async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
   const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences, around } = options;
   const inputs = {
     method: METHOD,
     model: modelKey(model.manifest),
     data: await sha256OfFiles(data),
-    // They name the kinds of rows, which take turns.
+    // File names are the kinds of rows, and kinds alternate.
     names: data.map((path) => basename(path)),
     rowsMax: rowsMax ?? null,
     learningRate: learningRate ?? null,
@@ -246,7 +246,7 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
   return contentKey(inputs);
 }
 
-/** What a run has so far; `state` once distillation has begun. */
+/** Saved state of a run; `state` is set once distillation has begun. */
 type Run = {
   readonly table: SurrogateTable;
   readonly costs: readonly number[] | undefined;
@@ -259,8 +259,8 @@ type RunStore = {
 };
 
 /**
- * The state of an unfinished run, beside the file that it will write: arrays in V8's own format, put in place whole. A
- * file that does not read, or that other inputs left, counts for nothing: the run begins anew.
+ * Keeps the state of an unfinished run beside its output file, in V8's serialization format, written atomically. An
+ * unreadable file, or a file from other inputs, is ignored: the run starts afresh.
  */
 async function openRunStore(path: string, key: string): Promise<RunStore> {
   const found = await readFile(path)

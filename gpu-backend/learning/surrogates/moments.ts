@@ -1,11 +1,10 @@
 /**
- * What the closed form of `fit-surrogates.ts` needs of a text: second moments of every block's input and output in
- * the dense model, summed in the graph.
+ * Second moments of every block's input and output in the dense model, summed in the graph: the input of the closed
+ * form in `fit-surrogates.ts`.
  *
- * Shapes: H = hidden, N positions. For block i with plainly normalized input x̂ `[N, H]` and output y `[N, H]`:
- * sums of [x̂ 1]ᵀ[x̂ 1] and [x̂ 1]ᵀ y over ordinary positions. The first position of a sequence is an attention
- * sink and has sums of its own; positions whose output is far larger than the rest would rule the fit alone and are
- * left out.
+ * Shapes: H = hidden, N positions. For block i with plainly normalized input x̂ `[N, H]` and output y `[N, H]`: sums of
+ * [x̂ 1]ᵀ[x̂ 1] and [x̂ 1]ᵀ y over ordinary positions. The first position of a sequence is an attention sink and has
+ * sums of its own; positions with far larger outputs would dominate the fit and are left out.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
@@ -17,7 +16,7 @@ import { openTrainingGraph } from '../gates/gate-session.ts';
 import { forward, normalizePlainly } from '../gates/training-forward.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 
-/** Mean square of an output, in units of that of all ordinary positions, from which on it is an outlier. */
+/** An output whose mean square is this many times the mean over ordinary positions is an outlier. */
 const OUTLIER = 10;
 
 export type BlockMoments = {
@@ -38,7 +37,7 @@ type MomentSession = {
   close(): Promise<void>;
 };
 
-/** 16·H² bytes a block are held: 320 MB for 60 blocks of 576. */
+/** Holds 16·H² bytes for each block: 320 MB for 60 blocks with H = 576. */
 export async function openMomentSession(
   folder: string,
   config: LlamaConfig,
@@ -97,7 +96,7 @@ function momentGraph(config: LlamaConfig, stored: StoredLlama, linears: Training
   return g.graph;
 }
 
-/** 1 where a position is not the first of its sequence, else 0: `[N, 1]`. */
+/** `[N, 1]`: 0 for the first position of each sequence, else 1. */
 function ordinaryPositions(g: GraphBuilder, isFirst: Value, h: Value): Value {
   const ordinary = g.op('Cast', [g.op('Not', [isFirst])], { to: 1 });
   const rows = g.op('Shape', [h], { start: 0, end: 2 });

@@ -1,6 +1,6 @@
 /**
- * Surrogates in a training graph: tables as inputs, so that a step can change them, and their affine map
- * y = x̂·A·B + bias, or `first` at a sequence's first position, of the plainly normalized stream x̂
+ * Surrogates in a training graph. Their tables are inputs, so that a step can change them; they apply the affine map y
+ * = x̂·A·B + bias, or `first` at a sequence's first position, of the plainly normalized stream x̂
  * (`model/surrogates.ts` says the same of serving).
  */
 import type { LlamaConfig } from '../../model/model-source.ts';
@@ -22,7 +22,7 @@ export type SurrogateInputs = {
   readonly blocks: readonly SurrogateValues[];
 };
 
-/** The names of the inputs, and of the parts of a table in memory. */
+/** Names of the graph's inputs (`surrogate_…`) and of the parts of a `SurrogateTable`. */
 export const SURROGATE_PARTS = ['a', 'b', 'bias', 'first'] as const;
 export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
 
@@ -61,7 +61,7 @@ export function surrogateInputs(g: GraphBuilder, config: LlamaConfig, rank: numb
   return { tables, blocks };
 }
 
-/** What stands in for a block's output, `[B, S, H]`: 2·H·r multiply-adds a position. */
+/** The surrogate's output in place of a block's, `[B, S, H]`; 2·H·r multiply-adds a position. */
 export function surrogateOutput(b: GraphBuilder, shared: Shared, h: Value, values: SurrogateValues): Value {
   const x = normalizePlainly(b, shared.config, h);
   const product = b.op('MatMul', [b.op('MatMul', [x, values.a]), values.b]);

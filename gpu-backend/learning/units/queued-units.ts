@@ -1,6 +1,6 @@
 /**
- * `learn --queue`: a run's units go to whoever takes them from a queue (`unit-worker.ts`), and their numbers come back
- * through the journal. The queue may lose everything at any time: what it no longer knows and nobody computes is handed in
+ * `learn --queue`: puts a run's units into a queue for workers (`unit-worker.ts`) and reads their results from the
+ * journal. The queue may lose everything at any time: units that neither the queue nor a worker knows are submitted
  * again.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -32,14 +32,17 @@ type QueuedOptions = {
   readonly say: (line: string) => void;
 };
 
-/** Units that are in the queue at a time: enough for as many workers, and little to hand in again. */
+/** Most units in the queue at a time: enough for as many workers, and few to submit again. */
 const AT_ONCE = 256;
-/** A worker whose unit is unknown to a queue that was flushed claims it again within a beat. */
+/**
+ * Heartbeats after which an unknown unit counts as lost; a worker renews its claim with every heartbeat, even after the
+ * queue was flushed.
+ */
 const BEATS_UNTIL_LOST = 4;
-/** A unit may meet a machine that has no memory or no disk left; then another one is asked. */
+/** Attempts for each unit: a machine may have no memory or disk left, then another worker tries. */
 const ATTEMPTS = 3;
 const RETRY_AFTER_ms = 1000;
-/** At the end, for taking back what is no longer wanted. */
+/** Time at the end for removing unneeded units from the queue. */
 const GOODBYE_ms = 2000;
 
 export const openQueuedUnits =
@@ -57,7 +60,7 @@ export const openQueuedUnits =
     }
   };
 
-/** One kind of work at a time, so that no worker changes its model with every unit. */
+/** Waits until no run for other work uses the queue, so that workers need not change their model with every unit. */
 async function waitForTurn(
   redis: Redis,
   learns: Learns,
@@ -74,7 +77,7 @@ async function waitForTurn(
     if (sameRun(first, learns)) return;
     if (told !== describeLearns(first)) {
       told = describeLearns(first);
-      say(`The queue is taken: it learns for ${told}. This run waits until that is over.`);
+      say(`The queue is in use by a run for ${told}. This run waits until it ends.`);
     }
     await sleep(BEAT_ms, undefined, { signal }).catch(() => {});
   }
@@ -83,7 +86,7 @@ async function waitForTurn(
 type Waiting = {
   readonly unit: Unit;
   readonly done: PromiseWithResolvers<readonly number[]>;
-  /** Beats in a row for which neither queue nor workers knew of it. */
+  /** Heartbeats in a row at which neither the queue nor a worker knew the unit. */
   lostBeats: number;
 };
 
@@ -99,11 +102,11 @@ class QueuedUnits implements Units {
   readonly atOnce = AT_ONCE;
   readonly #parts: Parts;
   readonly #queue: Queue<UnitJob>;
-  /** Waiting for events holds a connection. */
+  /** A connection of its own, since waiting for events blocks it. */
   readonly #eventsRedis: Redis;
   readonly #events: QueueEvents;
   readonly #waiting = new Map<string, Waiting>();
-  /** What the queue may still have. */
+  /** Names of units that may still be in the queue. */
   readonly #handedIn = new Set<string>();
   readonly #closing = new AbortController();
   readonly #watching: Promise<void>;
@@ -116,11 +119,11 @@ class QueuedUnits implements Units {
     this.#queue = new Queue(QUEUE_NAME, { connection: redis });
     this.#eventsRedis = redis.duplicate();
     this.#events = new QueueEvents(QUEUE_NAME, { connection: this.#eventsRedis });
-    // The other connection says when the server is away.
+    // The other connection reports when the server is unreachable.
     this.#eventsRedis.on('error', () => {});
     this.#queue.on('error', () => {});
     this.#events.on('error', () => {});
-    // Where the journal cannot be read, the next beat finds that out and ends the run.
+    // If the journal cannot be read, the next heartbeat notices and ends the run.
     this.#events.on('completed', ({ jobId }) => void this.#look(jobId).catch(() => {}));
     this.#events.on('failed', ({ jobId, failedReason }) => this.#fail(jobId, failedReason));
     signal?.addEventListener('abort', this.#stop, { once: true });
@@ -135,7 +138,7 @@ class QueuedUnits implements Units {
     const waiting: Waiting = { unit, done: Promise.withResolvers(), lostBeats: 0 };
     this.#waiting.set(name, waiting);
     try {
-      // Whoever asks for the same unit meanwhile waits for this promise alone, so it ends in any case.
+      // Other calls for this unit wait for the same promise, so it must settle in any case.
       this.#readOrHandIn(name, waiting).catch(waiting.done.reject);
       const values = await waiting.done.promise;
       this.#handedIn.delete(name);
@@ -157,7 +160,7 @@ class QueuedUnits implements Units {
     this.#closing.abort();
     this.#rejectAll(new Error('the run is over'));
     const goodbye = async () => {
-      // What a worker has begun stays, and its numbers are known to the next run.
+      // Units in progress stay; the next run finds their results in the journal.
       await Promise.allSettled([...this.#handedIn].map((name) => this.#queue.remove(name)));
       await this.#events.close();
       await withdraw(redis, learns);
@@ -185,7 +188,7 @@ class QueuedUnits implements Units {
     );
   }
 
-  /** Takes a unit's numbers from the journal, if they are there. */
+  /** Settles a unit whose result is in the journal. */
   async #look(name: string): Promise<boolean> {
     const waiting = this.#waiting.get(name);
     if (waiting === undefined) return true;
@@ -203,14 +206,14 @@ class QueuedUnits implements Units {
     for (const { done } of this.#waiting.values()) done.reject(reason);
   }
 
-  /** Beats until the run is over. */
+  /** Sends heartbeats until the run is over. */
   async #watch(): Promise<void> {
     const { signal } = this.#closing;
     while (!signal.aborted) {
       await sleep(BEAT_ms, undefined, { signal, ref: false }).catch(() => {});
       if (signal.aborted) return;
       await this.#beat().catch((error: Error) => {
-        // A connection that ends in mid-command is back with the next beat.
+        // If the connection was lost, it is back with the next heartbeat.
         if (!signal.aborted && this.#parts.redis.status === 'ready') this.#rejectAll(error);
       });
     }
@@ -222,8 +225,8 @@ class QueuedUnits implements Units {
     if (redis.status !== 'ready') return;
     const first = await announce(redis, learns);
     if (!sameRun(first, learns)) {
-      // It came while this run could not be heard. Its workers refuse these units, so they wait for theirs.
-      say(`The queue was taken meanwhile: it learns for ${describeLearns(first)}.`);
+      // The other run came while this run was disconnected. Its workers refuse this run's units, which wait.
+      say(`Another run uses the queue now: ${describeLearns(first)}.`);
       return;
     }
     const reason = (await refusal(redis)) ?? '';

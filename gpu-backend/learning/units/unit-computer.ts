@@ -9,13 +9,13 @@ import { createUnitSessions } from './unit-sessions.ts';
 import type { OpenUnits, UnitsOptions } from './units.ts';
 
 export type UnitComputer = AsyncDisposable & {
-  /** After those that were asked for before. Rejects when `signal` aborts before it begins. */
+  /** Computes the unit after all units requested before it. Rejects when `signal` aborts before it begins. */
   run(unit: Unit, signal?: AbortSignal): Promise<number[]>;
 };
 
-/** Numbers of a score, in the order in which a unit gives them. */
+/** The figures of a score, in the order of a unit's result. */
 export const SCORE_FIGURES = ['positions', 'kl', 'klEven', 'equalTops', 'loss'] as const;
-/** What the dense model says of batches is kept for the next units on them: some 300 batches of `learn`. */
+/** Cache of the dense model's targets, for further units on the same batches: some 300 batches of `learn`. */
 const TAUGHT_BYTES_MAX = 128 * 1024 * 1024;
 
 export function openUnitComputer(options: Omit<UnitsOptions, 'signal'>): UnitComputer {
@@ -86,7 +86,7 @@ export function openUnitComputer(options: Omit<UnitsOptions, 'signal'>): UnitCom
   };
 }
 
-/** In this process. */
+/** Computes units in this process. */
 export const openLocalUnits: OpenUnits = async ({ signal, ...options }) => {
   const computer = openUnitComputer(options);
   return {

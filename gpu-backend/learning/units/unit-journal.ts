@@ -1,7 +1,7 @@
 /**
- * What units came to, a file each in a folder that the run and all its workers see. This is where the truth of a run on many
- * machines lives; the queue only says what is still to be done. An entry carries a hash of itself and of its name, so a
- * damaged one is no entry, and the unit is computed again.
+ * The results of units: one file for each in a folder that the run and all workers share. It is the source of truth of
+ * a run on several machines; the queue only has the units that are still to be computed. An entry holds a hash of its
+ * name and content, so a damaged entry is recognised and its unit computed again.
  */
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import { createWhole, readOwnJson, writeWhole } from '../../files.ts';
 import { contentKey } from '../journal.ts';
 
 export type UnitJournal = {
-  /** Of the folder, wherever it is mounted: who reads another one is not in the same run. */
+  /** Id of the folder, wherever it is mounted: a worker that reads another id has another folder. */
   readonly id: string;
   /** `undefined` where there is no entry, or a damaged one. */
   read(name: string): Promise<readonly number[] | undefined>;
@@ -23,11 +23,17 @@ export type UnitJournal = {
 
 const HEAD_FILE = 'journal.json';
 const headSchema = z.object({ id: z.uuid() });
-/** To be written by another machine on a file system that shows it half-written, and seen here. */
+/**
+ * How often and at what interval to look for the id: another machine may be writing it, and file systems may show it
+ * late or incomplete.
+ */
 const [HEAD_LOOKS, HEAD_LOOK_ms] = [20, 100];
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
-/** @param say hears of damaged entries. @throws MaskrouteError `storage_failed` when the folder cannot be used. */
+/**
+ * @param say receives a line about each damaged entry. @throws MaskrouteError `storage_failed` when the folder cannot
+ * be used.
+ */
 export async function openUnitJournal(folder: string, say: (line: string) => void): Promise<UnitJournal> {
   const fileOf = (name: string) => join(folder, name.slice(0, 2), `${name}.json`);
   return {
@@ -39,7 +45,7 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
       });
       if (text === undefined) return undefined;
       const values = valuesOf(name, text);
-      if (values === undefined) say(`The journal's entry ${fileOf(name)} is damaged; it counts for nothing.`);
+      if (values === undefined) say(`The journal's entry ${fileOf(name)} is damaged and is ignored.`);
       return values;
     },
     async write(name, values) {
@@ -51,7 +57,7 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
   };
 }
 
-/** Whoever comes first gives the folder its id; the others wait until it is written. */
+/** The first process writes the folder's id; the others wait until it is there. */
 async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {

@@ -1,6 +1,6 @@
 /**
- * What a run and its workers share in the queue's server: the queue of units, who learns with it, and which units are being
- * computed. All of it can be lost at any time; then it is written again.
+ * What a run and its workers share in Redis (or Valkey): the queue of units, which run uses it, and which units are
+ * being computed. All of it may be lost at any time and is then written again.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
@@ -8,15 +8,15 @@ import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { describeWork, sameWork, unitSchema, workSchema } from './unit.ts';
 
-/** Fixed, so that a scaler can ask for the length of `bull:maskroute-units:wait`. */
+/** Fixed, so that an autoscaler can read the length of `bull:maskroute-units:wait`. */
 export const QUEUE_NAME = 'maskroute-units';
 
-/** The key that says who learns with the queue, and the one under which a worker says that a run is none of its. */
+/** Redis keys: the run that uses the queue, and the reason of a worker that refuses a run. */
 const LEARNS_KEY = 'maskroute:learns';
 const REFUSAL_KEY = 'maskroute:refusal';
 const claimKey = (name: string) => `maskroute:claim:${name}`;
 
-/** How often a run and a worker say that they are there, and for how long that counts. */
+/** Interval of heartbeats of runs and workers, and how long they are valid. */
 export const BEAT_ms = 1000;
 const RUN_LASTS_ms = 15_000;
 const CLAIM_LASTS_ms = 5000;
@@ -25,13 +25,13 @@ const REFUSAL_LASTS_ms = 10_000;
 export const jobSchema = z.strictObject({ work: workSchema, unit: unitSchema });
 export type UnitJob = z.infer<typeof jobSchema>;
 
-/** Who learns with the queue: runs of the same work in the same journal. */
+/** Who uses the queue: runs of the same work with the same journal. */
 const learnsSchema = z.strictObject({ work: workSchema, journal: z.string() });
 export type Learns = z.infer<typeof learnsSchema>;
 
 export const sameRun = (a: Learns, b: Learns): boolean => sameWork(a.work, b.work) && a.journal === b.journal;
 
-/** Waits as long as it takes for a server that is away. `say` hears when it goes and when it is back. */
+/** Connects, and reconnects without limit. `say` receives a line when the server is unreachable and when it is back. */
 export function connectQueue(url: string, say: (line: string) => void): Redis {
   const { protocol, host } = new URL(url);
   const redis = new Redis(url, {
@@ -43,13 +43,13 @@ export function connectQueue(url: string, say: (line: string) => void): Redis {
   redis.on('error', (error: NodeJS.ErrnoException) => {
     if (isAway) return;
     isAway = true;
-    say(`The queue ${protocol}//${host} is away (${error.code ?? error.message}); this waits for it.`);
+    say(`The queue ${protocol}//${host} is unreachable (${error.code ?? error.message}); waiting for it.`);
   });
   redis.on('close', () => {
-    // An error tells more, and comes at once where there is one.
+    // An error event, if there is one, comes at once and says more.
     if (isAway || redis.status === 'end') return;
     isAway = true;
-    say(`The queue ${protocol}//${host} is away; this waits for it.`);
+    say(`The queue ${protocol}//${host} is unreachable; waiting for it.`);
   });
   redis.on('ready', () => {
     if (isAway) say(`The queue ${protocol}//${host} is back.`);
@@ -58,7 +58,7 @@ export function connectQueue(url: string, say: (line: string) => void): Redis {
   return redis;
 }
 
-/** Says that a run learns, or goes on learning. Gives who does: another run, where that was first. */
+/** Registers a run, or renews its registration. Returns the registered run: another one if that was first. */
 export async function announce(redis: Redis, learns: Learns): Promise<Learns> {
   const text = JSON.stringify(learns);
   await redis.set(LEARNS_KEY, text, 'PX', RUN_LASTS_ms, 'NX');
@@ -68,20 +68,23 @@ export async function announce(redis: Redis, learns: Learns): Promise<Learns> {
   return found;
 }
 
-/** Says that a run is over, so that the next need not wait. Others of the same kind say with their next beat that they go on. */
+/**
+ * Removes a run's registration, so that the next need not wait. Other runs of the same work renew it with their next
+ * heartbeat.
+ */
 export async function withdraw(redis: Redis, learns: Learns): Promise<void> {
   const found = await whoLearns(redis);
   if (found !== undefined && sameRun(found, learns)) await redis.del(LEARNS_KEY);
 }
 
-/** @throws MaskrouteError `conflict` when a version learns there that says it otherwise. */
+/** The registered run, if there is one. @throws MaskrouteError `conflict` when its registration has another version's format. */
 export async function whoLearns(redis: Redis): Promise<Learns | undefined> {
   const text = await redis.get(LEARNS_KEY);
   if (text === null) return undefined;
   try {
     return learnsSchema.parse(JSON.parse(text));
   } catch (cause) {
-    const message = `Refused: another version learns with the queue: ${text.slice(0, 300)}`;
+    const message = `Refused: a run of another version uses the queue: ${text.slice(0, 300)}`;
     throw new MaskrouteError('conflict', message, { cause });
   }
 }
@@ -95,11 +98,14 @@ export const refusal = (redis: Redis): Promise<string | null> => redis.get(REFUS
 export const describeLearns = ({ work }: Learns): string => describeWork(work);
 
 /*
- * A claim says that a unit is being computed. The queue has locks for that, but forgets them with everything else when it
- * is flushed; a claim is made again with the next beat.
+ * A claim says that a unit is being computed. BullMQ's own locks are lost when Redis is flushed; a claim is renewed
+ * with the next heartbeat.
  */
 
-/** Claims a unit until it is disposed of. Waits while somebody else computes it, and gives up when that is done. */
+/**
+ * Claims a unit until the claim is disposed of. Waits while another worker computes it, and returns no claim when that
+ * one is done.
+ */
 export async function claimUnit(
   redis: Redis,
   name: string,
@@ -112,7 +118,7 @@ export async function claimUnit(
     await sleep(BEAT_ms / 2);
   }
   const beat = setInterval(() => {
-    // While the server is away nobody else can take the unit.
+    // While the server is unreachable, nobody else can take the unit.
     if (redis.status === 'ready') redis.set(key, worker, 'PX', CLAIM_LASTS_ms).catch(() => {});
   }, BEAT_ms);
   return {
@@ -123,7 +129,7 @@ export async function claimUnit(
   };
 }
 
-/** Of each unit, whether the queue has it or somebody computes it. `keyOf`: of a unit's job. */
+/** Whether each unit is in the queue or being computed. `keyOf`: the Redis key of a unit's job. */
 export async function knownToQueue(
   redis: Redis,
   names: readonly string[],

@@ -1,6 +1,6 @@
 /**
- * The sessions that units are computed with. Where memory has room, all that were asked for stay open together; else the model
- * is computed layer by layer, and closed while masks are scored by the engine that serves.
+ * The model's sessions that compute units. If memory has room, all sessions stay open once used; else the model is
+ * computed layer by layer, and closed while the serving engine scores masks.
  */
 import { openRunner } from '../../engine/runner.ts';
 import { toInstalledBasis } from '../../model/surrogates.ts';
@@ -32,7 +32,10 @@ export function createUnitSessions(options: Options): UnitSessions {
 
 type Closable = { close(): Promise<void> };
 
-/** The dense model's likeliest tokens alone would have every mask that presses all others towards 0 look good. */
+/**
+ * With the dense model's most likely tokens alone, masks that push the probability of all others towards 0 would look
+ * good.
+ */
 const hasTail = (targets: TargetKind): boolean => targets === 'dense';
 
 const tableOf = ({ surrogates, model }: Options) =>
@@ -71,7 +74,7 @@ function wholeSessions(options: Options): UnitSessions {
   };
 }
 
-/** One kind at a time. */
+/** Keeps one kind of session open at a time. */
 function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSessions {
   const { model, threads } = options;
   const { folder, manifest } = model;
@@ -101,7 +104,7 @@ function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSess
   };
 }
 
-/** The engine that serves, and what compares its logits. */
+/** Opens the serving engine and the session that compares its logits. */
 async function openScoring({ model, threads, device, surrogates }: Options) {
   const { folder, manifest } = model;
   const runner = await openRunner(folder, manifest.config, { threads, device, surrogates: surrogates?.id });

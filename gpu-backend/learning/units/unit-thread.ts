@@ -1,6 +1,6 @@
 /**
- * The thread of a worker in which units are computed: the runtime holds a thread for as long as a unit takes, and a worker
- * that does not answer meanwhile loses its lease. One unit at a time.
+ * The worker's thread that computes units, one at a time: a unit blocks its thread, and a worker that does not answer
+ * meanwhile loses its lease.
  */
 import { once } from 'node:events';
 import { parentPort, Worker, workerData } from 'node:worker_threads';
@@ -18,15 +18,15 @@ type Answer =
   | { readonly type: 'failed'; readonly reason: string };
 
 export type UnitThread = {
-  /** @throws Error with what the thread says; MaskrouteError `engine_failed` when it ends. */
+  /** @throws Error with the thread's message; MaskrouteError `engine_failed` when the thread ends. */
   run(unit: Unit): Promise<number[]>;
-  /** In mid-unit, too: as soon as the runtime returns from the run that it is at. */
+  /** Also stops within a unit, as soon as the runtime returns from its current run. */
   close(): Promise<void>;
 };
 
 export function openUnitThread(options: ThreadOptions): UnitThread {
   const thread = new Worker(new URL(import.meta.url), { workerData: options });
-  // It rejects with an error that nobody caught there.
+  // It rejects with the thread's uncaught error.
   const ended = once(thread, 'exit').then(
     () => 'it was closed',
     (error: Error) => error.message,
@@ -44,7 +44,7 @@ export function openUnitThread(options: ThreadOptions): UnitThread {
       return answer.values;
     },
     async close() {
-      // Not `terminate`: the runtime ends the whole process when it returns into a thread that is being terminated.
+      // Not `terminate`: ONNX Runtime crashes the whole process when it returns into a thread that is being terminated.
       thread.postMessage(CLOSE);
       await ended;
     },
@@ -54,7 +54,7 @@ export function openUnitThread(options: ThreadOptions): UnitThread {
 function serve(port: NonNullable<typeof parentPort>): void {
   const computer = openUnitComputer(workerData as ThreadOptions);
   port.on('message', async (unit: Unit | typeof CLOSE) => {
-    // Ends this thread alone.
+    // Ends only this thread.
     if (unit === CLOSE) process.exit();
     const answer: Answer = await computer.run(unit).then(
       (values) => ({ type: 'done', values }),

@@ -1,6 +1,6 @@
 /**
- * `work --queue`: takes units from a queue, computes them and writes what they come to into the journal, for whichever run
- * learns with the queue. A worker refuses a run of another model, version or journal by name.
+ * `work --queue`: takes units from a queue, computes them and writes their results to the journal, for the run that
+ * uses the queue. A worker refuses a run with another model, version or journal, and says so.
  */
 import { once } from 'node:events';
 import { hostname } from 'node:os';
@@ -30,26 +30,26 @@ import { openUnitThread, type UnitThread } from './unit-thread.ts';
 export type WorkOptions = {
   /** `redis://host:6379`. */
   readonly url: string;
-  /** The journal's folder, the one of the run. */
+  /** The journal's folder, the same as the run's. */
   readonly journal: string;
   readonly home: string;
-  /** An installed model; the run's own, by its name, unless given. */
+  /** An installed model; undefined: the run's model, by its name. */
   readonly model: string | undefined;
   readonly threads: number;
-  /** After so long without a sign of life a worker's unit goes to another worker. */
+  /** A worker without a sign of life for this long loses its unit to another worker. */
   readonly lease_ms: number;
-  /** What is left for the unit at hand when the worker is told to stop; then it is given back. */
+  /** Time to finish the current unit when the worker is told to stop; after that it is returned to the queue. */
   readonly grace_ms: number;
   readonly say: (line: string) => void;
-  /** After every unit that was computed here. */
+  /** Called after every unit that this worker computed. */
   readonly onUnit: (unit: { readonly unit: string; readonly kind: string; readonly took_ms: number }) => void;
   /** Ends the work. */
   readonly signal: AbortSignal;
 };
 
-/** A unit that takes a worker's process with it so often fails, and the run with it. */
+/** A unit that crashes this many workers fails, and the run with it. */
 const STALLED_MAX = 3;
-/** For giving a unit back. */
+/** Time for returning a unit to the queue. */
 const GIVE_BACK_ms = 5000;
 
 /** Works until `signal` aborts. @throws MaskrouteError `conflict` for a run that it refuses, `model_not_found`. */
@@ -66,7 +66,7 @@ export async function workUnits(options: WorkOptions): Promise<void> {
   }
 }
 
-/** The run that learns with the queue, once there is one; undefined when the worker is told to stop. */
+/** Waits for a run that uses the queue; undefined when the worker is told to stop. */
 async function nextRun(redis: Redis, signal: AbortSignal): Promise<Learns | undefined> {
   const stopped = once(signal, 'abort').then(() => undefined);
   while (!signal.aborted) {
@@ -77,7 +77,7 @@ async function nextRun(redis: Redis, signal: AbortSignal): Promise<Learns | unde
   return undefined;
 }
 
-/** Until the worker is told to stop, or another run learns with the queue. */
+/** Computes units until the worker is told to stop, or another run uses the queue. */
 async function serveRun(
   options: WorkOptions,
   redis: Redis,
@@ -86,12 +86,12 @@ async function serveRun(
 ): Promise<void> {
   const { say, signal, threads } = options;
   const own = await openOwn(options, learns).catch(async (error: unknown) => {
-    await told(redis, error);
+    await reportRefusal(redis, error);
     throw error;
   });
   const reason = whyRefused(own, learns, journal);
   if (reason !== undefined) {
-    await told(redis, reason);
+    await reportRefusal(redis, reason);
     throw reason;
   }
   say(`This worker computes for ${describeWork(learns.work)}.`);
@@ -105,8 +105,8 @@ async function serveRun(
   }
 }
 
-/** For whoever watches the run: this machine may be far away. */
-async function told(redis: Redis, error: unknown): Promise<void> {
+/** Reports a refusal to the run as well, whose user may not see this machine. */
+async function reportRefusal(redis: Redis, error: unknown): Promise<void> {
   if (error instanceof MaskrouteError) await refuse(redis, `${hostname()}: ${error.message}`);
 }
 
@@ -124,7 +124,7 @@ function whyRefused(
 ): MaskrouteError | undefined {
   const mine = workOf(model, surrogates);
   if (!sameWork(mine, work)) {
-    const message = `Refused: the run learns for ${describeWork(work)}, and this worker has ${describeWork(mine)}.`;
+    const message = `Refused: the run needs ${describeWork(work)}, and this worker has ${describeWork(mine)}.`;
     return new MaskrouteError('conflict', message);
   }
   if (journal === own.id) return undefined;
@@ -142,7 +142,7 @@ class RunOfUnits {
   readonly #thread: UnitThread;
   readonly #worker: Worker<UnitJob>;
   readonly #broken = Promise.withResolvers<never>();
-  /** For people who look into the queue. */
+  /** Shown to people who inspect the queue. */
   readonly #name = `${hostname()} ${process.pid}`;
 
   constructor(options: WorkOptions, redis: Redis, journal: UnitJournal, learns: Learns, thread: UnitThread) {
@@ -158,7 +158,8 @@ class RunOfUnits {
       ...{ maxStalledCount: STALLED_MAX, runRetryDelay: BEAT_ms },
     });
     this.#broken.promise.catch(() => {});
-    // The connection says when the server is away; a queue that was flushed knows nothing of the job at hand.
+    // The connection reports when the server is unreachable; other errors come from a flushed queue that no longer has
+    // the current job.
     this.#worker.on('error', () => {});
   }
 
@@ -181,20 +182,20 @@ class RunOfUnits {
     }
   }
 
-  /** The unit at hand is finished, or given back if that takes too long. */
+  /** Finishes the current unit, or returns it to the queue if that takes too long. */
   async close(): Promise<void> {
     const closed = this.#worker.close().then(() => true);
     const within = (limit_ms: number) => Promise.race([closed, sleep(limit_ms, false, { ref: false })]);
     if (await within(this.#options.grace_ms)) return;
     await this.#thread.close();
-    // Without the server nothing can be given back, and the lease ends by itself.
+    // Without the server nothing can be returned; the lease ends by itself.
     await within(GIVE_BACK_ms);
   }
 
   async #work(job: Job<UnitJob>, token: string): Promise<void> {
     const { work, unit } = jobSchema.parse(job.data);
     if (!sameWork(work, this.#learns.work)) {
-      // Of a run that is over or not yet announced: whoever has its model computes it.
+      // The unit is of a run that is over or not yet registered: leave it to a worker that has its model.
       await job.moveToDelayed(Date.now() + BEAT_ms, token);
       throw new DelayedError();
     }
@@ -212,7 +213,7 @@ class RunOfUnits {
         await job.moveToWait(token);
         throw new WaitingError();
       }
-      // Without its thread this worker would only use up the tries of all units.
+      // Without its thread this worker would only use up the attempts of all units.
       if (error instanceof MaskrouteError) this.#broken.reject(error);
       throw error;
     }

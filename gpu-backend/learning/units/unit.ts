@@ -1,7 +1,7 @@
 /**
- * The work of a learning run, in units. A unit depends on nothing but what stands in it and on whose model computes it, so
- * any process on any machine may compute it, and its name says by content what it is. All else in a run is decisions, which
- * are functions of the units' results.
+ * Units: the parts into which a learning run's work is divided. A unit's result depends only on its content and the
+ * model, so any process on any machine may compute it, and its name is a hash of both. Everything else in a run is
+ * decisions, which are functions of the units' results.
  */
 import { z } from 'zod';
 import manifest from '../../../package.json' with { type: 'json' };
@@ -15,7 +15,7 @@ import type { SampleBatch } from '../gates/batches.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 
-/** Raised when the same unit comes to other numbers. */
+/** Raised when the same unit gives other results. */
 const UNITS_VERSION = 2;
 
 const count = z.int().min(0);
@@ -29,7 +29,7 @@ const batchUnitSchema = z.strictObject({
   gates: z.array(z.number()),
 });
 
-/** A sample under each of some masks: the figures of its scores (`SCORE_FIGURES`), mask after mask. */
+/** A sample under several masks: the figures of its scores (`SCORE_FIGURES`), mask after mask. */
 const scoreUnitSchema = z.strictObject({
   kind: z.literal('score'),
   tokenIds: counts,
@@ -60,9 +60,9 @@ export const scoreUnit = ({ tokenIds, scoreFrom }: Sample, masks: readonly Mask[
   masks: masks.map(maskBits),
 });
 
-/** Whose units they are: the model to the byte, what stands in for its blocks, and the version that computes. */
+/** What units are computed with: the exact model, its surrogates, and the product's version. */
 export const workSchema = z.strictObject({
-  /** Of the product, and of what its units and scores come to. */
+  /** Version of the product, its units and its scores. */
   version: z.string(),
   model: z.strictObject({
     ...{ name: z.string(), hash: z.string(), weights: z.string(), format: z.string() },
@@ -81,15 +81,15 @@ export function workOf({ manifest: model }: InstalledModel, surrogates: Surrogat
   };
 }
 
-/** What a model is called makes no difference. */
+/** Whether two works are the same; the model's name does not matter. */
 export const sameWork = (a: Work, b: Work): boolean => workKey(a) === workKey(b);
 const workKey = ({ version, model, surrogates }: Work): string =>
   contentKey({ version, model: modelKey(model), surrogates });
 
-/** The name of a unit: SHA-256 of its content and of whose it is. */
+/** The name of a unit: SHA-256 of its content and its work. */
 export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(work), unit]);
 
-/** For people. */
+/** Model and version, for messages. */
 export function describeWork({ version, model, surrogates }: Work): string {
   const weights = model.fourBits === undefined ? model.weights : `${model.weights} by ${model.fourBits.text}`;
   return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}), version ${version}`;

@@ -1,13 +1,13 @@
-/** Who computes a run's units: this process, one after the other, or whoever takes them from a queue. */
+/** The interface to whatever computes a run's units: this process, one after the other, or workers of a queue. */
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Device } from '../../onnx/device.ts';
 import type { Unit } from './unit.ts';
 
 export type Units = AsyncDisposable & {
-  /** How many units are worth asking for at a time. */
+  /** How many units to request concurrently. */
   readonly atOnce: number;
-  /** Its numbers. The same unit comes to the same numbers, wherever it is computed. Rejects when the run is stopped. */
+  /** The unit's result. Equal units give equal results, wherever they are computed. Rejects when the run is stopped. */
   run(unit: Unit): Promise<readonly number[]>;
 };
 
@@ -15,16 +15,22 @@ export type UnitsOptions = {
   readonly model: InstalledModel;
   readonly surrogates: Surrogates | undefined;
   readonly threads: number;
-  /** What runs masks; the processor unless given. Whoever takes units from a queue has its own. */
+  /** Device that runs masks; the CPU unless given. Workers of a queue choose their own. */
   readonly device?: Device | undefined;
-  /** What this process may have of memory: the model is computed layer by layer where the whole takes more. What there is unless given. */
+  /**
+   * Memory that this process may use; all that is available unless given. If the whole model needs more, it is computed
+   * layer by layer.
+   */
   readonly memory_bytes?: number | undefined;
   readonly signal: AbortSignal | undefined;
 };
 
 export type OpenUnits = (options: UnitsOptions) => Promise<Units>;
 
-/** `work` on every item, at most so many at a time, begun in order; the results in the items' order. An error begins no more. */
+/**
+ * Calls `work` for every item, started in order, at most so many at a time. Returns results in the items' order. After
+ * an error no more items are started.
+ */
 export async function mapAtOnce<T, R>(
   items: readonly T[],
   atOnce: number,

@@ -191,7 +191,7 @@ describe('a form', () => {
       "Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })",
     );
     await dialog().getByRole('button', { name: 'Copy' }).click();
-    await dialog().getByText('This browser lets the page copy nothing').waitFor();
+    await dialog().getByText('This browser does not allow the page to copy').waitFor();
     for (let i = 0; i < 3; i++) await page.keyboard.press('Escape');
     expect(await page.getByRole('textbox', { name: 'The new key' }).inputValue()).toBe(key);
     await page.getByRole('button', { name: 'Done' }).click();

@@ -107,9 +107,9 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   await second.goto(`${edge}/dashboard/keys`);
   await second.getByRole('row', { name: 'looks' }).getByText('works').waitFor();
   await second.goto(`${edge}/dashboard/playground`);
-  await second.getByText('This page is not for those who only read.').waitFor();
+  await second.getByText('This page is not for viewers.').waitFor();
   await second.goto(`${edge}/dashboard/backends`);
-  await second.getByText('This page is for those who administrate everything.').waitFor();
+  await second.getByText('This page is for administrators of all tenants.').waitFor();
   await nameTenant('of-nobody');
   await page.getByRole('status').getByText('Somebody else has logged in in this browser.').waitFor();
   await second.getByRole('button', { name: 'Log out', exact: true }).click();

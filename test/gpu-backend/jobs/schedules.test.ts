@@ -159,7 +159,7 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
   writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
   const rotated = await start('another-backend-key-altogether');
   await finished(rotated.jobs, 2);
-  expect(rotated.jobs.list()[0]!.error).toContain('Make the schedule again');
+  expect(rotated.jobs.list()[0]!.error).toContain('Create the schedule again');
   expect(jobs.list()).toEqual([]);
 });
 

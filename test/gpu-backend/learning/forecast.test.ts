@@ -94,9 +94,9 @@ test('days, and memory that a machine has not, are said, with the flags that hel
   ];
   const lines = forecastLines(of(300_000), smaller);
   expect(lines[0]).toMatch(/about 5\.0 GB of memory, and up to 3\.5 days/);
-  expect(lines[1]).toBe('That is days. With --quick it is up to 8.3 h.');
+  expect(lines[1]).toBe('That takes days. With --quick it takes up to 8.3 h.');
   expect(forecastLines(of(300_000), smaller.slice(0, 1))[1]).toMatch(
-    /The least, --clusters 1, is up to 2\.3/,
+    /The smallest run, --clusters 1, takes up to 2\.3/,
   );
   expect(forecastLines(of(150_000), smaller.slice(0, 1))[1]).toMatch(/there is no smaller run/);
   expect(forecastLines(of(200, 5e8), smaller)).toEqual([

@@ -1,7 +1,4 @@
-/**
- * A chart in the page's colours. The picture has a label that says what it shows; the figures themselves are in a
- * table beside it.
- */
+/** A chart in the page's colours. The chart has a label for screen readers; its figures are also in a table. */
 
 import type { BarSeriesOption, LineSeriesOption, ScatterSeriesOption } from 'echarts/charts';
 import type { GridComponentOption, LegendComponentOption, TooltipComponentOption } from 'echarts/components';
@@ -62,7 +59,7 @@ export function Chart(props: {
         resize.observe(element.current!);
         setChart(made);
       },
-      // A browser does not ask again for what it could not load, and a newer release has it elsewhere.
+      // A browser does not retry a failed import, and a newer release has the file under another name.
       () => setMissing(true),
     );
     return () => {
@@ -96,7 +93,7 @@ export function Chart(props: {
   );
 }
 
-/** A category a step of a range: a step without anything is a gap. */
+/** One category for each step of a range; a step without values is a gap. */
 export const steps = (palette: Palette, starts_ms: readonly number[], step_ms: number) => ({
   ...axis(palette, ''),
   type: 'category' as const,
@@ -133,7 +130,10 @@ export const legend = (palette: Palette) => ({
   pageTextStyle: { color: palette.text },
 });
 
-/** A tooltip that is drawn like the rest: one made of HTML would need styles that the page's policy forbids. */
+/**
+ * A tooltip that is drawn on the canvas: an HTML tooltip would need inline styles, which the content security policy
+ * forbids.
+ */
 export const tooltip = (palette: Palette) => ({
   renderMode: 'richText' as const,
   backgroundColor: palette.background,

@@ -1,4 +1,4 @@
-/** What people press and fill in, outside of dialogs and inside; and what a form's fields mean. */
+/** Buttons and form fields, and reading their values. */
 import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { z } from 'zod';
@@ -11,7 +11,7 @@ import {
 import { admin, query } from '../api.ts';
 import { type Loading, useAddressOf, useLoad, useScope } from '../hooks.ts';
 
-/** A choice that holds at once. `options` are values with their titles, in the order of the list. */
+/** A select that applies at once. `options`: values with their titles, in order. */
 export function Choice<T extends string>(props: {
   readonly title: string;
   readonly value: T;
@@ -39,13 +39,13 @@ export function Choice<T extends string>(props: {
   );
 }
 
-/** A button in a row of a table. Those who cannot see the row hear what it is about. */
+/** A button in a table row. Its accessible name includes the row's name. */
 export function RowButton(props: {
   readonly title: string;
   readonly about: string;
   readonly onClick: () => void;
   readonly destroys?: boolean;
-  /** It shows something; any other one changes something, and is not for those who only read. */
+  /** True if it only shows something; other buttons change something and are hidden from viewers. */
   readonly reads?: boolean;
 }) {
   const { mayChange } = useScope();
@@ -61,11 +61,11 @@ export function RowButton(props: {
   );
 }
 
-/** What changes something: not for those who only read. */
+/** Hides its children from viewers. */
 export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
   useScope().mayChange ? children : null;
 
-/** Looks for something when the person stops typing, or presses Enter; not any more once the page is left. */
+/** A search field; it searches when the person stops typing or presses Enter, and not after the page is left. */
 export function Search(props: {
   readonly title: string;
   readonly value: string;
@@ -75,7 +75,7 @@ export function Search(props: {
   const searched = useRef(props.value);
   const timer = useRef<ReturnType<typeof setTimeout>>();
   useEffect(() => () => clearTimeout(timer.current), []);
-  // A link or the back button changes what is looked for, too.
+  // A link or the back button can also change the search.
   useEffect(() => {
     if (props.value === searched.current) return;
     clearTimeout(timer.current);
@@ -100,7 +100,7 @@ export function Search(props: {
         onInput={(event) => search(event.currentTarget.value, 250)}
         onKeyDown={(event) => {
           if (event.key !== 'Enter') return;
-          // The field may stand in a form, which is not sent by this.
+          // The field may be in a form, which Enter must not submit.
           event.preventDefault();
           search(event.currentTarget.value, 0);
         }}
@@ -109,11 +109,11 @@ export function Search(props: {
   );
 }
 
-/* Ids are picked, not typed. */
+/* Fields for choosing ids from a list. */
 
 const SHOWN_MAX = 200;
 
-/** Tenants to pick from: the newest, or those that were looked for. The one that is picked is always among them. */
+/** Tenants to choose from: the newest, or the results of a search; always includes the chosen one. */
 function useTenantIds(
   picked: string,
   q = '',
@@ -127,7 +127,7 @@ function useTenantIds(
   return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
 }
 
-/** Some of the tenants, by boxes to tick. Where there are many, a field adds those that it finds. */
+/** Checkboxes for tenants. If there are many, a search field adds its results. */
 export function TenantBoxes(props: { readonly title: string; readonly none: string; readonly name: string }) {
   const known = useRef(new Set<string>());
   const wasCut = useRef(false);
@@ -143,11 +143,11 @@ export function TenantBoxes(props: { readonly title: string; readonly none: stri
   );
 }
 
-/** A tenant by its id. Where there are more than a list should hold, a field beside it finds the others. */
+/** A select for a tenant. If there are more than a list should have, a search field finds the others. */
 export function TenantChoice(props: {
   readonly title: string;
   readonly value: string;
-  /** What the empty value is; absent: a tenant has to be picked. */
+  /** Title of the empty value; absent: a tenant must be chosen. */
   readonly none?: string;
   readonly onPick: (tenant: string) => void;
   readonly name?: string;
@@ -184,8 +184,8 @@ export function TenantChoice(props: {
 }
 
 /**
- * Mask sets to pick from: the newest of each owner, and all that were looked for. `find`, where an owner has more of them,
- * is a field that adds to the list. What is on it stays, so that nothing that was picked goes.
+ * Mask sets to choose from: the newest of each owner, and all search results. `find`: a search field that adds to the
+ * list, if an owner has more. Listed sets stay, so that a chosen set does not disappear.
  */
 export function useSetsToPick(owners: readonly string[]): {
   readonly load: Loading<readonly MaskSetSummary[]>;
@@ -214,14 +214,14 @@ export function useSetsToPick(owners: readonly string[]): {
 
 const modelSchema = z.object({ id: z.string() });
 
-/** The models that backends serve, and those that are picked though none does now. */
+/** The models that backends serve, and chosen models that no backend serves now. */
 export function useModelIds(picked: readonly string[]): readonly string[] {
   const found = useLoad(['models'], (signal) => admin(listSchema(modelSchema), '/models', { signal }));
   const served = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   return [...new Set([...served, ...picked])];
 }
 
-/** Any of several, by boxes to tick; none of them ticked means what `none` says. */
+/** Checkboxes for any of several values; `none`: what it means if none is checked. */
 export const Several = (props: {
   readonly title: string;
   readonly none: string;
@@ -247,20 +247,20 @@ export const Several = (props: {
   </fieldset>
 );
 
-/** The items of a field that takes several, with commas or spaces between them. */
+/** The items of a text field that takes several, separated by commas or spaces. */
 export const itemsIn = (form: FormData, name: string, separator = /,/): string[] =>
   (form.get(name)?.toString() ?? '')
     .split(separator)
     .map((item) => item.trim())
     .filter((item) => item !== '');
 
-/** A local time as the edge takes it, by the field's name; nothing where the field was left empty. */
+/** A field's local time as an ISO time, under the field's name; empty if the field is empty. */
 export function timeIn(form: FormData, name: string): Record<string, string> {
   const value = form.get(name)?.toString();
   return value === undefined ? {} : { [name]: new Date(value).toISOString() };
 }
 
-/* The time that a page is about: picked, and kept in the address. */
+/* The time range of a page, kept in the URL. */
 
 const HOUR_ms = 3_600_000;
 const RANGES = {
@@ -280,14 +280,14 @@ export function useRange(): { readonly range: Range; readonly picker: preact.JSX
   };
 }
 
-/** The beginning of the range: of whole steps, this one included. */
+/** Start of the range, which consists of whole steps and includes the current step. */
 export function startOf_ms({ step_ms, steps }: Range, now_ms: number): number {
   return Math.floor(now_ms / step_ms) * step_ms - (steps - 1) * step_ms;
 }
 
-/* How a version goes live, as fields of a form: in which steps, and when the edge takes it back. */
+/* Form fields for a rollout and automatic rollback. */
 
-/** The share of conversations that see the new version at each step on the way to everyone. */
+/** Shares of conversations that see the new version at the steps of a rollout. */
 const STEP_SHARES = [0.01, 0.1];
 
 export const RolloutFields = () => (

@@ -1,7 +1,7 @@
 /**
- * Modal dialogs that ask before something is changed, what a page opens, and notices: what went wrong, what is loading, what
- * there is not. The browser keeps the focus inside of a dialog. A poll that fails behind one changes nothing in it, and Escape never throws away
- * what somebody typed without asking.
+ * Modal dialogs (confirmations, forms, details) and notices (errors, loading, empty). The browser keeps the focus
+ * inside a dialog. A poll that fails in the background does not change an open dialog, and Escape asks before it
+ * discards what somebody typed.
  */
 import type { ComponentChildren } from 'preact';
 import { useEffect, useId, useRef, useState } from 'preact/hooks';
@@ -23,10 +23,10 @@ export function Dialog(props: {
   useEffect(() => {
     const dialog = ref.current!;
     dialog.showModal();
-    // Wherever the focus is: a button that was pressed and is busy has lost it.
+    // Listens on the document: a pressed button that is busy has lost the focus.
     const onKey = (event: KeyboardEvent) => {
       if (event.key !== 'Escape') return;
-      // Else the browser would close it at the second time, whatever becomes of the cancel event.
+      // Otherwise the browser closes the dialog at the second Escape, even if the cancel event is prevented.
       event.preventDefault();
       onEscape.current();
     };
@@ -52,8 +52,8 @@ export function Dialog(props: {
 }
 
 /**
- * `act` runs when the person agrees; the dialog stays open with the reason when it fails. What `destroys` is red, and its
- * button says what it destroys.
+ * A confirmation. `act` runs when the person confirms; if it fails, the dialog stays open with the error. With
+ * `destroys` the button is red.
  */
 export function Confirm(props: {
   readonly title: string;
@@ -69,7 +69,7 @@ export function Confirm(props: {
       await props.act();
       props.onClose();
     });
-  // What was sent cannot be called back: whoever left would not hear how it ends.
+  // A sent request cannot be cancelled, and closing the dialog would hide its result.
   const leave = () => {
     if (!busy) props.onClose();
   };
@@ -95,13 +95,13 @@ export function Confirm(props: {
   );
 }
 
-/** A form in a dialog: sent when it is complete, open with the reason when the edge refuses it. */
+/** A form in a dialog; if the edge refuses it, the dialog stays open with the error. */
 export function FormDialog(props: {
   readonly title: string;
   readonly action: string;
-  /** Whether its choices are there; it cannot be sent before. Unless given, it has none to wait for. */
+  /** Whether the form's choices are loaded; it cannot be submitted before. Default: true. */
   readonly isReady?: boolean;
-  /** Closes the dialog itself when all is well. Fields that were left empty are not in the form. */
+  /** Must close the dialog on success. `form` does not contain empty fields. */
   readonly onSubmit: (form: FormData) => Promise<void>;
   readonly onClose: () => void;
   readonly children: ComponentChildren;
@@ -155,7 +155,7 @@ const Cancel = ({ onClick, busy }: { readonly onClick: () => void; readonly busy
   </button>
 );
 
-/** One thing of a list, opened on its page until it is closed. */
+/** The details of an item of a list, shown on its page until closed. */
 export const Detail = (props: {
   readonly title: string;
   readonly onClose: () => void;
@@ -208,7 +208,7 @@ export const Empty = ({ children }: { readonly children: ComponentChildren }) =>
   <p class="empty">{children}</p>
 );
 
-/** Shows what was loaded, or how far loading is. What could not be loaded again stays, and says how old it is. */
+/** Shows loaded data, or the state of loading. If reloading fails, the old data stay, with their age. */
 export function Loaded<T>(props: {
   readonly load: Loading<T>;
   readonly children: (data: T) => ComponentChildren;

@@ -1,6 +1,6 @@
 /**
- * The mask sets that serve, and masks as a picture that is a table: a column a layer, two rows (attention and FFN) for
- * all clusters that share a mask. The last two rows say which share of the calibration set skips the block.
+ * The mask sets in use, and masks as a heat map: one column for each layer, two rows (attention and FFN) for each mask,
+ * with the clusters that share it. The last two rows show the share of the calibration set that skips each block.
  */
 import type { ComponentChildren } from 'preact';
 import { useMemo } from 'preact/hooks';
@@ -21,7 +21,7 @@ export const LiveMasks = () => (
   </WithLiveSet>
 );
 
-/** What a page shows of a mask set that serves, below the set's own figures; or that there is none. */
+/** Shows the live mask set's figures and then `children`; or that no set is live. */
 export function WithLiveSet({ children }: { readonly children: (live: LiveSet) => ComponentChildren }) {
   const [version, pick] = useAddress('version', '');
   const live = useLiveSet(version);
@@ -42,7 +42,7 @@ export function WithLiveSet({ children }: { readonly children: (live: LiveSet) =
   );
 }
 
-/** While a publication takes hold, several sets serve: each has its share, and one of them is shown. */
+/** During a rollout several sets are in use: lists their shares, and lets the person choose which to show. */
 function Parts({ live, onPick }: { readonly live: LiveSet; readonly onPick: (version: string) => void }) {
   const parts = live.publication.parts.filter(({ version }) => version !== null);
   if (parts.length < 2) return null;
@@ -90,10 +90,10 @@ const KINDS = ['attention', 'FFN'] as const;
 const HEAT_STEPS = 10;
 
 type HeatRow = {
-  /** One a cluster that has this mask. */
+  /** One title for each cluster with this mask. */
   readonly titles: readonly string[];
   readonly detail: string;
-  /** For attention and FFN, a number a layer: 0 = runs, 1 = skipped. */
+  /** For attention and FFN a number for each layer: 0 = runs, 1 = skipped. */
   readonly heat: Heat;
 };
 type Heat = readonly [readonly number[], readonly number[]];
@@ -152,7 +152,7 @@ function MaskHeatMap({ set, version }: { readonly set: MaskSet; readonly version
   );
 }
 
-/** What the colours mean is shown by the colours: which of them is the darker one, the theme decides. */
+/** The legend shows the colours themselves, since the theme decides which is darker. */
 const Legend = () => (
   <ul class="legend" aria-label="What the colours mean">
     {[0, 5, 10].map((step) => (
@@ -214,7 +214,7 @@ function Cell({ heat }: { readonly heat: number }) {
   );
 }
 
-/** Of the version's routed requests, by cluster; undefined while there are none. */
+/** Shares of the version's routed requests by cluster; undefined while there are none. */
 function useLiveShares(version: string): ReadonlyMap<number, number> | undefined {
   const { tenant } = useScope();
   const stats = useLoad(['live shares', tenant, version], (signal) => {

@@ -1,4 +1,4 @@
-/** Tables with captions: the readable side of every chart, and lists that are looked through. */
+/** Tables with captions: the figures of charts, and searchable lists. */
 import { createSortedRowModel, rowSortingFeature, tableFeatures, useTable } from '@tanstack/preact-table';
 import type { ComponentChildren } from 'preact';
 import { useMemo, useRef, useState } from 'preact/hooks';
@@ -11,11 +11,11 @@ import { Empty, Loaded } from './dialog.tsx';
 export type Column<Row> = {
   readonly title: string;
   readonly cell: (row: Row) => ComponentChildren;
-  /** Figures stand to the right. */
+  /** Whether to align to the right. */
   readonly isNumber?: boolean;
-  /** What the column is sorted by; absent: it cannot be. Null comes last. */
+  /** Sort key of a row; absent: the column cannot be sorted. Null comes last. */
   readonly sort?: (row: Row) => string | number | null;
-  /** Buttons: they stay in view, whatever is scrolled. */
+  /** The column has buttons, which stay in view when the table scrolls. */
   readonly isActions?: boolean;
 };
 
@@ -30,16 +30,16 @@ export function Table<Row>(props: {
   readonly rows: readonly Row[];
   readonly rowKey: (row: Row) => string;
   readonly empty?: string;
-  /** Of rows that the edge sorts, since more of them are there; absent: the table sorts them itself. */
+  /** Sorting by the edge, for lists with more rows than are loaded; absent: the table sorts its rows itself. */
   readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
-  /** More rows are there than these, in an order of the edge's: to sort these alone would mislead. */
+  /** Not all rows are loaded, so sorting these would mislead. */
   readonly isPart?: boolean;
 }) {
   const { caption, columns, rows, rowKey, sorted } = props;
   const [own, setOwn] = useState<Sorting>();
   const by = sorted === undefined ? own : sorted.by;
   const onSort = sorted?.onSort ?? setOwn;
-  // Cells know their page's state, so columns are new at every turn; what the table is built of is not.
+  // Columns are new at every render, since cells depend on the page's state; a ref keeps the table's definition stable.
   const current = useRef(columns);
   current.current = columns;
   const titles = columns.map(({ title }) => title).join('\n');
@@ -132,7 +132,7 @@ function Head<Row>(props: {
       </th>
     );
   }
-  // Figures are looked through from the largest down; a third press gives the first order back.
+  // Numbers sort in descending order first; a third press restores the original order.
   const first = column.isNumber === true;
   const next =
     by === undefined
@@ -153,11 +153,11 @@ function Head<Row>(props: {
   );
 }
 
-/** What stands in the place of rows: `q` is what was looked for. */
+/** The text in place of rows; `q`: the search. */
 export const emptyText = <T extends string | undefined>(q: string, empty: T): string | T =>
   q === '' ? empty : `Nothing matches “${q}”.`;
 
-/** A list that has pages: a field that searches all of it, the rows so far, and a button for more. */
+/** A paginated list: a search field, the rows loaded so far, and a button for more. */
 export function ListTable<Row>(props: {
   readonly list: List<Row>;
   readonly caption: string;
@@ -203,7 +203,7 @@ export function ListTable<Row>(props: {
   );
 }
 
-/** A wide thing that scrolls by itself, with the arrow keys too, which is why it takes the focus. */
+/** A container that scrolls sideways; it is focusable so that the arrow keys scroll it. */
 export function Scroll({
   label,
   children,
@@ -219,7 +219,7 @@ export function Scroll({
   );
 }
 
-/** What is known of one thing: names and values. */
+/** Facts as names and values. */
 export type FactList = readonly (readonly [name: string, value: string])[];
 
 export const Facts = ({ facts }: { readonly facts: FactList }) => (
@@ -233,7 +233,7 @@ export const Facts = ({ facts }: { readonly facts: FactList }) => (
   </dl>
 );
 
-/* The columns of what was counted of requests, wherever they are shown. */
+/* Columns of request figures, for all tables that show them. */
 
 /** p50 / p95 / p99. */
 export const quantiles = (values: Figures['ttft_quantiles_ms'], digits: number): string =>

@@ -1,4 +1,4 @@
-/** Who changed what, when, from where, and what it was before. */
+/** The audit log: who changed what, when, from where, and the state before and after. */
 import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
 import { RowButton } from '../components/controls.tsx';

@@ -1,6 +1,5 @@
 /**
- * Jobs of one backend that come again: when, on what, and what becomes of what they learn; and the form for what any job
- * learns.
+ * Schedules (recurring jobs) of one backend, with their times, data and publication; and the form fields of any job.
  */
 import { useState } from 'preact/hooks';
 import {
@@ -195,7 +194,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
   );
 }
 
-/** Where what it is for fails, the key is gone again. */
+/** Creates a key for `use`; revokes it if `use` fails. */
 async function withOwnKey(
   tenant: string,
   name: string,
@@ -211,11 +210,11 @@ async function withOwnKey(
   }
 }
 
-/* What a job learns, as a form: its data is uploaded first, then the backend is asked. */
+/* The form fields of a job: its data are uploaded first, then the job is created. */
 
 /**
- * Neither nothing nor all is a sparsity. A field's bounds are themselves allowed, so they are half a block of the
- * largest model (1,024 blocks) away from both.
+ * A sparsity is above 0 % and below 100 %. A field's bounds are inclusive, so they are half a block of the largest
+ * model (1,024 blocks) away from both.
  */
 const SPARSITY_percent = { min: 0.05, max: 99.95 };
 

@@ -1,4 +1,4 @@
-/** Where the clusters lie, in two dimensions, and where recent requests fell among them. */
+/** A map of the clusters' centroids in two dimensions, with recent requests. */
 import { useMemo } from 'preact/hooks';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin/stats-wire.ts';
@@ -72,7 +72,7 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
   );
 }
 
-/** Below this cosine a prompt has little to do with the centroid that it is nearest to. */
+/** Below this cosine a prompt is not similar to its nearest centroid. */
 const LOW_SIMILARITY = 0.3;
 
 /** The cosine with a centroid c, of a vector of length 1 at the distance d: (1 + |c|² − d²) / 2|c|. */
@@ -107,7 +107,7 @@ const mapOption =
           itemStyle: { color: palette.series[index % palette.series.length]!, opacity: 0.8 },
         })),
         label: { show: true, formatter: '{b}', position: 'right', color: palette.text },
-        // Of hundreds of clusters not all names find room.
+        // Labels of hundreds of clusters would overlap.
         labelLayout: { moveOverlap: 'shiftY', hideOverlap: true },
       },
       {

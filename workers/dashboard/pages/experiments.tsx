@@ -1,4 +1,4 @@
-/** Experiments: which there are, how they are started and stopped, and what came of the one in view. */
+/** Experiments: the list, starting and stopping, and the results of the chosen one. */
 import { useMemo, useState } from 'preact/hooks';
 import {
   type Comparison,
@@ -114,7 +114,7 @@ function ExperimentTable(props: {
   );
 }
 
-/** The one in view need not be on the page of the list that is loaded. */
+/** The chosen experiment may not be on the loaded pages of the list. */
 function Shown({ name, onClose }: { readonly name: string; readonly onClose: () => void }) {
   const [tenant = '', id = ''] = name.split('/');
   const found = useLoad(['experiment', name], (signal) =>
@@ -179,7 +179,7 @@ function Act(props: {
   );
 }
 
-/* What came of an experiment: figures a variant, and differences with intervals that hold however often one looks. */
+/* Results of an experiment: figures for each variant, and differences with anytime-valid intervals. */
 
 const REFRESH_ms = 15_000;
 
@@ -281,7 +281,7 @@ const intervalOption =
   (palette: Palette): ChartOption => ({
     grid: { left: 140, right: 40, top: 20, bottom: 55 },
     tooltip: { ...tooltip(palette), trigger: 'item' },
-    // Without a scale of its own the axis has zero in view: the question is whether an interval leaves it out.
+    // Without `scale` the axis includes 0: what matters is whether an interval contains it.
     xAxis: axis(palette, `difference in ${METRIC_NAMES[metric]}`, { type: 'value' }),
     yAxis: {
       type: 'category',

@@ -1,4 +1,4 @@
-/** What pages compute before they draw. */
+/** Computations for the pages' charts. */
 import { PCA } from 'ml-pca';
 import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
@@ -10,8 +10,8 @@ import { publicationInUse } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
 
 /*
- * Centroids seen from where they differ most (their first two principal components, ml-pca), and further points placed
- * among them from their distances alone.
+ * Projects centroids on their first two principal components (ml-pca), and places further points by their distances to
+ * the centroids.
  */
 
 type Point = { readonly x: number; readonly y: number };
@@ -19,7 +19,7 @@ export type Projection = {
   readonly centroids: readonly Point[];
   /** The share of the centroids' variance that the picture shows, 0 to 1. */
   readonly explained: number;
-  /** `distances` to every centroid, Euclidean; undefined when they are not as many. */
+  /** Places a point by its Euclidean distances to all centroids; undefined when their number is wrong. */
   readonly place: (distances: readonly number[]) => Point | undefined;
 };
 
@@ -61,7 +61,7 @@ function createPlacer(vectors: readonly number[][], coordinates: readonly number
   };
 }
 
-/* From counts by time and cluster to bars over the whole range: a time without requests is a gap, and not a zero. */
+/* Counts by time and cluster as shares over the whole range; a step without requests is a gap, not zero. */
 
 export type Series = {
   /** The beginnings of all steps of the range. */
@@ -76,7 +76,7 @@ export type Series = {
   }[];
 };
 
-/** Of the requests of one version; null for those without one. */
+/** Shares of one version's requests; `version` null: requests without a version. */
 export function sharesOverTime(
   routing: Stats['routing'],
   version: string | null,
@@ -115,7 +115,7 @@ export function versionsIn(routing: Stats['routing']): (string | null)[] {
   return [...counts].sort(([, a], [, b]) => b - a).map(([version]) => version);
 }
 
-/** Clusters whose masks are the same, together: what is drawn once. */
+/** Groups clusters with equal masks, which are drawn once. */
 export function groupByMask<Cluster extends { readonly mask: string }>(
   clusters: readonly Cluster[],
 ): { readonly mask: string; readonly members: readonly (Cluster & { readonly index: number })[] }[] {
@@ -126,13 +126,16 @@ export function groupByMask<Cluster extends { readonly mask: string }>(
   return [...groups].map(([mask, members]) => ({ mask, members }));
 }
 
-/* Quality and cost of methods: where the figures come from, and which methods there is a reason to choose. */
+/* Quality and cost of methods, and their Pareto front. */
 
 export type QualityRow = {
   /** The name of the mask set; null for a method without one. */
   readonly set: string | null;
   readonly method: string;
-  /** How an evaluation chose what is out: as many blocks as in a learned set, or as a token takes as long; else null. */
+  /**
+   * How an evaluation matched the method to a learned set: by the number of skipped blocks, or by time; null outside
+   * evaluations.
+   */
   readonly matched: EvaluatedRow['matched'] | null;
   readonly surrogate: boolean;
   /** 0 to 1. */
@@ -157,8 +160,8 @@ export const evaluatedRows = (
 export type Measure = 'kl' | 'agreement' | 'perplexity';
 
 /**
- * The rows that no other row beats in both, `cost` and `measure`: the ones that there is a reason to choose.
- * Rows without either figure take no part.
+ * The Pareto front: rows that no other row beats in both `cost` and `measure`. Rows without one of these figures are
+ * left out.
  */
 export function paretoFront(
   rows: readonly QualityRow[],
@@ -177,8 +180,8 @@ export function paretoFront(
 }
 
 /*
- * The held-out figures that mask sets carry, as one comparable row a method. A set names its figures itself, so what is
- * not a row of figures is left out.
+ * The held-out figures of mask sets, as one row for each method. These figures have no fixed schema, so anything else
+ * is left out.
  */
 
 const figure = z
@@ -226,7 +229,7 @@ function toRow(set: MaskSet, name: string | undefined, value: unknown): QualityR
   ];
 }
 
-/* What there is to draw: the evaluation of each set that has one, and the figures that the sets carry themselves. */
+/* Sources of figures: sets' evaluations, and the sets' own held-out figures. */
 
 export type Figures = {
   readonly title: string;
@@ -234,10 +237,13 @@ export type Figures = {
   readonly rows: readonly QualityRow[];
 };
 
-/** Each set is read whole; the newest say enough. */
+/** Most sets that are read, as each is read as a whole. */
 const SET_COUNT_MAX = 12;
 
-/** The evaluation of what is in use first, then those of newer sets, at last what all sets carry. */
+/**
+ * First the evaluation of the live set, then those of other sets, newest first, and last the held-out figures of all
+ * sets.
+ */
 export async function loadFigures(tenant: string, signal: AbortSignal): Promise<Figures[]> {
   const scope = query({ tenant });
   const [inUse, { data }] = await Promise.all([

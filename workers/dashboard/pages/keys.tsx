@@ -1,4 +1,4 @@
-/** API keys: made and shown once, told apart by their first characters, rotated, revoked. */
+/** API keys: creating (a key is shown once), listing, rotating and revoking. */
 import { useState } from 'preact/hooks';
 import {
   API_KEY_KINDS,
@@ -237,7 +237,7 @@ function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly
   return (
     <Dialog
       title="The new key"
-      // It is shown this once: only the button that says so puts it away.
+      // The key is shown only once, so Escape does not close the dialog.
       onEscape={() => undefined}
       footer={
         <>

@@ -101,7 +101,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   );
 }
 
-/** Sets that are found later come last in the list, so that neither the preset nor what was picked changes. */
+/** Sets that a search adds come last, so that the default and the choice stay. */
 function VariantSet(props: {
   readonly name: string;
   readonly isControl: boolean;
@@ -126,7 +126,7 @@ function VariantSet(props: {
 
 type NamedSet = { readonly version: string; readonly name: string };
 
-/** The tenant's own sets, and the default one where its requests use that. */
+/** The tenant's own sets, and the default set if it is in use. */
 const withInUse = (
   own: readonly NamedSet[],
   inUse: { readonly version: string } | null,
@@ -169,7 +169,7 @@ function bodyOf(form: FormData, tenant: string, variants: number): object {
   };
 }
 
-/* Whom, what, where and when an experiment is about: the fields, and what they tell the edge. */
+/* An experiment's scope: its form fields and their values. */
 
 /** One or several, with commas. */
 const listOf = (one: string): string => `\\s*${one}(\\s*,\\s*${one})*\\s*`;

@@ -1,4 +1,4 @@
-/** How things stand: requests, errors, times, tokens, and whether masks save time. */
+/** The overview: requests, errors, latencies, tokens, and whether masks save time. */
 import { useMemo } from 'preact/hooks';
 import { ratedSchema } from '../../../shared/admin/requests-wire.ts';
 import { type Saved, type Stats, statsSchema } from '../../../shared/admin/stats-wire.ts';
@@ -12,7 +12,7 @@ import { number, percent, when } from '../look.ts';
 
 const REFRESH_ms = 15_000;
 
-/** What was counted in a range; it goes on by itself. */
+/** Statistics of a range, refreshed automatically. */
 export function useStats(range: Range) {
   const { tenant } = useScope();
   return useLoad(
@@ -89,7 +89,7 @@ function factsOf({ total, saved }: Stats): FactList {
   ];
 }
 
-/** Of answers that were run again right away, masked and dense: other times are of other minutes. */
+/** The time saved, from answers that ran again masked and dense right after each other. */
 export function savedIn({ pairs, pairs_min, mean, low, high }: Saved): string {
   if (mean === null) return `not comparable yet (${number(pairs)} of ${pairs_min} comparisons)`;
   return `${percent(mean)} of ms/token (95 % interval ${percent(low)} to ${percent(high)}, ${number(pairs)} comparisons)`;

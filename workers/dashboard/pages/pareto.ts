@@ -34,7 +34,7 @@ function markOf(method: string, index: number, palette: Palette) {
   return { symbol: SYMBOLS[index % SYMBOLS.length]!, symbolSize: 11, color, label: { show: false } };
 }
 
-/** Figures that lie orders apart are drawn on a logarithm's axis; by two, since few lie ten times apart. */
+/** A logarithmic axis for figures of different orders of magnitude; base 2, since few differ by a factor of ten. */
 const LOG = { type: 'log', logBase: 2 } as const;
 
 /** One series a method; hollow marks are masks that leave holes. */
@@ -49,7 +49,7 @@ export const paretoOption =
     const methods = [...new Set(drawn.map(({ method }) => method))];
     const baselines = methods.filter((method) => method !== 'dense' && !isLearned(method));
     const point = (row: QualityRow) => [at(row)!, row[measure]!];
-    // Every set carries dense's figures.
+    // Every set has figures of dense.
     const costsOfDense = new Set(known.filter((row) => !hasPlace(row)).map((row) => at(row)!));
     return {
       grid: { left: 70, right: 60, top: 50, bottom: 55 },
@@ -93,7 +93,7 @@ export const paretoOption =
     };
   };
 
-/** A KL of 0, which is dense's, has no place on a logarithm's axis: its cost is a line beside all the others. */
+/** Dense has KL 0, which has no place on a logarithmic axis: a vertical line shows its cost. */
 function uprightLine(at: number, points: readonly number[][], palette: Palette) {
   const name = 'dense';
   const values = points.map(([, value]) => value!);

@@ -1,6 +1,6 @@
 /**
- * What the playground asks of the edge, with a key of its own: one completion as it streams, with its speed and what the
- * edge says of it.
+ * The playground's requests to the edge, with a key of its own: a streamed completion, with its speed and routing
+ * decision.
  */
 import { EventSourceParserStream } from 'eventsource-parser/stream';
 import { z } from 'zod';
@@ -15,7 +15,7 @@ export type Prompt = {
   readonly text: string;
   readonly tokensMax: number;
   readonly temperature: number;
-  /** Of the mask set to route by; undefined: what is live. */
+  /** Version of the mask set to route by; undefined: the live set. */
   readonly version: string | undefined;
   /** One mask, in place of routing. */
   readonly mask: string | undefined;
@@ -28,7 +28,7 @@ export type Progress = {
   readonly first_ms: number | null;
   /** From sending to the last token that came; null before the first. */
   readonly last_ms: number | null;
-  /** What the response's headers say, by header; empty before they came. */
+  /** The response's `x-maskroute-*` headers; empty before they came. */
   readonly decision: Readonly<Record<string, string>>;
   readonly isDone: boolean;
 };
@@ -73,13 +73,13 @@ export const chatBody = (prompt: Prompt, kind: 'masked' | 'dense') => ({
   ...(kind === 'dense' || prompt.mask === undefined ? {} : { mask: prompt.mask }),
 });
 
-/** Marks the request, which takes part in no experiment then. */
+/** Headers that mark the request as a trial, outside experiments. */
 const trialHeaders = ({ version }: Pick<Prompt, 'version'>): Record<string, string> => ({
   [TRIAL_HEADERS.source]: 'playground',
   ...(version === undefined ? {} : { [TRIAL_HEADERS.version]: version }),
 });
 
-/** The masked request for a shell; the key is the person's own, and not this page's. */
+/** The masked request as a curl command, without a key: the person inserts their own. */
 export function curlOf(origin: string, prompt: Prompt): string {
   const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
   const version = prompt.version === undefined ? [] : Object.entries(trialHeaders(prompt));
@@ -128,7 +128,7 @@ export async function streamChat(
 
 const brokeOff = () => new ApiError(0, 'network', 'The answer broke off before its end.');
 
-/** A chunk may hold several tokens, as of one letter; how many there were in all is said in the last one. */
+/** A chunk may have several tokens (which together make one character); the last chunk has the total. */
 function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: number): Progress {
   const content = chunk.choices?.[0]?.delta?.content ?? '';
   const tokens = chunk.usage?.completion_tokens ?? before.tokens + (content === '' ? 0 : 1);
@@ -137,14 +137,14 @@ function advance(before: Progress, chunk: z.infer<typeof chunkSchema>, now_ms: n
   return { ...before, text: before.text + content, tokens, first_ms, last_ms: now_ms };
 }
 
-/** Mean from the first token to the last; null when there are no two. */
+/** Mean time per token between the first and the last; null with fewer than two. */
 export const perToken_ms = ({ tokens, first_ms, last_ms }: Progress): number | null =>
   first_ms === null || last_ms === null || tokens < 2 ? null : (last_ms - first_ms) / (tokens - 1);
 
 type Question = { readonly body?: object; readonly prompt?: Prompt; readonly signal: AbortSignal };
 
 /**
- * A question to the API that clients use, as the tenant; with a body it is a POST. A key that somebody revoked is replaced.
+ * A request to the clients' API, as the tenant; with a body it is a POST. A revoked key is replaced.
  * @throws ApiError what the edge answers, or `network`.
  */
 export async function askEdge(tenant: string, path: string, question: Question): Promise<Response> {
@@ -169,7 +169,7 @@ const askWith = (key: string, path: string, { body, prompt, signal }: Question):
     signal,
   });
 
-/** Not every browser lets streams be iterated. */
+/** Not every browser supports iterating streams. */
 async function* readAll<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
   const reader = stream.getReader();
   try {
@@ -186,8 +186,8 @@ async function* readAll<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
 }
 
 /*
- * The playground's key: an ordinary tenant key, so that budgets and routing are the tenant's. It is made when it is
- * first needed, lives an hour, and exists in this page's memory only, until somebody logs out.
+ * The playground's key: an ordinary tenant key, so that the tenant's budgets and routing apply. It is created on first
+ * use, expires after an hour, and is kept only in this page's memory until logout.
  */
 
 const LIFETIME_ms = 3_600_000;
@@ -202,7 +202,7 @@ export function forgetPlaygroundKeys(): void {
 
 /** @throws ApiError when the edge makes none. */
 async function playgroundKey(tenant: string): Promise<string> {
-  // Whoever logs out meanwhile leaves no key behind.
+  // If the person logs out meanwhile, the key must not be kept.
   const keys = held;
   const known = keys.get(tenant);
   if (known !== undefined && known.expiresAt_ms - edgeNow_ms() > SPARE_ms) return known.key;

@@ -1,6 +1,6 @@
 /**
- * The same prompt with a mask and without, streamed side by side through the edge, and why it got its mask. It runs as a
- * tenant that is picked, never as a customer who happens to be there, and takes part in no experiment.
+ * The same prompt with and without a mask, streamed side by side through the edge, and why it got its mask. It runs as
+ * a tenant that the person chooses, and takes part in no experiment.
  */
 
 import { diffWordsWithSpace } from 'diff';
@@ -121,7 +121,7 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
   );
 }
 
-/** What the masked answer leaves out of the dense one, and what it says instead. */
+/** The difference between the masked and the dense answer. */
 function Difference({ dense, masked }: { readonly dense: string; readonly masked: string }) {
   const parts = useMemo(() => diffWordsWithSpace(dense, masked), [dense, masked]);
   const isSame = parts.every(({ added, removed }) => !added && !removed);
@@ -356,7 +356,7 @@ function speed(progress: Progress, isRunning: boolean): string {
   return `first token after ${number(first_ms)} ms${rate}, ${tokens} ${tokens === 1 ? 'token' : 'tokens'}`;
 }
 
-/* Why the prompt got its mask: the dry run's answer, in words and as a row of blocks. */
+/* Why the prompt got its mask: the dry run's answer, as text and as a row of blocks. */
 
 /** @throws ApiError */
 async function explain(tenant: string, prompt: Prompt, signal: AbortSignal): Promise<DryRun> {

@@ -1,6 +1,6 @@
 /**
- * Quality kept against what a token costs: an evaluation with its baselines where a set has one, else the held-out
- * figures that the sets carry.
+ * Quality against cost per token: a set's evaluation with baselines if it has one, else the held-out figures of the
+ * sets.
  */
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
@@ -116,7 +116,7 @@ const surrogatesOf = ({ method, surrogate }: QualityRow): string => {
   return surrogate ? 'yes' : 'no';
 };
 
-/* What a token took in live traffic, by the share of blocks that was out: the cost beside what was measured offline. */
+/* Time per token in live traffic, by the share of skipped blocks. */
 
 const SPAN_ms = 30 * 86_400_000;
 
@@ -166,8 +166,7 @@ function LiveTimes() {
 }
 
 /*
- * Whether routing pays, as the set in use found on prompts that nothing was learned on; and whether it still holds in live
- * traffic, with a proposal to learn again where it does not.
+ * Whether routing pays off, by the live set's held-out figures; and drift in live traffic, with advice to learn again.
  */
 
 function RoutingQuality() {

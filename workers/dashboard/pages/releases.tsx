@@ -1,4 +1,4 @@
-/** What serves now in what share, what is on its way, and the way back; and what else could be made live. */
+/** Releases: the versions in use with their shares, the rollout, rolling back, and publishing other sets. */
 
 import { useEffect, useState } from 'preact/hooks';
 import {
@@ -20,7 +20,7 @@ import { ListTable, Table } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
 
-/** What the person is about to do. */
+/** The action that the person is about to confirm. */
 type Intent =
   | { readonly what: 'activate'; readonly set: MaskSetSummary; readonly seen: string | null }
   | { readonly what: 'rollback' | 'promote' | 'pause' | 'resume'; readonly live: LivePublication };
@@ -74,7 +74,7 @@ async function loadState(tenant: string, signal: AbortSignal) {
   return { live, parts: inUse?.parts ?? [], comparison };
 }
 
-/* What serves now. */
+/* The versions in use. */
 
 function Serving(props: {
   readonly tenant: string;
@@ -163,7 +163,7 @@ function Steps({
   );
 }
 
-/** The next share and the time until then; it counts down by itself. */
+/** The next share and a countdown to it. */
 function nextOf(live: LivePublication) {
   if (live.paused_at !== null) return `Paused since ${when(live.paused_at)}: nothing goes on by itself.`;
   const next = live.rollout.find(({ share }) => share > live.share)?.share ?? 1;
@@ -220,7 +220,7 @@ function Comparison(props: {
   );
 }
 
-/* What was made live, and what could be. */
+/* The history, and the stored mask sets. */
 
 function History() {
   const { tenant } = useScope();
@@ -325,8 +325,8 @@ const placeOf = ({ share, paused_at }: LivePublication): string => {
 };
 
 /*
- * Making a set live, at once or step by step, and changing that. Each names what is live as this page saw it: when
- * somebody else was faster, the edge refuses and nothing changes.
+ * Publishing a set, at once or in steps, and changing a rollout. Each request names the live version as this page saw
+ * it; if somebody else was faster, the edge refuses and nothing changes.
  */
 
 function ActivateDialog(props: {
@@ -430,5 +430,5 @@ function ActDialog(props: {
   );
 }
 
-/** After a first publication that was called off. */
+/** What is live after a first publication was cancelled. */
 const whatIsLeft = (tenant: string): string => (tenant === '' ? 'the dense model' : 'the default mask set');

@@ -1,4 +1,4 @@
-/** Requests one by one, each with its decision, the mask drawn, and why it got it. */
+/** Single requests, each with its routing decision and its mask. */
 
 import {
   REQUEST_OUTCOMES,
@@ -45,7 +45,7 @@ export function Requests() {
     { tenant: tenant || undefined, outcome, sort, q: q || undefined },
     {
       every_ms: REFRESH_ms,
-      // Whatever is looked for by its id is found, however old.
+      // A search by id finds requests of any age.
       from: {
         name: range.name,
         at: () => (q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined),
@@ -144,7 +144,7 @@ async function loadDetail(id: string, signal: AbortSignal) {
 
 function Decision({ request, set }: { readonly request: RequestDetail; readonly set: MaskSet | null }) {
   const cluster = request.cluster === null ? undefined : set?.clusters[request.cluster];
-  // The mask may be that of another cluster, where the nearest one's was over the tenant's ceiling.
+  // The mask may be of another cluster, if the nearest cluster's mask exceeds the tenant's limit.
   const drawn = set?.clusters.find(({ mask }) => mask === request.mask);
   return (
     <>

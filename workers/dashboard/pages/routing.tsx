@@ -1,4 +1,4 @@
-/** Where requests go: the share of every cluster over time, how even it is, and what ran dense and why. */
+/** Routing: each cluster's share over time, the balance, and fallbacks to dense with their reasons. */
 import { useMemo } from 'preact/hooks';
 import { COLLAPSE, type Stats } from '../../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
@@ -23,7 +23,7 @@ export function RoutingShares() {
   );
 }
 
-/** Requests of no mask set, in the address. */
+/** The URL's value for requests without a mask set. */
 const NONE = 'none';
 
 function Picture({ stats, range }: { readonly stats: Stats; readonly range: Range }) {
@@ -141,7 +141,7 @@ const Fallbacks = ({ rows }: { readonly rows: Stats['fallbacks'] }) => (
   />
 );
 
-/** One version at a time: cluster 3 of one has nothing to do with cluster 3 of another. */
+/** One version at a time, since cluster numbers of different versions are unrelated. */
 function Shares(props: { readonly stats: Stats; readonly version: string | null; readonly range: Range }) {
   const { stats, version, range } = props;
   const { tenant } = useScope();

@@ -1,4 +1,4 @@
-/** Tenants: what their keys may do, how much, and how much they use right now. */
+/** Tenants: permissions, limits, and present use. */
 
 import { useState } from 'preact/hooks';
 import {
@@ -178,7 +178,7 @@ function Budget({ id }: { readonly id: string }) {
   );
 }
 
-/* The fields of a tenant's form, and what they tell the edge. */
+/* A tenant's form: its fields and their values. */
 
 const policyName = (policy: Tenant['routing_policy']): string => policy.replaceAll('_', ' ');
 
@@ -192,7 +192,7 @@ const LIMITS = [
   { name: 'agreement_min', title: 'Min agreement with dense, %', scale: 100 },
 ] as const;
 
-/** A tenant's own administrator sees what it may change only: the edge refuses the rest. */
+/** A tenant's own administrator sees only the fields that it may change; the edge refuses others. */
 function TenantFields({
   tenant,
   isGlobal,
@@ -282,8 +282,8 @@ const newTenantOf = (form: FormData): object => ({
 });
 
 /**
- * Only what differs from what the form showed, so that two people who change different things do not undo each other's.
- * The form shows models in an order of its own, and shares rounded.
+ * Only the fields that the person changed, so that two people who change different fields do not undo each other. The
+ * form shows models in its own order, and rounded shares.
  */
 function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   const wanted = { ...ownFields(form), ...(isGlobal ? limitFields(form) : {}) };

@@ -1,4 +1,4 @@
-/** What was used: requests and tokens, by day, model, mask or tenant. */
+/** Usage: requests and tokens, by day, model, mask or tenant. */
 import { useMemo } from 'preact/hooks';
 import {
   USAGE_GROUPS,

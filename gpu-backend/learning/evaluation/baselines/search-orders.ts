@@ -23,7 +23,7 @@ type SearchOptions = {
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];
   readonly methods: readonly StaticMethod[];
-  /** Searched once with holes and once with each table: a search sees what its masks will be served with. */
+  /** Orders are searched once with holes and once with each table of surrogates, as their masks will be served. */
   readonly flavours: readonly (SurrogatesId | null)[];
   readonly skipCountMax: number;
   readonly evaluationsMax: number;
@@ -41,7 +41,7 @@ const journalSchema = z.union([
 ]);
 type Entry = z.infer<typeof journalSchema>;
 
-/** Orders by flavour. Rejects when `signal` aborts; what was evaluated stays known. */
+/** Orders by flavour. Rejects when `signal` aborts; finished evaluations stay on disk. */
 export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
   const { model, samples } = options;
   const question = { kind: 'search', samples: sampleKey(samples) };

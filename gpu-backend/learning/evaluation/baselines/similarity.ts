@@ -1,10 +1,10 @@
 /**
- * How little a block or layer turns the residual stream: cosine of the stream before and after it, the mean over
- * all tokens. ShortGPT's block influence is 1 − that of a layer (Men et al., 2024), LLM-Drop's importance 1 − that
- * of an attention block with its residual (He et al., 2024).
+ * How little a block or layer changes the residual stream: the cosine similarity of the stream before and after it,
+ * averaged over all tokens. ShortGPT's block influence is 1 − the cosine of a layer (Men et al., 2024); LLM-Drop's
+ * importance is 1 − the cosine of an attention block with its residual (He et al., 2024).
  *
- * The streams are values inside the serving graph; here they are made its outputs. Rotations of the stream leave
- * cosines as they are.
+ * The streams are inner values of the serving graph; a copy of the graph has them as outputs. Rotating the stream does
+ * not change cosines.
  */
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -40,7 +40,7 @@ export async function measureSimilarities(
   const { config } = manifest;
   const graph = llamaGraph(config, await readStoredLlama(folder, config), 'f32');
   const names = exposeStreams(graph, config.hiddenSize);
-  // External weights are found beside the graph's file.
+  // ONNX Runtime looks for external weights beside the graph's file.
   const path = partOf(join(folder, GRAPH_FILE));
   await writeFile(path, encodeModel(graph));
   const session = await createSession(path, { threads }).finally(() => rm(path, { force: true }));
@@ -79,7 +79,7 @@ function exposeStreams(graph: Graph, hiddenSize: number): string[] {
   return names;
 }
 
-/** Every block runs, nothing is cached before; new keys and values are written where attention reads them. */
+/** Runs every block with an empty cache; new keys and values are written where attention reads them. */
 function runDense(
   session: Session,
   config: LlamaConfig,

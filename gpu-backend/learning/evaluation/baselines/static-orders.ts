@@ -1,6 +1,6 @@
 /**
- * The order in which each static method takes blocks out. Every order serves all sparsities: the first n units are
- * the method's mask at that count.
+ * The order in which each static method removes blocks. An order gives a mask for every sparsity: the first n units are
+ * removed.
  */
 import type { Mask } from '../../../../shared/mask/mask.ts';
 import { createRandom, permutation } from '../../../random.ts';
@@ -8,7 +8,7 @@ import { maskWithout } from '../../search/budget.ts';
 import type { StaticMethod } from '../result.ts';
 import type { Similarities } from './similarity.ts';
 
-/** What a mask costs on the calibration samples, means a position in nats. */
+/** What a mask costs on the calibration samples: means over positions, nats. */
 export type SearchCosts = { readonly kl: number; readonly loss: number };
 
 type OrderContext = {
@@ -60,7 +60,7 @@ function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts)
   return greedyRemoval({
     blockCount: 2 * layerCount,
     units,
-    // Between the first layer and the last there may be none.
+    // There may be no layers between the first and the last.
     steps: Math.min(units.length, Math.round(skipCountMax / (units[0]?.length ?? 1))),
     evaluationsMax,
     cost: async (mask) => (await context.costs(mask))[by],
@@ -70,8 +70,8 @@ function greedy(context: OrderContext, units: number[][], by: keyof SearchCosts)
 }
 
 /**
- * The mask that is nearest to `skipCount` blocks out along an order of units (half up): methods that take whole
- * layers meet an odd count halfway. Past the end of the order all of it is out.
+ * The mask that removes units in order until nearest to `skipCount` blocks (halves round up: methods that remove whole
+ * layers cannot meet an odd count). Beyond the end of the order, all its units are removed.
  */
 export function maskAlong(
   order: readonly (readonly number[])[],
@@ -93,11 +93,11 @@ const highestFirst = (values: readonly number[]): number[] =>
 
 type GreedyOptions = {
   readonly blockCount: number;
-  /** Each a list of blocks that go together. */
+  /** Each unit is a list of blocks that are removed together. */
   readonly units: readonly (readonly number[])[];
   /** Units to take out. */
   readonly steps: number;
-  /** Costs taken at most; at least one a unit for the first step, and one for each step after it. */
+  /** Most cost evaluations; at least one a unit for the first step and one for each later step. */
   readonly evaluationsMax: number;
   /** Lower is better. */
   cost(mask: Mask): Promise<number>;
@@ -112,13 +112,13 @@ export type Removal = {
 };
 
 /**
- * Greedy removal: at each step the unit (a block, or a layer's two) whose absence costs least, together with what is
- * out already, goes next; ties go to the unit that stands first. SLEB (Song et al., 2024) takes layers by the loss on
- * text, BlockPruner (Zhong et al., 2024) blocks by perplexity, FinerCut (Zhang et al., 2024) blocks by the change of the
+ * Greedy removal: each step removes the unit (a block, or a layer's two blocks) whose removal, in addition to the
+ * earlier ones, costs least; ties go to the first unit. SLEB (Song et al., 2024) takes layers by the loss on text,
+ * BlockPruner (Zhong et al., 2024) blocks by perplexity, FinerCut (Zhang et al., 2024) blocks by the change of the
  * output distribution.
  *
- * All have the same number of evaluations. Where a full search needs more, only the units that looked cheapest when
- * last tried are tried again: their costs change little from step to step. Rejects when `signal` aborts.
+ * All methods have the same number of evaluations. Where a full search needs more, a step tries only the units that
+ * were cheapest when last tried: costs change little from step to step. Rejects when `signal` aborts.
  */
 export async function greedyRemoval(options: GreedyOptions): Promise<Removal> {
   const { blockCount, units, steps, signal } = options;
@@ -144,7 +144,7 @@ export async function greedyRemoval(options: GreedyOptions): Promise<Removal> {
   return { order: out.map((unit) => units[unit]!), evaluations };
 }
 
-/** Units tried at each step: all of them where the budget allows, else equally many. */
+/** Units tried at each step: all of them where `evaluationsMax` allows, otherwise equally many at each. */
 export function candidatesAStep(unitCount: number, steps: number, evaluationsMax: number): number {
   const needed = (candidates: number) => {
     let count = unitCount;

@@ -1,7 +1,7 @@
 /**
- * Whether a masked model still writes text once its own tokens fill the cache. It generates well past 512 tokens, and
- * the dense model judges them window by window. Where a mask starves the cache, perplexity rises from window to window,
- * or the text repeats itself.
+ * Whether a masked model still writes good text when the cache holds mostly its own tokens. It generates well past 512
+ * tokens, and the dense model scores them window by window. If masked attention degrades the cache, perplexity rises
+ * from window to window, or the text repeats itself.
  */
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
 import type { Sampling } from '../../../engine/engine.ts';
@@ -19,7 +19,7 @@ const SAMPLING: Sampling = {
 };
 
 type WindowFigures = {
-  /** The window's first token and the one behind its last, counted from the prompt's end. */
+  /** The window's tokens `from` to `to` (exclusive), counted from the prompt's end. */
   readonly from: number;
   readonly to: number;
   /** Under the dense model, given everything before. */

@@ -1,6 +1,6 @@
 /**
- * The checks that the paper asks for: where tasks are routed, what calibration on one narrow kind costs, text past 512
- * tokens, where quality falls off a cliff, and whether facts are still recalled.
+ * The checks that the paper calls for: where tasks are routed, what calibration on one narrow kind costs, text past 512
+ * tokens, the sparsity at which quality collapses, and whether facts are still recalled.
  */
 import {
   denseMask,
@@ -52,13 +52,13 @@ export async function runChecks(input: CheckInput): Promise<{ checks: Checks; no
   return {
     checks,
     notes: [
-      ...missing('recall', 'check of recall: neither --facts nor --tasks has an answer to score'),
-      ...missing('cliff', 'check of the cliff: it goes along FinerCut’s order, which --baselines leaves out'),
+      ...missing('recall', 'recall check: neither --facts nor --tasks has an answer to score'),
+      ...missing('cliff', 'cliff check: it uses FinerCut’s order, which --baselines leaves out'),
       ...missing(
         'narrow',
-        'check of narrow calibration: it takes FinerCut, and one kind with text to calibrate on',
+        'narrow calibration check: it needs FinerCut, and one kind with text to calibrate on',
       ),
-      ...missing('longText', 'check of long text: the model’s context is too short for it'),
+      ...missing('longText', 'long text check: the model’s context is too short'),
     ],
   };
 }
@@ -90,7 +90,7 @@ async function recall(
   };
 }
 
-/** FinerCut's order at every twentieth; and the order that calibration on one kind alone gives. */
+/** Figures along FinerCut's order at every 5 % of sparsity, and of the order calibrated on one kind alone. */
 async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' | 'narrow'>> {
   const { context, lineUp, rows, samples } = input;
   const flavour = servedFlavour(lineUp);
@@ -146,7 +146,7 @@ async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: Sur
   return { kind, order: orders.get(flavour)!.get('finercut')![0]!.order };
 }
 
-/** Dense, and each set with every prompt's own mask, on the prompts of a few scored rows. */
+/** The dense model, and each set with the mask that routing picks, on the prompts of a few scored rows. */
 async function longText({ context, lineUp, samples }: CheckInput): Promise<Pick<Checks, 'longText'>> {
   const { options, runner, session } = context;
   const prompts = samples.slice(0, LONG_TEXTS).map(({ tokenIds }) => tokenIds.subarray(0, PROMPT_TOKENS_MAX));
@@ -191,7 +191,7 @@ async function scored(
   });
 }
 
-/** The flavour that is served: with surrogates where they are compared. */
+/** The flavour that is served: with surrogates if they are among the compared flavours. */
 const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at(-1) ?? null;
 
 /** An answer that is a fact, as a sample whose answer alone counts. */
@@ -211,7 +211,7 @@ function gatherFacts({ context, inputs }: CheckInput): Fact[] {
   );
 }
 
-/** Rows without an answer count whole. Those that are too long or short to score are left out. */
+/** Rows without an answer are scored as a whole. Rows that are too long or too short to score are left out. */
 function factsOfRows(
   rows: readonly CalibrationRow[],
   text: ModelText,

@@ -1,6 +1,6 @@
 /**
- * Rows of the six multiple-choice sets, in the forms that their authors and the hub distribute, as the questions that
- * lm-evaluation-harness makes of them (its task files of version 1.0).
+ * Reads rows of the six multiple-choice sets, in the forms that their authors and the Hugging Face hub distribute, and
+ * turns them into the questions that lm-evaluation-harness asks (its task files of version 1.0).
  */
 import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -11,14 +11,14 @@ import { readLines } from '../../data/read-data.ts';
 const TASKS = ['openbookqa', 'winogrande', 'hellaswag', 'piqa', 'arc_easy', 'arc_challenge'] as const;
 export type Task = (typeof TASKS)[number];
 
-/** A multiple-choice question as it is scored: pairs of context and continuation, one a choice. */
+/** A multiple-choice question as it is scored: one pair of context and continuation for each choice. */
 export type Question = {
   readonly choices: readonly { readonly context: string; readonly continuation: string }[];
   /** Characters (code points) that the harness divides each choice's log-likelihood by. */
   readonly lengths: readonly number[];
   /** Index of the right choice. */
   readonly gold: number;
-  /** What the edge would route the request by. */
+  /** The text that the edge would route the request by. */
   readonly routeText: string;
 };
 
@@ -46,8 +46,8 @@ export function parseTaskFile(argument: string): TaskFile {
 }
 
 /**
- * JSONL; PIQA's labels may lie beside its rows.
- * @param limit the first so many, as the harness takes them. @throws MaskrouteError `invalid_data`.
+ * Reads a JSONL file; PIQA's labels may be in a second file beside it.
+ * @param limit takes the first so many questions, as the harness does. @throws MaskrouteError `invalid_data`.
  */
 export async function readTask({ task, path }: TaskFile, limit: number): Promise<Question[]> {
   const labels = task === 'piqa' ? await readLabels(path) : undefined;
@@ -70,7 +70,9 @@ export async function readTask({ task, path }: TaskFile, limit: number): Promise
   return questions;
 }
 
-/** `valid.jsonl` → `valid-labels.lst`; undefined without that file: then the rows hold their labels. */
+/**
+ * Labels from `valid-labels.lst` beside `valid.jsonl`; undefined without that file: then the rows have their labels.
+ */
 async function readLabels(path: string): Promise<string[] | undefined> {
   const beside = join(dirname(path), `${basename(path).replace(/\.[^.]*$/, '')}-labels.lst`);
   if (!(await stat(beside).catch(() => undefined))) return undefined;
@@ -117,7 +119,7 @@ const winogrande = z.looseObject({
   option2: text,
   answer: z.enum(['1', '2']),
 });
-/** As a number or in its digits. Splits without answers have "" there, which is not the first choice. */
+/** A number, or a string of digits. Splits without answers have "", which must not be read as 0. */
 const index = z.union([z.int().min(0), text.regex(/^\d+$/).transform(Number)]);
 const piqa = z.looseObject({
   goal: text,
@@ -174,7 +176,7 @@ export function toQuestion(task: Task, row: unknown): Question {
   }
 }
 
-/** One context, a continuation a choice, joined by a blank. @throws RangeError without a context to continue. */
+/** One context and a continuation for each choice, joined by a space. @throws RangeError when the context is blank. */
 function question(context: string, choices: readonly string[], gold: number): Question {
   if (context.trim() === '') throw new RangeError('there is no question');
   return {
@@ -195,7 +197,7 @@ const characters = (text: string): number => [...text].length;
 /** Python's `str.capitalize`. */
 const capitalised = (value: string): string => value.slice(0, 1).toUpperCase() + value.slice(1).toLowerCase();
 
-/** WikiHow's leftovers, as the harness removes them. */
+/** Removes WikiHow's markup as the harness does. */
 const cleaned = (value: string): string =>
   value
     .trim()

@@ -1,6 +1,6 @@
 /**
- * The multiple-choice part of an evaluation: the accuracy of every contestant, each question routed as the edge would
- * route it, each answer kept by content.
+ * The multiple-choice part of an evaluation: the accuracy of every contestant. Questions are routed as the edge would
+ * route them; answers are kept by content.
  */
 import { z } from 'zod';
 import { type Mask, type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
@@ -83,13 +83,13 @@ type TaskContext = {
   readonly signal?: AbortSignal | undefined;
 };
 
-/** The masks of each question; the answers of several are averaged. */
+/** The masks of each question; answers under several masks are averaged. */
 type TaskEntry = { readonly masks: readonly (readonly Mask[])[] };
 
-/** Right or wrong for each question: 0 to 1, a mean where there are several masks. */
+/** For each question 1 (right) or 0 (wrong), or the mean over several masks. */
 type Verdicts = { readonly acc: number[]; readonly accNorm: number[] };
 
-/** Rejects when `signal` aborts; what was answered is read back the next time. */
+/** Rejects when `signal` aborts; the next run reuses finished answers. */
 async function answerTask(
   context: TaskContext,
   { task, questions }: LoadedTask,
@@ -117,7 +117,7 @@ async function answerTask(
   return verdicts;
 }
 
-/** `dense`: the dense model's verdicts on the same questions, which kept shares refer to. */
+/** `dense`: the dense model's verdicts on the same questions, the reference of `keptAboveChance`. */
 function taskFigures({ task, questions }: LoadedTask, verdicts: Verdicts, dense: Verdicts): TaskFigures {
   const chance = average(questions.map(({ choices }) => 1 / choices.length));
   const main = (of: Verdicts) => average(hasNorm(task) ? of.accNorm : of.acc) - chance;

@@ -1,7 +1,7 @@
 /**
- * Log-likelihoods of choices as lm-evaluation-harness takes them: Σ log p of a continuation's tokens after its context,
- * no special tokens, blanks at the end of a context counted to the continuation. What the sequences of a question share
- * at their start is computed once.
+ * Log-likelihoods of choices as in lm-evaluation-harness: Σ log p of a continuation's tokens after its context, without
+ * special tokens; spaces at the end of a context belong to the continuation. The common prefix of a question's
+ * sequences is computed once.
  */
 import type { Mask } from '../../../../shared/mask/mask.ts';
 import type { SequenceCache } from '../../../engine/kv-cache.ts';
@@ -11,12 +11,13 @@ import { commonLength } from '../../data/samples.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
 import type { Question } from './read-task.ts';
 
-/** Tokens of a choice; the first `contextTokens` are given, the others are scored. */
+/** Tokens of a choice: the first `contextTokens` are the context, the others are scored. */
 type TokenChoice = { readonly tokenIds: Int32Array; readonly contextTokens: number };
 
 /**
- * The harness's `_encode_pair`: the continuation is what the whole has beyond as many tokens as the context alone has.
- * @param contextMax sequences are cut at their start to this many tokens and one.
+ * The harness's `_encode_pair`: the continuation's tokens are those of the whole text after as many tokens as the
+ * context alone has.
+ * @param contextMax sequences are cut at their start to `contextMax` + 1 tokens.
  * @throws RangeError when a continuation alone is longer, or context or continuation have no token of their own.
  */
 export function encodeChoices(
@@ -62,11 +63,14 @@ export async function scoreChoices(
   return found;
 }
 
-/** Index of the highest value, the first of equals. */
+/** Index of the highest value; the first of several equal ones. */
 export const highest = (values: readonly number[]): number =>
   values.reduce((best, value, index) => (value > values[best]! ? index : best), 0);
 
-/** 1 or 0: whether the most likely choice is right; by sums, and by sums a character. */
+/**
+ * Whether the most likely choice is right, 1 or 0: by the sum of log-probabilities, and by the sum divided by
+ * characters.
+ */
 export function judge({ gold, lengths }: Question, logLikelihoods: readonly number[]) {
   return {
     acc: Number(highest(logLikelihoods) === gold),

@@ -243,7 +243,7 @@ describe('evaluate', () => {
     expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
     expect(found.rows[0]).toMatchObject({ rows: 1, intervals: { kl: null } });
     expect(found.data).toEqual({ read: 1, repeated: 0, calibrating: 0, learnedOn: 0, left: 1 });
-    expect(found.notes).toEqual([expect.stringContaining('No check of recall')]);
+    expect(found.notes).toEqual([expect.stringContaining('No recall check')]);
     expect(reportHtml({ evaluation: found })).toContain('of 1 rows 0 are repeated');
   }, 60_000);
 

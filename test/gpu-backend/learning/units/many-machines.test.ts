@@ -183,7 +183,7 @@ describe('three workers', () => {
     const learned = site.learn('away');
     await soon(() => site.machines.computed().length > 50);
     await site.server.stop();
-    await soon(() => site.said.some((line) => line.includes('is away')));
+    await soon(() => site.said.some((line) => line.includes('is unreachable')));
     // The units at hand end, and no others begin.
     await sleep(1000);
     const before = site.machines.computed().length;
@@ -234,7 +234,7 @@ it('a worker with another model, version or journal is refused by name, and the 
   await site.machines.redis.set('maskroute:learns', JSON.stringify(newer));
   const [worker] = site.machines.all;
   expect(await worker!.ended).toBe(1);
-  expect(worker!.said()).toMatch(/error: Refused: the run learns for tiny .* version 9\.0\.0, .* version \d/);
+  expect(worker!.said()).toMatch(/error: Refused: the run needs tiny .* version 9\.0\.0, .* version \d/);
 }, 300_000);
 
 it('a run and its workers stop in good order, and go on', async () => {
@@ -327,7 +327,7 @@ it('two kinds of work do not share a queue at a time: the second run waits for t
   const manifest = { ...tiny.model.manifest, hash: 'c'.repeat(64) };
   const second = site.open({ ...run, model: { ...tiny.model, manifest }, signal: stop.signal });
   second.catch(() => {});
-  await soon(() => site.said.some((line) => line.includes('The queue is taken')));
+  await soon(() => site.said.some((line) => line.includes('The queue is in use')));
   stop.abort(new Error('enough'));
   await expect(second).rejects.toThrow('enough');
   await first[Symbol.asyncDispose]();
