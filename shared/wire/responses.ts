@@ -3,7 +3,7 @@
  * completion that a request is. Edge and backend read the same; the answer's form is the backend's.
  */
 import { z } from 'zod';
-import { MaskrouteError } from './errors.ts';
+import { MaskrouteError, type WireError } from './errors.ts';
 import { checkedObject, type FieldTable, honoured, ignored, listOf, refused } from './fields.ts';
 import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatOfItems, MESSAGES_MAX } from './openai.ts';
 import { parse } from './parse-body.ts';
@@ -229,6 +229,15 @@ function addItem(messages: ChatMessage[], { type, role, content, call_id, name, 
 
 const textOf = (content: Item['content']): string =>
   typeof content === 'string' ? content : (content ?? []).map((one) => one.text).join('');
+
+/**
+ * The data of an `error` event. It has the fields of OpenAI's type, and the object that every other error here is: some
+ * clients read the one, some the other. `sequence_number`: of this event.
+ */
+export const errorEventOf = ({ error }: WireError, sequence_number: number) => {
+  const { code, message, param } = error;
+  return { type: 'error', sequence_number, code, message, param, error };
+};
 
 /** What a chat calls a field, and what this wire does. */
 const NAMES: readonly (readonly [RegExp, string])[] = [

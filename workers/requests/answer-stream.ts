@@ -10,13 +10,20 @@
  * answer cost: the last pieces are kept, and read once it is over.
  */
 
-import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import {
+  ERROR_CODES,
+  type ErrorCode,
+  MaskrouteError,
+  toMaskrouteError,
+  type WireError,
+} from '../../shared/wire/errors.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
+import { errorEventOf } from '../../shared/wire/responses.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, type Wait } from '../base/waiting.ts';
-import type { Asked, Progress } from './forward.ts';
+import type { Asked, ClientBody, Progress } from './forward.ts';
 import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -54,6 +61,8 @@ export function noAnswer(status: number, code: string | null, ranAt: RanAt): Out
 }
 
 type Following = {
+  /** Whose errors the client reads. */
+  readonly wire: ClientBody['wire'];
   /** Its abort is the client leaving. */
   readonly signal: AbortSignal;
   /** A backend that has begun its answer and sends nothing of it for so long has broken off. */
@@ -76,6 +85,7 @@ export class Answer {
   readonly ended: Promise<Outcome>;
 
   readonly #end: (outcome: Outcome) => void;
+  readonly #wire: Following['wire'];
   readonly #progress: Progress;
   readonly #signal: AbortSignal;
   readonly #stall_ms: number;
@@ -85,6 +95,8 @@ export class Answer {
   readonly #stall: Wait;
   readonly #silence: Wait;
   readonly #tail = new Tail();
+  /** The next event's number, on the newer wire. */
+  #sequence = 0;
   #phase: 'asking' | 'reading' | 'passing' | 'over' = 'asking';
   /** Of an answer that passes. */
   #response: Response | undefined;
@@ -94,10 +106,11 @@ export class Answer {
   #isTold = false;
 
   constructor(asked: Promise<Asked>, progress: Progress, following: Following) {
-    const { signal, stall_ms, keepalive_ms, watch, kept } = following;
+    const { wire, signal, stall_ms, keepalive_ms, watch, kept } = following;
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     this.ended = promise;
     this.#end = resolve;
+    this.#wire = wire;
     this.#progress = progress;
     this.#signal = signal;
     this.#stall_ms = stall_ms;
@@ -143,7 +156,7 @@ export class Answer {
             // A client that left breaks its answer off itself, and no backend is to blame.
             const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
             if (events.isInside) controller.enqueue(EMPTY_LINE);
-            controller.enqueue(errorEvent(JSON.stringify(lateError(cause, requestId))));
+            controller.enqueue(this.#errorEvent(lateError(cause, requestId)));
           }
           this.#silence.end();
           controller.close();
@@ -238,7 +251,12 @@ export class Answer {
     if (this.#isTold) return undefined;
     this.#isTold = true;
     const text = await new Response(body).text();
-    return ok ? encode(text) : errorEvent(text);
+    return ok ? encode(text) : this.#errorEvent(JSON.parse(text));
+  }
+
+  #errorEvent(error: WireError): Bytes {
+    const data = this.#wire === 'responses' ? errorEventOf(error, this.#sequence) : error;
+    return encode(`event: error\ndata: ${JSON.stringify(data)}\n\n`);
   }
 
   async #read(): Promise<Bytes | undefined> {
@@ -272,7 +290,9 @@ export class Answer {
     if (this.#phase !== 'passing') return;
     this.#stall.end();
     this.#signal.removeEventListener('abort', this.#left);
-    this.#overWith(this.#response!, how, this.#tail.heard());
+    const heard = this.#tail.heard();
+    this.#sequence = (heard.sequence ?? -1) + 1;
+    this.#overWith(this.#response!, how, heard);
   }
 
   #overWith({ headers, status }: Response, how: How, heard: Heard): void {
@@ -338,9 +358,7 @@ const LINE_FEED = 0x0a;
 /** An event that is longer passes in pieces. */
 const HELD_BYTES_MAX = 1024 * 1024;
 
-const errorEvent = (json: string): Bytes => encode(`event: error\ndata: ${json}\n\n`);
-
-function lateError(thrown: unknown, requestId: string): unknown {
+function lateError(thrown: unknown, requestId: string): WireError {
   if (thrown instanceof MaskrouteError) return thrown.toWire();
   log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
   return new MaskrouteError(
