@@ -1,7 +1,8 @@
 /**
  * The OpenAI wire format, as far as Maskroute speaks it: what becomes of every field of a request, at the edge and at the
  * backend, and the types of answers. A field that would change the answer and is not honoured is refused by name;
- * an ignored field is named in the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
+ * an ignored field is named in the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does, unless it is
+ * null.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';
