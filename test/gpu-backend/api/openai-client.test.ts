@@ -147,6 +147,7 @@ describe('chat completions', () => {
       logprobs: true,
       top_logprobs: 2,
     });
+    expect(choices[0]!.logprobs).toHaveProperty('refusal', null);
     const content = choices[0]!.logprobs!.content!;
     expect(content.map(({ token, bytes, logprob }) => [token, bytes, logprob])).toEqual([
       ['h', [104], -1.04],
