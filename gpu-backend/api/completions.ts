@@ -20,7 +20,7 @@ import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
-import { failedResponse, responseEvents, wholeResponse } from './responses-wire.ts';
+import { ResponseWriter, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
 import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } from './wire.ts';
 
@@ -235,18 +235,19 @@ async function* answerFrames(
 ): AsyncGenerator<string, void> {
   const head = chunkHead(parts.model, running.plan);
   const { response } = running.plan;
+  const writer = response && new ResponseWriter(running, response);
   // What it is when the client leaves in between.
   let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
   try {
-    if (response === undefined) yield* answerChunks(parts.model, head, running);
-    else yield* responseEvents(running, response);
+    if (writer === undefined) yield* answerChunks(parts.model, head, running);
+    else yield* writer.events();
     outcome = undefined;
     // The newer wire says by its last event that it is the last.
-    if (response === undefined) yield SSE_DONE;
+    if (writer === undefined) yield SSE_DONE;
   } catch (thrown) {
     outcome = toMaskrouteError(thrown);
-    if (response === undefined) yield* failureFrames(head, running, outcome);
-    else yield* failedResponse(running, outcome);
+    if (writer === undefined) yield* failureFrames(head, running, outcome);
+    else yield writer.failure(outcome);
   } finally {
     parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
     end(parts, completion, running, outcome);

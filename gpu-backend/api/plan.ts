@@ -263,7 +263,11 @@ async function chatPrompt(
   refuseLongText(model, messages.flatMap(messageTexts), 'messages');
   const tokensMax = model.engine.model.contextTokens - 1;
   const told = tools.length === 0 ? {} : { tools };
-  const prompts = await encode(model, { type: 'chat', messages, tokensMax, ...told }, call, 'messages');
+  const said = messages.map((message) =>
+    // OpenAI's newer name for it. Most templates do not know it: they leave such a message out, or refuse it.
+    message.role === 'developer' ? { ...message, role: 'system' as const } : message,
+  );
+  const prompts = await encode(model, { type: 'chat', messages: said, tokensMax, ...told }, call, 'messages');
   return prompts.map((tokenIds) => ({ tokenIds, text: '' }));
 }
 

@@ -1,7 +1,7 @@
 /** An answer on OpenAI's newer wire: one `response` object, or its events in the order in which the official client reads them. */
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
-import type { ResponsesRequest } from '../../shared/wire/responses.ts';
+import { errorEventOf, type ResponsesRequest } from '../../shared/wire/responses.ts';
 import type { RunningAnswer } from './answer.ts';
 import type { ChoiceEvent } from './choice.ts';
 import { sseEvent } from './sse.ts';
@@ -11,21 +11,6 @@ import { answerId, infoOf, usageOf, type WholeChoice, wholeChoices } from './wir
 export async function wholeResponse(running: RunningAnswer, request: ResponsesRequest): Promise<object> {
   const [choice] = await wholeChoices(running);
   return ended(running, request, outputOf(running.plan.id, choice!), choice!.reason);
-}
-
-/** The answer as framed events. Rejects with what the choice throws. */
-export async function* responseEvents(
-  running: RunningAnswer,
-  request: ResponsesRequest,
-): AsyncGenerator<string, void> {
-  const writer = new ResponseWriter(running, request);
-  yield* writer.begin();
-  for await (const event of running.events) yield* writer.write(event);
-}
-
-/** A late failure, after what was sent. */
-export function* failedResponse(running: RunningAnswer, error: MaskrouteError): Generator<string, void> {
-  yield sseEvent('error', { ...error.toWire(), maskroute: infoOf(running) });
 }
 
 type Output = TextOutput | CallOutput;
@@ -124,7 +109,8 @@ function ended(
   };
 }
 
-class ResponseWriter {
+/** A streamed answer, in framed events. */
+export class ResponseWriter {
   readonly #running: RunningAnswer;
   readonly #request: ResponsesRequest;
   readonly #output: Output[] = [];
@@ -139,13 +125,25 @@ class ResponseWriter {
     this.#request = request;
   }
 
-  *begin(): Generator<string, void> {
+  /** Rejects with what the choice throws. */
+  async *events(): AsyncGenerator<string, void> {
+    yield* this.#begin();
+    for await (const event of this.#running.events) yield* this.#write(event);
+  }
+
+  /** A late failure, after what was sent. */
+  failure(error: MaskrouteError): string {
+    const event = errorEventOf(error.toWire(), this.#sequence++);
+    return sseEvent('error', { ...event, maskroute: infoOf(this.#running) });
+  }
+
+  *#begin(): Generator<string, void> {
     const begun = response(this.#running, this.#request, 'in_progress', []);
     yield this.#event('response.created', { response: begun });
     yield this.#event('response.in_progress', { response: begun });
   }
 
-  *write(event: ChoiceEvent): Generator<string, void> {
+  *#write(event: ChoiceEvent): Generator<string, void> {
     switch (event.type) {
       case 'text':
         if (event.text === '') return;

@@ -273,6 +273,7 @@ function chatLogprobs(tokens: TokenText, pieces: readonly Piece[]): ChatLogprobs
             },
           ],
     ),
+    refusal: null,
   };
 }
 

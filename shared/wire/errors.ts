@@ -64,7 +64,7 @@ export type ErrorCode = keyof typeof ERROR_CODES;
 export const isErrorCode = (code: unknown): code is ErrorCode =>
   typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
 
-type WireError = {
+export type WireError = {
   error: { message: string; type: string; param: string | null; code: ErrorCode };
 };
 

@@ -124,6 +124,8 @@ function readObject(
   for (const name of Object.keys(value)) {
     const rule = rules.get(name);
     if (rule === undefined) {
+      // Clients that write out all fields of their types write null for those that are not set.
+      if (value[name] === null) continue;
       unknown ??= [];
       unknown.push(name);
     } else if (name !== tag) readField(name, value[name], rule, object, issues);

@@ -1,7 +1,7 @@
 /**
  * The OpenAI wire format as Maskroute supports it: which request fields the edge and the backend honour, and the types
  * of answers. A field that would change the answer and is not honoured is refused by name; an ignored field is named in
- * the header `x-maskroute-ignored`; an unknown field is refused, as OpenAI does.
+ * the header `x-maskroute-ignored`; an unknown field is refused unless it is null, as OpenAI does.
  */
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN } from '../mask/mask.ts';
@@ -66,7 +66,8 @@ const commonFields = {
   stream: honoured(flag),
   stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
   temperature: honoured(finite.min(0).max(2).nullish()),
-  top_p: honoured(finite.gt(0).max(1).nullish()),
+  /** With 0 the likeliest token is left. */
+  top_p: honoured(finite.min(0).max(1).nullish()),
   presence_penalty: honoured(finite.min(-2).max(2).nullish()),
   frequency_penalty: honoured(finite.min(-2).max(2).nullish()),
   logit_bias: honoured(
@@ -395,7 +396,7 @@ export type Usage = {
   prompt_tokens_details: { cached_tokens: number };
 };
 export type TopLogprob = { token: string; logprob: number; bytes: number[] };
-export type ChatLogprobs = { content: (TopLogprob & { top_logprobs: TopLogprob[] })[] };
+export type ChatLogprobs = { content: (TopLogprob & { top_logprobs: TopLogprob[] })[]; refusal: null };
 /** The legacy format: parallel arrays, one entry a token. */
 export type CompletionLogprobs = {
   tokens: string[];

@@ -3,12 +3,13 @@
  * chat completion. Edge and backend share this; the backend formats the answer.
  */
 import { z } from 'zod';
-import { MaskrouteError } from './errors.ts';
+import { MaskrouteError, type WireError } from './errors.ts';
 import { checkedObject, type FieldTable, honoured, ignored, listOf, refused } from './fields.ts';
 import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatOfItems, MESSAGES_MAX } from './openai.ts';
 import { parse } from './parse-body.ts';
 
 const STATELESS = 'nothing is stored here; send the whole conversation as `input`';
+const UNKNOWN_ITEM = 'nothing is stored here; send the item itself, as clients do with `store: false`';
 const BUILT_IN = 'the only tools here are of the type "function"; built-in tools are not supported';
 const TEXT_ONLY = 'this model takes and gives text only';
 
@@ -40,7 +41,7 @@ const ITEM_FIELDS = {
   type: honoured(
     z
       .enum(['message', 'function_call', 'function_call_output', 'reasoning'], {
-        error: ({ input }) => (input === 'item_reference' ? STATELESS : undefined),
+        error: ({ input }) => (input === 'item_reference' ? UNKNOWN_ITEM : undefined),
       })
       .nullish(),
   ),
@@ -107,6 +108,16 @@ const text = checkedObject({
   verbosity: refused('this model cannot be told how much to say', 'medium'),
 });
 
+const NO_REASONING = 'this model does not reason before it answers';
+const reasoning = checkedObject({
+  effort: refused(NO_REASONING, 'none'),
+  mode: refused(NO_REASONING, 'standard'),
+  // There is no reasoning that could be told, summed up or kept.
+  summary: ignored(),
+  generate_summary: ignored(),
+  context: ignored(),
+});
+
 const streamOptions = checkedObject({ include_obfuscation: ignored(false) });
 
 export const RESPONSE_FIELDS = {
@@ -147,7 +158,7 @@ export const RESPONSE_FIELDS = {
   context_management: refused('prompts are not cut', []),
   truncation: refused('prompts are not cut', 'disabled'),
   top_logprobs: refused('log-probabilities come from /v1/chat/completions', 0),
-  reasoning: refused('this model does not reason before it answers', {}, { effort: 'none' }),
+  reasoning: honoured(reasoning.schema.nullish(), reasoning),
   max_tool_calls: refused('it is for built-in tools, which are not supported'),
   moderation: refused('moderation is not supported'),
 
@@ -232,6 +243,15 @@ function addItem(messages: ChatMessage[], { type, role, content, call_id, name, 
 
 const textOf = (content: Item['content']): string =>
   typeof content === 'string' ? content : (content ?? []).map((one) => one.text).join('');
+
+/**
+ * The data of an `error` event: the fields of OpenAI's type, and the `error` object of all other errors here, since some
+ * clients read the former and some the latter. `sequence_number`: of this event.
+ */
+export const errorEventOf = ({ error }: WireError, sequence_number: number) => {
+  const { code, message, param } = error;
+  return { type: 'error', sequence_number, code, message, param, error };
+};
 
 /** Field names of a chat completion, and their names in the Responses API. */
 const NAMES: readonly (readonly [RegExp, string])[] = [

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { drawnFrom } from '../../shared/wire/fields.ts';
 
 type BadBody = {
-  readonly path: '/v1/chat/completions' | '/v1/completions';
+  readonly path: '/v1/chat/completions' | '/v1/completions' | '/v1/responses';
   readonly body: unknown;
   readonly param: string | null;
   readonly message: string | RegExp;
@@ -19,6 +19,12 @@ const chat = (fields: object, param: string | null, message: string | RegExp): B
 const legacy = (fields: object, param: string | null, message: string | RegExp): BadBody => ({
   path: '/v1/completions',
   body: { model: 'MODEL', prompt: 'hi', ...fields },
+  param,
+  message,
+});
+const newer = (fields: object, param: string | null, message: string | RegExp): BadBody => ({
+  path: '/v1/responses',
+  body: { model: 'MODEL', input: 'hi', ...fields },
   param,
   message,
 });
@@ -148,6 +154,13 @@ export const BAD_BODIES: readonly BadBody[] = [
   legacy({ best_of: 3, n: 2 }, 'best_of', /must equal `n`/),
   legacy({ suffix: 'x' }, 'suffix', /only "" can be sent/),
   legacy({ response_format: { type: 'json_object' } }, 'response_format', /prescribed form/),
+
+  newer({ reasoning: { effort: 'low' } }, 'reasoning.effort', /does not reason.*only "none"/),
+  newer(
+    { input: [{ type: 'item_reference', id: 'x' }] },
+    'input[0].type',
+    /send the item itself.*`store: false`/,
+  ),
 ];
 
 /** What widespread clients send: with it a request is answered as without. */
@@ -218,11 +231,32 @@ export const CLIENT_BODIES: readonly {
         frequency_penalty: 0,
       },
       ...{ parallel_tool_calls: false, prompt_cache_key: 'k', safety_identifier: 's', logit_bias: null },
-      prediction: { type: 'content', content: 'ok' },
+      ...{ prediction: { type: 'content', content: 'ok' }, temperature: 0, top_p: 0 },
     },
     ignored:
       'stream_options.include_obfuscation, metadata, store, service_tier, prompt_cache_key, ' +
       'safety_identifier, prediction',
+  },
+  {
+    client: 'the openai package, with its own response sent back',
+    path: '/v1/responses',
+    body: {
+      input: [
+        { role: 'developer', content: 'Be brief.' },
+        { role: 'user', content: [{ type: 'input_text', text: 'hi' }] },
+        {
+          ...{ id: 'msg_1', type: 'message', role: 'assistant', status: 'completed' },
+          content: [{ type: 'output_text', text: 'ok', annotations: [], logprobs: [] }],
+        },
+        // The client of a later day knows more fields, and writes null for what is not set.
+        { type: 'function_call', call_id: 'c', name: 'f', arguments: '{}', namespace: null, caller: null },
+        { type: 'function_call_output', call_id: 'c', output: '1' },
+        { role: 'user', content: 'on' },
+      ],
+      ...{ store: false, include: ['reasoning.encrypted_content'], truncation: 'disabled', stream: true },
+      reasoning: { effort: null, summary: 'auto' },
+    },
+    ignored: 'input.id, input.status, include, reasoning.summary',
   },
 ];
 

@@ -10,13 +10,20 @@
  * copied: its last chunks are kept and read when it is over.
  */
 
-import { ERROR_CODES, type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import {
+  ERROR_CODES,
+  type ErrorCode,
+  MaskrouteError,
+  toMaskrouteError,
+  type WireError,
+} from '../../shared/wire/errors.ts';
 import { HEADERS, UNREAD_MAX_ms } from '../../shared/wire/protocol.ts';
+import { errorEventOf } from '../../shared/wire/responses.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, type Wait } from '../base/waiting.ts';
-import type { Asked, Progress } from './forward.ts';
+import type { Asked, ClientBody, Progress } from './forward.ts';
 import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -54,6 +61,8 @@ export function noAnswer(status: number, code: string | null, ranAt: RanAt): Out
 }
 
 type Following = {
+  /** The client's API, which decides the form of errors in a stream. */
+  readonly wire: ClientBody['wire'];
   /** Aborts when the client hangs up. */
   readonly signal: AbortSignal;
   /** A backend that has begun its answer and then sends nothing for this long counts as broken off. */
@@ -76,6 +85,7 @@ export class Answer {
   readonly ended: Promise<Outcome>;
 
   readonly #end: (outcome: Outcome) => void;
+  readonly #wire: Following['wire'];
   readonly #progress: Progress;
   readonly #signal: AbortSignal;
   readonly #stall_ms: number;
@@ -85,6 +95,8 @@ export class Answer {
   readonly #stall: Wait;
   readonly #silence: Wait;
   readonly #tail = new Tail();
+  /** The next event's number, on the newer wire. */
+  #sequence = 0;
   #phase: 'asking' | 'reading' | 'passing' | 'over' = 'asking';
   /** The response of an answer that is passed on. */
   #response: Response | undefined;
@@ -97,10 +109,11 @@ export class Answer {
   #isTold = false;
 
   constructor(asked: Promise<Asked>, progress: Progress, following: Following) {
-    const { signal, stall_ms, keepalive_ms, watch, kept } = following;
+    const { wire, signal, stall_ms, keepalive_ms, watch, kept } = following;
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     this.ended = promise;
     this.#end = resolve;
+    this.#wire = wire;
     this.#progress = progress;
     this.#signal = signal;
     this.#stall_ms = stall_ms;
@@ -149,7 +162,7 @@ export class Answer {
             // When the client hung up, the error is its own and not a backend's.
             const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
             if (events.isInside) controller.enqueue(EMPTY_LINE);
-            controller.enqueue(errorEvent(JSON.stringify(lateError(cause, requestId))));
+            controller.enqueue(this.#errorEvent(lateError(cause, requestId)));
           }
           this.#silence.end();
           controller.close();
@@ -245,7 +258,12 @@ export class Answer {
     if (this.#isTold) return undefined;
     this.#isTold = true;
     const text = await new Response(body).text();
-    return ok ? encode(text) : errorEvent(text);
+    return ok ? encode(text) : this.#errorEvent(JSON.parse(text));
+  }
+
+  #errorEvent(error: WireError): Bytes {
+    const data = this.#wire === 'responses' ? errorEventOf(error, this.#sequence) : error;
+    return encode(`event: error\ndata: ${JSON.stringify(data)}\n\n`);
   }
 
   async #read(): Promise<Bytes | undefined> {
@@ -283,7 +301,9 @@ export class Answer {
     if (this.#phase !== 'passing') return;
     this.#stall.end();
     this.#signal.removeEventListener('abort', this.#left);
-    this.#overWith(this.#response!, how, this.#tail.heard());
+    const heard = this.#tail.heard();
+    this.#sequence = (heard.sequence ?? -1) + 1;
+    this.#overWith(this.#response!, how, heard);
   }
 
   #overWith({ headers, status }: Response, how: How, heard: Heard): void {
@@ -357,9 +377,7 @@ const LINE_FEED = 0x0a;
 /** Longer events are passed on in parts. */
 const HELD_BYTES_MAX = 1024 * 1024;
 
-const errorEvent = (json: string): Bytes => encode(`event: error\ndata: ${json}\n\n`);
-
-function lateError(thrown: unknown, requestId: string): unknown {
+function lateError(thrown: unknown, requestId: string): WireError {
   if (thrown instanceof MaskrouteError) return thrown.toWire();
   log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
   return new MaskrouteError(

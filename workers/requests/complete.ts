@@ -155,7 +155,14 @@ async function forward(
   const { caller, hold, signal } = account;
   const kept = caller.policy.textsKept_days === null ? undefined : new AnswerBytes();
   const watch = createKeyWatch(services.apiKeys, caller, hold);
-  const answer = new Answer(asked, progress, { signal, stall_ms, keepalive_ms, watch, kept });
+  const answer = new Answer(asked, progress, {
+    wire: client.wire,
+    signal,
+    stall_ms,
+    keepalive_ms,
+    watch,
+    kept,
+  });
   answer.ended.then((outcome) => {
     settle(services, account, outcome, progress);
     if (kept !== undefined) hold(keepTexts(services.db, account, kept));

@@ -18,6 +18,8 @@ export type Heard = {
   readonly lateError: string | null;
   /** Finish reasons of the choices that end in the last chunks. */
   readonly finishReasons: readonly string[];
+  /** The `sequence_number` of the last event; null in chat and plain completions, which have none. */
+  readonly sequence: number | null;
   /** Events that passed if the figures did not come; each event is at least one token. */
   readonly passed: Passed;
 };
@@ -48,7 +50,8 @@ export function hearWhole(bytes: Uint8Array): Heard {
   const text = utf8.decode(bytes.subarray(-TAIL_BYTES));
   const passed = { texts: 0, others: 0 };
   const figures = figuresIn(text);
-  return { firstAt_ms: Date.now(), figures, lateError: null, finishReasons: finishReasonsIn(text), passed };
+  const finishReasons = finishReasonsIn(text);
+  return { firstAt_ms: Date.now(), figures, lateError: null, finishReasons, sequence: null, passed };
 }
 
 /** The last chunks of an answer. */
@@ -77,7 +80,8 @@ export class Tail {
     const figures = figuresIn(text);
     const passed = { texts: figures === null ? textsIn(text) : 0, others: this.#dropped };
     const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
-    return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, passed };
+    const sequence = lastNumber('sequence_number', text);
+    return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, sequence, passed };
   }
 }
 
@@ -95,25 +99,27 @@ const finishReasonsIn = (text: string): string[] =>
   [...text.matchAll(/"finish_reason":"([a-z_]{1,32})"/g)].map(([, reason]) => reason!);
 
 /**
- * The last figures in the text. The patterns match only outside JSON strings: within strings, which the model may have
- * written, quotes are escaped.
+ * The last number with this name in the text. The pattern matches only outside JSON strings: within strings, which the
+ * model may have written, quotes are escaped.
  */
+function lastNumber(name: string, text: string): number | null {
+  const at = text.lastIndexOf(`"${name}":`);
+  if (at === -1) return null;
+  const value = Number.parseFloat(text.slice(at + name.length + 3, at + name.length + 35));
+  return Number.isFinite(value) && value >= 0 ? value : null;
+}
+
+/** The last counts in the text. */
 export function figuresIn(text: string): AnswerFigures | null {
-  const number = (name: string, from: string): number | null => {
-    const at = from.lastIndexOf(`"${name}":`);
-    if (at === -1) return null;
-    const value = Number.parseFloat(from.slice(at + name.length + 3, at + name.length + 35));
-    return Number.isFinite(value) && value >= 0 ? value : null;
-  };
-  const prompt_tokens = number('prompt_tokens', text);
-  const completion_tokens = number('completion_tokens', text);
+  const prompt_tokens = lastNumber('prompt_tokens', text);
+  const completion_tokens = lastNumber('completion_tokens', text);
   if (prompt_tokens === null || completion_tokens === null) return null;
   return {
     prompt_tokens: Math.round(prompt_tokens),
     completion_tokens: Math.round(completion_tokens),
-    queue_ms: number('queue_ms', text),
-    prefill_ms: number('prefill_ms', text),
-    decode_ms: number('decode_ms', text),
+    queue_ms: lastNumber('queue_ms', text),
+    prefill_ms: lastNumber('prefill_ms', text),
+    decode_ms: lastNumber('decode_ms', text),
   };
 }
 

@@ -147,6 +147,7 @@ describe('chat completions', () => {
       logprobs: true,
       top_logprobs: 2,
     });
+    expect(choices[0]!.logprobs).toHaveProperty('refusal', null);
     const content = choices[0]!.logprobs!.content!;
     expect(content.map(({ token, bytes, logprob }) => [token, bytes, logprob])).toEqual([
       ['h', [104], -1.04],
@@ -168,6 +169,26 @@ describe('chat completions', () => {
       streamed.push(...(chunk.choices[0]!.logprobs?.content ?? []));
     }
     expect(streamed).toEqual(content);
+  });
+
+  it('show a template a developer as the system: few know the newer name', async () => {
+    const shown: string[][] = [];
+    const model = scriptedModel(scriptedEngine(says('ok')));
+    const text: typeof model.text = {
+      ...model.text,
+      async encode(job, call) {
+        if (job.type === 'chat') shown.push(job.messages.map(({ role }) => role));
+        return await model.text.encode(job, call);
+      },
+    };
+    await using server = await serveModel({ ...model, text });
+    const developer = { role: 'developer' as const, content: 'Be brief.' };
+    await server.client.chat.completions.create({ model: 'scripted', messages: [developer, ...messages] });
+    await server.client.responses.create({ model: 'scripted', input: [developer, ...messages] });
+    expect(shown).toEqual([
+      ['system', 'user'],
+      ['system', 'user'],
+    ]);
   });
 
   it('hide special tokens in the text, and let ignore_eos and min_tokens past them', async () => {

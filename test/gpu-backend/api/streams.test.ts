@@ -94,6 +94,24 @@ describe('failures', () => {
     });
   });
 
+  it('later on the newer wire are an event of its own kind, the next in its order', async () => {
+    await using api = await start({ ...says('abc'), failure: { afterTokens: 2, error: broken } });
+    const response = await api.server.post('/v1/responses', { model: 'scripted', input: 'Hi', stream: true });
+    // `parseSse` reads names without points.
+    const text = (await response.text()).replaceAll(/^event: response.*\n/gm, '');
+    const { events } = parseSse(text);
+    expect(events.at(-1)!.event).toBe('error');
+    const sent = events.map(({ data }) => JSON.parse(data));
+    expect(sent.map(({ sequence_number }) => sequence_number)).toEqual(sent.map((_, i) => i));
+    expect(sent.at(-1)).toMatchObject({
+      ...{ type: 'error', code: 'engine_failed', message: 'The runtime failed.', param: null },
+      error: { message: 'The runtime failed.', type: 'server_error', param: null, code: 'engine_failed' },
+      maskroute: { completion_tokens: 2 },
+    });
+    const stream = api.server.client.responses.stream({ model: 'scripted', input: 'Hi' });
+    await expect(collect(stream)).rejects.toMatchObject({ code: 'engine_failed' });
+  });
+
   it.each([true, false])(
     'twice of one request refuse it the third time, streamed: %s, and no other',
     async (stream) => {

@@ -103,7 +103,7 @@ const WRONG: Record<string, unknown> = {
     stream: 'yes',
     stream_options: 1,
     temperature: 9,
-    top_p: 0,
+    top_p: -1,
     presence_penalty: [],
     seed: 0.5,
   },
@@ -228,6 +228,11 @@ describe('a table', () => {
     const { body, ignored: header } = readFields(outer, { items: [{ kind: 'a', note: 1 }], old: 0 });
     expect(body).toEqual({ items: [{ kind: 'a' }], limit: 3 });
     expect(header).toEqual({ 'x-maskroute-ignored': 'items.note' });
+  });
+
+  it('says nothing of an unknown field that is null', () => {
+    const sent = { items: [{ kind: 'a', namespace: null }], later: null };
+    expect(readFields(outer, sent)).toEqual({ body: { items: [{ kind: 'a' }], limit: 3 }, ignored: {} });
   });
 
   it('takes no name for a field that every object has', () => {

@@ -110,7 +110,7 @@ const SETUPS: Readonly<Record<string, Setup>> = {
 /** Those that are so whatever is asked. */
 const MOODS_OF_ALL = new Set(['loaded', 'strict']);
 
-const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions']);
+const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
 
 type App = ReturnType<typeof createApp>;
 

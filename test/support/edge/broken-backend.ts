@@ -124,7 +124,7 @@ async function cutStream(
   for (let seen = 0; seen < tokens; ) {
     const { value, done } = await reader.read();
     if (done) return;
-    seen += value.match(/"(content|text)":"t/g)?.length ?? 0;
+    seen += value.match(/"(content|text|delta)":"t/g)?.length ?? 0;
     out.write(value);
   }
   if (end === 'stall') return;

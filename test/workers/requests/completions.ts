@@ -334,6 +334,34 @@ describe('a stream', () => {
       expect(JSON.parse(event.slice('data: '.length))).toBeTypeOf('object');
     expect(events[3]).toMatch(/^event: error\ndata: \{.*"code":"backend_error"/);
   });
+
+  it('of the newer wire has errors of that wire: numbered, and of a type', async () => {
+    const { key } = await newTenant();
+    const ask = async (user: string) => {
+      const body = { model: MODEL.id, input: 'north is cold', stream: true, user };
+      const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50' });
+      const text = await (await call('POST', '/v1/responses', { key, body }, isolate)).text();
+      return text.split('\n\n').flatMap((event) => {
+        const at = event.indexOf('data: ');
+        return at === -1 ? [] : [JSON.parse(event.slice(at + 'data: '.length))];
+      });
+    };
+    // Begun, in progress, an item, its part, and two tokens.
+    const events = await ask('die-mid-stream');
+    expect(events.map(({ sequence_number }) => sequence_number)).toEqual([0, 1, 2, 3, 4, 5, 6]);
+    const { error, ...fields } = events.at(-1);
+    expect(fields).toMatchObject({
+      type: 'error',
+      code: 'backend_error',
+      message: error.message,
+      param: null,
+    });
+    expect(error).toMatchObject({ type: 'server_error', code: 'backend_error' });
+    // Its status was sent before the backend refused it.
+    const [late, ...others] = await ask('slow-refusal');
+    expect(late).toMatchObject({ type: 'error', sequence_number: 0, code: 'model_not_found' });
+    expect(others).toEqual([]);
+  });
 });
 
 describe('a backend in trouble', () => {
