@@ -103,7 +103,7 @@ describe('hf:OWNER/NAME', () => {
     expect(hub!.requests[0]).toMatch(/\/revision\/v1\.0/);
     await expect(pull(`hf:${REPOSITORY}@v2.0`)).rejects.toMatchObject({
       code: 'download_failed',
-      message: expect.stringMatching(/none of that revision/),
+      message: expect.stringMatching(/no such repository or revision/),
     });
   });
 
