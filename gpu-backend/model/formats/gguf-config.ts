@@ -40,7 +40,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
   const contextTokens = read.required('context_length');
   if (valueSize !== headSize) throw unsupportedModel(`keys are ${headSize} wide and values ${valueSize}`);
   if (rotarySize !== headSize) {
-    throw unsupportedModel(`rotary embedding of ${rotarySize} of a head's ${headSize} dimensions`);
+    throw unsupportedModel(`rotary embedding of ${rotarySize} of ${headSize} dimensions of a head`);
   }
   const every = family.ropelessEvery;
   return checkConfig({

@@ -122,7 +122,7 @@ describe('hf:OWNER/NAME', () => {
     await serve({ files: { ...others, 'pytorch_model.bin': ggufFile } });
     await expect(pull()).rejects.toMatchObject({
       code: 'unsupported_model',
-      message: expect.stringMatching(/pytorch_model.bin" is a pickle file.*runs code/),
+      message: expect.stringMatching(/pytorch_model.bin" is a pickle file.*runs its author's code/),
     });
     expect(hub!.requests.some((line) => line.includes('resolve'))).toBe(false);
   });

@@ -87,7 +87,7 @@ describe('is refused, and nothing is left behind', () => {
     [
       'a folder of pickles',
       async () => ({ 'config.json': TINY_CONFIG_JSON, 'pytorch_model.bin': bytes(0x50, 0x4b, 3, 4) }),
-      /"pytorch_model.bin" is a pickle file, and reading one runs code/,
+      /"pytorch_model.bin" is a pickle file, and reading a pickle runs/,
     ],
     [
       'a zip archive of torch.save',
