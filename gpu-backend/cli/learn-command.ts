@@ -342,7 +342,7 @@ function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void
   if (cost !== 'blocks' || Math.round(sparsity * blockCount) > 0) return;
   throw new MaskrouteError(
     'invalid_argument',
-    `A sparsity of ${sparsity} is less than half of one of ${blockCount} blocks: no mask would skip anything.`,
+    `A sparsity of ${sparsity} is less than half a block of ${blockCount} blocks: no mask would skip anything.`,
   );
 }
 

@@ -101,7 +101,7 @@ describe('is refused, and nothing is left behind', () => {
       /"x.gguf" is a pickle file/,
       'x.gguf',
     ],
-    ['weights alone', async () => ({ 'a.safetensors': bytes() }), /give the folder/, 'a.safetensors'],
+    ['weights alone', async () => ({ 'a.safetensors': bytes() }), /name its folder/, 'a.safetensors'],
     ['an empty folder', async () => ({}), /no config.json/],
     [
       'a shard that is missing',
