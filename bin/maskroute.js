@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
- * The command line's door. The sources are TypeScript that Node 24 runs as they are; an older Node hands
- * over to the one that the project brings as a dependency. (Plain JavaScript, since any Node must read it.)
+ * The entry of the command line. Node 24 runs the TypeScript sources as they are; an older Node starts the Node 24 that
+ * the project has as a dependency. This file is plain JavaScript, so that any Node can read it.
  */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -26,7 +26,7 @@ function handOver(node) {
     process.exit(1);
   }
   const child = spawn(node, [fileURLToPath(cli), ...process.argv.slice(2)], { stdio: 'inherit' });
-  // From a terminal a Ctrl-C reaches both, so it comes twice; `stop-signals.ts` takes the two for one.
+  // A terminal sends Ctrl-C to both processes, so the child gets it twice; `stop-signals.ts` counts the two as one.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
   child.on('exit', (code, signal) => {
     if (signal === null) process.exit(code);

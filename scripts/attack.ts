@@ -1,6 +1,6 @@
 /**
- * `npm run attack`: six ways to misuse the product, each for a minute against a real `npm start` through its public
- * addresses. Every finding is one line; the last line is JSON, and the exit code is 1 when there is a finding.
+ * `npm run attack`: six ways to misuse the product, each for a minute against a real `npm start` over HTTP. Every finding is
+ * a line; the last line is JSON, and the exit code is 1 if there is a finding.
  */
 import { once } from 'node:events';
 import http from 'node:http';
@@ -37,7 +37,7 @@ function numbers(text: string): number[] {
 }
 
 type Target = { readonly dev: DevFile; readonly home: string };
-/** What an attack found, and the figures that say so. */
+/** The findings of an attack, and its figures. */
 type Outcome = { readonly findings: readonly string[]; readonly figures: Record<string, number> };
 type Attack = { readonly name: string; run(target: Target): Promise<Outcome> };
 
@@ -188,7 +188,7 @@ const keyToWhomAClientNames: Attack = {
     const { key } = await newTenant(dev);
     let tries = 0;
     const asked = lanes(2, async (lane, turn) => {
-      // A mask that the backend does not know, so that it asks an edge for it.
+      // An unknown mask, which the backend fetches from the edge.
       const hex = (tries++ * 2_654_435_761 + lane).toString(16).padStart(24, '0').slice(-24);
       const body = chat(dev, 'Hi', { mask: `m_${hex}`, max_tokens: 1 });
       const request = post(dev, key, '/v1/chat/completions', body, [named[turn % named.length]!]);
@@ -266,7 +266,7 @@ async function lanes(count: number, work: (lane: number, turn: number) => Promis
 const adminOf = ({ edge, adminKey }: DevFile) => createAdminClient(edge, adminKey);
 
 let tenants = 0;
-/** A tenant of its own, with a key. */
+/** Creates a tenant with a key. `terms`: its limits. */
 async function newTenant(dev: DevFile, terms: object = {}): Promise<{ id: string; key: string }> {
   const id = `attacker-${++tenants}`;
   const admin = adminOf(dev);
@@ -296,14 +296,14 @@ async function tokensOfDay(dev: DevFile, tenant: string): Promise<number> {
 const clientOf = (dev: DevFile, apiKey: string) =>
   new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey, maxRetries: 0, timeout: 60_000 });
 
-/** `more`: other fields, also such as the client's types do not know. */
+/** A chat request. `more`: other fields, also fields that the OpenAI client's types lack. */
 const chat = (dev: DevFile, content: string, more: object) => ({
   model: dev.model,
   messages: [{ role: 'user' as const, content }],
   ...more,
 });
 
-/** A request on a socket of its own; what becomes of it is the caller's matter. */
+/** Sends a request on its own socket. Errors are ignored; the caller reads the response. */
 function post(
   dev: DevFile,
   key: string,
@@ -324,7 +324,7 @@ function post(
   return request;
 }
 
-/** A request that its client cuts after `after_ms`. */
+/** Sends a request, and closes its connection after `after_ms`. */
 async function cutOff(
   dev: DevFile,
   key: string,
@@ -362,7 +362,7 @@ async function attackAll(target: Target): Promise<Record<string, Outcome>> {
   return report;
 }
 
-/** After all that it stops and starts as ever. What it does not do is a finding. */
+/** Checks that the product still stops and starts after the attacks. Returns findings. */
 async function stopAndStart(running: Started, home: string): Promise<string[]> {
   const exit = await stop(running);
   const findings = exit === 0 ? [] : [`it stopped with ${exit}`];

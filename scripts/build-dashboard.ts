@@ -1,10 +1,10 @@
 /**
- * Bundles the dashboard's page into the worker's assets, and writes the pages beside it: what an edge is, and its API.
- * wrangler.toml names this as its build command, so that `npm start`, the tests and `wrangler deploy` all serve what the
- * sources say. Where these did not change since the last build, nothing is done.
+ * Bundles the dashboard into the worker's assets, and writes the pages `/` and `/docs` and openapi.json beside it.
+ * It is the build command of wrangler.toml, so `npm start`, the tests and `wrangler deploy` all serve the current sources.
+ * It does nothing if the sources did not change since the last build.
  *
- * Names hold the content's hash, each file is written whole, and the page that names them comes last: two builds at
- * once write the same, and a reader never meets a half.
+ * File names contain the content's hash, files are written atomically, and index.html is written after the files that it
+ * names. So two builds may run at once, and readers never see half a build.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, globSync, readFileSync } from 'node:fs';
@@ -20,13 +20,13 @@ const SOURCE_FOLDER = path.join(PROJECT_FOLDER, 'workers/dashboard');
 const SITE_STYLE = path.join(PROJECT_FOLDER, 'workers/site/site.css');
 const OUTPUT_FOLDER = path.join(PROJECT_FOLDER, 'workers/assets/dashboard');
 
-/** All that a build is made of; the lock file says which libraries. */
+/** The inputs of a build; the lock file stands for the libraries. */
 const SOURCES = [
   '{workers/dashboard,workers/site,shared}/**/*.*',
   'scripts/build-dashboard.ts',
   'package{,-lock}.json',
 ];
-/** Tells the sources of the last whole build, and the files that it wrote, from this folder: a copied checkout has its own. */
+/** Records the last build: the hash of its sources, and the files that it wrote, relative to this checkout. */
 const BUILT_FILE = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard-built.json');
 
 const builtSchema = z.object({ sources: z.string(), files: z.array(z.string()) });
@@ -56,9 +56,9 @@ async function isBuilt(sources: string): Promise<boolean> {
   );
 }
 
-/** @returns the files that it wrote. */
+/** Builds all files. @returns their paths. */
 async function writeBuild(): Promise<string[]> {
-  // Loaded here: most often there is nothing to do.
+  // Imported here, as most calls have nothing to build.
   const [{ build }, { openApi }, { docsPage, homePage }, { default: manifest }] = await Promise.all([
     import('esbuild'),
     import('../shared/openapi/document.ts'),

@@ -1,6 +1,6 @@
 /**
- * `npm run ci`: everything that `npm run check` does, counted. Each static check is one test, then come the tests
- * themselves. A runner that crashes counts as a failure; tests that did not run are named. The last line is `N passed, N failed`.
+ * `npm run ci`: runs everything that `npm run check` runs, and counts. Each static check counts as a test. A crash of the
+ * runner counts as a failure; skipped tests are listed. The last line is `N passed, N failed`.
  */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -14,7 +14,7 @@ const STATIC_CHECKS = ['lint', 'types', 'imports', 'deploy:check'];
 type Counts = {
   readonly passed: number;
   readonly failed: number;
-  /** By name: a test that does not run proves nothing. */
+  /** Names of tests that did not run. */
   readonly skipped: readonly string[];
 };
 
@@ -36,9 +36,9 @@ function runTests(): Counts {
   const folder = mkdtempSync(path.join(tmpdir(), 'test-report-'));
   const report = path.join(folder, 'report.json');
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${report}`];
-  // On a machine that other work shares, one test of waiting in some thousands fails. A second try tells it from a bug;
-  // the reporter names each that needed one (`retry x1`).
-  // With more than a file a core such tests fail more often, so it takes two minutes longer than `npm test`.
+  // On a busy machine, one of some thousands of timing tests fails. A retry tells that from a bug; the reporter marks
+  // retried tests (`retry x1`). With more test files at a time than cores, timing tests fail more often; so this uses fewer
+  // workers than `npm test`, and takes two minutes longer.
   const calm = ['--retry=1', `--maxWorkers=${Math.max(2, availableParallelism())}`];
   const isGreen = succeeds('test', '--', ...calm, ...reporters);
   let text = '';
@@ -63,8 +63,8 @@ const reportSchema = z.object({
 });
 
 /**
- * Counts what vitest's JSON report says. `isGreen`: whether the runner itself was content. A file that failed outside its
- * tests is one failure. So is a runner that failed though no test did, a report that is missing, and a run without tests.
+ * Counts the tests of vitest's JSON report. `isGreen`: whether the runner exited with 0. These count as one failure each: a
+ * file that failed outside its tests, a runner that failed without a failed test, a missing report, and a run without tests.
  */
 export function countReport(text: string, isGreen: boolean): Counts {
   const report = parse(text);

@@ -1,7 +1,7 @@
 /**
- * `npm run demo`: prompts of several kinds through a running `npm start` (or a product that the demo starts), with the
- * official client. It shows where routing sent each, its mask, and the speed and the answer with that mask and dense;
- * then a summary.
+ * `npm run demo`: sends prompts of several kinds to a running `npm start` (or to a product that the demo starts), with the
+ * official client. For each prompt it prints the cluster, the mask, and answers and speeds with that mask and dense; then
+ * a summary.
  */
 import { availableParallelism, loadavg } from 'node:os';
 import { OpenAI } from 'openai';
@@ -73,7 +73,7 @@ async function demo(dev: DevFile, json: boolean, signal: AbortSignal): Promise<v
   const compared: Compared[] = [];
   const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
   const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
-  // The first answer after a start pays for cold caches; it is not the one to show.
+  // The first answer after a start is slow, as caches are cold, so it is not shown.
   await ask(client, dev.model, 'Hello!', signal);
   for (const [kind, prompt] of PROMPTS) {
     const both = await askBoth(client, dev.model, prompt, signal);
@@ -117,7 +117,7 @@ type Answer = {
   readonly tokensPerSecond: number;
 };
 
-/** What was measured of the live mask set, where that is known. */
+/** The agreement of the live mask set with dense from its stored evaluation; undefined when there is none. */
 async function evaluatedAgreement({ edge, adminKey }: DevFile): Promise<number | undefined> {
   const client = createAdminClient(edge, adminKey);
   const live = await livePublication(client, DEFAULT_TENANT);
@@ -134,7 +134,7 @@ type Compared = {
   readonly speeds: readonly { readonly masked: number; readonly dense: number }[];
 };
 
-/** In turns, so that a busy machine slows both; the faster of each is shown (the texts are the same). */
+/** Asks masked and dense in turns, so that a busy machine slows both. The fastest answer of each is shown; texts are equal. */
 async function askBoth(
   client: OpenAI,
   model: string,
@@ -156,9 +156,9 @@ async function askBoth(
   return { masked: fastest(masked), dense: fastest(dense), speeds };
 }
 
-/** Rounds of the same prompt that differ by more are not the product's doing. */
+/** If rounds of the same prompt differ by more, other programs disturb the measurement. */
 const SPREAD_MAX = 1.25;
-/** Others' work, in cores: what a demo leaves of each. */
+/** The load average per core above which the machine counts as busy. */
 const LOAD_MAX = 1.5;
 
 type Figures = {
@@ -167,18 +167,18 @@ type Figures = {
   /** Medians over all rounds. */
   readonly masked_tokens_per_s: number;
   readonly dense_tokens_per_s: number;
-  /** Of the words before an answer first differs from dense; the mean. */
+  /** The share of the dense answer's words before the masked answer first differs; the mean over prompts. */
   readonly agreement: number;
-  /** Measured of the live mask set on held-out text; null: of none. */
+  /** The evaluated agreement of the live mask set on held-out text; null when there is no evaluation. */
   readonly evaluated_agreement: number | null;
-  /** How much rounds of one prompt differ, the median: 1.1 is by 10 %. */
+  /** Fastest round divided by slowest round of a prompt, the median over prompts: 1.1 is 10 %. */
   readonly spread: number;
-  /** What wants to run, a core. */
+  /** Load average per core. */
   readonly load: number;
   readonly is_busy: boolean;
 };
 
-/** @param load what wants to run, a core. */
+/** @param load load average per core. */
 export function figuresOf(compared: readonly Compared[], load: number, evaluated?: number): Figures {
   const rounds = compared.flatMap(({ speeds }) => speeds);
   const spread = median(
@@ -199,7 +199,7 @@ export function figuresOf(compared: readonly Compared[], load: number, evaluated
   };
 }
 
-/** Figures first, and last whether to trust them. */
+/** The summary's lines; the last lines warn when the machine is busy. */
 export function summaryOf(figures: Figures): string {
   const { masked_tokens_per_s: masked, dense_tokens_per_s: dense, evaluated_agreement: evaluated } = figures;
   const change = (masked / dense - 1) * 100;
@@ -211,7 +211,7 @@ export function summaryOf(figures: Figures): string {
     ...(evaluated === null
       ? []
       : [
-          `  evaluated  ${(evaluated * 100).toFixed(0)} % of next tokens are dense's own, on text that the masks were not made on`,
+          `  evaluated  ${(evaluated * 100).toFixed(0)} % of next tokens are the same as dense, on text that the masks were not made on`,
         ]),
     ...(figures.is_busy
       ? [
@@ -225,7 +225,7 @@ export function summaryOf(figures: Figures): string {
 const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length;
 
-/** The share of the dense answer's words that the other one begins with. */
+/** The share of the dense answer's words, from its beginning, that the other answer has, too. */
 export function agreementOf(text: string, dense: string): number {
   const [words, denseWords] = [text, dense].map((answer) => answer.split(/\s+/).filter(Boolean)) as [
     string[],
@@ -255,12 +255,12 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
     cluster: header(HEADERS.cluster),
     mask: header(HEADERS.mask),
     sparsity: Number(header(HEADERS.sparsity)),
-    // The first token is the prefill's.
+    // The first token comes from the prefill.
     tokensPerSecond: ((data.usage!.completion_tokens - 1) * 1000) / decode_ms,
   };
 }
 
-/** The label that the mask set's maker gave the cluster. */
+/** The label of the prompt's cluster in the mask set. */
 async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promise<string> {
   const response = await fetch(`${edge}/v1/route`, {
     method: 'POST',
@@ -270,7 +270,7 @@ async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promis
   return dryRunSchema.parse(await response.json()).label ?? 'no label';
 }
 
-/** Two texts in two columns, wrapped at words. Widths are counted in characters, so wide scripts lean a little. */
+/** Two texts in two columns, wrapped at words. Widths are counted in characters, so wide characters are not aligned. */
 export function sideBySide(left: string, right: string, columns: number): string[] {
   const width = Math.max(10, Math.floor((columns - GAP.length) / 2));
   const [leftLines, rightLines] = [wrap(left, width), wrap(right, width)];
@@ -279,7 +279,7 @@ export function sideBySide(left: string, right: string, columns: number): string
   );
 }
 
-/** Lines of at most `width` characters, indented as their paragraph is; a longer word is cut. */
+/** Lines of at most `width` characters with their paragraph's indentation; longer words are cut. */
 export function wrap(text: string, width: number): string[] {
   return text.split('\n').flatMap((paragraph) => {
     const indent = paragraph.match(/^ */)![0].slice(0, width / 2);

@@ -1,6 +1,6 @@
 /**
- * Whether the edge could be deployed: `wrangler deploy --dry-run` builds, bundles and checks the configuration of every
- * environment in wrangler.toml, and sends nothing. It needs no account and no network.
+ * `npm run deploy:check`: checks that the edge can be deployed. `wrangler deploy --dry-run` builds, bundles and checks the
+ * configuration of every environment in wrangler.toml, and sends nothing. It needs no account and no network.
  */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -29,7 +29,7 @@ function check(environment: string): boolean {
     },
   });
   rmSync(folder, { recursive: true });
-  // A warning is about something that would be deployed otherwise than it is written.
+  // Warnings count as failures: what wrangler warns about would not be deployed as written.
   const isClean = status === 0 && !/\bWARNING\b/.test(stdout + stderr);
   console.log(`${environment || 'top level'}: ${isClean ? 'could be deployed' : 'could not be deployed'}`);
   if (!isClean) console.error(stdout + stderr);

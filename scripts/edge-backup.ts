@@ -1,15 +1,15 @@
 /**
- * `npm run backup -- FILE` and `npm run restore -- FILE`: the database of a deployed edge as one file of SQL, and back from
- * it into an empty database. Wrangler does both; what it exports does not go back in as it is, since its tables come in the
- * order of their names, and rows are refused whose tenants have no table yet.
+ * `npm run backup -- FILE` and `npm run restore -- FILE`: export the database of a deployed edge to a SQL file, and import it
+ * into an empty database, with wrangler. Wrangler's export must be reordered first: it is sorted by table names, and rows
+ * are refused when they reference a table that does not exist yet.
  */
 import { spawnSync } from 'node:child_process';
 import { chmodSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 
 /**
- * Tables before the rows that name each other's, and indexes at the end. SQLite's own table of the last number of each
- * table is emptied before its rows come, so that deletions stay among the rows.
+ * All tables before the rows, which reference other tables; indexes at the end. The export empties `sqlite_sequence` before
+ * it inserts its rows, so DELETE statements keep their place among the rows.
  */
 const ORDER = [/^PRAGMA\b/i, /^CREATE TABLE\b/i, /^(INSERT|DELETE)\b/i, /^/] as const;
 
@@ -22,7 +22,7 @@ export function inRestorableOrder(sql: string): string {
     .join('');
 }
 
-/** Split at semicolons outside of texts, names and comments. */
+/** Splits SQL at semicolons outside of strings, quoted names and comments. */
 function statementsIn(sql: string): string[] {
   const parts =
     sql.match(/'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|--[^\n]*|\/\*[\s\S]*?\*\/|;|[^'"`;/-]+|[-/]/g) ??
@@ -39,7 +39,7 @@ function statementsIn(sql: string): string[] {
   return [...statements, current.trim()].filter((statement) => statement !== '');
 }
 
-/** Whether it did it; it says itself why not. */
+/** Runs `wrangler d1`; returns whether it succeeded. Wrangler prints its own errors. */
 const wrangler = (...words: string[]): boolean =>
   spawnSync('wrangler', ['d1', ...words], { stdio: 'inherit' }).status === 0;
 
@@ -47,7 +47,7 @@ type Options = { readonly env?: string; readonly local: boolean; readonly config
 
 const ACTIONS = {
   backup: 'write the database of a deployed edge to a file',
-  restore: 'put a backup into a database that is empty',
+  restore: 'import a backup into an empty database',
 };
 
 function main(action: keyof typeof ACTIONS, args: readonly string[]): void {
@@ -68,11 +68,11 @@ function main(action: keyof typeof ACTIONS, args: readonly string[]): void {
   if (!isDone) process.exitCode = 1;
 }
 
-/** An older backup of that name stays until the new one is whole. */
+/** Writes a backup; an older file of that name is replaced only when the new backup is complete. */
 function backUp(file: string, where: readonly string[]): boolean {
   const incoming = `${file}.incoming`;
   try {
-    // Nobody else reads what is in it, also before it is whole.
+    // Created with mode 0600 first, so that no other user can ever read it.
     writeFileSync(incoming, '', { mode: 0o600 });
     if (!wrangler('export', 'DB', ...where, '--output', incoming, '--skip-confirmation')) return false;
     writeFileSync(incoming, inRestorableOrder(readFileSync(incoming, 'utf8')), { flush: true });
@@ -87,7 +87,7 @@ function backUp(file: string, where: readonly string[]): boolean {
 if (import.meta.main) {
   const [action, ...args] = process.argv.slice(2);
   try {
-    // npm's scripts name it.
+    // The npm script passes the action.
     main(action as keyof typeof ACTIONS, args);
   } catch (error) {
     sayError(error);

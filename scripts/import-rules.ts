@@ -1,6 +1,6 @@
 /**
- * `npm run imports`: data flows one way, and these rules keep it so. ARCHITECTURE.md says why, and
- * test/scripts/import-rules.test.ts proves that each can fail. Exits with 1 when a rule is broken.
+ * `npm run imports`: checks the rules about which folder may import which. ARCHITECTURE.md says why, and
+ * test/scripts/import-rules.test.ts proves that each rule can fail. Exits with 1 when a rule is broken.
  */
 import { existsSync, globSync, readFileSync } from 'node:fs';
 import { isBuiltin } from 'node:module';
@@ -8,7 +8,7 @@ import path from 'node:path';
 import { type Expression, parseSync, Visitor } from 'oxc-parser';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
-/** Patterns of files, or of `node:` and `npm:` names. */
+/** Regular expressions for files, or for `node:` and `npm:` names. */
 type Side = { readonly path?: string; readonly pathNot?: string };
 type Rule = {
   readonly name: string;
@@ -24,7 +24,7 @@ const OFFLINE = '^gpu-backend/(learning|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
 const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
 
-/** The folders of the edge. services.ts stands between `counting` and `http`. */
+/** The folders of the edge, lowest first. services.ts is between `counting` and `http`. */
 const EDGE_ORDER = [
   ...['base', 'db', 'backends', 'tenants', 'routing', 'releases', 'counting'],
   ...['http', 'requests', 'admin'],
@@ -160,7 +160,7 @@ type Violation = { readonly rule: string; readonly why: string; readonly what: s
 const isOn = ({ path, pathNot }: Side, name: string): boolean =>
   (path === undefined || new RegExp(path).test(name)) && !(pathNot && new RegExp(pathNot).test(name));
 
-/** Every import below `folders` that breaks a rule, does not resolve, or closes a cycle. */
+/** All imports in `folders` that break a rule, do not resolve, or close a cycle. */
 export function checkImports(root: string, folders: readonly string[]): Violation[] {
   const imports = readImports(root, folders);
   const arrow = ({ from, to }: Import) => `${from} → ${to}`;
@@ -178,8 +178,8 @@ export function checkImports(root: string, folders: readonly string[]): Violatio
 }
 
 /*
- * Who imports whom: every source file's imports, read from its syntax tree (static, dynamic, type-only, and
- * `new URL('./x.ts', import.meta.url)`, which is how threads and child processes are named).
+ * Reads the imports of every source file from its syntax tree: static, dynamic and type-only imports, and
+ * `new URL('./x.ts', import.meta.url)`, which names the files of threads and child processes.
  */
 
 type Import = {
@@ -187,7 +187,7 @@ type Import = {
   readonly from: string;
   /** A file relative to the root, `node:…`, or `npm:` and a package's name. */
   readonly to: string;
-  /** False for a relative import of a file that is not there. */
+  /** False for a relative import of a file that does not exist. */
   readonly resolved: boolean;
 };
 
@@ -222,7 +222,7 @@ function importedNames(file: string, text: string): string[] {
         callee.type === 'Identifier' && callee.name === 'URL' && base?.type === 'MemberExpression';
       if (!isUrl || target?.type !== 'Literal') return;
       const name = String(target.value);
-      // Such a name is relative, with or without a dot.
+      // A URL's name is relative, with or without a leading dot.
       if (name.endsWith('.ts')) names.push(name.startsWith('.') ? name : `./${name}`);
     },
   }).visit(program);
@@ -239,7 +239,7 @@ function resolve(root: string, from: string, name: string): Omit<Import, 'from'>
   return { to: `npm:${packageName}`, resolved: true };
 }
 
-/** Cycles, each as its files with the first repeated at the end. One is named for every import that closes one. */
+/** Import cycles, each as its files with the first file repeated at the end; one cycle for every import that closes one. */
 function findCycles(imports: readonly Import[]): string[][] {
   const next = Map.groupBy(imports, ({ from }) => from);
   const done = new Set<string>();

@@ -1,9 +1,9 @@
 /**
- * `npm run lm-eval`: the real lm-evaluation-harness (`pip install "lm-eval[api]" transformers`), unchanged and with its
- * own task definitions, over local files of the six multiple-choice sets. It drives our own server, once with token-id
- * prompts and once with batches of text; what `maskroute evaluate` computes of the same rows is compared with it. With
- * `--reference` the harness scores them with transformers (fp32, needs torch), and all is compared with that.
- * The last line is one JSON object. Skipped, with exit code 0, where Python or lm_eval is missing.
+ * `npm run lm-eval`: compares our scoring with the real lm-evaluation-harness (`pip install "lm-eval[api]" transformers`), with
+ * its own task definitions, on local files of the six multiple-choice sets. The harness scores our server, once with
+ * token-id prompts and once with batches of text; `maskroute evaluate`'s code scores the same rows. With `--reference` the
+ * harness also scores them with transformers (fp32, needs torch), and all others are compared with that.
+ * The last line is one JSON object. Skipped, with exit code 0, when Python or lm_eval is missing.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -52,7 +52,7 @@ const options = parseScript<Options>(
 );
 const home = maskrouteHome();
 
-/** Where the harness keeps each task's own definition. */
+/** Each task's definition in the harness' folder. */
 const DEFINITIONS: Record<Task, string> = {
   openbookqa: 'openbookqa/openbookqa.yaml',
   winogrande: 'winogrande/default.yaml',
@@ -62,7 +62,7 @@ const DEFINITIONS: Record<Task, string> = {
   arc_challenge: 'arc/arc_challenge.yaml',
 };
 
-/** Log-likelihoods a question and choice. */
+/** `logLikelihoods`: of each choice, for each question. */
 type Scores = { acc: number; accNorm: number | null; logLikelihoods: number[][] };
 
 async function main(): Promise<void> {
@@ -103,7 +103,7 @@ async function main(): Promise<void> {
   }
 }
 
-/** Rows in the columns of the hub, which the harness's definitions expect. */
+/** The rows with the columns of the Hugging Face data sets, which the harness' definitions expect. */
 async function hubRows(task: Task, file: string, questions: readonly Question[]): Promise<object[]> {
   const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line.trim() !== '');
   return questions.map((question, index) => {
@@ -117,7 +117,7 @@ async function hubRows(task: Task, file: string, questions: readonly Question[])
   });
 }
 
-/** The harness's own task over these rows; returns its name. */
+/** Writes a task that includes the harness' definition, and uses these rows. Returns its name. */
 async function writeTask(folder: string, definitions: string, task: Task, rows: readonly object[]) {
   const name = `maskroute_${task}`;
   const data = path.join(folder, `${name}.jsonl`);
@@ -137,7 +137,7 @@ async function writeTask(folder: string, definitions: string, task: Task, rows: 
   return name;
 }
 
-/** What the harness is told of our server. */
+/** Arguments of the harness for our server. */
 const served = (url: string, how: string): string[] => [
   ...['--model', 'local-completions', '--model_args'],
   `model=${options.model},base_url=${url}/v1/completions,num_concurrent=1,max_length=8192,${how},` +
@@ -162,7 +162,7 @@ async function harness(
   const args = ['-m', 'lm_eval', ...model, '--tasks', task, '--include_path', folder];
   args.push('--output_path', output, '--log_samples');
   console.error(`${options.python} ${args.join(' ')}`);
-  // No hub is needed: the task, the tokenizer and the data are local files.
+  // The hub is not needed: task, tokenizer and data are local files.
   const env = { ...process.env, OPENAI_API_KEY: key, HF_HUB_OFFLINE: '1', HF_DATASETS_OFFLINE: '1' };
   const child = spawn(options.python, args, { env, stdio: ['ignore', 'ignore', 'inherit'] });
   const code = await new Promise((resolve) => child.once('exit', resolve));
@@ -186,7 +186,7 @@ async function harness(
   };
 }
 
-/** By the code of `maskroute evaluate`. */
+/** Scores with the code of `maskroute evaluate`. */
 async function scoreOurselves(task: Task, questions: readonly Question[]): Promise<Scores> {
   const threads = availableParallelism();
   const { folder, manifest } = await openInstalled(home, options.model);

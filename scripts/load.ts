@@ -1,8 +1,8 @@
 /**
- * `npm run load`: many clients at a real `npm start`, over loopback, by autocannon. Half of them stream, a share hangs up at
- * a random moment, and each asks again at once, at most so often a second. Meanwhile the memory of every process is
- * watched, and how long the backend's HTTP thread stands still. The last line is JSON; the exit code is 1 when anything
- * failed but by a declared refusal.
+ * `npm run load`: a load test of a real `npm start` over loopback, with autocannon. Half of the requests stream, a share of
+ * the clients hangs up at a random moment, and each client sends its next request at once, up to a rate. The memory of
+ * every process and the stalls of the backend's HTTP thread are recorded. The last line is JSON; the exit code is 1 for
+ * failures other than declared refusals, growing memory, or long stalls.
  */
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -14,10 +14,10 @@ import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
 
-/** In less time there is no memory to compare with that at the end. */
+/** The shortest run in which memory can be compared. */
 const SECONDS_MIN = 10;
 
-// Without a pause between requests, refusals would be most of what is measured.
+// The rate leaves pauses between requests; without them, most answers would be refusals.
 const {
   clients: CLIENTS,
   seconds: SECONDS,
@@ -34,12 +34,12 @@ const {
   ['npm run load', 'npm run load -- --clients 20 --seconds 60'],
 );
 
-/** Memory is compared between two spans of this length: up to the first minute, and up to the end. */
+/** Memory is compared between two spans of this length, which end after the first minute and at the end. */
 const SPAN_s = 10;
 const FIRST_MINUTE_s = Math.min(60, SECONDS / 2);
 const STAND_STILL_MAX_ms = 50;
 const GROWTH_MAX = 1.1;
-/** Of the histogram behind `nodejs_eventloop_lag_*`: a loop that never stands still has such delays. */
+/** The resolution of the histogram behind `nodejs_eventloop_lag_*`: a loop without stalls has delays of that length. */
 const LAG_RESOLUTION_ms = 10;
 
 type Counts = Record<string, number>;
@@ -63,29 +63,29 @@ async function fire({ edge, apiKey, model }: DevFile, tally: Tally, signal: Abor
   }
 }
 
-/* What is watched. */
+/* Sampling of memory and stalls. */
 
 type Sample = {
   readonly at_s: number;
   readonly rss_MB: Record<string, number>;
-  /** Of the HTTP thread, since the sample before; 0 where it did not answer. */
+  /** The HTTP thread's longest stall since the last sample; 0 when it did not answer. */
   readonly standStill_ms: number;
 };
 type Watched = {
   readonly samples: Sample[];
-  /** The most that the thread computed in one piece: beyond it, it waited for a core. */
+  /** The longest stall by the thread's own work; the rest of a stall is waiting for a core. */
   standStillWork_ms: number;
   ownStandStill_ms: number;
   probe_ms: number;
 };
 
-/** Every second, until `over` aborts. A part that does not answer meanwhile is a failure, too. */
+/** Takes a sample every second, until `over` aborts. A part that does not answer counts as a failure. */
 async function watch(started: Started, watched: Watched, tally: Tally, over: AbortSignal): Promise<void> {
   const begun_ms = performance.now();
-  // What stops this process, too, is the machine.
+  // Stalls of this process, for comparison: if it stalls too, the machine is the cause.
   const own = monitorEventLoopDelay({ resolution: LAG_RESOLUTION_ms });
   own.enable();
-  // What came before does not count.
+  // Resets the backend's longest stall.
   await longestStandStill(started.dev).catch(() => undefined);
   while (!over.aborted) {
     await sleep(1000, undefined, { signal: over }).catch(() => undefined);
@@ -99,7 +99,7 @@ async function watch(started: Started, watched: Watched, tally: Tally, over: Abo
   watched.ownStandStill_ms = own.max / 1e6 - LAG_RESOLUTION_ms;
 }
 
-/** Gives how long the HTTP thread stood still since the last time. */
+/** Probes edge and backend; returns the HTTP thread's longest stall since the last probe, ms. */
 async function probe(dev: DevFile, watched: Watched): Promise<number> {
   const asked_ms = performance.now();
   await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
@@ -109,13 +109,13 @@ async function probe(dev: DevFile, watched: Watched): Promise<number> {
   return whole_ms;
 }
 
-/** Since it was asked last: the backend begins anew at every scrape. */
+/** The longest stall since the last scrape; a scrape resets it. */
 async function longestStandStill({ backend, backendKey }: DevFile) {
   const headers = { authorization: `Bearer ${backendKey}` };
   const metrics = await (await fetch(`${backend}/metrics`, { headers })).text();
   const gauge_ms = (name: string): number => {
     const value_s = new RegExp(`^${name}\\S* (\\S+)$`, 'm').exec(metrics)?.[1];
-    if (value_s === undefined) throw new Error(`the backend tells no ${name}`);
+    if (value_s === undefined) throw new Error(`the backend's metrics lack ${name}`);
     return Number(value_s) * 1000;
   };
   return {
@@ -124,7 +124,7 @@ async function longestStandStill({ backend, backendKey }: DevFile) {
   };
 }
 
-/** Of the product, by its parts. */
+/** Memory of the product's processes, by part. */
 function memoryOf(root: number): Record<string, number> {
   const rss_MB: Record<string, number> = {};
   for (const part of memoryBelow(root)) rss_MB[part.name] = (rss_MB[part.name] ?? 0) + part.rss_MB;
@@ -170,7 +170,7 @@ async function main(signal: AbortSignal): Promise<void> {
     if (exit !== 0) count(tally.failures, `stopped_with_${exit}`);
     const { parts, growth } = memory(watched.samples);
     const standStill_ms = Math.round(Math.max(...watched.samples.map((sample) => sample.standStill_ms)));
-    // The first seconds run code that was never run before.
+    // Stalls are listed with their time, as the first seconds are slower: code runs for the first time.
     const stalled = watched.samples.filter((sample) => sample.standStill_ms >= STAND_STILL_MAX_ms);
     const isKept =
       Object.keys(tally.failures).length === 0 && growth <= GROWTH_MAX && standStill_ms < STAND_STILL_MAX_ms;

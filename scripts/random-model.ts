@@ -1,7 +1,7 @@
 /**
- * `node scripts/random-model.ts --shape llama3-8b --format safetensors --out FOLDER`: a model of the shape of a real one, with
- * random weights that are all different (the runtime keeps one copy of equal ones) and the family's own tokenizer. It says
- * nothing sensible; memory, time and masks' worth are measured on it. `--layers 4` makes a short one of the same widths.
+ * `node scripts/random-model.ts --shape llama3-8b --format safetensors --out FOLDER`: writes a model with the shape of a real
+ * model, random weights, and the family's tokenizer, for measuring memory and time. The weights of all layers differ, as
+ * ONNX Runtime keeps one copy of equal weights. `--layers 4` makes a model of the same widths with fewer layers.
  */
 import { createCipheriv } from 'node:crypto';
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs';
@@ -65,12 +65,12 @@ const shape = SHAPES[flags.shape];
 const json = { ...shape.json, num_hidden_layers: flags.layers ?? shape.json.num_hidden_layers };
 const config = configFromHuggingFace(json);
 
-/* Random numbers: a cipher's, some gigabytes a second. */
+/* Random bytes from a stream cipher, some gigabytes a second. */
 
-/** Whole blocks of Q4_K. */
+/** A multiple of Q4_K's block of 144 bytes. */
 const CHUNK_BYTES = 144 * 65_536;
 
-/** Calls `take` with chunks of random bytes, `bytes` of them together. */
+/** Calls `take` with chunks of random bytes, `bytes` in all. */
 function eachChunk(bytes: number, cipher: ReturnType<typeof newCipher>, take: (chunk: Buffer) => void): void {
   const zeros = Buffer.alloc(CHUNK_BYTES);
   for (let done = 0; done < bytes; done += CHUNK_BYTES)
@@ -138,7 +138,7 @@ function writeShard(
   const descriptor = openSync(path, 'w');
   writeAll(descriptor, head);
   for (const { shape } of tensors) {
-    // Norms from 1 to 1.12; others of both signs, of four exponents, up to 0.0078.
+    // Norms are from 1 to 1.12. Other weights have both signs and four exponents, up to 0.0078.
     const [kept, set] = shape.length === 1 ? [0x000f_000f, 0x3f80_3f80] : [0x81ff_81ff, 0x3a00_3a00];
     eachChunk(2 * product(shape), cipher, (chunk) => {
       const words = new Uint32Array(chunk.buffer, chunk.byteOffset, chunk.length / 4);
@@ -149,11 +149,11 @@ function writeShard(
   closeSync(descriptor);
 }
 
-/* Q4_K, all but the norms. */
+/* GGUF: Q4_K, with norms in fp32. */
 
 const Q4_K = { type: 12, blockSize: 256, blockBytes: 144 };
 const F32 = 0;
-/** A super-block's scale of scales and of minimums, in half precision: 6.1e-5 and 7.5 times that. */
+/** The super-blocks' scales of scales and of minimums, in half precision: 6.1e-5, and 7.5 times that. */
 const [SCALE, MINIMUM] = [0x0400, 0x0f80];
 
 function writeQ4K(out: string): void {

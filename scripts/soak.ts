@@ -1,8 +1,8 @@
 /**
- * `npm run soak`: the whole product on this machine for half an hour under 64 clients that stream, ask for whole answers and
- * hang up, while mask sets are published, backends are killed and D1 stalls. Afterwards the books must agree, no version
- * may be mixed, memory must be flat, and nobody may have failed but as the documentation says. It writes a page with
- * pictures; the last line is JSON, and the exit code is 1 when something did not hold.
+ * `npm run soak`: runs the whole product on this machine for half an hour, with 64 clients that stream, ask for whole answers
+ * and hang up, while mask sets are published, backends are killed and D1 stalls. Afterwards budgets, usage and events must
+ * agree, no answer may mix versions, memory must be flat, and requests may have failed only in documented ways. It writes
+ * a page with charts; the last line is JSON, and the exit code is 1 if a check failed.
  */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus } from 'node:os';
@@ -38,7 +38,7 @@ type Options = Record<'minutes' | 'clients' | 'hangUps' | 'rate' | 'seed', numbe
   readonly page?: string;
 };
 
-/** In less time no process is warm for long enough to say that its memory is flat. */
+/** The shortest run in which processes are warm long enough to check their memory. */
 const MINUTES_MIN = 3;
 
 const {
@@ -64,22 +64,22 @@ const {
 const SECONDS = MINUTES * 60;
 const DAY_ms = 86_400_000;
 
-/** Budgets of a day begin anew at midnight, and would not be comparable. */
+/** Waits until after midnight (UTC) if the soak would reach it: daily budgets are reset then, and could not be compared. */
 async function awaitOneDay(signal: AbortSignal): Promise<void> {
   const left_ms = DAY_ms - (Date.now() % DAY_ms);
   if (left_ms > SECONDS * 1000 + 5 * 60_000) return;
-  console.log('It is nearly midnight (UTC), when budgets begin anew: the soak begins after it.');
+  console.log('It is nearly midnight (UTC), when daily budgets are reset: the soak starts after that.');
   await sleep(left_ms + 1000, undefined, { signal });
 }
 
-/** Every second, until `over` aborts. */
+/** Samples the memory of all processes every second, until `over` aborts. */
 async function watchMemory(over: AbortSignal): Promise<MemorySample[]> {
   const samples: MemorySample[] = [];
   const begun_ms = performance.now();
   while (!over.aborted) {
     const at_s = (performance.now() - begun_ms) / 1000;
     for (const part of memoryBelow(process.pid)) {
-      // The clients are no part of the product.
+      // This process runs the clients, which are not part of the product.
       if (part.pid !== process.pid && part.rss_MB > 0) samples.push({ at_s, ...part });
     }
     await sleep(1000, undefined, { signal: over }).catch(() => undefined);
@@ -87,9 +87,9 @@ async function watchMemory(over: AbortSignal): Promise<MemorySample[]> {
   return samples;
 }
 
-/* The books, once nothing changes any more. */
+/* The books (budgets, usage and events), read when they do not change any more. */
 
-/** Longer than asking for a broken answer's cost takes, and than a delivery of events that failed, and waits, and comes again. */
+/** Longer than the edge's questions for costs of broken answers, and than the retry of a failed delivery of events. */
 const QUIET_ms = 60_000;
 const QUIET_WITHIN_ms = 300_000;
 
@@ -124,7 +124,7 @@ async function readBooks({ admin, tenants }: SoakProduct): Promise<TenantBooks[]
   );
 }
 
-/** Of the soak's tenants: from D1's own file. */
+/** Events of the soak's tenants, from D1's file. */
 function readEvents({ database, tenants }: SoakProduct): CountedEvent[] {
   const file = new DatabaseSync(database, { readOnly: true, timeout: 5_000 });
   try {
@@ -151,7 +151,7 @@ function checksOf({ publishers, maskSets, live }: SoakProduct, seen: Seen): Chec
   const firstOfAll = seen.disturbances.publications.find(({ tenant }) => tenant === '')?.version;
   const spans = new Map(
     publishers.map((publisher) => {
-      // A tenant sees what everybody sees until it publishes, and that changes at the same time.
+      // Until a tenant publishes, it sees the default mask set, which is also published at that time.
       const first = publisher === '' || firstOfAll === undefined ? [live] : [live, firstOfAll];
       return [publisher, seenSpans(seen.disturbances, publisher, first)] as const;
     }),
@@ -171,7 +171,7 @@ async function soak(
 ): Promise<{ begunAt_ms: number; sent: number; seen: Seen }> {
   const begunAt_ms = Date.now();
   const ended = new AbortController();
-  // A part that fails ends the others, too.
+  // If one part fails, the others end, too.
   const over = AbortSignal.any([signal, ended.signal]);
   const at = () => `${((Date.now() - begunAt_ms) / 60_000).toFixed(1)} min`;
   const watching = watchMemory(over);
@@ -184,7 +184,7 @@ async function soak(
     disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`), over),
   ]).finally(() => ended.abort());
   const memory = await watching;
-  console.log(`${at()}: the clients are gone; the books are read once nothing changes any more`);
+  console.log(`${at()}: the clients have ended; waiting until usage and budgets do not change any more`);
   const books = await settledBooks(product, signal);
   return { begunAt_ms, sent, seen: { outcomes, disturbances, memory, books, events: readEvents(product) } };
 }
@@ -192,7 +192,7 @@ async function soak(
 async function main(signal: AbortSignal): Promise<void> {
   const folder = path.resolve(options.out);
   const pageFile = path.resolve(options.page ?? path.join(folder, 'soak.html'));
-  // Before half an hour of work, not after it: they may be nobody's to write to.
+  // Made before half an hour of work, since it may fail.
   for (const needed of [folder, path.dirname(pageFile)]) await mkdir(needed, { recursive: true });
   await awaitOneDay(signal);
   const product = await startSoakProduct((line) => console.log(line));

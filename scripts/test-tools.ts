@@ -1,7 +1,7 @@
 /**
- * What the tests need of the machine beside npm's packages: a browser for the dashboard, a queue's server, a GPU or what
- * stands in for one. `node scripts/test-tools.ts` (before `npm test`) installs what is missing where that is possible;
- * `npm run browser` and `npm run valkey` install one of them.
+ * Tools that the tests need beside npm's packages: Chromium for the dashboard, Valkey for queues, and a software GPU.
+ * `node scripts/test-tools.ts` (before `npm test`) installs missing tools if it can; `npm run browser` and `npm run valkey`
+ * install one of them.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
@@ -9,18 +9,18 @@ import path from 'node:path';
 import { findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey-server.ts';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 
-/** With Debian's apt, as root. Whether the packages are installed now. */
+/** Installs packages with Debian's apt, as root. Returns whether they are installed. */
 function installWithApt(...packages: string[]): boolean {
   const isRoot = process.getuid?.() === 0;
   if (!isRoot || !existsSync('/usr/bin/apt-get')) return false;
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
   const run = (...words: string[]) =>
     spawnSync('apt-get', ['-qq', ...words], { env, stdio: 'inherit' }).status === 0;
-  // The package lists may be old enough to name files that are gone.
+  // Old package lists may name files that no longer exist.
   return run('update') && run('install', '-y', '--no-install-recommends', ...packages);
 }
 
-/* The browser: Chromium as the system has it. */
+/* The browser: the system's Chromium. */
 
 const BROWSERS = [
   process.env.CHROMIUM,
@@ -37,7 +37,7 @@ export const findBrowser = (): string | undefined =>
 export const NO_BROWSER =
   'There is no Chromium for the tests of the dashboard. Install one (Debian: apt-get install chromium), or name one in the environment variable CHROMIUM.';
 
-/* A GPU: Mesa's lavapipe, which computes on the processor. */
+/* The GPU: Mesa's lavapipe, a Vulkan driver that computes on the CPU. */
 
 const DRIVER_FOLDERS = ['/usr/share/vulkan/icd.d', '/usr/local/share/vulkan/icd.d', '/etc/vulkan/icd.d'];
 
@@ -52,21 +52,20 @@ function findLavapipe(): string | undefined {
 const NO_LAVAPIPE =
   'There is no lavapipe for the tests of GPUs. Install it (Debian: apt-get install mesa-vulkan-drivers).';
 
-/** From now on, this process and its children see lavapipe and no other device of Vulkan. @throws Error without it. */
+/** Makes lavapipe the only Vulkan device of this process and its children. @throws Error without lavapipe. */
 export function useLavapipe(): void {
   const file = findLavapipe();
   if (file === undefined) throw new Error(NO_LAVAPIPE);
   process.env.VK_DRIVER_FILES = file;
-  // Who asks computes. Threads of its own would wait for each other, beside other tests, at each of a thousand small steps.
+  // Computes in the calling thread. Beside other tests, its own threads would wait for each other at each of many small steps.
   process.env.LP_NUM_THREADS = '0';
 }
 
 /*
- * The queue's server: Valkey as the system has it, or Debian's packages unpacked into the product's home. That needs no
- * root.
+ * The queue's server: the system's Valkey, or Debian's packages unpacked into the product's home, which needs no root.
  */
 
-/** With the libraries that a small system lacks; the others come with any Debian. */
+/** With libraries that a minimal Debian lacks. */
 const VALKEY_PACKAGES = ['valkey-server', 'valkey-tools', 'liblzf1', 'libjemalloc2', 'libatomic1'];
 
 function unpackValkey(): boolean {
@@ -75,10 +74,10 @@ function unpackValkey(): boolean {
   mkdirSync(packages, { recursive: true });
   const run = (program: string, ...words: string[]) =>
     spawnSync(program, words, { cwd: packages, stdio: ['ignore', 'ignore', 'inherit'] }).status === 0;
-  // Without its sandbox, whose user may not write here.
+  // Without apt's sandbox, whose user may not write here.
   const download = () =>
     run('apt-get', '-qq', '-o', 'APT::Sandbox::User=root', 'download', ...VALKEY_PACKAGES);
-  // The package lists may be old enough to name files that are gone.
+  // Old package lists may name files that no longer exist.
   const isThere = download() || (process.getuid?.() === 0 && run('apt-get', '-qq', 'update') && download());
   const files = readdirSync(packages).filter((name) => name.endsWith('.deb'));
   const isUnpacked = isThere && files.every((file) => run('dpkg-deb', '-x', file, VALKEY_FOLDER));

@@ -1,9 +1,9 @@
 /**
- * `bench batch` and `bench prefix`: many users at once, through the engine as the server has it (its thread, its scheduler, its
- * sampler), against llama.cpp with as many sequences on the same GGUF in the same run.
+ * `bench batch` and `bench prefix`: many users at once, through the server's engine (thread, scheduler, sampler), against
+ * llama.cpp with the same number of sequences on the same GGUF in the same run.
  *
- * The limit of a batch: the weights are read once a step for everybody, so a step of eight costs what one costs, and the
- * products of seven more rows. Attention reads each sequence's own K and V.
+ * The limit of a batch: a step reads the weights once for all sequences. So a step of eight sequences costs a step of one,
+ * and the products of seven more rows. Attention reads each sequence's own K and V.
  */
 import { availableParallelism } from 'node:os';
 import {
@@ -33,7 +33,7 @@ const STREAMS = 8;
 /** Tokens of each stream that are measured. */
 const STEPS = 40;
 const ANSWER_TOKENS_MAX = 4000;
-/** Prompts of eight streams. */
+/** Prompt lengths of the eight streams, in tokens. */
 const LENGTHS: Readonly<Record<string, readonly number[]>> = {
   64: Array<number>(STREAMS).fill(64),
   440: Array<number>(STREAMS).fill(440),
@@ -45,7 +45,7 @@ const EIGHT_QUARTER = 'eight streams of one mask at 25 %';
 const EIGHT_MASKS = 'eight streams of eight masks at 25 %';
 const LONG_PROMPT_TOKENS = 4000;
 const SHARED_TOKENS = 400;
-/** The prompts of one length under dense and two kinds of masks: none is computed twice. */
+/** Room for all prompts of one length, dense and under two kinds of masks, so that no prompt is computed twice. */
 const PREFIX_TOKENS_MAX = 12_000;
 const NEVER = new AbortController().signal;
 
@@ -75,7 +75,7 @@ export async function benchBatch(options: BatchOptions): Promise<object> {
   ];
   const figures: Record<string, Record<string, number>> = {};
   for (const [length, lengths] of Object.entries(LENGTHS)) {
-    // The same in each round: who has computed a prompt once need not do so again.
+    // The same prompts in each round, so that later rounds find them in the prefix cache.
     const prompts = lengths.map((tokens) => newPrompt(tokens, ours.config.vocabularySize));
     const found = await inTurns(subjects, rounds, (subject) => subject.tokensPerSecond(prompts), signal);
     const of = (name: string) => round(median(found.get(name)!), 1);
@@ -116,11 +116,11 @@ export async function benchBatch(options: BatchOptions): Promise<object> {
   };
 }
 
-/** Masks of as many blocks, one a stream. */
+/** One mask for each stream, all of the same sparsity. */
 export const eightMasks = (layerCount: number): Mask[] =>
   Array.from({ length: STREAMS }, (_, i) => shifted(quarterMask(layerCount), i));
 
-/** Another mask of as many blocks: all its layers moved on by `steps`. */
+/** The mask with all layers moved on by `steps`, cyclically. */
 function shifted(mask: Mask, steps: number): Mask {
   const layerCount = mask.runs.length / 2;
   const layers = (offset: number) =>
@@ -144,12 +144,12 @@ export async function openOurs(
   });
   return {
     ...{ engine, config, name, weights },
-    /** `masks`: of each stream, or one for all. */
+    /** Tokens a second of all streams. `of`: each stream's mask, or one mask for all. */
     streams(prompts: readonly number[][], of: readonly Mask[]): Promise<number> {
       const stop = new AbortController();
       const streams = prompts.map((tokens, i) => {
         const prompt = Int32Array.from(tokens);
-        // One tenant has six of the eight places at most.
+        // Two tenants: one tenant may have at most six of the eight places.
         const tenant = `tenant ${i % 2}`;
         return tokensOf(engine, prompt, of[i % of.length]!, ANSWER_TOKENS_MAX, stop.signal, tenant);
       });
@@ -160,7 +160,7 @@ export async function openOurs(
 }
 
 let promptCount = 0;
-/** Unlike all before, so that no page of it is known. */
+/** A prompt that shares no prefix with earlier ones, so that none of its pages is cached. */
 const newPrompt = (tokens: number, vocabularySize: number): number[] =>
   somePrompt(tokens, vocabularySize, promptCount++);
 
@@ -179,7 +179,7 @@ const requestOf = (
   ...{ maxTokens, minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
 });
 
-/** An answer's tokens as they come, until `signal`. */
+/** Yields once for each token of an answer, until `signal`. */
 async function* tokensOf(
   engine: Engine,
   prompt: Int32Array,
@@ -264,7 +264,7 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
     contextSize: 1024,
     sequences: STREAMS,
   });
-  /** What each sequence holds the K and V of, its own answer behind it. */
+  /** The prompt whose K and V each sequence holds, followed by its answer's. */
   const held: (readonly number[] | undefined)[] = sequences.map(() => undefined);
   async function* stream(i: number, prompt: readonly number[]): AsyncGenerator<void> {
     const sequence = sequences[i]!;
@@ -290,7 +290,7 @@ async function llamaCppStreams(ggufFile: string, threads: number) {
   };
 }
 
-/** Time to the first token of prompts whose first 400 tokens are known, and of prompts that are new. */
+/** Time to first token of prompts whose first 400 tokens are cached, and of new prompts. */
 export async function benchPrefix(options: SpeedOptions & { readonly device: Device }): Promise<object> {
   const { home, rounds, device, say, signal } = options;
   await using ours = await openOurs(home, { device });

@@ -1,10 +1,11 @@
 /**
  * `bench decode` and `bench prefill`: milliseconds a token and a prompt, dense and with a quarter of the blocks
- * out, against llama.cpp on the same GGUF in the same run, and against eight bits where the model is held otherwise.
+ * skipped, against llama.cpp on the same GGUF in the same run. A model with other weights than eight bits is also compared
+ * with its eight-bit version.
  *
- * The limit of decoding is memory: every weight is read once a token, and K and V of all tokens before it. `bandwidthShare` says how much
- * that is of what plain reading reaches in the same run. `speedup25Limit` is how much faster a mask can be at most, by the weights that it leaves out. The limit of a
- * prefill is the products of weights and positions.
+ * The limit of decoding is memory bandwidth: each token reads all weights, and K and V of all tokens before it.
+ * `bandwidthShare` compares that with plain reading in the same run. `speedup25Limit` is the largest possible speedup of
+ * the mask, from the weights that it skips. The limit of a prefill is the products of weights and positions.
  */
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
@@ -35,10 +36,10 @@ const QUARTER = '25 % of the blocks out';
 const SURROGATES = '25 % replaced by surrogates';
 const EIGHT_BITS = 'dense, eight bits';
 const POSITIONS = [64, 512];
-/** With `long`: where K and V weigh as much as weights and more. */
+/** With `long`: positions where K and V are as large as the weights, or larger. */
 const LONG_POSITIONS = [2048, 4096, 8000];
 const PROMPT_TOKENS = 512;
-/** Chunks of a prompt, as the server computes them. */
+/** The server's chunk size when it computes a prompt. */
 const CHUNK_TOKENS = 128;
 /** Steps whose median is one figure. */
 const STEPS = 24;
@@ -53,7 +54,7 @@ export type SpeedOptions = BenchHooks & {
 export type DecodeOptions = SpeedOptions & {
   /** An installed model's name. */
   readonly model: string;
-  /** As the device keeps K and V by itself, unless given. */
+  /** Type of K and V; unless given, the device's default. */
   readonly kvType?: KvType | undefined;
 };
 
@@ -122,7 +123,7 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
   };
 }
 
-/** The bytes of all matrices that a token is multiplied by, with their scales and zero points, where floats are of that type. */
+/** Bytes of all matrices that one token reads, with scales and zero points, when floats have type `floatType`. */
 export async function denseBytes(
   folder: string,
   config: LlamaConfig,
@@ -138,7 +139,7 @@ export async function denseBytes(
   return [...matrices, head].reduce((sum, stored) => sum + bytesOf(stored), 0);
 }
 
-/** What all cores read together, by searching large buffers for a byte that is not there: SIMD loops of the C library. */
+/** Read bandwidth of all cores: each searches a large buffer for an absent byte, with the C library's SIMD loops. */
 async function readBandwidth_GBps(): Promise<number> {
   const script = `
     const { parentPort } = require('node:worker_threads');
@@ -199,7 +200,7 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
   };
 }
 
-/** Infinity where it is not measured. */
+/** Milliseconds of the faster llama.cpp peer; Infinity when none was measured. */
 const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
   Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));
 
@@ -209,8 +210,8 @@ const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number)
     : {};
 
 /**
- * What `open` makes of llama.cpp, from the GGUF file of the default model. Where it cannot be opened, ours is measured all the
- * same: `missing` is what a result says then.
+ * Opens llama.cpp's peers on the default model's GGUF file. When that fails, the bench runs without them, and its result
+ * has `missing`, which says why.
  */
 export async function openLlamaCppPeers<T>(
   home: string,
@@ -229,11 +230,11 @@ export async function openLlamaCppPeers<T>(
 }
 
 /**
- * Our engine, which is one subject for each mask, and what it is held against: eight bits, where the model has other
- * weights; llama.cpp, where the model came from the file that llama.cpp reads.
+ * Our engine (a peer for each mask) and what it is compared with: the eight-bit model when `model` has other weights, and
+ * llama.cpp when `model` was imported from the GGUF file that llama.cpp reads.
  */
 async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions, contextTokens: number) {
-  // As the server's engine has it.
+  // As the server opens it.
   const served = { kvType, reuseLogits: true };
   const engine = await openEngine(home, model, served);
   const { manifest, dense, runner } = engine;
@@ -273,11 +274,11 @@ type Peer = {
   prefill(tokens: number): Promise<number>;
 };
 
-/** Another one for each `which`, unlike from its first token on. */
+/** A made-up prompt; prompts of different `which` differ from the first token on. */
 export const somePrompt = (tokens: number, vocabulary: number, which = 0): number[] =>
   Array.from({ length: tokens }, (_, i) => 100 + ((i * 7919 + which * 104_729) % (vocabulary - 1000)));
 
-/** Our engine, on all cores unless a device is named. Its peers share its one session. */
+/** Our engine, on all cores unless a device is named. All its peers share one session. */
 export async function openEngine(
   home: string,
   model: string,
@@ -310,7 +311,7 @@ async function compute({ runner, plan, cache }: EngineRun, prompt: readonly numb
   }
 }
 
-/** `filled`: the cache of a dense prompt. What its keys are makes no difference to the time, so all masks decode behind it. */
+/** `filled`: the cache of a dense prompt. All masks decode after it, as the time does not depend on the keys' values. */
 function enginePeer(runner: Runner, name: string, mask: Mask, filled: SequenceCache): Peer {
   const plan = { mask, kv: 'preserve' } as const;
   const dense = { mask: denseMask(mask.runs.length), kv: 'preserve' } as const;
@@ -339,7 +340,7 @@ function enginePeer(runner: Runner, name: string, mask: Mask, filled: SequenceCa
   };
 }
 
-/** llama.cpp through node-llama-cpp, from the GGUF that our model was imported from; `contextSize` tokens a sequence. */
+/** llama.cpp through node-llama-cpp, on the GGUF file of the default model; `contextSize`: tokens a sequence. */
 export async function openLlamaCpp(
   ggufFile: string,
   { threads, contextSize, sequences }: { threads: number; contextSize: number; sequences: number },
@@ -371,7 +372,7 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
         last = performance.now();
         if (times.length > STEPS) break;
       }
-      // The first counts the start of the generator.
+      // The first time includes the start of the generator.
       return median(times.slice(1));
     },
     async prefill(tokens: number) {
@@ -384,7 +385,7 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
   };
 }
 
-/** A quarter of SmolLM2's blocks, 7 attention and 8 FFN, spread over the layers; the same share of other models. */
+/** Skips a quarter of the blocks, spread over the layers: 7 attention and 8 FFN blocks of SmolLM2. */
 export function quarterMask(layerCount: number): Mask {
   const spread = (count: number, offset: number) =>
     Array.from({ length: count }, (_, i) =>

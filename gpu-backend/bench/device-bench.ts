@@ -1,10 +1,10 @@
 /**
  * `bench decode` and `bench batch` with `--device webgpu`: milliseconds a token and tokens a second on a GPU, dense and
- * with a quarter of the blocks out.
+ * with a quarter of the blocks skipped.
  *
- * The limit is the device's memory: every weight is read once a step. What plain copying reaches there is measured in the same
- * run; drivers that compute on the processor have no memory of their own, so nothing is said of them. node-llama-cpp
- * comes without its builds for GPUs here, so llama.cpp on the same device is not measured.
+ * The limit is the device's memory bandwidth: a step reads every weight once. Plain copying on the device is measured in
+ * the same run; not on software drivers, which compute on the CPU and have no memory of their own. llama.cpp is not
+ * measured, as node-llama-cpp is installed without its GPU builds.
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
 import { inTurns, median, round } from '../measure.ts';
@@ -118,13 +118,13 @@ async function toldBandwidth(device: Adapter, say: SpeedOptions['say']): Promise
 const COPIES = 32;
 const COPIED_FLOATS = 2 ** 24;
 
-/** What one buffer after the other takes to be read and written on the device. */
+/** Memory bandwidth of the device, reads and writes together: adds 1 to a large buffer again and again. */
 async function copyBandwidth_GBps(): Promise<number> {
   const g = new GraphBuilder('copies');
   const one = g.constant('f32', [1], [1]);
   let value = g.op('Expand', [g.input('x', 'f32', [1]), g.constant('i64', [1], [COPIED_FLOATS])]);
   for (let i = 0; i < COPIES; i++) value = g.op('Add', [value, one]);
-  // Reading one number back waits for all of it.
+  // Reading one number back waits for all additions.
   const int = (number: number) => g.constant('i64', [1], [number]);
   const first = g.op('Slice', [value, int(0), int(1)]);
   g.output(first, 'f32', [1]);
@@ -137,6 +137,6 @@ async function copyBandwidth_GBps(): Promise<number> {
   }
   await session.release();
   const bytes = (2 * COPIES + 1) * COPIED_FLOATS * Float32Array.BYTES_PER_ELEMENT;
-  // The first run makes the buffers.
+  // The first run allocates the buffers.
   return bytes / median(times_ms.slice(1)) / 1e6;
 }

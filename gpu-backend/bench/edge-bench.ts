@@ -1,9 +1,9 @@
 /**
- * `bench edge`: what the edge adds to calling its upstream directly, against what Portkey's gateway adds, in the same
- * run, in interleaved rounds, with the same upstream and prompts. The edge authenticates, embeds, routes and counts
- * every request, in workerd; it is asked at its own socket, as Cloudflare would, and once more through the development
- * runner's door, as `npm start` has it. Portkey's gateway passes a request on. The limit is the floor: a bare worker
- * that does the same.
+ * `bench edge`: the latency that the edge adds to calling its upstream directly, against the latency that Portkey's
+ * gateway adds, with the same upstream and prompts, in interleaved rounds of one run. The edge runs in workerd and
+ * authenticates, embeds, routes and counts every request. It is measured twice: at workerd's own socket, like on
+ * Cloudflare, and through the proxy of `npm start` (`dev/local-edge.ts`). Portkey's gateway only forwards a request. The
+ * limit is the floor: a bare worker that only forwards, too.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { Agent } from 'node:http';
@@ -30,7 +30,7 @@ import {
 } from './edge-peers.ts';
 
 const WARM_UP = 500;
-/** One after the other in a turn, then it is the next one's turn. */
+/** Requests to one target, one after the other, before it is the next target's turn. */
 const TURN = 25;
 const CLIENTS = 16;
 const THROUGHPUT_TURNS = 5;
@@ -41,12 +41,12 @@ type EdgeBench = {
   readonly bench: 'edge';
   readonly stream: boolean;
   readonly requests: number;
-  /** The peer's package and version; null where it is not installed, and with streams, which 1.15.2 answers with 500 under Node 20 and 24. */
+  /** Portkey's package and version; null when it is not installed, and with streams: 1.15.2 answers them with 500. */
   readonly peer: string | null;
   readonly direct: Latency;
   readonly floor: Latency & Added;
   readonly edge: Latency & Added;
-  /** The same edge, through the door that tells it of clients that hang up. */
+  /** The same edge, through the proxy of `npm start`, which reports clients' hang-ups. */
   readonly edgeBehindDoor: Latency & Added;
   readonly portkey: (Latency & Added) | null;
 };
@@ -54,15 +54,15 @@ type Latency = {
   readonly median_ms: number;
   readonly p99_ms: number;
   readonly requestsPerSecond: number;
-  /** Of all processes that answer, a request, with {@link CLIENTS} at a time; null where it is not known. */
+  /** CPU time a request of the target's processes, with {@link CLIENTS} at a time; null where unknown. */
   readonly cpu_ms: number | null;
 };
-/** Over calling the upstream directly, percentile by percentile. */
+/** A target's percentile minus the same percentile of direct calls. */
 type Added = { readonly addedMedian_ms: number; readonly addedP99_ms: number };
 
 type EdgeBenchOptions = BenchHooks & {
   readonly set: MaskSet;
-  /** Of each target, one at a time; rounded up to whole turns. */
+  /** Requests to each target, one at a time; rounded up to whole turns. */
   readonly requests: number;
   readonly stream: boolean;
 };
@@ -107,7 +107,7 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
   }
 }
 
-/** As `npm start` runs it: in a process of its own, so that it shares no event loop with the clients. */
+/** The edge in a process of its own, as in `npm start`, so that it shares no event loop with the clients. */
 async function startMaskroute(
   set: MaskSet,
   upstream: string,
@@ -170,7 +170,7 @@ async function measure(
   );
 }
 
-/** The throughput is that of the best turn; the CPU time is of all of them. */
+/** The throughput is the best turn's; the CPU time is the mean over all turns. */
 function latencyOf(times: readonly number[], loads: readonly Load[]): Latency {
   const cpu_ms = loads.some((load) => load.cpu_ms === null)
     ? null
@@ -186,7 +186,7 @@ function latencyOf(times: readonly number[], loads: readonly Load[]): Latency {
 const sum = <T>(list: readonly T[], figure: (one: T) => number): number =>
   list.reduce((total, one) => total + figure(one), 0);
 
-/** {@link TURN} requests. */
+/** Milliseconds of {@link TURN} requests, one after the other. */
 async function oneByOne(target: Target, ask: Ask): Promise<number[]> {
   const times: number[] = [];
   while (times.length < TURN) times.push(await ask(target));
@@ -195,7 +195,7 @@ async function oneByOne(target: Target, ask: Ask): Promise<number[]> {
 
 type Load = { readonly perSecond: number; readonly done: number; readonly cpu_ms: number | null };
 
-/** With {@link CLIENTS} at a time. */
+/** Requests of {@link CLIENTS} clients for one turn. */
 async function throughput(target: Target, ask: Ask): Promise<Load> {
   const start_ms = performance.now();
   const before_ms = cpuTime_ms(target.pids);
@@ -221,7 +221,7 @@ const bodyOf = (model: string, index: number, stream: boolean): string =>
     messages: [{ role: 'user', content: promptOf(index) }],
   });
 
-/** From sending to the last byte. @throws Error for a refusal, and for an answer that the edge did not route. */
+/** Milliseconds from sending to the last byte. @throws Error when refused, or when the edge did not route the request. */
 async function timed(agent: Agent, { name, url, headers: own }: Target, body: string): Promise<number> {
   const headers = { 'content-type': 'application/json', ...own };
   const answer = await call(agent, url, { method: 'POST', headers, body, again: true });

@@ -1,7 +1,7 @@
 /**
- * The parts of the benches of the edge: a prompt, a timed call, an edge to ask, and what `bench edge` measures the edge
- * against. That is the upstream itself, Portkey's gateway, and the floor: a worker in workerd that does nothing but pass
- * a request on. No gateway in workerd can take less than that.
+ * Parts of the edge's benches: a prompt, a timed call, an edge, and the targets that `bench edge` compares it with: the
+ * upstream itself, Portkey's gateway, and the floor. The floor is a worker in workerd that only forwards requests; no
+ * gateway in workerd can be faster.
  */
 import { type ChildProcess, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,7 +21,7 @@ import { type AdminClient, createAdminClient } from '../publication/admin-client
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 export const KEY = 'key-of-this-bench-0123456789abcdef';
 
-/** 60 WordPiece tokens; the number changes from request to request, so that nothing can be looked up. */
+/** 60 WordPiece tokens; the number in it differs between requests, so that caches do not help. */
 export const promptOf = (index: number): string =>
   `A train leaves the station at nine in the morning and travels at ${100 + (index % 900)} kilometres an hour. ` +
   'A second train follows half an hour later on the same track and is twenty kilometres an hour faster. ' +
@@ -31,7 +31,7 @@ type Call = {
   readonly method: 'GET' | 'POST';
   readonly headers: Record<string, string>;
   readonly body: string;
-  /** Sends again when the server closed the kept connection just then, as idle: the request never reached it. */
+  /** Retries when the server closed the idle keep-alive connection at that moment, before it read the request. */
   readonly again?: boolean;
 };
 type Called = {
@@ -59,7 +59,7 @@ export async function call(agent: Agent, url: string, sent: Call): Promise<Calle
   return { status, headers: response.headers, text, from_ms, to_ms: performance.now() };
 }
 
-/** No request is run again in the background to be compared: the peers do not do that either. */
+/** No comparisons with the dense model in the background, as the peers have no such thing. */
 export const edgeOptions = (backendUrl: string, stateFolder: string | undefined): EdgeOptions => ({
   projectFolder: PROJECT_FOLDER,
   stateFolder,
@@ -74,7 +74,7 @@ export type BenchEdge = {
   close(): Promise<void>;
 };
 
-/** An edge in workerd, asked by this process. Its state is in memory and goes with it. */
+/** An edge in workerd, started by this process. Its state is in memory only. */
 export async function openEdge(backendUrl: string): Promise<BenchEdge> {
   const { url, close } = await deafToSignals(() => startEdge(edgeOptions(backendUrl, undefined)));
   const client = createAdminClient(url, KEY);
@@ -82,8 +82,8 @@ export async function openEdge(backendUrl: string): Promise<BenchEdge> {
 }
 
 /**
- * What `start` starts, without what Miniflare does at a signal: it ends this process at once, and a peer, a folder and its own
- * state would be left.
+ * Runs `start` and removes the signal handlers that Miniflare installs. They would end this process at once, and leave
+ * peers running and folders behind.
  */
 async function deafToSignals<T>(start: () => Promise<T>): Promise<T> {
   const before = (['SIGINT', 'SIGTERM'] as const).map((name) => [name, process.listeners(name)] as const);
@@ -102,11 +102,11 @@ export type Target = {
   readonly name: string;
   readonly url: string;
   readonly headers: Record<string, string>;
-  /** The processes that answer. */
+  /** The target's processes, for their CPU time. */
   readonly pids: readonly number[];
 };
 
-/** Something that was started for the bench. */
+/** A target that the bench started. */
 export type Started = { readonly target: Target; stop(): Promise<void> };
 
 const ENDPOINT = '/v1/chat/completions';
@@ -120,7 +120,7 @@ export async function startUpstream(set: MaskSet): Promise<Started & { readonly 
   return { url, target, stop: () => end(child) };
 }
 
-/** Portkey's own server, with the upstream as an OpenAI-compatible host; null where it is not installed (`npm ci --omit=dev`). */
+/** Portkey's server with the upstream as its OpenAI-compatible host; null when not installed (`npm ci --omit=dev`). */
 export async function startPortkey(
   upstream: string,
   key: string,
@@ -157,7 +157,7 @@ function resolved(require: NodeJS.Require, name: string): string | null {
   }
 }
 
-/** By a socket that leads straight to the worker, and a network with nothing in between: as the edge has them. */
+/** The floor has the edge's bindings: a socket straight to the worker, and a network binding without a proxy. */
 export async function startFloor(upstream: string): Promise<Started> {
   const contents = `export const floor = {
     fetch: (request, env) => env.NETWORK.fetch('${upstream}${ENDPOINT}', {
@@ -201,7 +201,7 @@ async function end(child: ChildProcess): Promise<void> {
   await ended;
 }
 
-/** Free a moment ago, which is as good as it gets for a program that only takes a number. */
+/** A port that was free a moment ago; Portkey's server cannot pick one itself. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');

@@ -1,6 +1,6 @@
 /**
- * The upstream of `bench edge`, in a process of its own: one answer for everybody, at once. It is scripted, since what
- * is measured is what gateways add to it. It says what both of them expect of an OpenAI-compatible server.
+ * The upstream of `bench edge`, in a process of its own: sends the same scripted answer to every request, at once, as
+ * only the latency that gateways add is measured. It speaks what the edge and Portkey's gateway expect of a backend.
  */
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
@@ -44,7 +44,7 @@ async function serve({ model, surrogates }: Served): Promise<string> {
     '/readyz': '{"status":"ready"}',
   };
   const { whole, events } = answerOf(model.name);
-  // With its length, as our backend and OpenAI's hosts send whole answers.
+  // With a content-length, like our backend and OpenAI's hosts.
   const json = (response: ServerResponse, body: string) =>
     response
       .writeHead(200, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) })
@@ -56,7 +56,7 @@ async function serve({ model, surrogates }: Served): Promise<string> {
     if (asked === undefined) return response.writeHead(404).end();
     if (asked.stream !== true) return json(response, whole);
     response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' });
-    // A token at a time, as models make them: what an edge does for a stream, it does for each of its pieces.
+    // A token at a time, like a model: gateways do their work for each chunk.
     for (const event of events) {
       response.write(event);
       await setImmediate();
@@ -67,7 +67,7 @@ async function serve({ model, surrogates }: Served): Promise<string> {
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
-/** Undefined where none is asked: an edge whose client left asks what the answer cost, or hangs up half-way itself. */
+/** The request's body; undefined for a GET (the edge asks what an answer cost) and for a body that broke off. */
 async function readQuestion(request: IncomingMessage): Promise<{ stream?: boolean } | undefined> {
   if (request.method !== 'POST') return undefined;
   try {

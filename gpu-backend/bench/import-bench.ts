@@ -1,9 +1,9 @@
 /**
- * `bench import`: what taking a model in takes, in a process of its own: seconds, gigabytes a second, and the most memory it
- * has, beside what the disk and the processors allow.
+ * `bench import`: time, throughput and peak memory of importing a model in a child process, beside what the disk and the
+ * CPU allow.
  *
- * The limit: the disk reads the source once and writes the result, and all processors work all the time, with as much work as
- * this import has. An import that overlaps the two perfectly takes as long as the slower of them.
+ * The limit: the disk reads the source once and writes the result once; all cores share the import's CPU time evenly. An
+ * import that overlaps the two perfectly takes as long as the slower of them.
  */
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -28,7 +28,7 @@ type ImportBenchOptions = BenchHooks & {
   /** A file or folder. */
   readonly spec: string;
   readonly weights: WeightKind;
-  /** Where the model is installed, and stays; undefined: in a folder that is gone afterwards. */
+  /** Where the model is installed and kept; undefined: in a temporary folder. */
   readonly home: string | undefined;
 };
 
@@ -80,7 +80,7 @@ type Run = {
   readonly peak_bytes: number;
 };
 
-/** `model pull` as people run it. Its memory is looked at while it works: the kernel keeps the most that there was. */
+/** `model pull` in a child process. The kernel records a process's peak memory, which is read while the child runs. */
 async function pullInChild(
   home: string,
   spec: string,
@@ -109,7 +109,7 @@ async function pullInChild(
   return { name, seconds, cpu_s: cpu_ms / 1000, peak_bytes };
 }
 
-/** 0 where there is no /proc, or no process any more. */
+/** 0 without /proc, and after the process ended. */
 function peakMemory_bytes(pid: number): number {
   try {
     const status = readFileSync(`/proc/${pid}/status`, 'utf8');
@@ -119,7 +119,7 @@ function peakMemory_bytes(pid: number): number {
   }
 }
 
-/** A gigabyte written and brought to the disk, and one read of the source, from memory if it is there. */
+/** Times writing a gigabyte with fsync, and reading up to a gigabyte of the source (from the page cache if it is there). */
 function measureDisk(folder: string, files: readonly string[]): { write_GBps: number; read_GBps: number } {
   const buffer = randomBytes(8 * 1024 * 1024);
   const path = join(folder, '.disk-sample');
@@ -132,7 +132,7 @@ function measureDisk(folder: string, files: readonly string[]): { write_GBps: nu
     write_ms = performance.now() - writeBegun_ms;
   } finally {
     closeSync(target);
-    // A disk that was too full for it is not left so.
+    // Also when the disk was too full for the sample.
     rmSync(path);
   }
   const readBegun_ms = performance.now();

@@ -1,12 +1,12 @@
 /**
- * What learning costs, of one step and of a run on many workers.
+ * The time of one training step, and of a learning run on several workers.
  *
- * `bench learn`: milliseconds of one training step of the gates, loss and all 2L gradients, with every gate open
- * (the slowest case) and with a quarter of them at 0. Fewer, more and longer sequences show that the cost grows with
- * tokens and no faster. The peer is PyTorch in fp32 and bf16, where Python has it. It steps on the next token, so both
- * are compared by that; `learn` itself steps against the dense model's distributions, and that is measured beside it.
+ * `bench learn`: milliseconds of one training step of the gates (the loss and all 2L gradients), with all gates open (the
+ * slowest case) and with a quarter of them at 0. Other counts and lengths of sequences show that the time grows linearly
+ * with tokens. The peer is PyTorch in fp32 and bf16, if Python has it. Both are compared with next-token targets; `learn`
+ * trains on the dense model's distributions, which is measured too.
  *
- * The limit is the products: each weight multiplies twice a position, forward and back.
+ * The limit is the products: each weight multiplies twice a position, forward and backward.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -36,7 +36,7 @@ import { startValkey, type Valkey } from './valkey-server.ts';
 
 const SEQUENCES = 6;
 const TOKENS = 128;
-/** PyTorch's threads need as long. */
+/** A pause before each measurement: PyTorch's idle threads spin for about that long. */
 const REST_ms = 500;
 const OPEN = 'all gates open';
 const QUARTER = 'a quarter of the gates at 0';
@@ -85,7 +85,7 @@ export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): P
   }
 }
 
-/** Times the tokens, and times the time, of other sizes of a step. */
+/** Tokens and time of steps of other sizes, relative to the default step. */
 const growthOf = (found: ReadonlyMap<string, number>): object =>
   Object.fromEntries(
     OTHER_SIZES.map(([sequences, tokens]) => [
@@ -126,7 +126,7 @@ function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
   ];
 }
 
-/** The step of `learn`: 64 targets a position, and all other tokens as one more. */
+/** The step of `learn`: the dense model's 64 likeliest tokens of each position, and all other tokens as one more target. */
 async function openTaught(folder: string, config: LlamaConfig, threads: number) {
   const teacher = await openTeacher(folder, config, { threads });
   const batch = await teacher.teach(someText(SEQUENCES, TOKENS));
@@ -142,7 +142,7 @@ const sizeName = (sequences: number, tokens: number): string => `${sequences} x 
 
 const openGates = (session: GateSession): number[] => Array(session.gateCount).fill(1);
 
-/** The peer's ids are made by the same rule. */
+/** The rule of `learn-peer.py`, so that both compute the same ids. */
 const someText = (sequences: number, tokens: number): GateBatch =>
   nextTokenBatch(
     Array.from({ length: sequences * tokens }, (_, i) => 100 + ((i * 7919) % 40000)),
@@ -171,7 +171,7 @@ function multiplyAdds(config: LlamaConfig): number {
 
 type TorchPeer = {
   readonly version: string | null;
-  /** Why there is no peer to measure. */
+  /** Why PyTorch is not measured; null when it is. */
   readonly problem: string | null;
   readonly subjects: readonly Subject[];
   close(): void;
@@ -180,8 +180,8 @@ type TorchPeer = {
 const noPeer = (problem: string): TorchPeer => ({ version: null, problem, subjects: [], close() {} });
 
 /**
- * Starts Python, which steps when it is told to (`learn-peer.py`). A machine without Python or PyTorch gives a reason
- * and no error.
+ * Starts `learn-peer.py`, which computes a step for each line that it gets. Without Python or PyTorch, `problem` says why;
+ * nothing is thrown.
  */
 async function openTorchPeer(file: string, threads: number): Promise<TorchPeer> {
   if (!existsSync(file)) return noPeer("the model's GGUF file is not there");
@@ -195,7 +195,7 @@ async function openTorchPeer(file: string, threads: number): Promise<TorchPeer> 
   python.on('error', (error) => {
     errors = error.message;
   });
-  // A broken pipe shows as the end of its output.
+  // A broken pipe is noticed as the end of Python's output.
   python.stdin.on('error', () => {});
   const lines = createInterface({ input: python.stdout })[Symbol.asyncIterator]();
   const ready = await lines.next();
@@ -216,15 +216,15 @@ async function openTorchPeer(file: string, threads: number): Promise<TorchPeer> 
 
 /*
  * `bench learn-many`: a small learning run of the default model on two workers with a thread each, against the same run on
- * one. The queue's server, the workers and the journal are real, and each run begins with an empty journal. Workers have
- * opened the model before the time begins. Both runs must come to the same bytes.
+ * one. The queue's server, the workers and the journal are real; each run begins with an empty journal. Workers open the
+ * model before the time is taken. Both runs must give the same mask set, byte by byte.
  */
 
 type LearnManyOptions = BenchHooks & { readonly home: string };
 
 const PROGRAM = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url));
 const ROWS = 120;
-/** Of a small run: one mask, on a single batch of text, with each kind of unit in about the share that it has in `learn`. */
+/** A small run: one mask, on a single batch of text, with about the same mix of units as `learn`. */
 const EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
@@ -306,12 +306,12 @@ function startWorkers(count: number, { url }: Valkey, journal: string, home: str
   };
 }
 
-/** A unit of every kind for every worker, so that each has all of its sessions open. */
+/** Gives every worker a unit of each kind, so that it opens all its sessions. */
 async function warmUp(open: OpenUnits, workers: number, options: Parameters<OpenUnits>[0]): Promise<void> {
   await using units = await open(options);
   const gates = new Array<number>(2 * options.model.manifest.config.layerCount).fill(1);
   for (const kind of ['loss', 'step', 'score'] as const) {
-    // Each worker takes one of them: none is done before all are begun.
+    // As many units as workers at a time, so that each worker takes one.
     await Promise.all(
       Array.from({ length: workers }, (_, seed) => units.run(warmUpUnit(kind, 500 + seed, gates))),
     );
@@ -331,7 +331,7 @@ function warmUpUnit(
   return { kind, targets: 'dense', batch, gates };
 }
 
-/** Sentences of everyday words: what they say makes no difference to the time. */
+/** Random sentences; the time does not depend on what they say. */
 function someRows(): string[] {
   const words =
     'the a blue old train house walks sings near under quickly bread river answer to of and'.split(' ');

@@ -38,7 +38,7 @@ def load(dtype):
 
 models = {"fp32": load(torch.float32), "bf16": load(torch.bfloat16)}
 count = 2 * models["fp32"].config.num_hidden_layers
-# The same ids as the other side.
+# The same ids as in learn-bench.ts.
 ids = torch.tensor([100 + (i * 7919) % 40000 for i in range(sequences * tokens)]).view(sequences, tokens)
 
 

@@ -1,12 +1,13 @@
 /**
- * `bench masks`: what leaving blocks out is worth on an installed model of any size, by kind of block, for one sequence and for
- * eight, decoding and reading prompts; and how long the model takes to open and the memory that it then has.
+ * `bench masks`: the time that skipping blocks saves on an installed model of any size, by kind of block, for one sequence
+ * and for eight, in decode and prefill; and the time to open the model and its memory.
  *
- * The limit: a token takes as long as reading its weights, so a mask is worth the share of the bytes that it skips (of a
- * prompt, the share of the products). `gained` is the part of that worth which was measured.
+ * The limit: a token takes as long as reading its weights, so a mask can save the share of the bytes that it skips (in
+ * prefill, the share of the products). That share is the mask's `worth`; `gained` is the measured saving divided by it.
  *
- * A model of many layers can be told from a short one of the same widths (`scripts/random-model.ts --layers 4`): layers cost the
- * same each, so what a run takes beside its head is multiplied. The result says so.
+ * A deep model's figures can be extrapolated from a model of the same widths with fewer layers
+ * (`scripts/random-model.ts --layers 4`). All layers take the same time, so the time without the head is multiplied. The
+ * result says so.
  */
 import { readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
@@ -27,9 +28,9 @@ const SHARES = [0.125, 0.25];
 const KINDS = ['attention', 'ffn', 'both'] as const;
 type Kind = (typeof KINDS)[number];
 const BATCHES = [1, 8];
-/** Tokens of a prompt that come together, and of those that decoding goes on from. */
+/** Tokens of a prompt, which prefill computes in one run. */
 const PROMPT_TOKENS = 64;
-/** Tokens that are decoded before memory is looked at. */
+/** Tokens that are decoded before the memory is measured. */
 const MEMORY_STEPS = 4;
 
 type MasksBenchOptions = BenchHooks & {
@@ -39,7 +40,7 @@ type MasksBenchOptions = BenchHooks & {
   /** Decoded tokens whose median is one figure. */
   readonly steps: number;
   readonly prefill: boolean;
-  /** Of the model that the figures are for, where it has more of such layers than the installed one. */
+  /** Layers of the model that the figures are for, unless it is the installed one. */
   readonly layers?: number | undefined;
 };
 
@@ -55,18 +56,18 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   const runner = await openRunner(folder, config, { threads, batches: true, surrogates });
   const open_s = (performance.now() - begun_ms) / 1000;
   const costs = await blockCosts(folder, config);
-  // What it takes to decode; caches of all that is measured below are the bench's, and go when they are collected.
+  // The memory of decoding is measured here: later, caches of the bench that wait for the garbage collector would count.
   const steps = { steps: MEMORY_STEPS, head: 'with head' } as const;
   await decode_ms(runner, denseMask(2 * config.layerCount), 1, steps);
   const after = memory();
   say(`open after ${open_s.toFixed(1)} s; the weights are ${(weights_bytes / 1e9).toFixed(2)} GB`);
   say(
-    `while it decodes it has ${((after.now_bytes - before.now_bytes) / 1e9).toFixed(2)} GB with pages of mapped files`,
+    `decoding takes ${((after.now_bytes - before.now_bytes) / 1e9).toFixed(2)} GB of memory, with pages of mapped files`,
   );
   const tables: Record<string, object> = {};
   const layers = options.layers ?? config.layerCount;
   if (layers !== config.layerCount)
-    say(`measured on ${config.layerCount} layers and told for ${layers}: all but the head is multiplied`);
+    say(`measured on ${config.layerCount} layers, extrapolated to ${layers}: all but the head is multiplied`);
   for (const batch of BATCHES) {
     const work = { runner, batch, say, signal, rounds, times: layers / config.layerCount };
     tables[`decode${batch}`] = await table(work, costs, 1, (mask, head) =>
@@ -96,14 +97,14 @@ type Work = BenchHooks & {
   readonly runner: Runner;
   readonly batch: number;
   readonly rounds: number;
-  /** How many times the layers count that were measured. */
+  /** The reported model's layers divided by the measured model's. */
   readonly times: number;
 };
 
 /** Whether a run computes logits, of the last row of each sequence. */
 type Head = 'with head' | 'without head';
 
-/** ms of every mask. `tokens`: of each sequence in a run; its head is computed once. */
+/** Figures of every mask. `tokens`: of each sequence in a run; the head is computed for one of them. */
 async function table(
   { runner, batch, rounds, times, say, signal }: Work,
   costs: BlockCosts,
@@ -127,7 +128,7 @@ async function table(
     const ms = found.get(name)!;
     const worth = skippedShare(costs, mask, tokens, times);
     const gained = worth === 0 ? undefined : (1 - ms / dense_ms) / worth;
-    const gain = gained === undefined ? '' : `, ${Math.round(100 * gained)} % of the worth of what it skips`;
+    const gain = gained === undefined ? '' : `, ${Math.round(100 * gained)} % of the possible saving`;
     say(`${batch} × ${tokens} tokens, ${name}: ${ms.toFixed(1)} ms${gain}`);
     rows[name] = {
       ms: round(ms, 1),
@@ -138,8 +139,8 @@ async function table(
 }
 
 /**
- * What was measured, for so many times the layers: all but the head is multiplied, which is what `dense` takes more than
- * `body`, the same without logits.
+ * The measured times in ms, extrapolated to `times` as many layers. The head's time, `dense` minus `body` (dense without
+ * logits), is not multiplied.
  */
 export function toldTimes(measured: ReadonlyMap<string, number>, times: number): ReadonlyMap<string, number> {
   if (times === 1) return measured;
@@ -147,7 +148,7 @@ export function toldTimes(measured: ReadonlyMap<string, number>, times: number):
   return new Map([...measured].map(([name, ms]) => [name, head_ms + times * (ms - head_ms)]));
 }
 
-/** A share of all blocks, of one kind or half of each, spread over the layers but the first and the last. */
+/** Skips a share of all blocks, of one kind or half of each, spread over all layers except the first and the last. */
 export function spreadMask(layerCount: number, share: number, kind: Kind): Mask {
   const count = Math.round(2 * layerCount * share);
   const spread = (blocks: number, offset: number) =>
@@ -159,7 +160,10 @@ export function spreadMask(layerCount: number, share: number, kind: Kind): Mask 
   });
 }
 
-/** Bytes that a token reads; products count alike. K and V of a skipped attention are computed all the same. */
+/**
+ * Bytes that a token reads for each part of a layer, and for the head; the products are in the same proportion. K and V
+ * of a skipped attention block are still computed.
+ */
 export type BlockCosts = {
   readonly attention: number;
   readonly keysValues: number;
@@ -184,7 +188,7 @@ async function blockCosts(folder: string, config: ModelConfig): Promise<BlockCos
 const bytesOf = (stored: StoredLinear): number =>
   stored.values.bytes + (stored.kind === 'f32' ? 0 : stored.scales.bytes + stored.zeroPoints.bytes);
 
-/** `times`: how many times the mask's layers count. */
+/** The share of the cost that the mask skips, 0 to 1. `times`: see {@link Work}. */
 export function skippedShare(
   { attention, keysValues, ffn, head }: BlockCosts,
   mask: Mask,
@@ -246,7 +250,10 @@ async function decode_ms(
   return median(times);
 }
 
-/** Of this process: its own, and with pages of mapped files, which the system takes back when it needs them; zeros where there is no /proc. */
+/**
+ * Memory of this process: `own_bytes` without, the others with pages of mapped files, which the kernel can reclaim. Zeros
+ * without /proc.
+ */
 function memory(): { own_bytes: number; now_bytes: number; peak_bytes: number } {
   const field = (name: string, status: string) =>
     1024 * Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0);

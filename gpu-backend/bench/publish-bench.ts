@@ -1,9 +1,9 @@
 /**
- * `bench publish`: requests go on while versions are published, at once and in steps, and rolled back. Every answer must
- * name a version that was live while it was made, with a mask of that version, and no request may fail: 0 is the limit
- * of both counts. Each publication is of a version that was never live before. The isolate that publishes serves what it
- * published from its answer on, so nothing older passes. (Other isolates have 5 s; `test/workers/releases/publishing.ts`
- * makes sure of that.) The edge is real, in workerd with a D1; the backend only answers what it was told.
+ * `bench publish`: sends requests while versions are published (at once, and as gradual rollouts) and rolled back. Every
+ * answer must name a version that was live during its request, with that version's mask, and no request may fail: both
+ * counts must be 0. Each publication is of a version that was never live before. The isolate that publishes serves the new
+ * version as soon as it has answered, so an older version counts as wrong. (Other isolates follow within 5 s, which
+ * `test/workers/releases/publishing.ts` tests.) The edge is real, in workerd with D1; the backend echoes what it gets.
  */
 import { once } from 'node:events';
 import { Agent, createServer } from 'node:http';
@@ -28,16 +28,16 @@ type PublishBench = {
   readonly gradual: number;
   readonly versionsSeen: number;
   readonly failed: number;
-  /** Answers that name a version that was not live while they were made, or a mask of another version. */
+  /** Answers that name a version that was not live during the request, or a mask of another version. */
   readonly wrong: number;
-  /** Answers for which only one version was right: no change was under way, and no rollout. */
+  /** Answers for which only one version was right, as no change and no rollout was under way. */
   readonly oneRight: number;
   readonly took_s: number;
 };
 
-/** Requests see one of `versions`. They begin to see the first at some moment between the two times. */
+/** A change of what is live: requests get one of `versions`, from some moment between the two times on. */
 export type Change = {
-  /** When it was asked for, and when the answer was there. */
+  /** When the change was requested, and when it was answered. */
   readonly asked_ms: number;
   readonly done_ms: number;
   readonly versions: readonly string[];
@@ -49,7 +49,7 @@ export type Answer = {
   readonly mask: string;
 };
 
-/** What the clients have left to send, and what came of what they sent. */
+/** State that the clients share: the requests left to send, and the results so far. */
 type Sending = { left: number; failed: number; readonly answers: Answer[] };
 
 export async function benchPublish(
@@ -111,7 +111,7 @@ async function send(
   agent.destroy();
 }
 
-/** @throws Error for a refusal, and for an answer whose headers and body do not agree. */
+/** @throws Error when refused, or when the answer's headers and body do not agree. */
 async function ask(agent: Agent, edge: BenchEdge, model: string, index: number): Promise<Answer> {
   const headers = { authorization: `Bearer ${edge.apiKey}`, 'content-type': 'application/json' };
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: `question ${index}` }] });
@@ -124,7 +124,7 @@ async function ask(agent: Agent, edge: BenchEdge, model: string, index: number):
   return { from_ms, to_ms, ...maskroute };
 }
 
-/** The changes are spread over the requests, so that each meets some under way. */
+/** Spreads the changes evenly over the requests. */
 async function publishMeanwhile(
   publisher: Publisher,
   sending: Sending,
@@ -137,14 +137,14 @@ async function publishMeanwhile(
   }
 }
 
-/** @throws MaskrouteError `invalid_argument` where the model has too few of the masks that {@link storeVersions} makes. */
+/** @throws MaskrouteError `invalid_argument` when {@link storeVersions} has fewer distinct masks than `changes`. */
 function checkChanges({ model }: MaskSet, changes: number): void {
   const most = (model.blockCount / 2) ** 2;
   if (changes <= most) return;
   throw new MaskrouteError('invalid_argument', `--changes is ${most} at most: each needs a mask of its own.`);
 }
 
-/** Versions whose masks tell them apart: each skips another pair of an attention and an FFN block. */
+/** Stores versions that differ in their masks: each skips another pair of an attention and an FFN block. Version → mask. */
 async function storeVersions(
   client: AdminClient,
   preset: MaskSet,
@@ -217,7 +217,7 @@ export const isWrong = (
 ): boolean =>
   !rightVersions(answer, changes).has(answer.version) || maskOf.get(answer.version) !== answer.mask;
 
-/** What was live at any moment between a request and its answer: until the next change was done, and no longer. */
+/** All versions that were live between a request and its answer; a version is live until the next change is done. */
 function rightVersions(
   { from_ms, to_ms }: Pick<Answer, 'from_ms' | 'to_ms'>,
   changes: readonly Change[],
@@ -229,7 +229,7 @@ function rightVersions(
   return new Set(during.flatMap(({ versions }) => versions));
 }
 
-/** A backend that serves the model and repeats the mask and the decision that it was given. */
+/** A backend that lists the model, and answers each request with the mask and the decision that the request carries. */
 async function serveEcho({ model }: MaskSet) {
   const maskroute = { hash: model.hash, block_count: model.blockCount, context_tokens: 2048, dense: false };
   const entry = { id: model.name, object: 'model', created: 0, owned_by: 'bench', maskroute };

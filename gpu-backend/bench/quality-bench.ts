@@ -1,11 +1,12 @@
 /**
- * What fewer bits and surrogates do to quality and speed.
+ * Quality and speed of quantized weights and of surrogates.
  *
- * `bench quantization`: what fewer bits cost and give. Each kind of text is scored on the model that serves, dense and
- * under masks, and with K and V in half precision, against the same model in fp32; a token is timed in interleaved rounds.
- * `timesEightBits` is how many times as fast as eight bits dense it is.
+ * `bench quantization`: scores each kind of text on the quantized models, dense, under masks, and with K and V in half
+ * precision, against the same model in fp32; times a token in interleaved rounds. `timesEightBits` is the speedup over
+ * eight bits, dense.
  *
- * Kinds count alike, however many rows they have. The text must not be what four bits were measured on.
+ * All kinds weigh the same, however many rows they have. The text must differ from the calibration text of the four-bit
+ * model.
  */
 import { cp, mkdtemp, rm, stat } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
@@ -48,16 +49,16 @@ const FOUR_BITS = `${DEFAULT_MODEL}-q4`;
 const SEED = 9;
 const TOKENS_MAX = 256;
 const POSITION = 64;
-/** The threads of what was measured before spin on for a while. */
+/** A pause before each measurement: the threads of the one before still spin for a while. */
 const REST_ms = 200;
 
 type QuantizationOptions = {
   readonly home: string;
   readonly data: readonly string[];
-  /** Of each kind. */
+  /** Scored positions of each kind. */
   readonly positions: number;
   readonly rounds: number;
-  /** Their commonest masks are judged, too. */
+  /** Mask sets; the mask of each set's largest cluster is scored, too. */
   readonly maskSets: readonly MaskSet[];
   readonly say: (line: string) => void;
   readonly signal: AbortSignal;
@@ -110,7 +111,7 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
   return { bench: 'quantization', reference: REFERENCE, kinds: [...kinds.keys()], rows };
 }
 
-/** Masks are judged with K and V in fp32 alone. */
+/** Dense, and under masks only with K and V in fp32. */
 function candidatesOf(
   model: string,
   kvType: KvType,
@@ -129,7 +130,7 @@ function candidatesOf(
       );
     const mask = withSurrogates(commonestMask(set), surrogates);
     const percent = Math.round(100 * sparsity(mask));
-    // Sets of one name are versions of one another.
+    // Sets of one name differ in their versions.
     return { name: `${name}, ${percent} % out (${set.name} ${maskSetVersion(set)})`, ...held, mask };
   });
   return [{ ...held, name: `${name} dense`, mask: engine.dense }, ...masked];
@@ -212,10 +213,10 @@ const timeCandidates = (
   );
 
 /*
- * `bench ranks`: what a rank of surrogates gives and what it takes. For each rank the closed form is fitted on the same
- * rows, and its KL to the dense model is measured on held-out rows under masks of the cheapest blocks. A token is timed
- * with every block replaced, against holes, in interleaved rounds: a few surrogates take too little time to be seen.
- * What a rank gives for its time is told for a quarter of the blocks.
+ * `bench ranks`: quality and time of surrogates by rank. For each rank the closed form is fitted on the same rows, and its
+ * KL to the dense model is measured on held-out rows, under masks that skip the cheapest blocks. A token is timed with all
+ * blocks skipped, with and without surrogates, in interleaved rounds, as a few surrogates take too little time to measure.
+ * `gained_klPerMs` is for a quarter of the blocks.
  *
  * The limit: a rank r costs 2·hidden·r multiply-adds a block, and reads as many weights.
  */
@@ -256,7 +257,7 @@ export async function benchRanks(options: RanksOptions): Promise<object> {
   }
 }
 
-/** The engine keeps what it has opened when the next rank's table takes the place of this one. */
+/** The engine stays open, and keeps its table, when the next rank's table is installed. */
 async function fitRank(
   { home, data, threads, signal }: RanksOptions,
   scratch: string,
@@ -272,7 +273,7 @@ async function fitRank(
   return { kl: start, engine: await openEngine(scratch, DEFAULT_MODEL) };
 }
 
-/** ms a token: dense, with a hole in every block's place, and with each engine's surrogates there. */
+/** ms a token: dense, with all blocks skipped, and with all blocks replaced by each engine's surrogates. */
 async function timeTokens(
   { ranks, rounds, signal }: RanksOptions,
   engines: readonly Engine[],
@@ -316,7 +317,7 @@ function figures(
       rank,
       kl: round(kls[index]!),
       surrogate_us: round(1000 * surrogates_ms[index]!, 2),
-      // Of the step from the rank before.
+      // From the previous rank to this one.
       gained_klPerMs:
         index === 0
           ? null

@@ -1,9 +1,8 @@
 /**
- * `bench route` and `bench encode`: what routing takes. The first is what a client waits for `POST /v1/route` at the edge
- * in workerd, with a prompt of 60 tokens and a live mask set. As with `npm start` the edge's door stands in between,
- * which deployed edges do not have. The limit is an empty answer: `/healthz` is asked in turn with it, through the same
- * door, and the difference is what authentication, embedding and routing cost. The second is the static encoder alone, or a full one's
- * texts a second.
+ * `bench route` and `bench encode`: the time of routing. `route` times `POST /v1/route` at the edge in workerd, with a prompt
+ * of 60 tokens and a live mask set. As with `npm start`, requests pass the proxy of `dev/local-edge.ts`, which deployed
+ * edges do not have. The limit is an empty answer: `/healthz` is timed in turn with it, and the difference is the time of
+ * authentication, embedding and routing. `encode` times the static encoder alone, or a full encoder's texts a second.
  */
 import { readFile } from 'node:fs/promises';
 import { Agent } from 'node:http';
@@ -61,7 +60,7 @@ export async function benchRoute(
   }
 }
 
-/** ms of `route` and `healthz`, one request at a time over one kept connection. */
+/** ms of `route` and `healthz`, one request at a time over one keep-alive connection. */
 async function measure(
   edge: BenchEdge,
   model: string,
@@ -104,8 +103,8 @@ const WORDS =
 type Row = { readonly tokens: number; readonly p50_ms: number; readonly p99_ms: number };
 
 /**
- * Time of the static encoder that ships for prompts of several lengths, tokenization included, in this process: what
- * every routed request pays at the edge.
+ * Times the shipped static encoder on prompts of several lengths, tokenization included, in this process. Every routed
+ * request takes that time at the edge.
  */
 export async function benchEncode({ say, signal }: BenchHooks) {
   const bytes = await readFile(STATIC_TABLE_PATH);
@@ -127,7 +126,7 @@ export async function benchEncode({ say, signal }: BenchHooks) {
 const SHORT_TEXTS = 512;
 const SHORT_ROUNDS = 5;
 
-/** Short texts a second of a full encoder on all cores, tokenization included: what backends embed with. */
+/** Short texts a second of a full encoder (which backends embed with) on all cores, tokenization included. */
 export async function benchFullEncoder(name: string, home: string, { say, signal }: BenchHooks) {
   const hooks = { onProgress: () => {}, log: say, signal };
   const encoder = await openFullEncoder(name, { home, threads: availableParallelism(), hooks });

@@ -1,4 +1,4 @@
-/** A Valkey server of one's own on loopback, for measuring and testing what goes through a queue. Nothing of it is kept. */
+/** Starts a Valkey server on loopback for benches and tests of queues. It writes nothing to disk. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync } from 'node:fs';
@@ -26,7 +26,7 @@ export const NO_VALKEY =
 export const findValkey = (): string | undefined =>
   CANDIDATES.find((file) => file !== undefined && existsSync(file));
 
-/** Libraries that were unpacked beside the server, for the loader. */
+/** `LD_LIBRARY_PATH` with the libraries that were unpacked beside the server. */
 function libraryPath(): string {
   const folder = path.join(VALKEY_FOLDER, 'usr', 'lib');
   const own = existsSync(folder) ? readdirSync(folder).map((name) => path.join(folder, name)) : [];
@@ -35,9 +35,9 @@ function libraryPath(): string {
 
 export type Valkey = AsyncDisposable & {
   readonly url: string;
-  /** It is gone, and with it all that it knew. */
+  /** Kills the server; its data is lost. */
   stop(): Promise<void>;
-  /** Empty, at the same address. */
+  /** Starts an empty server at the same address. */
   start(): Promise<void>;
 };
 

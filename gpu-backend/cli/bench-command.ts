@@ -1,4 +1,4 @@
-/** `bench …`: speed, measured. The last line of each is one JSON object; with `--json` it is the only one. */
+/** `bench …`: measures speed. The last line of output is one JSON object; with `--json` it is the only line. */
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
@@ -240,7 +240,7 @@ const command = (bench: Command, name: string, description: string): Command =>
     .option('--json', 'print the JSON line and nothing else', false)
     .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
 
-/** The benches of what `--device` comes to. */
+/** The benches for the device that `--device` chooses. */
 async function benchesOn(flags: DeviceFlags) {
   const device = await chosenDevice(flags);
   if (device.kind === 'webgpu') {
@@ -255,7 +255,7 @@ async function benchesOn(flags: DeviceFlags) {
   return { decode, batch };
 }
 
-/** Measures, and prints what was found; what is said meanwhile is for people. Ctrl-C ends it, and all that it started. */
+/** Measures and prints the result; progress lines only without `--json`. Ctrl-C ends the bench and all that it started. */
 const told = (
   json: boolean,
   measure: (hooks: BenchHooks & { readonly signal: AbortSignal }) => Promise<object>,

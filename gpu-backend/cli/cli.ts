@@ -1,7 +1,6 @@
 /**
  * `maskroute`: every command of the project. A command's parts load when it runs, so that `--help` is quick.
- * An error that a person can meet is one clear line and exit code 1, or 2 where the command was not called right;
- * anything else shows its stack.
+ * An expected error prints one line; the exit code is 1, or 2 for wrong usage. An unexpected error prints its stack.
  */
 import { CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
@@ -39,22 +38,22 @@ addPublishCommands(program);
 addStatusCommands(program);
 addScheduleCommands(program);
 addRegisterCommand(program);
-// The backend's jobs are commands of this same file.
+// The backend runs its jobs as commands of this file.
 addServeCommand(program, import.meta.filename);
 addBenchCommands(program);
 addCompletionCommand(program);
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  // Whoever reads the output has seen enough, as in `maskroute … | head`.
+  // EPIPE: the reader has gone, as in `maskroute … | head`.
   if (error.code !== 'EPIPE') sayError(error);
   process.exit();
 });
 process.stderr.on('error', ({ code }: NodeJS.ErrnoException) => {
-  // Progress that a full disk does not take ends no work.
+  // Work goes on when its progress cannot be written, for example on a full disk.
   if (code === 'EPIPE') process.exit();
 });
 
-/** Runs what `args` say, and leaves the exit code in `process.exitCode`. */
+/** Runs the command of `args`, and sets `process.exitCode`. */
 export async function main(args: readonly string[]): Promise<void> {
   // A backend sets it for its jobs.
   const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
@@ -62,7 +61,7 @@ export async function main(args: readonly string[]): Promise<void> {
   try {
     await program.parseAsync(args, { from: 'user' });
   } catch (error) {
-    // Commander has said what is wrong, or printed what was asked for.
+    // Commander has already printed the error, the help or the version.
     if (error instanceof CommanderError) {
       process.exitCode = error.exitCode === 0 ? 0 : USAGE_EXIT;
       return;
@@ -71,5 +70,5 @@ export async function main(args: readonly string[]): Promise<void> {
   }
 }
 
-// By its own name, as jobs start it; `bin/maskroute.js` calls it.
+// Jobs start this file directly; `bin/maskroute.js` calls `main`.
 if (process.argv[1] === import.meta.filename) await main(process.argv.slice(2));

@@ -1,4 +1,4 @@
-/** `completion`: what a shell offers after TAB. The script is made of the commands once, so that TAB starts no process. */
+/** `completion`: prints a shell's completion script. The script lists all commands, so that TAB starts no process. */
 import { Argument, type Command } from 'commander';
 import { examples } from './help.ts';
 
@@ -21,7 +21,7 @@ export function addCompletionCommand(program: Command): void {
     .action((shell: Shell) => console.log(SCRIPTS[shell](pathsOf(program, ''))));
 }
 
-/** A command by the words that lead to it, ` model pull`, and what may come next. */
+/** A command's path, such as ` model pull`, and the words that may follow it. */
 type Place = { readonly path: string; readonly words: readonly { word: string; about: string }[] };
 
 function pathsOf(command: Command, path: string): Place[] {
@@ -42,7 +42,7 @@ function pathsOf(command: Command, path: string): Place[] {
   ];
 }
 
-/** Files where nothing of ours fits, as the shell does by itself. */
+/** `-o default` completes file names where no word fits. */
 const bash = (places: readonly Place[]): string => `_maskroute() {
   local current="\${COMP_WORDS[COMP_CWORD]}" place="" words="" word
   for word in "\${COMP_WORDS[@]:1:COMP_CWORD-1}"; do

@@ -1,4 +1,4 @@
-/** Which edge or backend a command talks to, with which key, and whether a person wants what it is about to change there. */
+/** The edge or backend that a command talks to, its key, and the question before a change at an edge that others use. */
 import { createInterface } from 'node:readline/promises';
 import { Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -20,18 +20,18 @@ export const YES_OPTION = ['--yes', 'change an edge on another machine without a
 export const KEY_HELP = `
 The admin key comes from MASKROUTE_ADMIN_KEY, or from a running "npm start" when that is the edge.`;
 
-/** Of an edge or of a backend: where its key comes from, and what that is called. */
+/** Where the key of an edge or of a backend comes from: `ofDev` is its field in `dev.json`. `key`: its name in messages. */
 const ACCESS = {
   edge: { variable: 'MASKROUTE_ADMIN_KEY', ofDev: 'adminKey', key: 'an admin key' },
   backend: { variable: 'MASKROUTE_BACKEND_KEY', ofDev: 'backendKey', key: 'the backend key' },
 } as const;
 
-/** Of `--edge`. @throws MaskrouteError `invalid_argument` when no edge or no key is named and no `npm start` runs. */
+/** A client for `--edge`. @throws MaskrouteError `invalid_argument` without an edge or a key, and no `npm start` runs. */
 export async function adminClient(edge: string | undefined): Promise<AdminClient> {
   return createAdminClient(...(await accessTo('edge', edge)));
 }
 
-/** Of `--backend`. @throws as {@link adminClient}. */
+/** A client for `--backend`. @throws as {@link adminClient}. */
 export async function backendClient(backend: string | undefined): Promise<BackendClient> {
   return createBackendClient(...(await accessTo('backend', backend)));
 }
@@ -57,16 +57,16 @@ const LOOPBACK = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/;
 const isOnThisMachine = (edge: string): boolean => LOOPBACK.test(new URL(edge).hostname);
 
 /**
- * Before something changes at an edge that others use: says what, and asks. An edge on this machine is one's own.
- * @param change what will be otherwise, in some lines.
- * @throws MaskrouteError `cancelled` when the answer is no, `invalid_argument` where nobody can be asked.
+ * Asks before a change at an edge on another machine, where others may use it.
+ * @param change describes the change, in some lines.
+ * @throws MaskrouteError `cancelled` when the answer is no, `invalid_argument` without a terminal to ask at.
  */
 export async function confirmChange(
   edge: string,
   change: () => Promise<string>,
   yes: boolean,
 ): Promise<void> {
-  // Whoever started a job asked for what it does.
+  // A job was confirmed by whoever started it.
   const isJob = Boolean(process.env.MASKROUTE_JOB_FOLDER);
   if (yes || isJob || isOnThisMachine(edge)) return;
   const said = `${await change()}\n`;
@@ -75,7 +75,7 @@ export async function confirmChange(
     throw invalid(`This changes ${edge}, and nobody can be asked here: add --yes.`);
   }
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
-  // Ctrl-C and Ctrl-D are no answer, and no line either.
+  // Ctrl-C and Ctrl-D count as no; they leave the cursor in the question's line.
   const answer = await terminal.question(`${said}Go on? [y/N] `).catch(() => {
     process.stderr.write('\n');
     return '';
@@ -85,6 +85,6 @@ export async function confirmChange(
   throw new MaskrouteError('cancelled', 'Nothing was changed.');
 }
 
-/** A tenant as people read it. */
+/** A tenant's name in messages. */
 export const whose = (tenant: string): string =>
   tenant === '' ? 'all tenants without their own' : `tenant ${tenant}`;

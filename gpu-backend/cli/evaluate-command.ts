@@ -54,7 +54,7 @@ type EvaluateFlags = DeviceFlags & {
   readonly json: boolean;
 };
 
-/** Well past 512: where a starved cache would show. */
+/** Tokens of `--checks`' long text: well past 512, where missing keys and values would show. */
 const LONG_TOKENS = 640;
 const TASKS_HELP =
   'multiple choice, as TASK=FILE: openbookqa, winogrande, hellaswag, piqa, arc_easy or arc_challenge';
@@ -129,7 +129,7 @@ export function addEvaluationCommand(program: Command): void {
     });
 }
 
-/** Options that would do nothing beside the others. @throws MaskrouteError `invalid_argument`. */
+/** Refuses options that would have no effect. @throws MaskrouteError `invalid_argument`. */
 function refuseIdle(
   { baselines, checks, tasks }: EvaluateFlags,
   isGiven: (name: keyof EvaluateFlags) => boolean,
@@ -137,10 +137,11 @@ function refuseIdle(
   const needs = (name: keyof EvaluateFlags, isMet: boolean, what: string) => {
     if (isGiven(name) && !isMet) throw new MaskrouteError('invalid_argument', `${what}.`);
   };
-  const compared = (some: readonly Baseline[]) => `${some.join(', ')}, and --baselines has none of them`;
+  const compared = (some: readonly Baseline[]) =>
+    `the baselines ${some.join(', ')}; --baselines names none of them`;
   const fixed = Object.keys(UNITS_OF) as Baseline[];
-  needs('facts', checks, '--facts are for the recall that --checks asks; add --checks');
-  needs('taskLimit', tasks.length > 0, '--task-limit is for --tasks, which names no file');
+  needs('facts', checks, '--facts needs --checks, which measures the recall of facts');
+  needs('taskLimit', tasks.length > 0, '--task-limit needs --tasks');
   needs('sparsity', hasAny(baselines, fixed), `--sparsity is for ${compared(fixed)}`);
   needs('budget', hasAny(baselines, SEARCHED), `--budget is for ${compared(SEARCHED)}`);
   needs(
@@ -160,10 +161,10 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
     onProgress: reporter.update,
     signal,
   };
-  // Before hours of work, not after them: it may be no folder, or nobody's to write to.
+  // Made before hours of work, since it may fail.
   if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
   const evaluation = await evaluate(options).finally(reporter.stop);
-  // First: a reader that has left, or a full disk, ends a command that prints.
+  // Files are written before anything is printed: a closed pipe or a full disk at the output ends the command.
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);
   if (!flags.json) console.log(formatEvaluation(evaluation));
   console.log(JSON.stringify(evaluation));
@@ -200,7 +201,7 @@ async function toOptions(
   };
 }
 
-/** The static encoder is named by its id; a full one by the name that `--encoder` takes. */
+/** The name that `--encoder` takes for a mask set's encoder. */
 function encoderName({ encoder: { id } }: MaskSet): string {
   if (id === STATIC_ENCODER_ID) return STATIC_ENCODER_ID;
   return Object.keys(ENCODERS).find((name) => ENCODERS[name] === id) ?? `hf:${id}`;
@@ -213,11 +214,11 @@ function flavoursOf(
 ): (SurrogatesId | null)[] {
   if (choice === 'without' || (choice === 'auto' && table === undefined)) return [null];
   if (table === undefined)
-    throw new MaskrouteError('invalid_argument', 'The model has no surrogates: --surrogate without.');
+    throw new MaskrouteError('invalid_argument', 'The model has no surrogates; use --surrogate without.');
   return choice === 'with' ? [table] : [null, table];
 }
 
-/** With the learning run's pictures where its report lies beside a mask set. */
+/** Writes evaluation.json and report.html; the page includes learning reports found beside the mask sets. */
 async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
   const { writeWhole } = await import('../files.ts');
   const { EVALUATION_FILE, writeReportHtml } = await import('../learning/report/write-report.ts');

@@ -1,6 +1,6 @@
 /**
- * What the commands of `maskroute` and npm's scripts have in common: help that ends with examples and names each default
- * once, one line about what is wrong, and exit code 2 for a command that was not called right.
+ * Shared by the commands of `maskroute` and npm's scripts: help that ends with examples and names each default once,
+ * errors in one line, and exit code 2 for wrong usage.
  */
 import { Command, type Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -10,7 +10,7 @@ export const USAGE_EXIT = 2;
 export const examples = (...lines: string[]): string =>
   `\n${lines.length === 1 ? 'Example' : 'Examples'}:\n${lines.map((line) => `  ${line}`).join('\n')}`;
 
-/** Commands that are made below it are alike. */
+/** A command with the project's help; its subcommands inherit the settings. */
 export const newCommand = (name: string, description: string): Command =>
   new Command(name)
     .description(description)
@@ -19,7 +19,7 @@ export const newCommand = (name: string, description: string): Command =>
     .showHelpAfterError('(run with --help for the options)')
     .configureHelp({ optionDescription });
 
-/** What it is, whether it must be given, what may be, and what holds when nothing is. */
+/** The description of an option, with "required", its choices, its default and its environment variable. */
 function optionDescription({ description, mandatory, argChoices, envVar, ...option }: Option): string {
   const preset = option.defaultValueDescription ?? inWords(option.defaultValue);
   const more = [
@@ -31,13 +31,13 @@ function optionDescription({ description, mandatory, argChoices, envVar, ...opti
   return more.length === 0 ? description : `${description} (${more.join('; ')})`;
 }
 
-/** Of a switch that is off, and of a list that is empty, nothing is said. */
+/** A default in words; empty for switches and for empty lists. */
 const inWords = (preset: unknown): string =>
   preset === undefined || typeof preset === 'boolean' ? '' : String(preset);
 
 /**
- * What an npm script was called with. The process ends after help, and with exit code 2 when it was not called right.
- * `lines`: the examples that its help ends with.
+ * Parses the options of an npm script. Exits after help, and with exit code 2 for wrong usage.
+ * @param lines the examples at the end of the help.
  */
 export function parseScript<Options extends object>(
   command: Command,
@@ -52,7 +52,7 @@ export function parseScript<Options extends object>(
     .opts<Options>();
 }
 
-/** One line for what a person can meet; a stack for a bug. Leaves the exit code. */
+/** Prints an expected error in one line, and a bug with its stack. Sets `process.exitCode`. */
 export function sayError(error: unknown): void {
   console.error(isForPeople(error) ? `error: ${error.message}` : error);
   process.exitCode = isUsage(error) ? USAGE_EXIT : 1;
@@ -61,6 +61,6 @@ export function sayError(error: unknown): void {
 const isUsage = (error: unknown): boolean =>
   error instanceof MaskrouteError && error.code === 'invalid_argument';
 
-/** Our own errors, and the system's: no such file, no room, no right to. */
+/** Our own errors, and the system's (no such file, disk full, no permission). */
 const isForPeople = (error: unknown): error is Error =>
   error instanceof MaskrouteError || (error instanceof Error && 'syscall' in error);

@@ -128,7 +128,7 @@ export function addLearnCommands(program: Command): void {
     .option('--quick', 'a usable set in minutes: less text, fewer exchanges, one turn', false)
     .option(
       '--from <file>',
-      'begin with the masks of this mask set: they are shared out anew, and none are searched for',
+      'take the masks of this mask set, without a search, and assign them to the new clusters',
     )
     .option(
       '--memory <GB>',
@@ -227,16 +227,16 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   }
 }
 
-/** Gradients need operators that ONNX Runtime has for the processor alone; machines that take work from a queue have their own. */
+/** Gradients need operators that ONNX Runtime has for the CPU only. With a queue, workers choose their own devices. */
 const whereLearningComputes = (device: Device, isQueued: boolean): string =>
   isQueued
-    ? `Blocks are timed on ${deviceName(device)}; all else is computed by those who take the work.`
-    : `Masks are scored and timed on ${deviceName(device)}; gradients, losses and the dense model's targets are computed on the processor.`;
+    ? `Blocks are timed on ${deviceName(device)}; everything else is computed by the workers.`
+    : `Masks are scored and timed on ${deviceName(device)}; gradients, losses and the dense model's targets are computed on the CPU.`;
 
-/** Clusters that `auto` may come to, for a forecast. */
+/** Assumed clusters of `--clusters auto`, for the forecast. */
 const AUTO_CLUSTERS = 8;
 
-/** What the run will take, before it takes it. */
+/** Prints how long the run will take, and what smaller runs would. */
 async function sayForecast(
   { manifest: { config, weights } }: InstalledModel,
   flags: LearnFlags,
@@ -307,7 +307,7 @@ async function showLearned({ maskSet, report }: Learned, file: string): Promise<
   if (heldOutAgreement(maskSet) !== null) console.log(`Next: maskroute publish ${file} --activate`);
   else {
     console.error(
-      'With so few prompts none was held out, so nobody knows how good this set is, and no edge makes it live. Learn it with more.',
+      'There were too few prompts to hold any out, so the quality of this set is unknown, and no edge makes it live. Learn it with more prompts.',
     );
   }
 }
@@ -318,14 +318,14 @@ async function showSharing({ headroom, reason }: NonNullable<LearnReport['sharin
   if (reason !== null) console.log(`All clusters share one mask: ${reason}.`);
 }
 
-/** Undefined: this process computes. */
+/** Units that workers compute; undefined without `--queue`, when this process computes. */
 async function unitsFor({ queue, journal }: LearnFlags, home: string, say: (line: string) => void) {
   if (queue === undefined) return undefined;
   const { openQueuedUnits } = await import('../learning/units/queued-units.ts');
   return openQueuedUnits({ url: queue, journal: journalFolder(home, journal), say });
 }
 
-/** The installed table by default. @throws MaskrouteError `invalid_argument` when it is asked for and not there. */
+/** The model's surrogates, unless `--no-surrogate`. @throws MaskrouteError `invalid_argument` when requested but missing. */
 async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
   if (wanted === false) return undefined;
   const { installedSurrogates } = await import('../learning/search/model-parts.ts');
@@ -337,29 +337,29 @@ async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined)
   );
 }
 
-/** @throws MaskrouteError `invalid_argument` when so small a share is no block at all. */
+/** @throws MaskrouteError `invalid_argument` when the sparsity rounds to no block. */
 function checkSparsity({ sparsity, cost }: LearnFlags, blockCount: number): void {
   if (cost !== 'blocks' || Math.round(sparsity * blockCount) > 0) return;
   throw new MaskrouteError(
     'invalid_argument',
-    `A sparsity of ${sparsity} is less than half a block of ${blockCount}: no mask would skip anything.`,
+    `A sparsity of ${sparsity} is less than half a block of ${blockCount} blocks: no mask would skip anything.`,
   );
 }
 
-/** Of the flag: the variable may stand for runs that have a queue. @throws MaskrouteError `invalid_argument` when it would do nothing. */
+/** Called for the flag only; MASKROUTE_JOURNAL may be set for other runs. @throws MaskrouteError `invalid_argument`. */
 function checkJournal({ queue }: LearnFlags): void {
   if (queue !== undefined) return;
   throw new MaskrouteError('invalid_argument', '--journal is for --queue, whose workers write there.');
 }
 
-/** @throws MaskrouteError `invalid_argument` when it would do nothing. */
+/** @throws MaskrouteError `invalid_argument` when `--context` would have no effect. */
 function checkContext({ cost, context, from }: LearnFlags): void {
   if (context === undefined || (cost === 'time' && from === undefined)) return;
   throw new MaskrouteError(
     'invalid_argument',
     from === undefined
-      ? '--context is for --cost time, which measures what blocks take.'
-      : '--context does nothing beside --from: blocks count as they did for the earlier set.',
+      ? '--context needs --cost time, which times the blocks.'
+      : '--context has no effect with --from: blocks weigh the same as in the earlier set.',
   );
 }
 
@@ -384,7 +384,7 @@ async function runDistill(
   console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
 }
 
-/** In bytes. */
+/** Gigabytes as bytes. */
 function gigabytes(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value * 1e9;

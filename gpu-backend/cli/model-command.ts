@@ -1,4 +1,4 @@
-/** `model pull|list|show|surrogates`: arguments and output. What they do is in models.ts and in the store of models. */
+/** `model pull|list|show|surrogates`: arguments and output. `models.ts` does the work. */
 import { type Command, Option } from 'commander';
 import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
@@ -128,7 +128,7 @@ hash       ${manifest.hash}
 source     ${manifest.source}, imported ${manifest.importedAt}
 weights    ${manifest.weights}
 model      ${config.architecture}, ${config.layerCount} layers (${2 * config.layerCount} blocks), hidden ${config.hiddenSize}, FFN ${config.ffnSize}
-attention  ${config.headCount} heads over ${config.kvHeadCount} of K and V, ${config.headSize} wide
+attention  ${config.headCount} heads, ${config.kvHeadCount} K/V heads, head size ${config.headSize}
 surrogates ${surrogatesLine(manifest)}
 tokens     ${config.vocabularySize} in the vocabulary, ${config.contextTokens} of context
 files      ${Object.entries(manifest.files)
@@ -146,5 +146,5 @@ type PullFlags = {
 
 const surrogatesLine = ({ surrogates }: ModelManifest): string =>
   surrogates === undefined
-    ? 'none: skipped blocks leave holes'
+    ? 'none: a skipped block adds nothing'
     : `${surrogates.id}, rank ${surrogates.rank} (${surrogates.fitted})`;

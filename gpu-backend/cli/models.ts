@@ -1,6 +1,6 @@
 /**
- * What the commands do with installed models: `model pull`, `list`, `show` and `surrogates` as plain functions. Here the
- * default model gets the table of surrogates that comes with the project.
+ * `model pull`, `list`, `show` and `surrogates` as plain functions. `pull` also installs the project's surrogates into the
+ * default model.
  */
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
@@ -38,18 +38,18 @@ import { installSurrogates, surrogatesIdOf } from '../model/surrogates.ts';
 type PullOptions = ImportHooks & {
   readonly home: string;
   readonly weights: WeightKind;
-  /** Import again what is installed already. */
+  /** Imports even when the model is installed already. */
   readonly force?: boolean;
-  /** Files of text that four bits are measured on; the model writes its own when there is none. */
+  /** Files of calibration text for q4; without them the model writes its own text. */
   readonly data?: readonly string[];
 };
 
-/** Hooks of what may wait for another import. */
+/** Hooks of functions that may wait for another import. */
 type WaitHooks = Pick<ImportHooks, 'log' | 'signal'>;
 
 /**
- * Installs a model. 8-bit weights have the plain name; others stand beside it as `<name>-q4` and `<name>-f32`.
- * A model that is installed already, from the same weights, is left alone.
+ * Installs a model. With 8-bit weights it has the plain name; others are named `<name>-q4` and `<name>-f32`.
+ * Does nothing when the same model is installed already.
  * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
  * `storage_failed`, `cancelled`.
  */
@@ -62,9 +62,7 @@ export async function pullModel(specText: string, options: PullOptions): Promise
     }
     const { code, message } = error as NodeJS.ErrnoException;
     if (code === undefined || !DISK_ERRORS.has(code)) throw error;
-    throw new MaskrouteError('storage_failed', `The disk does not do what an import needs: ${message}`, {
-      cause: error,
-    });
+    throw new MaskrouteError('storage_failed', `The import failed at the disk: ${message}`, { cause: error });
   }
 }
 
@@ -73,15 +71,15 @@ const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EI
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
   const { home, weights, force = false, data = [] } = options;
   if (data.length > 0 && weights !== 'q4')
-    throw new MaskrouteError('invalid_request', 'Only four bits are measured on text: --data goes with q4.');
+    throw new MaskrouteError('invalid_request', 'Only q4 is calibrated on text: --data needs --weights q4.');
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);
   const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
   const given = weights === 'q4' ? await originOf(data) : undefined;
   const asWanted = (model: InstalledModel | undefined, origin: string | undefined) =>
     model && !force && isHeldSo(model.manifest, weights, origin) ? model : undefined;
-  // The default model is asked for at every start: when it is there, neither the network nor the lock is needed.
-  // Whichever source it was taken from counts.
+  // Every start asks for the default model: when it is installed, from whichever source, neither the network nor the
+  // lock is needed.
   const present = async () =>
     plainName === DEFAULT_MODEL
       ? asWanted(await openInstalled(home, name).catch(() => undefined), given)
@@ -102,19 +100,19 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
   return withPresetSurrogates(home, model, options);
 }
 
-/* The text that four bits are measured on. */
+/* The calibration text of q4. */
 
 const OWN_TEXT_SEED = 1;
 /**
- * Larger models are rounded plainly unless there is data: rounding costs them little, and choosing codes by text takes hours
- * and a byte of memory a weight.
+ * Larger models are rounded to nearest unless there is data: rounding costs them little, and calibration takes hours and a
+ * byte of memory a weight.
  */
 const BY_TEXT_WEIGHTS_MAX = 1e9;
 const PLAIN_ORIGIN = 'none: rounded plainly';
 const PLAIN_HINT =
-  'Four bits are rounded plainly, as the model is large. With --data FILE they are chosen by what they do to your text, which takes hours.';
+  'The model is large, so its four-bit weights are rounded to nearest. With --data FILE they are calibrated on your text, which takes hours.';
 
-/** What a manifest calls the text. @throws MaskrouteError `invalid_argument` when a file cannot be read. */
+/** The manifest's name of the calibration text. @throws MaskrouteError `invalid_argument` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
   if (data.length === 0) {
     const { PASSAGES_FILE } = await import('../learning/data/calibration-text.ts');
@@ -126,7 +124,7 @@ async function originOf(data: readonly string[]): Promise<string> {
   return `data ${hash}`;
 }
 
-/** How weights are held. The text for four bits comes from the data, or from the model itself at eight bits. */
+/** The format of the weights, with q4's calibration text: from `data`, or written by the model at eight bits. */
 async function heldAs(
   local: LocalModel,
   plainName: string,
@@ -147,7 +145,7 @@ async function heldAs(
   return { kind: 'q4', origin: origin!, text, threads };
 }
 
-/** `use` gets the model at eight bits: the installed model, or another that is made for the purpose. */
+/** Calls `use` with the model at eight bits: the installed model, or a temporary import. */
 async function withEightBits<T>(
   local: LocalModel,
   plainName: string,
@@ -159,13 +157,13 @@ async function withEightBits<T>(
   const isUsable = installed && isHeldSo(installed.manifest, 'q8', undefined);
   // An older import has no graph for many sequences.
   if (isUsable && BATCHED_MODEL_FILE in installed.manifest.files) return use(installed);
-  hooks.log('Four bits are measured on text, which the model reads and writes at eight bits first.');
+  hooks.log('q4 is calibrated on text, for which the model is first imported with eight bits.');
   return withScratch(home, async (scratch) =>
     use(await importModel(local, { ...hooks, home: scratch, name: plainName, weights: { kind: 'q8' } })),
   );
 }
 
-/** Work on the store, after whatever another process does there; what a killed import left is put right first. */
+/** Runs `work` under the store's lock, after repairing what a killed import left. */
 function locked<T>(home: string, { log, signal }: WaitHooks, work: () => Promise<T>): Promise<T> {
   const onWait = () => log('Another import is running; waiting for it to end.');
   return withStoreLock(home, { onWait, signal }, async () => {
@@ -179,7 +177,7 @@ type ModelRow = {
   readonly weights: WeightKind | undefined;
   readonly bytes: number;
   readonly source: string;
-  /** Why it cannot be used, when it cannot. */
+  /** Why the model cannot be used; undefined when it can. */
   readonly problem: string | undefined;
 };
 
@@ -219,8 +217,8 @@ const PRESET_FILE = fileURLToPath(
 );
 
 /**
- * The default model with the table that was fitted for it; the model as it is when its weights are from another file,
- * or when somebody installed a table of their own. Takes the store's lock where there is something to do.
+ * Installs the project's surrogates into the default model. Returns the model unchanged when its weights are from another
+ * file, or when the user installed surrogates of their own. Takes the store's lock only when there is something to do.
  */
 export async function withPresetSurrogates(
   home: string,

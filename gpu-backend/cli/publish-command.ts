@@ -1,4 +1,4 @@
-/** `publish`, `rollback` and `register`: what people change at an edge; gpu-backend/publication does the work. */
+/** `publish`, `rollback` and `register`: commands that change an edge. `gpu-backend/publication` does the work. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Command, InvalidArgumentError } from 'commander';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
@@ -149,14 +149,14 @@ export function addRegisterCommand(program: Command): void {
   program
     .command('register')
     .description(
-      'keep several backends in the registry of an edge, each while it is ready; {n} is its number',
+      'keep the ready backends in the registry of an edge; {n} in an option is the number of a backend',
     )
     .requiredOption('--count <count>', 'backends at most', wholeNumber(1, BACKENDS_MAX))
     .requiredOption('--url <url>', 'their address for the edge: https://backend-{n}.example.com')
     .requiredOption('--probe <url>', 'their address for this process: http://backend-{n}.backend:8080')
     .option('--id <id>', 'their ids in the registry', 'backend-{n}')
     .option('--region <regions...>', 'regions that they serve: EU, DE, FRA, or *', ['*'])
-    .option('--every-s <seconds>', 'seconds between two looks', wholeNumber(1, 3600), 5)
+    .option('--every-s <seconds>', 'seconds between checks', wholeNumber(1, 3600), 5)
     .option(...EDGE_OPTION)
     .option('--json', 'print a JSON object a line, one for each change', false)
     .addHelpText('after', KEY_HELP)
@@ -182,9 +182,9 @@ export function addRegisterCommand(program: Command): void {
     });
 }
 
-const HEARD = { added: 'ready, and in the registry', removed: 'gone, and out of the registry' };
+const HEARD = { added: 'ready, added to the registry', removed: 'not ready, removed from the registry' };
 
-/** A look that fails is a line on standard error, and the next look is the next try. */
+/** Checks the backends every `every_s`, until `signal`. A check that fails is a line on standard error. */
 async function follow(
   registrar: Registrar,
   every_s: number,
@@ -198,7 +198,7 @@ async function follow(
       for (const id of removed) say(id, 'removed');
       for (const id of foreign) {
         console.error(
-          `${id}: another address has this name; delete its entry, or give --id names of its own`,
+          `${id}: the registry has this id with another address; delete that entry, or choose other ids with --id`,
         );
       }
     } catch (error) {
@@ -220,5 +220,5 @@ const STATES = {
   activated: 'live',
   scheduled: 'goes live as scheduled',
   already_live: 'is live already',
-  bounds_changed: 'is live already, and rolled back by these bounds from now on',
+  bounds_changed: 'is live already; these bounds apply from now on',
 };

@@ -1,4 +1,4 @@
-/** `schedule`: learning that comes again, at a running backend, with its key or through an edge. */
+/** `schedule`: repeated learning jobs on a running backend, asked with the backend's key or through an edge. */
 import type { Command } from 'commander';
 import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
@@ -25,7 +25,7 @@ The backend key comes from MASKROUTE_BACKEND_KEY, or from a running "npm start" 
 no backend key is needed, but an admin key in MASKROUTE_ADMIN_KEY. A job that publishes takes its admin key from there, too,
 where the file has none; through an edge it publishes at that edge, and its "publish" names none.`;
 
-/** Where a command works, what it prints, and examples. */
+/** Adds the options that all schedule commands have, and examples. */
 const atBackend = (command: Command, ...lines: string[]): Command =>
   command
     .option(...BACKEND_OPTION)
@@ -44,7 +44,7 @@ export function addScheduleCommands(program: Command): void {
   atBackend(
     schedule
       .command('add')
-      .description('add a job that comes again; the file has it in JSON, as POST /v1/jobs takes it')
+      .description('add a repeated job; the file is JSON, the body of POST /v1/jobs')
       .argument('<file>', 'the job: its data, what to learn, and where to publish it')
       .requiredOption('--every <span>', 'how often: 30m, 24h, 7d')
       .option(
@@ -118,14 +118,14 @@ async function readJob(file: string): Promise<object> {
 const isJob = (json: unknown): json is { readonly publish?: { readonly admin_key?: string } } =>
   json !== null && typeof json === 'object' && !Array.isArray(json);
 
-/** Whom to ask, the path of the backend's jobs there, and how people call that. @throws MaskrouteError `invalid_argument`. */
+/** The client, the path of the backend's jobs, and the backend's name in messages. @throws MaskrouteError `invalid_argument`. */
 async function placeOf({ backend, edge, on }: Omit<Flags, 'json'>) {
   if (on === undefined) {
     if (edge !== undefined) throw misused('--edge needs --on, the id of the backend in its registry.');
     const client = await backendClient(backend);
     return { client, jobs: '/jobs', where: client.backend };
   }
-  if (backend !== undefined) throw misused('--on and --backend name the same thing: give one of them.');
+  if (backend !== undefined) throw misused('--on and --backend both name a backend: give one of them.');
   const client = await adminClient(edge);
   return { client, jobs: `/backends/${encodeURIComponent(on)}/jobs`, where: `${on} of ${client.edge}` };
 }

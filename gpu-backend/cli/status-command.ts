@@ -1,4 +1,4 @@
-/** `status` and `history`: what an edge serves by, and how that came to be. */
+/** `status` and `history`: what is live at an edge, and its publications. */
 import type { Command } from 'commander';
 import type { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
@@ -59,13 +59,13 @@ export function addStatusCommands(program: Command): void {
 type Status = {
   readonly edge: string;
   readonly tenant: string;
-  /** Null: requests run dense, or by what is live for every tenant. */
+  /** Null: nothing of the tenant's own; requests run dense, or under the default mask set. */
   readonly live: (LivePublication & { readonly name: string | null }) | null;
-  /** Null with a tenant's own admin key: backends are none of its business. */
+  /** Null with a tenant's own admin key, which may not see backends. */
   readonly backends: readonly (BackendEntry & Learning)[] | null;
 };
 
-/** Null where the backend does not say. */
+/** Null when the backend does not answer. */
 type Learning = { readonly jobs: readonly Job[] | null; readonly schedules: readonly Schedule[] | null };
 
 async function readStatus(client: AdminClient, tenant: string): Promise<Status> {
@@ -101,7 +101,7 @@ async function readBackends(client: AdminClient): Promise<Status['backends']> {
   );
 }
 
-/** Null where it cannot be read: a backend that is away keeps nobody from hearing of the others. */
+/** Null when it cannot be read, so that one backend without an answer does not fail the command. */
 const listed = <T extends z.ZodType>(client: AdminClient, path: string, item: T) =>
   client.request({ method: 'GET', path }, listSchema(item)).then(
     ({ data }) => data as z.output<T>[],
@@ -123,7 +123,7 @@ function describeStatus({ edge, tenant, live, backends }: Status): string {
     `For       ${whose(tenant)}`,
     `Live      ${live === null ? 'nothing: requests run dense, or by the default mask set' : describeLive(live)}`,
     ...(backends === null
-      ? ['Backends  only a key of kind admin sees them']
+      ? ['Backends  visible only with a key of kind admin']
       : backends.flatMap(describeBackend)),
   ].join('\n');
 }

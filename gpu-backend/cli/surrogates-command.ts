@@ -1,4 +1,4 @@
-/** `surrogates`: fits and distils stand-ins for the blocks of a model that masks skip, and installs them when asked to. */
+/** `surrogates`: fits and distils surrogates of a model's blocks, and with `--install` installs them. */
 import type { Command } from 'commander';
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
@@ -74,7 +74,7 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
     onProgress: reporter.update,
     signal,
   }).finally(reporter.stop);
-  // First: a reader that has left, or a full disk, ends a command that prints.
+  // Installed before anything is printed: a closed pipe or a full disk at the output ends the command.
   const surrogates = install ? await installTable(flags, { log: reporter.log, signal }) : undefined;
   const { start, distilled, steps } = learned;
   const told = { out: flags.out, start_kl: start, kl: distilled, steps, installed: install, surrogates };
@@ -96,7 +96,7 @@ async function installTable(
   return manifest.surrogates?.id;
 }
 
-/** The distinct masks of the sets: first what each learned on everything, then those of the clusters. */
+/** The distinct masks of the sets: first each set's one mask for everybody, then the masks of the clusters. */
 async function masksInUse(paths: readonly string[], model: InstalledModel): Promise<Uint8Array[]> {
   const { readMaskSet } = await import('../publication/publish.ts');
   const { checkMaskSets } = await import('../learning/evaluation/inputs.ts');

@@ -1,6 +1,6 @@
 /**
- * What every command does with its surroundings, a terminal, a log file or a backend that runs it as a job: arguments,
- * Ctrl-C, and progress. Progress is a bar on a terminal and some lines in a log file, with the time left.
+ * Parts that all commands share: parsers for arguments, Ctrl-C, and progress with the time left. Progress is a bar on a
+ * terminal, some lines in a log file, and JSON for a backend that runs the command as a job.
  */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -16,7 +16,7 @@ import { onStopSignal } from '../stop-signals.ts';
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
 
-/** Ctrl-C ends the work in good order: nothing is half-written, and the same command can go on later. */
+/** Runs `work`; Ctrl-C and SIGTERM abort its signal. Prints "Stopped." then, and sets exit code 130. */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();
   const listenNoMore = onStopSignal(() => interrupted.abort());
@@ -34,23 +34,23 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
 const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
 
 /**
- * Makes this process a backend's job: it ends when its parent is gone, so that no orphan goes on. It waits for another
- * run on the same folder, which may have lost its parent a moment ago and still be at its last step. The lock is an
- * exclusive SQLite transaction, and the operating system lets go of it with the process.
+ * Makes this process a backend's job: it kills itself when its parent ends, so that no orphan is left. It waits for an
+ * earlier run on the same folder, which may still be ending. The lock is an exclusive SQLite transaction, which the
+ * operating system releases when the process ends.
  * @throws Error when the other run does not end.
  */
 export function becomeJob(folder: string): void {
   const goWithParent = () => process.kill(process.pid, 'SIGKILL');
-  // The parent may be gone since before anything here listened.
+  // The parent may have ended before this process listened.
   if (process.connected === false) goWithParent();
   process.once('disconnect', goWithParent);
-  // The channel alone must not keep the process.
+  // The channel alone must not keep the process alive.
   process.channel?.unref();
   if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)
     throw new Error('another run of this job does not end');
 }
 
-/** Every command says in JSON what it says to people. */
+/** The option of commands that can print their result as JSON. */
 export const JSON_OPTION = ['--json', 'print JSON and nothing else on standard output', false] as const;
 
 /* Arguments: each function is a parser for commander. */
@@ -65,39 +65,40 @@ export function wholeNumber(min: number, max = Number.MAX_SAFE_INTEGER): (text: 
   };
 }
 
-/** Of a table of surrogates. */
+/** The rank of surrogates. */
 export function rank(text: string): number {
   const value = wholeNumber(32, 1024)(text);
   if (value % 32 === 0) return value;
   throw new InvalidArgumentError('expected a multiple of 32');
 }
 
-/** Some of the whole, neither none nor all. */
+/** A share of a whole, neither 0 nor 1. */
 export function part(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && value > 0 && value < 1) return value;
   throw new InvalidArgumentError('expected a number between 0 and 1, such as 0.125');
 }
 
+/** A share of a whole; may be 0. */
 export function share(text: string): number {
   const value = Number(text);
   if (text.trim() !== '' && value >= 0 && value < 1) return value;
   throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
 }
 
-/** Of `--device` and `--float-type`. */
+/** The values of `--device` and `--float-type`. */
 export type DeviceFlags = { readonly device: DeviceChoice; readonly floatType?: FloatType | undefined };
 
 /** `--device`, or MASKROUTE_DEVICE from the environment. */
 export const deviceOption = (): Option =>
-  new Option('--device <device>', 'what computes: the CPU, a GPU through WebGPU, or whichever is there')
+  new Option('--device <device>', 'where to compute; webgpu: a GPU, auto: a GPU if there is one')
     .choices(DEVICE_CHOICES)
     .env('MASKROUTE_DEVICE')
     .default('cpu');
 
 /** `--float-type`, or MASKROUTE_FLOAT_TYPE from the environment. */
 export const floatTypeOption = (): Option =>
-  new Option('--float-type <type>', 'what a GPU computes in (default: f16 where it can)')
+  new Option('--float-type <type>', 'the float type on a GPU (default: f16 if the GPU has it)')
     .choices(FLOAT_TYPES)
     .env('MASKROUTE_FLOAT_TYPE');
 
@@ -105,28 +106,28 @@ export const floatTypeOption = (): Option =>
 export const kvTypeOption = (): Option =>
   new Option(
     '--kv-type <type>',
-    'how keys and values are kept: f16 takes half the memory of f32 (default: f32; on a GPU its --float-type)',
+    'the type of the KV cache: f16 takes half the memory of f32 (default: f32; on a GPU its --float-type)',
   )
     .choices(KV_TYPES)
     .env('MASKROUTE_KV_TYPE');
 
 /**
- * What the flags come to; with `auto` on the processor, why, said once on standard error.
+ * The device that the flags choose. When `auto` falls back to the CPU, prints why on standard error.
  * @throws MaskrouteError `no_device`, `invalid_argument`.
  */
 export async function chosenDevice({ device: choice, floatType }: DeviceFlags): Promise<Device> {
   const { device, reason } = await chooseDevice({ choice, floatType });
-  if (reason !== undefined) console.error(`The processor computes: ${reason}.`);
+  if (reason !== undefined) console.error(`Computing on the CPU: ${reason}.`);
   return device;
 }
 
-/** As it is. `name`: of the flag or variable. @throws MaskrouteError `invalid_argument`. */
+/** Returns `text` if it is an address. `name`: the flag or variable. @throws MaskrouteError `invalid_argument`. */
 export function httpAddress(name: string, text: string): string {
   if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
   throw new MaskrouteError('invalid_argument', `${name} must be an http or https address, not "${text}".`);
 }
 
-/** From the environment; 0 means any free one. @throws MaskrouteError `invalid_argument` unless it is absent or a port. */
+/** A port from the environment, 0 for any free port. @throws MaskrouteError `invalid_argument` when it is no port. */
 export function portFrom(name: string, preset: number): number {
   const text = process.env[name];
   if (text === undefined || text === '') return preset;
@@ -135,7 +136,7 @@ export function portFrom(name: string, preset: number): number {
   throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
-/** How many threads compute: as `MASKROUTE_THREADS` says, or all cores. @throws MaskrouteError `invalid_argument`. */
+/** `MASKROUTE_THREADS`, by default the number of cores. @throws MaskrouteError `invalid_argument`. */
 export function computingThreads(): number {
   const text = process.env.MASKROUTE_THREADS;
   if (text === undefined || text === '') return availableParallelism();
@@ -148,25 +149,25 @@ export function computingThreads(): number {
 
 /* Progress. */
 
-/** What is left of a pipeline whose stages are known beforehand. */
+/** Progress of a pipeline whose stages are known beforehand. */
 type WholeRun = {
-  /** Where the stage stands among all, such as `stage 3 of 8`. */
+  /** The stage's number, such as `stage 3 of 8`. */
   readonly stage: string;
   /** What the stage counts. */
   readonly unit: string;
-  /** Of all stages, in one unit; `known` of it was done by an earlier run. */
+  /** The work of all stages, in one unit; `known`: the part that an earlier run did. */
   readonly work: { readonly done: number; readonly total: number; readonly known: number };
 };
 
 export type Reporter = {
   /**
-   * Of a long pipeline: `done` of `total`; a new `stage` ends the one before. The time left is the whole run's where that
-   * is known, else the stage's.
+   * Progress of a pipeline: `done` of `total`; a new `stage` ends the previous stage. The time left is that of `run` when
+   * given, else the stage's.
    */
   update(stage: string, done: number, total: number, detail?: string, run?: WholeRun): void;
-  /** Of a download and an import. */
+  /** Progress of a download or an import. */
   onProgress(progress: ImportProgress): void;
-  /** A line of text that does not tear the bar. */
+  /** Prints a line; ends the bar first. */
   log(line: string): void;
   stop(): void;
 };
@@ -191,19 +192,19 @@ export function createReporter(out: NodeJS.WriteStream = process.stderr, clock: 
   };
 }
 
-/** How far a stage is, and how that is worded. */
+/** A stage's progress, and its texts. */
 type Step = {
   readonly stage: string;
   readonly done: number;
-  /** Undefined while it is not known. */
+  /** Undefined while unknown. */
   readonly total: number | undefined;
   readonly detail: string;
   readonly run?: WholeRun | undefined;
-  /** What cli-progress fills in; `left` is the time left. */
+  /** The format of the bar for cli-progress; `left` is the time left. */
   readonly bar: string;
-  /** How many lines of a log file the stage gets. */
+  /** The number of lines that the stage gets in a log file. */
   readonly lines: number;
-  /** The line after the `nth` of that many parts. */
+  /** The `nth` of these lines. */
   line(nth: number, left_s: number | undefined): string;
 };
 
@@ -238,7 +239,7 @@ function importStep({ phase, done, total, unit }: ImportProgress): Step {
   const detail = isBytes ? ` · ${(done / 1e6).toFixed(1)} of ${megabytes(total)}` : '';
   return {
     ...{ done, total, detail },
-    // Once its length is known, it is another bar.
+    // A different stage, so that a bar begins once the total is known.
     stage: total === undefined ? `${title} …` : title,
     bar: `${title.padEnd(12)} {bar} {percentage}%{detail}{left}`,
     lines: 10,
@@ -265,7 +266,7 @@ function bars(out: NodeJS.WriteStream, clock: Clock): Display {
       if (stage !== shown) {
         stop();
         shown = stage;
-        // A bar of unknown length says nothing; its title alone does.
+        // Without a total, the title alone is printed.
         if (total === undefined) out.write(`${stage}\n`);
         else {
           bar = new SingleBar({ stream: out, format, barsize: 30 }, Presets.shades_classic);
@@ -295,7 +296,7 @@ function lines(out: NodeJS.WriteStream, clock: Clock): Display {
   };
 }
 
-/** How often at most a program hears of the same stage; it hears of every stage's begin and end. */
+/** The shortest time between two lines of a stage; the begin and the end of a stage are always written. */
 const JSON_EVERY_ms = 250;
 
 function jsonLines(write: (line: string) => void, clock: Clock): Display {
@@ -318,16 +319,16 @@ function jsonLines(write: (line: string) => void, clock: Clock): Display {
 type Clock = () => number;
 const now: Clock = () => performance.now();
 
-/** Before so much of it is done, nothing is said of the time that a whole run takes. */
+/** The least share of the work and the least time before the first estimate of a whole run. */
 const FIRST_ESTIMATE = { part: 0.01, after_ms: 5000 };
-/** So long without a step, and so many times the usual. */
+/** A time between steps is a pause when it is longer than `least_ms` and than `steps` usual steps. */
 const PAUSE = { least_ms: 60_000, steps: 20 };
-/** A correction is spread over so much time at least, and over so much of what is left. */
+/** A correction of the estimate is spread over at least `least_s`, and over `part` of the time left. */
 const CORRECTION = { least_s: 20, part: 0.25 };
 
 /**
- * Tells of each step whether it begins a stage, and the seconds left. What was done by an earlier run says nothing of the
- * pace. The estimate of a whole run does not jump: what is new about it is added bit by bit.
+ * Returns for each step whether it begins a stage, and the seconds left. Work of an earlier run does not count for the
+ * pace. The estimate of a whole run does not jump: corrections are applied gradually.
  */
 export function createEstimate(clock: Clock) {
   const stepClock = withoutPauses(clock);
@@ -338,7 +339,7 @@ export function createEstimate(clock: Clock) {
     const at_ms = stepClock();
     const isNew = next !== stage;
     const work = run?.work ?? { done, total, known: 0 };
-    // Work that is less than before is another run's.
+    // Less work done than before: a new run.
     const isFirst = stage === undefined || (isNew && run === undefined) || work.done < from.done;
     stage = next;
     if (isFirst || work.known > from.done) {
@@ -355,7 +356,7 @@ export function createEstimate(clock: Clock) {
   };
 }
 
-/** On this clock no time passes while a machine sleeps or a process is stopped. It is to be asked once a step. */
+/** A clock that stands still while the machine sleeps or the process is stopped. Must be asked once a step. */
 function withoutPauses(clock: Clock): Clock {
   let [paused_ms, usual_ms] = [0, 0];
   let last_ms: number | undefined;
@@ -364,14 +365,14 @@ function withoutPauses(clock: Clock): Clock {
     const step_ms = at_ms - (last_ms ?? at_ms);
     const isPause = step_ms > Math.max(PAUSE.least_ms, PAUSE.steps * usual_ms);
     if (isPause) paused_ms += step_ms;
-    // The second such step in a row is no pause: the machine is slow.
+    // The second long step in a row is no pause: the machine is slow.
     usual_ms = isPause ? step_ms : (usual_ms + step_ms) / 2;
     last_ms = isPause ? at_ms - step_ms : at_ms;
     return last_ms;
   };
 }
 
-/** What was said, less the time that has passed, and a part of what the new figure differs by. */
+/** The last estimate minus the time since, moved a part of the way to the new estimate. */
 function follow(said: { left_s: number; at_ms: number }, left_s: number, at_ms: number): number {
   const passed_s = (at_ms - said.at_ms) / 1000;
   const expected_s = Math.max(0, said.left_s - passed_s);
@@ -379,13 +380,13 @@ function follow(said: { left_s: number; at_ms: number }, left_s: number, at_ms: 
   return expected_s + (left_s - expected_s) * (1 - Math.exp(-passed_s / over_s));
 }
 
-/** At the pace so far; undefined while nothing is known about it. */
+/** Seconds left at the pace so far; undefined while nothing is done. */
 export function secondsLeft(took_ms: number, done: number, remaining: number): number | undefined {
   if (done <= 0) return undefined;
   return Math.round((took_ms / 1000 / done) * remaining);
 }
 
-/** The longer, the fewer digits. */
+/** A duration in words; the longer, the fewer digits. */
 export function duration(exact_s: number): string {
   const step_s = exact_s >= 600 ? 60 : exact_s >= 120 ? 10 : 1;
   const seconds = step_s * Math.round(exact_s / step_s);

@@ -1,4 +1,4 @@
-/** `work`: a worker of `learn --queue`. */
+/** `work`: a worker that computes units of `learn --queue`. */
 import { join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
@@ -32,7 +32,7 @@ export function addWorkCommand(program: Command): void {
     )
     .option(
       '--lease <seconds>',
-      'after so long without a sign of life a worker loses its unit to another',
+      'seconds without a sign of life after which a worker loses its unit to another worker',
       wholeNumber(1, 3600),
       LEASE_s,
     )
@@ -71,7 +71,7 @@ export function addWorkCommand(program: Command): void {
     );
 }
 
-/** The environment says it for commands that a backend runs as jobs. */
+/** `--queue`, or MASKROUTE_QUEUE from the environment, which a backend passes to its jobs. */
 export const queueOption = (description: string): Option =>
   new Option('--queue <url>', description).env('MASKROUTE_QUEUE').argParser(queueUrl);
 

@@ -1,6 +1,6 @@
 /**
- * The files of a sentence encoder, read and checked: which kind of tokenizer it has, how its vectors are pooled, and what
- * stands before every text. What is not a BERT of that kind is refused with the reason.
+ * Reads and checks the files of a sentence encoder: its tokenizer, its pooling, and the prefix of its texts. Anything but
+ * a BERT with mean or CLS pooling is refused with the reason.
  */
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -21,7 +21,7 @@ import { createTokenizer } from '../model/tokenizer/tokenizer.ts';
 const CONFIG_BYTES_MAX = 1024 * 1024;
 const TOKENIZER_BYTES_MAX = 32 * 1024 * 1024;
 
-/** Text to ids, special tokens not among them, and those that stand before and behind. */
+/** Text to ids without special tokens, and the special tokens before (`first`) and after (`last`) a text. */
 export type EncoderTokenizer = {
   ids(text: string): readonly number[];
   readonly first: number;
@@ -31,17 +31,17 @@ export type EncoderTokenizer = {
 type EncoderFolder = {
   readonly config: BertConfig;
   readonly pooling: Pooling;
-  /** Stands before every text. */
+  /** Put before every text. */
   readonly prefix: string;
   readonly tokenizer: EncoderTokenizer;
-  /** Tokens in id order and how words are cut into them, where the encoder has WordPiece. */
+  /** Tokens in id order, and the WordPiece tokenizer; undefined for other tokenizers. */
   readonly wordPiece: { readonly vocabulary: readonly string[]; readonly pieces: WordPiece } | undefined;
-  /** Longer texts are cut, special tokens included. */
+  /** Longest sequence, special tokens included; longer texts are truncated. */
   readonly tokensMax: number;
   readonly weights: { readonly kind: 'safetensors' | 'onnx'; readonly path: string };
 };
 
-/** How families are used where their folders do not say: their model cards do. */
+/** Defaults of families whose folders do not say; from their model cards. The first matching name counts. */
 const FAMILIES: readonly {
   readonly name: RegExp;
   readonly pooling: Pooling;
@@ -49,13 +49,13 @@ const FAMILIES: readonly {
   readonly tokensMax: number;
 }[] = [
   { name: /(^|\/)bge-/i, pooling: 'cls', prefix: '', tokensMax: 512 },
-  // Trained with one of two words before every text; this is the one for texts that are compared with their like.
+  // E5 is trained with the prefixes "query: " and "passage: "; its card wants "query: " for symmetric similarity.
   { name: /(^|\/)(multilingual-)?e5-/i, pooling: 'mean', prefix: 'query: ', tokensMax: 512 },
-  // What sentence-transformers cuts the MiniLM models at.
+  // sentence-transformers truncates texts at 256 tokens for MiniLM.
   { name: /(?:)/, pooling: 'mean', prefix: '', tokensMax: 256 },
 ];
 
-/** By the encoder's name, such as `BAAI/bge-small-en-v1.5`. */
+/** The family of an encoder's name, such as `BAAI/bge-small-en-v1.5`. */
 export const familyOf = (id: string) => FAMILIES.find(({ name }) => name.test(id))!;
 
 const wordPieceSchema = z.looseObject({
@@ -81,12 +81,12 @@ const poolingSchema = z
     pooling_mode_cls_token: z.boolean().default(false),
     pooling_mode_mean_tokens: z.boolean().default(false),
   })
-  // Several together make one longer vector.
+  // With several modes, sentence-transformers concatenates their vectors.
   .refine((mode) => onlyOne(mode) && (mode.pooling_mode_cls_token || mode.pooling_mode_mean_tokens), {
     error: 'it pools neither by the mean nor by the first token',
   });
 const limitsSchema = z.looseObject({ max_seq_length: z.int().min(2).nullish() });
-/** What a text goes through, in sentence-transformers' words. */
+/** The pipeline of sentence-transformers, `modules.json`. */
 const modulesSchema = z.array(z.looseObject({ type: z.string() })).max(100);
 const KNOWN_MODULES: ReadonlySet<string> = new Set(['Transformer', 'Pooling', 'Normalize']);
 const promptsSchema = z.looseObject({
@@ -127,7 +127,7 @@ export async function readEncoderFolder(folder: string, id = ''): Promise<Encode
   };
 }
 
-/** A layer behind the pooling, say, makes other vectors. @throws MaskrouteError `invalid_encoder`. */
+/** Refuses other modules, such as a dense layer after the pooling. @throws MaskrouteError `invalid_encoder`. */
 async function requireKnownModules(folder: string): Promise<void> {
   const text = await readModelText(folder, 'modules.json', CONFIG_BYTES_MAX);
   if (text === undefined) return;

@@ -1,7 +1,7 @@
 /**
- * Full encoders for requests, each in a thread of its own. One is opened by the first request and only when its files
- * are on this machine (`maskroute model pull all-minilm-l6-v2`): a backend that nobody asks keeps its memory. This file
- * loads no runtime, so the command line can say the encoder's name without one.
+ * Full encoders for requests, each in a thread of its own. The first request for an encoder opens it, if its files are
+ * installed (`maskroute model pull all-minilm-l6-v2`), so that an unused encoder takes no memory. This file does not load
+ * ONNX Runtime, as the command line imports it for the encoders' names.
  */
 import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -11,16 +11,16 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf } from '../files.ts';
 import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-thread.ts';
 
-/** The teacher of the static table that ships, and what `/v1/embeddings` runs first of all. */
+/** The default of `/v1/embeddings`, and the teacher of the shipped static table. */
 export const FULL_ENCODER = 'all-minilm-l6-v2';
-/** Encoders by the names that people give, and where the hub has them. Other ones go by `hf:OWNER/NAME` or a folder. */
+/** Encoders with short names, and their repositories. Other encoders are named `hf:OWNER/NAME` or by a folder. */
 export const ENCODERS: Readonly<Record<string, string>> = {
   [FULL_ENCODER]: 'sentence-transformers/all-MiniLM-L6-v2',
   'bge-small-en-v1.5': 'BAAI/bge-small-en-v1.5',
   'multilingual-e5-small': 'intfloat/multilingual-e5-small',
 };
 
-/** Pinned, because the revision of the static table that ships depends on it. */
+/** The files of {@link FULL_ENCODER}, pinned, because the revision of the shipped static table depends on them. */
 export const ENCODER_FILES = [
   {
     name: 'model/config.json',
@@ -41,11 +41,11 @@ export const ENCODER_FILES = [
 
 export const encoderFolder = (home: string): string => join(home, 'sources', FULL_ENCODER);
 
-/** Says where the files of an encoder from the hub are. */
+/** A file that says in which folder an encoder from the hub is. */
 export const encoderPointer = (home: string, name: string): string => join(home, 'sources', `${name}.json`);
 const encoderPointerSchema = z.strictObject({ folder: z.string() });
 
-/** Where an encoder's files are, if it was pulled. */
+/** The folder of an encoder's files; undefined when not installed. */
 async function installedFolder(home: string, name: string): Promise<string | undefined> {
   if (name === FULL_ENCODER && (await hasPinnedFiles(home))) return encoderFolder(home);
   const folder = (await readOwnJson(encoderPointer(home, name), encoderPointerSchema))?.folder;
@@ -59,10 +59,11 @@ async function hasPinnedFiles(home: string): Promise<boolean> {
 }
 
 export type EncoderService = {
-  /** What is installed; opens it, so that its revision is that of its weights. */
+  /** The first installed encoder. Opens it, as its revision is the hash of its weights. */
   installed(): Promise<{ readonly id: string; readonly spec: EncoderSpec } | undefined>;
   /**
-   * @throws MaskrouteError `model_not_found` for another name or when it is not installed, `queue_full`,
+   * @param name a key or a value of `ENCODERS`.
+   * @throws MaskrouteError `model_not_found` for an unknown name or an encoder that is not installed, `queue_full`,
    * `engine_failed`, `cancelled`.
    */
   embed(name: string, texts: readonly string[], signal: AbortSignal): Promise<Embedded>;
@@ -70,16 +71,16 @@ export type EncoderService = {
 };
 
 type Embedded = {
-  /** One a text, of length 1; zero for an empty text. */
+  /** A unit vector for each text; zeros for an empty text. */
   readonly vectors: Float32Array[];
-  /** Of all texts as the encoder cut them. */
+  /** Tokens of all texts, after truncation. */
   readonly tokens: number;
 };
 
 type EncoderServiceOptions = {
   readonly home: string;
   readonly threads: number;
-  /** Hears of failures with their stack, which the wire never carries. */
+  /** Gets the stack of a failure, which clients never see. */
   readonly onError: (detail: string) => void;
 };
 
@@ -87,7 +88,7 @@ export function createEncoderService({ home, threads, onError }: EncoderServiceO
   const opening = new Map<string, Promise<EncoderThread>>();
   const open = async (name: string): Promise<EncoderThread | undefined> => {
     const folder = opening.has(name) ? undefined : await installedFolder(home, name);
-    // While the disk is asked somebody else may be quicker.
+    // Another request may have opened it during the `await`.
     if (!opening.has(name) && folder === undefined) return undefined;
     if (!opening.has(name)) {
       const thread = new EncoderThread({ id: ENCODERS[name]!, folder: folder!, threads }, onError);
@@ -130,13 +131,13 @@ const notFound = (message: string): MaskrouteError =>
   new MaskrouteError('model_not_found', message, { param: 'model' });
 const failed = (): MaskrouteError => new MaskrouteError('engine_failed', 'The encoder has stopped.');
 
-/** Requests at a time: each is bounded in texts, and an edge gives up after half a second anyway. */
+/** Most requests at a time. Each is bounded in texts, and an edge waits half a second at most. */
 const JOBS_MAX = 64;
 
 type Done = Extract<FromEncoder, { type: 'done' }>;
 
 class EncoderThread {
-  /** Rejects with MaskrouteError `engine_failed` when the thread ends first. */
+  /** Rejects with MaskrouteError `engine_failed` when the thread ends before it is ready. */
   readonly ready: Promise<EncoderSpec>;
   readonly ended: Promise<void>;
   readonly #worker: Worker;
@@ -208,7 +209,7 @@ class EncoderThread {
   }
 
   async close(): Promise<void> {
-    // Not `terminate`: the runtime ends the whole process when it returns into a thread that is being terminated.
+    // Not `terminate`: ONNX Runtime crashes the process when a run returns into a terminated thread.
     this.#post({ type: 'close' });
     await this.ended;
   }

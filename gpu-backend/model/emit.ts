@@ -1,4 +1,4 @@
-/** A weight source as `model.onnx` and `weights.bin`: what the engine opens. */
+/** Writes an imported model's graphs and weights file, which the engine opens. */
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { encodeModel } from '../onnx/encode.ts';
@@ -32,10 +32,10 @@ export const MODEL_FILE = 'model.onnx';
 export const BATCHED_MODEL_FILE = 'model-batched.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
 
-/** How weights are held. Four bits are rounded plainly, or chosen by what they do to some text. */
+/** The format of the weights. Plain `q4` is rounded to nearest; with options it is calibrated on text. */
 export type Holding = 'f32' | 'q8' | 'q4' | (FourBitOptions & { readonly kind: 'q4' });
 
-/** Where tensors come from, where they go, and how they are changed on the way. */
+/** The source of tensors, the file to write, and the basis of the residual stream. */
 type Emission = {
   readonly source: WeightSource;
   readonly file: WeightsFile;
@@ -43,8 +43,9 @@ type Emission = {
 };
 
 /**
- * Matrices go from file to file in slices, by several threads: what is in memory does not grow with the model. Only four bits
- * that are chosen by text take whole layers. `onProgress` gets the fraction done, 0 to 1; when it throws, the work ends.
+ * Writes the weights and both graphs into `outDir`. Threads convert matrices in slices, so memory does not grow with the
+ * model; only calibrated q4 needs whole layers in memory. `onProgress` gets the fraction done, 0 to 1; when it throws, the
+ * work ends.
  * @throws MaskrouteError `unsupported_model` for widths that codes cannot have, `corrupt_model`.
  */
 export async function emitModel(
@@ -55,7 +56,7 @@ export async function emitModel(
   threads?: number,
 ): Promise<void> {
   if (holding !== 'f32') requireBlocks(source.config);
-  // fp32 is the reference, so it stays as the file has it; codes gain precision from a rotation.
+  // fp32 is the reference, so it keeps the file's basis; a rotation makes quantized weights more precise.
   const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
   const emission = { source, file, basis };
@@ -87,11 +88,11 @@ function requireBlocks({ hiddenSize, ffnSize, headCount, headSize }: LlamaConfig
   const odd = widths.find(([, width]) => width % QUANT_BLOCK !== 0);
   if (odd === undefined) return;
   throw unsupportedModel(
-    `${odd[0]}, and eight or four bits want multiples of ${QUANT_BLOCK}; take --weights f32`,
+    `${odd[0]}, and eight or four bits need multiples of ${QUANT_BLOCK}; use --weights f32`,
   );
 }
 
-/** What is left once the layers are written. */
+/** Writes the last norm and the rotary tables. */
 function storeRest(
   { source, file, basis }: Emission,
   finalNorm: Float32Array,
@@ -104,12 +105,12 @@ function storeRest(
   };
 }
 
-/** Rounded to eight bits, the head says nothing of a value that is so small beside the largest. */
+/** Eight bits lose a value that is smaller than this share of the largest. */
 const NORM_SHARE_MIN = 1 / 256;
 
 /**
- * Whether embedding and head are stored once. The embedding is then the head's rows divided by the last norm's weights
- * (`Basis.embeddingFromHead`): one that is next to nothing would leave noise.
+ * Whether tied embedding and head are stored once. The embedding is then the head's rows divided by the last norm's weights
+ * (`Basis.embeddingFromHead`), and a weight near 0 would leave only noise.
  */
 function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean {
   if (!source.config.tiedEmbeddings) return false;
@@ -119,7 +120,7 @@ function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean
   return sizes.every((size) => size > NORM_SHARE_MIN * largest);
 }
 
-/** The embedding where it is stored once with the head, as the head multiplies by it. */
+/** The embedding when it is stored once with the head. */
 function tiedEmbedding(
   { source, file, basis }: Emission,
   head: StoredLinear,
@@ -130,9 +131,9 @@ function tiedEmbedding(
   return { rows: head, correction: range && { values: range, size: source.config.hiddenSize } };
 }
 
-/* In slices: places first, then all the matrices. */
+/* In slices: first reserve the places of all matrices, then convert them. */
 
-/** `ends`: of the embedding and the head. `undefined`: fp32. */
+/** Bits of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
 type Forms = { readonly ends: QuantForm | undefined; readonly layers: QuantForm | undefined };
 
 function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: LlamaConfig): Forms {
@@ -146,7 +147,7 @@ function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: LlamaConfig)
   }
 }
 
-/** Weights of a slice: enough for a thread to be busy, little enough to have many in memory. */
+/** Weights of a slice: enough work for a thread, small enough to have many in memory. */
 const SLICE_WEIGHTS = 2 ** 22;
 
 async function storeInSlices(
@@ -206,11 +207,11 @@ async function storeInSlices(
   return { layers, embedding, head, ...rest };
 }
 
-/** In the file's own basis nothing is left of a turn but the scale of Q. */
+/** In the file's own basis, only the scale of Q remains. */
 const plainTurn = (turn: Turn): Turn =>
   turn.kind === 'reads' && turn.scale !== 1 ? { kind: 'scaled', scale: turn.scale } : { kind: 'none' };
 
-/** Reserves the place of the named matrices, one above the other, and cuts them into slices. */
+/** Reserves one place for the named matrices, stacked by rows, and cuts them into slices. */
 function placeMatrix(
   { source, file }: Emission,
   names: readonly string[],
@@ -251,7 +252,7 @@ function placeMatrix(
   return { stored, jobs };
 }
 
-/* By text: layer after layer, each whole in memory. */
+/* Calibrated on text: layer after layer, each whole in memory. */
 
 async function storeByText(
   emission: Emission,

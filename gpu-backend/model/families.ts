@@ -1,6 +1,6 @@
 /**
- * The families of decoders that can be read, as a table: what each has, how its files name things, and which tensors
- * follow from that. Readers check a file against this list before a single weight is read.
+ * The supported families of decoders, as a table: their features, the names in their files, and the tensors that follow.
+ * Readers check a file against this list before they read any weights.
  */
 import { check } from '../../shared/wire/parse-body.ts';
 import {
@@ -15,21 +15,21 @@ import {
 export type Architecture = (typeof ARCHITECTURES)[number];
 
 type Family = {
-  /** Biases of attention: none, always those of Q, K and V, or where config.json's `attention_bias` says so. */
+  /** Biases of attention: none, always Q, K and V, or as `attention_bias` in config.json says. */
   readonly biases: 'none' | 'qkv' | 'asked';
   /** RMS norms over each head of Q and K. */
   readonly headNorms: boolean;
-  /** Which layers see a window of tokens only, if any: all, those from `max_window_layers` on, those without rotary. */
+  /** Layers with a sliding window: none, all, those from `max_window_layers` on, or those without rotary embedding. */
   readonly window: 'none' | 'all' | 'upper' | 'without-rope';
-  /** Every n-th layer turns neither Q nor K, unless config.json lists them. */
+  /** Every n-th layer has no rotary embedding, unless config.json lists these layers. */
   readonly ropelessEvery: number | undefined;
-  /** llama.cpp's converter holds the rows of Q and K interleaved: {@link toHalfSplitRotary} undoes it. */
+  /** llama.cpp's converter interleaves the rows of Q and K; {@link toHalfSplitRotary} undoes it. */
   readonly interleavedInGguf: boolean;
-  /** What transformers takes where config.json is silent. */
+  /** transformers' defaults for fields that config.json leaves out. */
   readonly defaults: {
-    /** Undefined: as many as there are heads. */
+    /** Undefined: the number of heads. */
     readonly kvHeadCount: number | undefined;
-    /** Undefined: `hidden_size` over heads. */
+    /** Undefined: `hidden_size` divided by the number of heads. */
     readonly headSize: number | undefined;
     readonly contextTokens: number;
     readonly ropeTheta: number;
@@ -109,10 +109,10 @@ export function architectureNamed(name: unknown): Architecture {
 const WIDTH_MAX = 1 << 18;
 const VOCABULARY_MAX = 1 << 20;
 const CONTEXT_TOKENS_MAX = 1 << 20;
-/** Of both rotary tables, which an import has in memory: a gigabyte. */
+/** Most values of both rotary tables, which an import has in memory: a gigabyte. */
 const ROTARY_VALUES_MAX = 1 << 28;
 
-/** Checks what the schema cannot say. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+/** Checks the schema, bounds, and relations between values. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export function checkConfig(config: Record<string, unknown>): ModelConfig {
   const checked = check(llamaConfigSchema, config, 'all of it');
   if (checked.kind === 'bad') {
@@ -147,12 +147,12 @@ export function checkConfig(config: Record<string, unknown>): ModelConfig {
     );
   }
   if ([...layersWithoutRope, ...(slidingWindow?.layers ?? [])].some((layer) => layer >= value.layerCount)) {
-    throw corruptModel(`it says something of a layer past its ${value.layerCount}`);
+    throw corruptModel(`its configuration names a layer beyond its ${value.layerCount} layers`);
   }
   return value;
 }
 
-/** The layers that a window is for, or nothing where no layer has one that is shorter than the context. */
+/** The sliding window of these layers; undefined when it has no effect: no layers, or not shorter than the context. */
 export function slidingWindowOf(
   tokens: number | undefined,
   layers: readonly number[],
@@ -173,7 +173,7 @@ export type DecoderTensor = {
   readonly ggufName: string;
   /** `[out, in]` for a projection. */
   readonly shape: readonly number[];
-  /** Heads of a projection whose rows rotary pairs up, where a GGUF file holds these rows interleaved. */
+  /** The heads of Q or K when the GGUF file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
 };
 
@@ -229,9 +229,10 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
 }
 
 /**
- * Proves that a file holds exactly the tensors that the architecture computes with: a missing or misshapen one
- * is damage, one more (a bias, experts, an adapter) would be ignored and make the answers wrong.
- * `held`: the file's tensors by the names that `nameOf` gives.
+ * Checks that a file has exactly the tensors of its architecture. Another tensor (a bias, experts, an adapter) would be
+ * ignored and make answers wrong.
+ * @param held shapes of the file's tensors, by the names that `nameOf` returns.
+ * @throws MaskrouteError `corrupt_model` for a missing tensor or a wrong shape, `unsupported_model` for another tensor.
  */
 export function checkTensors(
   config: ModelConfig,

@@ -1,6 +1,6 @@
 /**
- * From a weights file on this machine to an installed model. Everything is checked and written in a hidden folder
- * first; the model appears by one rename, and a failure leaves nothing behind.
+ * Imports a model from files on this machine. Everything is checked and written in a hidden folder first; a rename installs
+ * the model, and a failure leaves nothing behind.
  */
 import { stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -27,11 +27,11 @@ import { TOKENIZER_CONFIG_FILE, TOKENIZER_FILE } from './tokenizer/tokenizer.ts'
 export type LocalModel = {
   readonly kind: 'gguf' | 'folder';
   readonly path: string;
-  /** Where it came from, for the manifest. */
+  /** The model's origin, for the manifest. */
   readonly source: string;
 };
 
-/** Four bits come with the text that they are measured on, and a name of that text; without one they are rounded plainly. */
+/** The format of the weights. q4 has its calibration text and a name of it; without text it is rounded to nearest. */
 export type Weights =
   | { readonly kind: 'f32' | 'q8' }
   | { readonly kind: 'q4'; readonly origin: string; readonly text: undefined }
@@ -48,7 +48,7 @@ type ImportOptions = ImportHooks & {
   readonly weights: Weights;
 };
 
-/** Call with the store locked. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
+/** Imports and installs a model; the caller holds the store's lock. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export async function importModel(local: LocalModel, options: ImportOptions): Promise<InstalledModel> {
   const opened = await openLocal(local);
   try {
@@ -58,7 +58,7 @@ export async function importModel(local: LocalModel, options: ImportOptions): Pr
   }
 }
 
-/** The model that is there already, when it came from the same weights; how it holds them is for the caller to see. */
+/** The installed model of this name, if it came from the same files. The caller checks the format of its weights. */
 export async function findImported(
   local: LocalModel,
   { home, name, ...hooks }: ImportHooks & { readonly home: string; readonly name: string },
@@ -75,7 +75,7 @@ export async function findImported(
   }
 }
 
-/** What a model's files hold, without reading a weight. @throws MaskrouteError as {@link importModel}. */
+/** Sizes of a model's files and tensors, without reading weights. @throws MaskrouteError as {@link importModel}. */
 export async function describeLocal(local: LocalModel) {
   const { weights } = await openLocal(local);
   await weights.close();
@@ -87,7 +87,7 @@ export async function describeLocal(local: LocalModel) {
   return {
     files: weights.weightFiles,
     weightCount: sizes.reduce((sum, { elements }) => sum + elements, 0),
-    /** As its file holds it. */
+    /** In the file's format. */
     largestTensor_bytes: Math.max(...sizes.map(({ bytes }) => bytes)),
   };
 }
@@ -135,7 +135,7 @@ async function hashWeights(
   return sha256OfFiles(paths, onBytes, signal);
 }
 
-/** `origin`: of the text that four bits are measured on. */
+/** Whether a model's weights have this format. `origin`: the name of q4's calibration text. */
 export const isHeldSo = (
   { weights, fourBits }: Pick<ModelManifest, 'weights' | 'fourBits'>,
   kind: WeightKind,
@@ -147,7 +147,7 @@ export const isHeldSo = (
 const holdingOf = (weights: Weights): Holding =>
   weights.kind === 'q4' && weights.text !== undefined ? weights : weights.kind;
 
-/** Writes what an engine and a tokenizer read. */
+/** Writes the files of an installed model into `folder`, and returns its manifest. */
 async function convert(
   { source }: LocalModel,
   { weights, tokenizer }: OpenedModel,
@@ -159,7 +159,7 @@ async function convert(
   await writeFile(join(folder, TOKENIZER_CONFIG_FILE), JSON.stringify(tokenizerConfig), { flush: true });
   // Quick checks before the long work.
   await tryModelText(folder, tokenizer);
-  // The file's hash is taken meanwhile: what one reads from the disk the other finds in memory.
+  // The files are hashed at the same time, so that each byte is read from disk once.
   const ended = new AbortController();
   const either = signal ? AbortSignal.any([signal, ended.signal]) : ended.signal;
   const hashing = hashWeights(weights.weightFiles, { onProgress: () => {}, signal: either });

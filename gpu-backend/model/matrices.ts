@@ -1,12 +1,12 @@
 /**
- * A model's matrices as its graph multiplies by them, whatever holds them afterwards: in the basis of the installed model,
- * with what is stacked or scaled for the graph's sake.
+ * A model's matrices in the form that its graphs use, in fp32: in the basis of the installed model, with Q, K and V and with
+ * gate and up stacked, and Q scaled.
  */
 import { type ExtraWeights, queryScale, readExtras } from './architectures/attention-extras.ts';
 import type { Basis, Matrix } from './architectures/rotation.ts';
 import type { LlamaConfig, WeightSource } from './model-source.ts';
 
-/** A layer as the graph multiplies by it: Q times 1/√D. */
+/** The matrices of one layer; Q is multiplied by {@link queryScale}. */
 export type LayerMatrices = {
   readonly index: number;
   readonly qkv: Matrix;
@@ -24,7 +24,7 @@ export type LayerProduct = (typeof LAYER_PRODUCTS)[number];
 export const eachProduct = <T>(make: (name: LayerProduct) => T): Record<LayerProduct, T> =>
   Object.fromEntries(LAYER_PRODUCTS.map((name) => [name, make(name)])) as Record<LayerProduct, T>;
 
-/** What the last layer's normalized stream is multiplied by, `[V, H]`. */
+/** The head's matrix, `[V, H]`. */
 export async function headMatrix(
   source: WeightSource,
   basis: Basis,
@@ -60,7 +60,7 @@ export async function layerMatrices(
   };
 }
 
-/** The named matrices, one above the other. */
+/** The named matrices, stacked by rows. */
 export async function stackRows(source: WeightSource, names: readonly string[]): Promise<Matrix> {
   const inputs = source.shape(names[0]!)[1]!;
   const outputs = names.reduce((sum, name) => sum + source.shape(name)[0]!, 0);
@@ -74,7 +74,7 @@ export async function stackRows(source: WeightSource, names: readonly string[]):
   return { rows, outputs, inputs };
 }
 
-/** Puts the 1/√D of the attention scores into the rows of Q (exact where D is a power of 4), or leaves it to their norm. */
+/** Multiplies the rows of Q by {@link queryScale}; 1/√D is exact when D is a power of 4. */
 function scaleQueries(config: LlamaConfig, qkv: Matrix): Matrix {
   const scale = queryScale(config);
   const end = config.headCount * config.headSize * qkv.inputs;

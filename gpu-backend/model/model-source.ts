@@ -1,6 +1,6 @@
 /**
- * A model between import and graph: where its weights come from, and what the store keeps of it.
- * `WeightSource` is what GGUF and safetensors readers give and what architectures read.
+ * Types that readers of model files, the store and the graphs share: a model's configuration, its manifest, and
+ * `WeightSource`, which readers of GGUF and safetensors files implement; and helpers for model files.
  */
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
@@ -8,10 +8,10 @@ import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mas
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readJson, readRegular } from '../files.ts';
 
-/** Families of decoders, by Hugging Face's `model_type`. What each of them means is a row of `families.ts`. */
+/** Families of decoders, by Hugging Face's `model_type`; each has a row in `families.ts`. */
 export const ARCHITECTURES = ['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'] as const;
 
-/** How rotary frequencies differ from those of `ropeTheta` alone; formulas in `rope.ts`. */
+/** Rope scaling; `rope.ts` has the formulas. */
 const ropeScalingSchema = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('linear'), factor: z.number().positive() }),
   z.strictObject({
@@ -27,19 +27,19 @@ const ropeScalingSchema = z.discriminatedUnion('type', [
     originalContextTokens: z.int().min(1),
     betaFast: z.number().positive(),
     betaSlow: z.number().positive(),
-    /** Whether the range that is interpolated begins and ends at whole dimensions. */
+    /** Whether the bounds of the interpolation are rounded to whole dimensions (transformers' `truncate`). */
     wholeDimensions: z.boolean(),
-    /** Multiplies cos and sin, so scores by its square. */
+    /** Multiplies cos and sin, and so scores by its square. */
     attentionFactor: z.number().positive(),
   }),
-  /** Each frequency is divided by its own factor: how GGUF files hold Llama 3's. */
+  /** Each frequency is divided by its own factor; GGUF files have Llama 3's scaling in this form. */
   z.strictObject({ type: z.literal('factors'), factors: z.array(z.number().positive()).min(1).max(4096) }),
 ]);
 export type RopeScaling = z.infer<typeof ropeScalingSchema>;
 
 /**
- * Hyper-parameters of a decoder. Widths in floats, positions in tokens. A feature that a model has not is absent, so a
- * plain Llama has none of the optional ones.
+ * Hyper-parameters of a decoder. Widths in floats, positions in tokens. Optional fields are features that some families
+ * add; a plain Llama has none.
  */
 export const llamaConfigSchema = z.strictObject({
   architecture: z.enum(ARCHITECTURES),
@@ -55,13 +55,13 @@ export const llamaConfigSchema = z.strictObject({
   rmsEpsilon: z.number().positive(),
   tiedEmbeddings: z.boolean(),
   ropeScaling: ropeScalingSchema.optional(),
-  /** Which projections of attention add a bias: Q, K and V, or the output's as well. */
+  /** Attention projections with a bias: Q, K and V, or the output too. */
   attentionBias: z.enum(['qkv', 'qkvo']).optional(),
-  /** RMS norms over each head of Q and of K, before rotary. */
+  /** RMS norms over each head of Q and of K, before rotary embedding. */
   headNorms: z.literal(true).optional(),
-  /** Layers whose queries see this many tokens, their own among them. */
+  /** Layers with a sliding window of so many tokens, the query's own included. */
   slidingWindow: z.strictObject({ tokens: z.int().min(1), layers: z.array(z.int().min(0)) }).optional(),
-  /** Layers that turn neither Q nor K. */
+  /** Layers without rotary embedding. */
   layersWithoutRope: z.array(z.int().min(0)).optional(),
 });
 export type ModelConfig = z.infer<typeof llamaConfigSchema>;
@@ -71,34 +71,34 @@ export type LlamaConfig = ModelConfig;
 export interface WeightSource {
   readonly config: ModelConfig;
   has(name: string): boolean;
-  /** Shape as PyTorch has it: `[out, in]` for a projection. */
+  /** Shape in PyTorch's order: `[out, in]` for a projection. */
   shape(name: string): readonly number[];
-  /** The whole tensor in fp32, row-major. Rotary is in the half-split ("NeoX") order, whatever the file's. */
+  /** The whole tensor in fp32, row-major. Rows of Q and K are in half-split ("NeoX") order, whatever the file's order. */
   read(name: string): Promise<Float32Array>;
-  /** Of sources that are files: what another thread needs to read a part of a tensor. */
+  /** If the source is a file: the data that another thread needs to read a part of a tensor. */
   place?(name: string): TensorPlace;
 }
 
-/** Where a tensor lies in a file that this process has open. Plain data. */
+/** The position of a tensor in a file that this process has open. Plain data, so that it can go to other threads. */
 export type TensorPlace = {
   readonly name: string;
   readonly descriptor: number;
   readonly offset: number;
-  /** As GGUF numbers types. */
+  /** The type's id in GGUF. */
   readonly type: number;
   readonly shape: readonly number[];
-  /** Heads of Q or K, where the file holds their rows interleaved. */
+  /** The heads of Q or K when the file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
 };
 
 export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];
 
-/** How a backend keeps K and V between steps. What is computed is fp32 anyway. */
+/** Types of the KV cache. On the CPU, attention computes in fp32 in any case. */
 export const KV_TYPES = ['f32', 'f16'] as const;
 export type KvType = (typeof KV_TYPES)[number];
 
-/** Raised whenever the graph or the weights file changes: models of another format are imported again. */
+/** Raised whenever the format of the graphs or the weights file changes; models of another format are imported again. */
 export const MANIFEST_FORMAT = 'maskroute-model-v8';
 
 /** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
@@ -115,7 +115,7 @@ export const modelManifestSchema = z.strictObject({
   /** Ids that end an answer: end of sequence, end of turn. The first is what templates call `eos_token`. */
   eosTokenIds: z.array(z.int()).min(1),
   addBos: z.boolean(),
-  /** How four bits were chosen: another version, or another text, comes to other codes. */
+  /** q4's quantizer version and calibration text; the codes depend on both. */
   fourBits: z.strictObject({ version: z.int(), text: z.string() }).optional(),
   /** The table of surrogates in the graph, when one is installed (`surrogates.ts`). */
   surrogates: z
@@ -123,7 +123,7 @@ export const modelManifestSchema = z.strictObject({
       id: z.string().regex(SURROGATES_ID_PATTERN),
       rank: z.int().min(1),
       fitted: z.string(),
-      /** Whether it came with the project: a newer one takes its place. */
+      /** Whether it came with the project, and may be replaced by a newer preset. */
       preset: z.boolean(),
     })
     .optional(),
@@ -132,50 +132,49 @@ export const modelManifestSchema = z.strictObject({
 });
 export type ModelManifest = z.infer<typeof modelManifestSchema>;
 
-/* What a long import tells whoever waits for it. */
+/* Progress of an import. */
 
 export type ImportPhase = 'download' | 'unpack' | 'verify' | 'write' | 'convert';
 
 export type ImportProgress = {
   readonly phase: ImportPhase;
   readonly done: number;
-  /** Undefined while the size is not known. */
+  /** Undefined while the size is unknown. */
   readonly total: number | undefined;
   readonly unit: 'bytes' | 'percent';
 };
 
 export type ImportHooks = {
   readonly onProgress: (progress: ImportProgress) => void;
-  /** One line for a person: which source was taken, what was skipped and why. */
+  /** Gets lines for the user, such as the source that is used, and why another failed. */
   readonly log: (line: string) => void;
   readonly signal?: AbortSignal | undefined;
 };
 
-/* The two ways in which a model file is refused, worded alike everywhere. */
+/* The two errors for a refused model file. */
 
-/** The file contradicts itself or its format: truncated, damaged, or made to harm. */
+/** The file contradicts itself or its format: it is truncated, damaged or malicious. */
 export const corruptModel = (reason: string, cause?: unknown): MaskrouteError =>
   new MaskrouteError('corrupt_model', `The model file is damaged: ${reason}.`, { cause });
 
-/** The file is well-formed and asks for something that we do not compute. */
+/** The file is well-formed, but needs something that is not implemented. */
 export const unsupportedModel = (reason: string): MaskrouteError =>
   new MaskrouteError('unsupported_model', `The model is not supported: ${reason}.`);
 
-/** Names from a file go into messages short and without control characters. */
+/** A name from a file, for messages: shortened and escaped. */
 export function quoted(text: string): string {
   const short = text.length > 60 ? `${text.slice(0, 60)}…` : text;
   return JSON.stringify(short);
 }
 
-/* An opened source of weights, whatever its format. */
-
+/** An opened model file or folder, whatever its format. */
 export type OpenModelFile = WeightSource & {
-  /** What the model's hash is taken over, in order. */
+  /** The files that the model's hash is computed from, in order. */
   readonly weightFiles: readonly string[];
   close(): Promise<void>;
 };
 
-/* The small files beside the weights: bounded, links lead nowhere else, JSON objects but for a chat template. */
+/* Reads the small files beside the weights: bounded in size, without links that lead out of the folder. */
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 

@@ -1,6 +1,6 @@
 /**
- * Rotary frequencies and their tables, scaled as families ask for it. Formulas: transformers' modeling_rope_utils.py;
- * linear scaling (kaiokendev, 2023), YaRN (Peng et al., 2023, arXiv 2309.00071), Llama 3.1's own (its model card).
+ * Rotary frequencies and their tables, with rope scaling. Formulas: transformers' modeling_rope_utils.py; linear scaling
+ * (kaiokendev, 2023), YaRN (Peng et al., 2023, arXiv 2309.00071), Llama 3.1's scaling (its model card).
  */
 import type { ModelConfig, RopeScaling } from './model-source.ts';
 
@@ -23,7 +23,7 @@ export function ropeFrequencies({ headSize, ropeTheta, ropeScaling }: RopeConfig
   }
 }
 
-/** Long waves are stretched, short ones left, and between the two bounds one passes into the other. */
+/** Divides low frequencies by the factor, keeps high frequencies, and interpolates between the two bounds. */
 function llama3Frequency(frequency: number, scaling: Extract<RopeScaling, { type: 'llama3' }>): number {
   const { factor, lowFrequencyFactor, highFrequencyFactor, originalContextTokens } = scaling;
   const turns = (originalContextTokens * frequency) / (2 * Math.PI);
@@ -40,7 +40,7 @@ function yarnFrequencies(
 ): Float64Array {
   const { factor, betaFast, betaSlow, originalContextTokens, wholeDimensions } = scaling;
   const size = 2 * plain.length;
-  // The dimension that turns so often within the original context.
+  // The dimension that makes `turns` rotations within the original context.
   const dimension = (turns: number) =>
     (size * Math.log(originalContextTokens / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
   const [first, last] = [dimension(betaFast), dimension(betaSlow)];
@@ -53,7 +53,7 @@ function yarnFrequencies(
   });
 }
 
-/** What YaRN multiplies cos and sin by where a file does not say. */
+/** YaRN's default factor on cos and sin. */
 export const yarnAttentionFactor = (factor: number, mscale = 1): number =>
   factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;
 

@@ -1,7 +1,7 @@
 /**
- * The installed models: `models/<name>/` under the home folder, each with model.json, the graph, its weights and
- * the tokenizer. A model appears by one rename of a finished folder, so what can be seen is whole; folders whose
- * name begins with a dot are work under way or left by a killed import, and nobody reads them.
+ * The store of installed models: `models/<name>/` in the home folder, each with model.json, the graphs, the weights and the
+ * tokenizer. A finished folder is installed by a rename, so a visible model is complete. Folders whose name begins with a
+ * dot are work in progress, or were left by a killed import, and are never read.
  */
 import { createHash } from 'node:crypto';
 import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
@@ -12,33 +12,33 @@ import { openRegular, readJson, sizeOf, withLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
-/** The most that a manifest can reasonably weigh: its largest part is the chat template. */
+/** Far above the size of a manifest, whose largest part is the chat template. */
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
 const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
-/** Leaves room for `-f32` and its like. */
+/** Leaves room for suffixes such as `-f32`. */
 const GIVEN_NAME_CHARS_MAX = 124;
 const INCOMING = '.incoming-';
 const OUTGOING = '.outgoing-';
 
 export type InstalledModel = { readonly folder: string; readonly manifest: ModelManifest };
-/** A folder in the store that is no usable model, and why. */
+/** A folder in the store that is not a usable model, and why. */
 type BrokenModel = { readonly name: string; readonly problem: string };
 
 export const modelsFolder = (home: string): string => join(home, 'models');
 
-/** What a folder's or file's own name becomes: characters that are awkward in a path turn into `-`. */
+/** A model name from the name of a folder or file: other characters than letters, digits, `.`, `_` and `-` become `-`. */
 export function toModelName(text: string): string {
   const name = text
     .replace(/[^A-Za-z0-9._-]+/g, '-')
     .slice(0, GIVEN_NAME_CHARS_MAX)
     .replace(/^[^A-Za-z0-9]+|[^A-Za-z0-9]+$/g, '');
   if (!NAME_PATTERN.test(name)) {
-    throw new MaskrouteError('invalid_request', `"${text}" gives no usable model name; rename it.`);
+    throw new MaskrouteError('invalid_request', `"${text}" cannot become a model name; rename it.`);
   }
   return name;
 }
 
-/** Every installed model by name, and what is broken beside them. */
+/** All installed models and broken folders, sorted by name. */
 export async function listInstalled(home: string): Promise<(InstalledModel | BrokenModel)[]> {
   const names = (await readdirOrNone(modelsFolder(home))).filter((name) => NAME_PATTERN.test(name)).sort();
   return Promise.all(
@@ -49,7 +49,7 @@ export async function listInstalled(home: string): Promise<(InstalledModel | Bro
 }
 
 /**
- * An installed model; the sizes of its files are checked, their content is not (`verifyInstalled` does).
+ * Opens an installed model. Checks the sizes of its files, but not their content, which `verifyInstalled` does.
  * @throws MaskrouteError `model_not_found`, `corrupt_model`.
  */
 export async function openInstalled(home: string, name: string): Promise<InstalledModel> {
@@ -75,8 +75,8 @@ export async function verifyInstalled({ folder, manifest }: InstalledModel): Pro
 }
 
 /**
- * Makes a model in a hidden folder and puts it in its place, for an older model of that name too. `fill` writes the files
- * and says what the manifest says of them; when it throws, nothing is left behind. Call with the store locked.
+ * Makes a model in a hidden folder and installs it, replacing an older model of that name. `fill` writes the files and
+ * returns the manifest; when it throws, nothing is left behind. The caller holds the store's lock.
  */
 export async function install(
   home: string,
@@ -99,7 +99,7 @@ export async function install(
   }
 }
 
-/** Killed between the two renames, it leaves the older model to `recoverStore`. */
+/** If the process is killed between the two renames, `recoverStore` brings the older model back. */
 async function putInPlace(models: string, name: string, finished: string): Promise<void> {
   const target = join(models, name);
   const outgoing = join(models, OUTGOING + name);
@@ -109,7 +109,7 @@ async function putInPlace(models: string, name: string, finished: string): Promi
   await rm(outgoing, { recursive: true, force: true });
 }
 
-/** A folder of its own for work on the store, which is gone when the work ends, however that happens. */
+/** Runs `work` with a temporary folder in the store, which is deleted afterwards. */
 export async function withScratch<T>(home: string, work: (folder: string) => Promise<T>): Promise<T> {
   const folder = join(modelsFolder(home), `${INCOMING}scratch-${process.pid}`);
   await mkdir(folder, { recursive: true });
@@ -120,7 +120,7 @@ export async function withScratch<T>(home: string, work: (folder: string) => Pro
   }
 }
 
-/** What a manifest says of files. */
+/** Sizes and hashes of files, for a manifest. */
 export async function describeFiles(
   folder: string,
   names: readonly string[],
@@ -134,7 +134,7 @@ export async function describeFiles(
   return files;
 }
 
-/** Clears away what killed imports left. Call with the store locked: then no import is under way. */
+/** Deletes what killed imports left. The caller holds the store's lock, so no import is running. */
 export async function recoverStore(home: string): Promise<void> {
   const models = modelsFolder(home);
   for (const entry of await readdirOrNone(models)) {
@@ -148,7 +148,7 @@ export async function recoverStore(home: string): Promise<void> {
   }
 }
 
-/** SHA-256 over the files' content, one after the other. `onBytes`: how many more were read. */
+/** SHA-256 of the concatenated files, in hex. `onBytes` gets the bytes of each chunk. */
 export async function sha256OfFiles(
   paths: readonly string[],
   onBytes: (bytes: number) => void = () => {},
@@ -166,7 +166,7 @@ export async function sha256OfFiles(
   return hash.digest('hex');
 }
 
-/** Makes a file's or folder's content survive a power cut. */
+/** fsync of a file or folder. */
 async function syncToDisk(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {
@@ -215,7 +215,7 @@ async function readdirOrNone(path: string): Promise<string[]> {
 
 /* One import at a time. */
 
-/** Runs `work` alone; waits for another import as long as it takes, saying so once through `onWait`. */
+/** Runs `work` under the store's lock. Calls `onWait` once when it must wait for another import. */
 export async function withStoreLock<T>(
   home: string,
   options: { readonly onWait: () => void; readonly signal?: AbortSignal | undefined },

@@ -1,6 +1,6 @@
 /**
- * Where an installed model's tensors lie in its weights file, read back from the graph that `model/emit.ts`
- * wrote: training computes with the same bytes that serve.
+ * Reads the positions of an installed model's tensors in its weights file back from the graph that `emit.ts` wrote. So
+ * other graphs, for training or a device, use the same weights.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -67,7 +67,7 @@ export async function readStoredLlama(
   };
 }
 
-/** `form`: that of the node that reads the codes; a matrix without one is fp32. */
+/** `form`: bits and block size, from the node that reads the matrix; undefined for fp32. */
 function storedLinear(
   get: (name: string) => Tensor,
   form: QuantForm | undefined,
@@ -101,9 +101,9 @@ type DecodedGraph = {
 };
 
 type Weights = {
-  /** Every initializer that lies in a file, in the graph and its branches. */
+  /** All initializers of the graph and its branches whose data are in a file. */
   readonly tensors: Map<string, Tensor>;
-  /** How the nodes that read them see codes, by the codes' name. */
+  /** Bits and block size of quantized matrices, by the names of their codes. */
   readonly forms: Map<string, QuantForm>;
 };
 
@@ -128,7 +128,7 @@ async function readWeights(path: string): Promise<Weights> {
   return { tensors, forms };
 }
 
-/** Bits and block size, which MatMulNBits and GatherBlockQuantized name alike; `undefined` for all other nodes. */
+/** Bits and block size of a MatMulNBits or GatherBlockQuantized node, which use the same names; else undefined. */
 function quantForm(attributes: readonly { name: string; i?: number }[]): QuantForm | undefined {
   const value = (name: string) => attributes.find((attribute) => attribute.name === name)?.i;
   const [bits, blockSize] = [value('bits'), value('block_size')];

@@ -1,11 +1,11 @@
 /**
- * Surrogates: for every block an affine map of low rank that stands in for its output when it is skipped,
+ * Surrogates: for every block, an affine map of low rank that replaces the block's output when it is skipped,
  *
  *   y = x̂·A·B + bias,   and y = first at a sequence's first position (an attention sink, far from the rest),
  *
- * where x̂ = x / √(mean x² + ε) is the residual stream before the block, normalized without weights. One table
- * belongs to one model and serves every mask. It is kept in the basis of the model's own file, so that it does
- * not depend on how weights are held; an installed model may hold its stream in a rotated one (`rotation.ts`).
+ * where x̂ = x / √(mean x² + ε) is the residual stream before the block, normalized without weights. A table belongs to one
+ * model and serves every mask. It is stored in the basis of the model's own file, so that it does not depend on the format
+ * of the weights; an installed model may have a rotated basis (`rotation.ts`).
  *
  * On disk: safetensors in half precision, tensors `a` `[2L, H, r]`, `b` `[2L, r, H]`, `bias` and `first`
  * `[2L, H]`. The id is the hash of the file.
@@ -53,14 +53,14 @@ export type Surrogates = {
   readonly model: ModelHash;
   /** In the basis of the model's file. */
   readonly table: SurrogateTable;
-  /** How it was made, in a few words. */
+  /** A short text about how the table was made. */
   readonly fitted: string;
 };
 
 const FORMAT = 'maskroute-surrogates-v1';
 const RANK_MAX = 1024;
 
-/** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no table of surrogates, `invalid_data` for none. */
+/** @throws MaskrouteError `corrupt_model`, `invalid_request` for a file that is no such table, `invalid_data` when unreadable. */
 export async function readSurrogates(path: string): Promise<Surrogates> {
   const invalid = (why: string) =>
     new MaskrouteError('invalid_request', `${path} is no table of surrogates: ${why}.`);
@@ -95,7 +95,7 @@ export async function readSurrogates(path: string): Promise<Surrogates> {
   }
 }
 
-/** The reader of model files would speak of the model, which is as it should be. */
+/** Opens the file, and replaces errors that speak of a model file by errors about the table. */
 async function openTable(path: string): Promise<SafetensorsFile> {
   try {
     return await openSafetensors(path);
@@ -107,10 +107,10 @@ async function openTable(path: string): Promise<SafetensorsFile> {
   }
 }
 
-/** From the SHA-256 of a table's file. */
+/** The id of a table. `hash`: SHA-256 of its file, in hex. */
 export const surrogatesIdOf = (hash: string): SurrogatesId => `s_${hash.slice(0, 24)}` as SurrogatesId;
 
-/** @throws MaskrouteError `invalid_request` for a rank that 8-bit products cannot have. */
+/** @throws MaskrouteError `invalid_request` for a rank that quantized products do not support. */
 export function checkRank(rank: number): void {
   if (Number.isInteger(rank) && rank > 0 && rank <= RANK_MAX && rank % QUANT_BLOCK === 0) return;
   const message = `The rank of surrogates must be a multiple of ${QUANT_BLOCK} up to ${RANK_MAX}, not ${rank}.`;
@@ -119,7 +119,7 @@ export function checkRank(rank: number): void {
 
 const sameShape = (a: readonly number[], b: readonly number[]): boolean => a.join() === b.join();
 
-/** `table` in the basis of the model's file. Whole or not at all; the id is that of what was written. */
+/** Writes a table, in the basis of the model's file, to `path`, atomically. */
 export async function writeSurrogates(
   path: string,
   { model, table, fitted }: Omit<Surrogates, 'id'>,
@@ -147,10 +147,10 @@ export function checkSurrogatesModel(
   throw new MaskrouteError('surrogates_mismatch', 'These surrogates are for another model.');
 }
 
-/** Whether an installed model of this kind holds its stream in the rotated basis: x becomes x·Q. */
+/** Whether an installed model with these weights has the rotated basis, where the stream x becomes x·Q. */
 const isRotated = (kind: WeightKind): boolean => kind !== 'f32';
 
-/** From the file's basis to that of an installed model: A becomes QᵀA, B becomes B·Q. */
+/** Converts a table from the file's basis to the installed model's: A becomes QᵀA, B becomes B·Q. */
 export const toInstalledBasis = (table: SurrogateTable, kind: WeightKind): SurrogateTable =>
   isRotated(kind) ? inBasis(table, rotateRows) : table;
 
@@ -175,12 +175,12 @@ function inBasis(table: SurrogateTable, rotate: (rows: Float32Array, width: numb
 }
 
 /*
- * Puts a table of surrogates into an installed model: its matrices beside the weights, quantized as the weights are,
- * and a graph whose skip branches use them. The model's own weights are not touched; a new folder shares their files
- * and takes the old one's place by one rename, so an engine that has it open goes on.
+ * Installs a table of surrogates into a model: writes its matrices beside the weights, and graphs that use them for skipped
+ * blocks. A new folder shares the weights' files and replaces the old folder by a rename, so an engine that has the old
+ * folder open keeps running.
  */
 
-/** The table as it came, and its matrices as the graph reads them. */
+/** A copy of the table, and its matrices in the format of the graph. */
 const SURROGATES_FILE = 'surrogates.safetensors';
 const SURROGATE_WEIGHTS_FILE = 'surrogates.bin';
 const REPLACED: ReadonlySet<string> = new Set([
@@ -192,7 +192,8 @@ const REPLACED: ReadonlySet<string> = new Set([
 ]);
 
 /**
- * Call with the store locked. The same table again changes nothing.
+ * Installs the table in the file `path` into the model `name`; installing the same table again changes nothing. The caller
+ * holds the store's lock.
  * @throws MaskrouteError `surrogates_mismatch` when the table is for another model, `invalid_request`.
  */
 export async function installSurrogates(
@@ -225,7 +226,7 @@ export async function installSurrogates(
   });
 }
 
-/** Everything that stays, copies of weights for training too; hard links, or copies where the disk has none. */
+/** Links all files that do not change into the new folder; copies them if the file system has no hard links. */
 async function shareFiles(from: string, to: string): Promise<void> {
   for (const entry of await readdir(from, { withFileTypes: true })) {
     if (!entry.isFile() || entry.name.startsWith('.') || REPLACED.has(entry.name)) continue;
@@ -234,7 +235,7 @@ async function shareFiles(from: string, to: string): Promise<void> {
   }
 }
 
-/** The graph in `from`, with surrogates, and their matrices, into `folder`, which shares the weights. */
+/** Writes the surrogates' matrices, and the graphs of the model in `from` with surrogates, into `folder`. */
 export async function writeSurrogateGraph(
   from: string,
   folder: string,
@@ -253,7 +254,7 @@ function storeSurrogates(
   table: SurrogateTable,
 ): StoredLayer[] {
   const { a, b, bias, first, hiddenSize: H, rank } = toInstalledBasis(table, weights);
-  // They weigh little: four bits would save nothing worth their error.
+  // Surrogates are small, so four bits would save little and cost accuracy.
   const kind = weights === 'f32' ? 'f32' : 'q8';
   const file = new WeightsFile(path, SURROGATE_WEIGHTS_FILE);
   const store = (block: number): StoredSurrogate => {

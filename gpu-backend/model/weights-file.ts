@@ -1,13 +1,13 @@
 /**
- * `weights.bin`: every large tensor of a model in one file beside the graph, which ONNX Runtime maps into
- * memory. Tensors are written once, in the order they come; two initializers may share one range.
+ * `weights.bin`: all large tensors of a model in one file beside the graph, which ONNX Runtime maps into memory. Tensors are
+ * appended; several initializers may share a range.
  */
 import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs';
 import type { Mask } from '../../shared/mask/mask.ts';
 import type { InitializerData } from '../onnx/graph.ts';
 import type { LlamaConfig } from './model-source.ts';
 
-/** A page, so that a tensor can be mapped by itself. */
+/** A page of memory, so that a tensor can be mapped alone. */
 const ALIGNMENT_bytes = 4096;
 
 export type WeightRange = { readonly file: string; readonly offset: number; readonly bytes: number };
@@ -28,7 +28,7 @@ export class WeightsFile {
     return range;
   }
 
-  /** The next place of so many bytes, which somebody else fills. */
+  /** Reserves room for `bytes`, which the caller writes later. */
   reserve(bytes: number): WeightRange {
     const offset = Math.ceil(this.#offset / ALIGNMENT_bytes) * ALIGNMENT_bytes;
     this.#offset = offset + bytes;
@@ -41,7 +41,7 @@ export class WeightsFile {
   }
 }
 
-/** Writes all of `data` from byte `offset` on. Any thread may, as threads share open files. */
+/** Writes all of `data` from byte `offset` on. Works in any thread, as threads share open files. */
 export function writeAt(descriptor: number, offset: number, data: Uint8Array | Float32Array): void {
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   for (let written = 0; written < bytes.length; )
@@ -50,16 +50,16 @@ export function writeAt(descriptor: number, offset: number, data: Uint8Array | F
 
 export const external = (range: WeightRange): InitializerData => ({ kind: 'external', ...range });
 
-/** A part of a range: the rows of a matrix from some row on. */
+/** A part of a range, such as some rows of a matrix. */
 export const slice = (range: WeightRange, start_bytes: number, bytes: number): WeightRange => ({
   file: range.file,
   offset: range.offset + start_bytes,
   bytes,
 });
 
-/* How many weights a decoded token reads: what decoding is bound by on most machines. */
+/* The weights that a decoded token reads, which limit decoding on most machines. */
 
-/** In multiply-adds, surrogates not counted: a skipped attention still reads K's and V's. */
+/** Number of weights (and multiply-adds) of a token, without surrogates. A skipped attention still reads those of K and V. */
 export function weightsRead(config: LlamaConfig, mask: Mask): number {
   const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
   return mask.runs.reduce((sum, runs, block) => {

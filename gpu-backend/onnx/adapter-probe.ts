@@ -1,6 +1,6 @@
 /**
- * Asks the graphics drivers, in a process of its own (`device.ts`): the package `webgpu` knows the adapter's name, and
- * ONNX Runtime shows that it can compute there.
+ * Probes the GPU, in a child process (`device.ts`): the package `webgpu` says the adapter's name, and a small ONNX Runtime
+ * session shows whether it computes.
  */
 
 import { encodeModel } from './encode.ts';
@@ -8,7 +8,7 @@ import type { FloatType } from './graph.ts';
 import { GraphBuilder } from './graph.ts';
 import { createSession, floatsOrHalves, floatTensor } from './session.ts';
 
-/** Read, and checked, by the process that asks. */
+/** The result, which the parent process parses. */
 type Probe =
   | {
       readonly kind: 'adapter';
@@ -26,7 +26,7 @@ async function probe(): Promise<Probe> {
   } catch (error) {
     return { kind: 'none', reason: lastSentence((error as Error).message) };
   }
-  // ONNX Runtime asks for all features that it knows; what it got shows in what runs.
+  // ONNX Runtime requests fp16 itself; whether it got it shows only when fp16 runs.
   const hasHalves = await compute('f16').then(
     () => true,
     () => false,
@@ -66,10 +66,10 @@ async function compute(type: FloatType): Promise<void> {
   if (two !== 2 || four !== 4) throw new Error('it adds wrongly');
 }
 
-/** ONNX Runtime's messages begin with where in its source they come from. */
+/** An ONNX Runtime message without the source position at its beginning. */
 const lastSentence = (message: string): string =>
   message.trim().split('was false. ').at(-1)!.replace(/\.$/, '');
 
 const found = await probe();
-// The native libraries may not end well, so what was found is written before they end.
+// The native libraries may crash at exit, so the result is written first.
 process.stdout.write(`${JSON.stringify(found)}\n`, () => process.exit(0));

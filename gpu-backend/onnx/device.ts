@@ -1,7 +1,6 @@
 /**
- * What computes: the processor, or a GPU through ONNX Runtime's WebGPU provider (Vulkan, Metal, Direct3D). A native
- * library asks the drivers, and a broken driver takes its process along; so a child process asks first
- * (`adapter-probe.ts`).
+ * Chooses the device: the CPU, or a GPU through ONNX Runtime's WebGPU provider (Vulkan, Metal, Direct3D). A broken driver can
+ * crash the process that loads it, so a child process probes it first (`adapter-probe.ts`).
  */
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -12,14 +11,14 @@ import type { FloatType } from './graph.ts';
 export const DEVICE_CHOICES = ['cpu', 'webgpu', 'auto'] as const;
 export type DeviceChoice = (typeof DEVICE_CHOICES)[number];
 
-/** Plain data: it goes to the engine's thread. */
+/** Plain data, as it is sent to the engine's thread. */
 export type Device =
   | { readonly kind: 'cpu' }
   | {
       readonly kind: 'webgpu';
       /** The adapter's name. */
       readonly adapter: string;
-      /** Drivers that compute on the processor: right, and slow. */
+      /** Whether the driver computes on the CPU: correct, but slow. */
       readonly isSoftware: boolean;
       readonly floatType: FloatType;
     };
@@ -29,7 +28,7 @@ export const PROCESSOR: Device = { kind: 'cpu' };
 export const deviceName = (device: Device): string =>
   device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU in ${device.floatType}`;
 
-/** What the child process says, as one line of JSON. `isSoftware` is null where nobody knows; `hasHalves`: it computes in fp16. */
+/** The child process' result, a line of JSON. `isSoftware`: null when unknown. `hasHalves`: whether it computes in fp16. */
 const probeSchema = z.discriminatedUnion('kind', [
   z.object({
     kind: z.literal('adapter'),
@@ -43,16 +42,16 @@ export type Probe = z.infer<typeof probeSchema>;
 
 export type ChosenDevice = {
   readonly device: Device;
-  /** With `auto`: why the processor computes. To be said once. */
+  /** With `auto`: why the CPU was chosen. The caller prints it once. */
   readonly reason?: string;
 };
 
 type DeviceWish = { readonly choice: DeviceChoice; readonly floatType?: FloatType | undefined };
 
 /**
- * A GPU computes in fp16 where it can, unless `floatType` says otherwise.
- * @throws MaskrouteError `no_device` for `webgpu` where there is no adapter that ONNX Runtime can use, `invalid_argument` for
- * a type that the device does not compute in.
+ * Chooses the device. A GPU computes in fp16 if it can, unless `floatType` says otherwise.
+ * @throws MaskrouteError `no_device` for `webgpu` without an adapter that ONNX Runtime can use, `invalid_argument` for a
+ * type that the device does not support.
  */
 export async function chooseDevice(
   { choice, floatType }: DeviceWish,
@@ -74,7 +73,7 @@ export async function chooseDevice(
     case 'adapter': {
       const { adapter, isSoftware, hasHalves } = found;
       if (choice === 'auto' && isSoftware !== false) {
-        const what = isSoftware ? 'computes on the processor itself' : 'may be one of software';
+        const what = isSoftware ? 'is a software adapter' : 'may be a software adapter';
         return { device: PROCESSOR, reason: `the only adapter, ${adapter}, ${what}` };
       }
       if (floatType === 'f16' && !hasHalves)
@@ -92,7 +91,7 @@ export async function chooseDevice(
 
 const PROBE_MAX_ms = 60_000;
 
-/** Which adapter ONNX Runtime would use on this machine. */
+/** Finds the adapter that ONNX Runtime would use on this machine. */
 export function probeAdapter(): Promise<Probe> {
   const file = fileURLToPath(new URL('./adapter-probe.ts', import.meta.url));
   return new Promise((resolve) => {

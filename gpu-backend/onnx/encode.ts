@@ -12,8 +12,8 @@ import {
 } from './graph.ts';
 
 /*
- * The part of the ONNX protobuf schema (onnx.proto3) that our graphs use, in protobuf's own language.
- * Field numbers are ONNX's; a reader of the full schema reads what we write.
+ * The part of the ONNX protobuf schema (onnx.proto3) that our graphs use. The field numbers are ONNX's, so that readers of the
+ * full schema read our files.
  */
 
 const SCHEMA = `
@@ -55,7 +55,7 @@ export const ModelProto = protobuf.parse(SCHEMA, { keepCase: true }).root.lookup
 const ATTRIBUTE_TYPES = { float: 1, int: 2, string: 3, graph: 5, ints: 7 } as const;
 const DATA_LOCATION_EXTERNAL = 1;
 
-/** Opset 24 brings the `Attention` that reads a padded cache; IR 11 is the version that goes with it. */
+/** Opset 24 has the `Attention` that reads a padded cache; IR version 11 belongs to it. */
 const OPSET_VERSION = 24;
 const IR_VERSION = 11;
 
@@ -89,7 +89,7 @@ const encodeNode = (node: Node): object => ({
   attribute: Object.entries(node.attributes).map(([name, value]) => encodeAttribute(name, value)),
 });
 
-/** A plain number is an integer attribute; `{ float }` says otherwise, so that 1 and 1.0 are never mixed up. */
+/** A plain number is an integer attribute; a float is `{ float }`, so that 1 and 1.0 are never mixed up. */
 function encodeAttribute(name: string, value: Attribute): object {
   if (typeof value === 'number') return { name, type: ATTRIBUTE_TYPES.int, i: integer(value, name) };
   if (typeof value === 'string')

@@ -1,17 +1,17 @@
 /**
- * A small typed builder of ONNX graphs: plain data (nodes, initializers, inputs, outputs) and functions that
- * append to it. A graph is encoded to protobuf by `encode.ts`; gradients are emitted as nodes of the same kind.
+ * A small typed builder of ONNX graphs. A graph is plain data (nodes, initializers, inputs, outputs), which the builder
+ * appends to and `encode.ts` encodes to protobuf.
  */
 
 /** ONNX `TensorProto.DataType` numbers of the element types in use. */
 export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10 } as const;
 export type ElementType = keyof typeof ELEMENT_TYPES;
 
-/** What a GPU computes in, and keeps keys and values in. */
+/** Float types of a GPU's computations and its KV cache. */
 export const FLOAT_TYPES = ['f32', 'f16'] as const;
 export type FloatType = (typeof FLOAT_TYPES)[number];
 
-/** A number is a fixed size, a string a named free size. */
+/** A number is a fixed size, a string a symbolic dimension. */
 export type Dimension = number | string;
 
 /** A tensor inside the graph, known by its name. */
@@ -25,7 +25,7 @@ export type ValueInfo = {
   readonly isSequence?: boolean;
 };
 
-/** Where an initializer's bytes are: in the graph itself, or in a file beside it. */
+/** An initializer's bytes: in the graph itself, or in a file beside it. */
 export type InitializerData =
   | { readonly kind: 'inline'; readonly bytes: Uint8Array }
   | { readonly kind: 'external'; readonly file: string; readonly offset: number; readonly bytes: number };
@@ -40,13 +40,13 @@ export type Attribute =
   | { readonly graph: Graph };
 export type Attributes = { readonly [name: string]: Attribute };
 
-/** Contrib operators (MatMulNBits, RotaryEmbedding, ...) live in this domain. */
+/** The domain of ONNX Runtime's contrib operators (MatMulNBits, RotaryEmbedding, …). */
 export const MICROSOFT = 'com.microsoft';
 
 export type Node = {
   readonly op: string;
   readonly domain: string;
-  /** Names; `''` where an optional input is left out. */
+  /** Names; `''` for an optional input that is left out. */
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   readonly attributes: Attributes;
@@ -123,7 +123,7 @@ export class GraphBuilder {
     return outputs.map((name) => ({ name }));
   }
 
-  /** One node whose outputs bear given names (graph outputs); `''` leaves an output out. */
+  /** One node with given output names, such as graph outputs; `''` leaves an output out. */
   node(
     op: string,
     inputs: readonly (Value | undefined)[],
@@ -151,9 +151,9 @@ export class GraphBuilder {
 export const NOTHING_BACK = 'nothing_back';
 
 /**
- * Declares the first output of a graph for `Session.runInPlace`, made of `any` tensor of it. When a run is over, onnxruntime-node 1.30
- * copies each output, those too that the run has written into our own memory: whole caches that a node appended to. It can
- * make no copy of a sequence, which this output is, and ends there. A version that can, or that copies nothing any more, gives the same results.
+ * Declares a first output for `Session.runInPlace`: a sequence of `any` tensor of the graph. It prevents copies: after a run,
+ * onnxruntime-node 1.30 copies each output in order, even outputs in our own memory, such as whole caches. It cannot copy a
+ * sequence, and stops there. Versions that can, or that copy nothing, give the same results.
  */
 export function giveNothingBack(g: GraphBuilder, any: Value, type: ElementType): void {
   g.node('SequenceConstruct', [any], [NOTHING_BACK]);
@@ -179,8 +179,8 @@ function constantBytes(type: ConstantType, values: readonly number[]): Uint8Arra
 }
 
 /**
- * The same graph in half precision: all that is fp32 becomes fp16, but for the outputs `kept`, which are cast. Weights stay
- * as their file has them; the runtime casts them once, when it opens the graph.
+ * The graph in half precision: everything in fp32 becomes fp16, and the outputs `kept` are cast back. Weights stay fp32 in
+ * their file; ONNX Runtime casts them once, when it opens the graph.
  */
 export function inHalves(graph: Graph, kept: readonly string[] = []): Graph {
   const halved = halfGraph(graph);

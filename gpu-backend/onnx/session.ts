@@ -1,8 +1,8 @@
 /**
- * The one file that imports onnxruntime-node. Everything else speaks of sessions and tensors in these terms,
- * so a change of runtime, provider or version is a change here.
+ * The only file that imports onnxruntime-node. All other files use the sessions and tensors of this file, so that another
+ * runtime, provider or version changes only this file.
  *
- * `run` is one synchronous native call behind an async face: it blocks the thread that calls it.
+ * `run` is a synchronous native call in an async function: it blocks the calling thread.
  */
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -12,41 +12,42 @@ import { encodeModel } from './encode.ts';
 import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
 /*
- * Since 1.29 ONNX Runtime's builds for Linux report sessions to Microsoft (the model's file and graph by name and hash), and leave
- * files in the home and in the folder for temporary ones, unless this variable says no. Nobody who runs a backend has asked for that.
- * It is read when the first session opens.
+ * Disables ONNX Runtime's telemetry. Since 1.29 its builds for Linux report sessions to Microsoft (names and hashes of the
+ * model's file and graph), and leave files in the home and in the folder for temporary files. The variable is read when
+ * the first session opens.
  */
 process.env.ORT_DISABLE_TELEMETRY = '1';
 
 /*
- * ONNX Runtime 1.30 attends single tokens (`GroupQueryAttention`) in a kernel for large batches that has no AVX, takes one sequence after
- * the other where their lengths differ, and shares a lone sequence's keys among threads. Its plain kernel has none of that. A session
- * reads this when it opens. A thread has variables of its own, so whoever starts one imports this file, too.
+ * Disables the flash attention kernel of `GroupQueryAttention`. In ONNX Runtime 1.30 it is slow for single tokens: it is made
+ * for large batches, has no AVX, computes sequences of different lengths one after the other, and splits a single sequence's
+ * keys between threads. Sessions read the variable when they open. In a worker thread, `process.env` is a copy that native
+ * code does not see, so modules that start threads import this file, too.
  */
 process.env.ORT_GQA_DISABLE_FLASH_ATTENTION = '1';
 
 export type RuntimeTensor = Tensor;
 export type Feeds = Record<string, Tensor>;
-/** A name with a tensor is written in place into that tensor's buffer (`engine/kv-cache.ts` rests on it). */
+/** Outputs to return. With a tensor, the output is written into that tensor's buffer, which `engine/kv-cache.ts` needs. */
 export type Fetches = Record<string, Tensor | null>;
 export type Outputs = Readonly<Record<string, Tensor>>;
 
 export type SessionOptions = {
   readonly threads: number;
   /**
-   * Threads spin while they wait for the next node: best for many small nodes on an idle machine, and very slow where
-   * others compete for the cores. On by default; long offline work goes without.
+   * Whether threads spin while they wait for the next node: fastest for many small nodes on an idle machine, and very slow
+   * when other programs use the cores. Default true; long offline work turns it off.
    */
   readonly spinning?: boolean;
-  /** Keep scratch memory between runs: faster, and the peak stays resident. */
+  /** Whether scratch memory is kept between runs: faster, but the peak stays resident. Default true. */
   readonly arena?: boolean;
-  /** Where to write a trace of every node's time, for benches. */
+  /** Where to write a profile with every node's time. */
   readonly profileFile?: string;
-  /** What computes; the processor unless given. */
+  /** Default: the CPU. */
   readonly device?: 'cpu' | 'webgpu';
   /**
-   * Outputs that stay in the device's memory: they can be fed and fetched again, and not be read. With any, onnxruntime-node
-   * makes all outputs anew (`inference_session_wrap.cc`); a session without writes those that are fetched with a tensor in place.
+   * Outputs that stay in the device's memory: they can be inputs of later runs, but cannot be read. With any such output,
+   * onnxruntime-node allocates all outputs of a run (`inference_session_wrap.cc`) and writes none into given tensors.
    */
   readonly stay?: readonly string[];
 };
@@ -55,29 +56,29 @@ export type Session = {
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
   run(feeds: Feeds, fetches: Fetches | readonly string[]): Promise<Outputs>;
-  /** The same where each output is wanted in a tensor of ours alone, and its graph gives nothing back (`giveNothingBack`). */
+  /** A run that returns no outputs, and writes them into given tensors only. The graph needs `giveNothingBack`. */
   runInPlace(feeds: Feeds, fetches: Readonly<Record<string, Tensor>>): Promise<void>;
   endProfiling(): void;
   release(): Promise<void>;
 };
 
 /**
- * What runs inside an `InferenceSession`. Its own `run` compares every name with every other, which takes milliseconds where a graph
- * has hundreds of outputs.
+ * The internal handler of an `InferenceSession`. It is called directly, as `InferenceSession.run` compares every name with
+ * every other, which takes milliseconds for hundreds of outputs.
  */
 type Handler = {
   run(feeds: Feeds, fetches: Readonly<Record<string, Tensor | null>>, options: object): Promise<Outputs>;
 };
 
-/** What onnxruntime-node says of the output {@link NOTHING_BACK}. */
+/** The message of onnxruntime-node's error about the output {@link NOTHING_BACK}. */
 const CANNOT_CONVERT = 'Non tensor type is temporarily not supported.';
 
-/** `model`: a path (external weights lie beside it) or the bytes of a model that needs no other file. */
+/** `model`: a path, with external weights beside the file, or the bytes of a model without external weights. */
 export async function createSession(model: string | Uint8Array, options: SessionOptions): Promise<Session> {
   const { device = 'cpu', stay = [] } = options;
   const settings: InferenceSession.SessionOptions = {
     executionProviders: [device],
-    // With another provider than the processor's ONNX Runtime warns of every shape that the host computes.
+    // With a GPU provider, ONNX Runtime warns about every shape computation that stays on the CPU.
     logSeverityLevel: device === 'cpu' ? 2 : 3,
     ...(stay.length === 0
       ? {}
@@ -87,7 +88,7 @@ export async function createSession(model: string | Uint8Array, options: Session
     executionMode: 'sequential',
     graphOptimizationLevel: 'all',
     enableCpuMemArena: options.arena ?? true,
-    // Patterns are kept for every set of shapes, and the shapes of a growing cache never repeat.
+    // A memory pattern is kept for every set of shapes, and the shapes of a growing cache never repeat.
     enableMemPattern: false,
     ...(options.spinning === false ? { extra: { session: { intra_op: { allow_spinning: '0' } } } } : {}),
     ...(options.profileFile === undefined
@@ -121,8 +122,8 @@ export async function createSession(model: string | Uint8Array, options: Session
 }
 
 /**
- * A graph that is in no file; its external weights lie in `folder`. ONNX Runtime finds them beside the graph's file, so there is
- * one while it opens.
+ * Opens a graph that is not in a file, with external weights in `folder`. ONNX Runtime looks for them beside the model's file,
+ * so a temporary file is written there.
  */
 export async function createSessionIn(
   folder: string,
@@ -166,15 +167,15 @@ export function tensor<T extends keyof TensorData & ElementType>(
   return made;
 }
 
-/** `values` in either precision. */
+/** A tensor with a copy of `values`. */
 export const floatTensor = (type: FloatType, values: ArrayLike<number>, dims: readonly number[]): Tensor =>
   type === 'f32'
     ? tensor(type, Float32Array.from(values), dims)
     : tensor(type, Float16Array.from(values), dims);
 
-/** `values` as int64, a list of them unless `dims` says otherwise. */
+/** `values` as an int64 tensor, one-dimensional by default. */
 export function integers(values: ArrayLike<number>, dims: readonly number[] = [values.length]): Tensor {
-  // Written in halves: a BigInt for each would be an object for each.
+  // Written as 32-bit halves, as a BigInt for each value would be an object for each.
   const halves = new Int32Array(2 * values.length);
   for (let i = 0; i < values.length; i++) {
     const value = values[i]!;
@@ -186,9 +187,9 @@ export function integers(values: ArrayLike<number>, dims: readonly number[] = [v
 
 export const floats = (value: Tensor): Float32Array => value.data as Float32Array;
 
-/** Of a tensor that the runtime made. */
+/** The values of an output. */
 export const floatsOrHalves = (value: Tensor): Float32Array | Float16Array =>
   value.data as unknown as Float32Array | Float16Array;
 
-/** Whether its values lie in a device's memory: feeding it copies nothing, and it cannot be read. */
+/** Whether the values are in a device's memory: they cannot be read, and using them as an input copies nothing. */
 export const isOnDevice = (value: Tensor): boolean => value.location === 'gpu-buffer';

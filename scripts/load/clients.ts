@@ -1,13 +1,13 @@
 /**
- * The clients of `npm run load` and `npm run soak`: autocannon's, of several tenants. Half of what they send asks for a
- * stream, a share of them hangs up at a random moment, and each asks again at once, at most so often a second. What
- * became of every request is kept, as its client saw it.
+ * The clients of `npm run load` and `npm run soak`: autocannon's clients, of several tenants. Half of the requests stream, a
+ * share of the clients hangs up at a random moment, and each client sends its next request at once, up to a rate. The
+ * outcome of every request, as its client saw it, is kept.
  */
 import autocannon from 'autocannon';
 import type { Random } from '../../gpu-backend/random.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 
-/** What a full product says instead of an answer. Whoever hears it comes again later. */
+/** Error codes of a product under full load, which are no failures. */
 export const REFUSALS: readonly string[] = [
   'queue_full',
   'queue_timeout',
@@ -15,7 +15,7 @@ export const REFUSALS: readonly string[] = [
   'budget_exceeded',
 ];
 
-/** How the answer says it was routed; `none` where it was not. */
+/** The routing that an answer reports; `none` when it was not routed. */
 export type Routed = {
   readonly version: string;
   readonly maskSet: string;
@@ -25,12 +25,12 @@ export type Routed = {
 
 export type Result =
   | {
-      /** Whole: to the end of the body, or of the stream. */
+      /** A complete answer. */
       readonly kind: 'answer';
       readonly requestId: string;
       readonly prompt_tokens: number;
       readonly completion_tokens: number;
-      /** In the headers, and in the body. */
+      /** The routing in the headers, and in the body. */
       readonly said: readonly [Routed, Routed];
     }
   | { readonly kind: 'error'; readonly code: string; readonly requestId: string }
@@ -40,7 +40,7 @@ export type Outcome = {
   readonly tenant: string;
   readonly isStream: boolean;
   readonly sentAt_ms: number;
-  /** Of a stream's first event; undefined where none came. */
+  /** When a stream's first event came; undefined when none came. */
   readonly firstAt_ms: number | undefined;
   readonly endedAt_ms: number;
   readonly result: Result;
@@ -52,19 +52,19 @@ type Traffic = {
   readonly tenants: readonly { readonly id: string; readonly key: string }[];
   readonly clients: number;
   readonly seconds: number;
-  /** Requests a client sends a second at most. Without a pause, refusals would be most of what is measured. */
+  /** Most requests of a client a second. Without pauses, most answers would be refusals. */
   readonly rate: number;
-  /** The share of requests whose client leaves. */
+  /** The share of requests whose client hangs up. */
   readonly hangUps: number;
   readonly random: Random;
-  /** Ends it before the time is over. */
+  /** Stops the traffic early. */
   readonly signal?: AbortSignal;
 };
 
 const HANG_UP_WITHIN_ms = 4000;
 const ANSWER_WITHIN_s = 120;
 
-/** Resolves when the time is over, or a second after `signal` aborts. Requests that are under way then are hung up on. */
+/** Resolves when the time is over, or a second after `signal` aborts. Running requests are then cut off. */
 export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; outcomes: Outcome[] }> {
   const outcomes: Outcome[] = [];
   let sent = 0;
@@ -75,7 +75,7 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
   const watch = (client: Client) => {
     client.on('request', () => sent++);
     client.on('body', (bytes: Buffer) => {
-      // What comes before is comments, which keep a silent stream open.
+      // Comments, which keep a silent stream open, do not count.
       if (bytes.includes('data: ')) client.requestIterator.context.firstAt_ms ??= Date.now();
     });
     client.on('timeout', () =>
@@ -88,7 +88,7 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
     hangUpSometimes(client, traffic, keep);
   };
   traffic.signal?.throwIfAborted();
-  // More than its types say.
+  // autocannon's types lack `stop` and the fields of clients.
   const clients = autocannon({
     url: traffic.edge,
     connections: traffic.clients,
@@ -112,10 +112,10 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
   return { sent, outcomes };
 }
 
-/** What autocannon calls a request's context. */
+/** A request's context in autocannon. */
 type Sent = { tenant?: string; isStream?: boolean; sentAt_ms?: number; firstAt_ms?: number };
 
-/** A client of autocannon, with more than its types say: none of its own hangs up, and each can connect anew. */
+/** A client of autocannon with internal fields, which are needed to hang up and reconnect. */
 type Client = NodeJS.EventEmitter & {
   readonly parser: { readonly type: string; reinitialize(type: string): void };
   readonly requestIterator: { readonly context: Sent };
@@ -133,7 +133,7 @@ function hangUpSometimes(
     if (random.next() >= hangUps) return;
     timer = setTimeout(() => {
       keep(client.requestIterator.context, { kind: 'hang-up' });
-      // Else it would read on in the answer that it left.
+      // Resets the parser, which would otherwise continue with the old answer.
       client.parser.reinitialize(client.parser.type);
       client._resetConnection();
     }, random.next() * HANG_UP_WITHIN_ms);
@@ -142,7 +142,7 @@ function hangUpSometimes(
   client.on('done', () => clearTimeout(timer));
 }
 
-/* What is asked. */
+/* Requests. */
 
 const TASKS = [
   'Name three rivers of Europe.',
@@ -170,9 +170,9 @@ function nextRequest({ random, tenants, model }: Traffic, sent: Sent) {
   };
 }
 
-/* What comes back. */
+/* Answers. */
 
-/** The names of headers as the server spells them. */
+/** Headers by names in the server's spelling. */
 type RawHeaders = Readonly<Record<string, unknown>>;
 
 export function readAnswer(status: number, text: string, rawHeaders: RawHeaders): Result {
@@ -212,7 +212,7 @@ type Said = {
   readonly completion_tokens: number;
 };
 
-/** What stands under `maskroute`: of a stream in its last chunk. */
+/** The field `maskroute` of an answer, or of a stream's last chunk. */
 function saidIn(text: string, isStream: boolean): Said | undefined {
   const json = isStream
     ? text

@@ -1,6 +1,6 @@
 /**
- * What happens to the product during a soak: a publication a minute for each who publishes, a backend killed every two
- * minutes, and D1 stalled twice. What was done is kept with its times, for the checks.
+ * Disturbs the product during a soak: every minute a publication for each publisher, every two minutes a killed backend, and
+ * two stalls of D1. Returns all disturbances with their times, for the checks.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { publicationSchema } from '../../shared/admin/publication-wire.ts';
@@ -8,10 +8,10 @@ import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { isReady, type SoakProduct } from './soak-product.ts';
 import { STALL_PATH } from './stallable-d1.ts';
 
-/** From when it was asked for until it was done, in this machine's time. */
+/** From the request to its end, in this machine's time. */
 type Span = { readonly begunAt_ms: number; readonly doneAt_ms: number };
 type Published = Span & { readonly tenant: string; readonly version: string };
-/** Done when the backend is ready again. */
+/** `doneAt_ms`: when the backend is ready again. */
 type Killed = Span & { readonly backend: number };
 
 export type Disturbances = {
@@ -23,12 +23,12 @@ export type Disturbances = {
 const PUBLISH_EVERY_ms = 60_000;
 const KILL_EVERY_ms = 120_000;
 const STALL_ms = 20_000;
-/** As parts of the whole time. In the form of five minutes a publication falls into each. */
+/** Begin of each stall, as a share of the duration. In a soak of five minutes, a publication falls into each stall. */
 const STALLS_AT = [0.28, 0.68] as const;
 const RETRY_ms = 1_000;
 const BACK_WITHIN_ms = 60_000;
 
-/** Resolves when all of it is over, some seconds before the time is. Rejects when `signal` aborts, and begins nothing more. */
+/** Resolves when all disturbances are over, some seconds before the end. Rejects when `signal` aborts. */
 export async function disturb(
   product: SoakProduct,
   duration_ms: number,
@@ -74,7 +74,7 @@ async function actAtEach<T>(
   );
 }
 
-/** Another version for each who publishes, so that the answers of two tenants can be told apart, too. */
+/** Publishes a different version for each publisher, so that answers with another publisher's version are noticed. */
 async function publish(product: SoakProduct, turn: number): Promise<Published[]> {
   const versions = [...product.maskSets.keys()];
   return await Promise.all(
@@ -87,7 +87,7 @@ async function publish(product: SoakProduct, turn: number): Promise<Published[]>
   );
 }
 
-/** Again until it is done: D1 may be away. Whether a try that failed took hold cannot be known. */
+/** Retries until it succeeds, as D1 may be stalled. A failed attempt may have taken effect. */
 async function activate({ admin }: SoakProduct, tenant: string, version: string): Promise<void> {
   for (;;) {
     try {

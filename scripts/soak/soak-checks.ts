@@ -1,4 +1,4 @@
-/** What must hold after a soak, each a pure function of what was seen: what clients saw, what the edge counted, what was done. */
+/** The checks of a soak: pure functions of the clients' outcomes, the edge's books and the disturbances. */
 import { linearRegression } from 'simple-statistics';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { type Outcome, REFUSALS, type Result } from '../load/clients.ts';
@@ -7,7 +7,7 @@ import type { Disturbances } from './disturbances.ts';
 export type Check = {
   readonly name: string;
   readonly isKept: boolean;
-  /** Figures, and the first cases that break it. */
+  /** Figures, and the first violations. */
   readonly detail: string;
 };
 
@@ -23,7 +23,7 @@ const examples = (cases: readonly string[]): string =>
 
 type Tokens = { readonly prompt_tokens: number; readonly completion_tokens: number };
 
-/** An event of a request, as D1 has it. */
+/** A request's event in D1. */
 export type CountedEvent = Tokens & {
   readonly request_id: string;
   readonly tenant: string;
@@ -34,7 +34,7 @@ export type CountedEvent = Tokens & {
 
 export type TenantBooks = Tokens & {
   readonly tenant: string;
-  /** What the admin API says was used. */
+  /** Usage in the admin API. */
   readonly requests: number;
   /** Tokens of the day in the budget; null: the tenant has none. */
   readonly budget_tokens: number | null;
@@ -43,7 +43,7 @@ export type TenantBooks = Tokens & {
 const sumOf = (events: readonly CountedEvent[], field: keyof Tokens): number =>
   events.reduce((sum, event) => sum + event[field], 0);
 
-/** Usage is the sum of the events, and the budget has the same tokens. */
+/** Checks that usage is the sum of the events, and that the budget has the same tokens. */
 export function booksAgree(books: readonly TenantBooks[], events: readonly CountedEvent[]): Check {
   const cases = books.flatMap(({ tenant, budget_tokens, ...usage }) => {
     const own = events.filter((event) => event.tenant === tenant);
@@ -67,7 +67,7 @@ export function booksAgree(books: readonly TenantBooks[], events: readonly Count
   };
 }
 
-/** Each answer that a client saw whole was counted once, with the tokens, version and mask that the client was told. */
+/** Checks that each complete answer was counted once, with the tokens, version and mask that the answer reports. */
 export function answersAreCounted(answers: readonly Answer[], events: readonly CountedEvent[]): Check {
   const byRequest = new Map<string, CountedEvent[]>();
   for (const event of events) {
@@ -95,12 +95,12 @@ export function answersAreCounted(answers: readonly Answer[], events: readonly C
 
 /* Versions. */
 
-/** A publication is seen everywhere within 5 s; the machine is busy. */
+/** A publication is seen everywhere within 5 s; one more, as the machine is busy. */
 const SEEN_WITHIN_ms = 6_000;
 
 type Seen = { readonly version: string; readonly from_ms: number; readonly until_ms: number };
 
-/** When requests of who uses `publisher`'s sets may have seen which version. `first`: what was live before. */
+/** The spans in which requests may get each version of `publisher`. `first`: versions that were live before. */
 export function seenSpans(
   { publications, stalls }: Pick<Disturbances, 'publications' | 'stalls'>,
   publisher: string,
@@ -112,7 +112,7 @@ export function seenSpans(
   const heardBy = (time_ms: number | undefined): number => {
     if (time_ms === undefined) return Number.POSITIVE_INFINITY;
     const heard_ms = time_ms + SEEN_WITHIN_ms;
-    // While D1 is away the edge goes on with what it knows.
+    // While D1 is stalled, the edge serves the version that it knows.
     const held = stalls.find((stall) => stall.begunAt_ms < heard_ms && stall.doneAt_ms > time_ms);
     return held === undefined ? heard_ms : held.doneAt_ms + SEEN_WITHIN_ms;
   };
@@ -127,8 +127,8 @@ export function seenSpans(
 }
 
 /**
- * Each answer has one version: in its headers and its body the same one, which was live while it was made, and whose mask
- * of its cluster is the one that it ran under. `spansOf`: what the tenant's requests may have seen.
+ * Checks that each answer reports the same version in its headers and its body, that this version was live during the
+ * request, and that the answer's mask is the version's mask for its cluster, or dense. `spansOf`: see {@link seenSpans}.
  */
 export function noVersionIsMixed(
   answers: readonly Answer[],
@@ -165,11 +165,11 @@ export function noVersionIsMixed(
 
 /* Failures. */
 
-/** What requests may get that were under way at a backend, or on their way to it, when it was killed. */
+/** Error codes of requests that were at a backend, or on their way to it, when it was killed. */
 const OF_A_KILL: readonly string[] = ['backend_error', 'backend_unreachable'];
 const AFTER_KILL_ms = 3_000;
 
-/** Who gets no answer is refused as the documentation says, or met a backend that had just been killed. */
+/** Checks that each failure is a declared refusal, or happened at a backend that was killed at that time. */
 export function failuresAreDeclared(
   outcomes: readonly Outcome[],
   { kills }: Pick<Disturbances, 'kills'>,
@@ -203,20 +203,20 @@ export type MemorySample = {
 };
 
 /**
- * A backend has its size when its KV cache is full. workerd comes to its own by requests, 22,000 in LOG.md: a third of the
- * time is left to it, and what goes on growing then is a leak.
+ * Time until a process is warm. A backend's memory stops growing when its KV cache is full; workerd's after some 20,000
+ * requests (LOG.md), for which it has a third of the time. What grows later counts as a leak.
  */
 const WARM_AFTER_s: Record<string, number> = { backend: 120 };
 const WARM_AFTER_MIN_s = 60;
 const WARM_AFTER_PART = 1 / 3;
 const WATCHED_MIN_s = 60;
 const GROWTH_MAX = 1.1;
-/** Less than this is the noise of a collector that was not at work yet. */
+/** Less growth than this is noise of the garbage collector. */
 const GROWTH_MAX_MB = 16;
 
 type Growth = { readonly name: string; readonly start_MB: number; readonly end_MB: number };
 
-/** By the line through each process's samples once it is warm: a backend that is killed is another process afterwards. */
+/** Growth of each warm process, by linear regression. A restarted backend is another process. */
 export function growthOf(samples: readonly MemorySample[]): Growth[] {
   const byProcess = Map.groupBy(samples, ({ pid }) => pid);
   return [...byProcess.values()].flatMap((own) => {

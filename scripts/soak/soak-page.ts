@@ -1,4 +1,4 @@
-/** The page that a soak leaves behind: what held, and pictures of what went on, in one file without a script. */
+/** The report of a soak: the checks, and charts over time, in one HTML file without scripts. */
 import { quantileSorted } from 'simple-statistics';
 import {
   facts,
@@ -99,9 +99,9 @@ const errorsTable = ({ outcomes }: Soak): Html =>
     errorCounts(outcomes).map(([code, count]) => [code, String(count)]),
   );
 
-/* Pictures, over minutes from the beginning. */
+/* Charts, over minutes from the beginning. */
 
-/** A point for each span of time; a span with nothing in it has one only where `none` says its value. */
+/** A point for each span of time. `none`: the value of an empty span; without it, an empty span has no point. */
 function inSpans<T>(
   soak: Soak,
   things: readonly T[],
@@ -122,7 +122,7 @@ const line = (name: string, colour: number, points: PointSeries['points']): Poin
   ...{ name, colour, joined: true, points },
 });
 
-/** What was done, as marks at the height `y`. */
+/** Disturbances as marks at the height `y`. */
 function marks(
   { begunAt_ms, disturbances: { publications, kills, stalls } }: Soak,
   y: number,
@@ -170,7 +170,7 @@ function rate(soak: Soak): PointSeries[] {
 function errors(soak: Soak): PointSeries[] {
   const series = errorCounts(soak.outcomes).map(([code], index) => {
     const own = soak.outcomes.filter(({ result }) => result.kind === 'error' && result.code === code);
-    // Colours 2, 3 and 5 are the marks'.
+    // Marks use colours 2, 3 and 5.
     return line(
       code,
       [0, 1, 4, 6, 7, 8, 9][index % 7]!,
@@ -182,7 +182,7 @@ function errors(soak: Soak): PointSeries[] {
 
 function memory(soak: Soak): PointSeries[] {
   const processes = [...Map.groupBy(soak.memory, ({ pid }) => pid).values()];
-  // More points than a picture has pixels would only make its file large.
+  // More points than the chart has pixels would only enlarge the file.
   const nth = Math.ceil(soak.seconds / MEMORY_POINTS);
   const series = processes.map((own, index) =>
     line(

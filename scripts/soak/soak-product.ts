@@ -1,4 +1,4 @@
-/** The product that a soak runs on: the edge of `npm start` with its D1, two backends behind it, tenants, mask sets. */
+/** Starts the product of a soak: the edge of `npm start` with its D1, two backends, tenants and mask sets. */
 import { rename } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,27 +18,27 @@ import { backendSchema } from '../../shared/wire/backend-load.ts';
 import { createHome, removeHome } from '../../test/e2e/product.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-/** The edge's D1 can be stalled. */
+/** The module around the edge's worker that can stall D1. */
 const AROUND = fileURLToPath(new URL('./stallable-d1.ts', import.meta.url));
 const BACKENDS = 2;
 const STOP_ms = 60_000;
 const READY_WITHIN_ms = 60_000;
 
 /**
- * V8 lets garbage stand while there is room, and with it the native memory that garbage holds. In `npm start` each of
- * workerd's sixteen isolates (ours, and those behind D1, queues and limits) has a young generation of 16 MB and more, which
- * fills slowly. Here each collection is of everything and comes soon, so that what grows is what something still holds. The
- * old generation is as large as the platform gives an isolate in all.
+ * V8 flags that make leaks visible. V8 keeps garbage, and the native memory that belongs to it, while there is room. In
+ * `npm start` each of workerd's sixteen isolates (ours, and those of D1, queues and limits) has a young generation of 16 MB
+ * and more, which fills slowly. With these flags collections are frequent and full, so memory that grows is still referenced.
+ * The old generation has the size that Cloudflare gives an isolate in all.
  */
 export const EDGE_V8_FLAGS =
   '--gc-global --min-semi-space-size=1 --max-semi-space-size=2 --max-old-space-size=128';
 
-/** A limit that nobody reaches: the books are kept, and can be compared. */
+/** A limit that is never reached: it only makes the budget count tokens. */
 const BOOKS_ONLY = 1_000_000_000;
-/** Less than its clients ask for, so that some are refused. */
+/** Fewer tokens than the tenant's clients need, so that some requests are refused. */
 const TIGHT = 4_000;
 
-/** What tenants a soak has. The last has mask sets of its own. */
+/** The tenants of a soak. The last has its own mask sets. */
 const TENANTS = [
   { id: 'unlimited', terms: {} },
   { id: 'counted', terms: { tokens_per_day: BOOKS_ONLY } },
@@ -56,13 +56,13 @@ export type SoakProduct = {
   readonly database: string;
   readonly backends: readonly Supervised[];
   readonly tenants: readonly SoakTenant[];
-  /** Whose publications come and go: everybody's, and the tenant's own. */
+  /** Tenants for which the soak publishes; `''`: the default of all tenants. */
   readonly publishers: readonly string[];
   /** By version. */
   readonly maskSets: ReadonlyMap<string, MaskSet>;
-  /** The version that everybody sees at first. */
+  /** The version that is live for all tenants at first. */
   readonly live: string;
-  /** The edge's log goes to `folder`. */
+  /** Stops everything, and moves the edge's log to `folder`. */
   stop(folder: string): Promise<void>;
 };
 
@@ -154,7 +154,7 @@ async function createTenants(admin: AdminClient): Promise<SoakTenant[]> {
   return made;
 }
 
-/** The presets that the seed stored, for each who publishes. */
+/** Stores the seed's presets for each publisher; returns them by version. */
 async function shareMaskSets(
   admin: AdminClient,
   publishers: readonly string[],

@@ -1,7 +1,7 @@
-/** Runs in workerd, around the edge's worker of a soak: its D1 can be told to answer nothing for a while. */
+/** A module around the edge's worker of a soak, in workerd, that stalls D1 on request. */
 import { interceptedD1 } from '../../test/support/intercepted-d1.ts';
 
-/** `POST` here with `?ms=` stalls D1 for so long. */
+/** `POST` to this path with `?ms=` stalls D1 for so many milliseconds. */
 export const STALL_PATH = '/soak/stall';
 
 type Env = { readonly DB: object };
@@ -14,13 +14,13 @@ type Worker = {
 
 let until_ms = 0;
 
-/** What is asked meanwhile is answered afterwards, as by a database that hangs. */
+/** Queries during a stall are answered after it, as by a database that hangs. */
 async function ask(question: () => unknown): Promise<unknown> {
   while (Date.now() < until_ms) await new Promise((resolve) => setTimeout(resolve, until_ms - Date.now()));
   return await question();
 }
 
-/** One for each environment that comes in: the worker keeps its services by it. */
+/** One stallable environment for each `env`, as the worker keeps its services by environment. */
 const stallable = new WeakMap<Env, Env>();
 function withStalls(env: Env): Env {
   const known = stallable.get(env) ?? { ...env, DB: interceptedD1(env.DB, ask) };

@@ -1,7 +1,7 @@
 /**
- * What some families add to attention beside its products: biases, norms over the heads of Q and K, layers without
- * rotary embedding, windows that queries see. Here it is stored, named, read back, and written into a graph; the graphs
- * of serving and of learning use the same.
+ * What some families add to a Llama's attention: biases, norms over the heads of Q and K, layers without rotary embedding,
+ * sliding windows. This file stores the extra weights, reads them back, and adds them to a graph. The graphs of serving
+ * and of learning share it.
  *
  * Shapes: N/G = query/KV heads, D = head width, H = hidden, S = tokens, T = keys.
  */
@@ -12,24 +12,24 @@ import type { Basis } from './rotation.ts';
 
 /** All fp32, in memory or in the weights file. */
 type ExtrasIn<Place> = {
-  /** `[(N + 2G)·D]`, as the rows of QKV: those of Q times 1/√D, unless norms follow. */
+  /** `[(N + 2G)·D]`, like the rows of QKV: Q's are multiplied by {@link queryScale}. */
   readonly qkvBias?: Place;
   /** `[H]`, in the basis of the stream. */
   readonly outputBias?: Place;
-  /** What each head of Q, then of K is multiplied by once it is normed, `[N + G, D]`; Q's times 1/√D. */
+  /** Weights of the norms of each head of Q, then of K, `[N + G, D]`; Q's are multiplied by 1/√D. */
   readonly headNorms?: Place;
 };
 export type ExtraWeights = ExtrasIn<Float32Array>;
 export type StoredExtras = ExtrasIn<WeightRange>;
 
 /**
- * What the rows of Q are multiplied by, so that scores need no scale: 1/√D, and 1 where a norm would undo it and carries
- * it instead.
+ * The factor on the rows of Q, so that scores need no scale: 1/√D. It is 1 when a norm follows, which would undo the
+ * factor; then the norm's weights have it.
  */
 export const queryScale = ({ headSize, headNorms }: ModelConfig): number =>
   headNorms ? 1 : 1 / Math.sqrt(headSize);
 
-/** Nothing for a plain Llama. */
+/** Reads the extra weights of layer `index`; empty for a plain Llama. */
 export async function readExtras(source: WeightSource, basis: Basis, index: number): Promise<ExtraWeights> {
   const { attentionBias, headNorms, headCount, kvHeadCount, headSize, hiddenSize } = source.config;
   const read = (name: string) => source.read(`model.layers.${index}.self_attn.${name}`);
@@ -55,7 +55,7 @@ export async function readExtras(source: WeightSource, basis: Basis, index: numb
 export const storeExtras = (file: WeightsFile, extras: ExtraWeights): StoredExtras =>
   Object.fromEntries(Object.entries(extras).map(([name, values]) => [name, file.append(values)]));
 
-/** Values from the `start`th on. */
+/** `count` values from index `start` on. */
 function dataOf(values: WeightRange | Float32Array, start: number, count: number): InitializerData {
   if (!(values instanceof Float32Array)) return external(slice(values, 4 * start, 4 * count));
   const part = values.slice(start, start + count);
@@ -74,30 +74,30 @@ function joined(parts: readonly Float32Array[]): Float32Array {
 
 const NAMES = { qkvBias: 'qkv_bias', outputBias: 'output_bias', headNorms: 'head_norms' } as const;
 
-/** As {@link storeExtras} returned them, out of a graph. `find`: the range of a tensor by its name, if it is there. */
+/** Reads back from a graph what {@link storeExtras} returned. `find`: the range of a tensor by its name, if it is there. */
 export function findExtras(index: number, find: (name: string) => WeightRange | undefined): StoredExtras {
   const found = Object.entries(NAMES).map(([key, name]) => [key, find(`layer_${index}.${name}`)]);
   return Object.fromEntries(found.filter(([, range]) => range !== undefined));
 }
 
-/** Which heads a tensor `[..., heads·D]` holds: those of Q, of K and of V stand in this order in the model's rows. */
+/** The heads in a tensor `[..., heads·D]`, as a range of all heads in the order Q, K, V. */
 export type Heads = { readonly from: number; readonly count: number };
 
 /** The extras of one layer, in a graph. */
 export type Extras = {
   /** Adds the biases of these heads to their product. */
   biased(b: GraphBuilder, product: Value, heads: Heads): Value;
-  /** Norms heads of Q and K, each by itself. */
+  /** Normalizes each head of Q and K. */
   normed(b: GraphBuilder, product: Value, heads: Heads): Value;
   outputBiased(b: GraphBuilder, product: Value): Value;
   /** Whether `normed` does anything. */
   readonly hasNorms: boolean;
   readonly hasRope: boolean;
-  /** How many tokens its queries see. */
+  /** Tokens of the sliding window; undefined: queries see all tokens before them. */
   readonly window: number | undefined;
 };
 
-/** Tensors get their names in the outer graph `g`, when they are first asked for. */
+/** Tensors become initializers of the outer graph `g` when they are first used. */
 export function layerExtras(
   g: GraphBuilder,
   config: ModelConfig,
@@ -108,7 +108,7 @@ export function layerExtras(
   const layer = `layer_${index}`;
   const { outputBias } = stored;
   const named = new Map<string, Value>();
-  /** A part of a tensor of so many heads. */
+  /** The initializer with these heads of a tensor of `all` heads. */
   const part = (
     values: WeightRange | Float32Array,
     name: string,
@@ -159,10 +159,10 @@ export function layerExtras(
 
 export type KeysValues = { readonly k: Value; readonly v: Value };
 
-/** What rotary embedding needs, in any graph. */
+/** The inputs of rotary embedding in any graph; `cos` and `sin`: `[context, D/2]`. */
 export type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
 
-/** Rotary embedding of all heads of `x` `[B, S, heads·D]`, half-split order; `x` itself in a layer without. */
+/** Rotary embedding of `x` `[B, S, heads·D]`, half-split order; returns `x` in a layer without rotary embedding. */
 export const rotate = (
   b: GraphBuilder,
   shared: Rotary,
@@ -180,7 +180,7 @@ export const rotate = (
       )
     : x;
 
-/** Q `[B, S, N·D]`, K and V `[B, S, G·D]`, ready for attention, of the product with the rows of QKV. */
+/** From the product with QKV: Q `[B, S, N·D]`, K and V `[B, S, G·D]`, ready for attention. */
 export function queriesKeysValues(
   b: GraphBuilder,
   shared: Rotary,
@@ -197,7 +197,7 @@ export function queriesKeysValues(
   return { q: q!, k: k!, v: v! };
 }
 
-/** K and V alone, of the product with their rows: all that is kept of tokens whose attention is skipped. */
+/** From the product with the rows of K and V: K and V alone, which tokens need whose attention is skipped. */
 export function keysValues(
   b: GraphBuilder,
   shared: Rotary,
@@ -213,8 +213,8 @@ export function keysValues(
 }
 
 /**
- * `[S, T]` bool: which keys are no further back than the window. `positions`: of the queries, `[1, S]`; `keys`
- * `[1, T, …]` begin at position 0. What comes after a query is kept out by causality, not here.
+ * `[S, T]` bool: the keys inside each query's sliding window. `positions` `[1, S]`: of the queries; `keys` `[1, T, …]`
+ * begin at position 0. Keys after a query are not excluded here; attention is causal.
  */
 export function windowMask(b: GraphBuilder, window: number, positions: Value, keys: Value): Value {
   const scalar = (value: number) => b.constant('i64', [], [value]);

@@ -3,9 +3,10 @@
  *
  * Shapes: N/G = query/KV heads, D = head width, P = places.
  *
- * Tokens of answers are attended all together (`head-attention.ts`). Any other sequence has a node of its own. It stands in a place: a
- * layer's running ones in its first places, whoever they are. An `If` passes by what nobody needs, because attention without
- * rows is an error. No weight lies in these branches: ONNX Runtime does not prepack two branches deep.
+ * One node attends the decoded tokens of all answers (`head-attention.ts`). Every other sequence has an attention node of
+ * its own, in a place; the sequences that run a layer take its first places. An `If` skips places without rows, because
+ * attention without rows is an error. These branches hold no weights, as ONNX Runtime does not prepack weights two
+ * branches deep.
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
@@ -19,55 +20,55 @@ import {
 import { attendByHead, type HeadLengths, headInputs, nothingGrown, outputGrown } from './head-attention.ts';
 import { asKept, asRead } from './llama.ts';
 
-/** Sequences in one step at most. */
+/** Most sequences in one step. */
 export const BATCH_PLACES = 8;
 
 /**
- * P: sequences in one run that have an `Attention` of their own. In fp32 those are pieces of prompts alone; each place costs
- * inputs and outputs in every run, so there are few.
+ * P: the number of places, which is the most sequences in one run with an attention node of their own. In fp32 only pieces
+ * of prompts have one. Each place costs inputs and outputs in every run, so there are few.
  */
 export const placesOf = (kvType: KvType): number => (kvType === 'f32' ? 2 : BATCH_PLACES);
 
-/** What attention sees beside the rows that it is for. */
+/** Values that the attention of all layers shares. */
 export type Attending = Rotary & {
   readonly config: LlamaConfig;
   readonly kvType: KvType;
-  /** For each place of each layer: whether more sequences run than stand before it. */
+  /** For each place of each layer: whether a sequence is in it. */
   readonly hasPlace: readonly Value[];
   readonly form: HeadForm | RowForm;
 };
 
-/** K and V in halves are rows of all heads. */
+/** A cache of halves: K and V are rows of all heads. */
 type RowForm = {
   readonly kind: 'rows';
-  /** `[P]` a layer: how many of its running rows each place has. */
+  /** `[P]` for each layer: the number of rows that each place computes. */
   readonly placeRows: readonly Value[];
-  /** `[1]` for each place of each layer: keys, the new ones counted. */
+  /** `[1]` for each place of each layer: the number of keys, including the new ones. */
   readonly keyCounts: readonly Value[];
 };
 
-/** In fp32 they are kept head by head. Rows that are a token of an answer each stand first. */
+/** An fp32 cache: K and V are kept head by head. Rows of decoded tokens come first, then the rows of the places. */
 type HeadForm = {
   readonly kind: 'heads';
-  /** Of tokens. */
+  /** Lengths of the sequences that decode a token. */
   readonly lengths: HeadLengths;
-  /** Of the sequence in each place of each layer. */
+  /** Lengths of the sequence in each place of each layer. */
   readonly placeLengths: readonly HeadLengths[];
-  /** `[1 + P]` a layer: how many of the rows that it computes are tokens, and how many each place has. */
+  /** `[1 + P]` for each layer: the number of rows that are decoded tokens, and of each place's rows. */
   readonly counts: readonly Value[];
   readonly hasTokens: readonly Value[];
-  /** Whether a layer computes tokens and nothing else: the step that is in the greatest hurry. */
+  /** Whether a layer computes decoded tokens only; this step must be the fastest. */
   readonly tokensAlone: readonly Value[];
 };
 
-/** Of the rows that a layer computes: their product with the rows of QKV, `[1, rows, (N + 2G)·D]`, and their positions, `[1, rows]`. */
+/** The rows that a layer computes: their product with QKV, `[1, rows, (N + 2G)·D]`, and their positions, `[1, rows]`. */
 type Rows = { readonly product: Value; readonly positions: Value };
 /** `q` `[1, rows, N·D]`, `k` and `v` `[1, rows, G·D]`, `positions` `[1, rows]`. */
 type Computed = KeysValues & { readonly q: Value; readonly positions: Value };
-/** K and V of a place's new rows, which are bound in place into its cache (`engine/kv-cache.ts`). */
+/** K and V of each place's new rows; these outputs are bound to its cache (`engine/kv-cache.ts`). */
 type Fresh = readonly KeysValues[];
 
-/** What a layer's rows attend to, `[1, rows, N·D]`; writes their K and V. */
+/** The attention of a layer's rows, `[1, rows, N·D]`; writes their K and V. */
 export function attend(g: GraphBuilder, shared: Attending, index: number, rows: Rows, extras: Extras): Value {
   const { form } = shared;
   return form.kind === 'heads'
@@ -80,7 +81,7 @@ const namesOf = (index: number, place: number): KeysValues => ({
   v: { name: `new_v_${index}_${place}` },
 });
 
-/** What heads are attended with gives, and the buffers of heads, which hold the new K and V then. */
+/** The result of attention, and the buffers of heads with the new K and V. */
 type Attended = { readonly attended: Value; readonly grown: KeysValues };
 
 function attendHeads(
@@ -158,7 +159,7 @@ function attendHeads(
   return attended;
 }
 
-/** The rows of tokens, and those of each place. */
+/** Splits rows into those of decoded tokens and those of each place. */
 function byKind(b: GraphBuilder, { product, positions }: Rows, counts: Value, kinds: number): Rows[] {
   const products = b.ops('Split', [product, counts], kinds, { axis: 1 });
   const places = b.ops('Split', [positions, counts], kinds, { axis: 1 });
@@ -166,8 +167,9 @@ function byKind(b: GraphBuilder, { product, positions }: Rows, counts: Value, ki
 }
 
 /**
- * The product of tokens, known only once pieces are attended. Between tokens stand places where nobody's token is computed, and what is
- * computed there writes over the first token of a piece (`engine/head-caches.ts`): it must be read before.
+ * The unchanged `product` of the decoded tokens, but available only after the attention of all pieces. The tokens' node
+ * also writes K and V for sequences that decode no token, over the first token of a piece (`engine/head-caches.ts`), which
+ * must be read before.
  */
 function after(
   b: GraphBuilder,
@@ -177,13 +179,13 @@ function after(
 ): Value {
   const width = (config.headCount + 2 * config.kvHeadCount) * config.headSize;
   const sizes = pieces.map(({ attended }) => b.op('Shape', [attended], { start: 0, end: 1 }));
-  // Each is 1: what comes out is 1 as well.
+  // All are 1, and so is their product.
   const one = sizes.reduce((all, size) => b.op('Mul', [all, size]));
   const dims = b.op('Concat', [one, b.constant('i64', [2], [-1, width])], { axis: 0 });
   return b.op('Reshape', [product, dims]);
 }
 
-/** Each row is a sequence of its own. */
+/** Attention of rows that are one token each of different sequences. */
 function attendRows(
   b: GraphBuilder,
   shared: Attending,
@@ -201,7 +203,7 @@ function attendRows(
   return { attended: b.op('Reshape', [attended, b.constant('i64', [3], [1, -1, N * D])]), grown };
 }
 
-/** The same where there may be no row: the node refuses to have none. */
+/** Attention, or an empty result unless `isThere`: the node refuses inputs without rows. */
 function attendWhere(
   b: GraphBuilder,
   config: LlamaConfig,
@@ -279,7 +281,7 @@ function writePlaces(
   b.node('Split', [v, counts], names('v'), { axis: 1 });
 }
 
-/** What rows attend to where each sequence has a node of its own, `[1, rows, N·D]`. */
+/** Attention with a node for each sequence, `[1, rows, N·D]`. */
 function attendByPlace(
   g: GraphBuilder,
   shared: Attending & { readonly form: RowForm },
@@ -295,7 +297,7 @@ function attendByPlace(
   const places = placesOf(shared.kvType);
   const nobody = g.constant('f32', [1, 0, N * D], []);
   const attend = (b: GraphBuilder, place: number, queries: Value, at: Value, keyCount: Value): Value => {
-    // A branch as a whole waits for the writes, as `afterWrites` needs them.
+    // Reads are safe: the branch waits for the writes through `afterWrites`.
     const { k, v } = asRead(b, shared.kvType, past[place]!);
     return b.op(
       'Attention',
@@ -322,7 +324,7 @@ function attendByPlace(
     });
     return count === 1 ? attended[0]! : b.op('Concat', attended, { axis: 1 });
   };
-  /** `low` to `high` sequences run. A full step is found first, which is in the greatest hurry; then one alone. */
+  /** Nested `If`s for `low` to `high` running sequences; tests for a full step first, then for a single sequence. */
   const between = (b: GraphBuilder, low: number, high: number): Value => {
     if (low === high) return of(b, low);
     const isRest = low === 0 && high < places;
@@ -339,7 +341,7 @@ function attendByPlace(
   return between(g, 0, places);
 }
 
-/** The key count itself, known only once all new K and V of the layer are in the caches: it orders writes before reads. */
+/** The unchanged key count, but available only after the layer's new K and V are written: orders writes before reads. */
 function afterWrites(b: GraphBuilder, { k, v }: KeysValues, keyCount: Value): Value {
   const rows = (value: Value) => b.op('Shape', [value], { start: 1, end: 2 });
   return b.op('Max', [keyCount, rows(k), rows(v)]);

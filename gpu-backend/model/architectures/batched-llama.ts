@@ -1,18 +1,18 @@
 /**
- * The Llama decoder as one graph for many sequences at once, each under its own mask: what `llama.ts` is for one
- * sequence, with the same arithmetic in the same order, so that both give a row the same bits.
+ * The Llama decoder as one graph for many sequences at once, each under its own mask. The arithmetic and its order are the
+ * same as in `llama.ts`, the graph for one sequence, so both give a row the same bits.
  *
  * Shapes: S = new tokens of all sequences, one after the other; H, F, N, G, D, V as in `llama.ts`; P = places.
  *
- * The weight products see all tokens of a step as rows: weights are read once for everybody. A mask is a list of rows
- * for each block, so a block computes those rows that run it and no others. Tokens of answers are attended together, by one
- * node a layer (`head-attention.ts`): there, rows that skip a layer's attention are computed along when others run it, and
- * only their K and V are used. A piece of a prompt, or any sequence where K and V are halves, has a node of its own
+ * The weight products take all tokens of a step as rows, so a step reads the weights once. A mask is a list of rows for
+ * each block, and a block computes only the rows that run it. One node a layer attends the decoded tokens of all answers
+ * (`head-attention.ts`). When some sequences run a layer's attention, it also computes the tokens that skip it, but only
+ * their K and V are used. A piece of a prompt, and any sequence with K and V in halves, has an attention node of its own
  * (`batched-attention.ts`).
- * A row list has the shape `[1, rows]`, so what it gathers is a batch of one sequence, which rotary embedding and attention want.
- * An `If` costs as much as five small nodes, so what is rare (rows that do not run a block) shares one.
+ * A row list has the shape `[1, rows]`, so that it gathers a batch of one sequence, as rotary embedding and attention need.
+ * An `If` costs as much as five small nodes, so all work for rows that skip a block shares one.
  *
- * The limit of a step: every weight of a block that runs for anybody is read once; products grow by the row.
+ * The limit of a step: it reads the weights of a block once if any row runs the block; products grow with the rows.
  */
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
@@ -41,13 +41,13 @@ type Shared = Attending & {
   readonly zeros: Value;
   /** `[1, rows]`: rows that each of the 2L blocks computes. */
   readonly runRows: readonly Value[];
-  /** `[1, rows, 1]`: where the outputs of each block go in the stream. */
+  /** `[1, rows, 1]` for each of the 2L blocks: the rows of the stream that its outputs go to. */
   readonly intoIndices: readonly Value[];
-  /** `[rows]`: of the rows that each layer's attention computes, those whose output is wanted. */
+  /** `[rows]` for each layer: the computed rows of its attention whose output is used. */
   readonly usedRows: readonly Value[];
-  /** Rows of each layer whose attention is skipped and whose K and V are written. */
+  /** For each layer: the rows that skip its attention, but write K and V. */
   readonly keptRows: readonly Value[];
-  /** For each of the 2L blocks: whether it has something to do for rows that skip it. */
+  /** For each of the 2L blocks: whether rows that skip it need work. */
   readonly skips: readonly (Value | undefined)[];
   readonly surrogates: { readonly rows: readonly Value[]; readonly isFirst: Value } | undefined;
 };
@@ -130,7 +130,7 @@ const rowForm = (g: GraphBuilder, layers: number, places: number): Attending['fo
   keyCounts: single(g, 'key_counts', 'i64', layers * places),
 });
 
-/** Attention writes K and V of rows that skip it, or replaces its output, or both; an FFN only replaces its output. */
+/** Whether each block has work for rows that skip it: K and V to write (attention only), or surrogates. */
 function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): Value[] {
   const replaces = g.input('surrogates', 'bool', [2 * layers]);
   const byLayer = g.op('Reshape', [replaces, g.constant('i64', [2], [layers, 2])]);
@@ -140,7 +140,7 @@ function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): Value[] {
   return pieces(g, g.op('Reshape', [both, int(g, 2 * layers)]), 2 * layers, 1);
 }
 
-/** Lists of rows, one behind the other in `NAME_rows`, their lengths in `NAME_counts`. */
+/** `count` lists of rows: concatenated in the input `NAME_rows`, with their lengths in `NAME_counts`. */
 function rowLists(g: GraphBuilder, name: string, count: number) {
   const all = g.op('Unsqueeze', [g.input(`${name}_rows`, 'i64', [`all_${name}`]), int(g, 0)]);
   const counts = g.input(`${name}_counts`, 'i64', [count]);
@@ -193,8 +193,8 @@ function attention(
 }
 
 /**
- * What an attention does for rows that skip it. Outputs `kept_k_i` and `kept_v_i`, their K and V; gives `[S, H]`, what they
- * add to the stream.
+ * The work of an attention block for rows that skip it. Outputs their K and V as `kept_k_i` and `kept_v_i`; returns
+ * `[S, H]`, which these rows add to the stream.
  */
 function skippedAttention(
   g: GraphBuilder,
@@ -255,7 +255,7 @@ function ffn(
   return [residual, scatter(g, around, shared.intoIndices[2 * index + 1]!, output)];
 }
 
-/** `[S, H]`: what rows that skip an FFN add to the stream. */
+/** `[S, H]`, which rows that skip an FFN add to the stream. */
 function skippedFfn(
   g: GraphBuilder,
   { config, skips, zeros }: Shared,
@@ -272,7 +272,7 @@ function skippedFfn(
   });
 }
 
-/** Inside a branch, `[S, H]`: the outputs of a block's surrogate (`surrogate.ts`) where rows skip it, zeros elsewhere. */
+/** Builds, inside a branch, `[S, H]`: the surrogate's outputs (`surrogate.ts`) of rows that skip the block, zeros elsewhere. */
 type Replacement = (b: GraphBuilder) => Value;
 
 function replacementOf(

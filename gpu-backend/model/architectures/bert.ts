@@ -1,10 +1,10 @@
 /**
- * The BERT encoder as an ONNX graph, in fp32: the sentence encoder behind calibration and distillation.
+ * The BERT encoder as an ONNX graph, in fp32: the graph of full sentence encoders (`encoder/sentence-encoder.ts`).
  * Post-norm layers as in Devlin et al., 2018. Shapes: B = sequences, S = tokens, H = hidden.
  *
  * Inputs: `token_ids` i64 [B, S] and `token_mask` i32 [B, S] (1 = a token, 0 = padding).
- * Output: `pooled` f32 [B, H]: the sum of the last hidden states over the tokens, which normalised is the mean, or the
- * first token's.
+ * Output: `pooled` f32 [B, H]: the last hidden states' sum over the tokens (equal to the mean once normalised), or the
+ * first token's last hidden state.
  */
 import { z } from 'zod';
 import type { Graph, Value } from '../../onnx/graph.ts';
@@ -12,7 +12,7 @@ import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { WeightSource } from '../model-source.ts';
 import { transpose } from './rotation.ts';
 
-/** `config.json` of a BERT checkpoint, as far as the graph depends on it. */
+/** The fields of a BERT checkpoint's `config.json` that the graph depends on. */
 export const bertConfigSchema = z.looseObject({
   model_type: z.literal('bert'),
   hidden_act: z.literal('gelu'),
@@ -26,13 +26,13 @@ export const bertConfigSchema = z.looseObject({
   layer_norm_eps: z.number().positive(),
 });
 export type BertConfig = z.infer<typeof bertConfigSchema>;
-/** How one vector comes out of many. */
+/** How the token vectors of a text become one vector. */
 export type Pooling = 'mean' | 'cls';
 
 /** Weights by the names of the checkpoint, e.g. `encoder.layer.0.attention.self.query.weight`. */
 type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
 
-/** What every part of the graph needs. */
+/** Shared by all parts of the graph. */
 type Context = { readonly g: GraphBuilder; readonly config: BertConfig; readonly weights: BertWeights };
 
 /** @throws RangeError when a tensor is missing or has another shape than the configuration says. */
@@ -122,7 +122,7 @@ async function project(
   return context.g.op('Add', [await product(context, name, x, inputs, outputs), bias]);
 }
 
-/** `x · Wᵀ`, the matrix transposed once here: `MatMul` wants `[in, out]`. */
+/** `x · Wᵀ`. `MatMul` takes `[in, out]`, so the matrix is transposed here, once. */
 async function product(
   context: Context,
   name: string,

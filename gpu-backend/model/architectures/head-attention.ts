@@ -1,34 +1,33 @@
 /**
- * Attention to keys and values that stand head by head, in one node: of one new token each of several sequences, or of a piece of
- * one.
+ * Attention over a KV cache in head-major order, in one `GroupQueryAttention` node: for one new token each of several
+ * sequences, or for several tokens of one sequence.
  *
- * K and V of all sequences stand in one buffer each, head by head, `[B, G, T, D]` (B = sequences, G = KV heads, T = room for
- * tokens, D = head width). The node writes the new K and V into the buffer that it reads from, which is fed and fetched at
- * once (`engine/head-caches.ts`), and reads each sequence as far as it goes. A row's sums depend on nothing but its own keys:
- * a sequence has the same bits alone and in company. Keys of a head lie one behind the other, so long contexts are read faster
- * than from rows of all heads.
+ * K and V of all sequences are one buffer each, `[B, G, T, D]` (B = sequences, G = KV heads, T = capacity in tokens, D = head
+ * width). The same buffer is input and output of the node (`engine/head-caches.ts`), which appends the new K and V and reads
+ * each sequence up to its length. A row's result depends only on its own keys, so a sequence has the same bits alone and in
+ * a batch. The keys of a head are contiguous, so long contexts are read faster than from rows of all heads.
  *
- * The node takes the product with the rows of QKV as it is and rotates Q and K by itself, where nothing stands between: that is
- * three nodes fewer a layer. The positions that it rotates by are the lengths.
+ * If no norm and no padding is in between, the node takes the product with QKV and applies rotary embedding itself, which
+ * saves three nodes a layer. It takes the positions from the lengths.
  *
- * It takes heads whose width is a multiple of 8. Narrower ones stand in the buffers with zeros behind: these add nothing to a score, and
- * what they give is cut off.
+ * The node needs heads whose width is a multiple of 8. Other heads are padded with zeros in the buffers; zeros add nothing to
+ * a score, and their part of the output is cut off.
  *
- * Several tokens of several sequences behind others are refused: each piece of a prompt has a node of its own.
+ * The node refuses several tokens each of several sequences with a past, so each piece of a prompt has a node of its own.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
 import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './attention-extras.ts';
 
-/** The node rotates heads whose width is a multiple of this. */
+/** The node applies rotary embedding only to heads whose width is a multiple of this. */
 const ROTATED_HEADS = 16;
 const HEAD_UNIT = 8;
 
-/** How wide a head of this model stands in the buffers. */
+/** The width of a head in the buffers, padding included. */
 export const headRoom = ({ headSize }: Pick<LlamaConfig, 'headSize'>): number =>
   Math.ceil(headSize / HEAD_UNIT) * HEAD_UNIT;
 
-/** `x` `[B, S, heads·D]` with zeros behind each head, as wide as the buffers have it. */
+/** `x` `[B, S, heads·D]` with each head padded with zeros to the width of the buffers. */
 export function widened(b: GraphBuilder, config: LlamaConfig, x: Value, heads: number): Value {
   const { headSize } = config;
   const missing = headRoom(config) - headSize;
@@ -48,11 +47,11 @@ export function narrowed(b: GraphBuilder, config: LlamaConfig, x: Value, heads: 
   return b.op('Reshape', [narrow, b.constant('i64', [3], [0, 0, heads * headSize])]);
 }
 
-/** What says how far each sequence goes. */
+/** The lengths of the sequences. */
 export type HeadLengths = {
   /** `[B]` int32: tokens before the last new one. */
   readonly past: Value;
-  /** `[1]` int32: the most keys of any, the new ones counted. */
+  /** `[1]` int32: the most keys of a sequence, including the new ones. */
   readonly most: Value;
 };
 
@@ -62,17 +61,17 @@ export const headLengths = (g: GraphBuilder): HeadLengths => ({
   most: g.input('token_keys_max', 'i32', [1]),
 });
 
-/** Inputs `heads_k_WHOSE` and `heads_v_WHOSE`: of a layer, or of a place in it. */
+/** Inputs `heads_k_WHOSE` and `heads_v_WHOSE`: the buffers of a layer, or of a place in it. */
 export const headInputs = (g: GraphBuilder, config: LlamaConfig, whose: string): KeysValues => {
   const shape = [`sequences_${whose}`, config.kvHeadCount, `room_${whose}`, headRoom(config)];
   const input = (name: string) => g.input(`heads_${name}_${whose}`, 'f32', shape);
   return { k: input('k'), v: input('v') };
 };
 
-/** Free sizes: where no token is computed, `[1, G, 0, D]` comes out instead of the buffers. */
+/** Symbolic dimensions, as the output is `[1, G, 0, D]` instead of the buffers when no token is computed. */
 const GROWN = ['grown_sequences', 'grown_heads', 'grown_room', 'grown_width'];
 
-/** The buffers, which then hold the new tokens, as outputs of a branch or a graph. */
+/** Makes the buffers with the new tokens outputs of a branch or a graph. */
 export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
   b.output(k, 'f32', GROWN);
   b.output(v, 'f32', GROWN);
@@ -83,10 +82,13 @@ export function nothingGrown(b: GraphBuilder, config: LlamaConfig): KeysValues {
   return { k: none(), v: none() };
 }
 
-/** The product with the rows of QKV, `[B, S, (N + 2G)·D]`, and its rows' positions, `[B, S]`, which seldom are asked for; S or B is 1. */
+/**
+ * The product with QKV, `[B, S, (N + 2G)·D]`, and the positions, `[B, S]`; S or B is 1. `positions` is a function, as most
+ * models do not need it.
+ */
 export type HeadRows = { readonly product: Value; positions(): Value };
 
-/** What each row attends to, `[B, S, N·D]`, and the grown buffers. */
+/** The result of attention, `[B, S, N·D]`, and the buffers with the new tokens. */
 export function attendByHead(
   b: GraphBuilder,
   shared: Rotary,
@@ -120,7 +122,7 @@ export function attendByHead(
   return { attended: narrowed(b, config, attended!, headCount), grown: { k: grownK!, v: grownV! } };
 }
 
-/** As {@link queriesKeysValues}, each head as wide as the buffers have it. */
+/** {@link queriesKeysValues} with heads padded to the width of the buffers. */
 export function wideQueriesKeysValues(
   b: GraphBuilder,
   shared: Rotary,

@@ -1,22 +1,25 @@
 /**
  * The Llama decoder as one ONNX graph that serves every mask.
  *
- * Shapes: B = sequences, S = new tokens of each, W = those that a layer writes K and V of, T = the cache view, H = hidden, F = FFN width,
- * N/G = query/KV heads, D = head width, V = vocabulary, R = rows whose logits are wanted.
+ * Shapes: B = sequences, S = new tokens of each, W = new tokens whose K and V a layer writes, T = capacity of the cache,
+ * H = hidden, F = FFN width, N/G = query/KV heads, D = head width, V = vocabulary, R = rows whose logits are returned.
  *
- * Every block sits in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
- * computes K and V of its new tokens and nothing else, or nothing at all when `kv_rows` is 0. With surrogates in the
- * graph, `surrogate_rows` says whether they stand in for skipped blocks: see `surrogate.ts`.
- * It is built for one of two forms of K and V. Head by head it takes one token each of B answers, or S tokens of one
- * sequence (`head-attention.ts`): that is what serves. As rows it takes S tokens of one sequence, and the cache is written through: new K and V are outputs bound in place into the
- * buffers that come back in as `past_k`/`past_v` (`engine/kv-cache.ts`). Attention takes Q out of the second of the two splits that write K
- * and V, which puts the writes before the read of the cache. A cache of halves is cast on its way in and out, and there the read
- * waits for the writes by way of a shape.
- * Weights belong to the outer graph, not to the branches: only there does ONNX Runtime give the mapped file back once
- * it has prepacked them (130 MB of this model).
+ * Every block is in an `If` on its bit of `runs`. A skipped FFN costs one copy of a zero tensor. A skipped attention
+ * computes K and V of its new tokens only, or nothing when `kv_rows` is 0. With surrogates in the graph, `surrogate_rows`
+ * says whether they replace skipped blocks: see `surrogate.ts`.
  *
- * Limits, per decoded token: every weight of a running block is read once; 3 nodes an attention and 5 an FFN,
- * and what stands around them: at this model's size a third of what the products cost.
+ * The graph is built for one of two layouts of K and V. Head by head, it takes one token each of B answers, or S tokens of
+ * one sequence (`head-attention.ts`); this layout serves in fp32. As rows of all heads, it takes S tokens of one sequence.
+ * Then new K and V are outputs that are bound to the buffers which are also the inputs `past_k` and `past_v`
+ * (`engine/kv-cache.ts`), so the graph must write them before attention reads them. In fp32, attention takes Q from the
+ * second of the two `Split`s that write K and V, which gives that order. A cache of halves is cast when written and when
+ * read, and `afterWrites` gives the order.
+ *
+ * Weights are initializers of the outer graph, not of the branches: only there does ONNX Runtime release the mapped file
+ * after prepacking (130 MB of the default model).
+ *
+ * Limits, per decoded token: every weight of a running block is read once. An attention has 3 nodes, an FFN 5; with the
+ * nodes around them, they take a third of the products' time at the default model's size.
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
@@ -69,7 +72,7 @@ export type StoredLlama = {
   readonly ropeSin: WeightRange;
 };
 
-/** How a graph keeps K and V: head by head, or as rows of all heads. */
+/** The layout of K and V: head by head in fp32, or rows of all heads in this type. */
 export type KvForm = 'heads' | KvType;
 
 /** Values that every block sees. */
@@ -81,14 +84,14 @@ type Shared = {
   readonly sin: Value;
   readonly skipping: Skipping;
   readonly runs: readonly Value[];
-  /** How many new tokens a skipped attention writes K and V of: S, or 0 with `kv: elide`. */
+  /** The number of new tokens whose K and V a skipped attention writes: S, or 0 with `kv: elide`. */
   readonly kvRows: Value;
   /** Positions of those tokens, `[B, E]`, E = `kv_rows`. */
   readonly kvPositions: Value;
   readonly reach: Reach;
 };
 
-/** How far sequences go. */
+/** The lengths of the sequences, by the layout of K and V. */
 type Reach =
   | { readonly kind: 'heads'; readonly lengths: HeadLengths }
   | { readonly kind: 'rows'; readonly keyCount: Value };
@@ -108,7 +111,7 @@ export function llamaGraph(config: LlamaConfig, stored: StoredLlama, form: KvFor
   return g.graph;
 }
 
-/** The residual stream after all layers and the last block's output, which is not added yet. */
+/** The residual stream before the last block, and the last block's output, which is not added yet. */
 export function throughLayers(
   { layerCount }: LlamaConfig,
   { layers }: StoredLlama,
@@ -124,7 +127,7 @@ export function throughLayers(
   return [residual, branch!];
 }
 
-/** Output `logits` `[rows, V]` of `last` `[rows, H]`. */
+/** Declares the output `logits` `[...rows, V]`, from `last` `[...rows, H]`. */
 export function outputLogits(
   g: GraphBuilder,
   config: LlamaConfig,
@@ -174,7 +177,7 @@ function sharedValues(
 
 const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
-/** The residual stream with the last block's output added, and its RMS norm: one node. */
+/** In one node: the residual stream with the previous block's output added, and its RMS norm. */
 function addAndNormalize(
   g: GraphBuilder,
   config: LlamaConfig,
@@ -196,7 +199,7 @@ function addAndNormalize(
   return [{ name: sum }, { name: normalized }];
 }
 
-/** What every graph computes a layer's attention from; weights and extras are named in `g`. */
+/** Inputs and weights of a layer's attention, for all serving graphs; the weights are initializers of `g`. */
 export function attentionParts(
   g: GraphBuilder,
   config: LlamaConfig,
@@ -213,7 +216,7 @@ export function attentionParts(
     x,
     weights: {
       qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
-      // All that is computed of tokens whose attention is skipped.
+      // For tokens whose attention is skipped.
       kv: linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D)),
       output: linear(g, `layer_${index}.output`, stored.output),
     },
@@ -222,7 +225,7 @@ export function attentionParts(
   };
 }
 
-/** What every graph computes a layer's FFN from. */
+/** Inputs and weights of a layer's FFN, for all serving graphs. */
 export function ffnParts(
   g: GraphBuilder,
   config: LlamaConfig,
@@ -244,7 +247,7 @@ export function ffnParts(
   };
 }
 
-/** The stream normalized without weights, as surrogates want it: `x` itself where weights are folded into the matrices behind it. */
+/** The stream normalized without weights, the input of surrogates. It is `x` when the norm's weights are folded into matrices. */
 function withoutWeights(
   config: LlamaConfig,
   { kind }: StoredLinear,
@@ -307,26 +310,26 @@ function attention(
   return [residual, attended];
 }
 
-/** K and V as their cache keeps them. */
+/** K and V in the type of the cache. */
 export const asKept = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>
   kvType === 'f32' ? { k, v } : { k: cast(b, k, kvType), v: cast(b, v, kvType) };
 
-/** As attention reads them: on processors it has no fast kernels for halves. */
+/** K and V in fp32 for attention, which has no fast kernels for halves on CPUs. */
 export const asRead = (b: GraphBuilder, kvType: KvType, { k, v }: KeysValues): KeysValues =>
   kvType === 'f32' ? { k, v } : { k: cast(b, k, 'f32'), v: cast(b, v, 'f32') };
 
 const cast = (b: GraphBuilder, value: Value, type: KvType): Value =>
   b.op('Cast', [value], { to: ELEMENT_TYPES[type] });
 
-/** `past` itself, without a copy, known only once `written` is: it orders writes before reads. */
+/** The unchanged `past`, without a copy, but available only after `written`: orders writes before reads. */
 function afterWrites(b: GraphBuilder, past: KeysValues, written: KeysValues): KeysValues {
   const shapes = [written.k, written.v].map((value) => b.op('Shape', [value]));
-  // Nothing but zeros: 0 leaves a size as it is.
+  // All zeros; in `Reshape` 0 keeps a dimension.
   const same = b.op('Sub', shapes);
   return { k: b.op('Reshape', [past.k, same]), v: b.op('Reshape', [past.v, same]) };
 }
 
-/** ONNX Runtime infers what attention gives from the width of V, which a computed shape hides from it. */
+/** Gives V a static width again, which a computed shape hides: ONNX Runtime infers attention's output shape from it. */
 const sized = (
   b: GraphBuilder,
   { kvHeadCount, headSize }: LlamaConfig,
@@ -338,7 +341,10 @@ const sized = (
 
 type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
 
-/** Outputs `[B, S, H]`; K `[B, S, G·D]` after rotary and V `[B, S, G·D]` where they are rows, else none of them and the buffers of heads. */
+/**
+ * Outputs `[B, S, H]`. With K and V as rows, also outputs K (after rotary embedding) and V, `[B, S, G·D]`; else the buffers
+ * of heads.
+ */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
@@ -362,7 +368,7 @@ function runAttention(
   declare(attended, { k: none(), v: none() }, grown);
 }
 
-/** Any number of tokens of one sequence, whose K and V are rows. */
+/** Attention of any number of tokens of one sequence, with K and V as rows. */
 function attendPiece(
   b: GraphBuilder,
   shared: Shared,
@@ -389,8 +395,8 @@ function attendPiece(
 }
 
 /**
- * K and V of the first `kv_rows` new tokens: all of them, or none with `kv: elide`. (A second `If` in here
- * would be clearer and five times as slow: ONNX Runtime does not prepack weights two branches deep.)
+ * K and V of the first `kv_rows` new tokens: all of them, or none with `kv: elide`. A second `If` here would be clearer,
+ * but five times as slow: ONNX Runtime does not prepack weights two branches deep.
  */
 function skipAttention(
   b: GraphBuilder,

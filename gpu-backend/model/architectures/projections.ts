@@ -1,7 +1,7 @@
 /**
- * A projection's weight in the graph: MatMulNBits with 8 or 4 bits (fast on CPU: VNNI kernels, activations quantized
- * by blocks too), or fp32 as the reference. Every matrix has bits and blocks of its own.
- * Weights stay `[out, in]`, as files have them, so rows can be shared between initializers.
+ * Linear layers and the embedding in a graph: `MatMulNBits` with 8 or 4 bits (fast on CPUs: VNNI kernels, activations
+ * quantized in blocks too), or fp32 as the reference. Every matrix has its own bits and block size.
+ * Weights stay `[out, in]`, as in model files, so that initializers can share rows.
  */
 import { type Attribute, type Graph, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import {
@@ -22,7 +22,7 @@ export type Linear = Shape & { readonly values: Value } & (
     | (QuantForm & { readonly kind: 'nbits'; readonly scales: Value; readonly zeroPoints: Value })
   );
 
-/** A matrix as it lies in the weights file, before it has a name in a graph. */
+/** A matrix in the weights file. */
 export type StoredLinear = Shape & { readonly values: WeightRange } & (
     | { readonly kind: 'f32' }
     | {
@@ -62,7 +62,7 @@ export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
   };
 }
 
-/** A place for a matrix of that form that comes later; `undefined` is fp32. */
+/** Reserves room for a matrix that is written later; `form` undefined: fp32. */
 export function reserveLinear(
   file: WeightsFile,
   form: QuantForm | undefined,
@@ -91,7 +91,7 @@ export function storedRows(stored: StoredLinear, from: number, to: number): Stor
   return { ...rows, scales: cut(rows.scales), zeroPoints: cut(rows.zeroPoints) };
 }
 
-/** Names a stored matrix in the graph. */
+/** Makes initializers of a stored matrix. */
 export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
   const { outputs, inputs } = stored;
   if (stored.kind === 'f32') {
@@ -104,7 +104,7 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
   return { ...form, kind: 'nbits', outputs, inputs, ...codeTensors(g, name, stored, values) };
 }
 
-/** The three tensors of a quantized matrix. Their shapes say its bits and blocks: `stored-llama.ts` reads them back. */
+/** The three tensors of a quantized matrix. `stored-llama.ts` reads its bits and block size back from their shapes. */
 function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values: readonly number[]) {
   const { outputs, inputs, scales, zeroPoints } = stored;
   const form = formOf(stored);
@@ -117,7 +117,7 @@ function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values:
   };
 }
 
-/** x `[..., inputs]` → `[..., outputs]`, named `output`: inputs · outputs multiply-adds a row. */
+/** x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. */
 export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.fresh('linear')): Value {
   if (weight.kind === 'f32') {
     g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
@@ -135,7 +135,7 @@ export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.f
   return { name: output };
 }
 
-/** The same graph, whose products take their inputs as they are and do not round them to 8 bits. */
+/** The graph with products that compute in fp32, without rounding activations to 8 bits. */
 export const withExactProducts = (graph: Graph): Graph => ({
   ...graph,
   nodes: graph.nodes.map((node) => ({
@@ -149,7 +149,7 @@ export const withExactProducts = (graph: Graph): Graph => ({
     ),
   })),
 });
-/** An `accuracy_level`: inputs in fp32. */
+/** The `accuracy_level` of `MatMulNBits` that means fp32. */
 const EXACT = 1;
 
 /*
@@ -161,7 +161,7 @@ const EXACT = 1;
 export type StoredEmbedding = {
   /** `[V, H]`; the same ranges as the head when the embeddings are tied. */
   readonly rows: StoredLinear;
-  /** fp32 `[H, H]` that a row is multiplied by, where the head's basis differs from the stream's. */
+  /** fp32 `[H, H]`: turns a row from the head's basis into the stream's; undefined when they are the same. */
   readonly correction: { readonly values: WeightRange; readonly size: number } | undefined;
 };
 
@@ -176,7 +176,7 @@ export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: St
   ]);
 }
 
-/** One row a token: dequantized from the 8 or 4 bits that the head multiplies by. */
+/** One row for each token, dequantized if the matrix is quantized. */
 function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): Value {
   const { outputs: V, inputs: H } = stored;
   if (stored.kind === 'f32') {

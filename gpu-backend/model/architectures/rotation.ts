@@ -1,10 +1,10 @@
 /**
  * An orthogonal change of basis of the residual stream, folded into the weights (QuaRot, arXiv 2404.00456).
  *
- * 8-bit products quantize activations too, a block at a time, and a few channels of the residual stream are
- * far larger than the rest: they cost their block its precision. In a rotated basis no channel stands out.
- * The result is the same function: RMS norms commute with a rotation once their weights are folded into the
- * matrices behind them.
+ * 8-bit products also quantize activations, in blocks. A few channels of the residual stream are far larger than the rest,
+ * and take the precision from the other channels of their block. In a rotated basis no channel is an outlier.
+ * The model computes the same function: RMS norms commute with a rotation once their weights are folded into the matrices
+ * that follow them.
  */
 
 /** Rotates every row of `rows` `[count, width]` in place: row ← row · Q, Q = Hadamard(2^k) ⊗ DCT(width / 2^k). */
@@ -20,7 +20,7 @@ export function rotateRows(rows: Float32Array, width: number): void {
   }
 }
 
-/** The inverse of {@link rotateRows}: row ← row · Qᵀ. A Hadamard transform undoes itself, the transposed DCT the DCT. */
+/** The inverse of {@link rotateRows}: row ← row · Qᵀ. The Hadamard transform inverts itself; the DCT's inverse is its transpose. */
 export function unrotateRows(rows: Float32Array, width: number): void {
   const { power, rest } = factors(width);
   const dct = transposedSquare(dctMatrix(rest), rest);
@@ -33,7 +33,7 @@ export function unrotateRows(rows: Float32Array, width: number): void {
   }
 }
 
-/** Columns that are rotated together: neighbours share lines of memory. */
+/** Columns that are rotated together, as neighbours share cache lines. */
 const COLUMNS_TOGETHER = 8;
 
 /** Rotates every column of `matrix` `[width, columns]` in place: matrix ← Qᵀ · matrix. */
@@ -90,14 +90,14 @@ function transposedSquare(matrix: Float64Array, n: number): Float64Array {
 }
 
 /**
- * Fast Walsh-Hadamard transform over the index of `power` blocks of `rest` values, orthonormal. Two halvings a pass: the
- * values cross memory half as often, and the sums are the same.
+ * Fast Walsh-Hadamard transform, orthonormal, over the block index of `power` blocks of `rest` values. Each pass does two
+ * butterfly stages, which halves the memory traffic and gives the same sums.
  */
 function hadamard(values: Float64Array, power: number, rest: number): void {
   const scale = 1 / Math.sqrt(power);
   let half = rest;
   if (half === 1 && values.length >= 4) {
-    // The first pass by itself: a loop of one round each is half of all the time.
+    // The first pass is unrolled: with inner loops of one iteration it would take half of the time.
     for (let i = 0; i < values.length; i += 4) {
       const a = values[i]!;
       const b = values[i + 1]!;
@@ -150,8 +150,8 @@ function applyDct(values: Float64Array, power: number, rest: number, dct: Float6
 }
 
 /*
- * In which basis the residual stream of an emitted model lives: the file's own, or a rotated one (see
- * `rotation.ts` for why). Matrices are `[outputs, inputs]`; they may be changed in place.
+ * The basis of the residual stream in an imported model: the file's own, or the rotated basis (the first lines of this file
+ * say why). Matrices are `[outputs, inputs]`; they may be changed in place.
  */
 
 export type Matrix = { readonly rows: Float32Array; readonly outputs: number; readonly inputs: number };
@@ -163,11 +163,11 @@ export type Basis = {
   writes(matrix: Matrix): Matrix;
   /** The embedding's rows, which begin the stream. */
   embeds(matrix: Matrix): Matrix;
-  /** What is left of an RMS norm's weight. */
+  /** The RMS norm's weight that remains after folding. */
   norm(norm: Float32Array): Float32Array;
   /**
-   * Tied embeddings are stored as the head reads them. `[H, H]` (input-major) that turns such a row into the
-   * stream's first value, or undefined when the row is that value.
+   * Tied embeddings are stored once, as the head's rows. Returns the matrix `[H, H]` (input-major) that turns such a row
+   * into the stream's first value; undefined when they are equal.
    */
   embeddingFromHead(norm: Float32Array): Float32Array | undefined;
 };
@@ -180,7 +180,7 @@ export const fileBasis: Basis = {
   embeddingFromHead: () => undefined,
 };
 
-/** The stream x becomes x·Q. Norm weights g fold into what reads: W·diag(g)·Q; what writes becomes Qᵀ·W. */
+/** The stream x becomes x·Q. A matrix that reads it becomes W·diag(g)·Q, g the norm's weights; one that writes, Qᵀ·W. */
 export function rotatedBasis(hiddenSize: number): Basis {
   return {
     reads(matrix, norm) {
@@ -194,7 +194,7 @@ export function rotatedBasis(hiddenSize: number): Basis {
       return matrix;
     },
     norm: (norm) => new Float32Array(norm.length).fill(1),
-    // The head holds E·diag(g)·Q, the stream begins with E·Q: Qᵀ·diag(1/g)·Q leads from one to the other.
+    // The head has E·diag(g)·Q, the stream begins with E·Q: multiply by Qᵀ·diag(1/g)·Q.
     embeddingFromHead(norm) {
       const matrix = new Float32Array(hiddenSize * hiddenSize);
       norm.forEach((weight, i) => {

@@ -1,11 +1,11 @@
 /**
- * What a skipped block adds to the residual stream in the serving graph: nothing, or its surrogate's output
- * (`model/surrogates.ts` has the formula), as the request says.
+ * The output of a skipped block in the serving graph: zeros, or its surrogate's output (`model/surrogates.ts` has the
+ * formula), as the request says.
  *
- * Shapes: B = sequences, S = new tokens of each, H = hidden, r = rank, U = `surrogate_rows`: S with surrogates, 0 with holes.
+ * Shapes: B = sequences, S = new tokens of each, H = hidden, r = rank, U = `surrogate_rows`: S with surrogates, else 0.
  *
- * A second `If` for the choice would stand two branches deep, where ONNX Runtime does not prepack weights; and one
- * beside the first would cost every running block. So the surrogate computes U rows, and zeros fill what is left.
+ * A second `If` inside the block's `If` would be two branches deep, where ONNX Runtime does not prepack weights; a second
+ * `If` beside it would cost time in every running block. So the surrogate computes U rows, and zeros fill the rest.
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { WeightRange } from '../weights-file.ts';
@@ -38,7 +38,7 @@ export type Skipping = {
     | undefined;
 };
 
-/** Input `surrogate_rows` `[1]`, when the graph has surrogates. */
+/** Adds the input `surrogate_rows` `[1]` when the graph has surrogates. */
 export function skipping(
   g: GraphBuilder,
   embedded: Value,
@@ -62,8 +62,8 @@ export function skipping(
 }
 
 /**
- * The output of a skipped block, `[B, S, H]`, to be appended to its branch. `x` `[B, S, H]`: the stream, normalized
- * without weights. Weights are named in `g`, the outer graph.
+ * Returns a function that builds the output of a skipped block, `[B, S, H]`, in its branch. `x` `[B, S, H]`: the stream,
+ * normalized without weights. Weights become initializers of `g`, the outer graph.
  */
 export function skippedOutput(
   g: GraphBuilder,
@@ -82,8 +82,8 @@ export function skippedOutput(
 }
 
 /**
- * Names a surrogate's weights in `g`, the outer graph, and computes with them in a branch: `x` `[..., rows, H]`, `isFirst`
- * `[..., rows, 1]` → `[..., rows, H]`.
+ * Makes a surrogate's weights initializers of `g`, the outer graph. Returns a function that computes its output in a branch:
+ * `x` `[..., rows, H]`, `isFirst` `[..., rows, 1]` → `[..., rows, H]`.
  */
 export function surrogateProduct(
   g: GraphBuilder,

@@ -1,17 +1,17 @@
 /**
- * The Llama decoder as one graph for a GPU, through ONNX Runtime's WebGPU provider: the same weights, masks and
- * parts of a layer as `llama.ts`, with those nodes that the provider has.
+ * The Llama decoder as one graph for a GPU, through ONNX Runtime's WebGPU provider: the weights, masks and parts of a layer
+ * of `llama.ts`, with the operators that the provider has.
  *
- * Shapes: B = sequences, S = new tokens of each (B = 1, or S = 1), T = capacity of the caches, R = rows whose logits are wanted;
- * H, F, N, G, V as in `llama.ts`, D = a head's width in the caches.
+ * Shapes: B = sequences, S = new tokens of each (B = 1 or S = 1), T = capacity of the caches, R = rows whose logits are
+ * returned; H, F, N, G, V as in `llama.ts`, D = a head's width in the caches.
  *
- * K and V `[B, G, T, D]` stay on the device: `present_k_0`, … are bound to the buffers that come in as `past_k_0`, …, so a
- * step writes its own tokens and nothing else. `GroupQueryAttention` takes a length a sequence; a skipped attention writes
- * its K and V with `ScatterElements`, in place too.
+ * K and V `[B, G, T, D]` stay on the device: the outputs `present_k_0`, … are bound to the buffers of the inputs `past_k_0`,
+ * …, so a step writes only its own tokens. `GroupQueryAttention` takes a length for each sequence; a skipped attention
+ * writes its K and V with `ScatterElements`, in place too.
  *
- * Each block takes one of three ways, which the host says (`plain`, `mixed`): all sequences run it; some do, and `gates`
- * of 0 and 1 take its output from the others; or nobody does, and its weights are not read. `If` wants its condition on
- * the host, so nothing is read back for it.
+ * Each block has three branches, and the host's inputs `plain` and `mixed` choose one: all sequences run the block; some do,
+ * and `gates` of 0 and 1 zero its output for the others; or none does, and its weights are not read. `If` takes its condition
+ * from the host, so nothing is read back from the device.
  */
 import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
@@ -29,11 +29,11 @@ type Shared = {
   readonly config: LlamaConfig;
   /** `[B, S]`. */
   readonly positions: Value;
-  /** The same as `[B, G, S, D]`: where each number of K and V goes. */
+  /** The positions as `[B, G, S, D]`: the index in the cache of each value of K and V. */
   readonly places: Value;
-  /** `[B]`: each sequence's keys, the new ones counted, less one. */
+  /** `[B]`: the index of each sequence's last key, which is the number of its keys (with the new ones) minus one. */
   readonly lastKeys: Value;
-  /** The most keys of a sequence. */
+  /** `[1]`: the most keys of a sequence. */
   readonly keysMax: Value;
   readonly cos: Value;
   readonly sin: Value;
@@ -46,7 +46,7 @@ type Shared = {
   readonly gates: Value;
   readonly surrogates:
     | {
-        /** `[2L, B, 1, 1]`: 1 where a surrogate stands in. */
+        /** `[2L, B, 1, 1]`: 1 where a surrogate replaces the block. */
         readonly gates: Value;
         /** `[B, S, 1]`, bool: position 0 of the sequence. */
         readonly isFirst: Value;
@@ -54,7 +54,7 @@ type Shared = {
     | undefined;
 };
 
-/** Inputs and outputs are named in `engine/webgpu-runner.ts`, which feeds them. All but the logits is of `floatType`. */
+/** `engine/webgpu-runner.ts` feeds the inputs. All floats but the logits have the type `floatType`. */
 export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, floatType: FloatType): Graph {
   const g = new GraphBuilder('webgpu_llama');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
@@ -66,7 +66,7 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, float
   );
   const rows = g.op('Reshape', [g.op('Add', stream), g.constant('i64', [2], [-1, config.hiddenSize])]);
   outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
-  // Some devices would round otherwise than the processor does: at half a logit of the default model.
+  // Some devices round activations differently from CPUs, by up to half a logit of the default model.
   const exact = withExactProducts(g.graph);
   return floatType === 'f32' ? exact : inHalves(exact, ['logits']);
 }
@@ -102,7 +102,7 @@ function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama,
   };
 }
 
-/** The three ways of a block, as two nested branches; the outermost is what most steps take. */
+/** The three branches of a block, as two nested `If`s; the outer one chooses `plain`, the most frequent. */
 function chosenWay(
   g: GraphBuilder,
   { plain, mixed }: Shared,
@@ -130,11 +130,11 @@ function chosenWay(
   });
 }
 
-/** `[B, 1, 1]` of one block. */
+/** The gates of one block, `[B, 1, 1]`. */
 const gateOf = (b: GraphBuilder, gates: Value, block: number): Value =>
   b.op('Gather', [gates, b.constant('i64', [], [block])], { axis: 0 });
 
-/** What stands in for a skipped block, and is added where only some sequences run it; undefined without surrogates. */
+/** The surrogate's output for sequences that skip the block, zeros for the others; undefined without surrogates. */
 function standIn(
   g: GraphBuilder,
   shared: Shared,

@@ -1,6 +1,6 @@
 /**
- * Slices of matrices, done in several threads where there is enough to do. Threads share this process's open files, so what
- * goes between them is small; how many there are follows from the memory that the largest slice takes.
+ * Converts slices of matrices, in several threads if there is enough work. Threads share this process's open files, so
+ * messages between them are small. The largest slice's memory limits the number of threads.
  */
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
@@ -11,22 +11,22 @@ import { matrixInFile, matrixInMemory } from '../formats/tensor-parts.ts';
 import type { WeightSource } from '../model-source.ts';
 import { convertSlice, type FromConversion, type Slice, sliceBytes, type ToConversion } from './slice.ts';
 
-/** A slice of the tensor of that name. */
+/** A slice of the tensor `name`. */
 export type Job = { readonly name: string; readonly slice: Slice };
 
-/** What all slices in work may take together; one alone may take more. */
+/** Most memory of all slices in work; a single slice may take more. */
 const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
-/** Less is done before a thread has started. */
+/** With fewer weights, threads would take longer to start than the work. */
 const THREADS_FROM_WEIGHTS = 2 ** 24;
 
 type ConversionOptions = {
-  /** As many as there are processors, if memory allows it and it is worth it. */
+  /** By default the number of cores, or fewer when memory is short or the work is small. */
   readonly threads?: number | undefined;
-  /** Gets how many weights are done; when it throws, the work ends. */
+  /** Gets the weights of each finished slice; when it throws, the work ends. */
   readonly onWeights: (weights: number) => void;
 };
 
-/** Fills the places of all slices in the file `descriptor`. @throws MaskrouteError `corrupt_model`. */
+/** Writes all slices into the weights file `descriptor`. @throws MaskrouteError `corrupt_model`. */
 export async function convertSlices(
   source: WeightSource,
   jobs: readonly Job[],
@@ -82,11 +82,11 @@ async function inThreads(
       }),
     );
   } catch (error) {
-    // The others begin no other slice.
+    // The other threads begin no more slices.
     next = jobs.length;
     throw error;
   } finally {
-    // A slice that is still in work writes to a file that its owner closes.
+    // Threads must not write any more when the caller closes the file.
     await Promise.all(workers.map((worker) => worker.terminate()));
   }
 }
@@ -105,7 +105,7 @@ function inThread(worker: Worker, message: ToConversion): Promise<void> {
   });
 }
 
-/** Errors lose their class and code between threads, so these two travel beside them. */
+/** Errors lose their class and code between threads, so the message has both codes. */
 function errorFrom({ code, errno, message }: Extract<FromConversion, { kind: 'failed' }>): Error {
   if (code !== undefined) return new MaskrouteError(code as ErrorCode, message);
   return Object.assign(new Error(message), errno === undefined ? {} : { code: errno });

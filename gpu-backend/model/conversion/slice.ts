@@ -1,6 +1,7 @@
 /**
- * From rows of a file's matrix to bytes of the weights file: rotated, rounded, packed, written in their place. A slice of a
- * matrix is plain data, so that any thread can do it, and what comes out does not depend on how a matrix is cut.
+ * Converts a slice of a matrix: reads rows of the model's file, rotates, rounds and packs them, and writes them to their
+ * place in the weights file. A slice is plain data, so that any thread can convert it. The result does not depend on how
+ * a matrix is cut into slices.
  */
 import { parentPort } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -10,18 +11,18 @@ import type { TensorPlace } from '../model-source.ts';
 import { packRows, type QuantForm, roundRows } from '../quantization/quantize.ts';
 import { writeAt } from '../weights-file.ts';
 
-/** What is done to a matrix besides rounding, by what it does to the residual stream. */
+/** The transformation of a matrix before rounding; it depends on the matrix' role for the residual stream. */
 export type Turn =
   | { readonly kind: 'none' }
   | { readonly kind: 'scaled'; readonly scale: number }
-  /** It multiplies the normalized stream. `scale`: of Q, see `queryScale`. */
+  /** Multiplies the normalized stream. `scale`: `queryScale` for Q, else 1. */
   | { readonly kind: 'reads'; readonly norm: Float32Array; readonly scale: number }
   /** The embedding, whose rows begin the stream. */
   | { readonly kind: 'embeds' }
-  /** Its product is added to the stream: all of its rows are turned together, so a slice is all of it. */
+  /** Its product is added to the stream. Its columns are rotated, so a slice must have all rows. */
   | { readonly kind: 'writes' };
 
-/** Rows of a matrix and where they go. Bytes from the file's beginning, of the first row. */
+/** Rows of a matrix, and the byte offsets in the weights file where the first row goes. */
 export type Slice = {
   readonly from: number;
   readonly rows: number;
@@ -34,10 +35,10 @@ export type Slice = {
   readonly zeroPointsAt: number;
 };
 
-/** Rows and columns of a part that is in memory in fp32: some 8 MB. */
+/** Weights that are in memory in fp32 at a time: 8 MB. */
 const TILE_WEIGHTS = 2 ** 21;
 
-/** `descriptor`: of the weights file. */
+/** Converts and writes a slice. `descriptor`: the weights file. */
 export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
   if (slice.turn.kind === 'writes') return convertColumns(slice, parts, descriptor);
   const { from, columns, turn, form } = slice;
@@ -67,13 +68,13 @@ function scale(values: Float32Array, factor: number): void {
   if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }
 
-/** The codes of all columns come together in memory: in the file, those of some columns lie apart. */
+/** Converts tiles of columns, and writes the whole matrix at the end: in the file, rows are contiguous. */
 async function convertColumns(
   { rows, columns, form, valuesAt, scalesAt, zeroPointsAt }: Slice,
   parts: MatrixParts,
   descriptor: number,
 ): Promise<void> {
-  if (form === undefined) throw new RangeError('fp32 is not turned');
+  if (form === undefined) throw new RangeError('fp32 is not rotated');
   const codes = new Uint8Array(rows * columns);
   const blocks = columns / form.blockSize;
   const scales = new Float32Array(rows * blocks);
@@ -99,7 +100,7 @@ async function convertColumns(
   writeAt(descriptor, zeroPointsAt, packed.zeroPoints);
 }
 
-/** Bytes in memory while a slice is done, at the most: as the file has it, in fp32, as codes, and packed. */
+/** Most memory of a slice in bytes: the source's bytes, fp32, codes and packed codes. */
 export const sliceBytes = ({ rows, columns, turn }: Slice, source_bytesPerWeight: number): number =>
   turn.kind === 'writes'
     ? rows * columns * (source_bytesPerWeight + 2) + 3 * 4 * TILE_WEIGHTS
@@ -110,7 +111,7 @@ export const sliceBytes = ({ rows, columns, turn }: Slice, source_bytesPerWeight
 export type ToConversion = {
   readonly slice: Slice;
   readonly place: TensorPlace;
-  /** Of the weights file. */
+  /** The weights file. */
   readonly descriptor: number;
 };
 
@@ -119,9 +120,9 @@ export type FromConversion =
   | {
       readonly kind: 'failed';
       readonly message: string;
-      /** Of a `MaskrouteError`. */
+      /** The code of a `MaskrouteError`. */
       readonly code: string | undefined;
-      /** Of a system's error, such as `ENOSPC`. */
+      /** The code of a system error, such as `ENOSPC`. */
       readonly errno: string | undefined;
     };
 

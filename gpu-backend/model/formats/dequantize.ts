@@ -1,7 +1,7 @@
 /**
- * Tensor types of GGUF and their values in fp32. Block layouts and formulas: ggml-common.h and ggml-quants.c of
- * https://github.com/ggml-org/ggml. Products of a block's scale and a quant are exact in double precision, so
- * that one rounding to fp32 gives what the reference gives, bit for bit.
+ * GGUF's tensor types, and their conversion to fp32. Block layouts and formulas: ggml-common.h and ggml-quants.c of
+ * https://github.com/ggml-org/ggml. The product of a block's scale and a quant is exact in double precision, so rounding it
+ * to fp32 gives the same bits as the reference.
  */
 
 /** Fills `out` (a multiple of `blockSize` floats) from the blocks in `bytes`. */
@@ -32,7 +32,7 @@ const TENSOR_TYPES: Readonly<Record<number, TensorType>> = {
   30: { name: 'BF16', blockSize: 1, blockBytes: 2, dequantize: dequantizeBF16 },
 };
 
-/** Types that exist and that we do not read, for the message. */
+/** Names of unsupported types, for error messages. */
 const OTHER_TYPES: Readonly<Record<number, string>> = {
   16: 'IQ2_XXS',
   17: 'IQ2_XS',
@@ -148,8 +148,8 @@ function dequantizeQ8_0(bytes: Uint8Array, out: Float32Array): void {
 }
 
 /*
- * The K types of ggml (super-blocks of 256 values, in sub-blocks whose scales are quantized too), and the two IQ types
- * of four bits, whose codes stand for values of a fixed table (ggml-quants.c).
+ * The K types of ggml (super-blocks of 256 values, in sub-blocks whose scales are quantized too), and the two four-bit IQ
+ * types, whose codes index a fixed table (ggml-quants.c).
  */
 
 /** x = d·scale·q − dmin·minimum, q of 2 bits; 128 values share 32 bytes; scale and minimum of 4 bits for 16 values. */
@@ -203,7 +203,7 @@ function dequantizeQ4K(bytes: Uint8Array, out: Float32Array): void {
   withMinimums(bytes, out, { block_bytes: 144, codesAt: 16, fifthAt: undefined });
 }
 
-/** As Q4_K with a fifth bit: bit 2·group and 2·group + 1 of 32 bytes. */
+/** Like Q4_K, with a fifth bit: bits 2·group and 2·group + 1 of 32 bytes. */
 function dequantizeQ5K(bytes: Uint8Array, out: Float32Array): void {
   withMinimums(bytes, out, { block_bytes: 176, codesAt: 48, fifthAt: 16 });
 }
@@ -266,7 +266,7 @@ function dequantizeQ6K(bytes: Uint8Array, out: Float32Array): void {
   }
 }
 
-/** What the four bits of an IQ4 type stand for. */
+/** The values of an IQ4 type's four-bit codes. */
 const IQ4_VALUES = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113] as const;
 
 /** x = d·value of q; the low nibbles are the first half of the block of 32. */
@@ -295,7 +295,7 @@ function iq4Block(bytes: Uint8Array, at: number, scale: number, out: Float32Arra
   }
 }
 
-/* IEEE half precision to float, by a table: quantized blocks ask for one or two of 65,536 values each. */
+/* IEEE half precision to float, by a table of all 65,536 values: each quantized block has one or two halves. */
 
 let table: Float32Array | undefined;
 

@@ -1,6 +1,6 @@
 /**
- * `ModelConfig` from a GGUF file's metadata. Defaults are llama.cpp's; whatever would change the computation and
- * is not honoured here is refused by name, because a model that runs wrong is worse than a model that does not run.
+ * `ModelConfig` from a GGUF file's metadata. Defaults are llama.cpp's. Settings that would change the computation and are
+ * not supported are refused by name, because a model that runs wrong is worse than a model that does not run.
  */
 import {
   type Architecture,
@@ -20,7 +20,7 @@ import {
 import { yarnAttentionFactor } from '../rope.ts';
 import type { GgufHeader, GgufValue } from './gguf-header.ts';
 
-/** Llama 3's files hold what divides each rotary frequency as a tensor. */
+/** Llama 3's files have the divisors of the rotary frequencies as a tensor. */
 export const ROPE_FACTORS = 'rope_freqs.weight';
 
 /** `ropeFactors`: the content of {@link ROPE_FACTORS}. @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
@@ -40,7 +40,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
   const contextTokens = read.required('context_length');
   if (valueSize !== headSize) throw unsupportedModel(`keys are ${headSize} wide and values ${valueSize}`);
   if (rotarySize !== headSize) {
-    throw unsupportedModel(`rotary turns ${rotarySize} of ${headSize} dimensions of a head`);
+    throw unsupportedModel(`rotary embedding of ${rotarySize} of ${headSize} dimensions of a head`);
   }
   const every = family.ropelessEvery;
   return checkConfig({
@@ -51,7 +51,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     headCount,
     kvHeadCount,
     headSize,
-    // The embedding has the last word: vocabularies are padded to a round number.
+    // The rows of the embedding, as vocabularies are padded to a round number.
     vocabularySize: header.tensors.get('token_embd.weight')?.shape[0] ?? 0,
     contextTokens,
     ropeTheta: read.number('rope.freq_base') ?? 10_000,
@@ -116,7 +116,7 @@ function namedRopeScaling(read: Reader, contextTokens: number): RopeScaling | un
 
 type Reader = ReturnType<typeof reader>;
 
-/** `prefix` stands before every key. */
+/** Reads metadata under keys that begin with `prefix`. */
 function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
   const number = (name: string): number | undefined => {
     const key = prefix + name;
@@ -141,7 +141,7 @@ function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
   };
 }
 
-/** Some files give one value a layer; only models whose layers are all alike can be built. */
+/** Some files have a value for each layer; only models with equal layers are supported. */
 function uniformValue(key: string, values: readonly unknown[]): unknown {
   if (values.length === 0 || values.some((value) => value !== values[0])) {
     throw unsupportedModel(`${key} differs between layers`);
@@ -164,7 +164,7 @@ function refuseUnhonoured(read: Reader): void {
   }
 }
 
-/** 1e-5 is stored as a float, 0.000009999999747; the shortest decimal that names the float is what was meant. */
+/** The shortest decimal that rounds to the same float: 1e-5 is stored as 0.000009999999747. */
 function singlePrecisionText(value: number): number {
   for (let digits = 1; digits <= 9; digits++) {
     const short = Number(value.toPrecision(digits));

@@ -1,10 +1,10 @@
 /**
- * The header of a GGUF file (version 2 or 3, little-endian): metadata and where each tensor lies. Layout:
+ * Reads the header of a GGUF file (version 2 or 3, little-endian): metadata, and the position of each tensor. Layout:
  * https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
  *
- * A reader of our own, because nothing in a header may be believed before it is checked, and because the
- * `gguf` function of @huggingface/gguf cuts the last string of an array short where a 2 MB chunk ends inside
- * it, and drops a byte-order mark that begins a token. The tests hold the two against each other.
+ * This is a reader of our own, because headers are untrusted and every value must be checked first, and because the `gguf`
+ * function of @huggingface/gguf has two bugs: it truncates the last string of an array when a 2 MB chunk ends inside it,
+ * and drops a byte-order mark at the start of a token. The tests compare the two.
  */
 import { readSync } from 'node:fs';
 import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
@@ -15,9 +15,9 @@ export type GgufValue = GgufScalar | readonly GgufScalar[];
 export type GgufTensor = {
   readonly name: string;
   readonly type: number;
-  /** As PyTorch has it: the file holds the dimensions in reverse. */
+  /** In PyTorch's order; the file has the dimensions in reverse. */
   readonly shape: readonly number[];
-  /** From the file's first byte. */
+  /** Bytes from the start of the file. */
   readonly offset: number;
   readonly bytes: number;
 };
@@ -161,7 +161,7 @@ function alignmentOf(metadata: ReadonlyMap<string, GgufValue>): number {
   return alignment;
 }
 
-/** Turns offsets into file positions and proves that every tensor lies inside the file, alone in its place. */
+/** Turns offsets into file positions, and checks that tensors are inside the file and do not overlap. */
 function placeTensors(
   raw: readonly RawTensor[],
   dataStart: number,
@@ -208,9 +208,8 @@ function tensorBytes(tensor: RawTensor): number {
 }
 
 /*
- * Reads a file's header forwards through a sliding window, so that a header of any claimed size costs one
- * window of memory. Every read is checked against the end of the file first: a length that lies fails here,
- * before anything is allocated for it.
+ * Reads a file's header forwards through a sliding window, so that a header of any size takes one window of memory. Every
+ * read is checked against the end of the file first, so a wrong length fails before anything is allocated for it.
  */
 
 const WINDOW_BYTES = 1024 * 1024;
@@ -222,7 +221,7 @@ class ByteCursor {
   readonly #limit: number;
   readonly #window = Buffer.allocUnsafe(WINDOW_BYTES + 16);
   readonly #view = new DataView(this.#window.buffer, this.#window.byteOffset, this.#window.byteLength);
-  /** Without a byte-order mark being dropped: it can be a token. */
+  /** Keeps byte-order marks, which can be tokens. */
   readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
   #windowStart = 0;
   #windowEnd = 0;
@@ -287,7 +286,7 @@ class ByteCursor {
     return this.#decoder.decode(this.#window.subarray(start, start + bytes));
   }
 
-  /** Moves over `bytes` and gives where they start in the window. */
+  /** Moves past `bytes`; returns their start in the window. */
   #take(bytes: number): number {
     if (bytes > this.remaining) {
       throw corruptModel(`it ends inside its header (byte ${this.#limit}, ${bytes} more are announced)`);

@@ -1,6 +1,6 @@
 /**
- * A GGUF file, whole or cut into parts by llama-gguf-split, as a `WeightSource`: headers checked, weights read from the
- * disk when asked for.
+ * Opens a GGUF file, whole or in parts (llama-gguf-split), as a `WeightSource`. Headers are checked at opening; weights are
+ * read from disk when needed.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -53,7 +53,7 @@ export async function openGguf(path: string): Promise<GgufFile> {
   }
 }
 
-/** One a frequency, so a file that has thousands of them lies. */
+/** There is one factor for each rotary frequency; real heads have some hundred at most. */
 const ROPE_FACTORS_MAX = 4096;
 
 async function ropeFactorsOf(stored: ReadonlyMap<string, StoredTensor>): Promise<number[] | undefined> {
@@ -76,7 +76,7 @@ const placeOf = (
 const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
 const PART_COUNT_MAX = 1000;
 
-/** All parts in order; the first holds the metadata. `files` gets every file that was opened, also when this throws. */
+/** All parts in order; the first has the metadata. Opened files are added to `files`, also when this throws. */
 async function openParts(path: string, files: FileHandle[]): Promise<Part[]> {
   const one = await openPart(path, undefined, files);
   const count = countOf(one.header, 'split.count') ?? 1;
@@ -85,7 +85,7 @@ async function openParts(path: string, files: FileHandle[]): Promise<Part[]> {
   const [, stem, , written] = PART_NAME.exec(basename(path)) ?? [];
   if (stem === undefined || Number(written) !== count) {
     throw corruptModel(
-      `it is one of ${count} parts and its name does not say so: parts are called NAME-00001-of-${padded(count)}.gguf`,
+      `it is one of ${count} parts, which must be named NAME-00001-of-${padded(count)}.gguf and so on`,
     );
   }
   const folder = dirname(path);
@@ -142,25 +142,25 @@ function allTensors(parts: readonly Part[]): Map<string, StoredTensor> {
   return tensors;
 }
 
-/* The vocabulary arrays of a GGUF file, checked: one token an id, no name twice. */
+/* Reads the vocabulary arrays of a GGUF file, and checks that no token comes twice. */
 
 type AddedToken = { readonly id: number; readonly content: string; readonly special: boolean };
 export type Vocabulary = {
   readonly tokens: readonly string[];
   readonly idOf: ReadonlyMap<string, number>;
-  /** `TOKEN_TYPES` by id. */
+  /** Values of `TOKEN_TYPES`, by id. */
   readonly types: readonly number[];
-  /** Tokens that are cut out of the text before any merging: control tokens and user-defined ones. */
+  /** Tokens that are matched in the text before it is split: control, unknown and user-defined tokens. */
   readonly added: readonly AddedToken[];
 };
 
 /** Values of `tokenizer.ggml.token_type` (llama.h, `llama_token_type`). */
 export const TOKEN_TYPES = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 
-/** The longest real ones are runs of spaces or of one sign, some hundred characters. */
+/** The longest tokens of real models are runs of one character, some hundred long. */
 const TOKEN_CHARS_MAX = 1024;
 
-/** `rows`: the rows of the embedding, which no id may pass. @throws MaskrouteError `corrupt_model`. */
+/** `rows`: the rows of the embedding, at least as many as tokens. @throws MaskrouteError `corrupt_model`. */
 export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: number): Vocabulary {
   const names = stringArray(metadata, 'tokenizer.ggml.tokens');
   if (names.length === 0 || names.length > rows) {
@@ -169,7 +169,7 @@ export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: n
   const types = numberArray(metadata, 'tokenizer.ggml.token_type') ?? names.map(() => TOKEN_TYPES.normal);
   if (types.length < names.length)
     throw corruptModel('tokenizer.ggml.token_type is shorter than the vocabulary');
-  // A token without a name gets a name that no text spells, as llama.cpp does.
+  // As in llama.cpp, an empty token gets a name, which no text should contain.
   const tokens = names.map((name, id) => (name === '' ? `[EMPTY_${id}]` : name));
   const long = tokens.findIndex((token) => token.length > TOKEN_CHARS_MAX);
   if (long !== -1) throw corruptModel(`token ${long} has ${tokens[long]!.length} characters`);
@@ -181,7 +181,7 @@ export function readVocabulary(metadata: ReadonlyMap<string, GgufValue>, rows: n
     idOf.set(content, id);
     const type = types[id];
     if (names[id] === '') return;
-    // llama.cpp looks for these three kinds in a text (llama-vocab.cpp, cache_special_tokens).
+    // llama.cpp matches these three types in a text (llama-vocab.cpp, cache_special_tokens).
     if (type === TOKEN_TYPES.control || type === TOKEN_TYPES.unknown)
       added.push({ id, content, special: true });
     if (type === TOKEN_TYPES.userDefined) added.push({ id, content, special: false });

@@ -1,6 +1,5 @@
 /**
- * A folder with config.json and safetensors weights, in one file or several, as a `WeightSource`; and what its config.json
- * says of the model.
+ * Opens a folder with config.json and safetensors weights, in one file or several, as a `WeightSource`.
  */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -35,7 +34,7 @@ const SINGLE_FILE = 'model.safetensors';
 const INDEX_FILE = 'model.safetensors.index.json';
 const SHARD_COUNT_MAX = 1000;
 
-/** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is not a regular one. */
+/** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is not a regular file. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
   const config = configFromHuggingFace(await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX));
   const names = await weightFileNames(folder);
@@ -75,15 +74,18 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
   }
 }
 
-/** Old files carry the rotary table, which follows from the configuration; a tied head repeats the embedding. */
+/** Old files have the rotary frequencies, which follow from the configuration; a tied head repeats the embedding. */
 const isIgnored = (name: string, tied: boolean): boolean =>
   name.endsWith('.rotary_emb.inv_freq') || (tied && name === 'lm_head.weight');
 
-/** By its name; they are numbered in several ways. */
+/** Whether a file's name is that of a shard; repositories number shards in several ways. */
 export const isShard = (name: string): boolean =>
   /^model(\.safetensors)?-\d+-of-\d+\.safetensors$/.test(name);
 
-/** One file before shards of the same, as transformers has it. Sorted, so that the model's hash does not depend on the order in a folder. */
+/**
+ * The names of the weight files. As in transformers, a single file comes before shards. Sorted, so that the model's hash
+ * does not depend on the order of the index.
+ */
 async function weightFileNames(folder: string): Promise<string[]> {
   const entries = new Set(await readdir(folder));
   if (entries.has(SINGLE_FILE)) return [SINGLE_FILE];
@@ -97,7 +99,7 @@ async function weightFileNames(folder: string): Promise<string[]> {
   if (names.length === 0 || names.length > SHARD_COUNT_MAX)
     throw corruptModel(`${INDEX_FILE} names no files`);
   for (const name of names) {
-    // A name is looked up in the folder's own list: an index cannot point out of it.
+    // Names must be in the folder's listing, so that an index cannot point out of the folder.
     if (typeof name !== 'string' || !name.endsWith('.safetensors') || !entries.has(name)) {
       throw corruptModel(`${INDEX_FILE} names ${quoted(String(name))}, which is not there`);
     }
@@ -106,11 +108,11 @@ async function weightFileNames(folder: string): Promise<string[]> {
 }
 
 /*
- * `ModelConfig` from a Hugging Face config.json. What a file leaves out is what transformers takes for its family;
- * whatever would change the computation and is not honoured here is refused by name.
+ * `ModelConfig` from a Hugging Face config.json. Fields that it leaves out have transformers' defaults for the family.
+ * Settings that would change the computation and are not supported are refused by name.
  */
 
-/** Rope settings stand in `rope_scaling` in older files, with everything else in `rope_parameters` in newer ones. */
+/** Older files have rope settings in `rope_scaling` and beside it, newer files all of them in `rope_parameters`. */
 const ropeSchema = z.looseObject({
   rope_type: z.string().nullish(),
   type: z.string().nullish(),
@@ -160,7 +162,7 @@ type Config = z.infer<typeof configSchema>;
 export function configFromHuggingFace(json: JsonObject): ModelConfig {
   const architecture = architectureNamed(json.model_type);
   if (json.quantization_config !== undefined && json.quantization_config !== null) {
-    throw unsupportedModel('its weights are quantized in their own way (quantization_config)');
+    throw unsupportedModel('its weights are quantized already (quantization_config)');
   }
   const checked = check(configSchema, json, 'the file');
   if (checked.kind === 'bad') throw corruptModel(`config.json: ${checked.message}`);
@@ -169,7 +171,7 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
   const { defaults, biases, headNorms } = FAMILIES[architecture];
   const headCount = config.num_attention_heads;
   const contextTokens = config.max_position_embeddings ?? defaults.contextTokens;
-  // A file that says null means as many as heads; transformers' own number is for a file that is silent.
+  // In a file, null means as many as heads; transformers' default is only for a field that is missing.
   const kvHeadsDefault = config.num_key_value_heads === null ? undefined : defaults.kvHeadCount;
   const headSizeDefault = config.head_dim === null ? undefined : defaults.headSize;
   const rope = config.rope_parameters ?? config.rope_scaling ?? {};
@@ -217,7 +219,7 @@ function ropeScaling(rope: Rope, contextTokens: number): RopeScaling | undefined
   };
   switch (type) {
     case 'default':
-    // Dynamic scaling begins where the context of this server ends.
+    // Dynamic scaling has no effect within the trained context, and longer contexts are not served.
     case 'dynamic':
       return undefined;
     case 'linear':
@@ -253,7 +255,7 @@ function ropeScaling(rope: Rope, contextTokens: number): RopeScaling | undefined
   }
 }
 
-/** In `no_rope_layers` a 1 stands for a layer that has rotary. */
+/** The layers without rotary embedding. In `no_rope_layers`, 0 marks such a layer and 1 the others. */
 function ropelessLayers(config: Config, architecture: Architecture): number[] {
   const { ropelessEvery } = FAMILIES[architecture];
   if (ropelessEvery === undefined) return [];

@@ -1,7 +1,7 @@
 /**
- * One safetensors file: names, shapes, and tensors read when asked for. Layout:
- * https://github.com/huggingface/safetensors#format (length, JSON header, data). Nothing in the header is believed
- * before it is checked against the size of the file.
+ * Reads and writes safetensors files; tensors are read when needed. Layout:
+ * https://github.com/huggingface/safetensors#format (length, JSON header, data). The header is checked against the size of
+ * the file.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
@@ -12,11 +12,11 @@ import { readTensor } from './tensor-parts.ts';
 
 export type SafetensorsFile = {
   readonly names: readonly string[];
-  /** What the writer says of the file, text by name. */
+  /** `__metadata__` of the header; empty when missing or malformed. */
   readonly metadata: Readonly<Record<string, string>>;
   has(name: string): boolean;
   shape(name: string): readonly number[];
-  /** As the file calls it, e.g. `BF16`. */
+  /** The element type's name in the file, e.g. `BF16`. */
   dtype(name: string): string;
   /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
   read(name: string): Promise<Float32Array>;
@@ -30,7 +30,7 @@ const HEADER_BYTES_MAX = 32 * 1024 * 1024;
 const TENSOR_COUNT_MAX = 100_000;
 const ELEMENTS_MAX = 2 ** 32;
 
-/** Element types by their ids in a GGUF file, where they are the same. */
+/** The supported element types, with their ids in GGUF. */
 const FLOAT_TYPES: Readonly<Record<string, number>> = { F32: 0, F16: 1, BF16: 30 };
 
 const entrySchema = z.object({
@@ -40,7 +40,7 @@ const entrySchema = z.object({
 });
 type Entry = z.infer<typeof entrySchema>;
 
-/** `folder`: the file must lie in it. @throws MaskrouteError `corrupt_model`; what `openRegular` throws. */
+/** `folder`: the file must be inside it. @throws MaskrouteError `corrupt_model`, and as `openRegular`. */
 export async function openSafetensors(path: string, folder?: string): Promise<SafetensorsFile> {
   const file = await openRegular(path, folder);
   try {
@@ -76,7 +76,7 @@ export function requireReadable(name: string, file: SafetensorsFile): void {
   floatType(name, file.dtype(name));
 }
 
-/** As GGUF numbers it; `undefined` for what cannot be read. */
+/** GGUF's id of an element type; undefined when unsupported. */
 const typeIdOf = (dtype: string): number | undefined =>
   Object.hasOwn(FLOAT_TYPES, dtype) ? FLOAT_TYPES[dtype] : undefined;
 
@@ -120,7 +120,7 @@ async function headerBytes(file: FileHandle, length: number, position: number): 
   return bytes;
 }
 
-/** Absent or odd metadata are no reason to refuse weights. */
+/** Empty for missing or malformed metadata, which do not affect the weights. */
 function checkMetadata(json: object): Record<string, string> {
   const parsed = z
     .record(z.string(), z.string())
@@ -168,7 +168,7 @@ type HalfTensor = {
   readonly data: Float32Array;
 };
 
-/** Bytes of a file that holds `tensors` in half precision. @throws RangeError for a value that has none. */
+/** The bytes of a file with `tensors` in half precision. @throws RangeError for a value that halves cannot hold. */
 export function encodeHalfTensors(
   tensors: readonly HalfTensor[],
   metadata: Readonly<Record<string, string>>,
@@ -180,7 +180,7 @@ export function encodeHalfTensors(
     end += 2 * data.length;
   }
   const text = new TextEncoder().encode(JSON.stringify(header));
-  // Readers map the data, which should begin at a whole number of 8 bytes.
+  // Readers map the data, so it is aligned to 8 bytes.
   const length = Math.ceil(text.length / 8) * 8;
   const file = new Uint8Array(8 + length + end).fill(0x20, 8, 8 + length);
   new DataView(file.buffer).setBigUint64(0, BigInt(length), true);

@@ -1,6 +1,6 @@
 /**
- * A tensor of an open file in fp32, whole, by rows or by columns. A file's tensors are described by plain data, so that any
- * thread of this process can read a part: threads share open files.
+ * Reads a tensor of an open file as fp32: whole, by rows or by columns. A `TensorPlace` is plain data, so that any thread of
+ * this process can read a part; threads share open files.
  */
 import { read } from 'node:fs';
 import { promisify } from 'node:util';
@@ -10,7 +10,7 @@ import { type TensorType, tensorType } from './dequantize.ts';
 
 /** Parts of a matrix `[rows, columns]`, row-major. */
 export type MatrixParts = {
-  /** `[count, columns]`. Of Q and K whole heads. */
+  /** `[count, columns]`; for Q and K, whole heads only. */
   rows(from: number, count: number): Promise<Float32Array>;
   /** `[rows, count]`; both ends are multiples of {@link COLUMNS_UNIT}, or the matrix's own. */
   columns(from: number, count: number): Promise<Float32Array>;
@@ -19,7 +19,7 @@ export type MatrixParts = {
 /** The largest blocks of quantized types. */
 export const COLUMNS_UNIT = 256;
 
-/** The parts of a matrix in a file; columns hold the whole tensor in memory, as the file has it. */
+/** The parts of a matrix in a file. Reading columns keeps the whole tensor in memory, in the file's format. */
 export function matrixInFile(place: TensorPlace): MatrixParts {
   const [rowCount, columnCount] = place.shape as [number, number];
   const type = tensorType(place.type)!;
@@ -47,7 +47,7 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
   };
 }
 
-/** The same of a matrix in memory. */
+/** The parts of a matrix in memory. */
 export function matrixInMemory(values: Float32Array, [rows, columns]: readonly number[]): MatrixParts {
   return {
     rows: async (from, count) => values.slice(from * columns!, (from + count) * columns!),
@@ -62,7 +62,7 @@ export function matrixInMemory(values: Float32Array, [rows, columns]: readonly n
   };
 }
 
-/** The whole tensor; rotary is in the half-split order, whatever the file's. @throws as {@link matrixInFile}'s parts. */
+/** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
   readElements(
     place,
@@ -70,13 +70,13 @@ export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
     place.shape[0] ?? 1,
   );
 
-/** Read in pieces, so that only the result is held whole. */
+/** Bytes that are read at a time, so that only the result is in memory as a whole. */
 const CHUNK_BYTES = 8 * 1024 * 1024;
 
 const bytesOf = (type: TensorType, elements: number): number => (elements / type.blockSize) * type.blockBytes;
 
 /**
- * `elements` values from the place's offset on, which are `rows` rows.
+ * Reads `elements` values, which are `rows` rows, from the place's offset on.
  * @throws MaskrouteError `corrupt_model` when the file ends early or holds a value that is not finite.
  */
 async function readElements(place: TensorPlace, elements: number, rows: number): Promise<Float32Array> {
@@ -114,7 +114,7 @@ async function readFully(
   }
 }
 
-/** One NaN or infinity in a weight turns every answer into noise, silently. x − x is 0 for finite x alone. */
+/** A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
 function requireFinite(name: string, values: Float32Array): void {
   let sum = 0;
   for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;

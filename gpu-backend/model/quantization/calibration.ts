@@ -1,8 +1,8 @@
 /**
- * Four bits, layer by layer: every matrix is quantized for the inputs that it gets from the quantized layers below it, on
- * some text. `error-feedback.ts` has the method.
+ * Quantizes a model layer by layer on calibration text: every matrix is quantized for the inputs that it gets from the
+ * quantized layers before it. `error-feedback.ts` has the method.
  *
- * All of the text's streams are in memory, 4·T·(3·H + F) bytes at the most.
+ * The activations of the whole text are in memory: at most 4·T·(3·H + F) bytes, T = tokens.
  */
 import type { Basis, Matrix } from '../architectures/rotation.ts';
 import type { LayerMatrices, LayerProduct } from '../matrices.ts';
@@ -11,7 +11,7 @@ import { quantizeWithFeedback } from './error-feedback.ts';
 import type { LayerSteps, Products } from './layer-steps.ts';
 import { dequantize, type QuantCodes, type QuantForm } from './quantize.ts';
 
-/** Tokens of one run: their activations fit the cache, and the runtime keeps busy. */
+/** Tokens of one run: few enough for the CPU's caches, enough to keep all threads busy. */
 const CHUNK_TOKENS = 2048;
 
 export type CalibrationText = {
@@ -23,10 +23,10 @@ export type CalibrationText = {
 type CalibrationState = {
   readonly steps: LayerSteps;
   readonly products: Products;
-  /** How often blocks are visited again. */
+  /** Refinement passes over all blocks, after the first. */
   readonly passes: number;
   readonly form: QuantForm;
-  /** The residual stream before a layer, a chunk of sequences each, `[T, H]`. */
+  /** The residual stream before the layer, `[T, H]` for each chunk of sequences. */
   readonly streams: readonly Float32Array[];
 };
 
@@ -40,7 +40,7 @@ export async function embedText(
   if (text.tokenIds.length === 0 || text.tokenIds.length % text.sequenceTokens !== 0)
     throw new RangeError(`${text.tokenIds.length} tokens are no sequences of ${text.sequenceTokens}`);
   const table = await source.read('model.embed_tokens.weight');
-  // At least two chunks, which are compared.
+  // At least two chunks, as `shrink` compares two halves.
   const half = Math.ceil(text.tokenIds.length / text.sequenceTokens / 2);
   const perRun = Math.max(1, Math.floor(CHUNK_TOKENS / text.sequenceTokens));
   const perChunk = Math.min(half, perRun) * text.sequenceTokens;
@@ -54,7 +54,7 @@ export async function embedText(
   return chunks;
 }
 
-/** The layer's codes, and the streams after the layer that multiplies by them. */
+/** The layer's codes, and the streams after the quantized layer. */
 export async function quantizeLayer(
   state: CalibrationState,
   matrices: LayerMatrices,
@@ -109,15 +109,15 @@ async function quantizeMatrix(
   return quantizeWithFeedback(matrix, { moments, form, passes, products });
 }
 
-/** What every position counts where outputs go into products of their own. */
+/** Equal weights of positions, for matrices whose outputs are not added to the stream. */
 const equalShares =
   (width: number) =>
   (stream: Float32Array): Float32Array =>
     new Float32Array(stream.length / width).fill(1);
 
 /**
- * What every position counts where outputs are added to the stream: 1 / mean h². An error matters by how much it changes
- * what the next norm gives, and the few positions whose stream is a hundred times larger do not rule the sums.
+ * Weights of positions, 1 / mean h², for matrices whose outputs are added to the stream h. An error counts by the change of
+ * the next norm's output, so the few positions whose stream is a hundred times larger do not dominate.
  */
 const streamShares =
   (width: number) =>
@@ -125,20 +125,20 @@ const streamShares =
     Float32Array.from({ length: stream.length / width }, (_, t) => {
       let square = 0;
       for (let i = t * width; i < (t + 1) * width; i++) square += stream[i]! * stream[i]!;
-      // A stream of nothing but zeros has no norm to change.
+      // A stream of zeros has weight 0.
       return square === 0 ? 0 : width / square;
     });
 
 /**
- * By how much all but the diagonal of moments is made smaller: at least, for each share of it that is chance, and at most.
- * Chosen by the error on other text (LOG.md): chance costs several times its share, as feedback looks for what is cheap.
+ * The shrinkage of moments off the diagonal: least + perChance · (share of sampling noise), at most `most`. Chosen by the
+ * error on other text (LOG.md): noise costs several times its share, as error feedback exploits it.
  */
 const SHRINKING = { least: 0.05, perChance: 4, most: 0.6 } as const;
 
 /**
- * The moments of both halves of a text together, `[K, K]`, with all but the diagonal made smaller, the more the less the
- * halves have in common (after Ledoit and Wolf, 2004). A few thousand tokens say little about how 1,536 inputs go
- * together, and errors that make up for each other on chance alone add up on other text.
+ * The sum of the moments of a text's two halves, `[K, K]`, shrunk towards the diagonal (after Ledoit and Wolf, 2004). The
+ * less the halves agree, the stronger the shrinkage. A few thousand tokens are too few to estimate the correlations of
+ * 1,536 inputs, and errors that cancel only through sampling noise add up on other text.
  */
 export function shrink(a: Float64Array, b: Float64Array, K: number): Float64Array {
   const sizes = [a, b].map((half) => Float64Array.from({ length: K }, (_, i) => Math.sqrt(half[i * K + i]!)));
@@ -154,7 +154,7 @@ export function shrink(a: Float64Array, b: Float64Array, K: number): Float64Arra
       apart += (inA - inB) ** 2;
     }
   }
-  // Halves vary half as much as their difference, and both together half as much as a half.
+  // The variance of a half is half of the difference's variance, and the mean of both halves has half of that.
   const chance = apart / 4;
   const chanceShare = common > 0 ? chance / (common + chance) : 1;
   const { least, perChance, most } = SHRINKING;

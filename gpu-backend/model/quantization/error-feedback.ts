@@ -1,27 +1,27 @@
 /**
- * Rounding of a matrix W `[N, K]` to few bits that changes its product with real inputs least: the codes Q minimize
- * tr((W − Q)·H·(W − Q)ᵀ), H = the inputs' second moments (GPTQ, arXiv 2210.17323).
+ * Rounds a matrix W `[N, K]` to few bits with error feedback: the codes Q minimize the error of its product with real
+ * inputs, tr((W − Q)·H·(W − Q)ᵀ), H = the inputs' second moments (GPTQ, arXiv 2210.17323).
  *
  * With H = RᵀR, R upper triangular, the error of a row is Σ_j R_jj²·(c_j − q_j)², where c_j = w_j + Σ_{i>j} R_ji/R_jj·(w_i − q_i)
- * is what column j has to be to make up for the errors of the columns after it. So columns are rounded from the last to
- * the first, each to the code nearest to its c_j (Babai's nearest plane, which is GPTQ run backwards). A block's scale and
- * zero point are chosen when its turn comes, against what is left to make up for.
- * Then blocks are visited again, each solved anew against the errors of all others, which only lowers the error.
+ * is the value of column j that compensates the errors of the columns after it. So columns are rounded from the last to the
+ * first, each to the code nearest to its c_j (Babai's nearest plane, which is GPTQ run backwards). A block's scale and zero
+ * point are chosen in its turn, for these compensating values.
+ * Then each block is solved again against the errors of all other blocks, in several passes; that never raises the error.
  *
- * Limits: N·K² multiply-adds a pass in the runtime, N·K·blockSize·3 here; K³/6 for R. H and R take 16·K² bytes.
+ * Limits: N·K² multiply-adds a pass in ONNX Runtime, N·K·blockSize·3 here; K³/6 for R. H and R take 16·K² bytes.
  */
 import type { Matrix } from '../architectures/rotation.ts';
 import type { Products } from './layer-steps.ts';
 import { blocksOf, checkForm, type QuantCodes, type QuantForm } from './quantize.ts';
 
-/** Share of the mean second moment that is added to each input's: what few texts do not show is not free. */
+/** Damping, a share of the mean second moment: an input that the text hardly uses must not seem free of error. */
 const DAMPING = 0.01;
 
 type FeedbackOptions = {
   /** `[K, K]`, symmetric. */
   readonly moments: Float64Array;
   readonly form: QuantForm;
-  /** How often blocks are visited again. */
+  /** Refinement passes over all blocks, after the first. */
   readonly passes: number;
   readonly products: Products;
 };
@@ -78,7 +78,7 @@ async function firstVisit(
   for (let row = 0; row < outputs; row++) {
     const at = row * K + from;
     for (let j = B - 1; j >= 0; j--) {
-      // What makes every c_j of the block its own code.
+      // The block's weights, with the errors of later blocks compensated: codes equal to them would have no error.
       let wanted = weights[at + j]! + feedback[row * B + j]! / solver.diagonal[j]!;
       for (let i = j + 1; i < B; i++) wanted += solver.unit[j * B + i]! * (weights[at + i]! - target[i]!);
       target[j] = wanted;
@@ -113,7 +113,7 @@ async function visitAgain(
   }
 }
 
-/** Writes a block's best codes, and what they leave to make up for. */
+/** Writes a block's best codes and their errors. */
 function keep(
   { weights, inputs: K, form, errors, codes }: Work,
   { best }: BlockSolver,
@@ -131,19 +131,19 @@ function keep(
   }
 }
 
-/** Widths of the grids that are tried, in units of the block's range. */
+/** Widths of the candidate grids, as shares of the block's range. */
 const WIDTHS = [1, 0.94, 0.88, 0.82, 0.76, 0.7];
-/** How many of them are tried with feedback inside the block. */
+/** Grids with the lowest estimates, which are tried with feedback inside the block. */
 const FINALISTS = 2;
 
 type Grid = { readonly scale: number; readonly zeroPoint: number };
 
 /** Minimizes ‖R·(target − q)‖² over a block's codes, one target after the other. */
 class BlockSolver {
-  /** Of R, and R with its rows divided by it. */
+  /** The diagonal of R; `unit`: R with its rows divided by its diagonal. */
   readonly diagonal: Float64Array;
   readonly unit: Float64Array;
-  /** What was found last. */
+  /** The result of the last `solve` or `improve`. */
   readonly best: { readonly codes: Uint8Array; scale: number; zeroPoint: number; error: number };
   readonly #size: number;
   readonly #mostCode: number;
@@ -178,7 +178,7 @@ class BlockSolver {
     this.#attemptFitted(target);
   }
 
-  /** The same from codes that are there already, at `at`: on their grid, and with another scale. Never worse. */
+  /** Like `solve`, but starts from the codes at `at`: tries their grid, and another scale. Never worse than these codes. */
   improve(target: Float64Array, codes: Uint8Array, at: number, { scale, zeroPoint }: Grid): void {
     const { best } = this;
     best.error = this.#errorOf(target, codes, at, scale, zeroPoint);
@@ -204,7 +204,7 @@ class BlockSolver {
     }
   }
 
-  /** Nearest plane on one grid; takes its place as the best. Gives up once it is worse. */
+  /** Nearest plane on one grid; replaces `best` when better. Stops as soon as it is worse. */
   #attempt(target: Float64Array, scale: number, zeroPoint: number): void {
     const { best, unit } = this;
     const [B, most, weight] = [this.#size, this.#mostCode, this.#weight];
@@ -251,7 +251,7 @@ class BlockSolver {
     return square === 0 ? 0 : Math.fround(dot / square);
   }
 
-  /** Grids over the target's range, each with its estimate. */
+  /** Fills the candidate grids for the target's range, with the estimated error of each. */
   #listGrids(target: Float64Array): void {
     const most = this.#mostCode;
     let low = target[0]!;
@@ -275,7 +275,7 @@ class BlockSolver {
     });
   }
 
-  /** The grid with the least estimate, which is then out of the race. */
+  /** The grid with the lowest estimate; it is not returned again. */
   #nextGrid(): Grid {
     let least = this.#grids[0]!;
     for (const grid of this.#grids) if (grid.error < least.error) least = grid;
@@ -283,7 +283,7 @@ class BlockSolver {
     return least;
   }
 
-  /** The error of plain rounding, columns apart. */
+  /** The error of rounding each column to nearest, without feedback. */
   #estimate(target: Float64Array, scale: number, zeroPoint: number): number {
     const [B, most, weight] = [this.#size, this.#mostCode, this.#weight];
     const inverse = 1 / scale;
@@ -297,7 +297,7 @@ class BlockSolver {
     return error;
   }
 
-  /** The error of codes that are there already. */
+  /** The error of given codes. */
   #errorOf(target: Float64Array, codes: Uint8Array, at: number, scale: number, zeroPoint: number): number {
     const { unit } = this;
     const [B, weight, errors] = [this.#size, this.#weight, this.#errors];
@@ -312,7 +312,7 @@ class BlockSolver {
   }
 }
 
-/** H + λ·I, λ a share of the mean diagonal. An input that never was anything but 0 keeps a moment. */
+/** H + λ·I, λ a share of the mean diagonal, so that inputs that are always 0 have a moment above 0. */
 function damp(moments: Float64Array, size: number): Float64Array {
   const damped = moments.slice();
   let trace = 0;
@@ -331,7 +331,7 @@ async function factorize(matrix: Float64Array, K: number, products: Products): P
   for (let from = 0; from < K; from += PANEL) {
     const to = Math.min(K, from + PANEL);
     const left = K - from;
-    // What the columns before the panel explain of its own.
+    // The part of the panel that the columns before it explain.
     const explained = await products.multiply(
       factor.subarray(from * K, to * K),
       factor.subarray(from * K),

@@ -1,6 +1,6 @@
 /**
- * Four bits that keep the model: most matrices at 4 bits with error feedback on some text (`calibration.ts`), the head
- * and those that are worth it, by measurement, at 8. LOG.md has what each part gains.
+ * Mixed precision for q4: the head and the most sensitive matrices, by measurement, at 8 bits, the others at 4 bits with
+ * error feedback on calibration text (`calibration.ts`). LOG.md says how much each part gains.
  */
 import { divergence } from '../../logits.ts';
 import type { Basis, Matrix } from '../architectures/rotation.ts';
@@ -19,11 +19,11 @@ import { eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.t
 type LayerCodes = Readonly<Record<LayerProduct, QuantCodes>>;
 
 export type Quantizer = {
-  /** The share of the whole work that is done when it is open. */
+  /** The share of the import's work that is done when the quantizer is open. */
   readonly progress: number;
-  /** The embedding and the head, or both in one; they come before the layers. */
+  /** Codes of the embedding or the head. */
   end(matrix: Matrix): QuantCodes;
-  /** Layers come in their order. */
+  /** Codes of a layer's matrices. */
   layer(index: number, matrices: LayerMatrices): Promise<LayerCodes>;
 };
 
@@ -32,24 +32,24 @@ export type FourBitOptions = {
   readonly threads: number;
 };
 
-/** Raised when the same model and text come to other codes. */
+/** Raised when a change gives the same model and text other codes. */
 export const FOUR_BITS_VERSION = 1;
 
-/** Of the layers' weights, at 8 bits. */
+/** The share of the layers' weights that have 8 bits. */
 const EIGHT_BIT_SHARE = 0.15;
-/** How often blocks are visited again. */
+/** Refinement passes over all blocks, after the first. */
 const PASSES = 2;
-/** The share of the work until every matrix has four bits, and until it is known what that costs. */
+/** Shares of the work: when all matrices are rounded to four bits, and when sensitivities are measured. */
 const ROUNDED = 0.65;
 const MEASURED = 0.95;
-/** Sensitivity is measured on the last tokens of a few sequences; every so many-th position counts. */
+/** Sensitivity is measured on the last tokens of a few sequences; every `MEASURED_EVERY`-th position counts. */
 const MEASURED_SEQUENCES = 4;
 const MEASURED_TOKENS = 48;
 const MEASURED_EVERY = 4;
 
 /**
- * All layers at four bits come first: what a matrix costs is measured with errors that make up for each other, as plain
- * rounding costs most where feedback gains most. One byte a weight is held meanwhile.
+ * Quantizes all layers to four bits, then measures which matrices need eight. The sensitivity is measured with the final
+ * codes, because rounding to nearest costs most where error feedback gains most. All codes are in memory, a byte a weight.
  * @throws RangeError when the text is shorter than one sequence.
  */
 export async function openFourBits(
@@ -117,7 +117,7 @@ async function measureLayers(
   });
 }
 
-/** The last tokens of a few sequences. Their first ones are often alike: what a chat template begins with. */
+/** The last tokens of a few sequences; their first tokens are often the same, from the chat template. */
 function endsOf({ tokenIds, sequenceTokens }: CalibrationText): CalibrationText {
   const tokens = Math.min(MEASURED_TOKENS, sequenceTokens);
   const sequences = Math.min(MEASURED_SEQUENCES, tokenIds.length / sequenceTokens);
@@ -129,7 +129,7 @@ function endsOf({ tokenIds, sequenceTokens }: CalibrationText): CalibrationText 
   return { tokenIds: ends, sequenceTokens: tokens };
 }
 
-/** The matrices `layer.name` that cost most a weight at four bits, until they hold `share` of the layers' weights. */
+/** The matrices `layer.name` with the highest KL a weight at four bits, up to `share` of the layers' weights. */
 export function chooseEightBits(
   config: LlamaConfig,
   sensitivities: readonly Sensitivity[],
@@ -151,8 +151,8 @@ export function chooseEightBits(
 }
 
 /*
- * What four bits cost in each matrix alone: KL(dense ‖ with that matrix rounded) on a few positions, in fp32. All the
- * rounded variants go through the layers together, so that every matrix is read once.
+ * The sensitivity of each matrix to four bits: KL(dense ‖ only that matrix rounded) on a few positions, in fp32. All
+ * variants go through the layers together, so that every matrix is read once.
  *
  * Limits: a forward pass of T tokens for each of 4·L matrices, from its own layer on.
  */
@@ -164,9 +164,9 @@ type SensitivityOptions = {
   readonly products: Products;
   /** The dense stream before the first layer, `[T, H]`. */
   readonly stream: Float32Array;
-  /** Every how many-th position is scored. */
+  /** Every `every`-th position is scored. */
   readonly every: number;
-  /** A matrix as four bits have it. */
+  /** A matrix with four bits, dequantized. */
   rounded(layer: number, name: LayerProduct): Matrix;
   readonly onProgress: (fraction: number) => void;
 };
@@ -200,7 +200,7 @@ export async function measureSensitivity(
   return found;
 }
 
-/** The dense stream after the layer; `variants` gain this layer's four and have passed it. */
+/** The dense stream after the layer. Moves all `variants` through the layer, and adds the four of this layer. */
 async function throughLayer(
   { steps, ...options }: SensitivityOptions,
   layer: number,

@@ -1,6 +1,6 @@
 /**
- * One decoder layer in pieces, with its weights as inputs: what goes into each matrix of a layer can be seen before the
- * matrix is quantized, and what comes out of it afterwards. The same few graphs serve all layers.
+ * The parts of a decoder layer as graphs of their own, with the weights as inputs. So the inputs of each matrix are known
+ * before it is quantized, and its outputs can be computed with the quantized matrix. The same graphs serve all layers.
  *
  * Shapes: B sequences of S tokens, T = B·S, H = hidden, F = FFN width, N/G = query/KV heads, D = head width.
  */
@@ -22,7 +22,7 @@ import { ropeTables } from '../rope.ts';
 export type LayerSteps = AsyncDisposable & {
   /** `[T, H]` → its RMS norm. */
   normalize(h: Float32Array, norm: Float32Array): Promise<Float32Array>;
-  /** Normalized `[T, H]` → what the heads of this layer give, `[T, N·D]`. */
+  /** Normalized `[T, H]` → the heads' outputs, `[T, N·D]`. */
   attend(x: Float32Array, layer: AttentionLayer, qkv: Matrix): Promise<Float32Array>;
   /** Normalized `[T, H]` → silu(gate)·up, `[T, F]`. */
   activate(x: Float32Array, gateUp: Matrix): Promise<Float32Array>;
@@ -48,7 +48,7 @@ export async function openLayerSteps(
     open(momentsGraph),
   ]);
   const [normalize, activate, add, moments] = sessions as [Session, Session, Session, Session];
-  // Layers differ in what they add to attention; their graphs hold no matrices.
+  // Extras of attention differ between layers, so each layer has its own graph, without matrices.
   const attentions = new Map<number, Promise<Session>>();
   const attentionOf = ({ index, extras }: AttentionLayer): Promise<Session> => {
     const session = attentions.get(index) ?? open(attendGraph(config, index, extras));
@@ -73,7 +73,7 @@ export async function openLayerSteps(
         ...{ x: tensor('f32', x, [B, S, H]), w: weights(qkv), positions: tensor('i64', all, [B, S]) },
         ...{ order: tensor('i64', positions, [1, S]), cos: table(cos), sin: table(sin) },
       };
-      // A layer without rotary or without a window does not ask for everything.
+      // Without rotary embedding or a window, a graph lacks some of these inputs.
       return run(session, Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]!])));
     },
     activate: (x, gateUp) => run(activate, { x: rows(x, H), w: weights(gateUp) }),
@@ -164,7 +164,7 @@ const momentsGraph = (g: GraphBuilder): void => {
   result(g, 'FusedMatMul', [shared, x], { transA: 1 }, MICROSOFT);
 };
 
-/* Products of large matrices in memory, by the runtime: a loop in JavaScript takes thirty times as long. */
+/* Products of large matrices in memory, by ONNX Runtime: a loop in JavaScript takes thirty times as long. */
 
 export type Products = AsyncDisposable & {
   /** a·bᵀ: `[N, K]`, `[B, K]` → `[N, B]`. */

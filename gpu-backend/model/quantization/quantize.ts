@@ -1,22 +1,22 @@
 /**
  * Weights in the layout of ONNX Runtime's MatMulNBits: a row of `[out, in]` is cut into blocks of inputs, each with an
- * fp32 scale and a zero point, so that a weight is (code − zero point) · scale. Here is plain rounding, which at 8 bits
- * costs next to nothing; 4 bits need `error-feedback.ts`.
+ * fp32 scale and a zero point; a weight is (code − zero point) · scale. This file rounds to nearest, which at 8 bits costs
+ * almost nothing; 4 bits need `error-feedback.ts`.
  */
 export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 128 };
 
-/** What rank and widths of surrogates and of training copies are multiples of. */
+/** Inputs of a quantization block; widths of quantized matrices, and ranks of surrogates, are multiples of it. */
 export const QUANT_BLOCK = 32;
 export const PLAIN_8_BITS: QuantForm = { bits: 8, blockSize: QUANT_BLOCK };
 export const FOUR_BITS: QuantForm = { bits: 4, blockSize: QUANT_BLOCK };
 
-/** Of a model of four bits: blocks of 64 lose nothing at 8 bits and are read faster; at 4 they cost a quarter more error. */
+/** For the 8-bit matrices of a q4 model. Blocks of 64 are read faster and lose nothing at 8 bits; at 4, a quarter more error. */
 export const eightBitsOf = (columns: number): QuantForm => ({
   bits: 8,
   blockSize: columns % 64 === 0 ? 64 : 32,
 });
 
-/** One byte a code and a zero point, whatever the bits: what quantizers compute with. */
+/** Unpacked codes: a byte for each code and each zero point, whatever the bits. */
 export type QuantCodes = QuantForm & {
   readonly rows: number;
   readonly columns: number;
@@ -28,24 +28,24 @@ export type QuantCodes = QuantForm & {
   readonly zeroPoints: Uint8Array;
 };
 
-/** As the graph reads them. */
+/** Packed codes, as the graph reads them. */
 type QuantizedRows = {
-  /** `[rows, blocks, blockSize·bits/8]`; with 4 bits the even input sits in the low half. */
+  /** `[rows, blocks, blockSize·bits/8]`; with 4 bits the even input is in the low half of a byte. */
   readonly values: Uint8Array;
   /** `[rows, blocks]`. */
   readonly scales: Float32Array;
-  /** `[rows, ⌈blocks·bits/8⌉]`; with 4 bits the even block sits in the low half. */
+  /** `[rows, ⌈blocks·bits/8⌉]`; with 4 bits the even block is in the low half of a byte. */
   readonly zeroPoints: Uint8Array;
 };
 
 export const blocksOf = (columns: number, { blockSize }: QuantForm): number => Math.ceil(columns / blockSize);
 
-/** @throws RangeError unless a row is whole blocks. */
+/** @throws RangeError unless `columns` is a multiple of the block size. */
 export function checkForm(columns: number, { blockSize }: QuantForm): void {
   if (columns % blockSize !== 0) throw new RangeError(`${columns} inputs are not a multiple of ${blockSize}`);
 }
 
-/** Plain rounding of row-major `[rows, columns]`: a block's codes span its own range. */
+/** Rounds row-major `[rows, columns]` to nearest; a block's codes span its range of values. */
 export function roundRows(weights: Float32Array, rows: number, columns: number, form: QuantForm): QuantCodes {
   checkForm(columns, form);
   const { blockSize, bits } = form;
@@ -67,9 +67,9 @@ export function roundRows(weights: Float32Array, rows: number, columns: number, 
   return { ...form, rows, columns, codes, scales, zeroPoints };
 }
 
-/* Small loops of their own: imports of large models spend their time here. */
+/* Small functions, which V8 optimizes better: imports of large models spend their time here. */
 
-/** Of a block, and of 0, which must have a code of its own. */
+/** The lowest weight of a block, at most 0, as 0 must have a code. */
 function lowest(weights: Float32Array, start: number, end: number): number {
   let low = 0;
   for (let i = start; i < end; i++) low = Math.min(low, weights[i]!);
@@ -107,7 +107,7 @@ export function packRows({ bits, rows, codes, scales, zeroPoints }: QuantCodes):
   };
 }
 
-/** Two values a byte, the even one low; every row begins with a byte of its own. */
+/** Two values a byte, the even value in the low half; every row begins a new byte. */
 function packHalves(values: Uint8Array, width: number): Uint8Array {
   const rows = values.length / width;
   const width_bytes = Math.ceil(width / 2);
@@ -146,7 +146,7 @@ function unpackHalves(packed: Uint8Array, rows: number, width: number): Uint8Arr
   return values;
 }
 
-/** In fp32 again, `[rows, columns]`. */
+/** The weights in fp32, `[rows, columns]`. */
 export function dequantize({ blockSize, codes, scales, zeroPoints }: QuantCodes): Float32Array {
   const weights = new Float32Array(codes.length);
   for (let i = 0; i < codes.length; i++) {

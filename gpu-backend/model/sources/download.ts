@@ -1,6 +1,6 @@
 /**
- * One file over HTTP: into `<target>.part`, resumed from where an earlier try or an earlier run stopped, checked
- * against its size and hash, then renamed. A file under its own name is therefore whole.
+ * Downloads a file over HTTP into `<target>.part`, resumes an earlier download, checks size and hash, then renames it. So a
+ * file with its final name is complete.
  */
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -10,14 +10,14 @@ import { sizeOf, withLock } from '../../files.ts';
 import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
 
-/** Runs `work`, which fetches files into `folder`, while nobody else does. */
+/** Runs `work` under a lock of `folder`, so that only one process downloads into it. */
 export async function aloneIn<T>(
   folder: string,
   { log, signal }: Pick<ImportHooks, 'log' | 'signal'>,
   work: () => Promise<T>,
 ): Promise<T> {
   await mkdir(folder, { recursive: true });
-  const onWait = () => log('Another process fetches the same; waiting for it to end.');
+  const onWait = () => log('Another process downloads the same files; waiting for it to end.');
   return withLock(join(folder, '.lock'), { onWait, signal }, work);
 }
 
@@ -25,7 +25,7 @@ type Download = {
   readonly url: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly bytes: number;
-  /** Undefined where the server publishes none. */
+  /** Undefined when the server publishes none. */
   readonly sha256: string | undefined;
   readonly target: string;
   readonly onBytes: (done: number) => void;
@@ -34,10 +34,10 @@ type Download = {
 
 const ATTEMPTS = 5;
 const BACKOFF_ms = 500;
-/** A connection that gives nothing for so long is taken up anew. */
+/** A connection without data for so long counts as failed, and is retried. */
 const IDLE_TIMEOUT_ms = 30_000;
 
-/** @throws MaskrouteError `download_failed`; the part stays for the next try unless its content is wrong. */
+/** @throws MaskrouteError `download_failed`; the part is kept for the next try unless its hash is wrong. */
 export async function download(file: Download): Promise<void> {
   const part = `${file.target}.part`;
   for (let attempt = 1; ; attempt++) {
@@ -55,13 +55,13 @@ export async function download(file: Download): Promise<void> {
     await rm(part, { force: true });
     throw new MaskrouteError(
       'download_failed',
-      `${file.url} brought other content than was announced (SHA-256 ${found} instead of ${file.sha256})`,
+      `${file.url} has the wrong content (SHA-256 ${found}, expected ${file.sha256})`,
     );
   }
   await rename(part, file.target);
 }
 
-/** A status that trying again does not change. */
+/** An error that a retry does not change. */
 class FinalStatus extends Error {}
 
 const isFinal = (error: unknown): boolean =>
@@ -75,13 +75,13 @@ async function continuePart(file: Download, part: string): Promise<void> {
   }
   if (start === file.bytes && start > 0) return;
   const idle = new AbortController();
-  const giveUp = () => idle.abort(new Error(`nothing came for ${IDLE_TIMEOUT_ms / 1000} s`));
+  const giveUp = () => idle.abort(new Error(`no data for ${IDLE_TIMEOUT_ms / 1000} s`));
   const signal = file.signal ? AbortSignal.any([idle.signal, file.signal]) : idle.signal;
   let timer = setTimeout(giveUp, IDLE_TIMEOUT_ms);
   try {
     const range: Record<string, string> = start > 0 ? { range: `bytes=${start}-` } : {};
     const response = await fetch(file.url, { headers: { ...file.headers, ...range }, signal });
-    // A server that ignores the range sends the whole file: then the part begins again.
+    // A server that ignores the range sends the whole file, so the part starts again.
     const from = response.status === 206 ? start : 0;
     if (!response.ok || response.body === null) {
       await response.body?.cancel();
@@ -99,7 +99,7 @@ async function continuePart(file: Download, part: string): Promise<void> {
   }
 }
 
-/** Every piece is on the disk before the next is asked for, so that what came before a failure is kept. */
+/** Writes each piece before it reads the next, so that a failure keeps the data before it. */
 async function appendTo(
   part: string,
   from: number,
@@ -113,7 +113,7 @@ async function appendTo(
     for await (const piece of body) {
       onData();
       if (done + piece.length > file.bytes) {
-        throw new FinalStatus(`it sends more than the ${file.bytes} bytes announced`);
+        throw new FinalStatus(`it sends more than the expected ${file.bytes} bytes`);
       }
       for (let written = 0; written < piece.length; ) {
         const { bytesWritten } = await handle.write(piece, written, piece.length - written, done + written);
@@ -136,7 +136,7 @@ function failed(file: Download, error: unknown): MaskrouteError {
   });
 }
 
-/** `fetch` says "fetch failed" and hides why in its cause. */
+/** An error's message and its cause's: `fetch` says only "fetch failed", and has the reason in `cause`. */
 export function messageOf(error: unknown): string {
   const { message, cause } = error as Error;
   const inner = cause instanceof Error && cause.message !== '' ? ` (${cause.message})` : '';

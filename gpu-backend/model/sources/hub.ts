@@ -1,7 +1,7 @@
 /**
- * A model from the Hugging Face hub: the safetensors files and what belongs to them, or a GGUF file. Everything is
- * taken at one commit, and large files are checked against the SHA-256 that the hub publishes.
- * `HF_TOKEN` and `HF_ENDPOINT` are honoured, as in Hugging Face's own tools.
+ * Downloads a model from the Hugging Face hub: safetensors and the files beside them, or a GGUF file. All files are from one
+ * commit, and large files are checked against the hub's SHA-256. `HF_TOKEN` and `HF_ENDPOINT` have the same meaning as in
+ * Hugging Face's tools.
  */
 import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -17,9 +17,9 @@ import { ggufModels, isGgufPart, refusePickles } from './local.ts';
 export type HubModel = {
   /** `OWNER/NAME`. */
   readonly repository: string;
-  /** A branch, tag or commit; what the hub shows first where it is undefined. */
+  /** A branch, tag or commit; undefined: the default branch. */
   readonly revision: string | undefined;
-  /** One GGUF file of the repository; of one in parts, any part. */
+  /** A GGUF file of the repository, or any part of a file in parts. */
   readonly file: string | undefined;
 };
 
@@ -36,7 +36,7 @@ export async function fetchFromHub(model: HubModel, home: string, hooks: ImportH
 }
 
 /**
- * The files of a sentence encoder: where they are, and at which commit.
+ * Downloads the files of a sentence encoder, and returns their folder, whose name is the commit.
  * @throws MaskrouteError `download_failed`, `unsupported_model`.
  */
 export async function fetchEncoderFromHub(
@@ -56,7 +56,7 @@ type Chosen = {
   readonly files: readonly ListFileEntry[];
 };
 
-/** Returns the folder that they lie in. */
+/** Downloads the files unless they are there, and returns their folder. */
 async function fetchAll(chosen: Chosen, home: string, hooks: ImportHooks): Promise<string> {
   const { repository, commit, files } = chosen;
   const folder = join(home, 'sources', 'hub', repository.replace('/', '--'), commit);
@@ -87,9 +87,9 @@ async function fetchMissing(
   }
 }
 
-/* What is asked of the hub. */
+/* Requests to the hub. */
 
-/** Whether the hub can be reached at all is known quickly, one way or the other. */
+/** For the first request, so that an unreachable hub fails quickly. */
 const PROBE_TIMEOUT_ms = 3000;
 const REQUEST_TIMEOUT_ms = 30_000;
 
@@ -109,7 +109,7 @@ function access(timeout_ms: number, signal: Signal) {
 const HINTS: Readonly<Record<number, string>> = {
   401: ' (is it private or gated? set HF_TOKEN)',
   403: ' (is it private or gated? set HF_TOKEN)',
-  404: ' (no such repository, or none of that revision)',
+  404: ' (no such repository or revision)',
 };
 
 async function listRepository(
@@ -172,7 +172,7 @@ function notGiven(what: string, cause: unknown, signal: Signal, hint = ''): Mask
   return new MaskrouteError('download_failed', message, { cause });
 }
 
-/* Which files of a hub repository make a model: the original weights before a quantized repackaging of them. */
+/* Chooses the files of a repository that make a model; original weights before quantized GGUF files. */
 
 type ChosenFiles = { readonly kind: 'folder' | 'gguf'; readonly files: readonly ListFileEntry[] };
 
@@ -184,7 +184,7 @@ const OPTIONAL_FILES = [
   'chat_template.jinja',
   'model.safetensors.index.json',
 ];
-/** Nearest to the original first; all of them are read. */
+/** Preferred types first: quantized types by precision, then larger float types; all are supported. */
 const GGUF_PREFERENCE = [
   'q8_0',
   'q6_k',
@@ -205,7 +205,7 @@ const GGUF_PREFERENCE = [
   'q2_k',
 ];
 
-/** The longest path that is taken: a file in a folder. A path from a server becomes one on this machine. */
+/** Paths come from a server and become paths on this machine, so only a plain file name, or a file in one folder, is allowed. */
 const SAFE_PATH = /^(?:[A-Za-z0-9][\w.+-]*\/)?[A-Za-z0-9][\w.+-]*$/;
 
 const filesByPath = (entries: readonly ListFileEntry[]): Map<string, ListFileEntry> =>
@@ -256,7 +256,7 @@ function bestGguf(candidates: readonly string[]): string | undefined {
 
 const stemOf = (path: string): string => path.replace(/(-\d{5}-of-\d{5})?\.gguf$/i, '');
 
-/** A file, or all parts that it belongs to, the first first. */
+/** The file, or all parts of a file in parts, in order. */
 function partsOf(file: string, files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
   if (!isGgufPart(file)) return [files.get(file)!];
   const count = /-of-(\d{5})\.gguf$/i.exec(file)![1]!;
@@ -269,7 +269,7 @@ function partsOf(file: string, files: ReadonlyMap<string, ListFileEntry>): ListF
   return parts;
 }
 
-/** What sentence-transformers writes beside the weights of an encoder. */
+/** Files that sentence-transformers writes beside the weights of an encoder. */
 const ENCODER_OPTIONAL_FILES = [
   'modules.json',
   'sentence_bert_config.json',
@@ -287,6 +287,6 @@ function chooseEncoderFiles(repository: string, entries: readonly ListFileEntry[
   }
   if (weights === undefined) refusePickles([...files.keys()]);
   throw unsupportedModel(
-    `${repository} has not config.json, tokenizer.json and model.safetensors or onnx/model.onnx`,
+    `${repository} lacks config.json, tokenizer.json, or weights (model.safetensors or onnx/model.onnx)`,
   );
 }

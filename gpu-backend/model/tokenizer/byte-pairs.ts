@@ -1,7 +1,8 @@
 /**
- * Byte-pair merging that can pause: the same ids as @huggingface/tokenizers and the original, but a word of half a
- * million letters is merged in bounded pieces, so that its thread can turn to others or stop. The library merges a
- * word in one go, in seconds. (Kudo & Richardson 2018; a heap of ranks as in Hugging Face's word.rs.)
+ * Byte-pair encoding that can pause. It gives the same ids as @huggingface/tokenizers and the original, but merges a long
+ * word in steps of bounded work, so that its thread can serve other requests or stop. The library merges a word of half a
+ * million letters in one call, which takes seconds. (BPE: Sennrich et al., 2016; a heap of ranks as in Hugging Face's
+ * word.rs.)
  */
 
 export type BytePairsJson = {
@@ -16,25 +17,24 @@ export type BytePairsJson = {
 
 type BytePairs = {
   /**
-   * Appends the ids of one pre-token to `ids`. Yields between pieces of bounded work, some milliseconds each; a short
-   * pre-token never yields.
+   * Appends the ids of one pre-token to `ids`. Yields after each some milliseconds of work; a short pre-token never yields.
    */
   encode(word: string, ids: number[]): Generator<void, void>;
-  /** Whether no merge reaches over a U+2581 to what stands before it: then text may be cut there. */
+  /** Whether no token contains U+2581 after another character, so that text may be split before each U+2581. */
   readonly cutsAtSpaces: boolean;
 };
 
-/** Words that are this short are remembered and merged at once. */
+/** Words up to this length are cached. */
 const SHORT_CHARS = 64;
 const WORDS_REMEMBERED_MAX = 10_000;
-/** Steps of a merge, or symbols looked up, between two pauses. */
+/** Merge steps, or looked-up symbols, between two yields. */
 const STEPS_A_PIECE = 4096;
-/** Ranks and positions share one number of 53 bits. */
+/** Heap values are rank · POSITIONS + position, which fit into 53 bits. */
 const POSITIONS = 2 ** 26;
 
 /**
- * `reserved`: names that no text becomes, special tokens. `byteNames`: the vocabulary's names for bytes where words are
- * spelled in bytes, undefined where in characters.
+ * @param reserved names of special tokens, which text never becomes.
+ * @param byteNames the vocabulary's names of the 256 bytes for byte-level BPE; undefined when symbols are characters.
  * @throws Error for a kind of merging that is not supported.
  */
 export function createBytePairs(
@@ -67,7 +67,7 @@ export function createBytePairs(
     *encode(word, ids) {
       const known = remembered.get(word);
       const found = known ?? (yield* merged(word));
-      // Spread over the arguments of one call, a long list would overflow the stack.
+      // `push(...found)` would overflow the stack for a long list.
       for (const id of found) ids.push(id);
       if (known !== undefined || word.length > SHORT_CHARS) return;
       if (remembered.size >= WORDS_REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
@@ -78,16 +78,16 @@ export function createBytePairs(
 }
 
 type MergeTable = {
-  /** From a pair of ids to its rank. */
+  /** Rank of a pair of ids. */
   readonly ranks: ReadonlyMap<number, number>;
-  /** By rank, what the pair becomes. */
+  /** The merged id, by rank. */
   readonly products: Int32Array;
 };
 
 /** Two ids as one number. */
 const pairOf = (left: number, right: number): number => left * 2 ** 24 + right;
 
-/** A merge from or into a name that is no token of text is none. */
+/** Merges from or into names that are no tokens of text are ignored. */
 function readMerges(merges: BytePairsJson['merges'], idOf: ReadonlyMap<string, number>): MergeTable {
   const ranks = new Map<number, number>();
   const products = new Int32Array(merges.length);
@@ -101,12 +101,12 @@ function readMerges(merges: BytePairsJson['merges'], idOf: ReadonlyMap<string, n
   return { ranks, products };
 }
 
-/** Appends the symbols that a word begins with. Negative ones never merge: {@link ofUnknown}. */
+/** Appends a word's initial symbols. Negative symbols never merge: {@link ofUnknown}. */
 type SymbolsOf = (word: string, symbols: number[]) => Generator<void, void>;
 
-/** What has no token of its own keeps its neighbours apart until the merging is over. */
+/** A symbol for a character without a token: it becomes `id` at the end, but does not merge. Its own inverse. */
 const ofUnknown = (id: number): number => -1 - id;
-/** Then this becomes nothing: a letter that the vocabulary has no way to write. */
+/** A character that the vocabulary cannot write at all; it is dropped. */
 const NO_TOKEN = -(2 ** 30);
 
 function byteSymbols(
@@ -157,7 +157,7 @@ const inByteNames = (word: string, byteNames: readonly string[]): string =>
 const longestName = (idOf: ReadonlyMap<string, number>): number =>
   [...idOf.keys()].reduce((longest, name) => Math.max(longest, name.length), 0);
 
-/** The pair of the lowest rank first, of equal ones the leftmost, until none is left. */
+/** Merges the pair with the lowest rank, among equal ranks the leftmost, until no pair is left. */
 function* merge(symbols: number[], { ranks, products }: MergeTable): Generator<void, readonly number[]> {
   const count = symbols.length;
   const next = Int32Array.from({ length: count }, (_, i) => (i + 1 < count ? i + 1 : -1));
@@ -173,7 +173,7 @@ function* merge(symbols: number[], { ranks, products }: MergeTable): Generator<v
     consider(i);
     if (i % STEPS_A_PIECE === STEPS_A_PIECE - 1) yield;
   }
-  /** Of symbols that were taken into the one before. */
+  /** 1 for symbols that were merged into the symbol before. */
   const gone = new Uint8Array(count);
   for (let steps = 1; heap.size > 0; steps++) {
     if (steps % STEPS_A_PIECE === 0) yield;
@@ -181,7 +181,7 @@ function* merge(symbols: number[], { ranks, products }: MergeTable): Generator<v
     const rank = Math.floor(top / POSITIONS);
     const left = top % POSITIONS;
     const right = next[left]!;
-    // Another merge may have come first, and taken one of the two.
+    // An earlier merge may have changed one of the two.
     if (gone[left] || right < 0 || ranks.get(pairOf(symbols[left]!, symbols[right]!)) !== rank) continue;
     symbols[left] = products[rank]!;
     gone[right] = 1;
@@ -219,7 +219,7 @@ class MinHeap {
     values[at] = value;
   }
 
-  /** Only of a heap that is not empty. */
+  /** The heap must not be empty. */
   pop(): number {
     const values = this.#values;
     const top = values[0]!;

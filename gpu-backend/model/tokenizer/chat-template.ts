@@ -1,7 +1,6 @@
 /**
- * A conversation as the one text that the model was trained on: the model's own Jinja template. Its control tokens are
- * what separates one speaker from the next, so only the template may write them. What a client wrote that reads like
- * one is text.
+ * Renders a conversation with the model's Jinja chat template. Control tokens separate the messages, so only the template
+ * may write them; when a client's text spells a control token, it is encoded as plain text.
  */
 import { Template } from '@huggingface/jinja';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -17,28 +16,28 @@ export type TemplateMessage = {
   readonly tool_call_id?: string;
 };
 
-/** `arguments`: the object, or the text that was none. */
+/** `arguments`: the parsed object, or the text when it is not a JSON object. */
 type TemplateCall = {
   readonly id: string;
   readonly type: 'function';
   readonly function: { readonly name: string; readonly arguments: unknown };
 };
 
-/** For models that bring no template; llama.cpp does the same. */
+/** The template of models without one; llama.cpp uses it, too. */
 const CHATML_TEMPLATE =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}" +
   "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 type Rendered = {
   readonly text: string;
-  /** The text with other letters wherever a client's could be part of a control token. */
+  /** The text with the client's letters replaced wherever they could be part of a control token. Same length. */
   readonly within: string;
 };
 
 export type ChatTemplate = {
-  /** Ends where the answer begins. @throws MaskrouteError `invalid_request` when the template refuses. */
+  /** The text up to where the answer begins. @throws MaskrouteError `invalid_request` when the template refuses. */
   render(messages: readonly TemplateMessage[], tools?: readonly Tool[]): string;
-  /** The same, and which of it the template wrote. `control`: the texts of the tokens that only it may write. */
+  /** Also says which control tokens the template itself wrote. `control`: the texts of control tokens. */
   renderApart(messages: readonly TemplateMessage[], tools: readonly Tool[], control: ControlTexts): Rendered;
 };
 
@@ -57,9 +56,9 @@ export function createChatTemplate(
   const render: ChatTemplate['render'] = (messages, tools = []) => {
     try {
       return template.render({
-        // Copies: a template can assign to what it is given.
+        // Copies, as a template can change its variables.
         messages: structuredClone(messages),
-        // Templates ask whether these are none, as they are in transformers.
+        // As in transformers, none when there are none: templates test that.
         tools: tools.length === 0 ? null : structuredClone(tools),
         documents: null,
         add_generation_prompt: true,
@@ -85,9 +84,9 @@ export function createChatTemplate(
 }
 
 type ControlTexts = {
-  /** All letters of all of them, without white space: templates trim it, and it begins and ends no such token. */
+  /** The letters of all control tokens, without white space, which templates trim; no such token begins or ends with it. */
   readonly letters: ReadonlySet<string>;
-  /** The control tokens of a text, the leftmost and longest first. */
+  /** Matches the control tokens in a text, the leftmost and longest first. */
   readonly pattern: RegExp;
 };
 
@@ -97,11 +96,13 @@ export const controlTexts = (names: readonly string[]): ControlTexts => ({
 });
 
 /**
- * The clients' letters are replaced by letters that nobody uses, one by one, and the template is rendered with them:
- * control tokens in the result are its own, whatever it does to a message (trims, cuts, joins, repeats). Put back, the
- * letters must give what it renders of the messages as they are. They do not where it looks into a message, for
- * `</think>` say. Then only such letters are replaced as spell a control token in the message alone; should control
- * tokens come out of that which the full replacement did not give, the full replacement is what counts.
+ * Replaces the letters of control tokens in the client's text by unused letters, one for one, and renders the template with
+ * the replaced text. Control tokens in the result are then the template's own, whatever it does to a message (trims, cuts,
+ * joins, repeats). After replacing the letters back, the result must equal a plain rendering.
+ *
+ * It does not when the template searches a message, for example for `</think>`. Then only letters that spell a whole control
+ * token inside one message are replaced. If that rendering has other control tokens than the full replacement, the full
+ * replacement is used.
  */
 function renderApart(
   render: ChatTemplate['render'],
@@ -128,7 +129,7 @@ function renderApart(
   return tokens(spelled.within) === tokens(all.within) ? spelled : all;
 }
 
-/** What a client wrote. */
+/** The client's part of a conversation. */
 type Given = { readonly messages: readonly TemplateMessage[]; readonly tools: readonly Tool[] };
 
 function textsOf(value: unknown): string[] {
@@ -137,7 +138,7 @@ function textsOf(value: unknown): string[] {
   return Object.entries(value).flatMap(([name, one]) => [name, ...textsOf(one)]);
 }
 
-/** All texts in it. A template looks for names of fields, so of those only what spells a control token is replaced. */
+/** Applies `replace` to all strings in `value`. Templates search for field names, so only names with control tokens change. */
 function replaced<Value>(value: Value, replace: (text: string) => string, control: ControlTexts): Value {
   const walk = (one: unknown): unknown => {
     if (typeof one === 'string') return replace(one);
@@ -155,10 +156,10 @@ function replaced<Value>(value: Value, replace: (text: string) => string, contro
 
 type Letters = { readonly there: ReadonlyMap<string, string>; readonly back: ReadonlyMap<string, string> };
 
-/** For private use: none of them is white space or has another case, and no template compares with one. */
+/** Unicode's private use area: no white space, no upper and lower case, and no template compares with these letters. */
 const PRIVATE = { from: 0xe000, to: 0xf8ff, pattern: /[\ue000-\uf8ff]/g } as const;
 
-/** A letter for every one of control tokens, which is in none of `texts`. @throws MaskrouteError `invalid_request`. */
+/** A private letter, not used in `texts`, for each letter of control tokens. @throws MaskrouteError `invalid_request`. */
 function foreignLetters({ letters }: ControlTexts, texts: readonly string[]): Letters {
   const used = new Set(texts.flatMap((text) => text.match(PRIVATE.pattern) ?? []));
   const there = new Map<string, string>();
@@ -167,7 +168,7 @@ function foreignLetters({ letters }: ControlTexts, texts: readonly string[]): Le
     while (used.has(String.fromCharCode(code)) || letters.has(String.fromCharCode(code))) code++;
     if (code > PRIVATE.to) {
       const message =
-        'messages: they hold nearly every character for private use; none is left for this server.';
+        'messages: they use nearly all private use characters of Unicode; none is left for this server.';
       throw new MaskrouteError('invalid_request', message, { param: 'messages' });
     }
     there.set(letter, String.fromCharCode(code++));
@@ -175,7 +176,7 @@ function foreignLetters({ letters }: ControlTexts, texts: readonly string[]): Le
   return { there, back: new Map([...there].map(([letter, foreign]) => [foreign, letter])) };
 }
 
-/** Code unit by code unit, so that the length stays. */
+/** Replaces code unit by code unit, which keeps the length. */
 function exchange(text: string, letters: ReadonlyMap<string, string>): string {
   return text.replace(anyOf([...letters.keys()]), (letter) => letters.get(letter)!);
 }

@@ -1,13 +1,13 @@
 /**
- * The tokenizer of a GGUF file as tokenizer.json and tokenizer_config.json, the format that @huggingface/tokenizers
- * reads, and what else of it the server needs: which ids end an answer, the chat template.
+ * Converts the tokenizer of a GGUF file to tokenizer.json and tokenizer_config.json, which @huggingface/tokenizers reads;
+ * and reads the ids that end an answer, and the chat template.
  */
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
 import type { GgufValue } from '../formats/gguf-header.ts';
 import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
 import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './text-pieces.ts';
 
-/** What goes into the store beside the graph. */
+/** A tokenizer in the form that the store keeps. */
 export type ImportedTokenizer = {
   readonly tokenizerJson: Readonly<Record<string, unknown>>;
   readonly tokenizerConfig: Readonly<Record<string, unknown>>;
@@ -19,7 +19,7 @@ export type ImportedTokenizer = {
 
 type Metadata = ReadonlyMap<string, GgufValue>;
 
-/** `rows`: the rows of the embedding, which no id may pass. @throws MaskrouteError as the readers do. */
+/** `rows`: the rows of the embedding, at least as many as tokens. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTokenizer {
   const kind = metadata.get('tokenizer.ggml.model');
   const vocabulary = readVocabulary(metadata, rows);
@@ -41,7 +41,7 @@ export function tokenizerFromGguf(metadata: Metadata, rows: number): ImportedTok
     case 't5':
       return assemble(metadata, vocabulary, false, unigram(metadata, vocabulary));
     case undefined:
-      throw unsupportedModel('it holds no tokenizer');
+      throw unsupportedModel('it has no tokenizer');
     default:
       throw unsupportedModel(
         `its tokenizer is of the kind ${quoted(String(kind))} (supported: gpt2, llama, t5)`,
@@ -63,7 +63,7 @@ function assemble(
   parts: Parts,
 ): ImportedTokenizer {
   const bos = specialId(metadata, vocabulary, 'bos');
-  // `add_eos_token` is not honoured on purpose: a prompt that has ended is never continued.
+  // `add_eos_token` is ignored on purpose: after an end of text, the model would not continue the prompt.
   const wantsBos = metadata.get('tokenizer.ggml.add_bos_token') ?? addBosDefault;
   const addBos = wantsBos === true && bos !== null;
   const eosTokenIds = endOfAnswerIds(metadata, vocabulary);
@@ -114,9 +114,9 @@ const prefixWith = (id: number, content: string) => ({
   special_tokens: { [content]: { id: content, ids: [id], tokens: [content] } },
 });
 
-/* What ends an answer, and other tokens that a file names. */
+/* The tokens that end an answer, and other tokens that a file names. */
 
-/** Files rarely name all tokens that end a turn; these names always do (llama.cpp's list, llama-vocab.cpp). */
+/** Tokens with these names end a turn, even if the file does not say so (llama.cpp's list, llama-vocab.cpp). */
 const END_OF_ANSWER_NAMES = new Set([
   '<|eot_id|>',
   '<|im_end|>',
@@ -166,7 +166,7 @@ const textOrNull = (value: unknown): string | null =>
 type ByteLevelBpe = {
   readonly model: unknown;
   readonly preTokenizer: PreTokenizerJson;
-  /** Whether tokenizers of this kind put BOS first unless the file says otherwise. */
+  /** Whether BOS is added unless the file says otherwise. */
   readonly addBos: boolean;
   readonly nfc: boolean;
 };
@@ -193,14 +193,14 @@ function byteLevelBpe(metadata: Metadata, vocabulary: Vocabulary): ByteLevelBpe 
   };
 }
 
-/** Pairs in order of rank. A merge into a token that does not exist would make text vanish. */
+/** Pairs in order of rank. Refuses a merge into a token that does not exist, as its text would vanish. */
 function readMerges(metadata: Metadata, vocabulary: Vocabulary): (readonly [string, string])[] {
   return stringArray(metadata, 'tokenizer.ggml.merges').map((merge) => {
     const space = merge.indexOf(' ', 1);
     const left = merge.slice(0, Math.max(space, 0));
     const right = merge.slice(space + 1);
     if (space < 1 || right === '' || !vocabulary.idOf.has(left + right)) {
-      throw corruptModel(`the merge ${quoted(merge)} gives no token of its vocabulary`);
+      throw corruptModel(`the merge ${quoted(merge)} makes a token that is not in its vocabulary`);
     }
     return [left, right] as const;
   });
@@ -208,8 +208,8 @@ function readMerges(metadata: Metadata, vocabulary: Vocabulary): (readonly [stri
 
 /*
  * SentencePiece byte-pair encoding (`tokenizer.ggml.model` = llama: Llama 2, Mistral, TinyLlama) as tokenizer.json
- * parts, the way transformers converts it (convert_slow_tokenizer.py): spaces become U+2581, one stands before every
- * piece of text, merges follow from the tokens' scores, and what has no token is spelled in bytes.
+ * parts, converted as in transformers (convert_slow_tokenizer.py): spaces become U+2581, which is also put before every
+ * piece of text; merges follow from the tokens' scores; characters without a token become bytes.
  */
 
 const SPACE = '\u2581';
@@ -264,18 +264,18 @@ function scoresOf(metadata: Metadata, vocabulary: Vocabulary): readonly number[]
   return scores;
 }
 
-/** Cutting a token of n characters everywhere looks at n² of them; a quarter of a million real tokens make 10^7. */
+/** Most work for merges: a token of n characters costs n². A real vocabulary of 250,000 tokens costs 10^7. */
 const CUT_CHARS_MAX = 3e8;
 
 type Merge = { readonly left: string; readonly right: string; readonly score: number };
 
 /**
- * Every way to put a token together from two others; the token with the higher score is made first. A token of n
- * characters has n − 1 cuts and names are short, so the list stays near the size of the vocabulary.
+ * All pairs of tokens that make another token; pairs for tokens with higher scores come first. A token of n characters has
+ * n − 1 cuts, and tokens are short, so the list has about the size of the vocabulary.
  */
 function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (readonly [string, string])[] {
   const work = vocabulary.tokens.reduce((sum, token) => sum + token.length ** 2, 0);
-  if (work > CUT_CHARS_MAX) throw corruptModel('its vocabulary is made of impossibly long tokens');
+  if (work > CUT_CHARS_MAX) throw corruptModel('the tokens of its vocabulary are too long');
   const merges: Merge[] = [];
   vocabulary.tokens.forEach((token, id) => {
     if (vocabulary.types[id] !== TOKEN_TYPES.normal) return;
@@ -292,14 +292,14 @@ function mergesFromScores(vocabulary: Vocabulary, scores: readonly number[]): (r
 }
 
 /*
- * SentencePiece unigrams (`tokenizer.ggml.model` = t5) as tokenizer.json parts, the way transformers converts them
+ * SentencePiece unigrams (`tokenizer.ggml.model` = t5) as tokenizer.json parts, converted as in transformers
  * (`SpmConverter` in convert_slow_tokenizer.py).
  */
 
 function unigram(metadata: Metadata, vocabulary: Vocabulary): Parts {
   const scores = scoresOf(metadata, vocabulary);
   const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
-  if (unknown === -1) throw corruptModel('its vocabulary has no token for what is unknown');
+  if (unknown === -1) throw corruptModel('its vocabulary has no unknown token');
   const table = metadata.get('tokenizer.ggml.precompiled_charsmap');
   const joins = metadata.get('tokenizer.ggml.remove_extra_whitespaces') === true;
   const scheme = metadata.get('tokenizer.ggml.add_space_prefix') === false ? 'never' : 'always';

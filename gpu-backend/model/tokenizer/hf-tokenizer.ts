@@ -1,4 +1,4 @@
-/** The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json and the files about special tokens. */
+/** Reads the tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json and files about special tokens. */
 import { z } from 'zod';
 import { check } from '../../../shared/wire/parse-body.ts';
 import {
@@ -34,7 +34,7 @@ const tokenizerSchema = z.looseObject({
   pre_tokenizer: z.unknown(),
   decoder: z.union([
     z.looseObject({ type: z.enum(['ByteLevel', 'Metaspace']) }),
-    // How SentencePiece vocabularies are written (Llama 2 and its kin).
+    // SentencePiece vocabularies (Llama 2 and similar).
     z.looseObject({
       type: z.literal('Sequence'),
       decoders: z
@@ -54,7 +54,7 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   }
   const { model, added_tokens: added } = checked.value;
   const ids = vocabularyOf(raw).map(([, id]) => id);
-  // As arguments of one call, so many ids would overflow the stack.
+  // `Math.max(...ids)` would overflow the stack.
   const highest = [...ids, ...added.map((token) => token.id)].reduce((most, id) => Math.max(most, id), -1);
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 
@@ -62,7 +62,7 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   const tokenizerJson = { ...raw, pre_tokenizer: exact };
   const tokenizerConfig = (await readModelJson(folder, TOKENIZER_CONFIG_FILE, CONFIG_BYTES_MAX)) ?? {};
   const tokenizer = tokenizerFrom(tokenizerJson, tokenizerConfig);
-  // Where the newer file is silent, the older one says it.
+  // Fields that tokenizer_config.json lacks come from the older special_tokens_map.json.
   const named = {
     ...(await readModelJson(folder, SPECIAL_TOKENS_FILE, CONFIG_BYTES_MAX)),
     ...tokenizerConfig,
@@ -72,7 +72,7 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
     return typeof name === 'string' ? tokenizer.tokenId(name) : undefined;
   };
   const bosTokenId = idOf(named.bos_token) ?? null;
-  // The tokenizer's own comes first: it is what templates mean by `eos_token`.
+  // The tokenizer's own EOS comes first, as templates see it as `eos_token`.
   const eosTokenIds = new Set([idOf(named.eos_token), ...(await declaredEos(folder))]);
   for (const token of added) if (token.special && isEndOfAnswerName(token.content)) eosTokenIds.add(token.id);
   const ends = [...eosTokenIds].filter((id) => id !== undefined && id < rows) as number[];
@@ -97,7 +97,7 @@ function tokenizerFrom(json: object, config: object): Tokenizer {
 
 const eosSchema = z.union([z.int().min(0), z.array(z.int().min(0)).max(100)]).nullish();
 
-/** generation_config.json knows every id that ends an answer; config.json often only one. */
+/** generation_config.json has all ids that end an answer; config.json often only one. */
 async function declaredEos(folder: string): Promise<number[]> {
   const generation = await readModelJson(folder, 'generation_config.json', CONFIG_BYTES_MAX);
   const config = await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX);
@@ -118,8 +118,8 @@ async function chatTemplateOf(folder: string, config: JsonObject): Promise<strin
 }
 
 /**
- * The same cuts in terms that @huggingface/tokenizers follows to the letter: its `Digits` knows ASCII digits only,
- * and its `ByteLevel` expression takes JavaScript's white space for the original's.
+ * The same pre-tokenizer in parts that @huggingface/tokenizers applies exactly: its `Digits` splits ASCII digits only, and
+ * its `ByteLevel` uses JavaScript's definition of white space.
  */
 function exactPreTokenizer(json: unknown): unknown {
   if (json === null || typeof json !== 'object') return json;

@@ -1,4 +1,4 @@
-/** Text and conversations to token ids and back, for one installed model; and how both are tried before a model is taken in. */
+/** Text and conversations to token ids and back, for one installed model; and the trial of both before a model is imported. */
 import { spawn } from 'node:child_process';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
@@ -25,32 +25,32 @@ import { type ToolFormat, templateMessages, toolFormatOf } from './tool-format.t
 
 export type ModelText = {
   readonly tokenizer: Tokenizer;
-  /** The model's BOS is added where it wants one; special tokens that the text spells out are text. */
+  /** Adds BOS if the model wants one. Special tokens that the text spells are encoded as plain text. */
   encodePrompt(text: string, options?: EncodeOptions): Int32Array;
   /**
-   * Under the model's chat template, ready for the answer; only the template writes control tokens.
+   * Applies the chat template, up to where the answer begins; only the template writes control tokens.
    * @throws MaskrouteError `invalid_request`.
    */
   encodeChat(messages: readonly ChatMessage[], tools?: readonly Tool[]): Int32Array;
-  /** The same in steps, as `Tokenizer.encodeSteps`; the first renders the template. */
+  /** `encodeChat` in steps, like `Tokenizer.encodeSteps`; the first step renders the template. */
   chatSteps(messages: readonly ChatMessage[], tools?: readonly Tool[]): Generator<number, Int32Array>;
   readonly toolFormat: ToolFormat;
 };
 
-/** What of a model's manifest text depends on. */
+/** The fields of a model's manifest that text depends on. */
 export type TextManifest = {
   readonly chatTemplate: string | null;
   readonly bosTokenId: number | null;
   readonly eosTokenIds: readonly number[];
 };
 
-/** `folder`: the model's in the store. */
+/** `folder`: the model's folder in the store. */
 export async function openModelText(folder: string, manifest: TextManifest): Promise<ModelText> {
   const { json, config } = await readTokenizerFiles(folder);
   return createModelText(json, config, manifest);
 }
 
-/** @throws Error when the files are not what the library reads, MaskrouteError `unsupported_model`. */
+/** @throws Error when @huggingface/tokenizers cannot read the files, MaskrouteError `unsupported_model`. */
 export function createModelText(json: object, config: object, manifest: TextManifest): ModelText {
   const { chatTemplate, bosTokenId, eosTokenIds } = manifest;
   const { tokenBytes } = createTokenReader(tokenTable(json, addedTokensOf(json)));
@@ -67,7 +67,7 @@ export function createModelText(json: object, config: object, manifest: TextMani
   ): Generator<number, Int32Array> {
     const shown = templateMessages(messages, tools, toolFormat);
     const { text, within } = template.renderApart(shown, toolFormat.isOwn ? tools : [], control);
-    // The template writes BOS itself where the model wants one.
+    // No BOS is added: the template writes it itself if the model wants one.
     return yield* tokenizer.encodeSteps(text, { addSpecial: false, parseSpecial: { within } });
   }
   return {
@@ -80,9 +80,9 @@ export function createModelText(json: object, config: object, manifest: TextMani
 }
 
 /**
- * The tokens that structure conversations: those that the file calls special, those that begin and end texts, and what
- * the template writes between messages. Some files call the last ones plain (`<｜User｜>` of DeepSeek's). Other added
- * tokens are how the model reads text (runs of spaces, `</think>`), whoever wrote it.
+ * The control tokens: special tokens of the file, BOS and the ends of answers, and tokens that the template writes between
+ * messages, which some files do not mark as special (DeepSeek's `<｜User｜>`). Other added tokens, such as runs of spaces or
+ * `</think>`, may come from clients' text, too.
  */
 function controlNames(json: object, template: ChatTemplate, ends: readonly string[]): string[] {
   const added = addedTokensOf(json);
@@ -95,7 +95,7 @@ function controlNames(json: object, template: ChatTemplate, ends: readonly strin
     .map(({ content }) => content);
 }
 
-/** Some templates want roles in turn, others no system or tool. */
+/** Conversations that find the tokens between messages. Some templates need alternating roles, or refuse system or tool. */
 const PROBES: readonly TemplateMessage[][] = [
   ['user'],
   ['user', 'assistant', 'user'],
@@ -112,15 +112,14 @@ function attempt(template: ChatTemplate, messages: readonly TemplateMessage[]): 
 }
 
 /*
- * Tries a model's tokenizer and chat template before it is taken in. Both are programs from a stranger (regular
- * expressions, a template language): they run in a process whose time and memory are bounded, so that a program that
- * never ends is refused here and not in the server. (A worker thread is not enough: running out of memory in one
- * can take the whole process down.)
+ * Tries a model's tokenizer and chat template before the import. Both are untrusted programs (regular expressions, a template
+ * language), so they run in a child process with bounded time and memory, and one that never ends is refused here and not in
+ * the server. (A worker thread is not enough: running out of memory in a thread can end the whole process.)
  */
 
-/** A second on an idle machine, several on one with twenty things to do. */
+/** The trial takes a second on an idle machine, several on a busy one. */
 const TRIAL_TIMEOUT_ms = 20_000;
-/** Room for the largest tokenizers (a quarter of a million tokens); a template that hoards ends in it. */
+/** Enough for the largest tokenizers (250,000 tokens), and a bound for templates that allocate without end. */
 const TRIAL_HEAP_MB = 512;
 const REASON_CHARS_MAX = 300;
 
@@ -131,7 +130,7 @@ export async function tryModelText(folder: string, manifest: TextManifest): Prom
     [`--max-old-space-size=${TRIAL_HEAP_MB}`, fileURLToPath(import.meta.url), folder],
     { stdio: ['pipe', 'pipe', 'ignore'], timeout: TRIAL_TIMEOUT_ms, killSignal: 'SIGKILL' },
   );
-  // A child that dies early breaks the pipe; its exit says so better.
+  // A child that ends early breaks the pipe; its exit status is checked below.
   child.stdin.on('error', () => {});
   const { chatTemplate, bosTokenId, eosTokenIds } = manifest;
   child.stdin.end(JSON.stringify({ chatTemplate, bosTokenId, eosTokenIds }));
@@ -148,7 +147,7 @@ export async function tryModelText(folder: string, manifest: TextManifest): Prom
   throw unsupportedModel(`its tokenizer or chat template does not work: ${said}`);
 }
 
-/** Kinds of text that every tokenizer must give back unchanged. */
+/** Texts that must be the same after encoding and decoding. */
 const SAMPLES = [
   'Hello, world!  Two spaces,\n\ta tab, 1234567890 and ½.',
   'Ünïcödé ist überall: 漢字, हिन्दी, العربية, 👩‍🚀.',
@@ -164,7 +163,7 @@ async function trial(folder: string, manifest: TextManifest): Promise<void> {
   try {
     model.encodeChat([{ role: 'user', content: 'Hello' }]);
   } catch (error) {
-    // Refusing a conversation is a template's right.
+    // A template may refuse a conversation.
     if (!(error instanceof MaskrouteError) || error.code !== 'invalid_request') throw error;
   }
 }

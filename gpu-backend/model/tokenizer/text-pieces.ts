@@ -1,9 +1,9 @@
 /**
- * How a tokenizer changes text, and then cuts it, before it looks for tokens.
+ * Normalizers and pre-tokenizers: how a tokenizer changes text and splits it before it looks for tokens.
  *
- * @huggingface/tokenizers knows all changes but one to the letter: SentencePiece's table of replacements, which it stands in
- * for by NFKC. The table is read here (Hugging Face's spm_precompiled: a double array of the replaced texts, Aoe 1989, and
- * behind it what they become).
+ * @huggingface/tokenizers implements all normalizers exactly, except for SentencePiece's table of replacements
+ * (`Precompiled`), which it approximates by NFKC. So this file reads the table (Hugging Face's spm_precompiled: a double
+ * array of the replaced texts, Aoe 1989, followed by the replacements).
  */
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import { unsupportedModel } from '../model-source.ts';
@@ -16,7 +16,7 @@ type NormalizerJson = {
   readonly precompiled_charsmap?: string | null;
 };
 
-/** `json`: of a tokenizer.json. @throws Error for what neither knows. */
+/** `json`: the `normalizer` of a tokenizer.json. @throws Error for an unknown normalizer. */
 export function createNormalizer(json: unknown, config: object): Normalizer | null {
   if (json === null || json === undefined) return null;
   const part = json as NormalizerJson;
@@ -40,7 +40,7 @@ const hasTable = ({ type, normalizers = [] }: NormalizerJson): boolean =>
 
 const TABLE_BYTES_MAX = 16 * 1024 * 1024;
 
-/** @throws Error for bytes that are no table. */
+/** The normalizer of SentencePiece's table. @throws Error when `bytes` are no table. */
 function precompiled(bytes: Uint8Array): Normalizer {
   const size = bytes.length >= 4 ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true) : 0;
   if (size === 0 || size % 4 !== 0 || size > bytes.length - 4 || bytes.length > TABLE_BYTES_MAX) {
@@ -65,7 +65,7 @@ function precompiled(bytes: Uint8Array): Normalizer {
     }
     return out;
   };
-  // A letter between two of ASCII is a cluster of its own, and no table that we know replaces one.
+  // An ASCII letter between two others is a grapheme of its own, and no known table replaces one, so ASCII is skipped.
   const isPlain = Array.from({ length: 95 }, (_, i) => String.fromCharCode(32 + i)).every(
     (letter) => replaced(letter) === undefined,
   );
@@ -73,15 +73,15 @@ function precompiled(bytes: Uint8Array): Normalizer {
   return { normalize: (text) => text.replace(BESIDE_OTHERS, byGraphemes) };
 }
 
-/** All but printable ASCII, with the letter before it, to which accents belong. */
+/** Runs of other characters than printable ASCII, with the letter before, which may have an accent. */
 const BESIDE_OTHERS = /[\x20-\x7e]?[^\x20-\x7e]+/g;
 
 const utf8 = new TextEncoder();
-/** Longer clusters are replaced character by character. */
+/** Longer graphemes are replaced character by character. */
 const GRAPHEME_BYTES_MAX = 6;
 const REMEMBERED_MAX = 10_000;
 
-/** What the shortest text in the table that begins `key` becomes. */
+/** The replacement of the shortest prefix of `key` in the table; undefined when there is none. */
 function lookUp(units: Uint32Array, replacements: Uint8Array, key: Uint8Array): string | undefined {
   const unitAt = (at: number) => units[at] ?? 0;
   const offset = (unit: number) => (unit >>> 10) << ((unit & 0x200) >>> 6);
@@ -101,12 +101,12 @@ function lookUp(units: Uint32Array, replacements: Uint8Array, key: Uint8Array): 
 }
 
 /*
- * How text is cut before byte-pair merging, by the names that GGUF files give (`tokenizer.ggml.pre`). Expressions
- * are those of the models' own tokenizer.json, as llama.cpp's llama-vocab.cpp quotes them.
+ * The pre-tokenizers of byte-level BPE, by their names in GGUF files (`tokenizer.ggml.pre`). The expressions are those of the
+ * models' tokenizer.json, as quoted in llama.cpp's llama-vocab.cpp.
  *
- * Everything is written with `Split`, whose expressions @huggingface/tokenizers translates to the semantics of
- * the original engine. Its `Digits` knows ASCII digits only and its `ByteLevel` expression JavaScript's idea of
- * white space, so neither is used for cutting.
+ * All are written with `Split`, whose expressions @huggingface/tokenizers translates to the semantics of the original
+ * engine. Its `Digits` and `ByteLevel` are not used to split, as they differ from the original: `Digits` has ASCII digits
+ * only, and `ByteLevel` uses JavaScript's definition of white space.
  */
 
 export type PreTokenizerJson = { readonly type: string; readonly [key: string]: unknown };
@@ -120,13 +120,13 @@ const UPPER = '[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]';
 const LOWER = '[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]';
 const TEKKEN_PATTERN = `[^\\r\\n\\p{L}\\p{N}]?${UPPER}*${LOWER}+|[^\\r\\n\\p{L}\\p{N}]?${UPPER}+${LOWER}*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
 
-/** Each expression cuts the pieces that the one before left. */
+/** Each expression splits the pieces of the expression before. */
 type Kind = {
   readonly patterns: readonly string[];
-  /** A piece that is a token as it stands is taken whole, whatever the merges say. */
+  /** A piece that is a token is taken as a whole, even if merges would not make it. */
   readonly ignoreMerges: boolean;
   readonly addBos: boolean;
-  /** Letters with their accents become one before all else; GGUF files do not say so. */
+  /** Whether text is normalized to NFC first; GGUF files do not say so. */
   readonly nfc?: true;
 };
 

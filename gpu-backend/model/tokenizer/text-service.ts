@@ -1,8 +1,8 @@
 /**
- * Requests' text to token ids, off the thread that answers them. Tenants take turns of some milliseconds; the tenant
- * that has had the least of the thread's time comes first, so a tenant that floods it waits for itself. A request that
- * leaves is dropped at the end of a turn. A turn that does not end (a chat template is a stranger's program) ends with
- * its thread: its job is refused, and a new thread begins the others again.
+ * Encodes requests' text to token ids, in a thread of its own. Jobs take turns of some milliseconds; the tenant that has had
+ * the least of the thread's time is next, so a tenant that floods the thread delays only itself. A cancelled job is dropped
+ * at the end of its turn. When a turn does not end (a chat template is an untrusted program), its thread is terminated, its
+ * job is refused, and a new thread starts the other jobs again.
  */
 import { Worker } from 'node:worker_threads';
 import { cancellation, MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -17,7 +17,7 @@ export type { TextJob };
 type TextCall = {
   readonly tenant: string;
   readonly signal: AbortSignal;
-  /** Tokens that were made for the call so far, kept up to date, also when it fails: what it has cost. */
+  /** The call's cost: the tokens made so far. Kept up to date, also when the call fails. */
   readonly spent: { tokens: number };
 };
 
@@ -29,38 +29,38 @@ type EncodedText =
 export type TextService = TokenReader & {
   /** How the model calls tools. */
   readonly toolFormat: ToolFormat;
-  /** What all tokens are read from, as plain data. */
+  /** The bytes of all tokens, as plain data. */
   readonly table: TokenTable;
   /**
    * Rejects with MaskrouteError `invalid_request` when the template refuses or takes too long, `queue_full`,
-   * `engine_failed`, or what `signal` says, `cancelled` by default.
+   * `engine_failed`, or the reason of `signal`, `cancelled` by default.
    */
   encode(job: TextJob, call: TextCall): Promise<EncodedText>;
   close(): Promise<void>;
 };
 
 type TextServiceOptions = {
-  /** The model's in the store. */
+  /** The model's folder in the store. */
   readonly folder: string;
   readonly manifest: TextManifest;
-  /** Hears of failures with their stack, which the wire never carries. */
+  /** Gets the stack of a failure, which clients never see. */
   readonly onError: (detail: string) => void;
   readonly limits?: Partial<TextLimits>;
 };
 
 export type TextLimits = {
-  /** Of all texts that wait. Past it a tenant that has most of them is refused. */
+  /** Most characters of all waiting texts. Beyond it, jobs of the tenant with the most characters are refused. */
   readonly waitingCharsMax: number;
-  /** A turn takes some milliseconds, and some more to render a long conversation; a busy machine, many times that. */
+  /** Most time of a turn. Turns take some milliseconds, longer for a long conversation, many times that on a busy machine. */
   readonly turn_ms: number;
-  /** Of the thread. A template that hoards memory ends in it. */
+  /** The thread's heap; bounds the memory of a template. */
   readonly heap_MB: number;
 };
 
 /** Some seconds of work on one core. */
 const DEFAULT_LIMITS: TextLimits = { waitingCharsMax: 8 * 1024 * 1024, turn_ms: 3000, heap_MB: 512 };
 
-/** What a job takes beyond its letters. */
+/** A job counts as so many characters in addition to its text. */
 const JOB_CHARS = 4096;
 
 type Job = {
@@ -68,12 +68,12 @@ type Job = {
   readonly job: TextJob;
   readonly chars: number;
   readonly call: TextCall;
-  /** Whether the thread that lives now has it. */
+  /** Whether the current thread has the job. */
   isSent: boolean;
   settle(outcome: EncodedText | MaskrouteError): void;
 };
 
-/** Resolves once the thread is there. Rejects with MaskrouteError `engine_failed`, and the reason, when it does not start. */
+/** Resolves once the thread is ready. Rejects with MaskrouteError `engine_failed` and the reason when it does not start. */
 export async function openTextService(options: TextServiceOptions): Promise<TextService> {
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const { thread, table, toolFormat } = await openThread(options, limits);
@@ -87,12 +87,12 @@ export async function openTextService(options: TextServiceOptions): Promise<Text
   };
 }
 
-/** Whose turn the thread has. */
+/** Gives jobs their turns on the thread, and replaces a thread that ended. */
 class Turns {
   readonly #options: TextServiceOptions;
   readonly #limits: TextLimits;
   readonly #line: Line;
-  /** Undefined after its end, until another is there. */
+  /** Undefined after the thread ended, until a new thread is ready. */
   #thread: TextThread | undefined;
   #isOpening = false;
   #isClosed = false;
@@ -130,7 +130,7 @@ class Turns {
     await this.#thread?.close();
   }
 
-  /** Gives the next job a turn, and the ones after it theirs. */
+  /** Gives jobs turns, one after the other, until none is left. */
   async #work(): Promise<void> {
     if (this.#turning !== undefined || this.#isOpening || this.#isClosed || this.#line.isEmpty) return;
     if (this.#thread === undefined || this.#thread.isGone) return this.#reopen();
@@ -145,7 +145,7 @@ class Turns {
     this.#line.charge(job, performance.now() - started_ms);
     if (ended.type === 'lost') {
       this.#thread = undefined;
-      this.#options.onError(`a request ended the thread that reads text: ${ended.why}`);
+      this.#options.onError(`a request ended the tokenizer thread: ${ended.why}`);
     } else if (ended.outcome.type === 'failed') this.#options.onError(ended.outcome.detail);
     const outcome = outcomeOf(job, ended);
     if (outcome !== undefined) {
@@ -156,7 +156,7 @@ class Turns {
     void this.#work();
   }
 
-  /** A running turn ends first, so that what it cost is known. */
+  /** Drops a cancelled job. During its turn, this waits for the end of the turn, when its cost is known. */
   #leave(job: Job): void {
     if (this.#turning === job) return;
     this.#line.remove(job);
@@ -168,7 +168,7 @@ class Turns {
     job.settle(reason);
   }
 
-  /** Opens a new thread when the old one has ended. If it does not start, all that waits is refused. */
+  /** Opens a new thread after the old thread ended. If it does not start, all waiting jobs are refused. */
   async #reopen(): Promise<void> {
     this.#isOpening = true;
     this.#line.forgetThread();
@@ -184,11 +184,11 @@ class Turns {
   }
 }
 
-/** What a turn has brought its job, and what that has cost; undefined: it needs another turn. */
+/** The outcome of a job after a turn; undefined when it needs another turn. Updates the call's cost. */
 function outcomeOf({ job, chars, call }: Job, ended: Turned): EncodedText | MaskrouteError | undefined {
   const { spent } = call;
   if (ended.type === 'lost') {
-    // Nobody can say what it has cost, so it costs what its prompt could: a token a letter.
+    // The cost is unknown, so the most that the prompt can have is charged: a token for each character.
     spent.tokens = Math.max(spent.tokens, Math.min(chars, job.tokensMax));
     return tooMuch(job, ended.why);
   }
@@ -230,12 +230,12 @@ function charsOf(job: TextJob): number {
   return texts.reduce((sum, { length }) => sum + length, 0);
 }
 
-/** Jobs that wait and the one whose turn it is, which stays where it is. */
+/** The waiting jobs, and the job whose turn it is, which keeps its place. */
 class Line {
   readonly #charsMax: number;
-  /** A tenant's own take turns, too: the next of each tenant comes first. */
+  /** In the order of turns within each tenant. */
   readonly #jobs: Job[] = [];
-  /** The thread's time that tenants had since the line was last empty. */
+  /** The thread's time of each tenant since the line was last empty. */
   readonly #had_ms = new Map<string, number>();
 
   constructor(charsMax: number) {
@@ -246,11 +246,11 @@ class Line {
     return this.#jobs.length === 0;
   }
 
-  /** Jobs that have to go for it: the newest of the tenant that has most, itself perhaps. Never `turning`. */
+  /** Adds a job, and returns the jobs that it displaces: the newest of the tenant with the most text, never `turning`. */
   add(job: Job, turning: Job | undefined): Job[] {
     const { tenant } = job.call;
     const others = this.#jobs.map((one) => this.#had_ms.get(one.call.tenant) ?? 0);
-    // Who comes has had no less than who waits: having been away earns nothing.
+    // A tenant that was away gets no credit for that time: it starts at the least of the waiting tenants.
     const least_ms = others.length === 0 ? 0 : Math.min(...others);
     this.#had_ms.set(tenant, Math.max(this.#had_ms.get(tenant) ?? 0, least_ms));
     this.#jobs.push(job);
@@ -292,7 +292,7 @@ class Line {
     return this.#jobs.splice(0);
   }
 
-  /** A new one knows no job. */
+  /** Marks all jobs as not sent, as a new thread has none. */
   forgetThread(): void {
     for (const job of this.#jobs) job.isSent = false;
   }
@@ -306,7 +306,7 @@ class Line {
   }
 }
 
-/** The first of those with the most. */
+/** The first item with the largest value. */
 const maxBy = <Item>(items: readonly Item[], of: (item: Item) => number): Item | undefined =>
   items.reduce<Item | undefined>(
     (best, one) => (best === undefined || of(one) > of(best) ? one : best),
@@ -318,7 +318,7 @@ type Turned = Extract<FromTextThread, { type: 'turned' }> | { readonly type: 'lo
 type TextThread = {
   readonly isGone: boolean;
   send(message: ToTextThread): void;
-  /** One at a time. `lost`: the thread is gone, or was ended because it did not stop. */
+  /** Runs one turn; call one at a time. `lost`: the thread ended, or was terminated because the turn took too long. */
   turn(message: ToTextThread): Promise<Turned>;
   close(): Promise<void>;
 };

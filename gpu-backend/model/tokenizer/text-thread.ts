@@ -1,7 +1,6 @@
 /**
- * Entry point of the thread that turns requests' text into token ids, and what it and the main thread say to each
- * other. It works on one job at a time for one turn at a time, when the main thread says so: whose turn it is, and what
- * becomes of a turn that does not end, is decided there.
+ * The thread that encodes requests' text to token ids, and its messages. The main thread (`text-service.ts`) starts each
+ * turn; it decides whose turn it is, and terminates a turn that does not end.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, MaskrouteError } from '../../../shared/wire/errors.ts';
@@ -10,12 +9,12 @@ import { type ModelText, openModelText, type TextManifest } from './model-text.t
 import type { TokenTable } from './token-bytes.ts';
 import type { ToolFormat } from './tool-format.ts';
 
-/** `tokensMax`: of one prompt; a longer one is not read to its end. */
+/** `tokensMax`: most tokens of a prompt; a longer prompt is not encoded to its end. */
 export type TextJob = { readonly tokensMax: number } & (
   | {
       readonly type: 'chat';
       readonly messages: readonly ChatMessage[];
-      /** Those that the prompt tells of. */
+      /** The tools that the prompt describes. */
       readonly tools?: readonly Tool[];
     }
   | {
@@ -37,7 +36,7 @@ export type FromTextThread =
   | { readonly type: 'ready'; readonly table: TokenTable; readonly toolFormat: ToolFormat }
   | { readonly type: 'turned'; readonly tokens: number; readonly outcome: TurnOutcome };
 
-/** `tokens` beside it: what the job's prompts have so far, together. */
+/** The `tokens` of its message: the tokens of all prompts of the job so far. */
 type TurnOutcome =
   | { readonly type: 'paused' }
   | { readonly type: 'encoded'; readonly prompts: readonly Int32Array[] }
@@ -51,10 +50,10 @@ type TurnOutcome =
     }
   | { readonly type: 'failed'; readonly detail: string };
 
-/** What a prompt waits for each tenant before it. A short prompt takes a small part of it. */
+/** The length of a turn: a prompt waits at most that long for each tenant before it. Short prompts take much less. */
 const TURN_ms = 5;
 
-/** Ids of all prompts, in steps that yield how many tokens there are so far; undefined once one is too long. */
+/** Encodes all prompts in steps, which yield the tokens so far. Returns the ids; undefined when a prompt is too long. */
 function* promptSteps(text: ModelText, job: TextJob): Generator<number, Int32Array[] | undefined> {
   const all =
     job.type === 'chat'

@@ -1,7 +1,7 @@
 /**
- * The bytes that a token stands for, by what the tokenizer's decoder does with it, and text out of them token by token,
- * so that a stream shows exactly what decoding all ids at once would. It is plain data: the thread that answers
- * requests reads tokens without holding a tokenizer.
+ * The bytes of each token, as the tokenizer's decoder makes them; and text from tokens one at a time, so that a stream has
+ * the same text as decoding all ids at once. The table is plain data, so that the thread that answers requests decodes
+ * without a tokenizer.
  */
 
 /** GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 is itself, the rest follows from U+0100. */
@@ -16,7 +16,7 @@ const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = (() => {
   return map;
 })();
 
-/** By byte, its stand-in. */
+/** The stand-in of each byte. */
 export const BYTE_NAMES: readonly string[] = (() => {
   const names: string[] = [];
   for (const [name, byte] of BYTE_OF_CHARACTER) names[byte] = name;
@@ -26,29 +26,29 @@ export const BYTE_NAMES: readonly string[] = (() => {
 const utf8 = new TextEncoder();
 const NO_BYTES = new Uint8Array(0);
 
-/** Every token's bytes in a row. A structured clone of it works as well as the original. */
+/** The bytes of all tokens, concatenated. Plain data, which can be sent to another thread. */
 export type TokenTable = {
   readonly bytes: Uint8Array;
-  /** Token `id` is `bytes` from `ends[id]` to `ends[id + 1]`; nothing where there is no such token. */
+  /** Token `id` is `bytes` from `ends[id]` to `ends[id + 1]`; empty when there is no such token. */
   readonly ends: Int32Array;
   readonly specialIds: readonly number[];
-  /** Whether a text begins with a space that the encoder put there. */
+  /** Whether the encoder puts a space before a text. */
   readonly leadingSpace: boolean;
 };
 
-/** Text out of token ids, one at a time; bytes that end inside a character wait for the rest. */
+/** Text from token ids, one at a time; an incomplete character waits for its other bytes. */
 export type TokenDecoder = {
   push(tokenId: number): string;
-  /** What is left when no token follows: an incomplete character shows as U+FFFD. */
+  /** Call at the end: an incomplete character becomes U+FFFD. */
   flush(): string;
 };
 
 export type TokenReader = {
-  /** The exact bytes of one token; for a special token, those of its name; none for an id without a token. */
+  /** The bytes of a token; for a special token, the bytes of its name; empty for an id without a token. */
   tokenBytes(tokenId: number): Uint8Array;
   /** `showSpecial: false` leaves special tokens out of the text. */
   createDecoder(options: { readonly showSpecial: boolean }): TokenDecoder;
-  /** No token is longer, so a longer prompt needs no tokenizing to be too long. */
+  /** Bytes of the longest token; from it follows when a prompt is too long without encoding it. */
   readonly tokenBytesMax: number;
 };
 
@@ -100,7 +100,7 @@ export function tokenTable(json: object, added: readonly AddedToken[]): TokenTab
   };
 }
 
-/** Names and ids. A unigram model lists its pieces by id, the others name them. `json`: a tokenizer.json. */
+/** Names and ids of all tokens. A unigram model is a list in order of ids, others are a record. `json`: a tokenizer.json. */
 export function vocabularyOf(json: object): [string, number][] {
   const { vocab } = (json as VocabularyJson).model;
   if (!Array.isArray(vocab)) return Object.entries(vocab);
@@ -127,14 +127,14 @@ function byteLevel(token: string): Uint8Array {
   const bytes: number[] = [];
   for (const character of token) {
     const byte = BYTE_OF_CHARACTER.get(character);
-    // A character outside the alphabet can only come from a damaged vocabulary: shown as it is.
+    // A character outside the alphabet is only in a damaged vocabulary; it is shown as it is.
     if (byte === undefined) bytes.push(...utf8.encode(character));
     else bytes.push(byte);
   }
   return Uint8Array.from(bytes);
 }
 
-/** U+2581 is a space; `<0x0A>` is a byte for what has no token. */
+/** U+2581 is a space; `<0x0A>` is a byte of a character without a token. */
 function sentencePiece(token: string): Uint8Array {
   const byte = /^<0x([0-9A-F]{2})>$/.exec(token);
   return byte === null

@@ -1,7 +1,7 @@
 /**
- * Text to token ids and back. @huggingface/tokenizers says how text is normalized and cut into words; the words are
- * merged and everything is put together here, in steps of bounded work, so that a prompt of any length can wait, stop
- * or be found too long half-way. A text spells no special token unless its caller says where it may.
+ * Text to token ids and back. @huggingface/tokenizers normalizes text and splits it into words. This file encodes the words
+ * in steps of bounded work, so that encoding a long prompt can pause, stop, or find out half-way that it is too long.
+ * Special tokens in a text are plain text unless the caller allows them.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -16,23 +16,23 @@ export const TOKENIZER_FILE = 'tokenizer.json';
 export const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
 
 export type EncodeOptions = {
-  /** Put BOS first where the model wants one. Default true. */
+  /** Whether BOS is added if the model wants one. Default true. */
   readonly addSpecial?: boolean;
   /**
-   * Whether special tokens that the text spells out are these tokens, or the letters that they are written in. `within`
-   * is the same text with other letters in the places that may be no part of one. Default false.
+   * Whether special tokens that the text spells are encoded as these tokens, or as plain text. `within`: the same text, but
+   * with other letters where no special token may be; special tokens are searched in it. Default false.
    */
   readonly parseSpecial?: boolean | { readonly within: string };
 };
 
 export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
-  /** The same in steps of some milliseconds; each yields how many tokens there are at least. */
+  /** `encode` in steps of some milliseconds; each step yields the number of tokens so far. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   decode(tokenIds: ArrayLike<number>, options?: { readonly showSpecial?: boolean }): string;
   /** The id of a token by its name, e.g. `<|im_end|>`. */
   tokenId(name: string): number | undefined;
-  /** What the bytes of tokens are read from, as plain data. */
+  /** The bytes of all tokens, as plain data. */
   readonly table: TokenTable;
 };
 
@@ -60,7 +60,7 @@ type AddedToken = {
   readonly normalized?: boolean;
   readonly lstrip?: boolean;
   readonly rstrip?: boolean;
-  /** It is none inside a word. */
+  /** Not matched inside a word. */
   readonly single_word?: boolean;
 };
 
@@ -83,18 +83,18 @@ export const addedTokensOf = (json: object): readonly AddedToken[] =>
   ((json as TokenizerJson).added_tokens ?? []).filter(({ content }) => content !== '');
 
 /**
- * The tokens that structure a conversation. White space is never one of them, whatever a file says: templates trim and
- * add it, and it is text.
+ * Whether a token is a control token, which structures conversations. White space never is, whatever a file says, as
+ * templates trim and add it.
  */
 export const isControl = ({ special, content }: AddedToken): boolean =>
   special === true && content.trim() !== '';
 
-/** Characters of words between two pauses of `encodeSteps`. */
+/** Characters of words in a step of `encodeSteps`. */
 const CHARS_A_STEP = 4096;
 
 /**
- * `alsoControl`: names of added tokens that structure a conversation though the file does not call them special.
- * @throws Error when the files are not what the library reads.
+ * @param alsoControl names of added tokens that are control tokens, though the file does not mark them as special.
+ * @throws Error when @huggingface/tokenizers cannot read the files.
  */
 export function createTokenizer(
   json: object,
@@ -148,15 +148,15 @@ export function createTokenizer(
     decode(tokenIds, { showSpecial = true } = {}) {
       const decoder = reader.createDecoder({ showSpecial });
       const text = Array.from(tokenIds, (id) => decoder.push(id)).join('') + decoder.flush();
-      // As a whole, a text is what was encoded; a stream goes on from a prompt and keeps its space.
+      // Drops the space that encoding adds. A stream continues a prompt, so it keeps its space.
       return table.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;
     },
   };
 }
 
-/** How text is cut into words, and how a word becomes ids; see `createBytePairs`. */
+/** Splits text into words, and encodes words; see `createBytePairs`. */
 type Words = {
-  /** A long text is cut as it is needed. `section`: how many come before it. */
+  /** Splits lazily. `section`: the number of sections before this text. */
   cut(text: string, section: number): Iterable<string>;
   encode(word: string, ids: number[]): Generator<void, void>;
 };
@@ -196,7 +196,7 @@ function unigramWords(
   };
 }
 
-/** The library, for what it does on text alone. */
+/** The library without a vocabulary: for the parts that work on text. */
 const withoutVocabulary = (json: object, config: object): LibraryTokenizer =>
   new LibraryTokenizer(
     {
@@ -211,7 +211,7 @@ const withoutVocabulary = (json: object, config: object): LibraryTokenizer =>
     config,
   );
 
-/** Takes all steps at once. */
+/** Runs all steps at once. */
 export function finish<Result>(steps: Generator<unknown, Result>): Result {
   for (;;) {
     const step = steps.next();
@@ -219,7 +219,7 @@ export function finish<Result>(steps: Generator<unknown, Result>): Result {
   }
 }
 
-/** What the model wants before and behind every text. */
+/** The tokens that the post-processor adds before and after every text. */
 function frameOf(library: LibraryTokenizer, tokenId: (name: string) => number | undefined) {
   const text = '\0';
   const framed = library.post_processor?.post_process([text], null, true).tokens ?? [text];
@@ -228,7 +228,7 @@ function frameOf(library: LibraryTokenizer, tokenId: (name: string) => number | 
   return { before: ids(framed.slice(0, at)), after: ids(framed.slice(at + 1)) };
 }
 
-/** The expressions that cut a text one after the other, where that is all before bytes are merged; else undefined. */
+/** The expressions of a pre-tokenizer that only splits by expressions before byte-level BPE; undefined for others. */
 function splitsOf(json: PreTokenizerPart | null | undefined): readonly RegExp[] | undefined {
   const parts = flat(json);
   const last = parts.pop();
@@ -245,7 +245,7 @@ function splitsOf(json: PreTokenizerPart | null | undefined): readonly RegExp[] 
 const flat = (json: PreTokenizerPart | null | undefined): PreTokenizerPart[] =>
   json?.type === 'Sequence' ? (json.pretokenizers ?? []).flatMap(flat) : json ? [json] : [];
 
-/** What an expression finds, and what stands between, each cut by the expressions after it. */
+/** Splits into the matches of an expression and the text between them, and each of these by the next expressions. */
 function* cutWords(text: string, [split, ...rest]: readonly RegExp[]): Generator<string> {
   if (split === undefined) return yield text;
   let at = 0;
@@ -270,9 +270,9 @@ type Section = { readonly section: number; readonly part: string | AddedToken };
 type Cutter = (text: string, within: string | undefined) => Iterable<Section>;
 
 /**
- * Cuts tokens out of a text before anything else happens to it, the leftmost and longest first. Control tokens come
- * out of `within` alone, all others out of the text, whoever wrote them: they are how a model reads text. Text that is
- * left is normalized here, since some tokens are looked for behind that.
+ * Splits a text at added tokens, before normalization; the leftmost and longest match comes first. Control tokens are
+ * searched in `within`, other added tokens in the whole text, whoever wrote it. The text between is normalized here, as
+ * some added tokens are searched in normalized text.
  */
 function createCutter(
   control: readonly AddedToken[],
@@ -310,13 +310,13 @@ function createCutter(
 type Found = { readonly index: number; readonly end: number; readonly token: AddedToken };
 type Finder = (text: string, from: number) => Found | undefined;
 
-/** Finds any of the texts, the leftmost and longest first; nothing where there is none. */
+/** An expression that matches any of the texts, the leftmost and longest first; without texts, it matches nothing. */
 export function anyOf(texts: readonly string[]): RegExp {
   const longestFirst = [...texts].sort((a, b) => b.length - a.length);
   return new RegExp(texts.length === 0 ? '(?!)' : longestFirst.map(literally).join('|'), 'g');
 }
 
-/** A text as a regular expression, every letter of it by its code. */
+/** A text as a regular expression, with every character escaped. */
 const literally = (text: string): string =>
   Array.from(
     { length: text.length },
@@ -338,11 +338,11 @@ function createFinder(entries: readonly (readonly [string, AddedToken])[]): Find
   };
 }
 
-/** A letter, mark, digit or connector, as Rust's `\w` has it. */
+/** A letter, mark, digit or connector: Rust's `\w`. */
 const WORD = '[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]';
 const [ENDS_WITH_WORD, BEGINS_WITH_WORD] = [new RegExp(`${WORD}$`, 'u'), new RegExp(`^${WORD}`, 'u')];
 
-/** Whether a word goes on before or behind the part from `index` to `end`. */
+/** Whether a word character is next to the part from `index` to `end`. */
 const touchesWord = (text: string, index: number, end: number): boolean =>
   ENDS_WITH_WORD.test(text.slice(Math.max(0, index - 2), index)) ||
   BEGINS_WITH_WORD.test(text.slice(end, end + 2));

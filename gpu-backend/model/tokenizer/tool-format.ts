@@ -1,7 +1,7 @@
 /**
- * How a model calls tools, in text. A chat template that knows tools says it itself: it is shown a conversation with a call,
- * and the call is found in what it writes. For every other template the tools, calls and results are written into plain
- * messages, in the form that Hermes began and most models have seen:
+ * The format of a model's tool calls in text. If its chat template supports tools, the format is found by rendering a
+ * conversation with a call. For every other template, tools, calls and results are written into plain messages, in the
+ * format of Hermes, which most models have seen in training:
  *
  *     <tool_call>
  *     {"name": "weather", "arguments": {"city": "Paris"}}
@@ -11,17 +11,17 @@ import { type ChatMessage, messageText, type Tool, type ToolCall } from '../../.
 import { isNestedWithin } from '../../../shared/wire/parse-body.ts';
 import type { ChatTemplate, TemplateMessage } from './chat-template.ts';
 
-/** A call is `begin`, the tool's name, `middle`, the arguments as JSON, `end`. */
+/** A call is the text `begin`, the tool's name, `middle`, the arguments as JSON, and `end`. */
 export type ToolFormat = {
   readonly begin: string;
   readonly middle: string;
   readonly end: string;
-  /** Where a call begins in a text; `begin` begins with it. */
+  /** The text that marks the beginning of a call; `begin` starts with it. */
   readonly trigger: string;
   readonly separator: string;
-  /** A message holds one call at most. */
+  /** Whether a message has at most one call. */
   readonly isSingle: boolean;
-  /** The template writes tools, calls and results itself. */
+  /** Whether the template writes tools, calls and results itself. */
   readonly isOwn: boolean;
 };
 
@@ -48,7 +48,7 @@ const probeCall = (id: string) => ({
   ...{ id, type: 'function' as const },
   function: { name: 'probe_tool', arguments: { probe_key: 'probe_value' } },
 });
-/** As Mistral's template wants ids: nine letters. */
+/** Nine letters, as Mistral's template requires. */
 const PROBE_IDS = ['probecall', 'othercall'] as const;
 const answer = (ids: readonly string[]): TemplateMessage[] => [
   user,
@@ -83,11 +83,11 @@ export function toolFormatOf(template: ChatTemplate): ToolFormat {
   };
 }
 
-/** Names and arguments as JSON, with Hermes' tag before it or without: what a grammar can begin with. */
+/** A call in JSON, with or without Hermes' tag: the formats that a grammar supports. */
 const CALL =
   /((?:<tool_call>\s*)?)(\{"name": "probe_tool)(", "(?:arguments|parameters)": )\{"probe_key": "probe_value"\}/;
 
-/** Conversations for a template, in the model's own form or in plain messages. */
+/** A conversation for the template, with tools in the template's own format or in plain messages. */
 export function templateMessages(
   messages: readonly ChatMessage[],
   tools: readonly Tool[],
@@ -98,7 +98,7 @@ export function templateMessages(
   for (const message of messages) {
     const one = plainMessage(message, format);
     const last = plain.at(-1);
-    // Results of calls that were made together are one message.
+    // Results of one message's calls become one message.
     const isNext = message.role === 'tool' && last?.content.startsWith(RESULT) === true;
     if (isNext) plain[plain.length - 1] = { ...last!, content: `${last!.content}\n${one.content}` };
     else plain.push(one);
@@ -117,7 +117,7 @@ function ownMessage(message: ChatMessage): TemplateMessage {
   };
 }
 
-/** Templates write arguments as JSON themselves, so they get the object. */
+/** Arguments are parsed, as templates write the JSON themselves. */
 const ownCall = ({ id, function: { name, arguments: json } }: ToolCall) => ({
   ...{ id, type: 'function' as const },
   function: { name, arguments: parsed(json) },
@@ -153,7 +153,7 @@ function withSystem(messages: readonly TemplateMessage[], text: string): Templat
     : [{ role: 'system', content: text }, ...messages];
 }
 
-/** What a model is told of its tools when its template has no words for them. docs/tools.md shows it. */
+/** The description of tools for a template without support for them; docs/tools.md shows it. */
 function toolsText(tools: readonly Tool[], { begin, middle, end }: ToolFormat): string {
   return [
     'You can call these functions:',

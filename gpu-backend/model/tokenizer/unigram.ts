@@ -1,6 +1,6 @@
 /**
- * Unigram tokenization (Kudo, 2018): of all ways to spell a word in pieces, the one with the highest sum of scores. The
- * same ids as Hugging Face's unigram/model.rs, found from left to right in pieces of bounded work.
+ * Unigram tokenization (Kudo, 2018): splits a word into the pieces with the highest sum of scores (Viterbi), in steps of
+ * bounded work. Gives the same ids as Hugging Face's unigram/model.rs.
  */
 
 export type UnigramJson = {
@@ -11,25 +11,24 @@ export type UnigramJson = {
   readonly byte_fallback?: boolean;
 };
 
-/** How much less an unknown character is worth than the worst piece. */
+/** An unknown character's score is so much lower than the lowest score of a piece. */
 const UNKNOWN_PENALTY = 10;
-/** Words that are this short are remembered. */
+/** Words up to this length are cached. */
 const SHORT_CHARS = 64;
 const WORDS_REMEMBERED_MAX = 10_000;
 const CHARS_A_PIECE = 4096;
 
-/** `reserved`: names that no text becomes, special tokens. @throws Error without a piece for what is unknown. */
+/** `reserved`: names of special tokens, which text never becomes. @throws Error without an unknown token. */
 export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) {
   const { vocab, unk_id: unknown } = json;
-  if (unknown === null || vocab[unknown] === undefined)
-    throw new Error('it has no piece for what is unknown');
+  if (unknown === null || vocab[unknown] === undefined) throw new Error('it has no unknown token');
   const scores = Float64Array.from(vocab, ([, score]) => score);
   const unknownScore = scores.reduce((least, score) => Math.min(least, score), Infinity) - UNKNOWN_PENALTY;
   const pieces = piecesByPrefix(vocab, reserved);
   const byteIds = json.byte_fallback ? bytePieces(vocab) : undefined;
   const remembered = new Map<string, readonly number[]>();
 
-  /** Where the best way to each place comes from, and by which piece. */
+  /** For the best path to each position: the position before, and the piece between. */
   function* bestWays(word: string): Generator<void, { from: Int32Array; ids: Int32Array }> {
     const best = new Float64Array(word.length + 1);
     const from = new Int32Array(word.length + 1).fill(-1);
@@ -62,7 +61,7 @@ export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) 
   function* spelled(word: string): Generator<void, readonly number[]> {
     const { from, ids } = yield* bestWays(word);
     const found: number[] = [];
-    // Backwards; neighbours that are unknown become one.
+    // Backwards; neighbouring unknown characters are joined.
     for (let end = word.length; end > 0; ) {
       let start = from[end]!;
       if (ids[end] !== unknown) {
@@ -81,7 +80,7 @@ export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) 
     *encode(word: string, ids: number[]): Generator<void, void> {
       const known = remembered.get(word);
       const found = known ?? (yield* spelled(word));
-      // Spread over the arguments of one call, a long list would overflow the stack.
+      // `push(...found)` would overflow the stack for a long list.
       for (const id of found) ids.push(id);
       if (known !== undefined || word.length > SHORT_CHARS) return;
       if (remembered.size >= WORDS_REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
@@ -92,7 +91,7 @@ export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) 
 
 const next = (word: string, at: number): number => at + (word.codePointAt(at)! > 0xffff ? 2 : 1);
 
-/** Stands for a text that begins pieces and is none. */
+/** Marks a prefix of pieces that is no piece itself. */
 const PREFIX = -1;
 
 function piecesByPrefix(vocab: UnigramJson['vocab'], reserved: ReadonlySet<string>): Map<string, number> {
@@ -103,13 +102,13 @@ function piecesByPrefix(vocab: UnigramJson['vocab'], reserved: ReadonlySet<strin
       const prefix = piece.slice(0, end);
       if (!pieces.has(prefix)) pieces.set(prefix, PREFIX);
     }
-    // Of two pieces with one name the later is meant, as in the original.
+    // Of two pieces with the same name, the later counts, as in the original.
     pieces.set(piece, id);
   });
   return pieces;
 }
 
-/** Undefined where a byte has no piece. */
+/** The piece of each byte; undefined for a byte without a piece. */
 function bytePieces(vocab: UnigramJson['vocab']): readonly (number | undefined)[] {
   const ids = new Map(vocab.map(([piece], id) => [piece, id]));
   return Array.from({ length: 256 }, (_, byte) =>
@@ -128,7 +127,7 @@ function ofUnknown(
   return ids?.every((id) => id !== undefined) ? (ids as number[]) : [unknown];
 }
 
-/* How text is cut before: at white space that is dropped, and at spaces that begin words as U+2581. */
+/* The pre-tokenizer: splits at white space, which is dropped, and before spaces, which become U+2581. */
 
 type MetaspaceJson = {
   readonly type: string;
@@ -138,12 +137,12 @@ type MetaspaceJson = {
   readonly split?: boolean;
 };
 
-/** White space as Unicode has it, and as Rust does. */
+/** White space as Unicode and Rust define it. */
 const WHITE_SPACE = /[\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
 
 /**
- * `parts`: `WhitespaceSplit` and `Metaspace`, in this order, each once at most. `isFirst`: whether the text begins what
- * is encoded. @throws Error for other parts.
+ * `parts`: `WhitespaceSplit` and `Metaspace`, in this order, each at most once. `isFirst`: whether the text is the beginning
+ * of the encoded text. @throws Error for other parts.
  */
 export function metaspaceCutter(
   parts: readonly MetaspaceJson[],
@@ -151,7 +150,7 @@ export function metaspaceCutter(
   const drops = parts[0]?.type === 'WhitespaceSplit';
   const [metaspace, ...others] = drops ? parts.slice(1) : parts;
   if (others.length > 0 || (metaspace !== undefined && metaspace.type !== 'Metaspace')) {
-    throw new Error(`it cuts text by ${parts.map(({ type }) => type).join(', ')}`);
+    throw new Error(`it splits text by ${parts.map(({ type }) => type).join(', ')}`);
   }
   const scheme = metaspace?.prepend_scheme ?? (metaspace?.add_prefix_space === false ? 'never' : 'always');
   const mark = metaspace?.replacement ?? '\u2581';
@@ -173,7 +172,7 @@ export function metaspaceCutter(
   };
 }
 
-/** Every mark begins a piece of its own. */
+/** Splits a text before every mark. */
 function* beginningWith(text: string, mark: string): Generator<string> {
   for (let at = 0; at < text.length; ) {
     const following = text.indexOf(mark, at + 1);

@@ -20,13 +20,13 @@ test.each([
   [
     'a context that nothing is timed with',
     ['--sparsity', '0.5', '--context', '90'],
-    /--context is for --cost/,
+    /--context needs --cost/,
     2,
   ],
   [
     'a context beside an earlier set',
     ['--sparsity', '0.5', '--cost', 'time', '--context', '90', '--from', 'mask-set.json'],
-    /--context does nothing beside --from/,
+    /--context has no effect with --from/,
     2,
   ],
   ['surrogates that the model lacks', ['--sparsity', '0.5', '--surrogate'], /tiny has no surrogates/, 2],
@@ -118,7 +118,7 @@ test('says of a set without held-out prompts that no edge makes it live', async 
     { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
   );
   expect([status, stdout.includes('publish')]).toEqual([0, false]);
-  expect(stderr).toMatch(/none was held out, .* Learn it with more\.\n$/);
+  expect(stderr).toMatch(/too few prompts to hold any out, .* Learn it with more prompts\.\n$/);
 }, 120_000);
 
 test('makes a first set quickly, and says whether routing pays', async () => {

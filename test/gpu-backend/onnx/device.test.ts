@@ -24,7 +24,7 @@ test('auto takes a card, and never drivers that compute on the processor', async
   expect(reason).toBeUndefined();
   for (const [probe, why] of [
     [software, 'llvmpipe'],
-    [{ ...card, isSoftware: null }, 'may be one of software'],
+    [{ ...card, isSoftware: null }, 'may be a software adapter'],
     [none, 'no driver has an adapter'],
   ] as const) {
     const chosen = await chooseDevice({ choice: 'auto' }, finding(probe));

@@ -103,7 +103,7 @@ describe('hf:OWNER/NAME', () => {
     expect(hub!.requests[0]).toMatch(/\/revision\/v1\.0/);
     await expect(pull(`hf:${REPOSITORY}@v2.0`)).rejects.toMatchObject({
       code: 'download_failed',
-      message: expect.stringMatching(/none of that revision/),
+      message: expect.stringMatching(/no such repository or revision/),
     });
   });
 
@@ -122,7 +122,7 @@ describe('hf:OWNER/NAME', () => {
     await serve({ files: { ...others, 'pytorch_model.bin': ggufFile } });
     await expect(pull()).rejects.toMatchObject({
       code: 'unsupported_model',
-      message: expect.stringMatching(/pytorch_model.bin" is a pickle file.*runs code/),
+      message: expect.stringMatching(/pytorch_model.bin" is a pickle file.*runs its author's code/),
     });
     expect(hub!.requests.some((line) => line.includes('resolve'))).toBe(false);
   });

@@ -87,7 +87,7 @@ describe('is refused, and nothing is left behind', () => {
     [
       'a folder of pickles',
       async () => ({ 'config.json': TINY_CONFIG_JSON, 'pytorch_model.bin': bytes(0x50, 0x4b, 3, 4) }),
-      /"pytorch_model.bin" is a pickle file, and reading one runs code/,
+      /"pytorch_model.bin" is a pickle file, and reading a pickle runs/,
     ],
     [
       'a zip archive of torch.save',
@@ -101,7 +101,7 @@ describe('is refused, and nothing is left behind', () => {
       /"x.gguf" is a pickle file/,
       'x.gguf',
     ],
-    ['weights alone', async () => ({ 'a.safetensors': bytes() }), /give the folder/, 'a.safetensors'],
+    ['weights alone', async () => ({ 'a.safetensors': bytes() }), /name its folder/, 'a.safetensors'],
     ['an empty folder', async () => ({}), /no config.json/],
     [
       'a shard that is missing',
