@@ -25,7 +25,7 @@ const region = z.string().regex(/^(\*|[A-Z0-9]{2,4})$/, 'expected a code such as
 const fields = {
   url: backendUrl,
   regions: z.array(region).min(1).max(64),
-  /** Its share of masks among the backends of its region, relative to their weights. */
+  /** Its share of conversations among the backends of its region, relative to their weights. */
   weight: z.number().min(0.01).max(100),
   enabled: z.boolean(),
 };

@@ -11,7 +11,7 @@
 import { z } from 'zod';
 import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../mask/mask.ts';
 
-/** A backend ends an answer of which its reader takes nothing for so long. */
+/** A backend ends an answer when its client reads nothing of it for this long. */
 export const UNREAD_MAX_ms = 30_000;
 
 /** Why a request went dense although routing was on. */

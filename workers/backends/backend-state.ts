@@ -30,7 +30,7 @@ export class Observed {
   #hotMasks: readonly string[] = [];
   /** When it last said that it drains; undefined: it does not. */
   #drainingAt_ms: number | undefined;
-  /** When it last left a question about its load without an answer; undefined: it has answered something since. */
+  /** When it last left a load probe unanswered; undefined: it has reported its load since. */
   #silentAt_ms: number | undefined;
   #askedAt_ms = Number.NEGATIVE_INFINITY;
 
@@ -49,7 +49,7 @@ export class Observed {
     return this.#drainingAt_ms !== undefined && now_ms - this.#drainingAt_ms < REPORT_ms;
   }
 
-  /** It drains, or was silent when it was asked not long ago: whoever has another backend asks that one. */
+  /** Whether it drains or left a recent load probe unanswered: other backends are asked before it. */
   isAway(now_ms: number): boolean {
     const isSilent = this.#silentAt_ms !== undefined && now_ms - this.#silentAt_ms < REPORT_ms;
     return isSilent || this.isDraining(now_ms);
@@ -69,7 +69,7 @@ export class Observed {
     this.#silentAt_ms = undefined;
   }
 
-  /** It gave no answer when it was asked for its load. */
+  /** It left a load probe unanswered. */
   silent(now_ms: number): void {
     this.#silentAt_ms = now_ms;
   }

@@ -190,7 +190,7 @@ export class BackendPool {
   }
 }
 
-/** Whether nothing at all was said, not even a refusal. */
+/** Whether a backend, or a proxy that reaches it, gave no answer at all, not even a refusal. */
 const isSilence = (error: unknown): boolean =>
   error instanceof DeadlineError || (error instanceof MaskrouteError && error.code === 'backend_unreachable');
 

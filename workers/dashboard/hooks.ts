@@ -194,7 +194,7 @@ export function useCopy() {
           await navigator.clipboard.writeText(text);
         } catch {
           // Without https there is no clipboard API.
-          throw new Error('This browser does not allow the page to copy; it does with an https address.');
+          throw new Error('This browser does not allow the page to copy; it may with an https address.');
         }
         setCopied(true);
       }),

@@ -71,7 +71,7 @@ export async function checkPublishable(
   return { owner: stored.owner };
 }
 
-/** The same of a set that need not be stored. @throws MaskrouteError as `checkPublishable`, but for `not_found`. */
+/** The same for a set that may not be stored yet. @throws MaskrouteError as `checkPublishable`, except `not_found`. */
 export async function checkSet(
   { db, embedder, models }: PublishDependencies,
   { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,

@@ -267,6 +267,7 @@ export class Answer {
   }
 
   async #read(): Promise<Bytes | undefined> {
+    this.#unread_ms += Date.now() - this.#cameAt_ms;
     const checked = this.#watch();
     if (checked !== undefined) {
       await checked.catch(async (refusal) => {
@@ -274,11 +275,12 @@ export class Answer {
         throw refusal;
       });
     }
-    this.#unread_ms += Date.now() - this.#cameAt_ms;
     try {
       const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
       if (piece === 'late') {
         this.#reader!.cancel().catch(() => {});
+        // The client did read all this time, so the backend broke off by itself.
+        this.#unread_ms = 0;
         throw new Error(`no bytes for ${this.#stall_ms} ms`);
       }
       if (piece.done) {

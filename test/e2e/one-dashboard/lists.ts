@@ -52,6 +52,17 @@ test('the last hour keeps the pages that are loaded, also when a minute is over'
   }
 }, 120_000);
 
+test('the last hour is the edge’s, also in a browser whose clock is a day ahead', async () => {
+  await page.clock.setFixedTime(Date.now() + 86_400_000);
+  const asked = page.waitForRequest((request) => request.url().includes('/admin/v1/requests?'));
+  await page.goto(`${dashboard.product.dev.edge}/dashboard/requests?range=hour`);
+  const from = new URL((await asked).url()).searchParams.get('from');
+  const ago_min = (Date.now() - Date.parse(from ?? '')) / 60_000;
+  expect(ago_min).toBeGreaterThan(58);
+  expect(ago_min).toBeLessThan(61);
+  await page.clock.setFixedTime(Date.now());
+});
+
 test('a search follows the address, and ends with its page', async () => {
   await visit(page, 'Tenants');
   const field = page.getByLabel(/^Search tenants/);

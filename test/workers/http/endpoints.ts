@@ -11,6 +11,7 @@ import {
 } from '../../../shared/wire/service-token.ts';
 import { EVENTS } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../../support/edge/constants.ts';
+import { interceptedD1 } from '../../support/intercepted-d1.ts';
 import {
   admin,
   badD1,
@@ -537,6 +538,19 @@ describe('the admin API', () => {
     }
     const refused = await call('GET', '/admin/v1/keys');
     expect([refused.status, refused.headers.get('cache-control')]).toEqual([401, 'no-store']);
+  });
+
+  it('has the time at which it answers, however long that took: the dashboard sets its clock by it', async () => {
+    const DB = interceptedD1(env.DB, (question) => {
+      vi.setSystemTime(Date.now() + 4_000);
+      return question();
+    });
+    const started_ms = Math.floor(Date.now() / 1000) * 1000;
+    vi.useFakeTimers({ toFake: ['Date'], now: started_ms });
+    const response = await call('GET', '/admin/v1/tenants', { key: ADMIN_KEY }, freshIsolate({ DB }));
+    expect(response.status).toBe(200);
+    expect(Date.now()).toBeGreaterThan(started_ms);
+    expect(response.headers.get('date')).toBe(new Date().toUTCString());
   });
 
   it('is closed to everyone without an admin key', async () => {

@@ -117,26 +117,36 @@ describe('the event', () => {
     expect(sent[0]!.backend).toBe(isNobodys ? null : 'default');
   });
 
-  it('of a client that read nothing for so long that the backend gave up blames nobody else', async () => {
-    const { key } = await newTenant();
-    const { EVENTS, event } = queue();
-    const body = { ...say('north'), user: 'die-mid-stream', stream: true };
-    const response = await chat(key, body, freshIsolate({ EVENTS }));
-    const reader = response.body!.getReader();
-    let text = new TextDecoder().decode((await reader.read()).value);
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + UNREAD_MAX_ms });
-    try {
-      for (;;) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        text += new TextDecoder().decode(value);
+  it.each([
+    ['die-mid-stream', 499, 'cancelled', /it waited for more than 30 s to be read/],
+    // Silence while the client reads is the backend's doing.
+    ['stall-mid-stream', 200, 'backend_error', /broke off in the middle/],
+  ])(
+    'of an answer that was left unread for long says whose doing its end is: %s',
+    async (user, status, code, why) => {
+      const { key } = await newTenant();
+      const { EVENTS, event } = queue();
+      const body = { ...say('north'), user, stream: true };
+      const response = await chat(key, body, freshIsolate({ EVENTS, BACKEND_STALL_MS: '500' }));
+      const reader = response.body!.getReader();
+      let text = new TextDecoder().decode((await reader.read()).value);
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + UNREAD_MAX_ms });
+      const clock = setInterval(() => vi.setSystemTime(Date.now() + 50), 50);
+      try {
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) break;
+          text += new TextDecoder().decode(value);
+        }
+        expect(text).toMatch(/event: error\ndata: /);
+        expect(text).toMatch(why);
+        expect(await event()).toMatchObject({ status, error_code: code, completion_tokens: 2 });
+      } finally {
+        clearInterval(clock);
+        vi.useRealTimers();
       }
-      expect(text).toMatch(/event: error\ndata: .*it waited for more than 30 s to be read.*"cancelled"/);
-      expect(await event()).toMatchObject({ status: 499, error_code: 'cancelled', completion_tokens: 2 });
-    } finally {
-      vi.useRealTimers();
-    }
-  });
+    },
+  );
 
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
     const { key } = await newTenant();

@@ -8,7 +8,7 @@ import {
   maskSetSummarySchema,
   type PublishBody,
 } from '../../../shared/admin/publication-wire.ts';
-import { admin, query } from '../api.ts';
+import { admin, edgeNow_ms, query } from '../api.ts';
 import { type Loading, useAddressOf, useLoad, useScope } from '../hooks.ts';
 
 /** A select that applies at once. `options`: values with their titles, in order. */
@@ -280,9 +280,9 @@ export function useRange(): { readonly range: Range; readonly picker: preact.JSX
   };
 }
 
-/** Start of the range, which consists of whole steps and includes the current step. */
-export function startOf_ms({ step_ms, steps }: Range, now_ms: number): number {
-  return Math.floor(now_ms / step_ms) * step_ms - (steps - 1) * step_ms;
+/** Start of the range by the edge's clock; the range consists of whole steps and includes the current step. */
+export function startOf_ms({ step_ms, steps }: Range): number {
+  return Math.floor(edgeNow_ms() / step_ms) * step_ms - (steps - 1) * step_ms;
 }
 
 /* Form fields for a rollout and automatic rollback. */

@@ -7,7 +7,7 @@ import { useMemo } from 'preact/hooks';
 import { statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { maskFromBits } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { admin, query } from '../api.ts';
+import { admin, edgeNow_ms, query } from '../api.ts';
 import { type LiveSet, useAddress, useLiveSet, useLoad, useScope } from '../hooks.ts';
 import { percent, setOwner, sharePercent, shortVersion, when } from '../look.ts';
 import { groupByMask } from '../pages/figures.ts';
@@ -218,7 +218,7 @@ function Cell({ heat }: { readonly heat: number }) {
 function useLiveShares(version: string): ReadonlyMap<number, number> | undefined {
   const { tenant } = useScope();
   const stats = useLoad(['live shares', tenant, version], (signal) => {
-    const from = new Date(Date.now() - DAY_ms).toISOString();
+    const from = new Date(edgeNow_ms() - DAY_ms).toISOString();
     return admin(statsSchema, `/stats${query({ tenant, step: 'hour', from })}`, { signal });
   });
   const found = stats.state === 'ready' ? stats.data : undefined;

@@ -18,7 +18,7 @@ export function useStats(range: Range) {
   return useLoad(
     ['stats', tenant, range.name],
     (signal) => {
-      const from = new Date(startOf_ms(range, Date.now())).toISOString();
+      const from = new Date(startOf_ms(range)).toISOString();
       return admin(statsSchema, `/stats${query({ tenant, step: range.step, from })}`, { signal });
     },
     REFRESH_ms,
@@ -98,7 +98,7 @@ export function savedIn({ pairs, pairs_min, mean, low, high }: Saved): string {
 const requestsOption =
   ({ routing }: Stats, range: Range) =>
   (palette: Palette): ChartOption => {
-    const from_ms = startOf_ms(range, Date.now());
+    const from_ms = startOf_ms(range);
     const starts_ms = Array.from({ length: range.steps }, (_, step) => from_ms + step * range.step_ms);
     const good = starts_ms.map((): number | null => null);
     const bad = starts_ms.map((): number | null => null);

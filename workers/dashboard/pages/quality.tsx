@@ -5,7 +5,7 @@
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
 import { blocksLine, type Headroom, saidOfRouting, skippedLine } from '../../../shared/mask/held-out.ts';
-import { admin, query } from '../api.ts';
+import { admin, edgeNow_ms, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded, Notice } from '../components/dialog.tsx';
@@ -123,7 +123,7 @@ const SPAN_ms = 30 * 86_400_000;
 function LiveTimes() {
   const { tenant } = useScope();
   const stats = useLoad(['live times', tenant], (signal) => {
-    const from = new Date(Date.now() - SPAN_ms).toISOString();
+    const from = new Date(edgeNow_ms() - SPAN_ms).toISOString();
     return admin(statsSchema, `/stats${query({ tenant, step: 'day', from })}`, { signal });
   });
   return (

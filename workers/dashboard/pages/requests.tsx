@@ -48,7 +48,7 @@ export function Requests() {
       // A search by id finds requests of any age.
       from: {
         name: range.name,
-        at: () => (q === '' ? new Date(startOf_ms(range, Date.now())).toISOString() : undefined),
+        at: () => (q === '' ? new Date(startOf_ms(range)).toISOString() : undefined),
       },
     },
   );

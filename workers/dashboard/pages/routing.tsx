@@ -152,7 +152,7 @@ function Shares(props: { readonly stats: Stats; readonly version: string | null;
   );
   const known = set.state === 'ready' ? set.data : null;
   const series = useMemo(() => {
-    const from_ms = startOf_ms(range, Date.now());
+    const from_ms = startOf_ms(range);
     return sharesOverTime(stats.routing, version, { from_ms, step_ms: range.step_ms, steps: range.steps });
   }, [stats, version, range.name]);
   const option = useMemo(() => sharesOption(series, known, range), [series, known, range.name]);
