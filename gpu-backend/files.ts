@@ -156,8 +156,8 @@ export async function readJson(
 }
 
 /**
- * What {@link openRegular} threw, or the reading after it, for people: MaskrouteError `invalid_argument`, naming `file`, where it
- * is the system's own error.
+ * The error for people when `file` cannot be read. A MaskrouteError, such as {@link openRegular}'s, is returned as it is; the
+ * system's own error becomes `invalid_argument`, which names the file and the reason.
  */
 export function unreadable(file: string, error: unknown): MaskrouteError {
   if (error instanceof MaskrouteError) return error;

@@ -121,7 +121,7 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
       log.info('stopping');
       // Before the drain: whoever runs services signals their children, too. A job that is stopped here goes on with the next start;
       // a job that ends by that signal counts as failed.
-      void jobs?.close();
+      void jobs?.stop();
       await server.close();
       await closeParts();
       log.info('stopped');

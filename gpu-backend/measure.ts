@@ -5,7 +5,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** Of a bench: `say` gets lines for people. It stops before the next turn once `signal` aborts, and what it started ends. */
+/** What every bench takes. `say` gets lines for people. Once `signal` aborts, the bench ends before its next turn, and ends what it started. */
 export type BenchHooks = {
   readonly say: (line: string) => void;
   readonly signal?: AbortSignal | undefined;

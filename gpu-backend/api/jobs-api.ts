@@ -12,7 +12,7 @@ import {
   type Job,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parse } from '../../shared/wire/parse-body.ts';
+import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
 import type { ApiEnv, ApiParts } from './parts.ts';
@@ -62,6 +62,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
         const message = 'name: expected letters, digits, _ and -, at most 64.';
         throw new MaskrouteError('invalid_request', message, { param: 'name' });
       }
+      requireUnpacked(c.req.raw.headers);
       const body = c.req.raw.body ?? new ReadableStream({ start: (controller) => controller.close() });
       const { created, data } = await open().data.add(name, body);
       return c.json(data, created ? 201 : 200);

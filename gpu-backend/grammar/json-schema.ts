@@ -29,7 +29,7 @@ import {
   SchemaReader,
   type Type,
 } from './schema-reader.ts';
-import { isWithin } from './text-inclusion.ts';
+import { type Effort, isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
 /** Bounds of one schema. Past them its grammar would take seconds to prepare. */
@@ -38,6 +38,8 @@ const DEPTH_MAX = 48;
 const LITERAL_CHARS_MAX = 64 * 1024;
 /** Characters whose number a schema bounds, all strings together: each is a state in which every token is looked at. */
 const COUNTED_CHARS_MAX = 256;
+/** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
+const INCLUSION_EFFORT = 40_000;
 const ITEMS_MAX = 2000;
 
 /**
@@ -111,6 +113,9 @@ class Converter {
   #literalChars = 0;
   #countedChars = 0;
   #items = 0;
+  readonly #effort: Effort = { left: INCLUSION_EFFORT };
+  /** Patterns that are known to match all texts of a format, each behind the format's name. */
+  readonly #within = new Set<string>();
 
   constructor(root: unknown, options: SchemaOptions) {
     this.#root = root;
@@ -226,32 +231,38 @@ class Converter {
         );
       const found = this.#pattern(written, place);
       if (found !== undefined) {
-        if (known !== undefined && isStrict) this.#requireWithin(found, { min, max, pattern }, path);
+        if (known !== undefined && isStrict) {
+          this.#requireLengths(found, min, max, path);
+          if (pattern !== undefined) this.#requireWithin(found, format as string, pattern, path);
+        }
         return sequence(text('"'), found, text('"'));
       }
     }
     return hasLengths ? this.#counted(min, max, path) : rule('json_string');
   }
 
-  /** What stands beside a format must hold for every text that is written for it. */
-  #requireWithin(
-    format: Expression,
-    beside: { readonly min: number; readonly max: number | undefined; readonly pattern: string | undefined },
-    path: Path,
-  ): void {
-    const { min, max = Number.POSITIVE_INFINITY, pattern } = beside;
+  /* What stands beside a format must hold for every text that is written for it. */
+
+  #requireLengths(format: Expression, min: number, max = Number.POSITIVE_INFINITY, path: Path): void {
     const [least, most] = lettersOf(format);
-    if (least < min || most > max)
-      throw this.#reader.refusal(
-        `${path}/format`,
-        `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
-      );
-    if (pattern === undefined || HELD_BY_FORMATS.has(pattern)) return;
+    if (least >= min && most <= max) return;
+    throw this.#reader.refusal(
+      `${path}/format`,
+      `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
+    );
+  }
+
+  #requireWithin(format: Expression, name: string, pattern: string, path: Path): void {
+    const key = `${name} ${pattern}`;
+    if (HELD_BY_FORMATS[name] === pattern || this.#within.has(key)) return;
     const outer = this.#refusing(`${path}/pattern`, () => boundedPattern(pattern));
-    if (outer !== undefined && isWithin(format, outer)) return;
+    if (outer !== undefined && isWithin(format, outer, this.#effort)) {
+      this.#within.add(key);
+      return;
+    }
     throw this.#reader.refusal(
       `${path}/pattern`,
-      'it does not match every text that is written for this `format`, so both cannot be kept; leave one of them out',
+      'it is not known to match every text that is written for this `format`, so both cannot be kept; leave one of them out',
     );
   }
 

@@ -1,9 +1,6 @@
 /** Whether one expression's texts are all among another's: how a `pattern` and a `format` of one schema are kept together. */
 import { type CharRange, type Expression, sumOfLeaves } from './ebnf.ts';
 
-/** Edges that are looked at before an answer is given up. */
-const STEPS_MAX = 500_000;
-
 /** The states of an expression: where each leads by a character, and where without one. */
 type States = {
   readonly edges: { readonly ranges: readonly CharRange[]; readonly to: number }[][];
@@ -12,17 +9,20 @@ type States = {
   end: number;
 };
 
+/** How many states and edges may still be looked at, some microseconds each. */
+export type Effort = { left: number };
+
 /**
- * True where every text of `inner` is a text of `outer`; neither has rules. False also where finding out takes too long.
+ * True where every text of `inner` is a text of `outer`; neither has rules. False also where `effort` does not suffice.
  * Walks `inner` from state to state, beside all states that `outer` may be in after the same characters.
  */
-export function isWithin(inner: Expression, outer: Expression): boolean {
+export function isWithin(inner: Expression, outer: Expression, effort: Effort): boolean {
   const [from, among] = [statesOf(inner), statesOf(outer)];
   const seen = new Set<string>();
   const open = [{ state: from.start, others: closure(among, [among.start]) }];
-  let steps = 0;
   for (let next = open.pop(); next !== undefined; next = open.pop()) {
     const { state, others } = next;
+    effort.left -= 1 + others.length;
     const key = `${state}:${others.join(',')}`;
     if (seen.has(key)) continue;
     seen.add(key);
@@ -30,10 +30,10 @@ export function isWithin(inner: Expression, outer: Expression): boolean {
     for (const to of from.free[state]!) open.push({ state: to, others });
     const edges = others.flatMap((other) => among.edges[other]!);
     for (const { ranges, to } of from.edges[state]!) {
-      steps += ranges.length * edges.length;
+      effort.left -= ranges.length * edges.length;
       for (const letter of firstLetters(ranges, edges)) {
-        steps += edges.length + others.length + 1;
-        if (steps > STEPS_MAX) return false;
+        effort.left -= edges.length;
+        if (effort.left < 0) return false;
         const led = edges.filter((edge) =>
           edge.ranges.some(([low, high]) => low <= letter && letter <= high),
         );

@@ -205,10 +205,15 @@ export class Jobs {
     await this.data.remove(id);
   }
 
-  /** Stops the running job; the next start of the backend resumes it. */
-  async close(): Promise<void> {
+  /** Stops the running job and begins no other; the next start of the backend resumes it. */
+  async stop(): Promise<void> {
     this.#closing.abort();
     await this.#current?.ended;
+  }
+
+  /** Stops, and lets another backend have the jobs of the home: requests and schedules must be over. */
+  async close(): Promise<void> {
+    await this.stop();
     this.#unlock();
   }
 
