@@ -122,7 +122,7 @@ test('what is picked and typed stays, whatever is asked again meanwhile', async 
   await expect.poll(() => options.count()).toBe(before + 1);
   expect(await variant.inputValue()).toBe('dense');
   await form.getByRole('button', { name: 'Cancel' }).click();
-  await form.getByRole('button', { name: 'Throw it away' }).click();
+  await form.getByRole('button', { name: 'Discard' }).click();
 
   await page.getByRole('button', { name: 'Results dense-or-live' }).click();
   const region = page.getByLabel(/^Only requests from/);
