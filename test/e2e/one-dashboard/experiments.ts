@@ -50,7 +50,7 @@ test('the form asks for all that an experiment can be limited to', async () => {
   const { model } = dashboard.product.dev;
   for (const [label, value] of [
     [/^Id$/, 'everything'],
-    [/^What it is/, 'whether less is enough'],
+    [/^Description/, 'whether less is enough'],
     [/^Continents/, 'eu'],
     [/^Countries/, 'us , T1'],
     [/^Data centres/, 'fra,CDG'],
