@@ -176,7 +176,7 @@ test('intervals are drawn with what they hold for, by region; one-sided traffic 
   await results.getByLabel('Compared by').selectOption('ttft_ms');
   const chart = results.getByRole('img', { name: 'Difference from A in ms to the first token' });
   await chart.waitFor({ timeout: 40_000 });
-  expect(await results.textContent()).toContain('Those of one conversation resemble each other');
+  expect(await results.textContent()).toContain('Requests of one conversation are not');
   await expectAccessible(page, 'intervals');
   // The tables are wider than the page, which is not for it.
   expect(await page.evaluate('document.documentElement.scrollWidth - innerWidth')).toBeLessThanOrEqual(0);
