@@ -1,6 +1,6 @@
 /**
- * Files on this machine: where the product keeps its own, how they are written whole, how files that somebody else
- * chose are read safely, and locks that end with their process.
+ * File access: the product's own folder, atomic writes, safe reads of files that users name, and locks that end with their
+ * process.
  */
 import { randomUUID } from 'node:crypto';
 import { constants, type Stats } from 'node:fs';
@@ -23,8 +23,8 @@ import type { z } from 'zod';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 
 /**
- * Where everything that outlives a process is kept: models, masks, the local database, development keys. An absolute
- * folder: `MASKROUTE_HOME`, or `~/.cache/maskroute`. It need not exist yet.
+ * The folder of all persistent data: models, masks, the local database, development keys. An absolute path:
+ * `MASKROUTE_HOME`, or `~/.cache/maskroute`. It need not exist yet.
  */
 export function maskrouteHome(): string {
   const named = process.env.MASKROUTE_HOME;
@@ -33,12 +33,12 @@ export function maskrouteHome(): string {
     : path.resolve(named);
 }
 
-/** Where Node keeps what it compiled of the sources: what is started again loads in half the time. */
+/** Node's compile cache, which halves the time to load the sources. */
 export const COMPILED_FOLDER = path.resolve(import.meta.dirname, '../node_modules/.cache/node-compile');
 
 /* The product's own files. */
 
-/** A reader sees the old file or the new one, whoever else writes it, and so does a machine after a power cut. */
+/** Writes a file atomically: readers see the old or the new content, also with concurrent writers and after a power cut. */
 export async function writeWhole(
   file: string,
   content: string | Uint8Array,
@@ -54,8 +54,8 @@ export async function writeWhole(
 }
 
 /**
- * As {@link writeWhole}, and never in the place of another file: `false` when there is one of that name. Where the file
- * system has no hard links, a reader may see the file before it is whole.
+ * As {@link writeWhole}, but does not replace a file. On file systems without hard links a reader may see a part of it.
+ * @returns false when the file exists already.
  */
 export async function createWhole(file: string, content: string): Promise<boolean> {
   const part = partOf(file);
@@ -75,11 +75,11 @@ export async function createWhole(file: string, content: string): Promise<boolea
 }
 const HAS_NO_LINKS: ReadonlySet<string | undefined> = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS']);
 
-/** For files that hold keys: only their owner reads them. */
+/** Writes JSON that contains keys: only the owner may read the file. */
 export const writePrivateJson = (file: string, value: unknown): Promise<void> =>
   writeWhole(file, `${JSON.stringify(value, null, 2)}\n`, { mode: 0o600 });
 
-/** `undefined` when the file is absent, cut short, or not what `schema` asks for. */
+/** Reads JSON; `undefined` when the file is missing, truncated, or does not match `schema`. */
 export async function readOwnJson<T>(file: string, schema: z.ZodType<T>): Promise<T | undefined> {
   try {
     return schema.safeParse(JSON.parse(await readFile(file, 'utf8'))).data;
@@ -89,27 +89,27 @@ export async function readOwnJson<T>(file: string, schema: z.ZodType<T>): Promis
   }
 }
 
-/** In bytes; `undefined` when there is nothing of that name. */
+/** Size in bytes; `undefined` when there is no such file. */
 export const sizeOf = (file: string): Promise<number | undefined> =>
   stat(file).then(
     ({ size }) => size,
     () => undefined,
   );
 
-/** A hidden name beside `file` that nobody else writes to. */
+/** A unique hidden name in the folder of `file`, for writing it before a rename. */
 export const partOf = (file: string): string =>
   path.join(path.dirname(file), `.${path.basename(file)}.${randomUUID().slice(0, 8)}`);
 
 /*
- * Files that people name, or that lie in a folder that they name. Only regular files are opened: the reader of a named
- * pipe waits for a writer who may never come, and opening a device can already do something.
+ * Files that users name, or that are in a folder that they name. Only regular files are opened: reading a named pipe can
+ * block for ever, and opening a device can have side effects.
  */
 
 /**
- * `folder`: links in it may not lead out of it. Whoever made the folder chose the links, and the file's content may end
- * up where others read it.
- * @throws MaskrouteError `invalid_argument`, naming the file, for all that is no regular file or leads out of `folder`;
- * the system's error when there is none or it cannot be opened.
+ * `folder`: symbolic links must not lead out of it. Its author may be a stranger, and the content of a linked file could be
+ * published.
+ * @throws MaskrouteError `invalid_argument`, naming the file, when it is not a regular file or leads out of `folder`; the
+ * system's error when it does not exist or cannot be opened.
  */
 export async function openRegular(file: string, folder?: string): Promise<FileHandle> {
   const real = await realpath(file).catch((error: NodeJS.ErrnoException) => {
@@ -118,7 +118,7 @@ export async function openRegular(file: string, folder?: string): Promise<FileHa
   if (folder !== undefined && !isInside(real, await ownFolder(folder)))
     throw refused(file, `is a link that leads out of its folder, to ${real}`);
   requireRegular(file, await stat(real));
-  // It may be another file by now: then the flag keeps a pipe from holding us up, and the second look finds out.
+  // The file may have been replaced since: O_NONBLOCK keeps a pipe from blocking, and the second check refuses it.
   const handle = await open(real, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
   try {
     requireRegular(file, await handle.stat());
@@ -129,7 +129,7 @@ export async function openRegular(file: string, folder?: string): Promise<FileHa
   }
 }
 
-/** The whole of a small file. @throws as {@link openRegular}, and `invalid_argument` when it is larger. */
+/** Reads a file of at most `bytesMax`. @throws as {@link openRegular}, and `invalid_argument` when it is larger. */
 export async function readRegular(file: string, bytesMax: number, folder?: string): Promise<Buffer> {
   const handle = await openRegular(file, folder);
   try {
@@ -140,7 +140,7 @@ export async function readRegular(file: string, bytesMax: number, folder?: strin
   }
 }
 
-/** The same as JSON. `refuse` makes the error for other text. @throws as {@link readRegular}. */
+/** Reads a file as JSON. `refuse` makes the error for invalid JSON. @throws as {@link readRegular}. */
 export async function readJson(
   file: string,
   bytesMax: number,
@@ -156,8 +156,8 @@ export async function readJson(
 }
 
 /**
- * The error for people when `file` cannot be read. A MaskrouteError, such as {@link openRegular}'s, is returned as it is; the
- * system's own error becomes `invalid_argument`, which names the file and the reason.
+ * Turns a system error of opening or reading `file` into MaskrouteError `invalid_argument` with a message for users. A
+ * MaskrouteError is returned unchanged.
  */
 export function unreadable(file: string, error: unknown): MaskrouteError {
   if (error instanceof MaskrouteError) return error;
@@ -170,7 +170,7 @@ function whyUnread({ code, message }: NodeJS.ErrnoException): string {
   return code === 'EACCES' || code === 'EPERM' ? 'you may not read it' : message;
 }
 
-/** What it is, for people. */
+/** The type of a file, for messages. */
 export function kindOf(stats: Stats): string {
   if (stats.isFile()) return 'a regular file';
   if (stats.isDirectory()) return 'a folder';
@@ -185,7 +185,7 @@ function requireRegular(file: string, stats: Stats): void {
 const refused = (file: string, why: string): MaskrouteError =>
   new MaskrouteError('invalid_argument', `${file} ${why}.`);
 
-/** The hub's own cache keeps a model's files beside its snapshots, and links in the snapshots lead there. */
+/** A snapshot in Hugging Face's cache: its links lead to the model's folder above it. */
 const HUB_SNAPSHOT = /^(.*[\\/]models--[^\\/]+)[\\/]snapshots[\\/][0-9a-f]{40}(?:[\\/]|$)/;
 
 async function ownFolder(folder: string): Promise<string> {
@@ -196,18 +196,19 @@ async function ownFolder(folder: string): Promise<string> {
 const isInside = (file: string, folder: string): boolean => file.startsWith(folder + path.sep);
 
 /*
- * A lock is an exclusive SQLite transaction: the operating system lets go of it with the process, so a killed one never
- * locks the next one out, and nobody guesses about process ids.
+ * A lock is an exclusive SQLite transaction. The operating system releases it when the process ends, so there are no stale
+ * locks and no process ids to check.
  */
 
 const SQLITE_BUSY = 5;
 const SQLITE_NOTADB = 26;
-/** The garbage collector would let go of locks that nothing refers to. */
+/** Held locks; without a reference the garbage collector would release them. */
 const held = new Set<DatabaseSync>();
 
 /**
- * Call the result to let go, once or more often; `undefined` when another process, or another part of this one, holds it. This thread stands
- * still for up to `wait_ms`. @throws MaskrouteError `start_failed` when the file cannot be a lock: no room, no right, other content.
+ * Takes the lock `file`; blocks this thread for up to `wait_ms`.
+ * @returns a function that releases it and may be called again; `undefined` when it is held elsewhere, in this process too.
+ * @throws MaskrouteError `start_failed` when the file cannot be used as a lock: disk full, no permission, other content.
  */
 export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
   let database: DatabaseSync | undefined;
@@ -218,7 +219,7 @@ export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
     database?.close();
     const { errcode, message } = cause as Error & { errcode?: number };
     if (errcode === SQLITE_BUSY) return undefined;
-    const advice = errcode === SQLITE_NOTADB ? ' Nothing is kept in it: delete it.' : '';
+    const advice = errcode === SQLITE_NOTADB ? ' It holds no data, so you can delete it.' : '';
     throw new MaskrouteError('start_failed', `${file} cannot be locked: ${message}.${advice}`, { cause });
   }
   const locked = database;
@@ -231,7 +232,7 @@ export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
 const POLL_ms = 250;
 
 /**
- * Runs `work` while it holds the lock `file`; waits for another holder as long as it takes, saying so once through `onWait`.
+ * Runs `work` under the lock `file`. Waits for another holder without a time limit; calls `onWait` once if it has to wait.
  * @throws MaskrouteError as {@link tryLock}; the reason of `signal`.
  */
 export async function withLock<T>(

@@ -1,4 +1,4 @@
-/** What logits say as distributions over the vocabulary: the likeliest token, and how far two distributions are apart. */
+/** Functions of logits: argmax, log-sum-exp, and the KL divergence of two distributions. */
 
 /** The index of the largest value, the first among equals. */
 export function argmax(values: Float32Array): number {
@@ -13,7 +13,7 @@ export function argmax(values: Float32Array): number {
   return best;
 }
 
-/** log Σ exp(logits): a token's log-probability is its logit less that. */
+/** log Σ exp(logits); a token's log-probability is its logit minus this. */
 export function logSumExp(logits: Float32Array): number {
   const best = logits[argmax(logits)]!;
   let sum = 0;
@@ -21,7 +21,7 @@ export function logSumExp(logits: Float32Array): number {
   return best + Math.log(sum);
 }
 
-/** Mean KL(expected ‖ found) of the distributions of both's rows of `width` logits, nats. */
+/** Mean KL(expected ‖ found) over rows of `width` logits, nats. */
 export function divergence(expected: Float32Array, found: Float32Array, width: number): number {
   let total = 0;
   for (let start = 0; start < expected.length; start += width) {

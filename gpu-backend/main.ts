@@ -1,8 +1,8 @@
 /**
- * The backend, wired: an installed model, its engine, and the HTTP API over it. No other file knows all three.
+ * Wires the backend: an installed model, its engine, and the HTTP API. No other file knows all three.
  *
- * The engine computes on the processor, or on a GPU through ONNX Runtime's WebGPU provider (`onnx/device.ts`
- * chooses); encoders compute on the processor.
+ * The engine computes on the CPU, or on a GPU through ONNX Runtime's WebGPU provider (`onnx/device.ts` chooses); encoders
+ * compute on the CPU.
  */
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -30,75 +30,77 @@ import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
 import type { FloatType } from './onnx/graph.ts';
 import { onStopSignal } from './stop-signals.ts';
 
-/** As an audience: the edge calls the address that the backend listens at. */
+/** For `audience`: the address that the backend listens on. */
 export const OWN_ADDRESS = Symbol('own address');
 
 export type BackendOptions = {
-  /** `MASKROUTE_HOME`: models and kept masks. */
+  /** `MASKROUTE_HOME`: models and fetched masks. */
   readonly home: string;
   /** An installed model's name. */
   readonly model: string;
   /** 0 picks a free one. */
   readonly port: number;
-  /** Only this machine by default; `0.0.0.0` for every network that it is in. */
+  /** The interface to listen on: the loopback by default, `0.0.0.0` for all. */
   readonly host?: string;
   readonly backendKey: string;
-  /** Taken besides the backend key while that is rotated; nothing is signed or sealed with it. */
+  /** A second key that is accepted during a rotation; nothing is signed or encrypted with it. */
   readonly otherBackendKey?: string;
-  /** The address by which the edge calls this backend; tokens for another one are refused then. */
+  /** The address by which the edge calls this backend; tokens for another address are refused. Without, all are accepted. */
   readonly audience?: string | typeof OWN_ADDRESS;
-  /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
+  /** A key that reads `/metrics` and nothing else; without, only the backend key reads them. */
   readonly metricsKey?: string;
-  /** The entry that runs a command of the command line as a job; without it there are no jobs. */
+  /** The script that runs a command of the command line as a job; without, there are no jobs. */
   readonly jobEntry?: string;
-  /** Whose files jobs may name as their data. */
+  /** A folder whose files jobs may use as data. */
   readonly jobDataFolder?: string;
-  /** Where unknown masks are fetched; without it, where the caller's token says. */
+  /** The edge from which unknown masks are fetched; without, the edge in the caller's token. */
   readonly edgeUrl?: string;
   /** JSON lines on standard output by default. No prompts, no keys. */
   readonly log?: Logger;
-  /** All cores by default. One is slower, but far faster than several on a machine that is busy otherwise. */
+  /** All cores by default. On a busy machine a single thread is far faster than several. */
   readonly threads?: number;
-  /** What computes answers; the processor by default. */
+  /** The CPU by default. */
   readonly device?: DeviceChoice | undefined;
-  /** What a GPU computes in; fp16 by default, where it can. */
+  /** A GPU's compute type; fp16 by default if it supports that. */
   readonly floatType?: FloatType | undefined;
-  /** How keys and values are kept; fp32 by default, and on a GPU as it computes. */
+  /** Number type of the KV cache; fp32 by default, on a GPU its compute type. */
   readonly kvType?: KvType | undefined;
-  /** Room for keys and values of requests that run, in tokens; 8 times the model's context by default. */
+  /** KV cache of running requests, in tokens; 8 times the model's context by default. */
   readonly cacheTokens?: number;
-  /** Room for prompts that later ones may begin with, in tokens; 0: none is kept. */
+  /** Prefix cache, in tokens; 0 disables it. */
   readonly prefixTokens?: number;
-  /** Where spans of answers go; without it there are none. */
+  /** The collector of traces; without, tracing is off. */
   readonly collector?: Collector | undefined;
   readonly limits?: Partial<ApiLimits>;
 };
 
 export type RunningBackend = {
   readonly url: string;
-  /** Running answers finish, within bounds; what they cost can still be asked. */
+  /** Lets running answers finish, in bounded time; `GET /v1/answers/{id}` still works. */
   drain(): Promise<void>;
-  /** Drains; then the port and the engine close. Safe to call twice. */
+  /** Drains, then closes the port and the engine. May be called twice. */
   close(): Promise<void>;
 };
 
 /**
- * Resolves once requests are answered. Rejects with MaskrouteError `model_not_found`, `corrupt_model`,
- * `engine_failed`, or `start_failed` for a missing key or a port that cannot be had.
+ * Resolves when the backend accepts requests. Rejects with MaskrouteError `model_not_found`, `corrupt_model`,
+ * `engine_failed`, or `start_failed` when the key is missing or the port is not available.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
   const log = options.log ?? openLog();
   if (options.backendKey.trim() === '') {
-    const message = 'The backend does not start without a key: set MASKROUTE_BACKEND_KEY.';
+    const message = 'The backend needs a key: set MASKROUTE_BACKEND_KEY.';
     throw new MaskrouteError('start_failed', message);
   }
   const { threads = availableParallelism() } = options;
   const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, threads, log));
   if (options.audience === undefined)
-    log.warn('tokens for any backend are taken here: MASKROUTE_BACKEND_URL says which are for this one');
+    log.warn(
+      'tokens for other backends are accepted too: set MASKROUTE_BACKEND_URL to accept only those for this one',
+    );
   const encoders = createEncoderService({
     home: options.home,
-    // One: the cores are the engine's, and a prompt is embedded in some milliseconds anyway.
+    // One is enough: a prompt is embedded within milliseconds, and the engine needs the cores.
     threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
@@ -119,8 +121,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     let closing: Promise<void> | undefined;
     const close = async () => {
       log.info('stopping');
-      // Before the drain: whoever runs services signals their children, too. A job that is stopped here goes on with the next start;
-      // a job that ends by that signal counts as failed.
+      // Jobs stop before the drain: a service manager also signals child processes, and a job that ends by that signal counts
+      // as failed. A job stopped here resumes at the next start.
       void jobs?.stop();
       await server.close();
       await closeParts();
@@ -143,25 +145,25 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
 const LOG_BUFFER_BYTES_MAX = 4 * 1024 * 1024;
 
 /**
- * JSON lines on standard output. They are written from another thread: a disk that is slow for a moment stops no answer. What is left
- * goes out at the exit. A full disk costs lines.
+ * A log of JSON lines on standard output. Writes are asynchronous, so that a slow disk does not delay answers; the rest is
+ * flushed at exit. A full disk loses lines.
  */
 export function openLog(): Logger {
   const out = pino.destination({ sync: false, maxLength: LOG_BUFFER_BYTES_MAX });
   out.on('error', () => {
-    // At the exit it would try for ever.
+    // After a write error a flush at exit would retry for ever.
     out.flushSync = () => {};
   });
   return pino(out);
 }
 
-/** Loaded where it is wanted: it takes some megabytes. */
+/** Imported only if needed, since the exporter takes some megabytes. */
 async function openTracing(collector: Collector, log: Logger): Promise<Tracing> {
   const { openTracing } = await import('./api/trace-export.ts');
   return openTracing(collector, log);
 }
 
-/** How long the engine may take to end once no answer runs; past that the process ends without it. */
+/** How long the engine may take to close after the last answer; then the process ends anyway. */
 const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
@@ -200,7 +202,7 @@ async function jobsOf(options: BackendOptions, model: string, log: Logger): Prom
       log.warn({ home }, 'another backend with this MASKROUTE_HOME runs its jobs, so this one runs none');
     return jobs;
   } catch (error) {
-    // It answers requests all the same.
+    // A backend without jobs still answers requests.
     if (!(error instanceof MaskrouteError)) throw error;
     log.warn({ reason: error.message }, 'this backend runs no jobs');
     return undefined;
@@ -213,8 +215,8 @@ const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, mode
 });
 
 /**
- * V8 would let the garbage of opening a model stand (20 MB), though none like it comes again. While requests are answered the
- * heap may grow: a small one is collected ten times a second, and each time every answer waits.
+ * Opening a model leaves 20 MB of garbage that V8 would not collect for long, so V8 optimizes for size meanwhile. Not while
+ * serving: a small heap is collected ten times a second, and every collection delays all answers.
  */
 async function withSmallHeap<Opened>(open: () => Promise<Opened>): Promise<Opened> {
   setFlagsFromString('--optimize-for-size');
@@ -233,7 +235,7 @@ async function openModel(
   const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
   const { device, reason } = await chooseDevice({ choice, floatType });
-  if (reason !== undefined) log.warn({ reason }, 'the processor computes');
+  if (reason !== undefined) log.warn({ reason }, 'answers are computed on the CPU');
   const text = await openTextService({
     folder,
     manifest,
@@ -262,7 +264,7 @@ async function openModel(
     vocabulary: {
       table: text.table,
       size: manifest.config.vocabularySize,
-      // Of a model that ends nothing by itself the last token has to stand for the end.
+      // For a model without an end token the last token of the vocabulary stands in.
       endTokenId: endTokenIds[0] ?? manifest.config.vocabularySize - 1,
     },
     onError: (detail) => log.error({ detail }, 'a grammar failed'),
@@ -275,17 +277,17 @@ async function openModel(
   };
 }
 
-/** Files may have changed and kept their sizes, which is all that was checked. */
+/** Adds advice to an error, since only the sizes of the model's files were checked before. */
 const notOpened = (model: string, error: unknown): unknown =>
   error instanceof MaskrouteError
     ? new MaskrouteError(
         error.code,
-        `${error.message}\nIf files of the model are damaged, this says so: maskroute model show ${model} --verify`,
+        `${error.message}\nTo check the model's files for damage: maskroute model show ${model} --verify`,
         { cause: error },
       )
     : error;
 
-/** `startBackend` until SIGTERM or SIGINT; then it drains and the process exits with 0. A second signal ends it. */
+/** Runs a backend until SIGTERM or SIGINT, then drains it and exits with 0. A second signal ends the process at once. */
 export async function serveUntilSignal(options: BackendOptions): Promise<RunningBackend> {
   const backend = await startBackend(options);
   onStopSignal(() => {

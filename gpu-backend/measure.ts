@@ -1,18 +1,19 @@
 /**
- * What every measurement shares: rounds in which everything measured takes its turn, so that whatever slows the machine
- * for a while slows all of it, and the figures that are made of the times.
+ * Shared by all benchmarks: interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike, and
+ * statistics of the times.
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** What every bench takes. `say` gets lines for people. Once `signal` aborts, the bench ends before its next turn, and ends what it started. */
+/** `say` gets progress lines. When `signal` aborts, a bench stops before its next turn and ends what it started. */
 export type BenchHooks = {
   readonly say: (line: string) => void;
   readonly signal?: AbortSignal | undefined;
 };
 
 /**
- * What each subject gives in `rounds` rounds, by its name. Each takes its turn, in reversed order every second round.
+ * Measures every subject once in each of `rounds` rounds, in reversed order every second round.
+ * @returns the results of each subject, by its name.
  * Rejects before the next turn once `signal` aborts.
  */
 export async function inTurns<S extends { readonly name: string }, T>(
@@ -31,7 +32,7 @@ export async function inTurns<S extends { readonly name: string }, T>(
   return found;
 }
 
-/** A thing to measure: gives one figure a call. */
+/** A thing to measure: one figure for each call. */
 export type Subject = { readonly name: string; measure(): Promise<number> };
 
 /** The median of every subject over `rounds` turns, after a first turn that does not count. */
@@ -44,7 +45,7 @@ export async function interleaved(
   return new Map([...found].map(([name, values]) => [name, median(values)]));
 }
 
-/** The same, with the figure of every turn. */
+/** As {@link interleaved}, but with the figure of every turn. */
 export async function interleavedRounds(
   subjects: readonly Subject[],
   rounds: number,
@@ -55,7 +56,7 @@ export async function interleavedRounds(
   return await inTurns(subjects, rounds, take, signal);
 }
 
-/** After a rest: the threads of what was measured before spin on for a while, on the cores that this one needs. */
+/** Measures after a rest: threads of the previous subject spin for a while and would occupy cores. */
 export const rested = ({ name, measure }: Subject, rest_ms: number): Subject => ({
   name,
   async measure() {
@@ -70,23 +71,23 @@ export function median(values: readonly number[]): number {
   return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
-/** The value that `share` of the values are below. */
+/** The `share` quantile, 0 ≤ share < 1. */
 export const quantile = (values: readonly number[], share: number): number =>
   values.toSorted((a, b) => a - b)[Math.floor(share * values.length)]!;
 
 export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));
 
 /*
- * What running processes cost, as Linux counts it: CPU time, which on a busy machine says more of the work done than a clock
- * does, and memory.
+ * CPU time and memory of running processes, from Linux's /proc. On a busy machine CPU time measures the work better than
+ * elapsed time.
  */
 
-/** Linux counts in hundredths of a second. */
+/** Linux's clock tick. */
 const TICK_ms = 10;
 /** Fields of /proc/PID/stat, counted from the one after the name. */
 const [PARENT, USER, SYSTEM] = [1, 11, 12] as const;
 
-/** Of all of them together, in ms; null where there is no /proc. */
+/** CPU time of all `pids` together; null without /proc or when one has ended. */
 export function cpuTime_ms(pids: readonly number[]): number | null {
   let ticks = 0;
   for (const pid of pids) {
@@ -97,7 +98,7 @@ export function cpuTime_ms(pids: readonly number[]): number | null {
   return ticks * TICK_ms;
 }
 
-/** The process and all that descend from it. */
+/** The process and all its descendants. */
 export function processTree(pid: number): number[] {
   const parents = new Map<number, number>();
   for (const name of listProcesses()) {
@@ -117,7 +118,7 @@ function listProcesses(): string[] {
   }
 }
 
-/** What one process of `npm start` holds; `name` says what it is to the product. */
+/** Resident memory of one process of `npm start`; `name`: its part of the product. */
 type ProcessMemory = { readonly pid: number; readonly name: string; readonly rss_MB: number };
 
 const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
@@ -127,7 +128,7 @@ const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
   ['start', /dev\/start\.ts/],
 ];
 
-/** Of `root` and of all processes below it; a process that ends meanwhile has 0 MB. */
+/** Memory of `root` and its descendants; a process that ends meanwhile counts 0 MB. */
 export const memoryBelow = (root: number): ProcessMemory[] =>
   processTree(root).map((pid) => {
     const command = procFile(pid, 'cmdline').replaceAll('\0', ' ');

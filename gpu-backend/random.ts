@@ -1,7 +1,7 @@
 /**
- * Seeded random numbers: equal seeds give equal results on every machine. Two generators, since what a seed once gave it
- * gives for ever: tokens that are served are drawn with `seededRandom`, everything that is learned or measured offline
- * with `createRandom`.
+ * Seeded random numbers: equal seeds give equal results on every machine, in every version. There are two generators, and
+ * neither can be replaced without changing results: `seededRandom` samples tokens, `createRandom` is for learning and
+ * measurements.
  */
 
 /**

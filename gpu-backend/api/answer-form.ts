@@ -1,4 +1,4 @@
-/** What an answer must look like: the form that a request asks for, and the tools that it may call, as one grammar. */
+/** Structured outputs: compiles a request's `response_format` and `tools` into one grammar. */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
@@ -10,15 +10,15 @@ import type { ServedModel } from './parts.ts';
 
 export type AnswerForm = {
   readonly grammar: PreparedGrammar | undefined;
-  /** Those that the prompt tells of. */
+  /** Tools for the prompt. */
   readonly tools: readonly Tool[];
-  /** How calls are written, where the answer may hold some. */
+  /** The model's format of tool calls; undefined if the answer may not call tools. */
   readonly calls: ToolFormat | undefined;
 };
 
 const FREE: AnswerForm = { grammar: undefined, tools: [], calls: undefined };
 
-/** Rejects with MaskrouteError `invalid_schema`, and what preparing a grammar does. */
+/** Rejects with MaskrouteError `invalid_schema`, and as `Grammars.prepare`. */
 export async function answerForm(
   { grammars, text }: ServedModel,
   call: Pick<GrammarCall, 'tenant' | 'signal'>,
@@ -35,7 +35,7 @@ export async function answerForm(
   return { grammar, tools, calls: calls && text.toolFormat };
 }
 
-/** The EBNF of an answer that calls nothing. */
+/** EBNF for an answer without tool calls; undefined: any text. */
 function textForm({ response_format: format }: ChatRequest): string | undefined {
   switch (format?.type) {
     case undefined:
@@ -75,7 +75,7 @@ function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFor
   };
 }
 
-/** Arguments are an object where their schema does not say what they are. */
+/** The arguments' schema, with `type: object` if it does not say a type. */
 function ofObjects(parameters: Tool['function']['parameters']): Record<string, unknown> {
   if (parameters == null || Object.keys(parameters).length === 0)
     return { type: 'object', additionalProperties: false };
@@ -88,6 +88,6 @@ function ofObjects(parameters: Tool['function']['parameters']): Record<string, u
 const NESTED_MAX = 64;
 function requireShallow(value: unknown, param: string): void {
   if (isNestedWithin(value, NESTED_MAX)) return;
-  const message = `${param}: it is nested more than ${NESTED_MAX} deep.`;
+  const message = `${param}: nested more than ${NESTED_MAX} levels deep.`;
   throw new MaskrouteError('invalid_schema', message, { param });
 }

@@ -1,4 +1,4 @@
-/** The span of an answer, a part of the edge's trace, with the waiting, the prefill and the decoding of its choices. */
+/** The span of an answer, within the edge's trace, with child spans for queueing, prefill and decode of its choices. */
 import { type Attributes, type Context, type Span, SpanKind, type Tracer } from '@opentelemetry/api';
 import {
   answerAttributes,
@@ -18,12 +18,12 @@ import type { Progress } from './choice.ts';
 import type { Endpoint } from './plan.ts';
 import { answerId, usageOf } from './wire.ts';
 
-/** Choices of an answer that have spans of their own. */
+/** Most choices of an answer with spans of their own. */
 const TRACED_CHOICES_MAX = 8;
 
 const epoch_ms = (at_ms: number): number => performance.timeOrigin + at_ms;
 
-/** Times that it is given are on the clock of `performance`. */
+/** All times that it takes are `performance.now()`. */
 export class AnswerTrace {
   readonly #tracer: Tracer;
   readonly #span: Span;
@@ -46,7 +46,7 @@ export class AnswerTrace {
     this.#span.setAttributes({ ...requestAttributes(operation, body), 'maskroute.request_id': requestId });
   }
 
-  /** `running` is undefined of a request that was refused before it ran. Only the first call says something. */
+  /** `running` is undefined for a request that was refused before it ran. Calls after the first do nothing. */
   end(running: RunningAnswer | undefined, error: MaskrouteError | undefined): void {
     if (!this.#span.isRecording()) return;
     const now_ms = performance.now();
@@ -66,7 +66,7 @@ export class AnswerTrace {
     this.#span.end(epoch_ms(now_ms));
   }
 
-  /** A choice that was cut off has told no times: what is known is when its tokens came. */
+  /** An aborted choice has no timings; its decode span begins with its first token. */
   #traceChoice({ timings, finishedAt_ms, ...choice }: Progress, index: number, now_ms: number): void {
     const attributes = { 'maskroute.choice': index };
     const part = (name: string, from_ms: number, to_ms: number, more: Attributes = {}) => {

@@ -1,6 +1,6 @@
 /**
- * One answer from many choices: its choices run some at a time, the calls of tools are read out of their text, and their
- * events come as one stream. `wire.ts` writes it, `completions.ts` sends it.
+ * Runs the choices of an answer, a few at a time, parses tool calls out of their text, and merges their events into one
+ * stream. `wire.ts` formats it, `completions.ts` sends it.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,14 +17,14 @@ import {
 import type { ApiLimits, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
 
-/** A plan that runs. */
+/** An answer that is being generated. */
 export type RunningAnswer = {
   readonly plan: AnswerPlan;
-  /** One a job, current at any time, also after an abort. */
+  /** One for each job; always up to date, also after an abort. */
   readonly progress: readonly Progress[];
-  /** Settles with the first event, so that a refusal (a full line, say) still has its own HTTP status. */
+  /** Settles with the first event, so that a refusal (such as a full queue) still gets its own HTTP status. */
   readonly begun: Promise<void>;
-  /** On the clock of `performance`. */
+  /** `performance.now()`. */
   firstEventAt_ms: number | undefined;
   readonly events: AsyncGenerator<ChoiceEvent, void>;
 };
@@ -53,7 +53,7 @@ export function runAnswer(
   const begun = first.then(() => {
     running.firstEventAt_ms = performance.now();
   });
-  // Who reads the events hears of its failure, too.
+  // Not an unhandled rejection: the reader of the events gets the same error.
   begun.catch(() => {});
   const running: RunningAnswer = {
     plan,
@@ -65,7 +65,7 @@ export function runAnswer(
   return running;
 }
 
-/** A stream whose first event was asked for already. */
+/** `events`, whose first result was requested already. */
 async function* goOn(
   first: Promise<IteratorResult<ChoiceEvent, void>>,
   events: AsyncGenerator<ChoiceEvent, void>,
@@ -77,13 +77,12 @@ async function* goOn(
   }
 }
 
-/** What the choices of one answer share while they wait for their places. */
+/** Shared by the choices of one answer: once one is admitted (`someoneIsIn`), the others retry while the queue is full. */
 type Admission = { someoneIsIn: boolean; readonly readmit_ms: number; readonly signal: AbortSignal };
 
 /**
- * A full line refuses a request at its first choice. Once a choice is in, the others ask again instead of
- * failing the whole: the client has been let in. The line knows how old the answer is, so that newcomers do not keep
- * them out.
+ * A full queue refuses an answer whose first choice is not admitted yet. Once a choice is admitted, the others retry
+ * instead of failing the whole answer. They queue with the age of the answer, so new requests do not keep them out.
  */
 async function* runAdmitted(
   model: ServedModel,
@@ -110,7 +109,7 @@ async function* runAdmitted(
   }
 }
 
-/** With a grammar of its own, if the answer has a form. */
+/** Runs a choice, with a grammar session of its own if the answer has a form. */
 async function* runFormed(
   { engine, text, grammars }: ServedModel,
   job: ChoiceJob,
@@ -130,9 +129,9 @@ async function* runFormed(
 }
 
 /**
- * Several streams into one, as their events come: at most `atOnce` at a time, in order of start. Nothing is read ahead: a
- * stream is asked for its next event only after its last one was taken, so a slow reader slows the streams. The first
- * that fails ends the whole. A failure, and a reader who leaves early, abort `abandoned`, which must end the others.
+ * Merges streams into one, in the order of their events; at most `atOnce` run at a time, started in order. There is no
+ * read-ahead: a stream's next event is requested only after its last one was taken, so a slow reader slows the streams. The
+ * first failure ends all. A failure, or a reader that leaves early, aborts `abandoned`, which must end the other streams.
  */
 async function* mergeStreams<Event>(
   starts: readonly (() => AsyncGenerator<Event, void>)[],
@@ -143,9 +142,9 @@ async function* mergeStreams<Event>(
   const turns = new Map<AsyncGenerator<Event, void>, Promise<Turn>>();
   const ask = (stream: AsyncGenerator<Event, void>) => {
     const turn = stream.next().then((result) => ({ stream, result }));
-    // Once the merge is over nobody waits for this turn any more; its failure is then no news.
+    // Not an unhandled rejection: after the merge has ended nobody awaits this turn.
     turn.catch(() => {});
-    // Re-entered at the end of the map, so that a fast stream does not starve the others.
+    // Re-inserted at the end of the map, so that a fast stream does not starve the others.
     turns.delete(stream);
     turns.set(stream, turn);
   };
@@ -164,21 +163,21 @@ async function* mergeStreams<Event>(
   } finally {
     if (turns.size > 0) {
       abandoned.abort();
-      // Not awaited: an engine that hangs must not hold the client's answer.
+      // Not awaited: a hanging engine must not delay the client's answer.
       for (const stream of turns.keys()) void stream.return().catch(() => {});
     }
   }
 }
 
-/* Calls of tools in a choice's text: what stands around them is taken away, and their arguments come as they are written. */
+/* Tool calls in a choice's text: their delimiters are removed, and their arguments are streamed as they are generated. */
 
-/** The events of a choice that may call tools. A log-probability stays with the text that it stands for; calls have none. */
+/** Turns text events into text and call events. Log-probabilities stay with their text; calls have none. */
 export async function* readCalls(
   events: AsyncIterable<ChoiceEvent>,
   format: ToolFormat,
 ): AsyncGenerator<ChoiceEvent, void> {
   const reader = new CallReader(format);
-  /** Of text that is held back, or that belongs to a call. */
+  /** Tokens of text that is held back or belongs to a call. */
   const waiting: Piece[] = [];
   const shown = ({ text, end }: TextPart, index: number): ChoiceEvent => {
     const begun = waiting.findIndex(({ offset }) => offset >= end);
@@ -202,21 +201,21 @@ export async function* readCalls(
   }
 }
 
-/** `end`: where it ends in all of the choice's text, in UTF-16 units. */
+/** `end`: offset of its end in the choice's whole text, in UTF-16 units. */
 type TextPart = { readonly type: 'text'; readonly text: string; readonly end: number };
 type Part =
   | TextPart
   | { readonly type: 'call'; readonly call: number; readonly id: string; readonly name: string }
   | { readonly type: 'arguments'; readonly call: number; readonly text: string };
 
-/** The grammar has kept the form of each call, so nothing here has to be doubted. */
+/** Parses tool calls from streamed text. The grammar guarantees their form, so it does not validate. */
 export class CallReader {
-  /** How many have begun. */
+  /** How many calls have begun. */
   calls = 0;
   readonly #format: ToolFormat;
   #state: 'text' | 'name' | 'arguments' | 'end' = 'text';
   #held = '';
-  /** What stands before it. */
+  /** Length of the text before `#held`. */
   #passed = 0;
   #depth = 0;
   #isInString = false;
@@ -233,7 +232,7 @@ export class CallReader {
     return parts;
   }
 
-  /** What was held back, when nothing follows: without a call that breaks off before its name. */
+  /** The rest of the text at the end of the stream, without a call that breaks off before its name. */
   flush(): TextPart[] {
     const at = this.#held.indexOf(this.#format.trigger);
     const text = this.#pass((at < 0 ? this.#held : this.#held.slice(0, at).trimEnd()).length);
@@ -242,7 +241,7 @@ export class CallReader {
     return isText && text !== '' ? [{ type: 'text', text, end: this.#passed }] : [];
   }
 
-  /** The first so many letters of what is held, which are read now. */
+  /** Removes and returns the first `length` characters of `#held`. */
   #pass(length: number): string {
     const text = this.#held.slice(0, length);
     this.#held = this.#held.slice(length);
@@ -250,7 +249,7 @@ export class CallReader {
     return text;
   }
 
-  /** Undefined: more text is needed. */
+  /** The next parts of the text; undefined: more text is needed. */
   #next(): Part[] | undefined {
     switch (this.#state) {
       case 'text':
@@ -299,7 +298,10 @@ export class CallReader {
     return end === undefined ? undefined : [];
   }
 
-  /** Where the arguments end, if they do in what is held; all of it is looked at once. A schema may want no object. */
+  /**
+   * Where the arguments end, if they end in `#held`. Scans each character once. A schema may allow arguments other than an
+   * object.
+   */
   #endOfValue(): number | undefined {
     for (let at = 0; at < this.#held.length; at++) {
       const letter = this.#held[at]!;
@@ -313,7 +315,7 @@ export class CallReader {
       } else if (letter === '"') this.#isInString = true;
       else if ('{['.includes(letter)) this.#depth++;
       else if (this.#depth === 0) {
-        // A number or a word goes on to where `end` begins.
+        // A number, `true`, `false` or `null` ends where `end` begins.
         if (/[\s}]/.test(letter)) return at;
       } else if ('}]'.includes(letter) && --this.#depth === 0) return at + 1;
     }
@@ -329,7 +331,7 @@ export class CallReader {
   }
 }
 
-/** The length of the end of `text` that could still become a call: the beginning of one, and white space before it. */
+/** Length of the suffix of `text` that may still become a call: a prefix of `begin`, and white space before it. */
 function heldBack(text: string, begin: string): number {
   let length = Math.min(begin.length - 1, text.length);
   while (length > 0 && !begin.startsWith(text.slice(text.length - length))) length--;

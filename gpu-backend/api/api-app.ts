@@ -1,7 +1,7 @@
 /**
- * The HTTP API, composed: health for everybody, figures for scrapers, and all under `/v1` for authenticated callers. The small
- * endpoints (models, load, encoders, embeddings) stand here; `completions.ts` and `jobs-api.ts` have the others. Every error
- * becomes its response here.
+ * Composes the HTTP API: health for everybody, metrics for scrapers, and everything under `/v1` for authenticated callers.
+ * This file has the small endpoints (models, load, encoders, embeddings) and turns errors into responses; `completions.ts`
+ * and `jobs-api.ts` have the others.
  */
 import { randomBytes } from 'node:crypto';
 import { Hono } from 'hono';
@@ -21,7 +21,7 @@ import { completionRoutes } from './completions.ts';
 import { jobRoutes } from './jobs-api.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, type ServedModel, setHeaders } from './parts.ts';
 
-/** Paths that exist, and the methods that they take; anything else on them is 405, not 404. */
+/** The method of each path; any other method gets 405 instead of 404. */
 const METHODS = {
   '/healthz': 'GET',
   '/readyz': 'GET',
@@ -45,7 +45,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
     c.set('requestId', requestId);
     c.header(HEADERS.requestId, requestId);
     await next();
-    // The client comes back on a new connection then, which a load balancer leads to another backend.
+    // The client's next request then comes on a new connection, which a load balancer can route to another backend.
     if (parts.lifecycle.draining) c.header('connection', 'close');
   });
   app.route('/', healthRoutes(parts));
@@ -62,7 +62,7 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   for (const [path, method] of Object.entries(METHODS)) {
     app.all(path, (c) => {
       c.header('allow', method);
-      throw new MaskrouteError('method_not_allowed', `${c.req.path} takes ${method}, not ${c.req.method}.`);
+      throw new MaskrouteError('method_not_allowed', `${c.req.path} allows ${method}, not ${c.req.method}.`);
     });
   }
   app.notFound((c) =>
@@ -73,29 +73,30 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
 }
 
 /**
- * `/healthz`: whether this process can still do its work, or has to be started again. `/readyz`: whether it takes
- * requests right now: a process that drains is well, and not ready. Anybody may ask, so up or down is all that they hear;
- * the reason is for the log. `/metrics` says much of the model and its use, so it wants a key.
+ * `/healthz` is the liveness probe: a failing process has to be restarted. `/readyz` is the readiness probe: a draining
+ * process is live but not ready. Both are public, so they answer only up or down; the reason goes to the log. `/metrics`
+ * reveals much about the model and its use, so it needs a key.
  */
 function healthRoutes({ lifecycle, metrics, model, limits, expectScraper, log }: ApiParts): Hono<ApiEnv> {
   const trouble = (): string | undefined => {
     if (model.engine.failure !== undefined) return 'The engine has stopped.';
     return model.engine.silence_ms() > limits.engineSilence_ms ? 'The engine does not answer.' : undefined;
   };
-  /** Probes come every few seconds, so a reason is told once. */
-  let told: string | undefined;
-  const tell = (why: string | undefined): boolean => {
-    if (why !== told && why !== undefined) log.error({ why }, 'not well');
-    told = why;
+  /** Probes come every few seconds, so each reason is logged once. */
+  let logged: string | undefined;
+  const isUnhealthy = (): boolean => {
+    const why = trouble();
+    if (why !== logged && why !== undefined) log.error({ why }, 'unhealthy');
+    logged = why;
     return why !== undefined;
   };
   return new Hono<ApiEnv>()
     .get('/healthz', (c) =>
-      tell(trouble()) ? unwell(c, 'internal_error', 'Down.') : c.json({ status: 'ok' }),
+      isUnhealthy() ? unhealthy(c, 'internal_error', 'Down.') : c.json({ status: 'ok' }),
     )
     .get('/readyz', (c) =>
-      tell(trouble()) || lifecycle.draining
-        ? unwell(c, 'not_ready', 'Not ready.')
+      isUnhealthy() || lifecycle.draining
+        ? unhealthy(c, 'not_ready', 'Not ready.')
         : c.json({ status: 'ready' }),
     )
     .get('/metrics', async (c) => {
@@ -104,12 +105,12 @@ function healthRoutes({ lifecycle, metrics, model, limits, expectScraper, log }:
     });
 }
 
-const unwell = (c: ApiContext, code: 'internal_error' | 'not_ready', message: string): Response => {
+const unhealthy = (c: ApiContext, code: 'internal_error' | 'not_ready', message: string): Response => {
   const error = new MaskrouteError(code, message);
   return c.json(error.toWire(), error.status as 503);
 };
 
-/** Codes whose answer says when to come back, if the error itself does not. */
+/** Default `retry-after` for errors that do not set it. */
 const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_full: 1, queue_timeout: 2 };
 
 function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): Response {
@@ -121,7 +122,7 @@ function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): R
   else parts.log.info(detail, 'request refused');
   const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
   if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
-  // Its sender is still at it: nothing else can come over this connection.
+  // The client is still sending this body, so the connection cannot be reused.
   if (code === 'request_timeout') c.header('connection', 'close');
   return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });
 }
@@ -134,9 +135,9 @@ const ENDPOINTS: Record<string, string> = {
   '/v1/models': 'models',
 };
 
-/* What is served here, and how busy it is: for whoever chooses between backends. */
+/* The served model and the load, for whoever chooses between backends. */
 
-/** The served model, and `<model>:dense` for the same without a mask. */
+/** The served model, and `<model>:dense` for the unpruned one. */
 function modelRoutes(model: ServedModel): Hono<ApiEnv> {
   const entries = [modelEntry(model, false), modelEntry(model, true)];
   return new Hono<ApiEnv>()
@@ -164,7 +165,7 @@ const loadOf = (engine: Engine): Load => {
   return { running: requestsRunning, waiting: requestsWaiting, capacity: queueCapacity };
 };
 
-/** The load in short, for a header of every answer: who sends requests need not ask. */
+/** The load as a header of every answer, so that callers need not ask for it. */
 const loadHeader = (engine: Engine): [name: string, value: string] => [
   BACKEND_HEADERS.load,
   formatLoad(loadOf(engine)),
@@ -181,7 +182,7 @@ const loadRoutes = ({ model, lifecycle, recentMasks }: ApiParts): Hono<ApiEnv> =
     } satisfies LoadReport),
   );
 
-/* `POST /v1/embeddings` in OpenAI's wire format, and `GET /v1/encoders`: what a mask set would be made for. */
+/* `POST /v1/embeddings` in OpenAI's format, and `GET /v1/encoders`, which names the encoder for mask sets. */
 
 const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Hono<ApiEnv> =>
   new Hono<ApiEnv>()
@@ -200,7 +201,7 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
       const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
       const width = vectors[0]!.length;
       if (request.dimensions != null && request.dimensions !== width) {
-        const message = `dimensions: this encoder has ${width}, and its vectors are not made to be cut.`;
+        const message = `dimensions: this encoder has ${width}, and its vectors cannot be shortened.`;
         throw new MaskrouteError('invalid_request', message, { param: 'dimensions' });
       }
       metrics.request('embeddings', 200, 'ok');
@@ -214,6 +215,6 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
     });
 
 const toNumbers = (vector: Float32Array): number[] => [...vector];
-/** 32-bit floats, little-endian: what this machine's are, as on every machine that ONNX Runtime supports. */
+/** 32-bit floats, little-endian; every machine that ONNX Runtime supports is little-endian. */
 const toBase64 = ({ buffer, byteOffset, byteLength }: Float32Array): string =>
   Buffer.from(buffer, byteOffset, byteLength).toString('base64');

@@ -1,17 +1,17 @@
 /**
- * Who may call the backend: holders of the backend key, and the edge with a token signed by that key.
- * Nobody else, so a backend without a key does not start.
+ * Authentication: callers hold the backend key, or a short-lived token that the edge signed with it. There is no other
+ * access, so a backend without a key does not start.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { createVerifier, isFor, TOKEN_PREFIX, TOKEN_SKEW_s } from '../../shared/wire/service-token.ts';
 
 export type Caller = {
-  /** From the edge's token; a holder of the key itself has no tenant. */
+  /** From the edge's token; undefined for a holder of the key itself. */
   readonly tenant: string | undefined;
-  /** Where unknown masks may be fetched, as the token says. */
+  /** From the token: the edge's address, where unknown masks are fetched. */
   readonly edge: string | undefined;
-  /** A holder of the key, or an operator of the edge: the edge says so in the token's scope. */
+  /** True for holders of the key, and for operators of the edge (token scope `jobs`). */
   readonly mayRunJobs: boolean;
 };
 
@@ -19,16 +19,16 @@ export type Authenticate = (authorization: string | undefined) => Promise<Caller
 
 type TokenRules = {
   /**
-   * The address by which the edge calls this backend: tokens for another backend are refused. Unchecked without. A backend
-   * that is called at the address that it listens at knows it only once it listens.
+   * The address by which the edge calls this backend; tokens for another address are refused. Without, any audience is
+   * accepted. A promise, because a backend's own address is known only when it listens.
    */
   readonly audience?: string | Promise<string> | undefined;
-  /** Taken besides the backend key while that is rotated; nothing is signed with it. */
+  /** A second key that is accepted during a rotation; nothing is signed with it. */
   readonly otherBackendKey?: string | undefined;
 };
 
 /**
- * `authenticate` rejects with MaskrouteError `invalid_api_key` or `expired_token`.
+ * @returns a function that rejects with MaskrouteError `invalid_api_key` or `expired_token`.
  * @throws Error when `backendKey` is empty.
  */
 export async function createAuthenticator(
@@ -36,7 +36,7 @@ export async function createAuthenticator(
   { audience, otherBackendKey }: TokenRules = {},
 ): Promise<Authenticate> {
   if (backendKey.trim() === '') {
-    throw new Error('The backend needs a key (MASKROUTE_BACKEND_KEY); it does not serve without one.');
+    throw new Error('The backend needs a key: set MASKROUTE_BACKEND_KEY.');
   }
   const backendKeys = [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])];
   const isBackendKey = isOneOf(backendKeys);
@@ -45,10 +45,10 @@ export async function createAuthenticator(
   return async (authorization) => {
     const credential = bearer(authorization);
     if (isBackendKey(credential)) return { tenant: undefined, edge: undefined, mayRunJobs: true };
-    if (!credential.startsWith(TOKEN_PREFIX)) throw invalidKey('The backend key is not right.');
+    if (!credential.startsWith(TOKEN_PREFIX)) throw invalidKey('The backend key is wrong.');
     const now_s = Math.floor(Date.now() / 1000);
     const claims = await verify(credential, now_s);
-    // A backend signed it, this one or another, and whoever got it sends it back.
+    // Backends sign these for an edge; one that comes back was replayed by its receiver.
     if (claims.scope === 'masks') throw invalidKey('The service token is for an edge.');
     if (audience !== undefined && !isFor(claims, await audience)) {
       throw invalidKey('The service token is for another backend.');
@@ -64,8 +64,8 @@ export async function createAuthenticator(
 const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);
 
 /**
- * Who may read the figures: a scraper with a key of its own, which opens nothing else, and holders of the backend key. The
- * check throws MaskrouteError `invalid_api_key`.
+ * Access to `/metrics`: the metrics key, which opens nothing else, and the backend keys.
+ * @returns a check that throws MaskrouteError `invalid_api_key`.
  */
 export function createScraperCheck(
   ...keys: readonly (string | undefined)[]
@@ -73,7 +73,7 @@ export function createScraperCheck(
   const mayRead = isOneOf(keys.filter((key) => key !== undefined && key !== '') as string[]);
   return (authorization) => {
     if (mayRead(bearer(authorization))) return;
-    throw invalidKey('The key is not right.');
+    throw invalidKey('The key is wrong.');
   };
 }
 
@@ -83,7 +83,7 @@ function bearer(authorization: string | undefined): string {
   throw invalidKey('Send a key: `Authorization: Bearer KEY`.');
 }
 
-/** Digests have one length, so the comparison tells nothing about a key's. */
+/** Compares digests, which all have one length, so that timing reveals nothing about a key's length. */
 function isOneOf(keys: readonly string[]): (credential: string) => boolean {
   const digests = keys.map(digest);
   return (credential) => {
@@ -95,19 +95,19 @@ function isOneOf(keys: readonly string[]): (credential: string) => boolean {
 const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
 
 /**
- * Tokens that were used. Each is good for one request, so a token that somebody caught on its way opens nothing. The
- * tokens' short life bounds what is remembered; past a number of them the oldest are forgotten first.
+ * Replay protection: each token is accepted once, so an intercepted token is useless. Tokens are remembered until they
+ * expire; beyond `rememberedMax` the oldest are forgotten.
  */
 export class UsedTokens {
   readonly #rememberedMax: number;
-  /** When each is worthless anyway, in order of use, which is nearly the order in which they end. */
+  /** When each nonce's token expires, in order of use, which is nearly the order of expiry. */
   readonly #until_s = new Map<string, number>();
 
   constructor(rememberedMax = REMEMBERED_MAX) {
     this.#rememberedMax = rememberedMax;
   }
 
-  /** Whether this is the first use. `until_s`: when the token is worthless anyway. */
+  /** @returns whether this is the first use. `until_s`: when the token expires. */
   use(nonce: string, until_s: number, now_s: number): boolean {
     for (const [old, end_s] of this.#until_s) {
       if (end_s >= now_s && this.#until_s.size < this.#rememberedMax) break;
@@ -119,5 +119,5 @@ export class UsedTokens {
   }
 }
 
-/** At a thousand requests a second, the ninety seconds that a token can be used in. */
+/** A thousand requests a second for the ninety seconds in which a token is valid. */
 const REMEMBERED_MAX = 100_000;

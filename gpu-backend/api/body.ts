@@ -1,17 +1,16 @@
 /**
- * A request's body, from bytes to a JSON value: bounded before it is read, strict UTF-8. `shared/wire/parse-body.ts`
- * checks the value.
+ * Receives a request's body and parses it as JSON: limited in size, strict UTF-8. `shared/wire/parse-body.ts` checks the
+ * value.
  *
- * A body that is arriving takes nobody's place. Where too many arrive at a time, the tenant that has most of them loses the
- * body that has been arriving for longest: a body that is sent at once is whole within milliseconds, however many clients
- * send theirs slowly.
+ * A body that is still being received takes no place in the queue. If too many are being received, the tenant with most of
+ * them loses its oldest: a body sent at once is complete within milliseconds, so slow senders cannot block others.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseJson, piecesOf, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
 
 export type ArrivalLimits = {
   readonly bodyBytesMax: number;
-  /** Bodies that are arriving, in number and in bytes together, and how long each may take. */
+  /** Bodies that are being received: most at a time, most bytes together, and the longest time for each. */
   readonly bodiesArrivingMax: number;
   readonly bytesArrivingMax: number;
   readonly bodyArrival_ms: number;
@@ -21,10 +20,10 @@ type Arriving = { readonly tenant: string; readonly end: AbortController; bytes:
 
 export class Bodies {
   readonly #limits: ArrivalLimits;
-  /** The body that has been arriving for longest comes first. */
+  /** Oldest first. */
   readonly #arriving = new Set<Arriving>();
 
-  /** `stopping` ends all that are arriving, with its reason. */
+  /** `stopping` aborts all bodies that are being received, with its reason. */
   constructor(limits: ArrivalLimits, stopping: AbortSignal) {
     this.#limits = limits;
     stopping.addEventListener('abort', () => {
@@ -33,9 +32,10 @@ export class Bodies {
   }
 
   /**
-   * The body of a request of `tenant`; undefined: of the key's holder.
+   * `tenant`: whose request; undefined for a holder of the backend key.
    * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`;
-   * `request_timeout` when it takes too long, or gives way to others; `not_ready` when the server stops before it is whole.
+   * `request_timeout` when it takes too long or is dropped for others; `not_ready` when the server stops meanwhile;
+   * `cancelled` when the connection closes.
    */
   async readJson(request: Request, tenant: string | undefined): Promise<unknown> {
     requireJsonType(request.headers.get('content-type'));
@@ -52,7 +52,7 @@ export class Bodies {
     });
     this.#arriving.add(body);
     const late = setTimeout(() => {
-      this.#giveUp(body, tooSlow(`The request was not whole within ${bodyArrival_ms / 1000} s`));
+      this.#giveUp(body, tooSlow(`The body was not complete within ${bodyArrival_ms / 1000} s`));
     }, bodyArrival_ms);
     try {
       this.#makeRoom(bodiesArrivingMax, () => 1);
@@ -63,7 +63,7 @@ export class Bodies {
     }
   }
 
-  /** Keeps nothing any more once the body was given up. */
+  /** Stops storing bytes when the body was given up. */
   async #read(request: Request, body: Arriving): Promise<Uint8Array> {
     const { bodyBytesMax, bytesArrivingMax } = this.#limits;
     if (Number(request.headers.get('content-length') ?? 0) > bodyBytesMax) throw tooLarge(bodyBytesMax);
@@ -78,14 +78,14 @@ export class Bodies {
     } catch (error) {
       if (error instanceof MaskrouteError) throw error;
       if (error instanceof TooLargeError) throw tooLarge(bodyBytesMax);
-      throw new MaskrouteError('cancelled', 'The connection closed before the body was whole.', {
+      throw new MaskrouteError('cancelled', 'The connection closed before the body was complete.', {
         cause: error,
       });
     }
     return Buffer.concat(pieces);
   }
 
-  /** The tenant that has most is the tenant with the greatest sum of `amount`. */
+  /** While the sum of `amount` exceeds `max`, gives up the oldest body of the tenant with the largest sum. */
   #makeRoom(max: number, amount: (body: Arriving) => number): void {
     for (;;) {
       let all = 0;
@@ -95,7 +95,7 @@ export class Bodies {
       for (const body of this.#arriving) sums.set(body.tenant, (sums.get(body.tenant) ?? 0) + amount(body));
       const most = Math.max(...sums.values());
       const oldest = [...this.#arriving].find(({ tenant }) => sums.get(tenant) === most)!;
-      this.#giveUp(oldest, tooSlow('Too many requests are arriving, and this one has been for longest'));
+      this.#giveUp(oldest, tooSlow('Too many requests are being received, and this one is the oldest'));
     }
   }
 

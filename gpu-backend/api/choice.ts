@@ -1,6 +1,6 @@
 /**
- * One choice: the engine's tokens become the text events of one entry in `choices`. Text comes in whole characters, never
- * with a part of a stop string, and every token's log-probability stays beside the text that it stands for.
+ * Runs one choice: the engine's tokens become the text events of one entry in `choices`. Events have whole characters and
+ * never a part of a stop string; each token's log-probability comes with its text.
  */
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
@@ -12,29 +12,29 @@ import type { TokenText } from './parts.ts';
 export type ChoiceJob = {
   /** Position in the answer's `choices`. */
   readonly index: number;
-  /** Choices of one prompt share its tokens in `usage`; the first of them carries the count. */
+  /** True for the first choice of each prompt: `usage` counts a prompt's tokens once. */
   readonly countsPrompt: boolean;
   readonly request: GenerateRequest;
   readonly stops: readonly string[];
-  /** The prompt as the answer repeats it, when it does. */
+  /** The prompt's text, if the answer repeats it. */
   readonly echo: string | undefined;
-  /** Whether a stop token has an entry in the log-probabilities, as the legacy format has it. */
+  /** Whether log-probabilities include the stop token, as in the legacy format. */
   readonly scoresStopToken: boolean;
-  /** What the answer must look like; without it any text. */
+  /** Structured output and tool calls; without, any text. */
   readonly form?: AnswerForm;
 };
 
-/** What is known of a choice so far; kept up to date while it runs, so that an abort can be accounted for. */
+/** The state of a choice, kept up to date while it runs, so that an aborted one is accounted for too. */
 export type Progress = {
   completionTokens: number;
   cachedTokens: number;
-  /** Undefined until the engine has finished it, as are the next two. Times of events are on the clock of `performance`. */
+  /** This and the next two are undefined until the engine has finished the choice. Times are `performance.now()`. */
   timings: Timings | undefined;
   finishReason: FinishReason | undefined;
   finishedAt_ms: number | undefined;
   firstTokenAt_ms: number | undefined;
   tokenAt_ms: number | undefined;
-  /** Between each token and the next. */
+  /** Time between consecutive tokens. */
   readonly tokenGaps_ms: number[];
 };
 
@@ -46,7 +46,7 @@ export const notBegun = (): Progress => ({
 
 export type ChoiceEvent =
   | ({ readonly type: 'text'; readonly index: number } & Shown)
-  /** A call of a tool begins, the `call`th of the choice; its arguments follow, as JSON in pieces. */
+  /** The choice's tool call number `call` begins; its arguments follow as pieces of JSON. */
   | {
       readonly type: 'call';
       readonly index: number;
@@ -59,7 +59,7 @@ export type ChoiceEvent =
 
 type Shown = { readonly text: string; readonly pieces: readonly Piece[] };
 
-/** One token for a logprobs answer. */
+/** One token's entry in the log-probabilities. */
 export type Piece = {
   readonly tokenId: number;
   /** Where its text begins in the choice's text, in UTF-16 units. */
@@ -71,8 +71,8 @@ export type Piece = {
 };
 
 /**
- * @throws MaskrouteError what the engine throws, and `cancelled` when `signal` ended it. Leaving the
- * iteration early cancels the engine's request.
+ * Leaving the iteration early cancels the engine's request.
+ * @throws MaskrouteError as `Engine.generate`, and the reason of `signal` when it aborts.
  */
 export async function* runChoice(
   engine: Engine,
@@ -86,7 +86,7 @@ export async function* runChoice(
   const answer = new ChoiceText(tokens, job);
   try {
     for await (const event of engine.generate(job.request, AbortSignal.any([signal, own.signal]))) {
-      // After a stop string the engine only has to say that it stopped; tokens in between do not count.
+      // After a stop string only the engine's `finished` event counts.
       if (answer.stopped && event.type !== 'finished') continue;
       const { text, pieces } = answer.take(event);
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
@@ -100,7 +100,7 @@ export async function* runChoice(
       yield { type: 'finished', index, reason };
       return;
     }
-    throw new MaskrouteError('engine_failed', 'The engine ended a request without an end.');
+    throw new MaskrouteError('engine_failed', 'The engine ended a request without a result.');
   } finally {
     own.abort();
   }
@@ -118,9 +118,9 @@ function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSign
   return reason;
 }
 
-/** The text that a client sees of one choice: the echoed prompt first, then the answer. */
+/** The visible text of one choice: the echoed prompt, then the answer. */
 class ChoiceText {
-  /** A stop string came: nothing more is shown. */
+  /** A stop string was found: nothing more is shown. */
   stopped = false;
   readonly #tokens: TokenText;
   readonly #job: ChoiceJob;
@@ -128,11 +128,11 @@ class ChoiceText {
   readonly #stops: StopMatcher;
   #echo: string;
   #tokenCount = 0;
-  /** Ends of the text, echo included, that was decoded and that was shown. */
+  /** Lengths of the decoded and of the shown text, including the echo. */
   #decodedEnd: number;
   #decodedEnd_codePoints: number;
   #shownEnd: number;
-  /** Tokens whose text is not shown yet. */
+  /** Tokens whose text is held back. */
   readonly #waiting: { readonly piece: Piece; readonly end: number }[] = [];
 
   constructor(tokens: TokenText, job: ChoiceJob) {
@@ -170,14 +170,14 @@ class ChoiceText {
     const decoded = this.#decoder.push(tokenId);
     this.#decode(decoded);
     if (piece !== undefined) this.#waiting.push({ piece, end: this.#decodedEnd });
-    // Stop strings count only after so many tokens.
+    // Stop strings are not searched before min_tokens.
     if (++this.#tokenCount < this.#job.request.minTokens) return this.#show(decoded);
     const { text, stopped } = this.#stops.push(decoded);
     this.stopped = stopped;
     return this.#show(text);
   }
 
-  /** What was held back, when generation ends by itself; `last` is of a token without text. */
+  /** The held-back text, when generation has ended; `last`: log-probability of the stop token, which has no text. */
   #finish(last: TokenLogprob | undefined): Shown {
     const rest = this.#decoder.flush();
     this.#decode(rest);
@@ -206,7 +206,7 @@ class ChoiceText {
 
   #show(text: string): Shown {
     this.#shownEnd += text.length;
-    // A token that a stop string cuts belongs to the answer when some of its text does.
+    // A token that the stop string cuts counts if some of its text is shown.
     const isShown = ({ piece, end }: { piece: Piece; end: number }) =>
       this.stopped ? piece.offset < this.#shownEnd : end <= this.#shownEnd;
     const pieces: Piece[] = [];
@@ -215,7 +215,7 @@ class ChoiceText {
   }
 }
 
-/** Offsets are those of the echoed text. The BOS and the first space that the tokenizer puts before it have no place there. */
+/** Pieces of the prompt, with offsets in the echoed text, which lacks the tokenizer's BOS token and leading space. */
 function promptPieces(
   tokens: TokenText,
   job: ChoiceJob,
@@ -243,8 +243,8 @@ function promptPieces(
 const codePointsIn = (text: string): number => [...text].length;
 
 /**
- * Stop strings in a stream of text. Text that could still become a stop string is held back, so no part of
- * one is ever shown; the result does not depend on how the text was cut into pieces.
+ * Finds stop strings in streamed text. Text that may still become a stop string is held back, so no part of a stop string
+ * is ever shown. The result does not depend on how the text is cut into pieces.
  */
 export class StopMatcher {
   readonly #stops: readonly string[];
@@ -254,7 +254,7 @@ export class StopMatcher {
     this.#stops = stops;
   }
 
-  /** `text` may be shown now. After `stopped`, nothing more comes. */
+  /** @returns `text`: may be shown now; `stopped`: a stop string was found, so the text is over. */
   push(piece: string): { readonly text: string; readonly stopped: boolean } {
     this.#held += piece;
     const cut = firstCompleted(this.#held, this.#stops);
@@ -264,7 +264,7 @@ export class StopMatcher {
     return { text, stopped: cut !== undefined };
   }
 
-  /** What was held back, when the stream ends without a stop string. */
+  /** The held-back text, when the stream has ended without a stop string. */
   flush(): string {
     const text = this.#held;
     this.#held = '';
@@ -272,7 +272,7 @@ export class StopMatcher {
   }
 }
 
-/** Where the stop string that is complete first begins: what a reader of single characters would find. */
+/** Start of the stop string that ends first, as if the text were read character by character; of these the leftmost. */
 function firstCompleted(text: string, stops: readonly string[]): number | undefined {
   let start: number | undefined;
   let endMin = Number.POSITIVE_INFINITY;
@@ -286,7 +286,7 @@ function firstCompleted(text: string, stops: readonly string[]): number | undefi
   return start;
 }
 
-/** The length of the longest end of `text` that begins a stop string. */
+/** Length of the longest suffix of `text` that is a proper prefix of a stop string. */
 function heldBack(text: string, stops: readonly string[]): number {
   let longest = 0;
   for (const stop of stops) {

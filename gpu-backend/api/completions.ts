@@ -1,6 +1,7 @@
 /**
- * The three completion endpoints: a request is read, planned, run, and answered whole or as a stream. However it ends, it
- * is accounted for once; `GET /v1/answers/{id}` tells an edge that did not hear the end what the answer cost.
+ * The three completion endpoints: read a request, plan it, run it, and answer whole or as a stream. Every request is
+ * accounted for exactly once, however it ends. `GET /v1/answers/{id}` returns an answer's token counts to an edge that did
+ * not see its end.
  */
 import { Hono } from 'hono';
 import type { z } from 'zod';
@@ -36,7 +37,7 @@ export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
     });
 }
 
-/** What a request asks of an endpoint, and when its first bytes came, on the clock of `performance`. */
+/** A request's endpoint, arrival (`performance.now()`) and trace. */
 type Arrival = {
   readonly endpoint: Endpoint;
   readonly arrivedAt_ms: number;
@@ -71,7 +72,7 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
   const tenant = tenantOf(c);
   requirePlace(parts, tenant);
   const raw = await parts.bodies.readJson(c.req.raw, tenant);
-  // Others may have taken it meanwhile: only a request that is whole takes a place.
+  // Check again: others may have taken the place while the body was received.
   requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
@@ -102,7 +103,7 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
   }
 }
 
-/** Whoever holds the backend key itself is one tenant. */
+/** All holders of the backend key itself count as one tenant, ''. */
 const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
 
 /** @throws MaskrouteError `not_ready`, `queue_full`. */
@@ -111,20 +112,23 @@ function requirePlace({ lifecycle, limits, model }: ApiParts, tenant: string): v
   model.engine.expectRoom(tenant);
   const { inFlightMax } = limits;
   if (lifecycle.running >= inFlightMax) {
-    throw new MaskrouteError('queue_full', `${inFlightMax} requests are under way already.`);
+    throw new MaskrouteError('queue_full', `${inFlightMax} requests are already running or waiting.`);
   }
   const shareMax = Math.ceil(TENANT_SHARE_MAX * inFlightMax);
   if (lifecycle.runningOf(tenant) >= shareMax) {
-    throw new MaskrouteError('queue_full', `${shareMax} requests of this tenant are under way already.`);
+    throw new MaskrouteError(
+      'queue_full',
+      `${shareMax} requests of this tenant are already running or waiting.`,
+    );
   }
 }
 
-/** Timers take no more; nobody waits for weeks. */
+/** The longest time that a Node timer supports. */
 const DEADLINE_MAX_ms = 2 ** 31 - 1;
 
 /**
- * How long the caller waits for the first byte: what comes later would be computed for nobody. Undefined without the
- * header. @throws MaskrouteError `invalid_request` when it is no number of milliseconds.
+ * How long the caller waits for the first byte; after that the answer would be computed for nobody. Undefined without the
+ * header. @throws MaskrouteError `invalid_request` when the header is not a number of milliseconds.
  */
 function deadline_ms(header: string | undefined): number | undefined {
   if (header === undefined) return undefined;
@@ -135,19 +139,19 @@ function deadline_ms(header: string | undefined): number | undefined {
   return Math.min(Number(header), DEADLINE_MAX_ms);
 }
 
-/** What is asked, and by whom. */
+/** A checked request body with its endpoint and tenant. */
 type Asked = (ChatRequest | CompletionRequest | ResponsesRequest) & {
   readonly endpoint: Endpoint;
   readonly tenant: string;
 };
 
-/** A completion that has taken its place. It gives it back in `end`, which is called once. */
+/** A completion that has taken its place; `end` gives the place back and is called once. */
 type Completion = Call &
   Arrival & {
     readonly request: Asked;
     /** Aborts `signal`. */
     readonly abort: AbortController;
-    /** Aborts it when the caller's time is over. */
+    /** The timer that aborts `signal` when the caller's time is over. */
     readonly deadline: NodeJS.Timeout | undefined;
     readonly leave: () => void;
   };
@@ -193,7 +197,7 @@ const deadlineExceeded = (after_ms: number): MaskrouteError =>
     `No answer came within the ${after_ms} ms that the caller allowed.`,
   );
 
-/** Before the status is sent a failure rejects, and has a status of its own. */
+/** Rejects when the answer fails before status 200 is sent, so that the failure gets its own status. */
 async function streamed(
   parts: ApiParts,
   c: ApiContext,
@@ -236,13 +240,13 @@ async function* answerFrames(
   const head = chunkHead(parts.model, running.plan);
   const { response } = running.plan;
   const writer = response && new ResponseWriter(running, response);
-  // What it is when the client leaves in between.
+  // The outcome if the client leaves: then the generator is ended at a `yield`.
   let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
   try {
     if (writer === undefined) yield* answerChunks(parts.model, head, running);
     else yield* writer.events();
     outcome = undefined;
-    // The newer wire says by its last event that it is the last.
+    // The Responses API marks the end by its last event instead.
     if (writer === undefined) yield SSE_DONE;
   } catch (thrown) {
     outcome = toMaskrouteError(thrown);
@@ -265,8 +269,8 @@ function wholeTiming(running: RunningAnswer): string {
 }
 
 /**
- * Gives the place back, and says what it cost: to callers who ask later, to the figures and to the log. `running` is
- * undefined of a request that is refused for its prompts, or that leaves meanwhile: reading them is its whole cost.
+ * Gives the place back and records the cost: for later queries, in the metrics and in the log. `running` is undefined for a
+ * request that ended before it ran; it is charged for tokenizing its prompts.
  */
 function end(
   parts: ApiParts,

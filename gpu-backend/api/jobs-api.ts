@@ -1,6 +1,6 @@
 /**
- * Jobs over HTTP; `shared/admin/job-wire.ts` describes the endpoints. They are for holders of the backend key and for operators of
- * the edge: a job uses this machine for long.
+ * The endpoints for jobs and schedules; `shared/admin/job-wire.ts` describes their bodies. Only holders of the backend key
+ * and operators of the edge may use them, since a job occupies this machine for long.
  */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
@@ -20,7 +20,7 @@ import { sseBody, sseEvent } from './sse.ts';
 
 const DEFAULT_DATA_NAME = 'data';
 
-/** In what people know a job by. */
+/** Whether a search text is in the job's id, status, name or model. */
 const hasText = ({ id, status, request }: Job, text: string): boolean =>
   [id, status, request.name ?? '', request.model ?? ''].some((one) =>
     one.toLowerCase().includes(text.toLowerCase()),

@@ -1,6 +1,6 @@
 /**
- * What a backend remembers of its requests: Prometheus figures, and which requests made the engine fail. The figures' names
- * follow OpenTelemetry's GenAI conventions (`gen_ai.server.*`, in Prometheus spelling) and vLLM's for the engine's gauges.
+ * Prometheus metrics, and a memory of requests that made the engine fail. Metric names follow OpenTelemetry's GenAI
+ * conventions (`gen_ai.server.*`, in Prometheus spelling), and vLLM's for the engine.
  */
 import { createHash } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
@@ -20,9 +20,9 @@ type FinishedAnswer = {
   readonly choices: readonly FinishedChoice[];
 };
 
-/** What is known of a choice when its answer ends, however that ends. */
+/** A choice when its answer ends, successfully or not. */
 type FinishedChoice = {
-  /** Undefined: the engine did not finish it. */
+  /** Undefined if the engine did not finish it. */
   readonly timings: Timings | undefined;
   readonly finishReason: string | undefined;
   /** Between each token and the next. */
@@ -40,11 +40,11 @@ const FIRST_BUCKETS_s = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 const PER_TOKEN_BUCKETS_s = [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1];
 const TOTAL_BUCKETS_s = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 
-/** Masks with a name in the figures; every label is a series for each bucket of each histogram, for good. */
+/** Most masks with a label of their own, since each label adds a time series for each bucket of each histogram. */
 const NAMED_MASKS_MAX = 32;
 const OTHER_MASK = 'other';
 
-/** Codes of requests that this backend did not take, or gave up, for its own state and not for what they ask. */
+/** Errors that come from the state of this backend and not from the request. */
 const REJECTIONS: ReadonlySet<string> = new Set([
   'queue_full',
   'queue_timeout',
@@ -79,40 +79,40 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   ]);
   const rejections = counter(
     'request_rejections_total',
-    'Requests that were refused or given up for the state of this backend, by error code.',
+    'Requests refused or aborted because of the state of this backend, by error code.',
     ['reason'],
   );
-  const finished = counter('request_success_total', 'Choices that ended by themselves, by reason.', [
+  const finished = counter('request_success_total', 'Finished choices, by finish reason.', [
     'finished_reason',
   ]);
   const first = histogram(
     'gen_ai_server_time_to_first_token_seconds',
-    'From the request to its first text.',
+    'Time from the request to the first token of its answer.',
     FIRST_BUCKETS_s,
   );
   const perToken = histogram(
     'gen_ai_server_time_per_output_token_seconds',
-    'Time a token after the first.',
+    'Mean time for each token after the first.',
     PER_TOKEN_BUCKETS_s,
   );
   const betweenTokens = histogram(
     'inter_token_latency_seconds',
-    'From each token of a choice to its next.',
+    'Time between consecutive tokens of a choice.',
     PER_TOKEN_BUCKETS_s,
   );
   const total = histogram(
     'gen_ai_server_request_duration_seconds',
-    'From the request to the end of its answer.',
+    'Time from the request to the end of its answer.',
     TOTAL_BUCKETS_s,
   );
   const queued = histogram(
     'request_queue_time_seconds',
-    'From the arrival of a choice to its first step.',
+    'Time that a choice waited in the queue before its first step.',
     TOTAL_BUCKETS_s,
   );
   const gap = histogram(
     'maskroute_request_longest_step_gap_seconds',
-    'The longest that a choice waited between two of its steps.',
+    'Longest time between two consecutive steps of a choice.',
     FIRST_BUCKETS_s,
   );
   return {
@@ -145,7 +145,7 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   };
 }
 
-/** The first `most` names stand for themselves, later ones for all others. */
+/** The first `most` names keep their own label; later ones share `other`. */
 function firstNames(most: number): (name: string) => string {
   const known = new Set<string>();
   return (name) => {
@@ -157,9 +157,9 @@ function firstNames(most: number): (name: string) => string {
 const TICK_ms = 10;
 
 /**
- * The longest delay of a timer (`nodejs_eventloop_lag_max_seconds`) says that this thread stood still, and not why. What the
- * thread has computed meanwhile says it: the rest it waited for a core, which engine and tokenizer have. It begins at the first
- * scrape, so that nobody else pays for it.
+ * Event loop lag (`nodejs_eventloop_lag_max_seconds`) does not tell whether this thread computed for too long or waited for
+ * a core. This gauge measures its CPU time between two timer ticks. It starts with the first scrape, so that a backend
+ * without scrapes does not pay for it.
  */
 function workGauge(registry: Registry): void {
   let longest_ms = 0;
@@ -175,7 +175,7 @@ function workGauge(registry: Registry): void {
   };
   new Gauge({
     name: 'maskroute_http_thread_longest_work_seconds',
-    help: 'The most that the HTTP thread computed in one piece since the last scrape.',
+    help: 'Most CPU time that the HTTP thread used without a pause since the last scrape.',
     registers: [registry],
     collect() {
       if (!isWatched) watch();
@@ -189,13 +189,13 @@ function engineGauges(engine: Engine, registry: Registry): void {
   const { device, kv } = engine.model;
   new Gauge({
     name: 'maskroute_device_info',
-    help: 'What computes answers.',
+    help: 'The device that computes answers.',
     labelNames: ['device', 'adapter'],
     registers: [registry],
   }).set({ device: device.kind, adapter: device.kind === 'cpu' ? '' : device.adapter }, 1);
   new Gauge({
     name: 'maskroute_kv_cache_page_bytes',
-    help: 'What a page of the cache takes, by how keys and values are kept.',
+    help: 'Size of a page of the KV cache, by its number type.',
     labelNames: ['kv_type'],
     registers: [registry],
   }).set({ kv_type: kv.type }, kv.page_bytes);
@@ -214,44 +214,44 @@ function engineGauges(engine: Engine, registry: Registry): void {
       help,
       registers: [registry],
       collect() {
-        // The engine counts.
+        // The engine has the count.
         this.reset();
         this.inc(read(engine.stats()));
       },
     });
-  gauge('num_requests_running', 'Requests that the engine works on.', (stats) => stats.requestsRunning);
-  gauge('num_requests_waiting', 'Requests in the waiting line.', (stats) => stats.requestsWaiting);
-  gauge('maskroute_batch_size', 'Sequences that the last step computed.', (stats) => stats.batchSize);
+  gauge('num_requests_running', 'Running requests in the engine.', (stats) => stats.requestsRunning);
+  gauge('num_requests_waiting', 'Waiting requests in the queue.', (stats) => stats.requestsWaiting);
+  gauge('maskroute_batch_size', 'Sequences in the last step.', (stats) => stats.batchSize);
   gauge(
     'maskroute_longest_step_age_seconds',
-    'The longest time since its last step of a request that the engine works on.',
+    'Longest time since the last step of any running request.',
     (stats) => stats.stepAge_ms / 1000,
   );
   gauge(
     'maskroute_longest_queue_age_seconds',
-    'The longest wait so far of a request that has had no step.',
+    'Age of the oldest request that has had no step yet.',
     (stats) => stats.queueAge_ms / 1000,
   );
-  gauge('kv_cache_usage_perc', 'Share of the cache that is taken, 0 to 1.', (stats) => stats.kvCacheUsage);
-  gauge('maskroute_kv_cache_pages_used', 'Pages of the cache that are taken.', (stats) => stats.pagesUsed);
-  gauge('maskroute_kv_cache_pages', 'Pages of the cache.', (stats) => stats.pagesTotal);
-  gauge('maskroute_queue_capacity', 'Places in the waiting line.', (stats) => stats.queueCapacity);
+  gauge('kv_cache_usage_perc', 'Used share of the KV cache, 0 to 1.', (stats) => stats.kvCacheUsage);
+  gauge('maskroute_kv_cache_pages_used', 'Used pages of the KV cache.', (stats) => stats.pagesUsed);
+  gauge('maskroute_kv_cache_pages', 'Pages of the KV cache.', (stats) => stats.pagesTotal);
+  gauge('maskroute_queue_capacity', 'Capacity of the queue, in requests.', (stats) => stats.queueCapacity);
   counter(
     'prefix_cache_queries_total',
-    'Prompt tokens for which the prefix cache was asked.',
+    'Prompt tokens looked up in the prefix cache.',
     (stats) => stats.prefixQueriesTotal,
   );
   counter(
     'prefix_cache_hits_total',
-    'Prompt tokens that the prefix cache had.',
+    'Prompt tokens found in the prefix cache.',
     (stats) => stats.prefixHitsTotal,
   );
   counter(
     'num_preemptions_total',
-    'Running requests that gave their cache back, to be computed again later.',
+    'Preemptions: running requests that lost their cache and are computed again later.',
     (stats) => stats.preemptionsTotal,
   );
-  // Gauges, since the engine counts; they only rise, so rates over them are right.
+  // These gauges only rise, so rate() works on them.
   gauge('maskroute_engine_steps', 'Engine steps since the start.', (stats) => stats.stepsTotal);
   gauge(
     'maskroute_engine_prompt_tokens',
@@ -266,22 +266,22 @@ function engineGauges(engine: Engine, registry: Registry): void {
 }
 
 /*
- * Requests that made the engine fail. After the second time the same request is refused: a client that asks again and again
- * takes no step from others. Backends behind one edge each learn it for themselves, and the edge blames none for it.
+ * Requests that made the engine fail. After the second failure the same request is refused, so that a client's retries do
+ * not disturb others. Each backend learns this separately, and the edge does not count it against the backend.
  */
 
 const REMEMBERED_MAX = 1000;
-/** It was the machine, perhaps: after this long a request may try again. */
+/** The cause may have been the machine, so after this long a request may be tried again. */
 const REMEMBERED_ms = 10 * 60_000;
 const FAILURES_MAX = 2;
 
 export class FailedRequests {
-  /** How often each has failed, by the hash of who asks what. */
+  /** How often each request has failed, by the hash of its tenant, endpoint and body. */
   readonly #failures = new LRUCache<string, number>({ max: REMEMBERED_MAX, ttl: REMEMBERED_ms });
 
   /** @throws MaskrouteError `request_fails_engine`. */
   expectHarmless(request: object): void {
-    // Nothing failed lately: most of the time no hash is made.
+    // Usually nothing has failed, and no hash is computed.
     if (this.#failures.size === 0) return;
     if ((this.#failures.get(hashOf(request)) ?? 0) < FAILURES_MAX) return;
     throw new MaskrouteError(
@@ -300,7 +300,7 @@ export class FailedRequests {
   }
 }
 
-/** Without what the edge adds to each anew. */
+/** Without the edge's field `maskroute`, which differs on every attempt. */
 function hashOf(request: object): string {
   const text = JSON.stringify({ ...request, maskroute: undefined });
   return createHash('sha256').update(text).digest('base64');

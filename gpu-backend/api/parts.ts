@@ -1,6 +1,6 @@
 /**
- * What routes work with: the parts that `main.ts` wires together, what the API itself remembers, and every bound and
- * wait of it. Tests shorten the waits and bring an engine of their own.
+ * What routes use: the parts that `main.ts` wires together, the API's own state, and all its limits and timeouts. Tests
+ * shorten the timeouts and use an engine of their own.
  */
 import type { HttpBindings } from '@hono/node-server';
 import type { Tracer } from '@opentelemetry/api';
@@ -22,17 +22,16 @@ import { type Authenticate, type Caller, createAuthenticator, createScraperCheck
 import { type ArrivalLimits, Bodies } from './body.ts';
 import { createMetrics, FailedRequests, type Metrics } from './metrics.ts';
 
-/** What the API is given. */
+/** Everything that the API needs to start. */
 export type ApiOptions = {
   readonly model: ServedModel;
   readonly masks: MaskRegistry;
   readonly encoders: EncoderService;
-  /** Undefined: this backend runs none. */
+  /** Undefined: this backend runs no jobs. */
   readonly jobs: Jobs | undefined;
-  /** Of its jobs. */
   readonly schedules?: Schedules | undefined;
   readonly keys: ApiKeys;
-  /** Undefined: nothing is traced. */
+  /** Undefined: tracing is off. */
   readonly tracer: Tracer | undefined;
   readonly limits: ApiLimits;
   readonly log: Logger;
@@ -49,20 +48,20 @@ export type ServedModel = {
   readonly endTokenIds: readonly number[];
 };
 
-/** The way between text and token ids. */
+/** Encodes text to token ids and decodes it again. */
 export type TokenText = Omit<TextService, 'close' | 'table'>;
 
 type ApiKeys = {
   readonly backendKey: string;
-  /** Taken besides the backend key while that is rotated. */
+  /** A second backend key that is accepted during a rotation. */
   readonly otherBackendKey?: string | undefined;
-  /** For whoever collects `/metrics`, and for nothing else; without it only the backend key reads them. */
+  /** A key that reads `/metrics` and nothing else; without, only the backend key reads them. */
   readonly metricsKey: string | undefined;
-  /** As `createAuthenticator` has it. */
+  /** See `TokenRules` in `auth.ts`. */
   readonly audience: string | Promise<string> | undefined;
 };
 
-/** What routes are given. */
+/** Everything that routes need. */
 export type ApiParts = Omit<ApiOptions, 'keys'> & {
   readonly authenticate: Authenticate;
   /** @throws MaskrouteError `invalid_api_key`. */
@@ -71,12 +70,12 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
   readonly bodies: Bodies;
   readonly lifecycle: Lifecycle;
   /**
-   * What recent answers cost, for callers that did not hear the end of theirs: an edge whose client hung up still has to
-   * account for the tokens. Memory only: an answer that is asked for late is not there.
+   * Token counts of recent answers, by id. An edge whose client hung up does not see the end of the answer, but still has
+   * to account for its tokens. In memory only, so the oldest are dropped.
    */
   readonly recentAnswers: LRUCache<string, AnswerUsage & { readonly finished: boolean }>;
   readonly failedRequests: FailedRequests;
-  /** The masks of recent requests: their next requests should come here. The latest comes first. */
+  /** Masks of recent requests, latest first; an edge prefers this backend for them. */
   readonly recentMasks: LRUCache<string, true>;
 };
 
@@ -99,14 +98,14 @@ export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiPart
   };
 }
 
-/** Which completions are under way, so that a stop can wait for them, and after a while end them. */
+/** Tracks running completions, so that a shutdown can wait for them and, after a while, abort them. */
 export class Lifecycle {
-  /** With the tenant of each. */
+  /** Each completion's controller and its tenant. */
   readonly #running = new Map<AbortController, string>();
   readonly #stop = new AbortController();
   readonly #idle = Promise.withResolvers<void>();
 
-  /** Aborts when the drain begins, with the error for all that comes too late. */
+  /** Aborts when the drain begins; its reason is the error for later requests. */
   get stopping(): AbortSignal {
     return this.#stop.signal;
   }
@@ -123,7 +122,7 @@ export class Lifecycle {
     return [...this.#running.values()].filter((one) => one === tenant).length;
   }
 
-  /** Call the result once the answer has ended, however it did. */
+  /** Registers a completion. @returns a function to call when it has ended, successfully or not. */
   begin(abort: AbortController, tenant: string): () => void {
     this.#running.set(abort, tenant);
     return () => {
@@ -132,7 +131,7 @@ export class Lifecycle {
     };
   }
 
-  /** Refuses new completions from now on; resolves when none runs, ending them after `limit_ms`, or `ending_ms` later. */
+  /** Refuses new completions, aborts running ones after `limit_ms`, and resolves when none runs, at most `ending_ms` later. */
   async drain(limit_ms: number, ending_ms: number): Promise<void> {
     const shutDown = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
     this.#stop.abort(shutDown);
@@ -155,33 +154,33 @@ export type ApiEnv = {
 
 export type ApiContext = Context<ApiEnv>;
 
-/** They stay when the request fails later. */
+/** Sets response headers, which stay even if the request fails later. */
 export function setHeaders(c: ApiContext, headers: Record<string, string>): void {
   for (const [name, value] of Object.entries(headers)) c.header(name, value);
 }
 
 export type ApiLimits = ArrivalLimits & {
-  /** Completions that are under way, once their bodies are whole: more than the engine's line holds, yet bounded. */
+  /** Most running completions, counted from the complete body on; larger than the engine's queue. */
   readonly inFlightMax: number;
-  /** Prompts times `n` in one request. */
+  /** Most choices of one request: prompts times `n`. */
   readonly choicesMax: number;
-  /** Choices of one request that are in the engine at a time, so that one request cannot fill the line. */
+  /** Most choices of one request in the engine at a time, so that one request cannot fill the queue. */
   readonly choicesAtOnce: number;
   /** How long a streaming answer waits for its first event before it commits to status 200. */
   readonly commit_ms: number;
-  /** A comment goes out when a stream has been silent for so long. */
+  /** A stream without events for this long sends a comment. */
   readonly keepalive_ms: number;
-  /** A client that takes nothing for so long is gone. */
+  /** A client that reads nothing for this long counts as gone. */
   readonly stall_ms: number;
-  /** How long a choice of an admitted request keeps asking for a place in a full line. */
+  /** How long a later choice of an admitted request retries while the queue is full. */
   readonly readmit_ms: number;
-  /** An engine that gives no sign of life for so long is stuck. Longer than a step of a large model on a slow machine. */
+  /** An engine that does not answer for this long is stuck. Longer than a step of a large model on a slow machine. */
   readonly engineSilence_ms: number;
-  /** How long running requests may take to finish after a signal to stop. */
+  /** How long running requests may take to finish after a stop signal; then they are aborted. */
   readonly drain_ms: number;
-  /** How long requests that the stop has ended may take to let go before it goes on without them. */
+  /** How long aborted requests may take to end; then the shutdown continues without them. */
   readonly ending_ms: number;
-  /** How long the last bytes may take to reach their clients once every answer has ended. */
+  /** How long the last bytes may take to reach their clients after every answer has ended. */
   readonly flush_ms: number;
 };
 

@@ -1,4 +1,4 @@
-/** From a checked body to a plan that can run: mask, prompts as token ids, choices and sampling of both endpoints. */
+/** Turns a checked request body into a plan that can run: mask, prompts as token ids, choices, sampling. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -17,17 +17,17 @@ export type Endpoint = 'chat' | 'completions' | 'responses';
 /** A checked request, ready to run. */
 export type AnswerPlan = {
   readonly endpoint: Endpoint;
-  /** The edge's name for the completion, or else the request's. */
+  /** The completion's id from the edge, or else the request's id. */
   readonly id: string;
   /** As the client wrote it. */
   readonly modelName: string;
   readonly mask: ChosenMask;
-  /** The edge's decision; empty on a direct call. */
+  /** The edge's routing decision, which the answer repeats; empty on a direct call. */
   readonly route: RouteEcho;
   readonly jobs: readonly ChoiceJob[];
-  /** On the newer wire: its answer repeats what was asked. */
+  /** For the Responses API, whose answers repeat the request. */
   readonly response?: ResponsesRequest;
-  /** When it was asked for. */
+  /** When the request was planned. */
   readonly created_s: number;
   readonly withLogprobs: boolean;
   readonly stream: boolean;
@@ -36,19 +36,19 @@ export type AnswerPlan = {
 
 type ChosenMask = { readonly id: MaskId; readonly sparsity: number; readonly plan: MaskPlan };
 
-/** Who asks, and until when somebody waits for the answer. */
+/** The caller of a completion; `signal` aborts when nobody waits for the answer any more. */
 export type Call = {
   readonly id: string;
   readonly requestId: string;
   readonly caller: Caller;
   readonly signal: AbortSignal;
-  /** What reading the prompts has cost so far, also when it fails. */
+  /** Tokens of the prompts that were tokenized so far, also if that fails. */
   readonly spent: { tokens: number };
 };
 
 type PlanParts = Pick<ApiParts, 'model' | 'masks' | 'limits'>;
 
-/** What a request asks for, whichever endpoint's names it uses. */
+/** The fields that the endpoints name differently. */
 type Wanted = {
   readonly endpoint: Endpoint;
   /** Undefined: until the context is full. */
@@ -109,7 +109,7 @@ export async function planCompletion(
   return { ...frame, jobs: choiceJobs(parts.model, call, request, wanted, frame.mask, prompts) };
 }
 
-/** All but the choices: what can be checked before the prompts are read, which costs more. */
+/** The plan without its choices. All cheap checks are here, before the prompts are tokenized. */
 async function planFrame(
   { model, masks, limits }: PlanParts,
   { id, caller }: Call,
@@ -151,7 +151,7 @@ function chosenMask(
 ): ChosenMask {
   const id = maskId(engine.model.hash, plan.mask);
   if (splitModelName(model).dense && id !== DENSE_MASK_ID) {
-    throw refusal('mask', `A model name that ends in ${DENSE_SUFFIX} takes no mask but "dense".`);
+    throw refusal('mask', `A model name that ends in ${DENSE_SUFFIX} allows only the mask "dense".`);
   }
   return { id, sparsity: sparsity(plan.mask), plan };
 }
@@ -167,7 +167,7 @@ function requireCount(request: ChatRequest | CompletionRequest, choicesMax: numb
   const count = (several ? prompt.length : 1) * (request.n ?? 1);
   if (count <= choicesMax) return;
   const param = several ? 'prompt' : 'n';
-  throw refusal(param, `${param}: prompts times n is ${count}, the most is ${choicesMax}.`);
+  throw refusal(param, `${param}: prompts times n is ${count}; the maximum is ${choicesMax}.`);
 }
 
 function requireMinTokens(minTokens: number, maxTokens: number | undefined): void {
@@ -175,7 +175,7 @@ function requireMinTokens(minTokens: number, maxTokens: number | undefined): voi
   throw refusal('min_tokens', `min_tokens: ${minTokens} is more than max_tokens, ${maxTokens}.`);
 }
 
-/** Echoed as it came, but flat: what a client nests in there could be too deep to write out again. */
+/** The fields that are not nested, since deep nesting could overflow the stack when they are written out again. */
 const plainFields = (route: RouteEcho): RouteEcho =>
   Object.fromEntries(
     Object.entries(route).filter(
@@ -205,7 +205,7 @@ function choiceJobs(
         countsPrompt: choice === 0,
         stops,
         echo: echo ? text : undefined,
-        // lm-evaluation-harness takes the last entry for the one token that it let the model generate.
+        // lm-evaluation-harness drops the last entry as that of the one token that it lets the model generate.
         scoresStopToken: endpoint === 'completions',
         request: {
           requestId: engineRequestId(requestId),
@@ -241,7 +241,7 @@ const samplingOf = (request: ChatRequest | CompletionRequest): Sampling => ({
   seed: request.seed ?? undefined,
 });
 
-/** Choices of one prompt differ: each adds its number to the request's seed. */
+/** Each choice of a prompt adds its number to the request's seed, so that the choices differ. */
 const withChoiceSeed = (sampling: Sampling, choice: number): Sampling =>
   sampling.seed === undefined ? sampling : { ...sampling, seed: sampling.seed + choice };
 
@@ -249,11 +249,11 @@ const withChoiceSeed = (sampling: Sampling, choice: number): Sampling =>
 
 type Prompt = {
   readonly tokenIds: Int32Array;
-  /** What `echo` repeats. */
+  /** For `echo`. */
   readonly text: string;
 };
 
-/** Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`, and what the reading of text does. */
+/** Rejects with MaskrouteError `invalid_request`, `context_length_exceeded`, and as `TextService.encode`. */
 async function chatPrompt(
   model: ServedModel,
   { messages }: ChatRequest,
@@ -272,8 +272,8 @@ async function chatPrompt(
 }
 
 /**
- * One prompt, a list of prompts, or the same in token ids. Special tokens that a text spells out are text, unless the
- * request asks otherwise; ids are what they are. Rejects as `chatPrompt`.
+ * The field `prompt`: one prompt or a list, as text or as token ids. Special tokens spelled out in a text are plain text,
+ * unless the request sets `parse_special`. Rejects as `chatPrompt`.
  */
 async function completionPrompts(
   model: ServedModel,
@@ -325,7 +325,7 @@ async function idPrompts(
     const unknown = ids.find((id) => id >= vocabularySize);
     if (unknown !== undefined) throw unknownToken('prompt', unknown, vocabularySize);
     found.push({ tokenIds: Int32Array.from(ids), text: isEchoed ? textOf(model, ids) : '' });
-    // Other requests' tokens go out between two long prompts.
+    // Lets other requests' tokens go out between long prompts.
     if (prompts.length > 1) await nextTurn();
   }
   return found;
@@ -336,7 +336,7 @@ function textOf(model: ServedModel, ids: readonly number[]): string {
   return ids.map((id) => decoder.push(id)).join('') + decoder.flush();
 }
 
-/** What has more bytes than the longest tokens could hold needs no reading to be refused. */
+/** Refuses text by its bytes, without tokenizing it, if even the longest tokens would be too many. */
 function refuseLongText(model: ServedModel, texts: readonly string[], param: string): void {
   const bytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
   const tokensMin = Math.ceil(bytes / model.text.tokenBytesMax);
@@ -344,7 +344,7 @@ function refuseLongText(model: ServedModel, texts: readonly string[], param: str
 }
 
 const empty = (param: string): MaskrouteError =>
-  refusal(param, `${param}: it is empty; this model needs a first token.`);
+  refusal(param, `${param}: the prompt is empty; this model needs at least one token.`);
 
 const unknownToken = (param: string, tokenId: number, vocabularySize: number): MaskrouteError =>
   refusal(param, `${param}: token ${tokenId} is outside the vocabulary of ${vocabularySize} tokens.`);

@@ -1,4 +1,4 @@
-/** An answer on OpenAI's newer wire: one `response` object, or its events in the order in which the official client reads them. */
+/** Formats answers for OpenAI's Responses API: a `response` object, or events in the order that the official client expects. */
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
 import { errorEventOf, type ResponsesRequest } from '../../shared/wire/responses.ts';
@@ -7,7 +7,7 @@ import type { ChoiceEvent } from './choice.ts';
 import { sseEvent } from './sse.ts';
 import { answerId, infoOf, usageOf, type WholeChoice, wholeChoices } from './wire.ts';
 
-/** The whole answer's body. Rejects with what the choice throws. */
+/** The body of a whole answer. Rejects with the choice's error. */
 export async function wholeResponse(running: RunningAnswer, request: ResponsesRequest): Promise<object> {
   const [choice] = await wholeChoices(running);
   return ended(running, request, outputOf(running.plan.id, choice!), choice!.reason);
@@ -40,7 +40,7 @@ const textOutput = (id: string, text: string | undefined, status: Status): TextO
 function outputOf(id: string, { text, calls, reason }: WholeChoice): Output[] {
   const last: Status = reason === 'length' ? 'incomplete' : 'completed';
   const isTextLast = calls.length === 0;
-  // An answer that says nothing is still an answer.
+  // An answer without text and calls still has a message.
   const said =
     text === '' && !isTextLast ? [] : [textOutput(`msg_${id}`, text, isTextLast ? last : 'completed')];
   return [
@@ -59,7 +59,7 @@ function outputOf(id: string, { text, calls, reason }: WholeChoice): Output[] {
   ];
 }
 
-/** What the client asked for is in the object, as the official one has it. */
+/** The `response` object; like OpenAI's it repeats the request's settings. */
 function response(
   { plan }: RunningAnswer,
   request: ResponsesRequest,

@@ -1,4 +1,4 @@
-/** The app on a port: time limits for slow senders, and a stop that loses nothing. */
+/** Serves the app on a port, with time limits for slow senders and a graceful shutdown. */
 import { once } from 'node:events';
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
@@ -7,11 +7,11 @@ import { createAdaptorServer } from '@hono/node-server';
 import { createApp } from './api-app.ts';
 import { type ApiOptions, openParts } from './parts.ts';
 
-/** A client gets so long to send its headers. */
+/** Longest time for a request's headers. */
 const HEADERS_TIMEOUT_ms = 10_000;
 /**
- * And so long for its whole request: enough for the largest upload at 0.6 Mbit/s. Bodies of JSON have a time of their own
- * (`body.ts`), an upload that stands still is given up (`jobs/job-store.ts`), and no connection waits for a body that nobody reads.
+ * Longest time for a whole request: enough for the largest upload at 0.6 Mbit/s. JSON bodies have a shorter limit
+ * (`body.ts`), and a stalled upload is aborted (`jobs/job-store.ts`).
  */
 const REQUEST_TIMEOUT_ms = 3_600_000;
 /** Longer than common proxies keep idle connections, so that they close first. */
@@ -21,18 +21,18 @@ const SWEEP_ms = 500;
 export type RunningServer = {
   readonly url: string;
   /**
-   * Readiness turns to 503, new completions are refused and connections are not kept; resolves when what ran has
-   * finished (bounded by `drain_ms`). What answers cost can still be asked.
+   * `/readyz` returns 503, new completions are refused and connections are not kept alive; resolves when the running
+   * completions have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
    */
   drain(): Promise<void>;
-  /** Drains; then the port closes. */
+  /** Drains, then closes the port. */
   close(): Promise<void>;
 };
 
 type Fetch = ReturnType<typeof createApp>['fetch'];
 
-/** Who asks next gets a turn of the event loop of its own, behind all who asked before. */
-function lineOfTurns(): () => Promise<void> {
+/** @returns a function whose calls resolve in order, each in its own turn of the event loop. */
+function turnQueue(): () => Promise<void> {
   let last: Promise<void> = Promise.resolve();
   return () => {
     last = last.then(() => nextTurn());
@@ -41,21 +41,21 @@ function lineOfTurns(): () => Promise<void> {
 }
 
 /**
- * One poll of the sockets may bring a hundred requests. All of them at once would hold up the tokens of every answer, so each gets
- * a turn of the event loop, in the order in which they came.
+ * Handles one request in each turn of the event loop, in order of arrival. One poll of the sockets may bring a hundred
+ * requests, which would delay the tokens of every answer if they were handled in one turn.
  */
 export function oneATurn(fetch: Fetch): Fetch {
-  const turn = lineOfTurns();
+  const turn = turnQueue();
   return async (...request) => {
     await turn();
     return fetch(...request);
   };
 }
 
-/** The same for new connections: the first request of each is not read before its turn. */
+/** The same for new connections: each is read from its own turn on. */
 export function readOneATurn(server: Server): void {
-  const turn = lineOfTurns();
-  // As `net.createServer` takes it, which `http.createServer` does not pass on.
+  const turn = turnQueue();
+  // An option of `net.createServer` that `http.createServer` does not pass on.
   Object.assign(server, { pauseOnConnect: true });
   server.on('connection', async (socket: Socket) => {
     await turn();
@@ -63,7 +63,7 @@ export function readOneATurn(server: Server): void {
   });
 }
 
-/** The adaptor hangs up on unread bodies of all other methods. A connection that is not kept ends with its answer. */
+/** Ends the connection after a GET or HEAD with a body, which nobody reads. For other methods the adaptor does this. */
 function keepNoUnreadBody({ method, headers }: IncomingMessage, response: ServerResponse): void {
   const hasBody = 'content-length' in headers || 'transfer-encoding' in headers;
   if (hasBody && (method === 'GET' || method === 'HEAD')) response.shouldKeepAlive = false;
@@ -93,9 +93,8 @@ export async function startServer(
   let closing: Promise<void> | undefined;
   let sweep: NodeJS.Timeout | undefined;
   const drain = () => {
-    // Clients keep connections open; each goes once its last answer is out, so that they come back on new ones, which a
-    // balancer leads to others.
-    // After the sockets were read: a connection whose next request is there already is not idle.
+    // Idle connections are closed, so that clients reconnect and a load balancer routes them to other backends.
+    // `setImmediate` comes after the sockets are read: a connection with a new request is then not idle.
     sweep ??= setInterval(() => setImmediate(() => server.closeIdleConnections()), SWEEP_ms);
     draining ??= parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
     return draining;

@@ -1,6 +1,6 @@
 /**
- * Server-sent events: framing, keepalive comments while the source is silent, and backpressure. The body is
- * pulled, never pushed: a client that does not read stops the source, and after a while its request.
+ * Server-sent events: framing, keepalive comments while the source is silent, and backpressure. The client pulls the body:
+ * if it stops reading, the source pauses, and after `stall_ms` its request ends.
  */
 
 export const sseEvent = (event: string, value: unknown): string => `event: ${event}\n${sseData(value)}`;
@@ -18,8 +18,8 @@ type SseBodyOptions = {
 };
 
 /**
- * `frames` yields framed events and never rejects: a failure is an event of its own. It is begun at once, so that it
- * gets to its end also when the client is gone before it has read anything.
+ * `frames` yields framed events and never rejects; a failure is an event. It is started at once, so that its `finally` runs
+ * even if the client leaves before reading anything.
  */
 export function sseBody(
   frames: AsyncGenerator<string, void>,
@@ -49,12 +49,12 @@ export function sseBody(
         void frames.return().catch(() => {});
       },
     },
-    // Zero: one event is in flight, the rest wait in the source.
+    // No buffer: the next event is pulled only when the client reads.
     { highWaterMark: 0 },
   );
 }
 
-/** The value, or undefined when it takes longer than `limit_ms`. */
+/** Resolves with the value, or with undefined after `limit_ms`; rejects as `promise`. */
 export async function within<Value>(promise: Promise<Value>, limit_ms: number): Promise<Value | undefined> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<undefined>((resolve) => {

@@ -1,4 +1,4 @@
-/** Sends the backend's spans to a collector, in batches. What the collector does not take in time is lost. */
+/** Exports the backend's spans to a collector, in batches. Spans that it does not accept in time are lost. */
 import type { Tracer } from '@opentelemetry/api';
 import { type ExportResult, ExportResultCode } from '@opentelemetry/core';
 import { OTLPTraceExporter } from '@opentelemetry/exporter-trace-otlp-proto';
@@ -11,12 +11,12 @@ import { within } from './sse.ts';
 
 export type Tracing = {
   readonly tracer: Tracer;
-  /** Sends what waits, in bounded time. Never rejects. */
+  /** Exports the waiting spans, in bounded time. Never rejects. */
   close(): Promise<void>;
 };
 
 const EXPORT_ms = 5000;
-/** A stop does not wait longer for a collector that is away. */
+/** How long a shutdown waits for an unreachable collector. */
 const CLOSE_ms = 3000;
 const BATCH_ms = 1000;
 const WAITING_SPANS_MAX = 4096;
@@ -25,7 +25,7 @@ const WAITING_SPANS_MAX = 4096;
 export function openTracing({ url, headers, share }: Collector, log: Logger): Tracing {
   const exporter = new OTLPTraceExporter({ url, headers, timeoutMillis: EXPORT_ms });
   const processor = new BatchSpanProcessor({
-    exporter: new SparingExporter(exporter, log),
+    exporter: new LoggingExporter(exporter, log),
     scheduledDelayMillis: BATCH_ms,
     maxQueueSize: WAITING_SPANS_MAX,
     exportTimeoutMillis: EXPORT_ms,
@@ -42,27 +42,27 @@ export function openTracing({ url, headers, share }: Collector, log: Logger): Tr
   };
 }
 
-/** Tells the log once that the collector takes nothing, and once that it does again. */
-class SparingExporter implements SpanExporter {
+/** Logs once when exports begin to fail, and once when they work again. */
+class LoggingExporter implements SpanExporter {
   readonly #exporter: SpanExporter;
   readonly #log: Logger;
-  #isAway = false;
+  #isFailing = false;
 
   constructor(exporter: SpanExporter, log: Logger) {
     this.#exporter = exporter;
     this.#log = log;
   }
 
-  export(spans: ReadableSpan[], told: (result: ExportResult) => void): void {
+  export(spans: ReadableSpan[], done: (result: ExportResult) => void): void {
     this.#exporter.export(spans, (result) => {
       const isLost = result.code !== ExportResultCode.SUCCESS;
-      if (isLost && !this.#isAway) {
+      if (isLost && !this.#isFailing) {
         const reason = String(result.error?.message ?? 'unknown');
         this.#log.warn({ spans: spans.length, reason }, 'traces are lost: the collector does not take them');
       }
-      if (!isLost && this.#isAway) this.#log.info('traces are exported again');
-      this.#isAway = isLost;
-      told(result);
+      if (!isLost && this.#isFailing) this.#log.info('traces are exported again');
+      this.#isFailing = isLost;
+      done(result);
     });
   }
 

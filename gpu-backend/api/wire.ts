@@ -1,6 +1,6 @@
 /**
- * An answer as its client reads it: the bodies of both OpenAI formats, chat and legacy completions, whole or in chunks,
- * with what the answer cost. How it runs is in `answer.ts`, how it is sent in `completions.ts`.
+ * Formats answers as OpenAI's chat completions and legacy completions, whole or in chunks, with usage. `answer.ts` runs
+ * them, `completions.ts` sends them.
  */
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
 import type {
@@ -17,7 +17,7 @@ import type { ServedModel, TokenText } from './parts.ts';
 import type { AnswerPlan, Endpoint } from './plan.ts';
 import { sseData, sseEvent } from './sse.ts';
 
-/** The whole answer's body. Rejects with what the first failing choice throws. */
+/** The body of a whole answer. Rejects with the error of the first choice that fails. */
 export async function wholeAnswer(model: ServedModel, running: RunningAnswer): Promise<object> {
   const { plan } = running;
   const format = formatOf(plan);
@@ -33,7 +33,7 @@ export async function wholeAnswer(model: ServedModel, running: RunningAnswer): P
   };
 }
 
-/** A choice, all of it. */
+/** A complete choice. */
 export type WholeChoice = {
   text: string;
   readonly pieces: Piece[];
@@ -41,7 +41,7 @@ export type WholeChoice = {
   reason: FinishReason;
 };
 
-/** Rejects with what the first failing choice throws. */
+/** Rejects with the error of the first choice that fails. */
 export async function wholeChoices({ plan, events }: RunningAnswer): Promise<WholeChoice[]> {
   const choices = plan.jobs.map((): WholeChoice => ({ text: '', pieces: [], calls: [], reason: 'stop' }));
   for await (const event of events) {
@@ -64,11 +64,11 @@ export async function wholeChoices({ plan, events }: RunningAnswer): Promise<Who
   return choices;
 }
 
-/** What every chunk of one answer begins with. */
+/** The fields that all chunks of an answer begin with. */
 export const chunkHead = (model: ServedModel, plan: AnswerPlan): object =>
   envelope(model, plan, formatOf(plan).chunkObject);
 
-/** The answer as framed chunks, without `[DONE]`. Rejects with what the first failing choice throws. */
+/** The answer as framed chunks, without `[DONE]`. Rejects with the error of the first choice that fails. */
 export async function* answerChunks(
   { text }: ServedModel,
   head: object,
@@ -105,7 +105,7 @@ export async function* answerChunks(
   if (plan.includeUsage) yield usageChunk(head, running);
 }
 
-/** A late failure, after what was sent. The tokens were spent, so a client that counts them hears of them. */
+/** The frames of a failure after status 200: usage, if the client asked for it, and an `error` event. */
 export function* failureFrames(
   head: object,
   running: RunningAnswer,
@@ -118,7 +118,7 @@ export function* failureFrames(
 const usageChunk = (head: object, running: RunningAnswer): string =>
   sseData({ ...head, choices: [], usage: usageOf(running), maskroute: infoOf(running) });
 
-/** It follows from the edge's name for the completion, so that the edge knows it without reading the answer. */
+/** Derived from the edge's id for the completion, so that the edge knows the answer's id without reading the answer. */
 export const answerId = (plan: AnswerPlan): string =>
   (plan.response === undefined ? formatOf(plan).idPrefix : 'resp_') + plan.id;
 
@@ -130,7 +130,7 @@ const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object 
   system_fingerprint: `fp_${model.engine.model.hash.slice(0, 12)}_${plan.mask.id}`,
 });
 
-/** The tokens so far, as OpenAI counts them. */
+/** The token counts so far, in OpenAI's format. */
 export function usageOf({ plan, progress }: RunningAnswer): Usage {
   let promptTokens = 0;
   let cachedTokens = 0;
@@ -150,7 +150,7 @@ export function usageOf({ plan, progress }: RunningAnswer): Usage {
   };
 }
 
-/** Several choices: the longest wait, and the engine's time summed. */
+/** The answer's `maskroute` object. For several choices: the longest time in the queue, sums of prefill and decode. */
 export function infoOf(running: RunningAnswer): MaskrouteInfo {
   const { route, mask } = running.plan;
   const { prompt_tokens, completion_tokens } = usageOf(running);
@@ -183,7 +183,7 @@ type Format = {
   whole(index: number, choice: WholeChoice, logprobs: object | null): object;
 };
 
-/** The name and the id come first, then the arguments in pieces. Only chats have calls. */
+/** A chat chunk's choice with a tool call: first id and name, then pieces of the arguments. */
 function callDelta(event: Extract<ChoiceEvent, { type: 'call' | 'arguments' }>): object {
   const head = { index: event.call };
   const call =
@@ -200,7 +200,7 @@ const legacyChoice = (index: number, text: string, logprobs: object | null, reas
   finish_reason: reason,
 });
 
-/** The newer wire has its own (`responses-wire.ts`). */
+/** The Responses API has its own format (`responses-wire.ts`). */
 const formatOf = ({ endpoint }: AnswerPlan): Format =>
   FORMATS[endpoint === 'completions' ? endpoint : 'chat'];
 
@@ -248,7 +248,7 @@ const FORMATS: Record<Exclude<Endpoint, 'responses'>, Format> = {
   },
 };
 
-/** What OpenAI writes for an impossible token; JSON has no minus infinity. */
+/** OpenAI's value for an impossible token, since JSON has no -∞. */
 const LOGPROB_MIN = -9999;
 
 const finite = (logprob: number): number => Math.max(logprob, LOGPROB_MIN);
@@ -277,7 +277,7 @@ function chatLogprobs(tokens: TokenText, pieces: readonly Piece[]): ChatLogprobs
   };
 }
 
-/** The chosen token is always among the alternatives, as OpenAI has it: up to N + 1 entries. */
+/** As in OpenAI's format, the alternatives always include the chosen token: up to N + 1 entries. */
 function completionLogprobs(tokens: TokenText, pieces: readonly Piece[]): CompletionLogprobs {
   return {
     tokens: pieces.map((piece) => tokenName(tokens, piece.tokenId)),
@@ -287,7 +287,7 @@ function completionLogprobs(tokens: TokenText, pieces: readonly Piece[]): Comple
       const names: Record<string, number> = {};
       for (const { tokenId, logprob: value } of [...logprob.top, logprob]) {
         const name = tokenName(tokens, tokenId);
-        // Two ids may share a name; the likelier one comes first and keeps it.
+        // Two ids may have the same name; the likelier comes first and counts.
         if (!Object.hasOwn(names, name)) names[name] = finite(value);
       }
       return names;
@@ -296,7 +296,7 @@ function completionLogprobs(tokens: TokenText, pieces: readonly Piece[]): Comple
   };
 }
 
-/** A token whose bytes are not whole characters is written `bytes:\xe2\x82`, as OpenAI does. */
+/** A token whose bytes are not valid UTF-8 is written `bytes:\xe2\x82`, as OpenAI does. */
 function tokenName(tokens: TokenText, tokenId: number): string {
   const bytes = tokens.tokenBytes(tokenId);
   try {

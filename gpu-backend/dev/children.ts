@@ -1,7 +1,7 @@
 /**
- * The child processes of `npm start`: the backend may crash without the edge, and the edge takes workerd with it when it
- * ends. A child that dies is started again on its old port, later each time that it dies soon, and so is a child that lives and
- * does not answer any more. Both ends of the channel between parent and child are here.
+ * The child processes of `npm start`: the backend and the edge, which includes workerd, so that one can crash without the
+ * other. A child that dies or no longer answers is restarted on its old port, with a growing delay if it dies soon. Both
+ * ends of the channel between parent and child are in this file.
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
@@ -14,24 +14,24 @@ import type { BackendOptions } from '../main.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
 type ChildOptions<Config> = {
-  /** For people, and the entry's only argument: `backend`, `edge`. */
+  /** `backend` or `edge`: for messages, and the entry's only argument. */
   readonly name: string;
-  /** A part of the product unless it is named. */
+  /** The script to run; this file unless given. */
   readonly entry?: URL;
   readonly config: Config;
   /** The child's output goes to the end of this file. */
   readonly logFile: string;
-  /** Tests wait for less. */
+  /** Shorter in tests. */
   readonly probe?: typeof PROBE;
   readonly start_ms?: number;
 };
 
-/** A large model on a slow disk takes a minute; what takes longer than this hangs. */
+/** Longest start: a large model on a slow disk takes a minute, so after this long the child hangs. */
 const START_ms = 10 * 60_000;
 
 /**
- * Every child says at `/healthz` whether it can still do its work. A child that fails `failuresMax` times in a row is killed: its engine
- * has stopped, its workerd did not come back, or it hangs.
+ * The liveness probe of each child, `/healthz`. After `failuresMax` failures in a row the child is killed: its engine has
+ * stopped, its workerd did not come back, or it hangs.
  */
 const PROBE = { every_ms: 5000, timeout_ms: 10_000, failuresMax: 3 };
 
@@ -45,12 +45,12 @@ export type Supervised = {
 };
 
 const RESTART_DELAY_ms = { first: 250, max: 10_000 };
-/** A child that ran this long starts again with the first delay. */
+/** After running this long a child is restarted with the first delay again. */
 const STEADY_ms = 60_000;
 
 /**
- * The first start must succeed, and `signal` calls it off; later ones are tried until the child drains or stops.
- * `say` gets one line whenever the child died or came back.
+ * Starts a child and restarts it until it is drained or stopped. The first start must succeed; `signal` cancels it. `say`
+ * gets a line whenever the child died or runs again.
  * @throws as {@link startChild}.
  */
 export async function supervise<Config extends { readonly port: number }>(
@@ -62,7 +62,7 @@ export async function supervise<Config extends { readonly port: number }>(
   const { url } = child;
   const again = { ...options, config: { ...options.config, port: Number(new URL(url).port) } };
   const stopping = new AbortController();
-  /** It is not started again. */
+  /** Aborts when the child is drained or stopped: it is not restarted any more. */
   const leaving = new AbortController();
 
   const keepRunning = async () => {
@@ -107,7 +107,7 @@ export async function supervise<Config extends { readonly port: number }>(
   };
 }
 
-/** How a child ended: by itself, or killed here because it did not answer any more. A child that is being stopped is left alone. */
+/** Why a child ended: by itself, or killed here because it no longer answered. Does not kill a child that is being stopped. */
 async function endOf(child: Child, probe: typeof PROBE, stopping: AbortSignal): Promise<string> {
   const over = new AbortController();
   const ended = child.ended.finally(() => over.abort());
@@ -122,7 +122,7 @@ async function endOf(child: Child, probe: typeof PROBE, stopping: AbortSignal): 
     failures = isWell ? 0 : failures + 1;
   }
   await child.stop(0);
-  return 'it did not answer any more';
+  return 'it no longer answered';
 }
 
 async function answersWell(url: string, signal: AbortSignal): Promise<boolean> {
@@ -135,25 +135,25 @@ async function answersWell(url: string, signal: AbortSignal): Promise<boolean> {
   }
 }
 
-/** `workerUrl`: the edge's worker itself, past the door in front of it. */
+/** `workerUrl`: the edge's worker without the proxy in front of it (`local-edge.ts`). */
 type Addresses = { readonly url: string; readonly workerUrl?: string | undefined };
 
 type Child = Addresses & {
   readonly pid: number;
   /** Resolves with the reason once the process has ended. */
   readonly ended: Promise<string>;
-  /** Takes no new work; resolves when none runs, when the process has ended, or after `limit_ms`. */
+  /** Refuses new work; resolves when none runs, when the process has ended, or after `limit_ms`. */
   drain(limit_ms: number): Promise<void>;
-  /** Closes in good order; killed when that takes longer than `limit_ms`. */
+  /** Shuts down gracefully; kills the child after `limit_ms`. */
   stop(limit_ms: number): Promise<void>;
 };
 
-/** How long a child may take to end whose start is called off, or takes too long. */
+/** How long a child may take to end after its start was cancelled or timed out. */
 const CALLED_OFF_ms = 3000;
 
 /**
- * @throws MaskrouteError the child's own reason, or `start_failed` when it ends without one or does not start in time; the
- * reason of `signal`. Nothing is left of the child then.
+ * @throws MaskrouteError the child's own error, or `start_failed` when it ends without one or does not start in time; the
+ * reason of `signal`. The child has ended by then.
  */
 export async function startChild<Config>(
   options: ChildOptions<Config>,
@@ -162,7 +162,7 @@ export async function startChild<Config>(
   signal?.throwIfAborted();
   const { start_ms = START_ms } = options;
   const log = await open(options.logFile, 'a', 0o600);
-  // A group of its own: a Ctrl-C in the terminal reaches the parent alone, and the group can be ended whole.
+  // A process group of its own: a Ctrl-C in the terminal reaches only the parent, and the group can be killed as a whole.
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
@@ -172,7 +172,7 @@ export async function startChild<Config>(
     killGroup(child.pid);
     return signal === null ? `exit code ${code}` : `signal ${signal}`;
   });
-  // To a child that has just died nothing can be sent; `ended` says so.
+  // Sending to a dead child fails, which is ignored: `ended` reports it.
   const tell = (message: ToChild<Config>) => child.connected && child.send(message, () => undefined);
   const stop = async (limit_ms: number) => {
     tell({ type: 'stop' });
@@ -219,17 +219,17 @@ export async function startChild<Config>(
   };
 }
 
-/** Ends what the child started too: workerd outlives a killed parent and would keep the port. */
+/** Kills the child and what it started: workerd survives a killed parent and would keep the port. */
 function killGroup(pid: number | undefined): void {
   if (pid === undefined) return;
   try {
     process.kill(-pid, 'SIGKILL');
   } catch {
-    // Nothing is left of the group.
+    // The group has ended.
   }
 }
 
-/* The child's end. */
+/* The child's end of the channel. */
 
 type ToChild<Config> =
   | { readonly type: 'start'; readonly config: Config }
@@ -241,7 +241,7 @@ type FromChild =
   | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };
 
 type Service = Addresses & {
-  /** Takes no new work and ends what runs; it still answers questions about that. */
+  /** Refuses new work and finishes running answers; `GET /v1/answers/{id}` still works. */
   drain?(): Promise<void>;
   close(): Promise<void>;
 };
@@ -250,8 +250,8 @@ type Service = Addresses & {
 const ORPHAN_CLOSE_ms = 2000;
 
 /**
- * The child's whole life: it starts when its parent says so, closes when its parent says so, and goes when its parent is
- * gone (killed, perhaps). Signals are the parent's business: it decides in which order things stop.
+ * Runs a child: it starts and closes on its parent's messages, and ends when its parent is gone. It ignores SIGINT and
+ * SIGTERM, as the parent decides in which order children stop.
  */
 export function serveParent<Config>(start: (config: Config) => Promise<Service>): void {
   let service: Service | undefined;
@@ -284,7 +284,7 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
     }
   });
   process.on('disconnect', () => {
-    // The child leads a group of its own, so this ends what it has started too.
+    // The child leads its process group, so this also kills what it started.
     setTimeout(() => process.kill(-process.pid, 'SIGKILL'), ORPHAN_CLOSE_ms);
     void end(1);
   });
@@ -293,7 +293,7 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
   outliveOutput();
 }
 
-/** A full disk costs this process lines of its output, and nothing else; by default the second lost line ends it. */
+/** Ignores write errors of the output, such as a full disk; by default the second one ends the process. */
 export function outliveOutput(): void {
   for (const output of [process.stdout, process.stderr]) output.on('error', () => undefined);
 }
@@ -304,9 +304,9 @@ function failure(error: unknown): FromChild {
   return { type: 'failed', code: 'start_failed', message };
 }
 
-/* This file is also what a child of `npm start` runs: its argument says which part of the product it is. */
+/* The entry of the children of `npm start`; the argument says which part of the product to run. */
 
-/** What can cross a process boundary of the backend's options. */
+/** The backend's options that can be sent to another process. */
 export type BackendConfig = Pick<
   BackendOptions,
   'home' | 'model' | 'port' | 'backendKey' | 'jobEntry' | 'collector' | 'threads'

@@ -1,6 +1,6 @@
 /**
- * `$MASKROUTE_HOME/dev.json`: where a running `npm start` is and the keys to it. It exists exactly while
- * the product is ready. Where nobody answers at its address, a killed run left it.
+ * `$MASKROUTE_HOME/dev.json`: the addresses and keys of a running `npm start`. It exists exactly while the product is ready;
+ * a file whose address does not answer is left from a killed run.
  */
 import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
@@ -29,12 +29,12 @@ export const writeDevFile = (home: string, dev: DevFile): Promise<void> =>
 
 export const removeDevFile = (home: string): Promise<void> => rm(devFilePath(home), { force: true });
 
-/* The development keys: drawn at random on the first start, kept in the home, the same on every later one. */
+/* The development keys: random, generated on the first start and stored in the home. */
 
 const devKeysSchema = z.object({
   adminKey: z.string().min(32),
   backendKey: z.string().min(32),
-  /** Made by the edge, which keeps only its hash; absent until then. */
+  /** Created by the edge, which stores only its hash; undefined until then. */
   apiKey: z.string().min(1).optional(),
 });
 export type DevKeys = z.infer<typeof devKeysSchema>;
@@ -53,7 +53,7 @@ export async function loadOrCreateKeys(home: string): Promise<DevKeys> {
 export const saveKeys = (home: string, keys: DevKeys): Promise<void> =>
   writePrivateJson(keysPath(home), keys);
 
-/** One running product a home. Call the result to let go. @throws MaskrouteError `already_running`. */
+/** Allows one running product for each home. @returns a function that releases it. @throws MaskrouteError `already_running`. */
 export function lockHome(home: string): () => void {
   const unlock = tryLock(path.join(home, 'dev.lock'));
   if (unlock !== undefined) return unlock;

@@ -1,7 +1,7 @@
 /**
- * Runs in workerd, around the edge's worker. On the platform, work that a request leaves behind goes on by itself, and so
- * does what is in a queue. Here both end with the process, so this worker can be told to drain: it answers when all that
- * was held has ended, and when a mark that it sends through each queue has come out.
+ * A wrapper around the edge's worker, in workerd. On Cloudflare, `waitUntil` work and queues outlive a deployment; here they
+ * end with the process. So this worker can be drained: it waits until all work has ended and until a marker message that it
+ * sends through each queue has been delivered.
  */
 
 type Context = { waitUntil(work: Promise<unknown>): void };
@@ -17,14 +17,14 @@ type Worker = {
   scheduled?(event: { readonly cron: string }, env: Env, context: Context): Promise<void>;
 };
 
-/** A scheduled event by this name returns when nothing is left. */
+/** The scheduled event that drains: it returns when no work is left. */
 export const DRAIN_CRON = 'drain';
 const POLL_ms = 20;
 
-/** `queues`: the bindings that `worker` sends through. */
+/** `queues`: the bindings of the queues that `worker` sends to. */
 export function drainable(worker: Worker, queues: readonly string[]): Required<Worker> {
   let working = 0;
-  /** Those that have not come out yet. */
+  /** Markers that are not delivered yet. */
   const marks = new Set<unknown>();
 
   const counted = async <T>(work: Promise<T>): Promise<T> => {
@@ -50,11 +50,11 @@ export function drainable(worker: Worker, queues: readonly string[]): Required<W
         isRepeated = true;
         batch.retryAll(options);
       };
-      // Read once: in workerd a body is another one when it is read again after a wait.
+      // Read once: after an `await` workerd may return another object for the same body.
       const bodies = batch.messages.map(({ body }) => body);
       const messages = batch.messages.filter((_, index) => !marks.has(bodies[index]));
       await counted(worker.queue({ queue: batch.queue, messages, retryAll }, env, held(context)));
-      // A delivery that failed comes again, and the mark with it.
+      // A failed delivery is repeated, and its marker with it.
       if (!isRepeated) for (const body of bodies) marks.delete(body);
     },
     async scheduled(event, env, context) {

@@ -1,7 +1,6 @@
 /**
- * The edge as one machine can run it: what wrangler.toml says about it, as Miniflare's options, and its code in one module. A
- * binding that is not known here stops the start, so that the local edge never runs with less than the deployed one in
- * silence.
+ * Prepares the edge for Miniflare: converts wrangler.toml to Miniflare's options and bundles the worker into one module. An
+ * unknown binding fails the start, so that the local edge never silently lacks one that the deployed edge has.
  */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -55,7 +54,7 @@ const wranglerSchema = z.strictObject({
         .array(
           z.strictObject({
             queue: z.string(),
-            // The platform's own defaults.
+            // Cloudflare's defaults.
             max_batch_size: z.int().positive().default(10),
             max_batch_timeout: z.int().min(0).default(5),
             max_retries: z.int().min(0).default(3),
@@ -69,7 +68,7 @@ const wranglerSchema = z.strictObject({
   analytics_engine_datasets: z
     .array(z.strictObject({ binding: z.string(), dataset: z.string() }))
     .default([]),
-  /** One machine wakes the worker every minute, and promises nothing else. */
+  /** The local edge supports a trigger every minute and no other. */
   triggers: z.strictObject({ crons: z.array(z.literal('* * * * *')) }).default({ crons: [] }),
   vars: z.record(z.string(), z.string()).default({}),
   observability: z.unknown(),
@@ -78,16 +77,16 @@ const wranglerSchema = z.strictObject({
 type Wrangler = z.output<typeof wranglerSchema>;
 
 export type EdgeConfig = {
-  /** The worker's source; absolute, as is the folder of migrations. */
+  /** The worker's source; an absolute path, like `migrationsFolder`. */
   readonly entry: string;
-  /** What makes the assets. */
+  /** Builds the assets. */
   readonly buildCommand: string;
   readonly database: { readonly binding: string; readonly migrationsFolder: string };
   readonly wakesEveryMinute: boolean;
   readonly worker: ReturnType<typeof workerOptions>;
 };
 
-/** @throws MaskrouteError `start_failed` naming the entry that is wrong or not known here. */
+/** @throws MaskrouteError `start_failed` naming the entry that is wrong or not supported. */
 export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig> {
   const file = path.join(projectFolder, 'wrangler.toml');
   const checked = check(wranglerSchema, parse(await readFile(file, 'utf8')), 'the file');
@@ -103,7 +102,7 @@ export async function readEdgeConfig(projectFolder: string): Promise<EdgeConfig>
   };
 }
 
-/** Miniflare keeps what these bindings hold beside D1. */
+/** The worker's options for Miniflare. */
 const workerOptions = (data: Wrangler, projectFolder: string) => ({
   name: data.name,
   compatibilityDate: data.compatibility_date,
@@ -129,7 +128,7 @@ const workerOptions = (data: Wrangler, projectFolder: string) => ({
 const named = <Entry, Value>(entries: readonly Entry[], of: (entry: Entry) => [string, Value]) =>
   Object.fromEntries(entries.map(of)) as Record<string, Value>;
 
-/** The platform refuses to deploy a class that no migration makes, so it is refused here, too. */
+/** Refuses a class that no migration creates, as Cloudflare does. */
 function durableObjects({ durable_objects, migrations }: Wrangler) {
   const made = new Set(migrations.flatMap((migration) => migration.new_sqlite_classes));
   return named(durable_objects.bindings, ({ name, class_name }) => {
@@ -139,9 +138,8 @@ function durableObjects({ durable_objects, migrations }: Wrangler) {
 }
 
 /**
- * Miniflare keeps a queue in memory, so what waits in it is lost with the process, and what waits for it in the worker,
- * too. It is therefore counted sooner than on the platform, whose queues last: a kill takes along the last second of
- * usage (a stop loses nothing, see `drainable.ts`).
+ * Miniflare keeps queues in memory, so a kill loses their messages. Batches are therefore delivered sooner than on
+ * Cloudflare, and a kill loses about the last second of usage. (A stop loses nothing, see `drainable.ts`.)
  */
 const QUEUE_WAIT_MAX_s = 0.5;
 
@@ -163,18 +161,17 @@ const refused = (reason: string): MaskrouteError =>
   new MaskrouteError('start_failed', `wrangler.toml: ${reason}.`);
 
 /*
- * The edge's code as `wrangler deploy` would send it: its assets built, its worker bundled into one module. A bundle is kept
- * until a file that it is made of changes.
+ * Builds the edge as `wrangler deploy` does: the assets, and the worker bundled into one module. A bundle is cached until
+ * one of its files changes.
  */
 
 /**
- * Miniflare puts three workers of its own before the default entrypoint (pages about errors, assets that come before the
- * worker), which no request here needs, and which cost as much as all that ours does: a socket of an entrypoint with a
- * name leads past them.
+ * The worker's entrypoint for requests. Miniflare puts three workers of its own (error pages, assets) in front of the
+ * default entrypoint, which together cost as much as ours; the socket of a named entrypoint bypasses them.
  */
 export const DOOR = 'door';
 
-/** @throws MaskrouteError `start_failed` with what the build command said. */
+/** @returns the module's source. @throws MaskrouteError `start_failed` with the build command's output. */
 export async function bundleEdge(
   config: EdgeConfig,
   { projectFolder, around }: { readonly projectFolder: string; readonly around?: string },
@@ -182,14 +179,14 @@ export async function bundleEdge(
   await runBuild(config.buildCommand, projectFolder);
   const main = mainModule(config, around);
   const keptFile = path.join(projectFolder, 'node_modules/.cache/edge', `${sha256([main])}.json`);
-  // What cannot be read or kept is made anew at each start.
+  // If the cache cannot be read or written, the worker is bundled at each start.
   const kept = await readOwnJson(keptFile, keptSchema).catch(() => undefined);
   if (kept !== undefined && (await hashOf(kept.inputs).catch(() => '')) === kept.inputsHash)
     return kept.script;
   const begun_ms = Date.now();
   const { script, inputs } = await bundle(main, projectFolder);
   const made: Kept = { inputs, inputsHash: await hashOf(inputs), script };
-  // Where a file changed meanwhile, the bundle may hold what it said before.
+  // Not cached if a file changed during the build, since the bundle may have its old content.
   if ((await newestChange_ms(inputs)) < begun_ms)
     await mkdir(path.dirname(keptFile), { recursive: true })
       .then(() => writeWhole(keptFile, JSON.stringify(made)))
@@ -201,7 +198,7 @@ const keptSchema = z.object({ inputs: z.array(z.string()), inputsHash: z.string(
 type Kept = z.output<typeof keptSchema>;
 
 async function bundle(main: string, projectFolder: string): Promise<Pick<Kept, 'script' | 'inputs'>> {
-  // Loaded here: most often there is nothing to bundle.
+  // Imported here, since usually the cache has the bundle.
   const { build } = await import('esbuild');
   const { outputFiles, metafile } = await build({
     absWorkingDir: projectFolder,
@@ -223,7 +220,7 @@ async function bundle(main: string, projectFolder: string): Promise<Pick<Kept, '
 }
 
 const MAIN = 'edge-main.js';
-/** What decides how files become a bundle. */
+/** Files that determine the bundling itself; a change of these also invalidates the cache. */
 const OWN_FILES = [
   fileURLToPath(import.meta.url),
   fileURLToPath(import.meta.resolve('esbuild/package.json')),
@@ -235,7 +232,7 @@ const hashOf = async (files: readonly string[]): Promise<string> =>
 const newestChange_ms = async (files: readonly string[]): Promise<number> =>
   Math.max(...(await Promise.all(files.map((file) => stat(file)))).map(({ mtimeMs }) => mtimeMs));
 
-/** Of all parts, each with its length. */
+/** Hash of all parts, each with its length. */
 function sha256(parts: readonly (string | Uint8Array)[]): string {
   const hash = createHash('sha256');
   for (const part of parts) hash.update(`${part.length}:`).update(part);
@@ -244,7 +241,7 @@ function sha256(parts: readonly (string | Uint8Array)[]): string {
 
 const DRAINABLE = fileURLToPath(new URL('./drainable.ts', import.meta.url));
 
-/** The worker, made drainable, under both names by which Miniflare calls it. */
+/** The main module: the worker made drainable, as default export and as `DOOR`. */
 const mainModule = ({ entry, worker }: EdgeConfig, around: string | undefined): string => `
 export * from ${JSON.stringify(entry)};
 import worker from ${JSON.stringify(entry)};
@@ -257,7 +254,7 @@ export { local as default, local as ${DOOR} };
 const OUTPUT_CHARS_MAX = 2000;
 const BUILD_LIMIT_ms = 60_000;
 
-/** The build command of wrangler.toml. It finds this very Node first. */
+/** Runs the build command of wrangler.toml, with this process's Node first on the path. */
 async function runBuild(command: string, projectFolder: string): Promise<void> {
   const PATH = [path.dirname(process.execPath), process.env.PATH].join(path.delimiter);
   try {

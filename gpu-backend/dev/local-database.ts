@@ -1,8 +1,8 @@
 /**
- * The edge's database on this machine: its migrations, and copies of it for when it is lost.
+ * The edge's local database: its migrations and its backups.
  *
- * Migrations are the numbered SQL files, forward only. Which ones the database has is kept where wrangler keeps it
- * (`d1_migrations`), so either may go on where the other stopped.
+ * Migrations are the numbered SQL files, forward only. Applied ones are recorded in wrangler's table `d1_migrations`, so
+ * that wrangler and this code can continue each other's work.
  */
 import { existsSync, statSync } from 'node:fs';
 import { chmod, copyFile, mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
@@ -10,7 +10,7 @@ import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 
-/** The part of D1 that is needed here, as Miniflare hands it to Node. */
+/** The part of D1's interface that is used here. */
 interface MigrationDatabase {
   prepare(sql: string): MigrationStatement;
   batch(statements: MigrationStatement[]): Promise<unknown>;
@@ -27,13 +27,14 @@ const CREATE_TABLE = `CREATE TABLE IF NOT EXISTS d1_migrations(
   applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP NOT NULL
 )`;
 const FILE_PATTERN = /^\d{4}_.+\.sql$/;
-/** drizzle-kit writes this between two statements; D1 takes one statement at a time. */
+/** drizzle-kit's separator of statements; D1 prepares one statement at a time. */
 const STATEMENT_BREAK = '--> statement-breakpoint';
 
 /**
- * The names that were applied now. Each file is one atomic batch with its own entry in `d1_migrations`.
- * @throws MaskrouteError `start_failed` when the database did not begin with the files of this folder, in their order:
- * then nothing is applied.
+ * Applies the migrations that the database lacks, each file as one atomic batch with its entry in `d1_migrations`.
+ * @returns the names of the files applied.
+ * @throws MaskrouteError `start_failed` when the applied migrations are not the first files of this folder, in order; then
+ * nothing is changed.
  */
 export async function applyMigrations(database: MigrationDatabase, folder: string): Promise<string[]> {
   await database.prepare(CREATE_TABLE).run();
@@ -73,28 +74,28 @@ const statements = (sql: string): string[] =>
     .filter((statement) => statement !== '');
 
 /*
- * Copies of the local database, made when `npm start` begins and when it ends, and the way back from one. All of a tenant's
- * keys, mask sets and counts lie in a single file, which a cleaning hand deletes as easily as a cache.
+ * Backups of the local database, made when `npm start` begins and ends, and their restoration. All tenants, keys, mask sets
+ * and counts are in a single file below a cache folder, which is easily deleted by mistake.
  */
 
 /** Where Miniflare keeps a D1 below its state; the file's name is a hash of the database's. */
 const D1_FOLDER = 'd1/miniflare-D1DatabaseObject';
 const DATABASE_FILE = /^[0-9a-f]{64}\.sqlite$/;
-/** When it was made, when its database began, and what that is called. */
+/** A backup's name: when it was made, when its database was created, the database's file name. */
 const BACKUP_FILE = /^(\d{8}T\d{9}Z)~(\d{8}T\d{6})~([0-9a-f]{64}\.sqlite)$/;
-/** So many copies of each database, and of so many databases: the copies of a lost one outlive the empty one in its place. */
+/** Copies kept of each database, and databases with copies: those of a lost database outlive its empty replacement. */
 const KEPT = { copies: 3, databases: 3 } as const;
 
 export type Backups = {
   /** The file of the database; undefined when there is none, or none with tables in it. */
   database(): Promise<string | undefined>;
-  /** A file of it that is there and cannot be read, and why: it is damaged, or another program has locked it. */
+  /** A database file that exists but cannot be read, and why: it is damaged, or another program has locked it. */
   unreadable(): Promise<{ readonly file: string; readonly reason: string } | undefined>;
   /** The newest copy; undefined when there is none. */
   newest(): Promise<string | undefined>;
-  /** Copies the database if it was written since the last copy. Nothing may have it open that writes. */
+  /** Copies the database if it was written since the last copy. Nobody may write to it meanwhile. */
   backUp(): Promise<void>;
-  /** Puts a copy in the database's place, after a copy of that. @throws MaskrouteError `invalid_argument`. */
+  /** Replaces the database by a copy, after copying the database itself. @throws MaskrouteError `invalid_argument`. */
   restore(file: string): Promise<void>;
 };
 
@@ -161,7 +162,7 @@ export function openBackups(home: string): Backups {
       if (name === undefined || !existsSync(file) || begunAt(file) === undefined) {
         throw new MaskrouteError(
           'invalid_argument',
-          `${file} is no copy of a database; they are in ${copies}.`,
+          `${file} is not a copy of a database; copies are in ${copies}.`,
         );
       }
       await mkdir(databases, { recursive: true });
@@ -169,14 +170,14 @@ export function openBackups(home: string): Backups {
       await copyFile(file, incoming);
       await backUp();
       const place = path.join(databases, name);
-      // What a killed run left beside the old one would be read into the new one.
+      // SQLite would apply the old database's leftover journal to the new file.
       for (const beside of ['-wal', '-shm']) await rm(place + beside, { force: true });
       await rename(incoming, place);
     },
   };
 }
 
-/** Says once, within seconds, that the file was deleted or replaced while the edge has it open. Call the result to end it. */
+/** Calls `onGone` once when the file is deleted or replaced. @returns a function that ends the watch. */
 export function watchFile(file: string, onGone: () => void, every_ms = 1_000): () => void {
   const inode = (): number | undefined => statSync(file, { throwIfNoEntry: false })?.ino;
   const before = inode();
@@ -194,11 +195,11 @@ const namesIn = async (folder: string): Promise<string[]> =>
 
 const compact = (time: string): string => time.replace(/[-:. ]/g, '').replace(/^(\d{8})(\d{6})$/, '$1T$2');
 
-/** The newest writing of a database is in the file beside it. */
+/** Time of the last write, which may be in the write-ahead log only. */
 const writtenAt_ms = (file: string): number =>
   Math.max(...[file, `${file}-wal`].map((one) => statSync(one, { throwIfNoEntry: false })?.mtimeMs ?? 0));
 
-/** When its first migration was applied; undefined for a file that holds no database of the edge. */
+/** When the database's first migration was applied; undefined for a file that is not a database of the edge. */
 function begunAt(file: string): string | undefined {
   try {
     return withDatabase(file, (database) => {
@@ -210,7 +211,7 @@ function begunAt(file: string): string | undefined {
   }
 }
 
-/** One file that is whole, whatever lies in the journal beside the original. */
+/** Copies a database with its write-ahead log into one file. */
 const copyWhole = (file: string, copy: string): void =>
   withDatabase(file, (database) => {
     database.exec('PRAGMA wal_checkpoint(TRUNCATE)');
@@ -226,7 +227,7 @@ function withDatabase<T>(file: string, work: (database: DatabaseSync) => T): T {
   }
 }
 
-/** `names` are sorted, newest first. */
+/** The backups to delete; `names` are sorted, newest first. */
 function superseded(names: readonly string[]): string[] {
   const seen = new Map<string, number>();
   return names.filter((name) => {

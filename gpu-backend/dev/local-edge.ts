@@ -1,7 +1,7 @@
 /**
- * The edge on this machine: the worker bundled as it is deployed, in real workerd with a D1 on disk. What the platform
- * does around a worker is done here: it wakes it every minute, tells it of clients that are gone, and lets
- * its counting end (`drainable.ts`).
+ * Runs the edge on this machine: the worker as it is deployed, in real workerd with a local D1. This file also does what
+ * Cloudflare does around a worker: the cron trigger, noticing clients that hang up, and finishing background work at a stop
+ * (`drainable.ts`).
  */
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
@@ -21,21 +21,21 @@ export type EdgeOptions = {
   readonly port: number;
   /** Beside what wrangler.toml declares: `BACKEND_URL` and the secrets. */
   readonly bindings: Record<string, string>;
-  /** A module whose default export takes the worker and gives another in its place, for trying out what a bad day brings. */
+  /** A module whose default export wraps the worker, to inject faults. */
   readonly around?: string;
 };
 
 export type Edge = {
   readonly url: string;
-  /** workerd's own socket, past the door: nobody there notices a client that hangs up. */
+  /** workerd's own socket, without the proxy in front; there a client's hang-up is not noticed. */
   readonly workerUrl: string;
-  /** Lets what is under way end, and what was told of it be counted. */
+  /** Finishes running requests and counts their usage. */
   readonly close: () => Promise<void>;
 };
 
 /**
- * The young generation begins at 16 MB instead of 1: with what one request leaves it fills every few thousand requests
- * rather than every few hundred, and the slowest one in a hundred, which waits for a collection, takes half as long.
+ * V8's young generation starts at 16 MB instead of 1, so that it is collected every few thousand requests instead of every
+ * few hundred. This halves the latency at p99, which is that of requests that wait for a collection.
  */
 const V8_FLAGS = '--min-semi-space-size=16 --max-semi-space-size=32';
 
@@ -49,7 +49,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
     if (error.code !== 'EADDRINUSE') throw error;
     throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
   });
-  // By number: whoever listens at `localhost` in the other family of addresses is not the edge.
+  // 127.0.0.1 and not `localhost`: that may resolve to ::1, where another program may listen.
   const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };
   const miniflare = new Miniflare(miniflareOptions(config, script, network, { ...options, bindings }));
   try {
@@ -74,7 +74,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   }
 }
 
-/** What the platform's cron trigger does; the worker logs its own failures. */
+/** Cloudflare's cron trigger; the worker logs its own failures. */
 async function wake(miniflare: Miniflare): Promise<void> {
   try {
     const worker = await miniflare.getWorker();
@@ -84,9 +84,9 @@ async function wake(miniflare: Miniflare): Promise<void> {
   }
 }
 
-/** How long answers that are under way may go on after a stop, where nobody has ended them before. */
+/** How long running answers may continue after a stop if the backend was not drained before. */
 const ANSWERS_END_ms = 5_000;
-/** Longer than counting that failed takes to be tried again. */
+/** Longer than a failed queue delivery takes to be repeated. */
 const DRAIN_ms = 45_000;
 
 async function closeEdge(front: Front, miniflare: Miniflare): Promise<void> {
@@ -95,7 +95,7 @@ async function closeEdge(front: Front, miniflare: Miniflare): Promise<void> {
   const late = sleep(DRAIN_ms, 'late' as const, { ref: false });
   const found = await Promise.race([work.catch((error: unknown) => `${error}`), late]);
   if (typeof found === 'string')
-    console.error(`the edge ends, and some of its usage is not counted: ${found}`);
+    console.error(`the edge stopped before all of its usage was counted: ${found}`);
   await miniflare.dispose();
 }
 
@@ -110,9 +110,9 @@ const miniflareOptions = (
     port: 0,
     log: new Log(LogLevel.ERROR),
     logRequests: false,
-    // What the worker logs is for people who look into it; standard output may be for a program.
+    // The worker's logs go to standard error, since a program may read standard output.
     handleStructuredLogs: ({ message }) => console.error(message),
-    // No made-up place: without it every local request would seem to come from one city.
+    // No default location: otherwise all local requests would seem to come from one city.
     cf: {},
     ...(stateFolder === undefined ? {} : { resourcePersistencePath: stateFolder }),
     workers: [
@@ -127,15 +127,15 @@ const miniflareOptions = (
   });
 
 /*
- * How the edge on this machine reaches backends: through the binding that a deployed one has for a private network, so
- * that nothing is in between. Behind `fetch` Miniflare puts a worker of its own (image resizing, a header with the zone's
- * name), which no backend needs, and which costs as much as all that ours does.
+ * How the local edge reaches backends: through the binding that a deployed edge uses for a private network. For the global
+ * `fetch` Miniflare inserts a worker of its own (image resizing, a header with the zone's name), which costs as much as
+ * ours and which no backend needs.
  */
 
 /** The binding's name in the worker, see `workers/env.ts`. */
 const BACKEND_NETWORK = 'BACKEND_NETWORK';
 
-/** Every address, over http and https; trusted is whom browsers trust, and whom `NODE_EXTRA_CA_CERTS` names. */
+/** Allows all addresses, over http and https. Trusted certificates: the browsers', and those of `NODE_EXTRA_CA_CERTS`. */
 async function backendNetwork() {
   return {
     network: {
@@ -148,7 +148,7 @@ async function backendNetwork() {
 
 const CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g;
 
-/** None when the file can't be read, as with Node itself, which warns of it. */
+/** None if the file cannot be read; Node itself warns about that. */
 async function extraCertificates(): Promise<string[]> {
   const file = process.env.NODE_EXTRA_CA_CERTS;
   if (file === undefined) return [];
@@ -157,29 +157,28 @@ async function extraCertificates(): Promise<string[]> {
 }
 
 /*
- * A door in front of local workerd that tells it when a client is gone.
+ * A TCP proxy in front of local workerd, so that workerd notices when a client hangs up.
  *
- * A client that closes its connection while it waits sends a FIN. workerd can't tell that from a client that
- * is merely done sending, so until it writes the next byte it goes on, and so does the engine behind it.
- * A reset it notices at once. Deployed, Cloudflare's own front does this; here it is a pipe that turns the
- * one into the other, as nginx does. Bytes pass through unread.
+ * A client that closes its connection while it waits sends a FIN. workerd cannot distinguish that from a client that has
+ * only finished sending, so it, and the engine, would go on until the next write. workerd does notice a reset. So this proxy
+ * turns a client's FIN into a reset, as nginx does; on Cloudflare the platform does this. It does not look at the bytes.
  */
 
 type Front = {
   readonly port: number;
-  /** From now on clients are connected to this port; before, they are turned away. */
+  /** Sets the target; connections before that are closed at once. */
   leadTo(port: number): void;
-  /** Lets nobody in any more. What is under way goes on; who is not done after `limit_ms` is hung up on. */
+  /** Accepts no new connections; open ones may finish, and are closed after `limit_ms`. */
   close(limit_ms: number): Promise<void>;
 };
 
 /**
- * Listens on the loopback interface at `port` (0 picks a free one). It opens before the worker starts, since the worker
- * is told its address. Rejects with the system's error when the port is taken.
+ * Listens on the loopback interface at `port` (0 picks a free one). It opens before the worker, which needs its address.
+ * Rejects with the system's error when the port is taken.
  */
 async function openFront(port: number): Promise<Front> {
   let target: number | undefined;
-  /** Of every client that is there, its other end. */
+  /** The connection to the worker for each client. */
   const workers = new Map<Socket, Socket>();
   const server: Server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
     if (target === undefined) {
@@ -202,7 +201,7 @@ async function openFront(port: number): Promise<Front> {
     close: async (limit_ms) => {
       const closed = once(server, 'close');
       server.close();
-      // Nothing more comes in, as far as workerd knows: it sends what it has to send, and closes.
+      // Tells workerd that no more requests come: it finishes its responses and closes.
       for (const worker of workers.values()) worker.end();
       const late = setTimeout(() => {
         for (const client of workers.keys()) client.destroy();

@@ -1,6 +1,6 @@
 /**
- * The whole product on one machine: the default model, a backend, the edge in workerd with its own D1, a key,
- * a live mask set. Everything that lasts is under `home`; a killed start leaves nothing that stops the next.
+ * Runs the whole product on one machine: the default model, a backend, the edge in workerd with a local D1, a key, a live
+ * mask set. All persistent data is under `home`; a killed run does not prevent the next start.
  */
 import { once } from 'node:events';
 import { mkdir, rename } from 'node:fs/promises';
@@ -31,9 +31,9 @@ import { seed } from './seed.ts';
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 const CLI = fileURLToPath(new URL('../cli/cli.ts', import.meta.url));
 const READY_WITHIN_ms = 60_000;
-/** Longer than a backend takes to finish what runs, or to end it. */
+/** Longer than a backend takes to finish or abort its running answers. */
 const BACKEND_STOP_ms = 60_000;
-/** Longer than the edge takes to have counted all that it knows. */
+/** Longer than the edge takes to count all usage. */
 const EDGE_STOP_ms = 60_000;
 
 type ProductOptions = {
@@ -41,19 +41,19 @@ type ProductOptions = {
   /** 0 picks a free one. */
   readonly port: number;
   readonly backendPort: number;
-  /** Those that compute. */
+  /** Threads of the engine. */
   readonly threads: number;
-  /** Whose pages may call the edge; undefined: as `wrangler.toml` says. */
+  /** CORS: origins that may call the edge; undefined: as in `wrangler.toml`. */
   readonly allowedOrigins?: string | undefined;
-  /** Where the spans of both parts go; undefined: nowhere. */
+  /** The collector of both parts' spans; undefined: tracing is off. */
   readonly collector?: Collector | undefined;
-  /** A copy of the database to begin with, in place of what is there. */
+  /** A copy of the database that replaces the present one. */
   readonly restore?: string | undefined;
-  /** Gets one line for people about what goes on. */
+  /** Gets single lines for users. */
   readonly say: (line: string) => void;
-  /** Shows what the start is at. */
+  /** Shows the steps of the start. */
   readonly step: Step;
-  /** Aborting ends a start that is under way. */
+  /** Aborting cancels a running start. */
   readonly signal: AbortSignal;
 };
 
@@ -80,7 +80,7 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   }
 }
 
-/** What it starts is in `parts` as soon as it runs, so that a start that fails half-way can be stopped. */
+/** Adds each child to `parts` as soon as it runs, so that a start that fails half-way can be stopped. */
 async function startParts(options: ProductOptions, parts: Parts, backups: Backups): Promise<DevFile> {
   const { home, say, step, signal } = options;
   await removeDevFile(home);
@@ -122,8 +122,8 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
 }
 
 /**
- * The backend finishes what runs while the edge still carries its answers, and stays until the edge has asked it what
- * those cost whose clients left.
+ * Drains the backend first, while the edge still forwards its answers. The backend stops last, since the edge asks it for
+ * the cost of answers whose clients left.
  */
 async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: Backups): Promise<void> {
   parts.unwatch?.();
@@ -167,7 +167,7 @@ const edgeChild = (
 export const logFolder = (home: string): string => path.join(home, 'logs');
 const logFile = (home: string, name: string): string => path.join(logFolder(home), `${name}.log`);
 
-/** The last run's log stays beside this run's; older ones go. */
+/** Keeps the log of the last run as `.previous`. */
 async function keepPrevious(file: string): Promise<void> {
   await rename(file, `${file}.previous`).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT') throw error;
@@ -184,16 +184,16 @@ async function installModel(home: string, signal: AbortSignal): Promise<void> {
   }
 }
 
-/* The local database: what people hear of it. */
+/* The local database: copies of it, and messages about it. */
 
-/** A start or a stop goes on without a copy: it is there for a bad day, and this may be one. */
+/** A failed copy is reported but stops neither a start nor a stop. */
 async function backUp(backups: Backups, say: ProductOptions['say']): Promise<void> {
   await backups
     .backUp()
     .catch((error: Error) => say(`The local database could not be copied to backup/: ${error.message}`));
 }
 
-/** @throws MaskrouteError `start_failed`: workerd would only say that it met an internal error. */
+/** @throws MaskrouteError `start_failed` with the reason; workerd would only report an internal error. */
 async function expectReadable(home: string, backups: Backups): Promise<void> {
   const found = await backups.unreadable();
   if (found === undefined) return;
@@ -207,7 +207,7 @@ To begin with an empty one, move ${path.join(home, 'edge')} away.`;
   throw new MaskrouteError('start_failed', message);
 }
 
-/** Whoever kept a key had a database. */
+/** Reports a lost database: there is a key or a copy from an earlier run, but no database. */
 async function sayIfLost({ home, say }: ProductOptions, keys: DevKeys, backups: Backups): Promise<void> {
   const copy = await backups.newest();
   if ((keys.apiKey === undefined && copy === undefined) || (await backups.database()) !== undefined) return;
@@ -226,9 +226,9 @@ const howToRestore = (copy: string | undefined, how = 'start with'): string =>
     ? 'There is no copy to go back to.'
     : `To go back to the newest copy, ${how}: npm start -- --restore=${copy}`;
 
-/* Ports that are free before anything slow starts, and servers that are ready. */
+/* Checks that ports are free, before anything slow starts, and that servers are ready. */
 
-/** The children of a killed run need a moment to notice and go. */
+/** The children of a killed run need a moment to end. */
 const FREED_WITHIN_ms = 3000;
 const PORT_POLL_ms = 100;
 
@@ -262,7 +262,7 @@ const READY_POLL_ms = 50;
 const ANSWER_TIMEOUT_ms = 5000;
 const REASON_CHARS_MAX = 500;
 
-/** Until `/readyz` says so. @throws MaskrouteError `start_failed` with the last answer; the reason of `signal`. */
+/** Polls `/readyz` until it succeeds. @throws MaskrouteError `start_failed` with the last answer; the reason of `signal`. */
 async function waitReady(url: string, signal: AbortSignal): Promise<void> {
   const deadline_ms = performance.now() + READY_WITHIN_ms;
   for (;;) {
@@ -286,15 +286,15 @@ async function ask(url: string): Promise<string> {
   }
 }
 
-/* What a start is doing: a spinner and a tick on a terminal, a line for each finished step elsewhere. */
+/* The progress of a start: a spinner and a tick on a terminal, elsewhere a line for each finished step. */
 
-/** Shows `title` while `work` goes on, and a tick with the time that it took. @throws what `work` throws. */
+/** Shows `title` while `work` runs, then a tick and its time. @throws as `work`. */
 type Step = <T>(title: string, work: () => Promise<T>) => Promise<T>;
 
 export function createStep(out: NodeJS.WriteStream = process.stdout): Step {
   return async (title, work) => {
     const start_ms = performance.now();
-    // A stop by signal is the caller's business: running answers finish first.
+    // The caller handles signals: running answers finish first.
     const spinner = yoctoSpinner({ text: title, stream: out, handleSignals: false });
     if (out.isTTY) spinner.start();
     try {

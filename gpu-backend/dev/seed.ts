@@ -1,6 +1,5 @@
 /**
- * What a fresh edge lacks: a tenant with a key, and a mask set that is live. All of it through the admin API,
- * and all of it the same when it is done again.
+ * Seeds a fresh edge with a tenant, its key, and a live mask set, through the admin API. Idempotent.
  */
 import { existsSync } from 'node:fs';
 import path from 'node:path';
@@ -24,21 +23,21 @@ import {
 import type { DevKeys } from './dev-home.ts';
 
 const PRESETS_FOLDER = fileURLToPath(new URL(`../presets/${DEFAULT_MODEL}`, import.meta.url));
-/** What a fresh start makes live, and what it only stores, for the operator to activate. */
+/** The preset that a fresh start makes live, and those that it only stores. */
 const LIVE_PRESET = 'mask-set.json';
 const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-blocks-25.json'];
 const TENANT = { id: 'local', name: 'This machine' };
 
-/** Gives the API key that works. `say` gets a line when the preset is not what goes live. */
+/** @returns a working API key. `say` gets a line when the preset does not become live. */
 export async function seed(edge: string, keys: DevKeys, say: (line: string) => void): Promise<string> {
   const client = createAdminClient(edge, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   const files = [LIVE_PRESET, ...STORED_PRESETS].map((name) => path.join(PRESETS_FOLDER, name));
   const preset = await readMaskSet(files[0]!);
-  // The same model may come from a source with other bytes. Nobody could activate a set that lies there for these.
+  // The model may come from a source with other weights. Then the presets could not be activated, so none is stored.
   if (!isFor(preset, await servedModels(edge, apiKey))) {
     say(
-      `The preset mask sets are for other weights or surrogates than these of ${DEFAULT_MODEL}, so none is stored; requests run dense until a set is published.`,
+      `The preset mask sets are for other weights or surrogates of ${DEFAULT_MODEL} than the installed ones, so none is stored; requests run dense until a set is published.`,
     );
     return apiKey;
   }
@@ -48,7 +47,7 @@ export async function seed(edge: string, keys: DevKeys, say: (line: string) => v
   return apiKey;
 }
 
-/** What the edge has backends for. It says so as each of them does. */
+/** The models of the edge's backends. */
 const servedModels = async (edge: string, apiKey: string): Promise<readonly ModelEntry[]> =>
   (await createBackendClient(edge, apiKey).request({ method: 'GET', path: '/models' }, modelListSchema)).data;
 
@@ -58,7 +57,7 @@ const isFor = ({ model, surrogates }: MaskSet, served: readonly ModelEntry[]): b
       maskroute?.hash === model.hash && (surrogates === undefined || maskroute.surrogates === surrogates),
   );
 
-/** The key that was kept when the edge still takes it, else a new one. */
+/** The stored key if the edge still accepts it, otherwise a new one. */
 export async function ensureApiKey(client: AdminClient, kept: string | undefined): Promise<string> {
   if (kept !== undefined && (await isAccepted(client.edge, kept))) return kept;
   try {
@@ -77,8 +76,8 @@ async function isAccepted(edge: string, key: string): Promise<boolean> {
 }
 
 /**
- * Makes the preset live where nothing is, or where an older preset is. A set that somebody published
- * themselves stays, and so does their choice to roll back from this one.
+ * Makes the preset live if nothing or an older preset is live. A set that a user published stays live, and so does the
+ * result of a rollback from this preset.
  */
 export async function ensurePreset(
   client: AdminClient,
@@ -101,8 +100,7 @@ export async function ensurePreset(
 }
 
 /**
- * Stores a preset that is live or may be made so, with what was measured of it where that lies beside it
- * (`evaluation-25.json` beside `mask-set-25.json`).
+ * Stores a preset, and its evaluation if there is a file for it (`evaluation-25.json` for `mask-set-25.json`).
  */
 export async function storePreset(client: AdminClient, file: string): Promise<void> {
   const set = await readMaskSet(file);

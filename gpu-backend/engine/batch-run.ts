@@ -1,10 +1,11 @@
 /**
- * One run of the batched graph (`model/architectures/batched-llama.ts`): new tokens of several sequences, each under its
- * own mask. Here its inputs are written and its outputs are read.
+ * Runs the batched graph (`model/architectures/batched-llama.ts`): new tokens of several sequences, each under its own
+ * mask. This file writes the graph's inputs and reads its outputs.
  *
- * Rows: first a token for each of some neighbouring places of the heads (`head-caches.ts`), then the new tokens of all others,
- * one sequence after the other. A mask becomes, for each block, the list of rows that run it. In a layer the others that run
- * its attention take the first places, in the order of the inputs.
+ * Order of the rows: first one token for each of a range of neighbouring places of the head caches (`head-caches.ts`), then
+ * the new tokens of all other sequences ("placed" inputs), one sequence after the other. A mask becomes, for each block,
+ * the list of rows that run it. Every layer has a few attention nodes for placed inputs; the inputs that run its attention
+ * take the first of them, in order.
  */
 import { BATCH_PLACES, placesOf } from '../model/architectures/batched-attention.ts';
 import type { Feeds, RuntimeTensor, Session } from '../onnx/session.ts';
@@ -24,7 +25,7 @@ import {
   writesSkipped,
 } from './run-input.ts';
 
-/** Logits of each input's wanted rows, `[logitRows, vocabulary]` each; the caches then hold the new tokens. */
+/** Advances the caches by the new tokens. @returns for each input its logits, `[logitRows, vocabulary]`. */
 export async function runBatch(
   session: Session,
   parts: HostParts,
@@ -37,12 +38,12 @@ export async function runBatch(
   return inputs.map((input) => logits.get(input)!);
 }
 
-/** What one run computes: tokens that have K and V head by head, and what has a place of its own in each layer. */
+/** Inputs of one run: single tokens, attended together, and inputs with an attention node of their own in each layer. */
 type Run = { readonly tokens: readonly HostInput[]; readonly placed: HostInput[] };
 
 /**
- * All tokens go into the first run. There are few places; and ONNX Runtime's rotary embedding takes as many rows as its table has
- * positions.
+ * Splits the inputs into runs. All single tokens go into the first one. A run is limited by the number of attention nodes,
+ * and by ONNX Runtime's rotary embedding, which takes at most as many rows as its table has positions.
  */
 function runsOf(parts: HostParts, inputs: readonly HostInput[]): Run[] {
   const places = placesOf(parts.kvType);
@@ -65,8 +66,9 @@ function runsOf(parts: HostParts, inputs: readonly HostInput[]): Run[] {
 }
 
 /**
- * Where a place between tokens has nobody of the run, its first token is written over and then put back (`HeadCaches.keepFirst`). A
- * sequence that gets its first token in this run would lose it.
+ * Whether `cache` must not be in a run with `tokens`. A place between those of `tokens` without a token of its own has its
+ * first token overwritten and then restored (`HeadCaches.keepFirst`); a sequence that writes its first token in the same
+ * run would lose it.
  */
 function isInTheWay({ cache }: HostInput, tokens: readonly HostInput[]): boolean {
   const { place } = cache;
@@ -113,11 +115,11 @@ async function runOnce(
 
 const NO_NEIGHBOURS: Neighbours = { from: 0, rows: [], empty: [] };
 
-/** The rows of a run: one for each of the neighbours, then all of each placed input. */
+/** The rows of a run: one for each neighbouring place, then all of each placed input. */
 type Rows = {
   readonly neighbours: readonly (HostInput | undefined)[];
   readonly placed: readonly HostInput[];
-  /** All that compute something, in the order of their rows. */
+  /** All inputs, in the order of their rows. */
   readonly inputs: readonly HostInput[];
   readonly of: ReadonlyMap<HostInput, readonly number[]>;
 };
@@ -153,14 +155,14 @@ function tokenFeeds({ neighbours, placed, inputs, of }: Rows): Feeds {
 }
 
 const runs = ({ plan }: HostInput, block: number): boolean => plan.mask.runs[block] === 1;
-/** Whether a layer's attention computes the tokens of a run: all of them, where any of them runs it. */
+/** Whether a layer's attention computes the run's single tokens: it computes all of them if any of them runs it. */
 const attendsTokens = ({ neighbours }: Rows, layer: number): boolean =>
   neighbours.some((input) => input !== undefined && runs(input, 2 * layer));
 
 const placedIn = ({ placed }: Rows, layer: number): HostInput[] =>
   placed.filter((input) => runs(input, 2 * layer));
 
-/** Whose K and V a layer's attention does not write, though it skips them. */
+/** Inputs that skip a layer's attention but need K and V, which its attention nodes do not write for them. */
 function keptIn(rows: Rows, layer: number): HostInput[] {
   const { placed } = rows;
   const asked = attendsTokens(rows, layer) ? placed : rows.inputs;
@@ -265,7 +267,7 @@ function bindPlaces(feeds: Feeds, fetches: Bound, parts: HostParts, rows: Rows):
 type CacheNames = readonly (readonly { readonly past: string; readonly fresh: string }[])[];
 const knownNames = new Map<string, CacheNames>();
 
-/** For each buffer of a cache and each place: what feeds and fetches are called. There may be hundreds, so they are made once. */
+/** Names of feeds and fetches for each buffer of a cache and each place. There may be hundreds, so they are cached. */
 function cacheNames(layerCount: number, places: number, kind: 'past' | 'heads'): CacheNames {
   const key = `${layerCount} ${places} ${kind}`;
   const known = knownNames.get(key);
@@ -298,7 +300,7 @@ function bindHeads(
   }
 }
 
-/** K and V of rows whose attention is skipped come as one tensor a layer; nothing reads them in this run. */
+/** K or V of the rows that skip a layer's attention: one tensor a buffer, which is copied into the caches after the run. */
 type Kept = { readonly buffer: number; readonly values: KvValues; readonly inputs: readonly HostInput[] };
 
 function bindKept(fetches: Bound, { config, kvType }: HostParts, rows: Rows): Kept[] {

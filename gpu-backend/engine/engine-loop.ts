@@ -1,11 +1,12 @@
 /**
- * The loop of the engine's thread: step = schedule → run → update. Plain data goes between the scheduler, which
- * decides, and the runner, which computes; events of requests come out.
+ * The loop of the engine's thread: step = schedule → run → update. The scheduler decides, the runner computes, plain data
+ * passes between them, and the output is a stream of events.
  *
- * An answer is the same, to the bit, alone and in company, wherever its prompt is cut, after its pages were given back, and with
- * its prompt's pages taken over from another prompt: a row is summed alike among any others, but for attention of a lone
- * row, so pieces of prompts have two rows at least and tokens of answers are computed alone (`test/gpu-backend/engine/batch.test.ts`).
- * Only pages of an earlier answer, which a later prompt repeats, were summed as lone rows: they change its logits by rounding.
+ * An answer is bit-identical alone or in a batch, however its prompt is chunked, after a preemption, and with its prompt
+ * taken from the prefix cache. The runtime sums a row the same way among any other rows; only attention sums a single row
+ * in another order. So a piece of a prompt has at least two rows, and a token of an answer is always a single row
+ * (`test/gpu-backend/engine/batch.test.ts`). The exception: a prompt that repeats an earlier answer may reuse that answer's
+ * pages, which were computed as single rows; its logits then differ by rounding.
  */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -32,22 +33,22 @@ import type { StepTimes } from './step-cost.ts';
 import { StepCost } from './step-cost.ts';
 
 export type LoopOutput = {
-  /** It has left the waiting line for the first time. */
+  /** The request leaves the queue for the first time. */
   started?(requestId: string): void;
   event(requestId: string, event: EngineEvent): void;
   failed(requestId: string, error: MaskrouteError): void;
 };
 
 export type LoopLimits = SchedulerLimits & {
-  /** Room of all pages that are kept for prompts that begin the same, in tokens; 0 keeps none. */
+  /** Size of the prefix cache, in tokens; 0 disables it. */
   readonly prefixTokensMax: number;
 };
 
-/** A freed cache up to this size is kept for the next request; larger ones give their memory back. */
+/** A freed cache up to this size is kept for the next request; the memory of larger ones is released. */
 const KEPT_CACHE_TOKENS_MAX = 1024;
-/** Room for a usual answer is made at once; a longer one makes the cache grow. */
+/** A new cache has room for the prompt and this many tokens; it grows for a longer answer. */
 const RESERVED_ANSWER_TOKENS = 256;
-/** How often the waiting line is checked for requests that waited too long. */
+/** How often the queue is checked for requests that waited too long. */
 const EXPIRE_INTERVAL_ms = 100;
 
 export class EngineLoop {
@@ -58,7 +59,7 @@ export class EngineLoop {
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: SequenceCache[] = [];
-  /** The runtime writes into their caches: nobody else may have these before the step is over. */
+  /** Sequences of the current step. The runtime writes into their caches, so these are not recycled before it ends. */
   #inStep: ReadonlySet<Sequence> = new Set();
   readonly #totals = {
     steps: 0,
@@ -91,7 +92,7 @@ export class EngineLoop {
       if (this.#closing)
         throw new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
       if (this.#sequences.has(request.requestId))
-        throw new Error(`request ${request.requestId} runs already`);
+        throw new Error(`request ${request.requestId} is already running`);
       checkRequest(request, this.#runner);
       const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
       const displaced = this.#scheduler.add(sequence.scheduled);
@@ -103,7 +104,7 @@ export class EngineLoop {
     }
   }
 
-  /** Its tenant has most in the line, and a tenant that has less comes. */
+  /** Drops a queued request of the tenant with most requests in the queue, for a request of a tenant with fewer. */
   #displace(requestId: string): void {
     this.#sequences.delete(requestId);
     this.#output.failed(requestId, queueFull(this.#limits.waitingMax));
@@ -114,7 +115,7 @@ export class EngineLoop {
     if (sequence !== undefined) this.#finish(sequence, 'cancelled');
   }
 
-  /** Takes nothing new; `run` returns once everything has finished. */
+  /** Refuses new requests; `run` returns once all others have finished. */
   close(): void {
     this.#closing = true;
     this.#wake?.();
@@ -148,11 +149,11 @@ export class EngineLoop {
     return { leastRecentStep_ms: epoch(step_ms), oldestUnstarted_ms: epoch(unstarted_ms) };
   }
 
-  /** `afterStep` is called after every step and whenever the loop falls idle. */
+  /** Calls `afterStep` after every step and whenever the loop becomes idle. */
   async run(afterStep: () => void): Promise<void> {
     for (;;) {
       this.#expire();
-      this.#startThoseAdmitted();
+      this.#startAdmitted();
       const step = this.#scheduler.schedule();
       if (step !== undefined) await this.#step(step);
       afterStep();
@@ -166,8 +167,8 @@ export class EngineLoop {
     }
   }
 
-  /** A cache for each that got a place, filled with what is known of its tokens. */
-  #startThoseAdmitted(): void {
+  /** Gives each admitted request a cache, filled from the prefix cache. */
+  #startAdmitted(): void {
     for (const { requestId } of [...this.#scheduler.running]) {
       const sequence = this.#sequences.get(requestId)!;
       if (sequence.cache !== undefined) continue;
@@ -206,7 +207,7 @@ export class EngineLoop {
     };
   }
 
-  /** When a step fails, each of its requests is run again alone: whichever makes the engine fail takes no other along. */
+  /** When a step fails, each of its requests is run again alone, so that only the request that causes the failure fails. */
   async #run(work: readonly Work[]): Promise<void> {
     try {
       const logits = await this.#runner.runMany(work.map(({ input }) => input));
@@ -220,7 +221,7 @@ export class EngineLoop {
       }
       for (const one of work) {
         if (!this.#isLive(one.sequence)) continue;
-        // The step may have got as far as this one's tokens.
+        // The failed step may already have advanced this cache.
         one.input.cache.truncate(one.start);
         await this.#run([one]);
       }
@@ -231,7 +232,7 @@ export class EngineLoop {
     return this.#sequences.get(sequence.scheduled.requestId) === sequence;
   }
 
-  /** Caches of those that ended in the step, or were cancelled while it ran. */
+  /** Recycles the caches of requests that ended in the step or were cancelled during it. */
   #recycleEnded(): void {
     const ended = [...this.#inStep].filter((sequence) => !this.#isLive(sequence));
     this.#inStep = new Set();
@@ -240,7 +241,7 @@ export class EngineLoop {
 
   #ran({ part, sequence, input, start }: Work, logits: Float32Array): void {
     sequence.steppedAt_ms = performance.now();
-    // It may have been cancelled while the step ran.
+    // The request may have been cancelled during the step.
     if (!this.#isLive(sequence)) return;
     try {
       this.#scheduler.update(part);
@@ -265,9 +266,10 @@ export class EngineLoop {
     }
     sequence.cache = this.#freeCaches.pop() ?? this.#runner.newCache();
     sequence.cache.reserve(Math.min(scheduled.cacheTokens, scheduled.tokenCount + RESERVED_ANSWER_TOKENS));
-    // A prompt that is scored needs the logits of all its tokens.
+    // Scoring a prompt needs the logits of all its tokens.
     if (request.promptLogprobs !== undefined) return;
-    // The tokens of an answer that began are computed again as they were, one by one: the answer goes on the same.
+    // After a preemption only the prompt comes from the cache: the answer's tokens are computed one by one, as before, and
+    // so to the same bits.
     const known = this.#prefixes.take(request, request.promptTokenIds, sequence.cache);
     this.#totals.prefixQueries += promptTokens(sequence);
     this.#totals.prefixHits += known;
@@ -276,7 +278,7 @@ export class EngineLoop {
     if (scheduled.preemptions === 0) sequence.cachedTokens = known;
   }
 
-  /** Its pages may serve it again; its cache goes. */
+  /** Recycles the cache; the sequence may find its own pages in the prefix cache later. */
   #preempted(sequence: Sequence): void {
     this.#totals.preemptions++;
     if (sequence.prefilledAt_ms === undefined) sequence.promptLogprobs.splice(1);
@@ -318,16 +320,17 @@ export class EngineLoop {
 
   #sampleOne(sequence: Sequence, logits: Float32Array): void {
     const { request, grammar } = sequence;
-    // Where the answer is whole a stop id may still come, if there are any. Else it ends here when nothing but those could.
+    // Where the answer may end and there are stop tokens, the model samples one to end it. Otherwise the answer ends here
+    // if the grammar allows no token but stop tokens.
     const mayStop = request.stopTokenIds.length > 0 && grammar?.mayEnd === true;
     if (!mayStop && grammar?.isOver(request.stopTokenIds)) {
       this.#finish(sequence, 'stop');
       return;
     }
-    // Sampling changes the logits, log-probabilities are the model's own.
+    // Sampling changes the logits; log-probabilities are computed from the unchanged ones.
     const own = request.logprobs === undefined ? undefined : logits.slice();
     const tokenId = sample(logits, request.sampling, samplerState(sequence));
-    if (!Number.isFinite(logits[tokenId])) throw new Error('the model gave no finite logits');
+    if (!Number.isFinite(logits[tokenId])) throw new Error("the model's logits are not finite");
     const logprob = own && tokenLogprob(own, tokenId, request.logprobs!);
     if (request.stopTokenIds.includes(tokenId)) {
       this.#finish(sequence, 'stop', logprob);
@@ -359,7 +362,7 @@ export class EngineLoop {
     const { cache } = sequence;
     sequence.cache = undefined;
     if (cache !== undefined) this.#prefixes.keepLast?.(sequence.request, sequence.tokenIds, cache);
-    // On a GPU an empty cache gives its place back.
+    // On a GPU this releases the cache's place.
     cache?.truncate(0);
     if (cache === undefined || cache.capacity_tokens > KEPT_CACHE_TOKENS_MAX) return;
     if (this.#freeCaches.length < this.#limits.runningMax) this.#freeCaches.push(cache);
@@ -371,7 +374,7 @@ export class EngineLoop {
     this.#expiredAt_ms = now_ms;
     for (const { requestId } of this.#scheduler.expire(now_ms)) {
       this.#sequences.delete(requestId);
-      const message = `The request waited over ${this.#limits.queueTimeout_ms / 1000} s for its turn.`;
+      const message = `The request waited in the queue for over ${this.#limits.queueTimeout_ms / 1000} s.`;
       this.#output.failed(requestId, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
     }
   }
@@ -382,7 +385,7 @@ type Work = {
   readonly part: StepPart;
   readonly sequence: Sequence;
   readonly input: RunInput;
-  /** Its first token in this step. */
+  /** Position of its first token in this step. */
   readonly start: number;
 };
 
@@ -394,7 +397,7 @@ function checkRequest(request: GenerateRequest, { config, surrogates }: Runner):
   if (room < 0 || (room === 0 && request.maxTokens > 0)) {
     throw new MaskrouteError(
       'context_length_exceeded',
-      `The prompt has ${promptTokens} tokens; the model's context is ${config.contextTokens} with the answer.`,
+      `The prompt has ${promptTokens} tokens; the model's context is ${config.contextTokens}, answer included.`,
     );
   }
   if (request.promptTokenIds.some((id) => id < 0 || id >= config.vocabularySize)) {
@@ -412,13 +415,13 @@ function checkRequest(request: GenerateRequest, { config, surrogates }: Runner):
   checkSurrogates(request.plan.mask, surrogates);
 }
 
-/** A mask that was learned with other surrogates means nothing here. */
+/** A mask holds only for the surrogates that it was learned with. */
 function checkSurrogates({ surrogates: wanted }: Mask, served: SurrogatesId | undefined): void {
   if (wanted === undefined || wanted === served) return;
   const has = served === undefined ? 'none' : served;
   throw new MaskrouteError(
     'surrogates_mismatch',
-    `The mask wants surrogates ${wanted}; this model has ${has}.`,
+    `The mask needs surrogates ${wanted}; this model has ${has}.`,
     {
       param: 'mask',
     },

@@ -1,6 +1,6 @@
 /**
- * The engine's worker thread: what the main thread and it say to each other (structured clones, so plain data only), and
- * the runner and the loop behind it.
+ * The engine's worker thread: it opens the runner and runs the loop. Its messages to and from the main thread are
+ * structured clones, so plain data only.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
@@ -27,7 +27,7 @@ export type ThreadStart = {
 export type ToThread =
   | { readonly type: 'generate'; readonly request: GenerateRequest }
   | { readonly type: 'cancel'; readonly requestId: string }
-  /** Answered with `pong` between two steps: a thread that does not answer is stuck in a step. */
+  /** Answered with `pong` between two steps; a thread stuck in a step does not answer. */
   | { readonly type: 'ping' }
   | { readonly type: 'close' };
 
@@ -40,7 +40,7 @@ export type ThreadError = {
   readonly detail: string;
 };
 
-/** What became of a request. */
+/** A change of a request's state, or one of its events. */
 export type RequestNews =
   | { readonly type: 'started'; readonly requestId: string }
   | { readonly type: 'event'; readonly requestId: string; readonly event: EngineEvent }
@@ -49,7 +49,7 @@ export type RequestNews =
 export type FromThread =
   | { readonly type: 'ready' }
   | { readonly type: 'pong' }
-  /** In the order in which it happened: a step's tokens are one message. */
+  /** In order; all events of a step are one message. */
   | { readonly type: 'news'; readonly news: readonly RequestNews[] };
 
 const start = workerData as ThreadStart;
@@ -66,7 +66,7 @@ const loop = new EngineLoop(runner, start.limits, await measureStepTimes(runner)
   failed: (requestId, error) => news.push({ type: 'failed', requestId, error: wireError(error) }),
 });
 port.on('message', (message: ToThread) => {
-  hear(message);
+  receive(message);
   sendNews();
 });
 send({ type: 'ready' });
@@ -80,7 +80,7 @@ sendNews();
 await runner.close();
 port.close();
 
-function hear(message: ToThread): void {
+function receive(message: ToThread): void {
   switch (message.type) {
     case 'generate':
       loop.add(message.request);

@@ -1,6 +1,6 @@
 /**
- * The engine as the API sees it: token ids in, a stream of events out. Everything behind it (scheduler,
- * slots, runner, cache, sampler) runs in a worker thread, because `session.run` blocks its thread.
+ * The engine's interface for the API: token ids in, a stream of events out. Everything behind it (scheduler, runner,
+ * cache, sampler) runs in a worker thread, because `session.run` blocks its thread.
  */
 import type { Mask, ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -11,22 +11,22 @@ import type { GrammarSession } from './grammar.ts';
 export interface Engine {
   readonly model: EngineModel;
   /**
-   * @throws MaskrouteError `queue_full` at once when the waiting line is full, `queue_timeout` when the request
-   * waited too long, `engine_failed` when the runtime failed. Aborting `signal` ends the stream with a
+   * @throws MaskrouteError `queue_full` at once when the queue is full, `queue_timeout` when the request waited too
+   * long, `engine_failed` when the runtime failed. Aborting `signal` ends the stream with a
    * `finished` event of reason `cancelled` within one step.
    */
   generate(request: GenerateRequest, signal: AbortSignal): AsyncIterable<EngineEvent>;
   /**
-   * To be asked before anything of a request is read, since most of what is refused is refused for this.
-   * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the waiting line.
+   * Call it before reading a request: a full queue is the most common reason for a refusal.
+   * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the queue.
    */
   expectRoom(tenant: string): void;
   stats(): EngineStats;
-  /** Why the engine has stopped for good; undefined while it lives. */
+  /** Why the engine has stopped for good; undefined while it runs. */
   readonly failure: MaskrouteError | undefined;
-  /** How long the engine has owed a sign of life, in ms; asking for it is what asks the engine. */
+  /** How long the engine has not answered the last ping; each call sends a ping if none is pending. */
   silence_ms(): number;
-  /** Finishes what runs, takes nothing new. */
+  /** Refuses new requests; resolves when the accepted ones have finished. */
   close(): Promise<void>;
 }
 
@@ -35,9 +35,8 @@ export type EngineModel = {
   readonly blockCount: number;
   readonly contextTokens: number;
   readonly vocabularySize: number;
-  /** What computes it. */
   readonly device: Device;
-  /** How K and V are kept, and what a page of them takes. */
+  /** Number type of the KV cache, and the size of one page. */
   readonly kv: { readonly type: KvType; readonly page_bytes: number };
   /** The model's table of surrogates, if it has one. */
   readonly surrogates?: SurrogatesId;
@@ -45,9 +44,9 @@ export type EngineModel = {
 
 export type GenerateRequest = {
   readonly requestId: string;
-  /** Whose it is: tenants take turns, and each shares computed prompts with itself alone. Empty for the key's holder. */
+  /** Tenants take turns, and no tenant reads another's cached prompts. Empty for a holder of the backend key. */
   readonly tenant: string;
-  /** When the whole answer began, since the epoch; now, unless given. This may be a late choice of it. */
+  /** When the answer's first choice was submitted, since the epoch; now unless given. This may be a later choice. */
   readonly answerSince_ms?: number;
   readonly promptTokenIds: Int32Array;
   readonly plan: MaskPlan;
@@ -55,17 +54,17 @@ export type GenerateRequest = {
   /** 0 scores the prompt only. */
   readonly maxTokens: number;
   readonly minTokens: number;
-  /** Ids that end the answer; they are not part of it. Empty with `ignore_eos`. */
+  /** Ids that end the answer and are not part of it. `ignore_eos` leaves out the model's own. */
   readonly stopTokenIds: readonly number[];
-  /** Log-probabilities of each generated token with this many alternatives; undefined = none. */
+  /** Number of alternatives in each generated token's log-probabilities; undefined = no log-probabilities. */
   readonly logprobs: number | undefined;
   /** The same for the prompt's own tokens (`echo` with `logprobs`). */
   readonly promptLogprobs: number | undefined;
-  /** What the answer must look like; who asks closes it. */
+  /** The grammar that the answer must match; the caller closes it. */
   readonly grammar?: GrammarSession | undefined;
 };
 
-/** What the model may do in this request. */
+/** How the model runs for this request. */
 export type MaskPlan = { readonly mask: Mask; readonly kv: KvMode };
 
 export type KvMode = 'preserve' | 'elide';
@@ -81,7 +80,7 @@ export type Sampling = {
   readonly frequencyPenalty: number;
   readonly repetitionPenalty: number;
   readonly logitBias: readonly (readonly [tokenId: number, bias: number])[];
-  /** Equal seeds give equal tokens; the engine draws one when it is absent. */
+  /** Equal seeds give equal tokens; without, the engine draws a seed. */
   readonly seed: number | undefined;
 };
 
@@ -92,13 +91,16 @@ export type EngineEvent =
   | { readonly type: 'token'; readonly tokenId: number; readonly logprob: TokenLogprob | undefined }
   | {
       readonly type: 'finished';
-      /** `stop`: a stop token id came, or the grammar allows nothing more; `length`: maxTokens or the context is full; `cancelled`: by the signal. */
+      /**
+       * `stop`: a stop token was sampled, or the grammar allows no further token; `length`: `maxTokens` is reached or
+       * the context is full; `cancelled`: by the signal.
+       */
       readonly reason: 'stop' | 'length' | 'cancelled';
-      /** Of the stop token, when `logprobs` was asked for: it is no `token` event. */
+      /** The stop token's, if `logprobs` is given; a stop token has no `token` event. */
       readonly stopLogprob?: TokenLogprob;
       readonly promptTokens: number;
       readonly completionTokens: number;
-      /** Tokens of the prompt that were taken over from another prompt that began the same. */
+      /** Prompt tokens whose K and V came from the prefix cache. */
       readonly cachedTokens: number;
       readonly timings: Timings;
     };
@@ -113,7 +115,7 @@ export type Timings = {
   readonly queue_ms: number;
   readonly prefill_ms: number;
   readonly decode_ms: number;
-  /** The longest wait between two steps. */
+  /** The longest time between two consecutive steps of the request. */
   readonly stepGap_ms: number;
 };
 
@@ -121,18 +123,18 @@ export type EngineStats = {
   readonly requestsRunning: number;
   readonly requestsWaiting: number;
   readonly queueCapacity: number;
-  /** The longest time since its last step of a request that had one; 0 when none runs. */
+  /** The time since the last step of the request that has gone longest without one; 0 when none runs. */
   readonly stepAge_ms: number;
-  /** The longest wait of a request that has had no step; 0 when there is none. */
+  /** The age of the oldest request that has had no step yet; 0 when there is none. */
   readonly queueAge_ms: number;
-  /** Share of the cache's token slots that are taken, 0 to 1. */
+  /** Share of the pages for running requests that are in use, 0 to 1. */
   readonly kvCacheUsage: number;
   /** Sequences in the last step. */
   readonly batchSize: number;
-  /** Pages of K and V: of those that run, and kept for prompts that begin the same. */
+  /** Pages of K and V: those of running requests and those in the prefix cache. */
   readonly pagesUsed: number;
   readonly pagesTotal: number;
-  /** Tokens of prompts that were looked up among kept pages, and found. */
+  /** Prompt tokens that were looked up in the prefix cache, and those that were found. */
   readonly prefixQueriesTotal: number;
   readonly prefixHitsTotal: number;
   readonly preemptionsTotal: number;
@@ -141,13 +143,16 @@ export type EngineStats = {
   readonly generatedTokensTotal: number;
 };
 
-/** What the engine's thread counts. Times are since the epoch, 0 for none: their ages grow while the thread computes. */
+/**
+ * What the engine's thread reports. Instead of ages it has times since the epoch (0 = none), so that the main thread
+ * computes current ages even during a long step.
+ */
 export type ThreadStats = Omit<EngineStats, 'queueCapacity' | 'stepAge_ms' | 'queueAge_ms'> & {
   readonly leastRecentStep_ms: number;
   readonly oldestUnstarted_ms: number;
 };
 
-/* Shared memory holds those numbers in this order, so that they can be read while the thread computes. */
+/* Shared memory holds the statistics in this order, so that the main thread reads them while the engine computes. */
 
 const STATS = [
   'requestsRunning',

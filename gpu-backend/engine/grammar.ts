@@ -1,23 +1,23 @@
 /**
- * The grammar of one answer, as the engine sees it. A thread of its own matches what was generated and says which tokens
- * may follow (`grammar/xgrammar.ts`); both share some words of memory, so that the engine asks nobody and the thread
- * works while the model computes the next step.
+ * The engine's side of a grammar. A separate thread matches the generated tokens and finds the allowed next tokens
+ * (`grammar/xgrammar.ts`). The two share memory instead of sending messages, so that the thread works while the model
+ * computes the next step.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 
-/** Plain data: it goes from thread to thread. */
+/** Shared memory of one answer's grammar; plain data, so that it can be sent between threads. */
 export type GrammarSession = {
-  /** One answer's: the header, then a bit a token. */
+  /** 32-bit words: the header, then one bit for each token of the vocabulary. */
   readonly words: SharedArrayBuffer;
-  /** One for all answers of the thread; it counts what it was told. */
+  /** One counter for all answers of the thread; the engine increments and notifies it to wake the thread. */
   readonly bell: SharedArrayBuffer;
 };
 
-/** The header of a session's words. */
+/** Indices of the header's words. */
 export const HEADER = {
   /** Tokens that the engine has accepted. */
   accepted: 0,
-  /** For how many accepted tokens the bits stand; `FAILED` when the thread gave the session up, `UNKNOWN` at first. */
+  /** The number of accepted tokens that the bits are valid for; `UNKNOWN` at first, `FAILED` when matching has failed. */
   matched: 1,
   /** The last token that was accepted. */
   token: 2,
@@ -35,14 +35,14 @@ export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): Gra
   return session;
 };
 
-/** Nothing matches the answer any more: an engine that waits for it, or will, fails it at once and holds up no other answer. */
+/** Marks a session as failed: the engine fails its answer at once instead of waiting, which would delay other answers. */
 export function giveUp(words: SharedArrayBuffer): void {
   const header = new Int32Array(words, 0, HEADER.words);
   Atomics.store(header, HEADER.matched, FAILED);
   Atomics.notify(header, HEADER.matched);
 }
 
-/** The thread has had the time of the model's step; past this it is lost. */
+/** How long the engine waits for the thread after a step; then the answer fails. */
 const LATE_ms = 2000;
 
 export class SequenceGrammar {
@@ -73,8 +73,8 @@ export class SequenceGrammar {
   }
 
   /**
-   * Leaves `logits` of tokens that may follow, and of `stopTokenIds` where the answer may end.
-   * @throws MaskrouteError `engine_failed` when the thread gives no answer.
+   * Sets `logits` `[V]` to -∞ in place, except those of allowed tokens, and of `stopTokenIds` where the answer may end.
+   * @throws MaskrouteError `engine_failed` when the thread has failed or does not answer in time.
    */
   restrict(logits: Float32Array, stopTokenIds: readonly number[]): void {
     this.#wait();
@@ -92,12 +92,12 @@ export class SequenceGrammar {
         }
       }
     }
-    // A stop id is no part of the answer, whatever the token would be in it.
+    // A stop token ends the answer and is never part of it, even if the grammar allows its text.
     for (const id of stopTokenIds) if (id < logits.length) logits[id] = Number.NEGATIVE_INFINITY;
     for (const [id, logit] of kept) if (logit !== undefined) logits[id] = logit;
   }
 
-  /** What was generated; the thread goes on from there while the model computes. */
+  /** Passes a generated token to the thread, which matches it while the model computes. */
   accept(tokenId: number): void {
     this.#header[HEADER.token] = tokenId;
     Atomics.add(this.#header, HEADER.accepted, 1);
@@ -113,7 +113,7 @@ export class SequenceGrammar {
       if (matched === accepted) return;
       const left_ms = until_ms - performance.now();
       if (matched === FAILED || left_ms <= 0)
-        throw new MaskrouteError('engine_failed', 'The form of the answer could not be kept.');
+        throw new MaskrouteError('engine_failed', 'The grammar of the answer could not be enforced.');
       Atomics.wait(this.#header, HEADER.matched, matched, left_ms);
     }
   }

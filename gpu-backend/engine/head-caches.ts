@@ -1,10 +1,10 @@
 /**
- * Keys and values of those that run, head by head: all sequences share one buffer a layer for K and one for V,
- * `[P, G, T, D]` (P = places, G = KV heads, T = room for tokens, D = a head's width there), which attention nodes read and append
- * to (`model/architectures/head-attention.ts`). A sequence comes here with its first run (`kv-cache.ts`) and has a place until its
- * cache is emptied, forgotten, or needed as rows again.
+ * K and V of running sequences, head by head: all sequences share one buffer a layer for K and one for V, `[P, G, T, D]`
+ * (P = places, G = KV heads, T = token capacity, D = padded head size), which attention nodes read and append to
+ * (`model/architectures/head-attention.ts`). A sequence gets a place with its first run (`kv-cache.ts`) and keeps it until
+ * its cache is emptied, garbage-collected, or needed as rows again.
  *
- * Buffers grow by doubling, with one copy, and shrink again: what nobody needs any more does not stay.
+ * Buffers grow by doubling, with one copy, and shrink when most of them is unused.
  */
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { headRoom } from '../model/architectures/head-attention.ts';
@@ -18,13 +18,13 @@ export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
 };
 
 const INITIAL_TOKENS = 256;
-/** Buffers that are so many times too large are made anew: seldom, since memory that is new is slow. */
+/** Buffers shrink when they are this many times too large; not earlier, since new memory is slow. */
 const TOO_LARGE = 8;
-/** Room for so many tokens in each place is kept while nobody uses it. */
+/** Unused capacity of each place up to this is kept. */
 const KEPT_TOKENS_MAX = 1024;
-/** Tokens of those that are gone, whose memory stays for the next in their places. */
+/** Resident tokens of ended sequences up to this are kept for the next ones. */
 const LEFT_TOKENS_MAX = BATCH_PLACES * KEPT_TOKENS_MAX;
-/** Prompts that are computed at a time, mostly. */
+/** Free row buffers that are kept: rarely are more prompts computed at once. */
 const KEPT_ROWS = 2;
 
 export class HeadCaches implements Heads {
@@ -35,13 +35,13 @@ export class HeadCaches implements Heads {
   #buffers: Float32Array[] = [];
   #places = 0;
   #tokens = 0;
-  /** How far each place was written since its memory is there: only that costs any. */
+  /** How far each place was written since its allocation: only written memory is resident. */
   #written_tokens: number[] = [];
-  /** Who has each place, those that ran longest ago first. What nobody refers to any more gives its place back. */
+  /** The cache in each place, the one that ran longest ago first. A garbage-collected cache frees its place. */
   readonly #owners = new Map<number, WeakRef<KvCache>>();
-  /** Memory for rows that is free. */
+  /** Free row buffers. */
   readonly #rows: KvValues[][] = [];
-  /** Tensors over some neighbouring places. */
+  /** Tensors over ranges of places, cached. */
   readonly #views = new Map<string, readonly RuntimeTensor[]>();
 
   constructor(shape: HeadShape) {
@@ -54,14 +54,14 @@ export class HeadCaches implements Heads {
     return this.#buffers[0]?.length ?? 0;
   }
 
-  /** Tokens that memory is resident for. */
+  /** Tokens whose memory is resident. */
   get resident_tokens(): number {
     return this.#written_tokens.reduce((sum, tokens) => sum + tokens, 0);
   }
 
   /**
-   * Each of `caches`, `BATCH_PLACES` at most, has a place with room for what it expects, and its keys and values there. Others
-   * make room where there is none; nothing of theirs is lost.
+   * Gives each of `caches`, at most `BATCH_PLACES`, a place with room for the tokens that it expects, and moves its K and V
+   * there. If there is no free place, other caches move back to rows.
    */
   place(caches: readonly KvCache[]): void {
     const here = new Set(caches);
@@ -81,7 +81,7 @@ export class HeadCaches implements Heads {
     }
   }
 
-  /** What is large does not stay when the last one is gone. */
+  /** Frees a place; after the last one, large buffers are released. */
   free(place: number): void {
     this.#owners.delete(place);
     if (this.#owners.size === 0 && this.#tokens > KEPT_TOKENS_MAX) this.#resize(0, 0);
@@ -97,7 +97,7 @@ export class HeadCaches implements Heads {
     if (isSmall && this.#rows.length < KEPT_ROWS) this.#rows.push(rows);
   }
 
-  /** `[to - from, G, T, D]` of all buffers: to be fed, and fetched as what the graph makes of it. */
+  /** Places `from` to `to` of all buffers, `[to - from, G, T, D]` each: both feeds and, in place, fetches. */
   view(from: number, to: number): readonly RuntimeTensor[] {
     const known = this.#views.get(`${from} ${to}`);
     if (known !== undefined) return known;
@@ -120,18 +120,18 @@ export class HeadCaches implements Heads {
     return this.view(place!, place! + 1);
   }
 
-  /** Fed and fetched where no token is computed. */
+  /** A placeholder feed and fetch for runs without single tokens. */
   nothing(): RuntimeTensor {
     const { kvHeadCount } = this.shape;
     return tensor('f32', new Float32Array(kvHeadCount * this.#width), [1, kvHeadCount, 1, this.#width]);
   }
 
-  /** `count` rows `[G·D]` of one buffer go to the tokens of a place from `at` on. */
+  /** Copies `count` rows `[G · head size]` into one buffer, to the tokens of a place from `at` on. */
   write(place: number, buffer: number, rows: KvValues, at: number, count: number): void {
     this.#copy(place, buffer, rows, at, count, 'in');
   }
 
-  /** The reverse. */
+  /** The reverse of `write`. */
   read(place: number, buffer: number, rows: KvValues, at: number, count: number): void {
     this.#copy(place, buffer, rows, at, count, 'out');
   }
@@ -151,8 +151,8 @@ export class HeadCaches implements Heads {
   }
 
   /**
-   * A run over neighbouring places computes something in each. Where nobody of the run stands it writes over the first token:
-   * gives what puts that back.
+   * A run over neighbouring places writes into each of them: in a place without input it overwrites the first token. Saves
+   * the first tokens of `places`. @returns a function that restores them.
    */
   keepFirst(places: readonly number[]): () => void {
     const { kvHeadCount, headSize } = this.shape;
@@ -183,7 +183,7 @@ export class HeadCaches implements Heads {
     return others;
   }
 
-  /** The first that is free, so that those of a run are neighbours. */
+  /** The lowest free place, so that the sequences of a run are neighbours. */
   #freePlace(): number {
     for (let place = 0; ; place++) if (!this.#owners.has(place)) return place;
   }
@@ -194,7 +194,7 @@ export class HeadCaches implements Heads {
     const isTooLong = this.#tokens >= TOO_LARGE * Math.max(needed, INITIAL_TOKENS);
     const room = doubled(isTooLong || this.#tokens === 0 ? INITIAL_TOKENS : this.#tokens, needed);
     const tokens = Math.min(room, this.shape.contextTokens);
-    // A lone sequence after eight does not shrink what the next eight need.
+    // Small buffers keep their places: after eight sequences and then one there may be eight again.
     const isTooMany = this.#tokens > KEPT_TOKENS_MAX && this.#places >= TOO_LARGE * places;
     if (tokens === this.#tokens && places <= this.#places && !isTooMany) return;
     this.#resize(tokens === this.#tokens && !isTooMany ? Math.max(places, this.#places) : places, tokens);
@@ -209,7 +209,7 @@ export class HeadCaches implements Heads {
       length: owner.deref()?.length ?? 0,
     }));
     this.#buffers = Array.from({ length: 2 * layerCount }, (_, buffer) => {
-      // Memory that nobody wrote to costs nothing.
+      // Memory that was never written is not resident.
       const made = new Float32Array(places * kvHeadCount * tokens * width);
       for (const { place, length } of lengths) {
         for (let head = place * kvHeadCount; head < (place + 1) * kvHeadCount; head++) {

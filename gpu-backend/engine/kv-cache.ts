@@ -1,28 +1,27 @@
 /**
- * The KV cache of one sequence. It is kept in one of two forms: as rows of all heads, and head by head.
+ * The KV cache of one sequence. K and V have one of two layouts: rows of all heads, or head by head.
  *
- * Head by head, beside those of other sequences (`head-caches.ts`), is what runs compute with. Rows are what is taken over from another
- * prompt before the first run, and what has to leave its place. What one form lacks is copied when the sequence comes there: 2 ms
- * for 100 tokens of the default model.
- * Halves stay rows. They are written through: the graph's new K and V are bound in place into these buffers, and the same
- * buffers, viewed up to the live length, are fed back as the past. Nothing is copied a piece; a buffer that is full is copied once into
- * one of twice the size.
+ * fp32 runs compute head by head, in buffers that all sequences share (`head-caches.ts`). Rows are the layout of pages from
+ * the prefix cache, before the first run, and of a sequence that had to give up its place. A change of layout copies K and
+ * V: 2 ms for 100 tokens of the default model.
+ * fp16 uses rows only, without copies: the graph's new K and V are bound in place into these buffers, and views of the same
+ * buffers are fed back as the past. A full buffer is copied once into one of twice the size.
  *
- * This rests on two properties of the runtime: a preallocated output is written in place, and an input is
- * read in place. `test/gpu-backend/engine/kv-cache.test.ts` compares it with a cache that copies, and is
- * what will tell when a new ONNX Runtime changes either.
+ * This depends on two properties of the runtime: a preallocated output is written in place, and an input is read in place.
+ * `test/gpu-backend/engine/kv-cache.test.ts` compares with a cache that copies, and fails if a new ONNX Runtime changes
+ * either.
  */
 
 import type { KvType } from '../model/model-source.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
 
-/** `width` = KV heads · head width, values a token and layer. */
+/** `width` = KV heads · head size: values of K, or of V, for one token in one layer. */
 export type CacheShape = {
   readonly layerCount: number;
   readonly width: number;
   readonly contextTokens: number;
-  /** How values are kept; fp32 unless given. */
+  /** fp32 unless given. */
   readonly kvType?: KvType;
 };
 
@@ -31,42 +30,42 @@ const KV_ARRAYS = { f32: Float32Array, f16: Float16Array } as const;
 
 export const newValues = (kvType: KvType, count: number): KvValues => new KV_ARRAYS[kvType](count);
 
-/** The first of `from`, 2·`from`, 4·`from` … that is no less than `needed`: how all caches grow. */
+/** The first of `from`, 2·`from`, 4·`from` … that is at least `needed`; all caches grow this way. */
 export function doubled(from: number, needed: number): number {
   let value = from;
   while (value < needed) value *= 2;
   return value;
 }
 
-/** What K and V of one token take in all layers. */
+/** Bytes of K and V of one token, all layers. */
 export const tokenBytes = ({
   layerCount,
   width,
   kvType = 'f32',
 }: Omit<CacheShape, 'contextTokens'>): number => 2 * layerCount * width * KV_ARRAYS[kvType].BYTES_PER_ELEMENT;
 
-/** Values over `data` itself as the graph takes them. */
+/** A tensor over `data` itself, without a copy. */
 export const kvTensor = (data: KvValues, dims: readonly number[]): RuntimeTensor =>
   data instanceof Float32Array ? tensor('f32', data, dims) : tensor('f16', data, dims);
 
-/** What the engine knows of a cache, wherever keys and values lie. */
+/** A cache as the engine uses it, in this process's memory or on a GPU. */
 export type SequenceCache = Pick<
   KvCache,
   'length' | 'capacity_tokens' | 'reserve' | 'truncate' | 'fill' | 'appendPage' | 'copyPage'
 >;
 
-/** Keys and values head by head (`head-caches.ts`), as a cache uses them: rows `[count, width]` go in and out. */
+/** The head caches (`head-caches.ts`) as one sequence's cache uses them; rows are `[count, width]`. */
 export type Heads = {
   write(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
   read(place: number, buffer: number, rows: KvValues, at: number, count: number): void;
   free(place: number): void;
-  /** Memory for rows that another cache is done with: of prompts, which are computed after one another. */
+  /** Row buffers that another cache no longer needs; prompts are computed one after the other. */
   takeRows(): KvValues[] | undefined;
   giveRows(rows: KvValues[]): void;
 };
 
 const INITIAL_TOKENS = 256;
-/** Attention costs in proportion to the view, so it stays near the live length. */
+/** Views are rounded up to this: attention's cost grows with the view, so it stays close to the length. */
 const VIEW_STEP_TOKENS = 16;
 
 export class KvCache {
@@ -74,16 +73,16 @@ export class KvCache {
   readonly #heads: Heads | undefined;
   /** Tokens whose K and V are written. */
   #length = 0;
-  /** Tokens that are known to come, those that are there counted. */
+  /** The length that the cache is expected to reach. */
   wanted_tokens = 0;
-  /** Its place among {@link Heads}; while it has one, K and V are there. */
+  /** Its place in {@link Heads}; while it has one, K and V are there. */
   #place: number | undefined;
   #capacity_tokens = 0;
   /** Rows: K of layer i at 2i, V at 2i + 1; each `[capacity, width]`. */
   #buffers: KvValues[];
   #past: { readonly viewTokens: number; readonly tensors: readonly RuntimeTensor[] } | undefined;
 
-  /** Takes no memory before the first `reserve`. `heads`: where tokens of answers go, if anywhere. */
+  /** Allocates nothing before the first `reserve`. Without `heads` K and V stay rows. */
   constructor(shape: CacheShape, heads?: Heads) {
     this.shape = shape;
     this.#heads = heads;
@@ -94,13 +93,13 @@ export class KvCache {
     return this.#length;
   }
 
-  /** Forgets what is behind. */
+  /** Drops all tokens after the first `tokens`. @throws RangeError when it would grow. */
   set length(tokens: number) {
     if (tokens > this.#length) throw new RangeError(`${tokens} tokens of ${this.#length}`);
     this.#length = tokens;
   }
 
-  /** Room that it has as rows. */
+  /** Allocated row capacity. */
   get capacity_tokens(): number {
     return this.#capacity_tokens;
   }
@@ -109,7 +108,7 @@ export class KvCache {
     return this.#place;
   }
 
-  /** Of `HeadCaches`: from now on K and V are in `place`. */
+  /** Moves K and V to `place` of the head caches; called by `HeadCaches`. */
   enterHeads(place: number): void {
     if (this.#place !== undefined) return;
     for (const [buffer, rows] of this.#buffers.entries())
@@ -119,7 +118,7 @@ export class KvCache {
     this.#useRows(this.#noRows());
   }
 
-  /** From now on they are rows. */
+  /** Moves K and V back to rows and frees the place. */
   leaveHeads(): void {
     const place = this.#place;
     if (place === undefined) return;
@@ -143,22 +142,22 @@ export class KvCache {
   }
 
   /**
-   * Makes room for `tokens` more; asked for what is known to come, it copies nothing later. Among heads, room comes with a place.
-   * @throws RangeError past the model's context.
+   * Makes room for `tokens` more; reserving all expected tokens at once avoids copies later. In the head caches the room
+   * comes with the place. @throws RangeError beyond the model's context.
    */
   reserve(tokens: number): void {
     if (this.#heads === undefined) this.reserveRows(tokens);
     else this.expect(tokens);
   }
 
-  /** The same as rows, which it becomes if it is not. */
+  /** Makes room for `tokens` more rows, after a change to rows if necessary. @throws as `reserve`. */
   reserveRows(tokens: number): void {
     this.expect(tokens);
     this.leaveHeads();
     this.#grow(this.#length + tokens);
   }
 
-  /** `tokens` more will come. @throws RangeError past the model's context. */
+  /** Notes that `tokens` more will come. @throws RangeError beyond the model's context. */
   expect(tokens: number): void {
     const needed = this.#length + tokens;
     const { contextTokens } = this.shape;
@@ -190,7 +189,7 @@ export class KvCache {
     this.#past = undefined;
   }
 
-  /** K of layer i at 2i, V at 2i + 1, `[1, T, width]` each, T ≥ length + tokens: to be fed. Call `reserveRows` first. */
+  /** Feeds: K of layer i at 2i, V at 2i + 1, `[1, T, width]` each, T ≥ length + tokens. Call `reserveRows` first. */
   past(tokens: number): readonly RuntimeTensor[] {
     const live = Math.ceil((this.#length + tokens) / VIEW_STEP_TOKENS) * VIEW_STEP_TOKENS;
     const viewTokens = Math.min(live, this.#capacity_tokens);
@@ -202,7 +201,7 @@ export class KvCache {
     return this.#past.tensors;
   }
 
-  /** The next `rows` rows of one buffer: an output that is bound to it is written in place. */
+  /** The next `rows` rows of one buffer, as an output that the runtime writes in place. */
   newRows(buffer: number, rows: number): RuntimeTensor {
     const { width } = this.shape;
     const start = this.#length * width;
@@ -210,7 +209,7 @@ export class KvCache {
     return kvTensor(data, [1, rows, width]);
   }
 
-  /** Writes the next `rows` rows of one buffer, those of `values` from the `from`th on; returns how many values. */
+  /** Writes the next `rows` rows of one buffer from `values`, starting at value `from`. @returns number of values written. */
   write(buffer: number, values: KvValues, from: number, rows: number): number {
     const { width } = this.shape;
     const count = rows * width;
@@ -220,12 +219,12 @@ export class KvCache {
     return count;
   }
 
-  /** After a run: its tokens are in the cache. */
+  /** Call it after a run that wrote `tokens` tokens. */
   advance(tokens: number): void {
     this.#length += tokens;
   }
 
-  /** As if so many tokens were there: some numbers are, in memory that costs what real ones cost. */
+  /** Sets the length to `tokens` with dummy values, for measurements; the memory is written, as with real values. */
   fill(tokens: number): void {
     this.reserveRows(Math.max(0, tokens - this.#length));
     const { width } = this.shape;
@@ -233,7 +232,7 @@ export class KvCache {
     this.#length = tokens;
   }
 
-  /** Puts `tokens` tokens behind those that it holds, as rows; `page` is what `copyPage` gave. */
+  /** Appends a page of `tokens` tokens from `copyPage`, as rows. */
   appendPage(page: KvValues, tokens: number): void {
     const count = tokens * this.shape.width;
     this.reserveRows(tokens);
@@ -243,7 +242,7 @@ export class KvCache {
     this.#length += tokens;
   }
 
-  /** K and V of `tokens` tokens from token `from` on, buffer after buffer; into `page` where there is one of that size. */
+  /** Copies K and V of `tokens` tokens from token `from` on, buffer after buffer; into `page` if given. @throws RangeError. */
   copyPage(from: number, tokens: number, page?: KvValues): KvValues {
     const { width } = this.shape;
     const count = tokens * width;
@@ -257,7 +256,7 @@ export class KvCache {
     return copy;
   }
 
-  /** Forgets all but the first `tokens`. An empty one has no place, and can be used again. */
+  /** Drops all but the first `tokens`. An empty cache gives up its place and can be reused. */
   truncate(tokens: number): void {
     this.length = Math.min(this.#length, tokens);
     if (this.#length > 0) return;

@@ -1,7 +1,6 @@
 /**
- * The mask that a request asks for: by id, or written out. An id that is not in memory or on disk is fetched once from the
- * edge, checked against its content address, and kept. What comes from outside is never trusted: the id is recomputed every
- * time.
+ * Resolves the `mask` field of a request: a mask id or an inline mask. An id that is neither in memory nor on disk is fetched
+ * once from the edge and kept. Every record from disk or edge is verified: its id must be the hash of its content.
  */
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -29,36 +28,35 @@ const REASON_CHARS_MAX = 300;
 const IN_MEMORY_MAX = 4096;
 const WAITS = {
   fetch_ms: 3000,
-  /** Long enough to shield the edge from a client that retries, short enough for a publication just made. */
+  /** How long a refusal is cached: long enough to protect the edge from retries, short enough for a new publication. */
   unknown_ms: 5000,
   unreachable_ms: 1000,
 };
 
 export type MaskRegistry = {
   /**
-   * `edge`: what the caller's signed token calls its edge. It is asked there, unless another address was configured here,
-   * and what is sent is good at the edge of that name alone: its operator configured it there.
-   * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when the edge could
-   * not be asked; of a mask that is written out, `invalid_request` when a layer lies outside the model, or
-   * `surrogates_mismatch`.
+   * `edge`: the edge's address according to the caller's signed token. Masks are fetched there, unless another address is
+   * configured here. The token that this backend sends has that edge as its audience in both cases.
+   * Rejects with MaskrouteError `unknown_mask`, `mask_model_mismatch`, or `configuration_unavailable` when the edge cannot
+   * be reached; for an inline mask `invalid_request` when a layer is outside the model, or `surrogates_mismatch`.
    */
   resolve(mask: MaskField, edge: string | undefined): Promise<Mask>;
 };
 
 export type MaskRegistryOptions = {
-  /** `MASKROUTE_HOME/masks`; made when the first mask is kept. */
+  /** `MASKROUTE_HOME/masks`; created when the first mask is stored. */
   readonly folder: string;
   readonly model: Pick<EngineModel, 'hash' | 'blockCount' | 'surrogates'>;
-  /** Signs the token with which the edge is asked; the key itself is sent nowhere. */
+  /** Signs the tokens for the edge; the key itself is never sent. */
   readonly backendKey: string;
-  /** Where the edge is reached from here; without it, where a token says. */
+  /** The edge's address from here; without, the address in the caller's token. */
   readonly edgeUrl: string | undefined;
   readonly warn: (message: string, detail: Record<string, unknown>) => void;
-  /** Tests wait for less. */
+  /** Shorter in tests. */
   readonly waits?: typeof WAITS;
 };
 
-/** An edge may be reached by another address than the one that it knows itself by. */
+/** `url`: where to reach the edge from here; `name`: the address that it has for itself, the audience of its tokens. */
 type Edge = { readonly url: string; readonly name: string };
 
 export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
@@ -110,13 +108,13 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   };
 }
 
-/** `surrogate: true` means the surrogates of the table that the served model has. */
+/** `surrogate: true` means the served model's table of surrogates. */
 function inlineMask(
   { blockCount, surrogates }: MaskRegistryOptions['model'],
   field: Exclude<MaskField, string>,
 ): Mask {
   if (field.surrogate && surrogates === undefined) {
-    const message = 'This model has no surrogates: ask for "surrogate": false.';
+    const message = 'This model has no surrogates: send "surrogate": false.';
     throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask.surrogate' });
   }
   try {
@@ -126,7 +124,7 @@ function inlineMask(
   }
 }
 
-/** @throws Error with the reason when the text is no record of this id. */
+/** @throws Error with the reason when the text is not the record of this id. */
 function checkedRecord(text: string, id: MaskId): MaskRecord {
   const record = maskRecordSchema.parse(JSON.parse(text));
   const computed = maskId(record.modelHash as ModelHash, maskOf(record));
@@ -150,7 +148,7 @@ async function readKept(options: MaskRegistryOptions, id: MaskId): Promise<MaskR
   try {
     return checkedRecord(text, id);
   } catch (error) {
-    options.warn('a kept mask is damaged; asking the edge again', { path, reason: (error as Error).message });
+    options.warn('a stored mask is damaged; fetching it again', { path, reason: (error as Error).message });
     return undefined;
   }
 }
@@ -168,7 +166,7 @@ async function fetchRecord(
       id,
       reason: 'no address of the edge is configured: EDGE_URL at the edge, or MASKROUTE_EDGE_URL here',
     });
-    throw unknown('it is not kept here, and no address of the edge is configured to ask for it');
+    throw unknown('it is not stored here, and no address of the edge is configured to fetch it from');
   }
   const unavailable = (reason: string, cause?: unknown) => {
     options.warn('a mask could not be fetched', { id, edge: edge.url, reason });
@@ -204,13 +202,13 @@ async function fetchRecord(
   return record;
 }
 
-/** A full disk costs a fetch later. */
+/** Never rejects: without the stored copy the mask is only fetched again after a restart. */
 async function keep(options: MaskRegistryOptions, id: MaskId, record: MaskRecord): Promise<void> {
   const path = keptPath(options, id);
   try {
     await mkdir(options.folder, { recursive: true });
     await writeWhole(path, `${JSON.stringify(record)}\n`);
   } catch (error) {
-    options.warn('a mask could not be kept on disk', { path, reason: (error as Error).message });
+    options.warn('a mask could not be stored on disk', { path, reason: (error as Error).message });
   }
 }

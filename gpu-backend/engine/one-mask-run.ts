@@ -1,6 +1,7 @@
 /**
- * Runs of the graph that has one mask a run (`model/architectures/llama.ts`): tokens of one sequence, or one token each of several. It
- * has the fewest nodes: a block runs or does not, and no rows are gathered. Here its inputs are written and its outputs are read.
+ * Runs the graph that takes one mask a run (`model/architectures/llama.ts`): tokens of one sequence, or one token each of
+ * several. It has the fewest nodes: a block runs or does not, and no rows are gathered. This file writes the graph's inputs
+ * and reads its outputs.
  */
 
 import type { Mask } from '../../shared/mask/mask.ts';
@@ -19,7 +20,7 @@ import {
   writesSkipped,
 } from './run-input.ts';
 
-/** Whether these have one mask and want as many logits. */
+/** Whether all inputs have the same mask plan and the same number of logit rows. */
 export function areAlike(inputs: readonly HostInput[]): boolean {
   const first = inputs[0]!;
   const { plan } = first;
@@ -35,7 +36,7 @@ export function areAlike(inputs: readonly HostInput[]): boolean {
 const areEqual = (a: Uint8Array, b: Uint8Array): boolean =>
   a === b || a.every((value, block) => value === b[block]);
 
-/** Feeds of every run of the graph: `rows` tokens of each of `sequences` sequences, and their positions. */
+/** The feeds that all runs of the graph have in common, for `rows` tokens of each of `sequences` sequences. */
 function commonFeeds(
   session: Session,
   input: HostInput,
@@ -56,7 +57,7 @@ function commonFeeds(
   };
 }
 
-/** Tokens of one sequence whose K and V are rows. */
+/** Tokens of one sequence whose K and V are stored as rows. @returns logits `[logitRows, vocabulary]`. */
 export async function runPiece(session: Session, parts: HostParts, input: HostInput): Promise<Float32Array> {
   const { cache, tokenIds, logitRows } = input;
   const { feeds, bound } = bindPiece(session, parts, input);
@@ -68,7 +69,7 @@ export async function runPiece(session: Session, parts: HostParts, input: HostIn
   return logits;
 }
 
-/** What it is fed, and where it writes K and V. */
+/** The feeds of `runPiece`, and the outputs bound to the cache. */
 export function bindPiece(
   session: Session,
   { config }: Pick<HostParts, 'config'>,
@@ -93,7 +94,11 @@ export function bindPiece(
   return { feeds, bound };
 }
 
-/** A token each of several sequences under one mask, in a row for each of neighbouring places; or a piece of one alone. */
+/**
+ * One token each of several sequences under one mask, or several tokens of one sequence, with K and V in `heads`. The run
+ * has a row for every place from the first to the last sequence's.
+ * @returns for each input its logits, `[logitRows, vocabulary]`.
+ */
 export async function runHeads(
   session: Session,
   parts: HostParts,
@@ -146,8 +151,8 @@ export async function runHeads(
 }
 
 /**
- * Tokens that skip a layer's attention have their K and V written among the heads behind the run: returns those,
- * `[sequences, tokens, width]`.
+ * Binds the head caches' buffers. Where a layer's attention is skipped the graph returns K and V instead, to be copied into
+ * the caches after the run. @returns those buffers, `[sequences, tokens, width]` each.
  */
 function bindHeads(
   feeds: Feeds,
@@ -173,7 +178,7 @@ function bindHeads(
   return kept;
 }
 
-/** How many rows surrogates compute: all, or none with plain skipping. */
+/** Number of rows that surrogates compute: all, or 0 if the mask uses none. */
 function surrogateFeeds(session: Session, mask: Mask, tokens: number): Feeds {
   if (!session.inputNames.includes('surrogate_rows')) return {};
   return { surrogate_rows: integers([mask.surrogates === undefined ? 0 : tokens]) };
@@ -181,7 +186,7 @@ function surrogateFeeds(session: Session, mask: Mask, tokens: number): Feeds {
 
 const knownRuns = new WeakMap<Uint8Array, RuntimeTensor>();
 
-/** A mask's bits as a tensor, made once a mask. */
+/** A mask's bits as a tensor; cached by mask. */
 function runsTensor(runs: Uint8Array): RuntimeTensor {
   const made = knownRuns.get(runs) ?? tensor('bool', runs, [runs.length]);
   knownRuns.set(runs, made);

@@ -1,50 +1,51 @@
 /**
- * Pages of K and V that prompts which begin alike share: the turns of a conversation, a common system prompt.
+ * The prefix cache: pages of K and V for prompts that begin alike, such as the turns of a conversation or a common system
+ * prompt.
  *
- * A page holds the K and V of `PAGE_TOKENS` tokens, in all layers. Pages hang in a tree: a page belongs behind the one
- * before it, and is found by its own tokens. A prompt takes over the pages that it begins with, computes what is new, and
- * leaves its own whole pages here, its answer's too. ONNX Runtime's attention reads K and V of a sequence in one piece, so
- * pages are copied into a sequence's cache and out of it as they are: 46 kB a token of the default model, half of it where
- * K and V are halves, a hundredth of the time that computing them takes.
+ * A page holds K and V of `PAGE_TOKENS` tokens, all layers. Pages form a tree: a page is a child of the page before it and
+ * is found by its tokens. A prompt copies the pages that it begins with, computes the rest, and adds its own full pages,
+ * those of its answer included. ONNX Runtime's attention needs K and V of a sequence in one piece, so pages are copied into
+ * and out of a sequence's cache: 46 kB a token of the default model (half with fp16), in a hundredth of the time that
+ * computing them takes.
  *
- * K and V depend on the blocks that ran and on what stood in for the others, so only a prompt under the same mask can
- * use them; and how soon an answer comes would tell one tenant what another one asked, so only the same tenant's.
+ * K and V depend on the blocks that run and on the surrogates, so pages are shared only under the same mask plan. They are
+ * shared only within a tenant, since response times would otherwise reveal another tenant's prompts.
  *
- * There is one bound for all pages. Tenants share it: a page takes the place of what was used longest ago, of the tenant
- * that has most. So nobody's prompts push out those of a tenant that has its share or less, and a lone tenant has all the
- * room. Only pages without followers go: what is left can be reached.
+ * All tenants share one bound. A new page evicts the least recently used page of the tenant that has most. So no tenant can
+ * push another below an equal share, and a single tenant may use everything. Only leaves of the tree are evicted, so that
+ * all other pages stay reachable.
  */
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { GenerateRequest, MaskPlan } from './engine.ts';
 import type { KvValues, SequenceCache } from './kv-cache.ts';
 
 export const PAGE_TOKENS = 16;
-/** A token takes 46 kB with the default model: 370 MB, once pages have filled it. */
+/** With the default model, 46 kB a token: 370 MB when full. */
 export const PREFIX_TOKENS_MAX = 8192;
 
 export const pagesOf = (tokens: number): number => Math.ceil(tokens / PAGE_TOKENS);
 
-/** What was not used for so long goes first, whosever it is: who is gone keeps nobody out. */
+/** Pages unused for this long are evicted first, whatever their tenant: tenants that left do not take room from others. */
 export const IDLE_ms = 10 * 60_000;
 
 /**
- * Which tenants lose a page when there is no room: who has most of them. Where several have, `adding` loses, if it is one of them.
- * `counts`: pages by tenant, those that are added counted.
+ * Which tenants may lose a page: those that have most. If `adding` is one of them, it alone.
+ * `counts`: pages by tenant, including the page to be added.
  */
 export function losing(counts: ReadonlyMap<string, number>, adding: string): (tenant: string) => boolean {
   const most = Math.max(...counts.values());
   return (tenant) => (counts.get(adding) === most ? tenant === adding : counts.get(tenant) === most);
 }
 
-/** Whose prompt, and computed how. */
+/** Pages are shared only between requests with the same tenant and mask plan. */
 export type PrefixOwner = Pick<GenerateRequest, 'tenant' | 'plan'>;
 
-/** What may be shared: tenant and mask. The model is the engine's own, surrogates included. */
+/** The key of a tree of pages. The engine serves one model, so that is not part of it. */
 export const keyOf = ({ tenant, plan }: PrefixOwner): string => JSON.stringify([tenant, planKey(plan)]);
 
 const planKey = ({ mask, kv }: MaskPlan): string[] => [kv, mask.surrogates ?? '', maskBits(mask)];
 
-/** `followers` by their tokens. The root of a tree has no data. */
+/** `followers`: child pages by their tokens. The root of a tree has no data. */
 type Tree = { readonly followers: Map<string, Page> };
 type Page = Tree & {
   readonly tenant: string;
@@ -61,7 +62,7 @@ export class PrefixCache {
   readonly #trees = new Map<string, Tree>();
   readonly #pages = new Set<Page>();
 
-  /** `tokensMax`: room of all pages together, in tokens; 0 keeps none. */
+  /** `tokensMax`: size of all pages together, in tokens; 0 disables the cache. */
   constructor(tokensMax: number, now_ms = () => performance.now()) {
     this.pagesMax = Math.floor(tokensMax / PAGE_TOKENS);
     this.#now_ms = now_ms;
@@ -72,9 +73,9 @@ export class PrefixCache {
   }
 
   /**
-   * Copies the longest known beginning of a prompt into an empty cache that has room for it; returns how many tokens that
-   * is. Two tokens are left to be computed: the last one's logits are wanted, and a lone row is summed otherwise
-   * (`scheduler.ts`).
+   * Copies the longest cached prefix of a prompt into an empty cache with enough room. At least two tokens are left to be
+   * computed: the last one's logits are needed, and attention sums a single row in another order (`scheduler.ts`).
+   * @returns the number of tokens copied.
    */
   take(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): number {
     let tree = this.#trees.get(keyOf(owner));
@@ -88,7 +89,7 @@ export class PrefixCache {
     return cache.length;
   }
 
-  /** Keeps the whole pages among the first `computed` tokens of a cache; those before token `from` are here already or gone. */
+  /** Adds the full pages among the first `computed` tokens of a cache; those before token `from` were offered before. */
   keep(
     owner: PrefixOwner,
     tokenIds: ArrayLike<number>,
@@ -127,7 +128,7 @@ export class PrefixCache {
     if (this.#trees.get(key)!.followers.size === 0) this.#trees.delete(key);
   }
 
-  /** The memory of a page that gave way, undefined for new memory, or `none` when the new page has to give way itself. */
+  /** The memory of an evicted page to reuse; undefined: allocate; `none`: nothing may be evicted for this page. */
   #room(tenant: string, now_ms: number, behind: Tree): KvValues | undefined | 'none' {
     if (this.#pages.size < this.pagesMax) return undefined;
     const victim = this.#victim(tenant, now_ms, behind);

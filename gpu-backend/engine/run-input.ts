@@ -1,6 +1,6 @@
 /**
- * What a run of a graph in this process's memory is given: new tokens of sequences whose caches lie here, under their masks; and what
- * runs of both graphs (`one-mask-run.ts`, `batch-run.ts`) have in common.
+ * The input of a run, new tokens of a sequence under a mask plan, and what the runs of both CPU graphs
+ * (`one-mask-run.ts`, `batch-run.ts`) have in common. "Host" is this process's memory, in contrast to a GPU's.
  */
 import { isDense } from '../../shared/mask/mask.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
@@ -14,31 +14,31 @@ import { KvCache, kvTensor, newValues, type SequenceCache } from './kv-cache.ts'
 /** New tokens of one sequence. */
 export type RunInput = {
   readonly cache: SequenceCache;
-  /** S new tokens, after those that the cache holds. */
+  /** S new tokens, which follow those in the cache. */
   readonly tokenIds: ArrayLike<number>;
   readonly plan: MaskPlan;
   /** Rows (0 to S-1) whose logits are wanted; none is cheaper than one. */
   readonly logitRows: readonly number[];
 };
-/** Its cache lies in this process's memory. */
+/** An input whose cache is in this process's memory. */
 export type HostInput = RunInput & { readonly cache: KvCache };
 
-/** @throws Error for a cache of another runner. */
+/** @throws Error when the cache belongs to another runner. */
 export function onHost(input: RunInput): HostInput {
   const { cache } = input;
-  if (!(cache instanceof KvCache)) throw new Error('a cache of another runner');
+  if (!(cache instanceof KvCache)) throw new Error('the cache belongs to another runner');
   return { ...input, cache };
 }
 
-/** Whether K and V of rows whose attention is skipped are written. */
+/** Whether K and V are written for layers whose attention is skipped. */
 export const writesSkipped = ({ plan }: Pick<RunInput, 'plan'>): boolean =>
   plan.kv === 'preserve' || isDense(plan.mask);
 
-/** What a runner computes with in this process's memory. */
+/** A CPU runner's state beside its sessions. */
 export type HostParts = {
   readonly config: ModelConfig;
   readonly kvType: KvType;
-  /** Where tokens of answers have K and V; halves stay rows. */
+  /** K and V head by head; undefined for fp16, which is stored as rows only. */
   readonly heads: HeadCaches | undefined;
   readonly logits: LogitsMemory;
   newCache(): KvCache;
@@ -54,12 +54,12 @@ export function hostParts(config: ModelConfig, kvType: KvType, reuseLogits = fal
 }
 
 /**
- * Where logits are written. Memory that is new has to be brought in page by page, which takes longer than sampling from it; so that
- * of a step's tokens can be used again.
+ * Memory for logits. The first write to new memory causes page faults, which take longer than sampling, so a step reuses
+ * the memory of the step before.
  */
 export class LogitsMemory {
   readonly #vocabularySize: number;
-  /** Empty where nothing is used again. */
+  /** Empty without reuse. */
   readonly #kept: Float32Array;
   #taken = 0;
 
@@ -68,56 +68,56 @@ export class LogitsMemory {
     this.#kept = new Float32Array(reuse ? BATCH_PLACES * vocabularySize : 0);
   }
 
-  /** What was taken before may be written over from now on. */
+  /** Call it before a step: memory taken before may be overwritten from now on. */
   begin(): void {
     this.#taken = 0;
   }
 
-  /** Room for so many rows. */
+  /** `rows` · vocabulary values. */
   take(rows: number): Float32Array {
     const values = rows * this.#vocabularySize;
     const from = this.#taken;
-    // All rows of a prompt that is scored may be many times as large: their memory does not stay.
+    // The rows of a scored prompt may need many times as much; that memory is not kept.
     if (from + values > this.#kept.length) return new Float32Array(values);
     this.#taken += values;
     return this.#kept.subarray(from, this.#taken);
   }
 }
 
-/** Whether it is a token that is attended beside those of others. */
+/** Whether the input is a single token that is attended together with those of other sequences. */
 export const isToken = (input: Pick<RunInput, 'tokenIds'>, { heads }: HostParts): boolean =>
   heads !== undefined && input.tokenIds.length === 1;
 
-/** As the graphs call a layer's K, then its V. */
+/** The graphs' name for a buffer: K of layer i at 2i, V at 2i + 1. */
 export const nameOf = (buffer: number): string => `${buffer % 2 === 0 ? 'k' : 'v'}_${buffer >> 1}`;
 
-/** Fed for the rows of K or V where nobody has any. */
+/** A placeholder for the K or V of an unused place. */
 export function noRows({ config, kvType }: Pick<HostParts, 'config' | 'kvType'>): RuntimeTensor {
   const width = config.kvHeadCount * config.headSize;
   return kvTensor(newValues(kvType, width), [1, 1, width]);
 }
 
-/** Outputs that are written in place. */
+/** Outputs bound to memory, which the runtime writes in place. */
 export type Bound = Record<string, RuntimeTensor>;
 
-/** How far sequences go that have so many keys, and so many new tokens each. */
+/** Sequence lengths as `GroupQueryAttention` takes them. `pasts`: cached keys of each sequence; `tokens`: new ones of each. */
 export const lengthFeeds = (pasts: readonly number[], tokens = 1): Feeds => {
   const last = (pasts.length === 0 ? [0] : pasts).map((past) => past + tokens - 1);
   return {
     token_pasts: tensor('i32', Int32Array.from(last), [last.length]),
-    // With one key in all the node takes another way.
+    // At least 2: with a single key the node chooses another code path.
     token_keys_max: tensor('i32', Int32Array.of(Math.max(1, ...last) + 1), [1]),
   };
 };
 
-/** Who stands in neighbouring places of the heads, from place `from` on; in some nobody of this run. */
+/** A range of neighbouring places of the head caches from `from` on; `empty` places have no input in this run. */
 export type Neighbours = {
   readonly from: number;
   readonly rows: readonly (HostInput | undefined)[];
   readonly empty: readonly number[];
 };
 
-/** Gives each of these a place. */
+/** Gives each token's sequence a place. @returns the smallest range of places that has all of them. */
 export function neighboursOf(heads: HeadCaches, tokens: readonly HostInput[]): Neighbours {
   heads.place(tokens.map(({ cache }) => cache));
   const byPlace = new Map(tokens.map((input) => [input.cache.place!, input]));

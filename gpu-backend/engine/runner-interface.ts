@@ -1,4 +1,4 @@
-/** What a runner is to the engine, on the processor (`runner.ts`) and on a GPU (`webgpu-runner.ts`). */
+/** The runner's interface for the engine; implemented for the CPU (`runner.ts`) and for a GPU (`webgpu-runner.ts`). */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
@@ -12,49 +12,49 @@ export type Runner = {
   /** The table of surrogates that the graph holds. */
   readonly surrogates: SurrogatesId | undefined;
   newCache(): SequenceCache;
-  /** Logits, row-major `[logitRows, vocabulary]`; the cache then holds the S tokens. */
+  /** Advances the cache by the S new tokens. @returns logits, row-major `[logitRows, vocabulary]`. */
   run(input: RunInput): Promise<Float32Array>;
   /** The same for several sequences at once, `BATCH_PLACES` at most. */
   runMany(inputs: readonly RunInput[]): Promise<Float32Array[]>;
-  /** Where a runner keeps prompts itself; others leave it to the host. */
+  /** The runner's own prefix cache, if it has one; without, the engine uses `PrefixCache`. */
   newPrefixes?(tokensMax: number, now_ms?: () => number): Prefixes;
   close(): Promise<void>;
 };
 
-/** Beginnings of prompts that later ones may begin with: on the host (`prefix-cache.ts`), or on a GPU (`webgpu-prefixes.ts`). */
+/** A prefix cache: in this process's memory (`prefix-cache.ts`) or on a GPU (`webgpu-prefixes.ts`). */
 export type Prefixes = Pick<PrefixCache, 'pageCount' | 'pagesMax' | 'take' | 'keep'> & {
-  /** Before a cache is given back: it may be kept whole. It may be empty afterwards. */
+  /** Called before a sequence's cache is recycled; may keep all of it. */
   keepLast?(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): void;
 };
 
 export type RunnerOptions = {
   readonly threads: number;
   readonly profileFile?: string;
-  /** Whether `runMany` is given several sequences: only then the batched graph is opened. */
+  /** Opens the batched graph, which `runMany` needs for several sequences. */
   readonly batches?: boolean;
-  /** Of the model's manifest, where its graph has surrogates. */
+  /** The table in the model's manifest, if its graph has surrogates. */
   readonly surrogates?: SurrogatesId | undefined;
-  /** The processor unless given. */
+  /** The CPU unless given. */
   readonly device?: Device | undefined;
-  /** How K and V are kept: fp32 unless given. A GPU keeps them as it computes. */
+  /** Number type of the KV cache; fp32 unless given. A GPU uses its compute type. */
   readonly kvType?: KvType | undefined;
-  /** The processor rounds inputs of products to 8 bits where weights have 8 or 4; with this it does not, as a GPU. */
+  /** With 8-bit or 4-bit weights the CPU quantizes the inputs of matrix products to 8 bits; this turns it off, as on a GPU. */
   readonly exactProducts?: boolean | undefined;
-  /** Logits of a run are read before the next one begins, which may write over them. */
+  /** Reuses the memory of logits: the next run may overwrite those of the last one. */
   readonly reuseLogits?: boolean | undefined;
 };
 
-/** How a device keeps K and V. @throws MaskrouteError `invalid_argument` where it cannot keep them as asked. */
+/** Number type of a device's KV cache. @throws MaskrouteError `invalid_argument` when the device cannot use `asked`. */
 export function kvTypeOn(device: Device | undefined, asked: KvType | undefined): KvType {
   if (device === undefined || device.kind === 'cpu') return asked ?? 'f32';
   const { floatType } = device;
   if (asked === undefined || asked === floatType) return floatType;
-  const message = `A GPU keeps keys and values as it computes, in ${floatType} here: leave --kv-type out, or take --float-type ${asked}.`;
+  const message = `On a GPU the KV cache has the compute type, here ${floatType}: omit --kv-type, or set --float-type ${asked}.`;
   throw new MaskrouteError('invalid_argument', message);
 }
 
-/** @throws Error for another table than the graph's. */
+/** @throws Error when the mask needs another table of surrogates than the graph's. */
 export function checkSurrogates({ surrogates }: Mask, served: SurrogatesId | undefined): void {
   if (surrogates !== undefined && surrogates !== served)
-    throw new Error(`the mask wants surrogates ${surrogates}, the graph has ${served ?? 'none'}`);
+    throw new Error(`the mask needs surrogates ${surrogates}, the graph has ${served ?? 'none'}`);
 }

@@ -1,10 +1,11 @@
 /**
- * Runs the model's graphs: new tokens of one sequence under one mask plan, or of several, each under its own; logits of
- * the rows that are asked for. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
+ * Runs the model's graphs on the CPU: new tokens of one or several sequences, each under its own mask plan, to logits of
+ * the wanted rows. It knows tensors and nothing of requests; the scheduler knows requests and nothing of tensors.
  *
- * There are two graphs over one file of weights, which give a row the same bits: one for one mask, with the fewest nodes
- * (`one-mask-run.ts`), and the batched one, for many masks and for pieces of prompts in company (`batch-run.ts`). ONNX Runtime
- * packs weights for each session, so a large model opens the batched one alone: there nodes cost nothing beside weights.
+ * Two graphs share one file of weights and compute bit-identical rows: one takes a single mask and has the fewest nodes
+ * (`one-mask-run.ts`); the batched one takes many masks and pieces of prompts together with tokens (`batch-run.ts`). ONNX
+ * Runtime packs the weights once for each session, so a large model opens only the batched graph: its additional nodes cost
+ * little compared with the weights.
  */
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -25,10 +26,10 @@ import { checkSurrogates, type Runner, type RunnerOptions } from './runner-inter
 
 export type { Runner } from './runner-interface.ts';
 
-/** The default model's weights twice: 160 MB. */
+/** Larger models open one session only. (Two sessions of the default model take 160 MB.) */
 const TWO_SESSIONS_BYTES_MAX = 2 ** 30;
 
-/** Opens `modelDir/model.onnx`, whose weights are mapped from the file beside it. */
+/** Opens the graphs in `modelDir`, whose weights are mapped from the file beside them. */
 export async function openRunner(
   modelDir: string,
   config: ModelConfig,
@@ -62,7 +63,7 @@ export async function openRunner(
     if (many === undefined) throw new Error('this runner was opened for one sequence at a time');
     return runBatch(many, parts, own);
   };
-  // The runtime begins a run in a later turn of the event loop; until it is over, nobody else may move heads.
+  // One run at a time: the runtime starts it in a later turn of the event loop, and nothing may move K and V meanwhile.
   let last: Promise<unknown> = Promise.resolve();
   const runMany = (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
     const own = last.then(() => compute(inputs));
@@ -86,7 +87,7 @@ export async function openRunner(
 
 type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
 
-/** Graphs that keep K and V in fp32 are installed with the model; others are made of its weights, which takes some milliseconds. */
+/** fp32 graphs are files of the model; other graphs are built from its weights when it opens, within milliseconds. */
 async function graphsOf(
   modelDir: string,
   config: ModelConfig,

@@ -1,33 +1,33 @@
 /**
- * One row of logits → one token. The order is vLLM's: penalties and bias, then what a grammar allows, min_tokens,
- * temperature, top_k, top_p and min_p, then a draw. Log-probabilities are those of the model itself, before any of it.
+ * Samples one token from one row of logits. The order is vLLM's: penalties and bias, grammar, min_tokens, temperature,
+ * top_k, top_p, min_p, then a random draw. Log-probabilities are computed from the model's unchanged logits.
  *
- * V = vocabulary. Greedy costs one pass over V, a draw two; top_k, top_p and min_p cost two more and a sort of few: 0.07, 0.4 and 0.7 to
- * 1.2 ms at V = 49152.
+ * V = vocabulary. Greedy sampling takes one pass over V (0.07 ms at V = 49152), random sampling two (0.4 ms); top_k, top_p
+ * and min_p add two more passes and a sort of few tokens (0.7 to 1.2 ms).
  */
 import { argmax, logSumExp } from '../logits.ts';
 import type { Sampling, TokenLogprob } from './engine.ts';
 import type { SequenceGrammar } from './grammar.ts';
 
-/** Tokens less likely than e^-30 of the best one are never drawn: together they hold under 5e-9 at V = 49152. */
+/** Tokens less likely than e^-30 times the best one are never drawn; together they have under 5e-9 at V = 49152. */
 const LOG_RATIO_MIN = -30;
-/** Beyond any model's, and far enough from infinity: a tiny repetition_penalty would divide to it. */
+/** Larger than any model's logits; dividing by a tiny repetition_penalty would otherwise give infinity. */
 const LOGIT_MAX = 1e30;
 
 export type SamplerState = {
   /** How often each token was generated so far. */
   readonly generated: ReadonlyMap<number, number>;
-  /** Tokens of the prompt: repetition_penalty counts them too. */
+  /** Tokens of the prompt, to which repetition_penalty also applies. */
   readonly prompt: ReadonlySet<number>;
-  /** Forbidden now: stop ids while min_tokens is not reached. */
+  /** Tokens not allowed now: stop tokens until min_tokens is reached. */
   readonly forbidden: readonly number[];
-  /** What the answer must look like, if anything; stop ids come where it may end. */
+  /** Allows `stopTokenIds` only where the answer may end. */
   readonly grammar?: SequenceGrammar | undefined;
   readonly stopTokenIds?: readonly number[];
   readonly random: () => number;
 };
 
-/** `logits` `[V]` is changed in place. */
+/** Changes `logits` `[V]` in place. @returns the token's id. */
 export function sample(logits: Float32Array, sampling: Sampling, state: SamplerState): number {
   adjust(logits, sampling, state);
   return sampling.temperature === 0 ? argmax(logits) : draw(logits, sampling, state.random);
@@ -74,12 +74,12 @@ function draw(logits: Float32Array, sampling: Sampling, random: () => number): n
   return kept.at(-1)!;
 }
 
-/* Memory of the last draw: that of a vocabulary is large, and new memory takes longer than the draw. */
+/* Buffers that all draws share, since allocating them for a vocabulary takes longer than a draw. */
 
-/** By token. */
+/** The weight of each token. */
 let weights = new Float64Array(0);
 
-/** e^-x at steps of x. What is between two of them is a short series: off by 3e-9, in less than half the time of `Math.exp`. */
+/** Table of e^-x, with a short series between its steps: an error of 3e-9 in less than half the time of `Math.exp`. */
 const STEPS_A_UNIT = 64;
 const exponentials = Float64Array.from({ length: -LOG_RATIO_MIN * STEPS_A_UNIT + 1 }, (_, step) =>
   Math.exp(-step / STEPS_A_UNIT),
@@ -92,16 +92,16 @@ function exponential(x: number): number {
   return exponentials[step]! * (1 - rest * (1 - rest * (0.5 - rest / 6)));
 }
 
-/** A row whose {@link weights} are known. */
+/** A row whose {@link weights} are computed. */
 type Weighed = {
   readonly logits: Float32Array;
   readonly best: number;
-  /** Logits below it have no weight. */
+  /** Tokens with lower logits have weight 0. */
   readonly floor: number;
   readonly total: number;
 };
 
-/** Gives each token its weight, e^((logit - best) / temperature), and none where it would never be drawn. */
+/** Computes each token's weight, e^((logit - best) / temperature); 0 if it would never be drawn. */
 function weigh(logits: Float32Array, temperature: number): Weighed {
   const best = logits[argmax(logits)]!;
   const floor = best + LOG_RATIO_MIN * temperature;
@@ -116,11 +116,11 @@ function weigh(logits: Float32Array, temperature: number): Weighed {
   return { logits, best, floor, total };
 }
 
-/* How many tokens each step has, and their weights: enough to find where few of them end. */
+/* A histogram over the steps of the table: number of tokens and sum of their weights. It gives a cut-off without a sort. */
 const stepCounts = new Int32Array(exponentials.length);
 const stepTotals = new Float64Array(exponentials.length);
 
-/** All tokens that top_k, top_p and min_p may leave, and not many more; the likeliest first. */
+/** Candidates, likeliest first: all tokens that top_k, top_p and min_p may keep, and few others. */
 function leading({ logits, best, floor, total }: Weighed, sampling: Sampling): number[] {
   const { temperature, topK, topP, minP } = sampling;
   stepCounts.fill(0);
@@ -133,9 +133,10 @@ function leading({ logits, best, floor, total }: Weighed, sampling: Sampling): n
     stepTotals[step]! += weights[id]!;
   }
   const mostCount = topK > 0 ? topK : Number.POSITIVE_INFINITY;
-  // Sums in another order differ in their last bits. Within top_k top_p counts what is left.
+  // The margin is for rounding: the sum in another order differs in its last bits. With top_k, top_p applies to what top_k
+  // keeps.
   const mostTotal = topK > 0 ? Number.POSITIVE_INFINITY : topP * total * (1 + 1e-9);
-  // What top_p and min_p leave is in the steps down to min_p; within top_k top_p needs the sum of all that top_k leaves.
+  // min_p bounds the steps. Not with top_k, since top_p then needs the sum of all tokens that top_k keeps.
   const deepest = topK === 0 && minP > 0 ? stepOf(-Math.log(minP)) + 1 : stepCounts.length - 1;
   let [last, count, sum] = [0, stepCounts[0]!, stepTotals[0]!];
   while (last < Math.min(deepest, stepCounts.length - 1) && count < mostCount && sum < mostTotal) {
@@ -151,7 +152,7 @@ function leading({ logits, best, floor, total }: Weighed, sampling: Sampling): n
   return ids.sort((a, b) => weights[b]! - weights[a]! || a - b);
 }
 
-/** top_k, then top_p over what is left, then min_p; the best token always stays. `total`: of all tokens. */
+/** Applies top_k, then top_p to the rest, then min_p; the best token always stays. `total`: weight of all tokens. */
 function cut(ids: readonly number[], total: number, { topK, topP, minP }: Sampling): number[] {
   const few = topK > 0 ? ids.slice(0, topK) : [...ids];
   if (topP < 1) {
@@ -169,14 +170,14 @@ function cut(ids: readonly number[], total: number, { topK, topP, minP }: Sampli
 
 const sumOf = (ids: readonly number[]): number => ids.reduce((sum, id) => sum + weights[id]!, 0);
 
-/** The model's own log-probability of `tokenId` and of the `topCount` likeliest tokens. Read before `sample`. */
+/** Log-probabilities of `tokenId` and of the `topCount` likeliest tokens. Call it before `sample` changes the logits. */
 export function tokenLogprob(logits: Float32Array, tokenId: number, topCount: number): TokenLogprob {
   const total = logSumExp(logits);
   const top = topIds(logits, topCount).map((id) => ({ tokenId: id, logprob: logits[id]! - total }));
   return { tokenId, logprob: logits[tokenId]! - total, top };
 }
 
-/** Ids of the `count` largest values, largest first: one pass with a short sorted list. */
+/** Ids of the `count` largest values, largest first; one pass with a short sorted list. */
 function topIds(logits: Float32Array, count: number): number[] {
   const ids: number[] = [];
   if (count === 0) return ids;

@@ -1,24 +1,24 @@
 /**
- * Who runs next. It knows requests and token counts and never touches a tensor: `schedule` says what the next
- * step computes, `update` hears what came of it.
+ * Decides what each step computes. It knows requests and token counts and never touches a tensor: `schedule` returns the
+ * next step, `update` records the tokens that were computed.
  *
- * A step has one token of every running request that generates, and pieces of prompts beside them. There is no prefill or
- * decode phase (as in vLLM v1): a request has tokens, some of them computed, and every step brings the computed ones
- * closer to all. How large a piece may be follows from what a step may take (`step-cost.ts`): beside answers, a few times as long
- * as their tokens alone. Deep in a prompt the smallest piece takes longer than that.
- * Pieces are cut where time says so: an answer does not depend on it (`pieceOf`).
- * When not everybody fits, tenants take turns, and so do a tenant's requests among themselves (`turns.ts` has the bounds): for tokens
- * and for pieces of prompts apart, so that neither waits for the other.
+ * Continuous batching with chunked prefill: a step has one token of every request that decodes, and pieces of prompts. As
+ * in vLLM v1 there are no separate phases: each step moves a request's computed tokens closer to all its tokens. The size
+ * of a piece follows from the time that a step may take (`step-cost.ts`): together with decoding requests, a few times as
+ * long as their tokens alone. Late in a long prompt even the smallest piece takes longer. The cuts do not change an answer
+ * (`pieceOf`).
+ * If not all fit into a step, tenants take turns, and so do the requests of a tenant (bounds in `turns.ts`). Tokens and
+ * pieces of prompts have separate turns, so that neither wait for the other.
  *
- * Rows of one mask are not put together: a block's weights are read once for all rows that run it, and a step with the rows of
- * two masks takes less than two steps with one each (measured: `bench batch`).
+ * Requests are not grouped by mask: a block's weights are read once for all rows that run it, so one step with the rows of
+ * two masks takes less time than two steps with one mask each (measured by `bench batch`).
  *
- * Caches are counted in pages, as they fill. When there is no room for the next tokens, the newest request gives its pages
- * back and waits at the head of the line; its tokens are computed again later.
+ * Caches are counted in pages, as they fill. If the next tokens have no room, the newest request is preempted: it gives up
+ * its pages, returns to the head of the queue, and its tokens are computed again later.
  *
- * In the waiting line, a tenant's requests go in as they came. Tenants with fewer running requests go first. While a tenant
- * has a place left in its share, at most `runningMax` requests pass its first one, and after them one of each tenant that was
- * passed by as many before.
+ * In the queue, a tenant's requests keep their order, and tenants with fewer running requests go first. No tenant starves:
+ * while a tenant is below its share of places, at most `runningMax` requests overtake its first one; then it is next, after
+ * other tenants that were overtaken as often before.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pagesOf } from './prefix-cache.ts';
@@ -31,54 +31,55 @@ export type SchedulerLimits = {
   readonly runningMax: number;
   readonly waitingMax: number;
   readonly queueTimeout_ms: number;
-  /** What a step may take, where the model is so fast: the longest that a cancel waits. */
+  /** Target for the longest step, which is how long a cancellation waits; a slow model may exceed it. */
   readonly stepMax_ms: number;
-  /** Tokens of prompts in one step at most, 2 or more. */
+  /** Most prompt tokens in one step; at least 2. */
   readonly chunkTokens: number;
-  /** Room in all caches together, in tokens. */
+  /** Size of all caches together, in tokens. */
   readonly cacheTokensMax: number;
 };
 
-/** What the scheduler keeps of a request. */
+/** The scheduler's state of a request. */
 export type ScheduledRequest = {
   readonly requestId: string;
   readonly tenant: string;
-  /** The most tokens its cache may come to hold. */
+  /** The most tokens that its cache may have to hold: prompt and longest answer. */
   readonly cacheTokens: number;
-  /** Tokens of its prompt: they are computed in pieces, those of its answer one by one. */
+  /** Prompt tokens, which are computed in pieces; the answer's tokens are computed one by one. */
   readonly promptCount: number;
-  /** Its prompt's tokens are scored, which costs more than computing them. */
+  /** Whether its prompt's tokens are scored (`echo` with `logprobs`), which costs more than computing them. */
   readonly isScored: boolean;
   readonly arrivedAt_ms: number;
-  /** When the whole answer began; the request may be a late choice of it. */
+  /** When the answer's first choice was submitted, since the epoch; this request may be a later choice. */
   readonly answerSince_ms: number;
   /** Tokens of prompt and answer so far. */
   tokenCount: number;
   computedCount: number;
-  /** How often it had to give its pages back. */
+  /** How often it was preempted. */
   preemptions: number;
 };
 
-/** A tenant's share of the running places: whoever comes later finds a place, though a tenant's answers are long. */
+/** Largest share of the running places for one tenant, so that others find a place while its answers are long. */
 export const TENANT_SHARE_MAX = 3 / 4;
 
-/** All that is shorter is one turn as well. */
+/** A step's time is charged in turns of this length; a shorter step counts as one turn. */
 const TURN_ms = 70;
-/** A machine that slept, or stood still, makes nobody wait for ever. */
+/** Most turns that a step counts as: after the machine was suspended, one step may seem to have taken hours. */
 const STEP_TURNS_MAX = 32;
 /**
- * Where a model is large or a machine is slow, a step may take as long as so many steps of one token. Fewer would read the
- * weights too often: a piece of a prompt that takes no longer than reading them wastes half of the time.
+ * With a large model or a slow machine, a step may take as long as this many steps of one token. With fewer, steps would
+ * spend too much of their time on reading the weights.
  */
 const STEP_TOKENS_MAX = 4;
 /**
- * How many times as long as with their tokens alone a step of those who generate may take with pieces of prompts. Less would not help
- * them where it takes longest: deep in a prompt, where the smallest piece takes that time. It would only slow the prompt down.
+ * With pieces of prompts, a step may take this many times as long as with the decoding requests' tokens alone. A lower
+ * factor would slow prompts down without shortening the longest steps: late in a long prompt even the smallest piece takes
+ * this long.
  */
 const BESIDE_PROMPT_MAX = 3.5;
-/** A prompt goes on, however little time there is. */
+/** The smallest piece of the first prompt in a step, so that a prompt always advances. */
 const PIECE_TOKENS_MIN = 8;
-/** A row whose logits are read for its score takes as long as so many others. */
+/** A scored row, whose logits are read, takes as long as this many other rows. */
 const SCORED_ROWS = 2.5;
 
 const ONE_TOKEN: StepLoad = { rows: 1, tokens: 1, keys: 1, pieceKeys: 0, rowKeys: 0 };
@@ -91,7 +92,7 @@ export type StepPart = {
   readonly load: StepLoad;
 };
 
-/** What the next run of the graph computes, and who gave its pages back before it. */
+/** What the next run of the graph computes, and the requests that were preempted to make room for it. */
 export type Step = { readonly parts: readonly StepPart[]; readonly preempted: readonly ScheduledRequest[] };
 
 export class Scheduler {
@@ -102,7 +103,7 @@ export class Scheduler {
   readonly #prompts = new Lane<ScheduledRequest>();
   readonly #tokens = new Lane<ScheduledRequest>();
   readonly #cost: StepCost;
-  /** How many later requests of others went past each waiting tenant since its own last request went in. */
+  /** For each waiting tenant: how many requests of others overtook its own since its last admission. */
   readonly #passedBy = new Map<string, number>();
 
   constructor(limits: SchedulerLimits, cost: StepCost) {
@@ -135,9 +136,10 @@ export class Scheduler {
   }
 
   /**
-   * In a full line a request takes the place of the newest request of the tenants that have most there, which is
-   * returned. @throws MaskrouteError `queue_full` when the newest is this request itself, or `context_length_exceeded` when
-   * it could never fit.
+   * Queues a request. If the queue is full, drops the newest request of the tenant with most requests in it.
+   * @returns the dropped request, if any.
+   * @throws MaskrouteError `queue_full` when the new request itself would be dropped; `context_length_exceeded` when it
+   * could never fit.
    */
   add(request: ScheduledRequest): ScheduledRequest | undefined {
     const { waitingMax, cacheTokensMax } = this.#limits;
@@ -157,11 +159,11 @@ export class Scheduler {
   }
 
   /**
-   * Of the tenants with most requests in the line. A choice of an answer that began long ago is no newcomer, though it
-   * comes late: else newcomers would keep it out for ever.
+   * The newest request of the tenants with most requests in the queue. Age counts from the start of the whole answer;
+   * otherwise new requests could keep a late choice out for ever.
    */
   #newestOfMost(): ScheduledRequest {
-    // Who ran already is in the line once more and keeps its place.
+    // Preempted requests are never dropped.
     const newcomers = this.#waiting.filter(({ preemptions }) => preemptions === 0);
     const counts = countsByTenant(newcomers);
     const most = Math.max(...counts.values());
@@ -170,7 +172,7 @@ export class Scheduler {
       .reduce((newest, one) => (one.answerSince_ms >= newest.answerSince_ms ? one : newest));
   }
 
-  /** Takes a request out, wherever it is; room is given on at once. */
+  /** Removes a running or waiting request and admits others to its room. */
   remove(requestId: string): void {
     this.#take(requestId);
     this.#admit();
@@ -195,19 +197,19 @@ export class Scheduler {
     if (!this.#waiting.some(({ tenant }) => tenant === request.tenant)) this.#passedBy.delete(request.tenant);
   }
 
-  /** Requests that waited too long, taken out of the line. */
+  /** Removes and returns the requests that waited too long. */
   expire(now_ms: number): ScheduledRequest[] {
     const late = this.#waiting.filter(
       ({ arrivedAt_ms, preemptions }) =>
         preemptions === 0 && now_ms - arrivedAt_ms > this.#limits.queueTimeout_ms,
     );
-    // All of them first: the room that one leaves is for those that stay.
+    // Remove all of them before admitting: their room is for the requests that stay.
     for (const { requestId } of late) this.#take(requestId);
     if (late.length > 0) this.#admit();
     return late;
   }
 
-  /** The next step, or undefined when nothing runs. It is the turn of those in it from now on. */
+  /** The next step, or undefined when nothing runs. The requests in it use their turns. */
   schedule(): Step | undefined {
     const preempted = this.#makeRoom();
     if (this.#running.length === 0) return undefined;
@@ -216,7 +218,7 @@ export class Scheduler {
     return { parts, preempted };
   }
 
-  /** The newest gives way, until the tokens of all others have room: one alone always has it. */
+  /** Preempts the newest requests until the tokens of the others fit. A single request always fits. */
   #makeRoom(): ScheduledRequest[] {
     const preempted: ScheduledRequest[] = [];
     while (this.pagesUsed > this.pagesTotal) {
@@ -230,7 +232,7 @@ export class Scheduler {
     return preempted;
   }
 
-  /** One token of each that generates, as many as a step has time for. */
+  /** One token each of as many decoding requests as a step has time for. */
   #nextTokens(): StepPart[] {
     const parts: StepPart[] = [];
     let load = NO_LOAD;
@@ -244,7 +246,7 @@ export class Scheduler {
     return parts;
   }
 
-  /** Pieces of prompts, in the time that those who generate leave. */
+  /** Pieces of prompts, in the time that the step's tokens leave. */
   #nextPieces(tokens: readonly StepPart[]): StepPart[] {
     const { chunkTokens } = this.#limits;
     const base = loadOf(tokens);
@@ -272,14 +274,14 @@ export class Scheduler {
     return Math.max(this.#limits.stepMax_ms, STEP_TOKENS_MAX * this.#cost.ms(token));
   }
 
-  /** After a step: the tokens of a part are computed. */
+  /** Call it after a step for each part that was computed. */
   update({ request, tokens }: StepPart): void {
     request.computedCount += tokens;
     if (isInPrompt(request) || !this.#prompts.leave(request)) return;
     this.#tokens.enter(request);
   }
 
-  /** After every step, whatever became of it: what each part took of everybody's time. */
+  /** Call it after every step, failed ones too: charges each request its share of the step's time. */
   charge({ parts }: Step, took_ms: number): void {
     this.#cost.observe(loadOf(parts), took_ms);
     const shares = parts.map(({ load }) => this.#cost.ms(load));
@@ -291,7 +293,7 @@ export class Scheduler {
     });
   }
 
-  /** The next one is waited for when it does not fit: a large request is not overtaken for ever by small ones. */
+  /** Admits requests in order. If the next one does not fit, no other is admitted: small requests cannot starve a large one. */
   #admit(): void {
     for (let next = this.#nextWaiting(); next !== undefined; next = this.#nextWaiting()) {
       if (this.#running.length >= this.#limits.runningMax) return;
@@ -303,20 +305,20 @@ export class Scheduler {
     }
   }
 
-  /** A tenant that has its share of places waits for its own requests, and is passed by nobody. */
+  /** Counts `next` as overtaking every other eligible tenant; a tenant at its share waits for its own requests only. */
   #countPassed(next: ScheduledRequest): void {
     const eligible = this.#eligible();
     this.#passedBy.delete(next.tenant);
     for (const tenant of new Set(eligible.map((request) => request.tenant))) {
       if (tenant === next.tenant) continue;
       const passed = (this.#passedBy.get(tenant) ?? 0) + 1;
-      // Deleted first: who has waited for longer with so many stands before others.
+      // Re-inserted at the end: tenants that reached the limit earlier come first.
       if (passed === this.#limits.runningMax) this.#passedBy.delete(tenant);
       this.#passedBy.set(tenant, passed);
     }
   }
 
-  /** Of the line: those whose tenant has a place left in its share. */
+  /** Waiting requests of tenants that are below their share of places. */
   #eligible(): ScheduledRequest[] {
     const running = countsByTenant(this.#running);
     const tenantMax = Math.ceil(TENANT_SHARE_MAX * this.#limits.runningMax);
@@ -324,8 +326,8 @@ export class Scheduler {
   }
 
   /**
-   * Who gave its pages back; then the first request of a tenant that was passed by as many as there are places; else the request that has waited
-   * longest, among those of the tenants with fewest requests running.
+   * The next request to admit: a preempted one; else the first one of a tenant that was overtaken `runningMax` times; else
+   * the one that has waited longest among the tenants with fewest running requests.
    */
   #nextWaiting(): ScheduledRequest | undefined {
     const preempted = this.#waiting.find(({ preemptions }) => preemptions > 0);
@@ -350,13 +352,15 @@ export function countsByTenant(requests: Iterable<{ readonly tenant: string }>):
 }
 
 export const queueFull = (waitingMax: number): MaskrouteError =>
-  new MaskrouteError('queue_full', `${waitingMax} requests are waiting already.`, { retryAfter_s: 1 });
+  new MaskrouteError('queue_full', `The queue is full: ${waitingMax} requests are waiting.`, {
+    retryAfter_s: 1,
+  });
 
 const isInPrompt = ({ computedCount, promptCount }: ScheduledRequest): boolean => computedCount < promptCount;
 
 /**
- * How many of a prompt's tokens are computed, of `room` at most. Never one of several: attention sums a lone row otherwise than
- * rows together, and where a prompt is cut must not change its answer.
+ * How many of a prompt's next tokens go into a piece of at most `room` tokens. No cut makes a piece of one row: attention
+ * sums a single row in another order, and the cuts must not change the answer.
  */
 function pieceOf({ computedCount, promptCount }: ScheduledRequest, room: number): number {
   const left = promptCount - computedCount;

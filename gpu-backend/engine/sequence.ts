@@ -1,4 +1,4 @@
-/** One request while it runs: its tokens, its cache, and what is counted of it. */
+/** The engine's state of one request: its tokens, its cache, its timings. */
 import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import { SequenceGrammar } from './grammar.ts';
@@ -11,23 +11,25 @@ export type Sequence = {
   readonly scheduled: ScheduledRequest;
   readonly tokenIds: number[];
   readonly generatedMax: number;
+  /** How often each token was generated. */
   readonly generated: Map<number, number>;
+  /** Distinct tokens of the prompt; empty unless the repetition penalty needs them. */
   readonly promptSet: ReadonlySet<number>;
   readonly promptLogprobs: (TokenLogprob | null)[];
   readonly random: () => number;
-  /** What the answer must look like; it stands where the tokens do, whatever becomes of the cache. */
+  /** The grammar's state; it follows the tokens, so a preemption does not change it. */
   readonly grammar: SequenceGrammar | undefined;
-  /** Tokens of the prompt whose K and V another prompt had. */
+  /** Prompt tokens whose K and V came from the prefix cache. */
   cachedTokens: number;
-  /** The first of its tokens whose pages are not offered to later prompts yet. */
+  /** So many of its first tokens were offered to the prefix cache already. */
   keptTokens: number;
-  /** Given when the request gets its place. */
+  /** Undefined while the request waits. */
   cache: SequenceCache | undefined;
   startedAt_ms: number | undefined;
   prefilledAt_ms: number | undefined;
-  /** When its last step ended; undefined before its first one. */
+  /** When its last step ended; undefined before the first. */
   steppedAt_ms: number | undefined;
-  /** The longest from the end of a step to the begin of its next. */
+  /** The longest time from the end of one of its steps to the start of the next. */
   stepGap_ms: number;
 };
 
@@ -69,11 +71,11 @@ export const promptTokens = (sequence: Sequence): number => sequence.request.pro
 export const generatedTokens = (sequence: Sequence): number =>
   sequence.tokenIds.length - promptTokens(sequence);
 
-/** Rows of the next `tokens` tokens whose logits are needed: to score the prompt, and to sample. */
+/** Indices among the next `tokens` tokens whose logits are needed: to score the prompt, and to sample. */
 export function logitRows(sequence: Sequence, tokens: number): number[] {
   const { request, scheduled } = sequence;
   const rows: number[] = [];
-  // Computed once more after its pages were given back, it is scored already.
+  // A prompt that is computed again after a preemption is scored already.
   const isToBeScored = request.promptLogprobs !== undefined && sequence.prefilledAt_ms === undefined;
   for (let row = 0; row < tokens; row++) {
     const next = scheduled.computedCount + row + 1;
@@ -86,7 +88,7 @@ export function logitRows(sequence: Sequence, tokens: number): number[] {
 
 export function samplerState(sequence: Sequence): SamplerState {
   const { request, grammar } = sequence;
-  // An answer that is whole ends, however short it is.
+  // A complete answer ends even below min_tokens.
   const mustGoOn =
     generatedTokens(sequence) < request.minTokens && grammar?.isOver(request.stopTokenIds) !== true;
   return {

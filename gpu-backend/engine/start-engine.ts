@@ -28,12 +28,12 @@ export type EngineOptions = {
   readonly config: ModelConfig;
   readonly surrogates?: SurrogatesId;
   readonly threads?: number;
-  /** The processor unless given. */
+  /** The CPU unless given. */
   readonly device?: Device | undefined;
-  /** How K and V are kept; fp32 unless given. */
+  /** Number type of the KV cache; fp32 unless given. */
   readonly kvType?: KvType | undefined;
   readonly limits?: Partial<LoopLimits>;
-  /** Hears of failures with their stack, which the wire never carries. */
+  /** Called with the stack of each failure, for the log; clients never see it. */
   readonly onError?: (detail: string) => void;
 };
 
@@ -42,7 +42,7 @@ const RUNNING_MAX = BATCH_PLACES;
 /** At some 3 ms a token and 100 tokens an answer, the last of 64 waits about 20 s: more would only time out. */
 const WAITING_MAX = 64;
 const QUEUE_TIMEOUT_ms = 30_000;
-/** The longest that a cancel waits, on a machine that is as fast as it was at the start. */
+/** Longest step: a cancellation waits for the end of a step. */
 const STEP_MAX_ms = 100;
 const CHUNK_TOKENS = 256;
 
@@ -74,7 +74,7 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   return engine;
 }
 
-/** Resolves with the thread's first message. */
+/** Resolves when the thread sends its first message. */
 function ready(worker: Worker): Promise<void> {
   return new Promise((resolve, reject) => {
     const failed = (message: string, cause?: Error) =>
@@ -96,7 +96,7 @@ class ThreadEngine implements Engine {
   readonly #pulse = new Pulse(() => this.#post({ type: 'ping' }));
   /** The events of each request that waits or runs. */
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
-  /** Those that have not begun to run. */
+  /** Requests that have not started to run. */
   readonly #unstarted = new Map<string, GenerateRequest>();
 
   constructor(worker: Worker, options: EngineOptions, limits: LoopLimits, stats: Float64Array) {
@@ -147,8 +147,8 @@ class ThreadEngine implements Engine {
   }
 
   /**
-   * As `Scheduler.add` decides: of the tenants with most requests in a full line the newest has to go. Requests that the engine
-   * has not looked at yet count, too, but for as many as may find a place to run.
+   * The rule is that of `Scheduler.add`: a full queue drops the newest request of the tenant with most requests in it.
+   * Requests that the engine's thread has not received yet count as queued, minus those that will start at once.
    */
   expectRoom(tenant: string): void {
     const { waitingMax, runningMax } = this.#limits;
@@ -187,11 +187,11 @@ class ThreadEngine implements Engine {
         this.#pulse.answered();
         return;
       case 'news':
-        for (const one of message.news) this.#hear(one);
+        for (const news of message.news) this.#onNews(news);
     }
   }
 
-  #hear(news: RequestNews): void {
+  #onNews(news: RequestNews): void {
     const queue = this.#queues.get(news.requestId);
     switch (news.type) {
       case 'started':
@@ -206,7 +206,7 @@ class ThreadEngine implements Engine {
     }
   }
 
-  /** The thread is gone, and with it what ran. */
+  /** The thread has ended: all its requests fail. */
   #fail(detail: string): void {
     this.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
     if (this.#queues.size > 0 || detail !== '') this.#onError?.(detail);
@@ -216,14 +216,14 @@ class ThreadEngine implements Engine {
   }
 }
 
-/** Threads have clocks of their own, which agree to some milliseconds. */
+/** The clocks of two threads may differ by some milliseconds, so a negative age becomes 0. */
 const age_ms = (since_ms: number): number =>
   since_ms === 0 ? 0 : Math.max(0, performance.timeOrigin + performance.now() - since_ms);
 
 const fromThread = ({ code, message, param, retryAfter_s }: ThreadError): MaskrouteError =>
   new MaskrouteError(code, message, { param, ...(retryAfter_s === undefined ? {} : { retryAfter_s }) });
 
-/** Events pushed on one side, iterated on the other. It holds at most one request's tokens, so it needs no bound. */
+/** A queue of events with an async iterator. It holds at most one request's tokens, so it needs no bound. */
 class EventQueue<T> implements AsyncIterable<T> {
   readonly #events: T[] = [];
   #error: MaskrouteError | undefined;
@@ -253,8 +253,8 @@ class EventQueue<T> implements AsyncIterable<T> {
 }
 
 /**
- * Whether a thread still answers. It is asked by whoever looks, so an engine that nobody looks at pays nothing; a thread
- * that is stuck in native code throws nothing and ends nothing, and is known by its silence alone.
+ * Detects a thread that no longer answers: one stuck in native code throws no error and does not exit. It pings only when
+ * `silence_ms` is called, so it costs nothing while nobody checks.
  */
 export class Pulse {
   readonly #ask: () => void;
@@ -266,7 +266,7 @@ export class Pulse {
     this.#now_ms = now_ms;
   }
 
-  /** How long the thread has owed an answer, in ms; 0 when it owed none, and then it is asked again. */
+  /** Time since the pending ping; without a pending ping it sends one and returns 0. */
   silence_ms(): number {
     if (this.#askedAt_ms !== undefined) return this.#now_ms() - this.#askedAt_ms;
     this.#askedAt_ms = this.#now_ms();

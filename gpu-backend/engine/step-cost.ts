@@ -1,9 +1,10 @@
 /**
- * What a step takes, before it is run: measured when the engine starts, and held against every step since, so that it follows
- * a machine that others use too.
+ * Predicts how long a step takes. The model is measured when the engine starts and corrected by every step, since other
+ * programs may use the machine too.
  *
- * Weights are read once a step, whoever runs; products grow by the row. A token of an answer reads its sequence's K and V once. A piece
- * of a prompt puts them in order first, which takes longer, and then attention's products grow by rows times keys.
+ * A step costs: a fixed time (the weights are read once), a time for each row (matrix products), and attention. A token of
+ * an answer reads its sequence's K and V once. A piece of a prompt first rearranges them, which takes longer for each key,
+ * and then its attention grows with rows times keys.
  */
 
 import { denseMask } from '../../shared/mask/mask.ts';
@@ -13,11 +14,11 @@ export type StepLoad = {
   readonly rows: number;
   /** Tokens of answers among the rows. */
   readonly tokens: number;
-  /** Keys of sequences whose answers go on, the new ones counted. */
+  /** Keys of sequences that decode, including the new ones. */
   readonly keys: number;
-  /** Keys of those whose prompts do. */
+  /** Keys of sequences with a piece of a prompt. */
   readonly pieceKeys: number;
-  /** Over all pieces: its rows times its keys. */
+  /** Sum over all pieces of rows times keys. */
   readonly rowKeys: number;
 };
 
@@ -39,23 +40,23 @@ export type StepTimes = {
   readonly rowKey_ms: number;
 };
 
-/** How fast a factor follows: half of a change in some seven steps. */
+/** Smoothing of the correction factors: after some seven steps half of a change is followed. */
 const FOLLOW = 0.1;
-/** Whatever is measured: a row takes time. */
+/** Lower bound of a row's time, whatever is measured. */
 const MIN_ROW_ms = 1e-3;
-/** A step that stood still says nothing about the next one. */
+/** Most that one step counts as slower or faster than predicted; a stall says nothing about the next step. */
 const FACTOR_MAX = 4;
 
-/** Steps of answers alone, of prompts alone, and of both: other runs of other graphs. */
+/** Steps of tokens, of pieces, and of both have separate factors, as they run different graphs. */
 type StepKind = 'tokens' | 'pieces' | 'both';
 const kindOf = ({ rows, tokens }: StepLoad): StepKind =>
   tokens === 0 ? 'pieces' : tokens === rows ? 'tokens' : 'both';
 
 export class StepCost {
   readonly #times: StepTimes;
-  /** What steps of a kind take now, against what was measured at the start. */
+  /** By kind: the time of recent steps divided by the time measured at the start. */
   readonly #factors = new Map<StepKind, number>();
-  /** Of the last step: a kind that did not come yet is no faster and no slower. */
+  /** The factor of the last step, used for kinds that have not run yet. */
   #last = 1;
 
   constructor(times: StepTimes) {
@@ -75,7 +76,7 @@ export class StepCost {
     return fixed_ms + row_ms * rows + key_ms * keys + pieceKey_ms * pieceKeys + rowKey_ms * rowKeys;
   }
 
-  /** How many rows of a prompt with `keys` keys may be added to a step until it takes `until_ms`; none is 0. */
+  /** How many rows of a prompt with `keys` keys may be added to a step so that it takes at most `until_ms`. */
   rowsUntil(until_ms: number, load: StepLoad, keys: number): number {
     const { row_ms, pieceKey_ms, rowKey_ms } = this.#times;
     const left = until_ms / this.#factor(load.tokens === 0 ? 'pieces' : 'both') - this.#unscaled(load);
@@ -98,8 +99,8 @@ const PROBE_ROWS = 16;
 const PROBE_KEYS = 1024;
 
 /**
- * Steps of one sequence: a token and pieces, with few keys and many. Each is run twice, and the quicker run counts: a first
- * one may find memory that nobody used yet.
+ * Runs single-sequence steps, a token and pieces, with few and with many keys, and solves for the times. Each step is run
+ * twice and the faster run counts, since the first may touch new memory.
  */
 export async function measureStepTimes(runner: Runner): Promise<StepTimes> {
   const { contextTokens, layerCount } = runner.config;

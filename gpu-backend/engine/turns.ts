@@ -1,11 +1,12 @@
 /**
- * Turns of tenants, and of each tenant's requests among themselves: who waits for something that not everybody gets at
- * once, a place in a step for a token or for a piece of a prompt.
+ * Fair queueing for places in a step: tenants take turns, and so do the requests of each tenant. There is a lane for tokens
+ * and a lane for pieces of prompts.
  *
- * - After a tenant's step that counted as c turns, each other tenant that waits has at most c steps before its next one, and
- *   at most c + 1 newcomers have one.
- * - After a request's step, each other waiting request of its tenant has at most one before its next one, and at most two newcomers
- *   have one.
+ * Bounds:
+ * - After a tenant's step that counted as c turns, its next step waits for at most c steps of each other waiting tenant and
+ *   for at most c + 1 newcomers.
+ * - After a request's step, its next one waits for at most one step of each other waiting request of its tenant and for at
+ *   most two newcomers.
  */
 
 type Member = { readonly tenant: string };
@@ -23,7 +24,7 @@ export class Lane<Request extends Member> {
     this.#own.get(tenant)!.enter(request);
   }
 
-  /** False when it is not in this lane. */
+  /** @returns false when the request is not in this lane. */
   leave(request: Request): boolean {
     const { tenant } = request;
     const own = this.#own.get(tenant);
@@ -35,7 +36,7 @@ export class Lane<Request extends Member> {
     return true;
   }
 
-  /** Tenants in their order, one request of each, then the second ones. */
+  /** The first request of each tenant, in the order of the tenants, then the second request of each, and so on. */
   get inOrder(): Request[] {
     const queues = this.#tenants.inOrder.map((tenant) => this.#own.get(tenant)!.inOrder);
     const order: Request[] = [];
@@ -50,49 +51,49 @@ export class Lane<Request extends Member> {
     this.#own.get(request.tenant)!.begin(request);
   }
 
-  /** After each of its steps, also when it failed, was cancelled or was the request's last. */
+  /** Call it after each step of a request, also when the step failed, was cancelled or was the last. */
   charge(request: Request, turns: number): void {
     this.#tenants.charge(request.tenant, turns);
-    // One, however long it took: who sends many short requests would never have to wait for what each of them took.
+    // Always one turn: a charge of several would end with a short request and hit only long ones.
     this.#own.get(request.tenant)?.charge(request, 1);
   }
 }
 
 /**
- * Turns in rounds (start-time fair queueing: Goyal, Vin and Cheng, 1996). Whoever takes a turn that counts as c is due
- * again c rounds later, behind all that are due in that round. Of those who come in a round, the first is next: a client
- * waits for its first token. The others are due in the round after it at the earliest: no number of newcomers holds a
- * round open, so that it gives each place one turn, and one newcomer.
+ * Start-time fair queueing (Goyal, Vin and Cheng, 1996). After a turn that counts as c a key is due again c rounds later,
+ * behind all others of that round. The first newcomer of a round is next, since a client waits for its first token; other
+ * newcomers are due in the following round at the earliest. So newcomers cannot prolong a round: it has one turn for each
+ * key, and one newcomer.
  */
 class Turns<Key> {
-  /** Of the turn that was taken last. */
+  /** The round of the latest turn. */
   #round = 0;
-  /** The last round with a newcomer that was next. */
+  /** The last round in which a newcomer was put first. */
   #welcomed = -1;
-  /** The round in which each is due; of the same round, who was put in first is next. */
+  /** The round in which each key is due; within a round, in order of insertion. */
   readonly #due = new Map<Key, number>();
-  /** Of those that left after a turn that counted as several: who leaves and comes back owes it still. */
+  /** The due round of keys that left, so that leaving and coming back does not skip the wait after a long turn. */
   readonly #owed = new Map<Key, number>();
 
   get size(): number {
     return this.#due.size;
   }
 
-  /** All of them, who is next first. */
+  /** All keys, the next one first. */
   get inOrder(): Key[] {
-    // Sorting is stable: of the same round, who was put in first.
+    // The sort is stable: keys of one round keep their order of insertion.
     return [...this.#due].sort(([, a], [, b]) => a - b).map(([key]) => key);
   }
 
   enter(key: Key): void {
     const isNext = this.#welcomed < this.#round && !this.#owed.has(key);
     if (isNext) this.#welcomed = this.#round;
-    // Half a round before all others.
+    // Half a round earlier than all others of this round.
     this.#due.set(key, isNext ? this.#round - 0.5 : Math.max(this.#round + 1, this.#owed.get(key) ?? 0));
     this.#owed.delete(key);
   }
 
-  /** False when it is not there. */
+  /** @returns false when the key is not there. */
   leave(key: Key): boolean {
     const due = this.#due.get(key);
     if (due === undefined) return false;
@@ -106,7 +107,7 @@ class Turns<Key> {
     this.#round = Math.max(this.#round, this.#due.get(key)!);
   }
 
-  /** The turn that began last counts as so many; its taker may have left since, and even have come back. */
+  /** The key's latest turn counts as `turns`; the key may have left since, and may have come back. */
   charge(key: Key, turns: number): void {
     const place = this.#due.has(key) ? this.#due : this.#owed;
     const due = Math.max(place.get(key) ?? 0, this.#round + turns);
@@ -115,7 +116,7 @@ class Turns<Key> {
     this.#forget();
   }
 
-  /** Who left owes nothing once everybody has had as many turns, or is gone. */
+  /** Forgets the debts of keys that left, once the others have had as many turns or are gone. */
   #forget(): void {
     for (const [key, round] of this.#owed) {
       if (this.#due.size === 0 || round <= this.#round + 1) this.#owed.delete(key);

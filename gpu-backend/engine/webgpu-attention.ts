@@ -1,7 +1,7 @@
 /**
- * How many new tokens of a sequence the device's attention takes at once. From 32 on ONNX Runtime 1.30 runs another kernel, which
- * passes keys around within a subgroup and is wrong where subgroups are narrow (lavapipe's have 4 to 16 lanes). Which devices are
- * concerned is written nowhere, so a device is asked for both, once, when it is opened.
+ * Finds how many new tokens of a sequence the device's attention can take at once. From 32 tokens on, ONNX Runtime 1.30
+ * uses a kernel that exchanges keys within a subgroup and computes wrong results with narrow subgroups (lavapipe's have 4 to
+ * 16 lanes). The affected devices are not documented, so both kernels are compared once, when a device is opened.
  */
 import type { ModelConfig } from '../model/model-source.ts';
 import { encodeModel } from '../onnx/encode.ts';
@@ -12,10 +12,10 @@ import { createRandom } from '../random.ts';
 
 const SAFE_TOKENS = 31;
 const PROBE_TOKENS = 48;
-/** Rounding alone moves halves by so much that they hide what single precision shows: both are asked. */
+/** fp16 rounding could hide an error that fp32 shows, so both types are compared. */
 const DIFFERENCE_MAX = { f32: 1e-3, f16: 1e-2 } as const;
 
-/** `Infinity` where the kernel for many tokens agrees with the one for few. */
+/** `Infinity` when the kernel for many tokens agrees with the kernel for few; otherwise a safe number of tokens. */
 export async function pieceTokensMax(config: ModelConfig, floatType: FloatType): Promise<number> {
   for (const type of floatType === 'f32' ? (['f32'] as const) : FLOAT_TYPES)
     if (!(await agrees(config, type))) return SAFE_TOKENS;

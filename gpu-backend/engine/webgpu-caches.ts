@@ -1,10 +1,10 @@
 /**
- * Keys and values in a GPU's memory. All sequences share one buffer a layer for K and one for V, `[P, G, T, D]`
- * (P = places, T = tokens, G = KV heads, D = head width): a step of many sequences is one attention node a layer.
+ * K and V in a GPU's memory. All sequences share one buffer a layer for K and one for V, `[P, G, T, D]` (P = places,
+ * G = KV heads, T = token capacity, D = padded head size), so a step of many sequences has one attention node a layer.
  *
- * The buffers never come to the host. They grow by doubling, with one copy on the device; `webgpu-runner.ts` has the graph write
- * new K and V in place. A sequence has a place from its first step until its cache is emptied or forgotten.
- * What is done with the device is done in turn: a step may move the buffers.
+ * The buffers never leave the device. They grow by doubling, with one copy on the device; the graph writes new K and V in
+ * place (`webgpu-runner.ts`). A sequence has a place from its first step until its cache is emptied or garbage-collected.
+ * Operations on the device are serialized (`inTurn`), since a step may move the buffers.
  */
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { floatTensor } from '../onnx/session.ts';
@@ -13,16 +13,16 @@ import { type Copies, type DeviceCacheShape, dispose, openCopies } from './webgp
 
 const INITIAL_TOKENS = 256;
 
-/** The cache of one sequence: which place is its own, and how many tokens stand there. */
+/** The cache of one sequence: its place in the buffers and its length. */
 export class DeviceCache implements SequenceCache {
   length = 0;
   /** Its row of the buffers. */
   place: number | undefined;
-  /** Tokens that are known to come. */
+  /** The length that it is expected to reach. */
   wanted_tokens = 0;
-  /** How often it was emptied: what was begun for an earlier life is not finished. */
+  /** How often it was emptied; a pending copy for an earlier use is dropped. */
   lives = 0;
-  /** Why it does not hold the tokens that it should. */
+  /** The error of a failed copy into this cache: its tokens are not valid. */
   failure: Error | undefined;
   readonly #caches: DeviceCaches;
 
@@ -52,14 +52,14 @@ export class DeviceCache implements SequenceCache {
     this.length = Math.min(this.length, tokens);
   }
 
-  /** Memory of a device costs the same, written or not. */
+  /** Writes nothing: unlike in this process's memory, unwritten device memory costs the same. */
   fill(tokens: number): void {
     this.reserve(Math.max(0, tokens - this.length));
     this.length = tokens;
   }
 
   appendPage(): never {
-    throw new Error('pages are for the host: a GPU keeps prompts by itself');
+    throw new Error('a GPU has no pages: its prefix cache is DevicePrefixes');
   }
 
   copyPage(): never {
@@ -73,7 +73,7 @@ export class DeviceCaches {
   buffers: readonly RuntimeTensor[] = [];
   tokens = 0;
   readonly #copies: Copies;
-  /** Who has each place. What nobody refers to any more gives its place back. */
+  /** The cache in each place. A garbage-collected cache frees its place. */
   #owners: (WeakRef<DeviceCache> | undefined)[] = [];
   #last: Promise<unknown> = Promise.resolve();
 
@@ -86,7 +86,7 @@ export class DeviceCaches {
     this.#copies = copies;
   }
 
-  /** Does `work` with the device when all that was asked before is done. */
+  /** Runs `work` after all earlier work on the device. */
   inTurn<T>(work: () => Promise<T>): Promise<T> {
     const done = this.#last.then(work);
     this.#last = done.catch(() => undefined);
@@ -97,12 +97,12 @@ export class DeviceCaches {
     return this.#owners.length;
   }
 
-  /** Those that have a place. */
+  /** The caches that have a place. */
   get placed(): DeviceCache[] {
     return this.#owners.flatMap((owner) => owner?.deref() ?? []);
   }
 
-  /** Takes a cache's place from it. Until its turn has come nobody else has the place: what was asked before may still read it. */
+  /** Takes a cache's place away. The place becomes free only in turn, since earlier work may still read it. */
   release(cache: DeviceCache): void {
     const { place, length } = cache;
     if (place === undefined) return;
@@ -117,7 +117,7 @@ export class DeviceCaches {
     });
   }
 
-  /** A place for each of `caches`, with room for `tokens` more tokens. */
+  /** Gives each of `caches` a place with room for `tokens` more tokens. */
   async makeRoom(caches: readonly DeviceCache[], tokens: number): Promise<void> {
     const { placed } = this;
     const homeless = caches.filter(({ place }) => place === undefined);
@@ -125,7 +125,7 @@ export class DeviceCaches {
     const places = doubled(this.places || 1, placed.length + homeless.length);
     const needed = Math.max(
       ...caches.map(({ length, wanted_tokens }) => Math.max(length + tokens, wanted_tokens)),
-      // Steps of others write one token behind each.
+      // A step of other sequences writes one token behind each.
       ...placed.map(({ length }) => length + 1),
     );
     const room = Math.min(doubled(this.tokens || INITIAL_TOKENS, needed), this.shape.contextTokens + 1);
@@ -137,7 +137,7 @@ export class DeviceCaches {
     }
   }
 
-  /** Work on K and V of one place, `[1, G, T, D]` each: on the buffers themselves when there is one place, else on copies. */
+  /** Runs `work` on K and V of one place, `[1, G, T, D]` each: the buffers themselves if there is one place, else copies. */
   async with(place: number, work: (rows: readonly RuntimeTensor[]) => Promise<void>): Promise<void> {
     const { buffers } = this;
     if (this.places === 1) return work(buffers);
@@ -155,7 +155,7 @@ export class DeviceCaches {
     return this.#copies.cut(this.buffers, place, tokens);
   }
 
-  /** The first tokens of what was kept, which goes. */
+  /** A copy of the first tokens of kept rows; disposes of `rows`. */
   async shorten(rows: KeptRows, tokens: number): Promise<KeptRows> {
     try {
       return await this.#copies.cut(rows, 0, tokens);
@@ -164,7 +164,7 @@ export class DeviceCaches {
     }
   }
 
-  /** Writes the first tokens of what was kept into a cache, which gets a place. */
+  /** Writes the first tokens of kept rows into a cache, which gets a place. */
   async fill(cache: DeviceCache, rows: KeptRows, tokens: number): Promise<void> {
     await this.makeRoom([cache], 0);
     await this.#copies.fill(this.buffers, cache.place!, rows, tokens);
@@ -177,7 +177,7 @@ export class DeviceCaches {
     await this.#copies.close();
   }
 
-  /** Nobody is there: the next one begins with little. */
+  /** Releases the buffers when no cache has a place. */
   #shrink(): void {
     if (this.places <= 1 && this.tokens <= INITIAL_TOKENS) return;
     dispose(this.buffers);

@@ -1,6 +1,6 @@
 /**
- * What is copied within a GPU's memory: small graphs, since only graphs reach it. Growing goes buffer by buffer, so that one buffer at a
- * time is there twice; what is kept of a sequence goes through all buffers in one run.
+ * Copies within a GPU's memory, done by small graphs, since only graphs can access it. Growing copies buffer by buffer, so
+ * that at most one buffer exists twice; a sequence is copied from or to all buffers in one run.
  */
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
@@ -17,18 +17,24 @@ export function dispose(tensors: readonly RuntimeTensor[]): void {
   for (const each of tensors) each.dispose();
 }
 
+/** Buffers are `[P, G, T, D]`. */
 export type Copies = {
+  /** A copy with so many more places and tokens, filled with zeros. */
   pad(buffer: RuntimeTensor, places: number, tokens: number): Promise<RuntimeTensor>;
+  /** A copy of one place, `[1, G, T, D]`. */
   take(buffer: RuntimeTensor, place: number): Promise<RuntimeTensor>;
+  /** Writes `row` `[1, G, T, D]` to a place. */
   put(buffer: RuntimeTensor, row: RuntimeTensor, place: number): Promise<void>;
+  /** Copies of the first tokens of a place, `[1, G, tokens, D]` each. */
   cut(buffers: readonly RuntimeTensor[], place: number, tokens: number): Promise<RuntimeTensor[]>;
+  /** Writes the first tokens of `rows` to a place. */
   fill(
     buffers: readonly RuntimeTensor[],
     place: number,
     rows: readonly RuntimeTensor[],
     tokens: number,
   ): Promise<void>;
-  /** One after the other; when one fails, those before it are given back. */
+  /** Copies one buffer after the other; if one fails, disposes of the copies made so far. */
   each(
     buffers: readonly RuntimeTensor[],
     copy: (buffer: RuntimeTensor) => Promise<RuntimeTensor>,

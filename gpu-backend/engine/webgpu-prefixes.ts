@@ -1,10 +1,9 @@
 /**
- * Beginnings of prompts that stay in a GPU's memory, as `prefix-cache.ts` keeps them on the host: the same keys, the same bound, the same
- * right to room.
+ * The prefix cache in a GPU's memory. Keys, bound and eviction between tenants are those of `prefix-cache.ts`.
  *
- * A run of a graph costs a dispatch for each layer, however little it copies. So a sequence is kept as a whole, in one run: when its prompt
- * is computed, and when it ends. A prompt takes over as many pages as it shares with whichever sequence has most, in one run, too;
- * K and V never come to the host. A beginning that several conversations share is kept with each.
+ * A copy costs a dispatch for each layer, however small it is. So a sequence is kept as a whole, in one run of a graph: when
+ * its prompt is computed, and when it ends. A prompt copies the pages that it shares with the best-matching sequence, in one
+ * run as well; K and V never leave the device. A prefix shared by several conversations is kept once for each.
  */
 import type { SequenceCache } from './kv-cache.ts';
 import { IDLE_ms, keyOf, losing, PAGE_TOKENS, type PrefixOwner } from './prefix-cache.ts';
@@ -12,13 +11,13 @@ import type { Prefixes } from './runner-interface.ts';
 import { DeviceCache, type DeviceCaches, type KeptRows } from './webgpu-caches.ts';
 import { dispose } from './webgpu-copies.ts';
 
-/** One sequence's K and V. */
+/** K and V of one kept sequence. */
 type Kept = {
   readonly tenant: string;
   readonly key: string;
-  /** Whole pages. */
+  /** A multiple of `PAGE_TOKENS`. */
   tokens: Int32Array;
-  /** Known when its turn has come. */
+  /** Resolves when the copy is made, in turn. */
   rows: Promise<KeptRows>;
   usedAt_ms: number;
 };
@@ -29,7 +28,7 @@ export class DevicePrefixes implements Prefixes {
   readonly #now_ms: () => number;
   readonly #kept = new Set<Kept>();
 
-  /** `tokensMax`: room of all together, in tokens; 0 keeps none. */
+  /** `tokensMax`: size of all kept sequences together, in tokens; 0 disables the cache. */
   constructor(caches: DeviceCaches, tokensMax: number, now_ms = () => performance.now()) {
     this.pagesMax = Math.floor(tokensMax / PAGE_TOKENS);
     this.#caches = caches;
@@ -68,7 +67,7 @@ export class DevicePrefixes implements Prefixes {
     });
   }
 
-  /** As `PrefixCache.keep`, once a prompt is computed: only pieces of prompts have several tokens. */
+  /** As `PrefixCache.keep`, but only after the last piece of a prompt; single tokens of an answer are ignored. */
   keep(
     owner: PrefixOwner,
     tokenIds: ArrayLike<number>,
@@ -79,7 +78,7 @@ export class DevicePrefixes implements Prefixes {
     if (computed - from > 1 && computed === tokenIds.length) this.#keep(owner, tokenIds, onDevice(cache));
   }
 
-  /** Before a cache is given back. */
+  /** Keeps a sequence before its cache is recycled. */
   keepLast(owner: PrefixOwner, tokenIds: ArrayLike<number>, cache: SequenceCache): void {
     this.#keep(owner, tokenIds, onDevice(cache));
   }
@@ -94,12 +93,12 @@ export class DevicePrefixes implements Prefixes {
     this.#forgetIfItFails(kept);
   }
 
-  /** Nothing is lost but time: a prompt that would have begun with it is computed. */
+  /** A failed copy only costs time: later prompts are computed instead. */
   #forgetIfItFails(kept: Kept): void {
     kept.rows.catch(() => this.#kept.delete(kept));
   }
 
-  /** What is worth keeping of a sequence, with room for it; undefined where all of it is kept already. */
+  /** The part of a sequence to keep, after making room for it; undefined if it is kept already or finds no room. */
   #newKept(
     owner: PrefixOwner,
     tokenIds: ArrayLike<number>,
@@ -125,7 +124,7 @@ export class DevicePrefixes implements Prefixes {
     return [...this.#kept].filter((kept) => kept.key === key);
   }
 
-  /** Takes pages of others, one by one, and then of the new one; returns how many of its pages may stay. */
+  /** Evicts page by page, from the new sequence too. @returns how many pages of the new one may stay. */
   #makeRoom(made: Omit<Kept, 'rows'>): number {
     const pages = new Map([...this.#kept, made].map((kept) => [kept, pagesIn(kept)]));
     let over = [...pages.values()].reduce((sum, count) => sum + count, 0) - this.pagesMax;
@@ -137,7 +136,7 @@ export class DevicePrefixes implements Prefixes {
     return pages.get(made)!;
   }
 
-  /** Whose last page goes: what was not used for long, or else what was used longest ago of a tenant that loses. */
+  /** Which sequence loses its last page: one that is idle, else the least recently used one of a tenant that loses. */
   #loser<T extends Omit<Kept, 'rows'>>(pages: ReadonlyMap<T, number>, adding: string): T {
     const byUse = [...pages.keys()]
       .filter((kept) => pages.get(kept)! > 0)
@@ -150,7 +149,7 @@ export class DevicePrefixes implements Prefixes {
     return byUse.find(({ tenant }) => loses(tenant))!;
   }
 
-  /** Leaves so many pages of what is kept. */
+  /** Shortens a kept sequence to `pages` pages; 0 removes it. */
   #shorten(kept: Kept, pages: number): void {
     if (pages === pagesIn(kept)) return;
     const { rows } = kept;
@@ -168,7 +167,7 @@ export class DevicePrefixes implements Prefixes {
 
 const pagesIn = ({ tokens }: Pick<Kept, 'tokens'>): number => tokens.length / PAGE_TOKENS;
 
-/** Whole pages that two sequences begin with, of `most` tokens. */
+/** The number of full pages that two sequences have in common from the start, within `most` tokens. */
 function sharedPages(a: ArrayLike<number>, b: ArrayLike<number>, most: number): number {
   const end = Math.min(a.length, b.length, most);
   let same = 0;
@@ -178,5 +177,5 @@ function sharedPages(a: ArrayLike<number>, b: ArrayLike<number>, most: number): 
 
 function onDevice(cache: SequenceCache): DeviceCache {
   if (cache instanceof DeviceCache) return cache;
-  throw new Error('a cache of another runner');
+  throw new Error('the cache belongs to another runner');
 }

@@ -1,9 +1,9 @@
 /**
- * The runner on a GPU: the same runs as `runner.ts`, by the graph of `model/architectures/webgpu-llama.ts`. What goes
- * to the device is token ids, positions and masks; what comes back is the logits that are asked for.
+ * The runner on a GPU, with the graph of `model/architectures/webgpu-llama.ts`. Only token ids, positions and masks go to
+ * the device; only the wanted logits come back.
  *
- * `GroupQueryAttention` takes one new token of many sequences, or many of one: so a step is a run for all single tokens, and one
- * for each piece of a prompt (`webgpu-attention.ts` says how long a piece may be).
+ * `GroupQueryAttention` takes one new token of many sequences, or many tokens of one sequence. So a step is one run for all
+ * single tokens, and one or more runs for each piece of a prompt (`webgpu-attention.ts` limits the tokens of a run).
  */
 import { denseMask } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -74,8 +74,8 @@ export async function openWebgpuRunner(
 const CHECKED_TOKENS = 16;
 
 /**
- * One short run: a number beyond 65,504 is infinite in fp16, and a norm or a softmax after it makes the logits so, or none.
- * @throws MaskrouteError `engine_failed` for a model that fp16 cannot hold.
+ * Tests the range of fp16 with one short run: numbers beyond 65,504 become infinite, which makes the logits infinite or NaN.
+ * @throws MaskrouteError `engine_failed` when the model's numbers exceed fp16.
  */
 async function requireRange(runner: Runner): Promise<void> {
   const { vocabularySize, contextTokens, layerCount } = runner.config;
@@ -84,7 +84,7 @@ async function requireRange(runner: Runner): Promise<void> {
   const cache = runner.newCache();
   const logits = await runner.run({
     cache,
-    // From the whole vocabulary.
+    // Spread over the whole vocabulary.
     tokenIds: rows.map((row) => Math.floor((row * vocabularySize) / count)),
     plan: { mask: denseMask(2 * layerCount), kv: 'preserve' },
     logitRows: rows,
@@ -93,11 +93,11 @@ async function requireRange(runner: Runner): Promise<void> {
   if (logits.every(Number.isFinite)) return;
   throw new MaskrouteError(
     'engine_failed',
-    'Numbers of this model leave the range of fp16 (65,504): take --float-type f32.',
+    'Numbers of this model exceed the range of fp16 (65,504): set --float-type f32.',
   );
 }
 
-/** The graph is made anew each time: it takes some milliseconds, and installed models need no other file. */
+/** Builds the graph each time: that takes some milliseconds, and installed models need no further file. */
 async function openGraph(
   modelDir: string,
   config: ModelConfig,
@@ -115,7 +115,7 @@ async function openGraph(
 
 function asInput(input: RunInput): Input {
   const { cache } = input;
-  if (!(cache instanceof DeviceCache)) throw new Error('a cache of another runner');
+  if (!(cache instanceof DeviceCache)) throw new Error('the cache belongs to another runner');
   return { ...input, cache };
 }
 
@@ -124,16 +124,16 @@ type Parts = {
   readonly caches: DeviceCaches;
   readonly config: ModelConfig;
   readonly floatType: FloatType;
-  /** New tokens of one sequence in one run. */
+  /** Most new tokens of one sequence in one run. */
   readonly pieceMax: number;
 };
 
-/** Caches hold the new tokens once everything has run: a step that fails half-way can be run again. */
+/** Caches advance only after all runs, so that a step that fails half-way can be repeated. */
 async function runStep(parts: Parts, inputs: readonly Input[]): Promise<Float32Array[]> {
   const broken = inputs.find(({ cache }) => cache.failure !== undefined);
   if (broken !== undefined) throw broken.cache.failure;
   const logits = new Map<Input, Float32Array>();
-  // First, since it writes a token behind those of the others.
+  // Single tokens first: their run also writes a dummy token behind the tokens of all other sequences.
   const single = inputs.filter(({ tokenIds }) => tokenIds.length === 1);
   if (single.length > 0) await runSingle(parts, single, logits);
   for (const input of inputs) {
@@ -143,7 +143,7 @@ async function runStep(parts: Parts, inputs: readonly Input[]): Promise<Float32A
   return inputs.map((input) => logits.get(input)!);
 }
 
-/** A token each of several sequences. */
+/** One run for one token each of several sequences. */
 async function runSingle(
   parts: Parts,
   inputs: readonly Input[],
@@ -157,7 +157,7 @@ async function runSingle(
   const lengths = new Map(caches.placed.map(({ place, length }) => [place!, length]));
   const rows = Array.from({ length: caches.places }, (_, place): Row => {
     const input = inputs.find(({ cache }) => cache.place === place);
-    // Where nobody computes, a token is written behind those that are there.
+    // In a place without input the run writes a dummy token behind the last one.
     return { past: lengths.get(place) ?? 0, tokenIds: input?.tokenIds ?? [0], input };
   });
   const found = await runRows(parts, rows, caches.buffers);
@@ -166,7 +166,7 @@ async function runSingle(
   });
 }
 
-/** Tokens of one sequence. */
+/** Runs for several tokens of one sequence, at most `pieceMax` each. */
 async function runPieces(parts: Parts, input: Input): Promise<Float32Array> {
   const { caches, pieceMax, config } = parts;
   const { cache, tokenIds, logitRows } = input;
@@ -190,14 +190,14 @@ async function runPieces(parts: Parts, input: Input): Promise<Float32Array> {
   return logits;
 }
 
-/** A row of the buffers in one run: how many tokens it holds, and who computes there, if anybody. */
+/** A row of the buffers in one run: its length, its new tokens, and its input; undefined: a dummy row. */
 type Row = {
   readonly past: number;
   readonly tokenIds: ArrayLike<number>;
   readonly input: Input | undefined;
 };
 
-/** One run: a sequence a row of the buffers, all with as many new tokens. */
+/** One run of the graph: one sequence for each row of the buffers, all with the same number of new tokens. */
 async function runRows(
   { session, config, floatType }: Parts,
   rows: readonly Row[],
@@ -226,7 +226,7 @@ function tokenFeeds(rows: readonly Row[]): Feeds {
       each(({ tokenIds }, token) => tokenIds[token]!),
       shape,
     ),
-    // What is written where nobody computes is never read: its position only has to be in the table.
+    // A dummy token is never read, so any position within the table will do.
     positions: integers(
       each(({ past, input }, token) => (input === undefined ? 0 : past + token)),
       shape,

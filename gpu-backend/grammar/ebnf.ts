@@ -1,9 +1,9 @@
 /**
- * Grammars as data, and the EBNF that xgrammar reads: what a grammar costs and whether it can end is asked here, before
- * the library spends time on it.
+ * Grammars as data, printed as EBNF for xgrammar. Their cost, left recursion and rules that never end are checked here,
+ * before xgrammar compiles them.
  */
 
-/** Inclusive, in code points: of ASCII, and `[0x80, 0x10ffff]` for all others as a whole. */
+/** Inclusive, in code points. xgrammar knows ranges within ASCII, and only the whole range `[0x80, 0x10ffff]` beyond. */
 export type CharRange = readonly [from: number, to: number];
 
 export type Expression =
@@ -12,7 +12,7 @@ export type Expression =
   | { readonly kind: 'rule'; readonly name: string }
   | { readonly kind: 'sequence'; readonly parts: readonly Expression[] }
   | { readonly kind: 'choice'; readonly options: readonly Expression[] }
-  /** `max` undefined: without end. */
+  /** `max` undefined: unbounded. */
   | {
       readonly kind: 'repeat';
       readonly part: Expression;
@@ -31,7 +31,7 @@ export const repeat = (part: Expression, min: number, max?: number): Expression 
   min === 1 && max === 1 ? part : { kind: 'repeat', part, min, max };
 export const optional = (part: Expression): Expression => repeat(part, 0, 1);
 
-/** Of all that an expression is made of, repetitions written out. */
+/** The sum of `of` over all leaves, with repetitions written out. */
 export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => number): number {
   const sum = (parts: readonly Expression[]) =>
     parts.reduce((total, part) => total + sumOfLeaves(part, of), 0);
@@ -47,7 +47,7 @@ export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => nu
   }
 }
 
-/** How many letters the texts of an expression without rules have, at least and at most. */
+/** The least and greatest length of the texts of an expression without rules, in characters. */
 export function lettersOf(expression: Expression): readonly [least: number, most: number] {
   switch (expression.kind) {
     case 'text':
@@ -74,7 +74,7 @@ export function lettersOf(expression: Expression): readonly [least: number, most
 
 type Rules = ReadonlyMap<string, Expression>;
 
-/** The EBNF of `rules`, which begins at `root`. */
+/** Prints `rules` as EBNF with the start rule `root`. */
 export function printGrammar(rules: Rules, root: Expression): string {
   const lines = [...rules].map(([name, body]) => `${name} ::= ${print(body)}`);
   return [`root ::= ${print(root)}`, ...lines].join('\n');
@@ -95,7 +95,7 @@ function print(expression: Expression): string {
     case 'repeat': {
       const { part, min, max } = expression;
       if (max === 0) return '""';
-      // Repeated as it is, a class of characters needs no rule of its own: tokens of several characters stay inside.
+      // Without parentheses a repeated character class needs no rule of its own, which makes long tokens fast to match.
       const isPlain = part.kind === 'chars' || part.kind === 'rule';
       return `${isPlain ? print(part) : `(${print(part)})`}${suffix(min, max)}`;
     }
@@ -104,7 +104,7 @@ function print(expression: Expression): string {
 
 const LAST = 0x10ffff;
 
-/** Everything but `ranges`, in order. */
+/** All code points that are not in `ranges`, as sorted ranges. */
 export function complement(ranges: readonly CharRange[]): CharRange[] {
   const left: CharRange[] = [];
   let from = 0;
@@ -116,8 +116,7 @@ export function complement(ranges: readonly CharRange[]): CharRange[] {
 }
 
 /**
- * The library knows ASCII in classes, and all that is not ASCII as a whole, where a class says what it does not hold. Other
- * ranges beyond ASCII match anything there.
+ * In the library, a negated class contains all of non-ASCII; other ranges beyond ASCII would match any non-ASCII character.
  */
 function printChars(ranges: readonly CharRange[]): string {
   const isWide = ranges.some(([, high]) => high === LAST);
@@ -131,7 +130,7 @@ function suffix(min: number, max: number | undefined): string {
   return min === 0 && max === 1 ? '?' : `{${min},${max}}`;
 }
 
-/** As a code where EBNF means something by the letter. */
+/** A character of a quoted text; escaped if it has a meaning in EBNF. */
 const escaped = (letter: string): string =>
   /^[ !#-[\]-~]$/.test(letter) ? letter : code(letter.codePointAt(0)!);
 const code = (point: number): string =>
@@ -139,7 +138,7 @@ const code = (point: number): string =>
 
 type Leaf = Extract<Expression, { readonly kind: 'text' | 'chars' | 'rule' }>;
 
-/** What an expression is made of; nothing for a leaf. */
+/** An expression's direct parts; none for a leaf. */
 function partsOf(expression: Expression): readonly Expression[] {
   switch (expression.kind) {
     case 'sequence':
@@ -156,7 +155,7 @@ function partsOf(expression: Expression): readonly Expression[] {
 const rulesIn = (expression: Expression): string[] =>
   expression.kind === 'rule' ? [expression.name] : partsOf(expression).flatMap(rulesIn);
 
-/** Whether some text of the expression is made of leaves of which `isSo` is true. */
+/** Whether the expression has a text whose leaves all satisfy `isSo`. */
 function canBe(expression: Expression, isSo: (leaf: Leaf) => boolean): boolean {
   const alsoCan = (part: Expression) => canBe(part, isSo);
   switch (expression.kind) {
@@ -172,8 +171,8 @@ function canBe(expression: Expression, isSo: (leaf: Leaf) => boolean): boolean {
 }
 
 /**
- * The rules for which `holds` is true, given those for which it was found true before. Once a rule is found, those that name it are
- * looked at again, so a long chain costs no more in one order than in another.
+ * Least fixed point: the rules for which `holds` is true, given the rules found so far. When a rule is found, the rules that
+ * refer to it are checked again, so the cost does not depend on the order of the rules.
  */
 function rulesThat(
   rules: Rules,
@@ -191,7 +190,7 @@ function rulesThat(
   return found;
 }
 
-/** The rules from which no text comes that ends: each needs itself, or another such rule. */
+/** Rules without any finite text: each needs itself or another such rule. */
 export function endlessRules(rules: Rules): string[] {
   const ending = rulesThat(rules, (body, found) =>
     canBe(body, (leaf) =>
@@ -201,7 +200,7 @@ export function endlessRules(rules: Rules): string[] {
   return [...rules.keys()].filter((name) => !ending.has(name));
 }
 
-/** The rules that come to themselves again before a letter was written: left recursion. */
+/** Left-recursive rules: they reach themselves again without consuming a character. */
 export function loopingRules(rules: Rules): string[] {
   const mayBeEmpty = (expression: Expression, found: ReadonlySet<string>): boolean =>
     canBe(expression, (leaf) =>
@@ -214,7 +213,7 @@ export function loopingRules(rules: Rules): string[] {
     const end = expression.kind === 'sequence' ? parts.findIndex((part) => !mayBeEmpty(part, empty)) : -1;
     return parts.slice(0, end === -1 ? undefined : end + 1).flatMap(first);
   };
-  // What is left without the rules that begin with letters, or with such rules, goes in circles.
+  // A rule is fine if everything that it may begin with is a character or a fine rule; the remaining rules are cyclic.
   const firsts = new Map([...rules].map(([name, body]) => [name, first(body)]));
   const begun = rulesThat(rules, (_, found, name) => firsts.get(name)!.every((one) => found.has(one)));
   return [...rules.keys()].filter((name) => !begun.has(name));

@@ -1,8 +1,7 @@
 /**
- * Grammars, prepared off the threads that answer requests and compute. A grammar that nobody has seen is compiled in a thread
- * that does nothing else; if that is quick, the thread that all answers share compiles it, too. If it takes long, the
- * thread that did it becomes that grammar's own: no answer waits for another one's grammar, and no step of the engine for
- * any.
+ * Compiles grammars in worker threads, so that neither the HTTP thread nor the engine waits for it. A new grammar is compiled
+ * in a trial thread. If that is fast, the shared thread, which serves all fast grammars, compiles it again. If it is slow,
+ * the trial thread becomes that grammar's own, so that no answer waits for another answer's slow grammar.
  */
 import { createHash } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
@@ -23,11 +22,11 @@ type OpenGrammar = { readonly session: GrammarSession; close(): void };
 
 export type Grammars = {
   /**
-   * Compiles it unless it is known. Rejects with MaskrouteError `invalid_schema` when it takes too long, `queue_full`,
-   * `engine_failed`, or what `signal` says.
+   * Compiles a grammar unless it is known. Rejects with MaskrouteError `invalid_schema` when it cannot be compiled in time,
+   * `queue_full`, `engine_failed`, or the reason of `signal`.
    */
   prepare(spec: GrammarSpec, call: GrammarCall): Promise<PreparedGrammar>;
-  /** For one answer; rejects as `prepare`. */
+  /** Opens a session for one answer; rejects as `prepare`. */
   open(grammar: PreparedGrammar, call: GrammarCall): Promise<OpenGrammar>;
   close(): Promise<void>;
 };
@@ -35,13 +34,13 @@ export type Grammars = {
 export type GrammarCall = { readonly tenant: string; readonly signal: AbortSignal; readonly param: string };
 
 export type GrammarLimits = {
-  /** What takes the processor no longer may be compiled between two steps of others. */
+  /** CPU time up to which a grammar counts as quick and may delay others in the shared thread. */
   readonly quick_ms: number;
-  /** What takes longer is given up, and its thread with it. */
+  /** A compilation that takes longer is aborted, together with its thread. */
   readonly compile_ms: number;
-  /** Grammars that take long and are kept at a time. */
+  /** Most slow grammars, each with a thread, at a time. */
   readonly slowMax: number;
-  /** Grammars that wait for their turn, of all tenants and of one. */
+  /** Most grammars that wait to be compiled, of all tenants and of one. */
   readonly waitingMax: number;
   readonly waitingOfOneMax: number;
 };
@@ -53,12 +52,12 @@ const DEFAULT_LIMITS: GrammarLimits = {
   waitingMax: 32,
   waitingOfOneMax: 8,
 };
-/** Grammars whose threads are remembered. */
+/** Most quick grammars that are remembered. */
 const KNOWN_MAX = 1024;
 
 type GrammarsOptions = {
   readonly vocabulary: Vocabulary;
-  /** Hears of failures with their stack, which the wire never carries. */
+  /** Called with the stack of each failure, for the log; clients never see it. */
   readonly onError: (detail: string) => void;
   readonly limits?: Partial<GrammarLimits>;
 };
@@ -71,14 +70,14 @@ export function createGrammars(options: GrammarsOptions): Grammars {
 class GrammarThreads implements Grammars {
   readonly #options: GrammarsOptions;
   readonly #limits: GrammarLimits;
-  /** The thread that tries new grammars, and has no answers. */
+  /** Compiles new grammars and serves no answers. */
   #trial: GrammarThread | undefined;
-  /** The thread of all quick grammars. */
+  /** Serves all quick grammars. */
   #shared: GrammarThread | undefined;
-  /** Those of slow grammars, by key; the last used stands last. */
+  /** The threads of slow grammars, by key; least recently used first. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
-  /** The tenant of each grammar that waits to be tried. */
+  /** The tenant of each grammar that waits to be compiled. */
   readonly #waiting: string[] = [];
   #turn: Promise<void> = Promise.resolve();
   #isClosed = false;
@@ -96,7 +95,7 @@ class GrammarThreads implements Grammars {
   }
 
   async open(grammar: PreparedGrammar, call: GrammarCall): Promise<OpenGrammar> {
-    // It may have been given up meanwhile.
+    // Its thread may have been closed meanwhile.
     await this.#ensure(grammar, call);
     const { key, spec } = grammar;
     const thread = this.#slow.get(key) ?? this.#sharedThread();
@@ -120,12 +119,12 @@ class GrammarThreads implements Grammars {
     return this.#slow.has(key) || this.#quick.has(key);
   }
 
-  /** One grammar is tried at a time. Who leaves is not waited for. */
+  /** Compiles one new grammar at a time. Rejects as soon as the caller's signal aborts. */
   async #inTurn({ tenant, signal }: GrammarCall, work: () => Promise<void>): Promise<void> {
     const { waitingMax, waitingOfOneMax } = this.#limits;
     const own = this.#waiting.filter((one) => one === tenant).length;
     if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
-      throw new MaskrouteError('queue_full', 'Too many new schemas are waiting already.', {
+      throw new MaskrouteError('queue_full', 'Too many new schemas are waiting to be compiled.', {
         retryAfter_s: 1,
       });
     this.#waiting.push(tenant);
@@ -139,7 +138,7 @@ class GrammarThreads implements Grammars {
   }
 
   async #try({ key, spec }: PreparedGrammar, param: string): Promise<void> {
-    // Another request may have brought it meanwhile.
+    // Another request may have compiled it meanwhile.
     if (this.#isKnown(key)) return;
     if (this.#isClosed) throw lost();
     const trial = this.#trial !== undefined && !this.#trial.isGone ? this.#trial : this.#newThread();
@@ -148,7 +147,7 @@ class GrammarThreads implements Grammars {
     try {
       took_ms = await trial.compile(key, spec, this.#limits.compile_ms);
     } catch (error) {
-      // Its memory may be damaged, or it never ends.
+      // The thread's memory may be corrupted, or the compilation may never end.
       this.#trial = undefined;
       void trial.close();
       this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
@@ -160,23 +159,23 @@ class GrammarThreads implements Grammars {
     this.#slow.set(key, trial);
   }
 
-  /** It could be compiled a moment ago, so what fails here is the thread, not the schema. */
+  /** The schema compiled a moment ago, so a failure here is the thread's. */
   async #share({ key, spec }: PreparedGrammar): Promise<void> {
     try {
       await this.#sharedThread().compile(key, spec, this.#limits.compile_ms);
     } catch (error) {
-      this.#options.onError(`a grammar could not be compiled once more: ${(error as Error).message}`);
+      this.#options.onError(`a grammar could not be compiled again: ${(error as Error).message}`);
       throw error instanceof MaskrouteError ? error : lost(error);
     }
     this.#quick.set(key, true);
   }
 
-  /** For another slow grammar, in place of a grammar that no answer uses. */
+  /** Makes room for a slow grammar by closing one that no answer uses. @throws MaskrouteError `queue_full`. */
   #makeRoom(): void {
     if (this.#slow.size < this.#limits.slowMax) return;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
     if (idle === undefined)
-      throw new MaskrouteError('queue_full', 'Too many answers with costly schemas are under way.', {
+      throw new MaskrouteError('queue_full', 'Too many answers with complex schemas are running.', {
         retryAfter_s: 5,
       });
     this.#slow.delete(idle[0]);
@@ -198,7 +197,7 @@ type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
 
 class GrammarThread {
   isGone = false;
-  /** Of answers that are open here. */
+  /** Sessions of running answers. */
   readonly sessions = new Set<GrammarSession>();
   readonly #worker: Worker;
   readonly #vocabularySize: number;
@@ -235,7 +234,7 @@ class GrammarThread {
     });
   }
 
-  /** Rejects with Error when the grammar cannot be compiled in time. */
+  /** @returns CPU time, ms. Rejects with Error when the grammar cannot be compiled in time. */
   async compile(key: string, spec: GrammarSpec, limit_ms: number): Promise<number> {
     await this.#ready;
     const late = Promise.withResolvers<never>();
@@ -279,12 +278,12 @@ class GrammarThread {
 }
 
 const lost = (cause?: unknown): MaskrouteError =>
-  new MaskrouteError('engine_failed', 'Answers of a prescribed form cannot be made at the moment.', {
+  new MaskrouteError('engine_failed', 'Structured outputs are not available at the moment.', {
     cause,
   });
 
 const unusable = (param: string): MaskrouteError =>
-  new MaskrouteError('invalid_schema', `${param}: no grammar can be made of the schema.`, { param });
+  new MaskrouteError('invalid_schema', `${param}: the schema cannot be compiled to a grammar.`, { param });
 
 const aborted = (signal: AbortSignal): Promise<void> =>
   new Promise((resolve) => {

@@ -1,8 +1,7 @@
 /**
- * JSON schemas as grammars; `schema-reader.ts` says what a schema means. What comes out is a part of what the schema allows:
- * every answer of the grammar is valid, and where a schema leaves open how something is written, the grammar picks one way (the
- * order of an object's properties, spaces, no properties beyond those that are named). A schema that cannot be kept is refused
- * with the place in it.
+ * Converts JSON schemas to grammars; `schema-reader.ts` reads the schemas. The grammar allows a subset of what the schema
+ * allows: every text of it is valid, and where the schema leaves a choice the grammar fixes it (order of properties,
+ * spaces, no properties beyond the named ones). A schema that a grammar cannot enforce is refused with the place in it.
  */
 import {
   type CharRange,
@@ -32,18 +31,18 @@ import {
 import { type Effort, isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
-/** Bounds of one schema. Past them its grammar would take seconds to prepare. */
+/** Limits of one schema, beyond which its grammar would take seconds to compile. */
 const NODES_MAX = 2000;
 const DEPTH_MAX = 48;
 const LITERAL_CHARS_MAX = 64 * 1024;
-/** Characters whose number a schema bounds, all strings together: each is a state in which every token is looked at. */
+/** Most characters in strings of bounded length, all strings together: each is a state for which all tokens are checked. */
 const COUNTED_CHARS_MAX = 256;
 /** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
 const INCLUSION_EFFORT = 40_000;
 const ITEMS_MAX = 2000;
 
 /**
- * The EBNF of a JSON value that the schema allows.
+ * The EBNF of JSON values that are valid for the schema.
  * @throws MaskrouteError `invalid_schema`.
  */
 export function schemaGrammar(schema: unknown, options: SchemaOptions): string {
@@ -53,19 +52,19 @@ export function schemaGrammar(schema: unknown, options: SchemaOptions): string {
 const COMMA = text(', ');
 const COLON = text(': ');
 const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
-/** `json_value` and what it is made of. */
 const letters = (all: string): CharRange[] =>
   [...all].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]);
+/** `json_value` and the rules that it uses. */
 const BASICS: readonly (readonly [string, Expression])[] = [
   ['json_string', sequence(text('"'), rule('json_string_rest'))],
-  // One rule that goes on with itself: a token of several characters is then looked at once, not in every answer.
+  // Right recursion instead of a repetition: tokens of several characters are then checked at compile time, not per answer.
   [
     'json_string_rest',
     choice(
       text('"'),
       sequence(chars(...PLAIN), rule('json_string_rest')),
       sequence(text('\\'), chars(...letters('"\\/bfnrt')), rule('json_string_rest')),
-      // No halves of pairs: a text with one is not well-formed.
+      // No surrogates (\ud800 to \udfff), since a lone one is not valid text.
       sequence(
         text('\\u'),
         chars([0x30, 0x39], [0x41, 0x43], [0x61, 0x63]),
@@ -95,7 +94,7 @@ const BASICS: readonly (readonly [string, Expression])[] = [
   ],
 ];
 
-/** One or more, with commas between them. */
+/** One or more items, separated by commas. */
 function list(item: Expression): Expression {
   return sequence(item, repeat(sequence(COMMA, item), 0));
 }
@@ -106,7 +105,7 @@ class Converter {
   readonly #rules = new Map<string, Expression>(BASICS);
   /** The rule of each schema that a `$ref` names. */
   readonly #named = new Map<string, string>();
-  /** Rules that are named and not made yet. Made one after the other, a chain of them needs no deep stack. */
+  /** Rules that are referred to but not converted yet. The queue avoids deep recursion for long chains of `$ref`s. */
   readonly #unmade: { readonly name: string; readonly schema: unknown; readonly path: Path }[] = [];
   readonly #where = new Map<string, Path>();
   #nodes = 0;
@@ -133,7 +132,7 @@ class Converter {
     if (endless !== undefined)
       throw this.#reader.refusal(
         this.#where.get(endless) ?? '',
-        'it needs itself again and again, so no value of it ever ends',
+        'it requires itself without end, so it has no finite value',
       );
     return printGrammar(this.#rules, root);
   }
@@ -142,7 +141,7 @@ class Converter {
     if (++this.#nodes > NODES_MAX) throw this.#reader.refusal(path, `it has more than ${NODES_MAX} parts`);
     if (depth > DEPTH_MAX) throw this.#reader.refusal(path, `it is nested more than ${DEPTH_MAX} deep`);
     if (schema === true) return rule('json_value');
-    if (schema === false) throw this.#reader.refusal(path, 'no value is allowed by it');
+    if (schema === false) throw this.#reader.refusal(path, 'it allows no value');
     const reader = this.#reader;
     const whole = reader.object(schema, path);
     if ('$ref' in whole) {
@@ -160,7 +159,7 @@ class Converter {
     return choice(...reader.types(whole, path).map((type) => this.#typed(type, whole, path, depth)));
   }
 
-  /** Made once for each place in the schema, also where it holds itself. */
+  /** The rule of a place in the schema, created once, so that recursive schemas work. */
   #rule(place: string, schema: unknown, path: Path): Expression {
     const key = place === '' ? '#' : place;
     const known = this.#named.get(key);
@@ -206,7 +205,7 @@ class Converter {
       return rule(type === 'integer' ? 'json_integer' : 'json_number');
     const found = type === 'integer' ? integersBetween(bounds) : numbersBetween(bounds);
     if (found === undefined)
-      throw this.#reader.refusal(path, 'no number of at most 15 digits lies between its bounds');
+      throw this.#reader.refusal(path, 'no number of at most 15 digits is within its bounds');
     return found;
   }
 
@@ -227,7 +226,7 @@ class Converter {
       if (hasLengths && isStrict && known === undefined)
         throw this.#reader.refusal(
           place,
-          'beside a length it cannot be kept; write the length into the pattern',
+          'beside a length it cannot be enforced; write the length into the pattern',
         );
       const found = this.#pattern(written, place);
       if (found !== undefined) {
@@ -241,14 +240,14 @@ class Converter {
     return hasLengths ? this.#counted(min, max, path) : rule('json_string');
   }
 
-  /* What stands beside a format must hold for every text that is written for it. */
+  /* In strict mode, every text of a format's grammar must satisfy the other keywords beside it. */
 
   #requireLengths(format: Expression, min: number, max = Number.POSITIVE_INFINITY, path: Path): void {
     const [least, most] = lettersOf(format);
     if (least >= min && most <= max) return;
     throw this.#reader.refusal(
       `${path}/format`,
-      `its texts have ${least} to ${most} letters here, so beside this length it cannot be kept`,
+      `its generated texts have ${least} to ${most} characters, so this length cannot be enforced`,
     );
   }
 
@@ -262,7 +261,7 @@ class Converter {
     }
     throw this.#reader.refusal(
       `${path}/pattern`,
-      'it is not known to match every text that is written for this `format`, so both cannot be kept; leave one of them out',
+      'it is not known to match every text that is generated for this `format`; leave one of them out',
     );
   }
 
@@ -290,7 +289,7 @@ class Converter {
     });
   }
 
-  /** Undefined in place of what no grammar can keep, unless it is strict. */
+  /** `read()`; a PatternError becomes a refusal if strict, else undefined. */
   #refusing(path: Path, read: () => Expression): Expression | undefined {
     try {
       return read();
@@ -307,7 +306,7 @@ class Converter {
     if (this.#items > ITEMS_MAX)
       throw this.#reader.refusal(path, `its lists have more than ${ITEMS_MAX} items together`);
     const fixed = prefix.slice(0, most).map((item, i) => this.#item(item, `${path}/prefixItems/${i}`, depth));
-    // Beyond a tuple nothing has to come.
+    // After a tuple the grammar allows further items only if `minItems` needs them.
     const isOpen = prefix.length === 0 ? rest !== false : least > prefix.length && rest !== false;
     const item = isOpen ? this.#item(rest ?? true, `${path}/items`, depth) : undefined;
     if (item === undefined && least > fixed.length)
@@ -329,7 +328,7 @@ class Converter {
     return sequence(text('['), more === 0 ? optional(some) : some, text(']'));
   }
 
-  /** As a rule, so that repeating it costs nothing. */
+  /** A schema's value as a rule, so that repeating it does not copy it. */
   #item(schema: unknown, path: Path, depth: number): Expression {
     const value = this.#value(schema, path, depth + 1);
     return value.kind === 'rule' ? value : this.#newRule(value, path);
@@ -363,9 +362,9 @@ class Converter {
     return sequence(text('{'), this.#members(members, path), text('}'));
   }
 
-  /** In their order; each optional one may be left out. From the last to the first, so that rules lead on to rules. */
+  /** The members in order, optional ones optional. Built from the last to the first: each rule refers to the next. */
   #members(members: readonly { member: Expression; isRequired: boolean }[], path: Path): Expression {
-    // What may follow, where nothing was written yet and where something was.
+    // The rest of the object after no member (`begin`), and after at least one (`goOn`), which needs a comma.
     let begin: Expression = text('');
     let goOn: Expression = text('');
     for (const { member, isRequired } of [...members].reverse()) {
@@ -396,11 +395,11 @@ class Converter {
   }
 }
 
-const TOO_LONG = `its strings are counted over more than ${COUNTED_CHARS_MAX} characters together`;
+const TOO_LONG = `its strings of limited length have more than ${COUNTED_CHARS_MAX} characters in total`;
 
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');
 
-/** States of an expression, repetitions written out. */
+/** Number of states of an expression, with repetitions written out. */
 const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
 
 /** @throws PatternError. */
@@ -410,7 +409,7 @@ function boundedPattern(pattern: string): Expression {
   return found;
 }
 
-/** The states in which most tokens go on. */
+/** Number of states with a wide character class, where most tokens match. */
 const wideSizeOf = (expression: Expression): number =>
   sumOfLeaves(expression, (leaf) => {
     if (leaf.kind !== 'chars') return 0;

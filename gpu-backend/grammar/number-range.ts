@@ -1,23 +1,23 @@
-/** Numbers between bounds as grammars of their digits. */
+/** Grammars for the decimal notation of numbers within bounds. */
 import { chars, choice, type Expression, optional, repeat, sequence, text } from './ebnf.ts';
 
 type Bounds = {
   readonly min: number | undefined;
   readonly max: number | undefined;
-  /** Whether the bound itself is out. */
+  /** Whether the bound itself is excluded. */
   readonly minIsOut: boolean;
   readonly maxIsOut: boolean;
 };
 
-/** Enough for every whole number that JavaScript holds exactly. */
+/** JavaScript represents all integers of up to 15 digits exactly. */
 const DIGITS_MAX = 15;
 const LARGEST = 10 ** DIGITS_MAX - 1;
-/** Of a number's fraction. */
+/** Most digits of a fraction. */
 const FRACTION_DIGITS_MAX = 9;
 const DIGIT = chars([0x30, 0x39]);
 const digits = (low: number, high: number): Expression => chars([0x30 + low, 0x30 + high]);
 
-/** Without bounds; no value is out of JavaScript's reach. */
+/** Any integer within `DIGITS_MAX`. */
 export const INTEGER = choice(
   text('0'),
   sequence(optional(text('-')), digits(1, 9), repeat(DIGIT, 0, DIGITS_MAX - 1)),
@@ -35,10 +35,10 @@ export const NUMBER = sequence(
   ),
 );
 
-/** Undefined when there is no such number, or none of at most 15 digits. */
+/** Integers within the bounds; undefined when there are none of at most 15 digits. */
 export const integersBetween = (bounds: Bounds): Expression | undefined => decimalsBetween(bounds, 0, false);
 
-/** As `integersBetween`. Numbers have as many decimals as the bounds, and two more. */
+/** Numbers within the bounds, with up to two more decimals than the bounds have; undefined as for `integersBetween`. */
 export function numbersBetween(bounds: Bounds): Expression | undefined {
   const places = Math.max(
     0,
@@ -57,13 +57,13 @@ function decimalPlaces(value: number): number {
   return Math.max(0, (mantissa!.split('.')[1]?.length ?? 0) - Number(exponent));
 }
 
-/** `value · 10^places` by its decimal digits: a product would be off by its last bits. */
+/** `value · 10^places`, by shifting the decimal point, since a product would have a rounding error. */
 function shifted(value: number, places: number): number {
   const [mantissa, exponent = '0'] = String(value).split('e');
   return Number(`${mantissa}e${Number(exponent) + places}`);
 }
 
-/** All numbers with exactly so many decimals; `more`: and those with some digits behind them. */
+/** Numbers with exactly `places` decimals; with `more`, also those with further digits. */
 function decimalsBetween(bounds: Bounds, places: number, more: boolean): Expression | undefined {
   const low = bounds.min === undefined ? -LARGEST : lowest(bounds.min, places, bounds.minIsOut);
   const high = bounds.max === undefined ? LARGEST : -lowest(-bounds.max, places, bounds.maxIsOut);
@@ -74,7 +74,7 @@ function decimalsBetween(bounds: Bounds, places: number, more: boolean): Express
   if (from < 0)
     options.push(...counted(Math.max(1, -to), -from, places).map((one) => sequence(text('-'), one)));
   if (more) {
-    // Digits behind a number lead away from zero, and never as far as the next one.
+    // Further digits move a number away from zero, but not as far as the next number.
     const tail = repeat(DIGIT, 1, 4);
     if (to >= 1 && to - 1 >= Math.max(0, from))
       options.push(...counted(Math.max(0, from), to - 1, places).map((one) => sequence(one, tail)));
@@ -86,19 +86,19 @@ function decimalsBetween(bounds: Bounds, places: number, more: boolean): Express
   return choice(...options);
 }
 
-/** The least whole n whose n / 10^places is not below `bound`, nor `bound` itself where that is out. */
+/** The least integer n with n / 10^places ≥ `bound`, or > `bound` if `isOut`. */
 function lowest(bound: number, places: number, isOut: boolean): number {
   const near = Math.ceil(shifted(bound, places));
   const value = shifted(near, -places);
   return value < bound || (isOut && value === bound) ? near + 1 : near;
 }
 
-/** Whole numbers from `low` to `high`, neither below 0, the last `places` digits of each behind a point. */
+/** Integers from `low` to `high`, both ≥ 0, printed with a decimal point before the last `places` digits. */
 function counted(low: number, high: number, places: number): Expression[] {
   const options: Expression[] = [];
   for (let length = 1; length <= DIGITS_MAX; length++) {
     const least = length <= places + 1 ? 0 : 10 ** (length - 1);
-    // Below 1 a number has one zero before the point.
+    // A number below 1 has exactly one zero before the point.
     if (length < places + 1) continue;
     const [from, to] = [Math.max(low, least), Math.min(high, 10 ** length - 1)];
     if (from > to) continue;
@@ -115,7 +115,7 @@ function counted(low: number, high: number, places: number): Expression[] {
 const padded = (value: number, length: number): number[] =>
   [...String(value).padStart(length, '0')].map(Number);
 
-/** Rows of digit classes for the numbers between two of the same length. */
+/** Sequences of digit classes for the numbers between two numbers of the same length. */
 function sameLength(low: readonly number[], high: readonly number[]): Expression[][] {
   if (low.length === 0) return [[]];
   const [[first, ...lowRest], [last, ...highRest]] = [low, high] as [number[], number[]];

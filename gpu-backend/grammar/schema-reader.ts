@@ -1,21 +1,21 @@
 /**
- * What a JSON schema says, keyword by keyword: types, bounds, lists, properties, and where its `$ref`s lead. What is written
- * wrongly is refused with the place in the schema, and so is what no grammar can keep. `json-schema.ts` makes the grammar.
+ * Reads JSON schemas keyword by keyword: types, bounds, lists, properties, `$ref`s. Invalid keywords, and in strict mode
+ * those that a grammar cannot enforce, are refused with their place in the schema. `json-schema.ts` makes the grammar.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 
-/** `strict`: what a grammar cannot keep is refused; otherwise it is left out. */
 export type SchemaOptions = {
+  /** Refuses what a grammar cannot enforce; otherwise that is ignored. */
   readonly strict: boolean;
-  /** What the schema is called in the request; it begins the `param` of a refusal. */
+  /** The schema's field in the request, for errors. */
   readonly param: string;
 };
 
 export type SchemaObject = Readonly<Record<string, unknown>>;
-/** Where in the schema, as a JSON pointer without `#`. */
+/** A place in the schema, as a JSON pointer without `#`. */
 export type Path = string;
 
-/** They do not say which values are valid. */
+/** Keywords that do not restrict values. */
 const ANNOTATIONS = new Set([
   ...[
     'title',
@@ -51,16 +51,16 @@ const KNOWN = new Set([
   ...STRING_KEYWORDS,
 ]);
 
-/** Of one schema. Parts that refer to parts may be as many as there are paths between them. */
+/** Most schemas joined for `allOf`: nested `$ref`s can make their number grow exponentially. */
 const JOINED_MAX = 2000;
 
-/** With them a schema without `type` may have values of any. */
+/** With one of these a schema without `type` may have values of any type. */
 const TYPELESS_KEYWORDS = ['$ref', 'enum', 'const', 'anyOf', 'oneOf', 'allOf'];
 
 const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const;
 export type Type = (typeof TYPES)[number];
 
-/** Bounds of a number; what is out is excluded itself. */
+/** Bounds of a number; `minIsOut` and `maxIsOut`: the bound itself is excluded. */
 type Bounds = {
   readonly min: number | undefined;
   readonly max: number | undefined;
@@ -68,7 +68,7 @@ type Bounds = {
   readonly maxIsOut: boolean;
 };
 
-/** An array: the schemas of its first items, that of the others, and how many there may be. */
+/** An array: the schemas of its first items, the schema of all further items, and the number of items. */
 type List = {
   readonly prefix: readonly unknown[];
   readonly rest: unknown;
@@ -76,7 +76,7 @@ type List = {
   readonly most: number | undefined;
 };
 
-/** An object: its properties in order, which of them must be there, and the schema of all others. */
+/** An object: its properties in order, the required ones, and the schema of all others. */
 type Properties = {
   readonly names: readonly string[];
   readonly properties: SchemaObject;
@@ -84,12 +84,12 @@ type Properties = {
   readonly others: unknown;
 };
 
-/** Every method throws MaskrouteError `invalid_schema` for what cannot be read. */
+/** Every method throws MaskrouteError `invalid_schema` for an invalid or unsupported schema. */
 export class SchemaReader {
   readonly isStrict: boolean;
   readonly #root: unknown;
   readonly #param: string;
-  /** Schemas that were read for the sake of an `allOf`. */
+  /** Schemas joined so far for `allOf`. */
   #joined = 0;
 
   constructor(root: unknown, { strict, param }: SchemaOptions) {
@@ -98,7 +98,7 @@ export class SchemaReader {
     this.#param = param;
   }
 
-  /** With what its `allOf` says. */
+  /** A schema as an object, with its `allOf` joined in. */
   object(schema: unknown, path: Path): SchemaObject {
     if (!isObject(schema)) throw this.refusal(path, 'expected an object, true or false');
     this.#refuseUnknown(schema, path);
@@ -109,7 +109,7 @@ export class SchemaReader {
     if (!this.isStrict) return;
     const unknown = Object.keys(schema).find((name) => !KNOWN.has(name) && !ANNOTATIONS.has(name));
     if (unknown !== undefined)
-      throw this.refusal(`${path}/${unknown}`, 'it cannot be kept while an answer is written');
+      throw this.refusal(`${path}/${unknown}`, 'it cannot be enforced while an answer is generated');
   }
 
   #merged(schema: SchemaObject, path: Path): SchemaObject {
@@ -122,14 +122,17 @@ export class SchemaReader {
       return this.#merged({ ...own, ...parts[0]! }, `${path}/allOf/0`);
     }
     if (this.isStrict)
-      throw this.refusal(`${path}/allOf`, 'schemas that hold together have no grammar; write them as one');
+      throw this.refusal(
+        `${path}/allOf`,
+        'schemas joined by `allOf` are not supported; write them as one schema',
+      );
     return this.#together(schema, path, []);
   }
 
-  /** A schema, what it refers to and what its `allOf` says, as far as one schema can say it. `from`: the `$ref`s that led here. */
+  /** A schema joined with its `$ref` and `allOf`, as far as one schema can express it. `from`: the `$ref`s that led here. */
   #together(schema: SchemaObject, path: Path, from: readonly unknown[]): SchemaObject {
     if (++this.#joined > JOINED_MAX)
-      throw this.refusal(path, `its \`allOf\` have more than ${JOINED_MAX} schemas together`);
+      throw this.refusal(path, `its \`allOf\` have more than ${JOINED_MAX} schemas in total`);
     if ('$ref' in schema) {
       const { $ref, found } = this.reference(schema, path);
       if (from.includes($ref)) throw this.refusal(path, 'it leads back to itself');
@@ -142,7 +145,7 @@ export class SchemaReader {
       .reduce((all, part) => joined(all, part), own);
   }
 
-  /** What `$ref` names, and what stands there. */
+  /** A `$ref` and the schema that it refers to. */
   reference(schema: SchemaObject, path: Path): { readonly $ref: string; readonly found: unknown } {
     const { $ref } = schema;
     if (typeof $ref !== 'string' || !/^#(\/|$)/.test($ref))
@@ -151,13 +154,14 @@ export class SchemaReader {
     return { $ref, found: this.#find($ref, path) };
   }
 
-  /** Where it is strict: nothing but annotations, and what is `also` kept, stands beside a keyword. */
+  /** In strict mode only annotations and the keywords in `also` are allowed beside a keyword. */
   #requireAlone(name: string, schema: SchemaObject, path: Path, also: readonly string[] = []): void {
     if (!this.isStrict) return;
     const beside = Object.keys(schema).find(
       (one) => one !== name && !also.includes(one) && !ANNOTATIONS.has(one),
     );
-    if (beside !== undefined) throw this.refusal(`${path}/${beside}`, `beside \`${name}\` it cannot be kept`);
+    if (beside !== undefined)
+      throw this.refusal(`${path}/${beside}`, `beside \`${name}\` it cannot be enforced`);
   }
 
   #find($ref: string, path: Path): unknown {
@@ -165,7 +169,7 @@ export class SchemaReader {
     for (const part of $ref.split('/').slice(1)) {
       const name = unescaped($ref, part);
       const isThere = typeof found === 'object' && found !== null && Object.hasOwn(found, name);
-      if (!isThere) throw this.refusal(`${path}/$ref`, 'it names nothing in the schema');
+      if (!isThere) throw this.refusal(`${path}/$ref`, 'there is no such place in the schema');
       found = (found as SchemaObject)[name];
     }
     return found;
@@ -193,7 +197,7 @@ export class SchemaReader {
     return allowed;
   }
 
-  /** The schemas of `anyOf` or `oneOf` that have values of the schema's type, and those values alone. */
+  /** The schemas of `anyOf` or `oneOf`, restricted to the schema's own type; those of other types are left out. */
   alternatives(
     name: 'anyOf' | 'oneOf',
     schema: SchemaObject,
@@ -223,7 +227,7 @@ export class SchemaReader {
     return found;
   }
 
-  /** The schema with those of its types that are among `types`; undefined when none is. */
+  /** The schema restricted to `types`; undefined when nothing remains. */
   #narrowed(schema: unknown, types: readonly Type[], path: Path): unknown {
     if (schema === true) return { type: types };
     if (!isObject(schema)) return schema;
@@ -238,14 +242,14 @@ export class SchemaReader {
     return common.length === 0 ? undefined : { ...schema, type: [...new Set(common)] };
   }
 
-  /** Undefined where a schema does not say them itself. */
+  /** A schema's types; undefined if they follow from other schemas or values. */
   #typesOf(schema: unknown, path: Path): readonly Type[] | undefined {
     if (!isObject(schema)) return undefined;
     const isOpen = !('type' in schema) && TYPELESS_KEYWORDS.some((name) => name in schema);
     return isOpen ? undefined : this.types(schema, path);
   }
 
-  /** Whether no value is valid for two of the schemas: by their types, or by a property that all of them fix. */
+  /** Whether no value is valid for two of the schemas: they differ by type, or by a required property with fixed values. */
   #areApart(options: readonly unknown[], path: Path): boolean {
     const schemas = options.map((option) =>
       isObject(option) && typeof option.$ref === 'string' ? this.#find(option.$ref, path) : option,
@@ -310,7 +314,7 @@ export class SchemaReader {
     if (missing.length > 0 && others === false)
       throw this.refusal(
         `${path}/required`,
-        `${JSON.stringify(missing[0]!.slice(0, 60))} is no property, and there may be no others`,
+        `${JSON.stringify(missing[0]!.slice(0, 60))} is not in \`properties\`, and \`additionalProperties\` is false`,
       );
     return { names: [...Object.keys(properties), ...new Set(missing)], properties, required, others };
   }
@@ -320,7 +324,7 @@ export class SchemaReader {
     if (value === undefined) return undefined;
     if (typeof value !== 'number' || !Number.isInteger(value) || value < 0)
       throw this.refusal(`${path}/${name}`, 'expected a whole number, at least 0');
-    // zod writes it where there is no bound.
+    // zod writes this for no bound.
     return value >= Number.MAX_SAFE_INTEGER ? undefined : value;
   }
 
@@ -333,7 +337,7 @@ export class SchemaReader {
 export const isObject = (value: unknown): value is SchemaObject =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 
-/** What both say, as far as one schema can: where they say the same thing twice, `second` counts. */
+/** Two schemas joined into one; if both have a keyword, other than `properties` and `required`, `second` counts. */
 function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
   const both = { ...first, ...second };
   const [a, b] = [first.properties, second.properties];
@@ -355,7 +359,7 @@ function unescaped($ref: string, part: string): string {
   }
 }
 
-/** Of a schema without `type`: a keyword speaks of one type and lets all others be, so that type is what is meant. */
+/** The types of a schema without `type`. A keyword such as `properties` restricts one type only, so that type is meant. */
 function impliedTypes(schema: SchemaObject): readonly Type[] {
   const has = (names: readonly string[]) => names.some((name) => name in schema);
   if (has(OBJECT_KEYWORDS)) return ['object'];
@@ -365,7 +369,7 @@ function impliedTypes(schema: SchemaObject): readonly Type[] {
   return ['object', 'array', 'string', 'number', 'boolean', 'null'];
 }
 
-/** The type of the values that have both. */
+/** The type of the values that belong to both types, if any. */
 function commonType(a: Type, b: Type): Type | undefined {
   if (a === b) return a;
   const isNumeric = [a, b].every((type) => type === 'integer' || type === 'number');

@@ -1,7 +1,7 @@
-/** Whether one expression's texts are all among another's: how a `pattern` and a `format` of one schema are kept together. */
+/** Language inclusion: whether all texts of one expression are texts of another. Checks a `format` against a `pattern`. */
 import { type CharRange, type Expression, sumOfLeaves } from './ebnf.ts';
 
-/** The states of an expression: where each leads by a character, and where without one. */
+/** An expression as an NFA: by state, its edges with a character and its edges without (`free`). */
 type States = {
   readonly edges: { readonly ranges: readonly CharRange[]; readonly to: number }[][];
   readonly free: number[][];
@@ -13,8 +13,8 @@ type States = {
 export type Effort = { left: number };
 
 /**
- * True where every text of `inner` is a text of `outer`; neither has rules. False also where `effort` does not suffice.
- * Walks `inner` from state to state, beside all states that `outer` may be in after the same characters.
+ * Whether every text of `inner` is a text of `outer`; neither may have rules. False also if `effort` does not suffice to find
+ * out. Walks the states of `inner` together with the set of states that `outer` may be in after the same characters.
  */
 export function isWithin(inner: Expression, outer: Expression, effort: Effort): boolean {
   const [from, among] = [statesOf(inner), statesOf(outer)];
@@ -51,7 +51,7 @@ export function isWithin(inner: Expression, outer: Expression, effort: Effort): 
   return true;
 }
 
-/** One letter out of each part of `ranges` in which all letters go along the same edges. */
+/** One character from each part of `ranges` whose characters all match the same edges. */
 function firstLetters(
   ranges: readonly CharRange[],
   edges: readonly { ranges: readonly CharRange[] }[],
@@ -60,7 +60,7 @@ function firstLetters(
   return new Set(ranges.flatMap(([low, high]) => [low, ...cuts.filter((cut) => low < cut && cut <= high)]));
 }
 
-/** What is reached from `states` without a character, in order. */
+/** All states reachable from `states` without a character, sorted. */
 function closure({ free }: States, states: readonly number[]): readonly number[] {
   const found = new Set(states);
   for (const state of found) for (const to of free[state]!) found.add(to);
@@ -78,7 +78,7 @@ function newState({ edges, free }: States): number {
   return edges.push([]) - 1;
 }
 
-/** Adds the expression behind `from`; where it ends. */
+/** Adds the expression's states after `from`. @returns its end state. */
 function extend(states: States, from: number, expression: Expression): number {
   switch (expression.kind) {
     case 'text':
@@ -114,7 +114,7 @@ function extendRepeated(
   from: number,
   { part, min, max }: Extract<Expression, { readonly kind: 'repeat' }>,
 ): number {
-  // Nothing, however often.
+  // Repeating the empty text gives the empty text.
   if (sumOfLeaves(part, () => 1) === 0) return from;
   let at = from;
   for (let i = 0; i < min; i++) at = extend(states, at, part);

@@ -1,6 +1,6 @@
 /**
- * Regular expressions as grammars of the text inside a JSON string: a quote, a backslash and control characters stand there
- * escaped. The part of the language that has a grammar: no look-around, no back-references, no word boundaries.
+ * Converts regular expressions to grammars for the text inside a JSON string, where quotes, backslashes and control
+ * characters are escaped. Not supported: look-around, back-references, word boundaries.
  */
 import {
   type CharRange,
@@ -13,14 +13,14 @@ import {
   text,
 } from './ebnf.ts';
 
-/** What a pattern cannot be made a grammar for, in words. */
+/** Why a pattern has no grammar; the message is for users. */
 export class PatternError extends Error {}
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const DASH = 0x2d;
 const LAST = 0x10ffff;
-/** A JSON string's characters that stand there as they are. */
+/** ASCII characters that a JSON string does not escape. */
 const PLAIN_ASCII: readonly CharRange[] = [
   [0x20, 0x21],
   [0x23, 0x5b],
@@ -65,12 +65,12 @@ function overlap(a: readonly CharRange[], b: readonly CharRange[]): CharRange[] 
   );
 }
 
-/** How many characters beyond ASCII a class may name. */
+/** Most non-ASCII characters that are listed one by one. */
 const NAMED_MAX = 64;
 
 /**
- * One character out of `ranges`, as JSON writes it. Where a class has several kinds of characters, those that JSON escapes
- * are left out, and those beyond ASCII unless it holds all of them.
+ * One character of `ranges`, in JSON's notation. If a class has characters without escapes, its escaped characters are left
+ * out, and so are non-ASCII characters unless it has all of them.
  */
 function character(ranges: readonly CharRange[]): Expression {
   const beyond = overlap(ranges, [[0x80, LAST]]);
@@ -80,19 +80,18 @@ function character(ranges: readonly CharRange[]): Expression {
   const escapes = ESCAPES.filter(([code]) => ranges.some(([low, high]) => code >= low && code <= high));
   if (escapes.length > 0) return choice(...escapes.map(([, written]) => text(written)));
   const named = beyond.reduce((sum, [from, to]) => sum + to - from + 1, 0);
-  if (named === 0) throw new PatternError('a class of characters has none that can be written');
+  if (named === 0) throw new PatternError('a character class has no character that can be generated');
   if (named > NAMED_MAX)
-    throw new PatternError('a range of characters beyond ASCII has no grammar, unless it holds all of them');
+    throw new PatternError('a range of non-ASCII characters is only supported if it has all of them');
   const codes = beyond.flatMap(([from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));
   return choice(...codes.map((code) => text(String.fromCodePoint(code))));
 }
 
-/** How much a pattern may hold, repetitions written out. */
 const PATTERN_CHARS_MAX = 2000;
 
 /**
- * Texts that the whole of the pattern matches; a pattern without `^` or `$` finds them in any text, so these are among
- * what it allows. @throws PatternError.
+ * The texts that the pattern matches as a whole. A pattern without `^` or `$` also allows other text around them, so this
+ * is a subset of what the pattern allows. @throws PatternError.
  */
 export function patternGrammar(pattern: string): Expression {
   if (pattern.length > PATTERN_CHARS_MAX)
@@ -104,7 +103,7 @@ class PatternReader {
   readonly #letters: readonly string[];
   #at = 0;
   #depth = 0;
-  /** What was read last ended with `$`: nothing may stand behind it. */
+  /** The last part ended with `$`, so nothing may follow. */
   #isAtEnd = false;
   /** How many `^` and `$` were read. */
   #anchors = 0;
@@ -115,11 +114,11 @@ class PatternReader {
 
   whole(): Expression {
     const found = this.#alternatives(true);
-    if (this.#at < this.#letters.length) throw new PatternError('a group is closed that was not opened');
+    if (this.#at < this.#letters.length) throw new PatternError('`)` has no matching `(`');
     return found;
   }
 
-  /** `isBegin`: the text begins here, so `^` may stand. */
+  /** `isBegin`: at the start of the text, where `^` is allowed. */
   #alternatives(isBegin: boolean): Expression {
     if (++this.#depth > 32) throw new PatternError('its groups are nested more than 32 deep');
     const options = [this.#branch(isBegin)];
@@ -142,7 +141,7 @@ class PatternReader {
       this.#letters[this.#at] !== '|' &&
       this.#letters[this.#at] !== ')'
     ) {
-      if (this.#isAtEnd) throw new PatternError('`$` stands before other characters');
+      if (this.#isAtEnd) throw new PatternError('`$` is only supported at the end');
       const part = this.#quantified(isBegin && parts.length === 0);
       if (part !== undefined) parts.push(part);
     }
@@ -152,7 +151,7 @@ class PatternReader {
   /** Undefined for an anchor. */
   #quantified(isBegin: boolean): Expression | undefined {
     if (this.#letters[this.#at] === '^') {
-      if (!isBegin) throw new PatternError('`^` stands behind other characters');
+      if (!isBegin) throw new PatternError('`^` is only supported at the start');
       this.#at++;
       this.#anchors++;
       return undefined;
@@ -172,7 +171,7 @@ class PatternReader {
     this.#at += [...found[0]].length;
     const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
     if (this.#anchors > anchors && mark !== '?')
-      throw new PatternError('a group with `^` or `$` in it repeats');
+      throw new PatternError('a group with `^` or `$` cannot be repeated');
     if (mark === '*') return repeat(part, 0);
     if (mark === '+') return repeat(part, 1);
     if (mark === '?') return repeat(part, 0, 1);
@@ -189,7 +188,7 @@ class PatternReader {
       case '(': {
         if (this.#letters[this.#at] === '?') {
           const named = /^\?(?::|<[A-Za-z_]\w*>)/.exec(this.#letters.slice(this.#at, this.#at + 80).join(''));
-          if (named === null) throw new PatternError('look-ahead and look-behind have no grammar');
+          if (named === null) throw new PatternError('look-ahead and look-behind are not supported');
           this.#at += named[0].length;
         }
         const inner = this.#alternatives(isBegin);
@@ -228,12 +227,12 @@ class PatternReader {
     if (hex > 0) {
       const digits = this.#letters.slice(this.#at, this.#at + hex).join('');
       if (!/^[0-9a-fA-F]+$/.test(digits) || digits.length < hex)
-        throw new PatternError(`\\${letter} without its ${hex} hexadecimal digits has no grammar`);
+        throw new PatternError(`\\${letter} without its ${hex} hexadecimal digits is not supported`);
       this.#at += hex;
       const code = Number.parseInt(digits, 16);
       return [[code, code]];
     }
-    if (/[A-Za-z1-9]/.test(letter)) throw new PatternError(`\\${letter} has no grammar`);
+    if (/[A-Za-z1-9]/.test(letter)) throw new PatternError(`\\${letter} is not supported`);
     return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
   }
 
@@ -242,7 +241,7 @@ class PatternReader {
     if (isNegated) this.#at++;
     const ranges: CharRange[] = [];
     while (this.#letters[this.#at] !== ']') {
-      if (this.#at >= this.#letters.length) throw new PatternError('a class of characters is not closed');
+      if (this.#at >= this.#letters.length) throw new PatternError('a character class is not closed');
       const low = this.#member();
       if (this.#letters[this.#at] !== '-' || this.#letters[this.#at + 1] === ']') {
         ranges.push(...low);
@@ -251,9 +250,9 @@ class PatternReader {
       this.#at++;
       const high = this.#member();
       const [from, to] = [single(low), single(high)];
-      // Beside a class such as \d the dash is a dash.
+      // Next to a class such as \d the dash is a literal.
       if (from === undefined || to === undefined) ranges.push(...low, [DASH, DASH], ...high);
-      else if (to < from) throw new PatternError('a range of characters runs backwards');
+      else if (to < from) throw new PatternError('a character range is in the wrong order');
       else ranges.push([from, to]);
     }
     this.#at++;
@@ -262,7 +261,7 @@ class PatternReader {
 
   #member(): readonly CharRange[] {
     const letter = this.#letters[this.#at++];
-    if (letter === undefined) throw new PatternError('a class of characters is not closed');
+    if (letter === undefined) throw new PatternError('a character class is not closed');
     if (letter !== '\\') return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
     if (this.#letters[this.#at] === 'b') {
       this.#at++;
@@ -272,7 +271,7 @@ class PatternReader {
   }
 }
 
-/** The one character of `ranges`, if it is one. */
+/** The character of `ranges` if there is exactly one. */
 const single = ([first, ...others]: readonly CharRange[]): number | undefined =>
   first !== undefined && others.length === 0 && first[0] === first[1] ? first[0] : undefined;
 
@@ -282,7 +281,7 @@ const DATE =
 const TIME = '(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]';
 const BYTE = '(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])';
 const LABEL = '[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?';
-/** Narrower than each format, so that every usual check of it agrees. */
+/** Patterns narrower than each format, so that all common validators accept their texts. */
 export const FORMATS: Readonly<Record<string, string>> = {
   'date-time': `${DATE}T${TIME}Z`,
   date: DATE,
@@ -296,7 +295,7 @@ export const FORMATS: Readonly<Record<string, string>> = {
   uri: `https?://${LABEL}(?:\\.${LABEL}){1,3}(?:/[A-Za-z0-9_.~-]{1,30}){0,4}/?`,
 };
 
-/** Patterns that zod writes beside a format. They look ahead, and match all texts of the format above. */
+/** By format, zod's pattern for it. These patterns use look-ahead, and match all texts of the format above. */
 export const HELD_BY_FORMATS: Readonly<Record<string, string>> = {
   email:
     "^(?!\\.)(?!.*\\.\\.)([A-Za-z0-9_'+\\-\\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\\-]*\\.)+[A-Za-z]{2,}$",

@@ -1,7 +1,7 @@
 /**
- * The only file that knows `@mlc-ai/web-xgrammar`, xgrammar as WebAssembly, and the thread that it runs in. It compiles grammars
- * for one vocabulary and matches answers with them. A failed check inside it ends as a `RuntimeError`, after which its memory
- * cannot be trusted: then a new thread has to begin.
+ * The only file that knows `@mlc-ai/web-xgrammar`, xgrammar as WebAssembly, and the worker thread that runs it: compiles
+ * grammars for one vocabulary and matches answers. After a failed assertion, a `RuntimeError`, the library's memory may be
+ * corrupted, and the thread has to be replaced.
  */
 import { createRequire } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -10,34 +10,34 @@ import { LRUCache } from 'lru-cache';
 import { FAILED, type GrammarSession, giveUp, HEADER } from '../engine/grammar.ts';
 import type { TokenTable } from '../model/tokenizer/token-bytes.ts';
 
-/** What an answer must look like, as plain data that goes from thread to thread. At least one of both is there. */
+/** The form of an answer, as plain data that can be sent between threads. At least one of the two is defined. */
 export type GrammarSpec = {
-  /** The EBNF of the answer's text where it calls nothing; undefined: any text. */
+  /** EBNF of an answer without tool calls; undefined: any text. */
   readonly answer: string | undefined;
   readonly calls: CallsSpec | undefined;
 };
 
 export type CallsSpec = {
   readonly tools: readonly {
-    /** Stands before the arguments, the tool's name in it; it begins with `trigger`. */
+    /** The text before the arguments, with the tool's name; it starts with `trigger`. */
     readonly begin: string;
     /** EBNF. */
     readonly argumentsGrammar: string;
     readonly end: string;
   }[];
-  /** Where a call begins in a text. */
+  /** The text that starts a call. */
   readonly trigger: string;
   readonly separator: string;
-  /** Calls only, and at least one. */
+  /** No text, and at least one call. */
   readonly isRequired: boolean;
-  /** One call at most; beside an `answer` it is that anyway, unless calls are required. */
+  /** At most one call; always so with an `answer`, unless calls are required. */
   readonly isSingle: boolean;
 };
 
-/** Tokens that may follow, a bit each; they include `endTokenId` where the text may end. */
 type Matcher = {
-  /** Whether the token may follow. */
+  /** Advances by a token. @returns false when the grammar does not allow it. */
   accept(tokenId: number): boolean;
+  /** The allowed next tokens, one bit each; `endTokenId` is among them where the text may end. */
   allowed(): Promise<Int32Array>;
   close(): void;
 };
@@ -46,9 +46,9 @@ type Compiled = { match(): Promise<Matcher>; close(): void };
 
 export type Vocabulary = {
   readonly table: TokenTable;
-  /** The width of the model's logits; there may be fewer tokens. */
+  /** The width of the model's logits; the tokenizer may have fewer tokens. */
   readonly size: number;
-  /** Stands for the end of the text. */
+  /** The token that marks the end of the text for the library. */
   readonly endTokenId: number;
 };
 
@@ -59,10 +59,10 @@ async function openCompiler({ table, size, endTokenId }: Vocabulary): Promise<Co
   const special = new Set([...table.specialIds, endTokenId]);
   const none = new Uint8Array(0);
   const tokens = Array.from({ length: table.ends.length - 1 }, (_, id) =>
-    // A token without bytes is special to the library, and never allowed.
+    // The library never allows a token without bytes.
     special.has(id) ? none : table.bytes.slice(table.ends[id]!, table.ends[id + 1]!),
   );
-  // Its types say strings; bytes are what it keeps, and not every token is well-formed text.
+  // The library's types say strings, but it stores bytes, and not every token is valid UTF-8.
   const info = await TokenizerInfo.createTokenizerInfo(tokens as unknown as string[], 'raw', false, size, [
     endTokenId,
   ]);
@@ -85,7 +85,7 @@ async function openCompiler({ table, size, endTokenId }: Vocabulary): Promise<Co
   };
 }
 
-/** As the library writes it: text, calls in text, or calls alone. */
+/** The library's structural tag: text, calls within text, or calls alone. */
 function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
   const form = (grammar: string): library.GrammarFormat => ({ type: 'grammar', grammar });
   if (calls === undefined) return form(answer!);
@@ -101,7 +101,7 @@ function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
     ...{ at_least_one: true, stop_after_first: isSingle },
   };
   if (isRequired) return only;
-  // The library takes no list of calls as one of several forms, so beside a form there is one call.
+  // In an `or` the library does not support a list of calls, so with an `answer` there is at most one call.
   if (answer !== undefined) return { type: 'or', elements: [form(answer), ...tags] };
   return { type: 'triggered_tags', triggers: [trigger], tags, stop_after_first: isSingle };
 }
@@ -109,8 +109,8 @@ function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
 let loaded: Promise<typeof library> | undefined;
 
 /**
- * The package says that it is a module and is a script: loaded as it is, it looks for `require` and `__filename` and finds
- * none, and puts what it exports into a global. It gets what it looks for, in the thread that is there for it alone.
+ * The package claims to be an ES module but is a script that needs `require` and `__filename` and exports to a global. It
+ * gets these as globals, which affects only this thread.
  */
 function load(): Promise<typeof library> {
   loaded ??= (async () => {
@@ -125,8 +125,8 @@ function load(): Promise<typeof library> {
 }
 
 /*
- * The thread, and what it and the main thread say to each other. Tokens come and allowed tokens go by shared memory, straight
- * from and to the engine (`engine/grammar.ts`).
+ * The thread and its messages to and from the main thread. Tokens and allowed tokens go through memory that it shares with
+ * the engine (`engine/grammar.ts`).
  */
 
 export type GrammarThreadStart = { readonly vocabulary: Vocabulary; readonly bell: SharedArrayBuffer };
@@ -144,11 +144,11 @@ export type ToGrammarThread =
 
 export type FromGrammarThread =
   | { readonly type: 'ready' }
-  /** `took_ms`: of the processor, for compiling; 0 when the grammar was known. */
+  /** `took_ms`: CPU time of the compilation; 0 when the grammar was known. */
   | { readonly type: 'done'; readonly id: number; readonly took_ms: number }
   | { readonly type: 'failed'; readonly id: number; readonly detail: string };
 
-/** Some megabytes each at most. */
+/** Most compiled grammars in memory; each takes up to some megabytes. */
 const GRAMMARS_MAX = 32;
 
 type Session = {
@@ -161,7 +161,7 @@ type Session = {
 class Sessions {
   readonly #compiler: Compiler;
   readonly #endTokenId: number;
-  /** What is thrown away here lives on in the matchers that were made of it. */
+  /** Matchers of a disposed grammar stay valid. */
   readonly #grammars = new LRUCache<string, Compiled>({
     max: GRAMMARS_MAX,
     dispose: (compiled) => compiled.close(),
@@ -196,7 +196,7 @@ class Sessions {
     return took_ms;
   }
 
-  /** The engine may be in a step of an answer whose client left. */
+  /** Closes a session. `giveUp`: the engine may still be waiting for it in a step. */
   close(id: number): void {
     const session = this.#open.get(id);
     if (session === undefined) return;
@@ -205,7 +205,7 @@ class Sessions {
     giveUp(session.words);
   }
 
-  /** Goes on with every answer that has a new token. */
+  /** Advances every session that has a new token. */
   async advance(): Promise<void> {
     for (const session of [...this.#open.values()]) {
       const { words, header, matcher } = session;
@@ -213,7 +213,7 @@ class Sessions {
       const matched = Atomics.load(header, HEADER.matched);
       if (matched === FAILED || matched === accepted) continue;
       try {
-        if (!matcher.accept(header[HEADER.token]!)) throw new Error('a token that may not follow');
+        if (!matcher.accept(header[HEADER.token]!)) throw new Error('the grammar does not allow the token');
         await this.#tell(session, accepted);
       } catch {
         giveUp(words);
@@ -232,8 +232,8 @@ class Sessions {
   }
 }
 
-/** Small, and of every usual kind: compiling it makes the library ready to run fast. */
-const FIRST: GrammarSpec = {
+/** A small grammar with the usual constructs; compiling it warms the library up. */
+const WARM_UP: GrammarSpec = {
   answer: 'root ::= "{\\"a\\": \\"" ([^"\\\\] | "\\\\" ["n])* "\\"}"',
   calls: undefined,
 };
@@ -241,10 +241,10 @@ const FIRST: GrammarSpec = {
 async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
   const { vocabulary, bell } = workerData as GrammarThreadStart;
   const compiler = await openCompiler(vocabulary);
-  (await compiler.compile(FIRST)).close();
+  (await compiler.compile(WARM_UP)).close();
   const sessions = new Sessions(compiler, vocabulary.endTokenId);
   const send = (message: FromGrammarThread): void => port.postMessage(message);
-  // One after the other: what the library does, it does on one heap.
+  // The library has one heap, so its operations run one after the other.
   let before = Promise.resolve();
   const inTurn = (work: () => Promise<void> | void): void => {
     before = before.then(work);

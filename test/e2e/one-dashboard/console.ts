@@ -168,7 +168,7 @@ describe('a form', () => {
     dashboard.complaints.splice(0);
 
     await page.keyboard.press('Escape');
-    await dialog().getByText('Throw away what you entered?').first().waitFor();
+    await dialog().getByText('Discard your changes?').first().waitFor();
     await expectAccessible(page, 'the question before a form is thrown away');
     await page.keyboard.press('Enter');
     expect(await dialog().getByLabel('Minutes a step').inputValue()).toBe('42');

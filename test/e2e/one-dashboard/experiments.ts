@@ -50,7 +50,7 @@ test('the form asks for all that an experiment can be limited to', async () => {
   const { model } = dashboard.product.dev;
   for (const [label, value] of [
     [/^Id$/, 'everything'],
-    [/^What it is/, 'whether less is enough'],
+    [/^Description/, 'whether less is enough'],
     [/^Continents/, 'eu'],
     [/^Countries/, 'us , T1'],
     [/^Data centres/, 'fra,CDG'],
@@ -122,7 +122,7 @@ test('what is picked and typed stays, whatever is asked again meanwhile', async 
   await expect.poll(() => options.count()).toBe(before + 1);
   expect(await variant.inputValue()).toBe('dense');
   await form.getByRole('button', { name: 'Cancel' }).click();
-  await form.getByRole('button', { name: 'Throw it away' }).click();
+  await form.getByRole('button', { name: 'Discard' }).click();
 
   await page.getByRole('button', { name: 'Results dense-or-live' }).click();
   const region = page.getByLabel(/^Only requests from/);
@@ -176,7 +176,7 @@ test('intervals are drawn with what they hold for, by region; one-sided traffic 
   await results.getByLabel('Compared by').selectOption('ttft_ms');
   const chart = results.getByRole('img', { name: 'Difference from A in ms to the first token' });
   await chart.waitFor({ timeout: 40_000 });
-  expect(await results.textContent()).toContain('Those of one conversation resemble each other');
+  expect(await results.textContent()).toContain('Requests of one conversation are not');
   await expectAccessible(page, 'intervals');
   // The tables are wider than the page, which is not for it.
   expect(await page.evaluate('document.documentElement.scrollWidth - innerWidth')).toBeLessThanOrEqual(0);

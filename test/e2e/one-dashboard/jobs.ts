@@ -66,7 +66,7 @@ test('a backend learns again and again by click, with a key of its own, until th
   await dialog.getByLabel('Every').fill('12');
   await dialog.getByLabel(/^Or a file/).fill('chats.jsonl');
   await dialog.getByLabel('Name of the mask set').fill('nightly');
-  await dialog.getByLabel('What becomes of the set').selectOption('live');
+  await dialog.getByLabel('When learned').selectOption('live');
   await dialog.getByLabel(/^Step by step/).check();
   await dialog.getByLabel(/^Roll back at an error rate/).fill('2');
   await expectAccessible(page, 'the form of a schedule');
@@ -89,7 +89,9 @@ test('a backend learns again and again by click, with a key of its own, until th
   await dialog.getByRole('button', { name: 'Create' }).click();
   const row = schedules.getByRole('row', { name: 'nightly' });
   await row.getByText('12h').waitFor();
-  await row.getByText('goes live for all tenants without their own, in 3 steps, watched').waitFor();
+  await row
+    .getByText('goes live for all tenants without their own, in 3 steps, automatic rollback')
+    .waitFor();
   expect(await keys()).toEqual(['admin: schedule on default: nightly']);
   await expectAccessible(page, 'a schedule');
 

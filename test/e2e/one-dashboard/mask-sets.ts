@@ -55,9 +55,7 @@ test('the way back is named as it is, step by step, and closed at its end', asyn
   ] as const) {
     await page.getByRole('status').getByText(goes).waitFor();
     await rollBackButton().click();
-    await dialog()
-      .getByText(`${goes} goes, ${comes} comes back for all tenants without their own.`)
-      .waitFor();
+    await dialog().getByText(`${comes} replaces ${goes} for all tenants without their own.`).waitFor();
     await dialog().getByRole('button', { name: 'Roll back' }).click();
     await page.getByRole('status').getByText(comes).waitFor();
     expect((await live())?.version).toBe(comes);
@@ -129,9 +127,11 @@ test('a set goes live step by step and watched, as the dialog says, and is calle
     auto_rollback: { error_rate_max: 0.025, tpot_ratio_max: 1.5 },
   });
   const row = page.getByRole('table', { name: 'History' }).getByRole('row').nth(1);
-  expect(await row.textContent()).toContain('1 % for 3 min, 10 % for 3 min, then everyone; watched');
+  expect(await row.textContent()).toContain(
+    '1 % for 3 min, 10 % for 3 min, then everyone; automatic rollback',
+  );
   await rollBackButton().click();
-  await dialog().getByText(`${version} goes, ${before} comes back`).waitFor();
+  await dialog().getByText(`${before} replaces ${version} for`).waitFor();
   await dialog().getByRole('button', { name: 'Roll back' }).click();
   await page.getByRole('listitem').filter({ hasText: 'serving 100 %' }).getByText(before).waitFor();
   expect(complaints).toEqual([]);
@@ -265,7 +265,7 @@ test('what routing gains stands there, and how much is known of live traffic', a
   await table.getByRole('row', { name: 'as it is routed' }).getByText('-3.0 % to -1.0 %').waitFor();
   await page.getByText('On 90 held-out prompts, 4000 positions.').waitFor();
   await page.getByText('At the routed KL one mask leaves out 0.6 blocks fewer.').waitFor();
-  await page.getByText(/ of 50 requests that it takes were sampled/).waitFor();
+  await page.getByText(/ of the 50 requests needed to compare distances/).waitFor();
   await expectAccessible(page, 'what routing gains');
   expect(complaints).toEqual([]);
 });

@@ -58,7 +58,7 @@ export type Script = {
 };
 
 const lineIsFull = ({ retryAfter_s = 1 }: Script): MaskrouteError =>
-  new MaskrouteError('queue_full', 'The waiting line is full.', { retryAfter_s });
+  new MaskrouteError('queue_full', 'The queue is full.', { retryAfter_s });
 
 const TIMINGS: Timings = { queue_ms: 1, prefill_ms: 2, decode_ms: 3, stepGap_ms: 4 };
 

@@ -66,7 +66,7 @@ test.each(['hangs', 'says that it is not well'])('a child that %s is killed and 
   if (how === 'hangs') process.kill(first.pid, 'SIGSTOP');
   else await fetch(`${url}/fail`);
   await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
-  expect(said[0]).toMatch(/service ended \(it did not answer any more\)/);
+  expect(said[0]).toMatch(/service ended \(it no longer answered\)/);
   await allGone(first);
   expect((await pidsAt(url)).pid).not.toBe(first.pid);
 });

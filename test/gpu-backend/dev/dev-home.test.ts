@@ -60,7 +60,7 @@ test('a lock that cannot be one is named, with the reason', () => {
   expect(() => lockHome(home)).toThrow(
     expect.objectContaining({
       code: 'start_failed',
-      message: `${file} cannot be locked: file is not a database. Nothing is kept in it: delete it.`,
+      message: `${file} cannot be locked: file is not a database. It holds no data, so you can delete it.`,
     }),
   );
   expect(() => lockHome(path.join(home, 'none'))).toThrow(/dev\.lock cannot be locked: unable to open/);

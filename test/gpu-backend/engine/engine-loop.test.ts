@@ -73,7 +73,7 @@ test('a request with the id of one that runs fails, and the one that runs goes o
   loop.add(request('asks', {}));
   loop.close();
   await loop.run(() => {});
-  expect(heard).toEqual(['request asks runs already', ...Array(4).fill('token'), 'finished']);
+  expect(heard).toEqual(['request asks is already running', ...Array(4).fill('token'), 'finished']);
 });
 
 test("a stream goes on while its tenant's clients ask for one token each, again and again", async () => {

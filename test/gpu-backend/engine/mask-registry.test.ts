@@ -174,7 +174,7 @@ describe('mask registry', () => {
       await writeFile(path, damage);
       const warnings: string[] = [];
       expect(await registry(edge, (message) => warnings.push(message)).resolve(ID, undefined)).toEqual(mask);
-      expect(warnings).toEqual(['a kept mask is damaged; asking the edge again']);
+      expect(warnings).toEqual(['a stored mask is damaged; fetching it again']);
       expect(await readFile(path, 'utf8')).toBe(whole);
     }
   });
@@ -183,6 +183,6 @@ describe('mask registry', () => {
     await writeFile(folder, 'a file where the folder should be');
     const warnings: string[] = [];
     expect(await registry(edge, (message) => warnings.push(message)).resolve(ID, undefined)).toEqual(mask);
-    expect(warnings).toEqual(['a mask could not be kept on disk']);
+    expect(warnings).toEqual(['a mask could not be stored on disk']);
   });
 });

@@ -305,7 +305,7 @@ export const RolloutFields = () => (
       <input name="errors" type="number" min={0} max={99} step="any" />
     </label>
     <label>
-      Roll back when ms/token is more than this many times that of the version before (empty: never)
+      Roll back when ms/token is above this multiple of the previous version’s (empty: never)
       <input name="ratio" type="number" min={1.01} step="any" />
     </label>
   </>

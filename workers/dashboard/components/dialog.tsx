@@ -122,13 +122,13 @@ export function FormDialog(props: {
     else props.onClose();
   };
   const footer = asks ? (
-    <div role="alertdialog" aria-label="Throw away what you entered?" class="asks">
-      <p>Throw away what you entered?</p>
+    <div role="alertdialog" aria-label="Discard your changes?" class="asks">
+      <p>Discard your changes?</p>
       <button type="button" class="secondary" ref={(button) => button?.focus()} onClick={leave}>
-        Go on editing
+        Keep editing
       </button>
       <button type="button" class="danger" onClick={props.onClose}>
-        Throw it away
+        Discard
       </button>
     </div>
   ) : (

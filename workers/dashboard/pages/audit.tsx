@@ -24,19 +24,19 @@ export function Audit() {
       </p>
       {shown !== '' && <Entry key={shown} id={shown} onClose={() => show('')} />}
       <ListTable
-        caption="What administrators changed"
+        caption="Changes by administrators"
         list={list}
-        empty="Nothing was changed yet."
+        empty="No changes yet."
         search={{ title: 'Search: who, what, from where, or an x-request-id', value: q, onSearch: setQ }}
         rowKey={({ id }) => String(id)}
         columns={[
           { title: 'When', cell: ({ created_at }) => when(created_at) },
           { title: 'Who', cell: ({ actor }) => <code>{actor}</code> },
-          { title: 'What', cell: ({ action }) => action },
-          { title: 'Of', cell: ({ target }) => <code>{target}</code> },
+          { title: 'Action', cell: ({ action }) => action },
+          { title: 'Target', cell: ({ target }) => <code>{target}</code> },
           { title: 'Tenant', cell: (row) => row.tenant || '–' },
           { title: 'From', cell: ({ address }) => address ?? 'unknown' },
-          { title: 'End', cell: ({ is_known }) => (is_known ? 'done' : 'not known') },
+          { title: 'Result', cell: ({ is_known }) => (is_known ? 'done' : 'unknown') },
           {
             title: 'Change',
             isActions: true,
@@ -74,7 +74,7 @@ function Change({ entry }: { readonly entry: AuditEntry }) {
         ]}
       />
       <div class="sides">
-        <State title="Before" state={entry.before} none="There was nothing, or it was not looked up." />
+        <State title="Before" state={entry.before} none="It did not exist, or was not recorded." />
         <State
           title="After"
           state={entry.after}

@@ -46,7 +46,7 @@ export function Schedules({ backend }: { readonly backend: string }) {
       <Loaded load={found}>
         {({ schedules, lastJobs }) => (
           <Table
-            caption="Jobs that come again"
+            caption="Recurring jobs"
             empty="No schedules on this backend yet."
             rows={schedules}
             rowKey={({ id }) => id}
@@ -55,7 +55,7 @@ export function Schedules({ backend }: { readonly backend: string }) {
               { title: 'Name', cell: ({ job }) => job.name ?? 'learned' },
               { title: 'Every', cell: ({ every }) => every },
               { title: 'Next', cell: ({ next_at }) => when(next_at) },
-              { title: 'What it learns', cell: thenOf },
+              { title: 'Learned mask set', cell: thenOf },
               { title: 'Last job', cell: ({ last_job }) => endOf(lastJobs.get(last_job ?? '')) },
               {
                 title: 'Change',
@@ -85,7 +85,7 @@ export function Schedules({ backend }: { readonly backend: string }) {
           }}
         >
           <p>
-            <code>{open.id}</code> does not come again. Its jobs stay, also one that runs.
+            <code>{open.id}</code> creates no more jobs. Its existing jobs stay, and a running one continues.
           </p>
         </Confirm>
       )}
@@ -102,13 +102,13 @@ async function loadSchedules(jobs: string, signal: AbortSignal) {
 }
 
 function thenOf({ job: { publish } }: Schedule): string {
-  if (publish === undefined) return 'stays with its job';
-  if (!publish.activate) return `is stored for ${whose(publish.tenant)}`;
+  if (publish === undefined) return 'kept with its job';
+  if (!publish.activate) return `stored for ${whose(publish.tenant)}`;
   const steps = publish.rollout?.length ?? 0;
   return [
     `goes live for ${whose(publish.tenant)}`,
     ...(steps === 0 ? [] : [`in ${steps + 1} steps`]),
-    ...(publish.auto_rollback === undefined ? [] : ['watched']),
+    ...(publish.auto_rollback === undefined ? [] : ['automatic rollback']),
   ].join(', ');
 }
 
@@ -137,7 +137,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
   };
   return (
     <FormDialog
-      title={`Learn again and again on ${props.backend}`}
+      title={`New schedule on ${props.backend}`}
       action="Create"
       onClose={props.onClose}
       onSubmit={async (form) => {
@@ -174,12 +174,12 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
         </label>
       </div>
       <label>
-        First (empty: after that time)
+        First run (empty: after one interval)
         <input name="first_at" type="datetime-local" />
       </label>
       <JobFields />
       <Choice
-        title="What becomes of the set"
+        title="When learned"
         value={end}
         options={ENDS.map((one) => [one, titles[one]])}
         onPick={setEnd}
@@ -187,7 +187,9 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
       {end === 'live' && <RolloutFields />}
       {end !== 'keep' && (
         <p>
-          <small>It publishes with a key of its own, which the Keys page shows and can revoke.</small>
+          <small>
+            The schedule gets its own admin key for publishing. You can revoke it on the Keys page.
+          </small>
         </p>
       )}
     </FormDialog>
@@ -221,16 +223,16 @@ const SPARSITY_percent = { min: 0.05, max: 99.95 };
 export const JobFields = () => (
   <>
     <label>
-      Prompts, as JSONL; a file’s name is the kind of its rows
+      Prompts, JSONL files; each file’s name is the kind of its rows
       <input name="files" type="file" multiple accept=".jsonl,.ndjson,application/x-ndjson" />
     </label>
     <label>
-      Or a file in the folder that the backend opens to jobs
+      Or a file in the backend’s job data folder
       <input name="path" maxLength={500} placeholder="support.jsonl" />
     </label>
     <div class="pairs">
       <label>
-        Clusters (empty: as many as stand apart)
+        Clusters (empty: chosen automatically)
         <input name="clusters" type="number" min={1} max={256} />
       </label>
       <label>
@@ -246,10 +248,10 @@ export const JobFields = () => (
         />
       </label>
       <label>
-        Counted
+        Measured
         <select name="cost">
           <option value="blocks">in blocks</option>
-          <option value="time">in measured time</option>
+          <option value="time">in time</option>
         </select>
       </label>
       <label>
@@ -269,7 +271,7 @@ export const JobFields = () => (
     </label>
     <label>
       <input name="from" type="checkbox" value="last" />
-      Begin with the masks of the last job of this name: two thirds of the time
+      Start from the masks of the last job of this name (takes two thirds of the time)
     </label>
   </>
 );

@@ -86,7 +86,7 @@ function BackendTable(props: {
 }) {
   return (
     <Table
-      caption="Backends, as the part of the edge that answered knows them"
+      caption="Backends, as seen by the edge location that answered"
       empty={emptyText(props.q, 'No backends yet.')}
       rows={props.backends}
       rowKey={({ id }) => id}
@@ -111,7 +111,7 @@ function BackendTable(props: {
             ) : (
               <>
                 <RowButton
-                  title={enabled ? 'Switch off' : 'Switch on'}
+                  title={enabled ? 'Disable' : 'Enable'}
                   about={id}
                   onClick={() => props.onSwitch(id, !enabled)}
                 />{' '}
@@ -195,7 +195,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
       </ForChange>
       {stored !== undefined && (
         <Notice kind="info">
-          {stored} is stored for {whose(tenant)}: the Releases page makes it live.
+          {stored} is stored for {whose(tenant)}. You can activate it on the Releases page.
         </Notice>
       )}
       <Search title="Search jobs: an id, a name, a model or a state" value={q} onSearch={setQ} />
@@ -225,7 +225,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
           }}
         >
           <p>
-            What <code>{open.id}</code> has found so far is lost.
+            The results of <code>{open.id}</code> so far are lost.
           </p>
         </Confirm>
       )}
@@ -239,7 +239,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
             setStored((await admin(maskSetSummarySchema, `${path}/${open.id}/store`, call)).version);
           }}
         >
-          <p>For {whose(tenant)}. Nothing goes live by that.</p>
+          <p>It is stored for {whose(tenant)} and does not go live.</p>
         </Confirm>
       )}
     </Detail>
@@ -253,7 +253,7 @@ function JobList(props: {
 }) {
   return (
     <Table
-      caption="Jobs, the newest first"
+      caption="Jobs, newest first"
       empty={emptyText(props.q, 'No jobs on this backend yet.')}
       rows={props.jobs}
       rowKey={({ id }) => id}

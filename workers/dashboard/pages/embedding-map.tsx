@@ -36,11 +36,11 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
   return (
     <>
       <p>
-        The two directions in which the centroids differ most; they hold {percent(projection.explained, 0)} of
-        their variance. The larger a circle, the more of the calibration set fell into its cluster. Small dots
-        are {samples.length} recent requests, in the colour of the cluster that they were routed to; hollow
-        ones are far from every centroid (a cosine below {LOW_SIMILARITY}). One every few seconds is kept, and
-        of it nothing but its distances.
+        The two principal components of the centroids, with {percent(projection.explained, 0)} of their
+        variance. A circle’s size is its cluster’s share of the calibration set. Small dots are{' '}
+        {samples.length} recent requests, in the colour of their cluster; hollow dots are far from every
+        centroid (cosine below {LOW_SIMILARITY}). One request every few seconds is sampled, and only its
+        distances are stored.
       </p>
       {traffic.state === 'failed' && <Failure error={traffic.error} retry={traffic.reload} />}
       <Chart label="Centroids of the live mask set in two dimensions" option={option} height_px={440} />
@@ -57,7 +57,7 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
             isNumber: true,
           },
           {
-            title: 'Of them far away',
+            title: 'Far from every centroid',
             cell: ({ index }) =>
               samples.filter((sample) => sample.cluster === index && isFar(sample, set)).length,
             isNumber: true,

@@ -86,7 +86,7 @@ function ExperimentTable(props: {
           title: 'Regions',
           cell: ({ regions }) => regions.flatMap(Object.values).join(', ') || 'everywhere',
         },
-        { title: 'Models', cell: ({ models }) => models.join(', ') || 'every one' },
+        { title: 'Models', cell: ({ models }) => models.join(', ') || 'all' },
         {
           title: 'Variants',
           cell: ({ variants }) => variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
@@ -137,17 +137,17 @@ const ACTS = {
   start: {
     title: 'Start this experiment?',
     action: 'Start',
-    what: 'It is fixed from then on, and its variants get requests.',
+    what: 'Its variants get requests. It cannot be changed any more.',
   },
   stop: {
     title: 'Stop this experiment?',
     action: 'Stop',
-    what: 'Its requests get what is live. It cannot be started again.',
+    what: 'Its requests use the live mask set again. It cannot be restarted.',
   },
   delete: {
     title: 'Delete this draft?',
     action: 'Delete',
-    what: 'It was never started, so nothing else goes with it.',
+    what: 'It was never started, so no results are lost.',
   },
 } as const;
 
@@ -263,9 +263,9 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
         ]}
       />
       <small>
-        Intervals and p-values hold at any time of looking, as often as you like, where requests do not depend
-        on each other. Those of one {sticky.replaceAll('_', ' ')} resemble each other: the more of them there
-        are of each, the more intervals are narrower, and p-values smaller, than they should be.
+        Intervals and p-values stay valid however often you look, if requests are independent. Requests of one{' '}
+        {sticky.replaceAll('_', ' ')} are not: the more of them each has, the more intervals are too narrow
+        and p-values too small.
       </small>
     </>
   );

@@ -18,9 +18,9 @@ import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
   tenant: 'sends completions',
-  viewer: 'reads, and changes nothing',
-  tenant_admin: 'administrates its tenant',
-  admin: 'administrates everything',
+  viewer: 'reads only',
+  tenant_admin: 'administers its tenant',
+  admin: 'administers everything',
 };
 
 type Open =
@@ -49,7 +49,7 @@ export function Keys() {
             checked={shown === 'all'}
             onChange={(event) => setShown(event.currentTarget.checked ? 'all' : 'working')}
           />
-          Show keys that no longer work
+          Show expired and revoked keys
         </label>
       </div>
       <KeyTable
@@ -168,11 +168,11 @@ function RotateKey(props: {
       }}
     >
       <p>
-        A new key takes the place of <code>{rotated.prefix}…</code> ({rotated.name}). Both work until the old
-        one ends.
+        A new key replaces <code>{rotated.prefix}…</code> ({rotated.name}). Both work until the old key
+        expires.
       </p>
       <label>
-        Hours until the old key ends
+        Hours until the old key expires
         <input
           name="hours"
           type="number"
@@ -250,7 +250,7 @@ function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly
         </>
       }
     >
-      <p>Keep it now: it is shown this once, and only its hash is stored.</p>
+      <p>Copy it now: it is shown only once, as only its hash is stored.</p>
       <input
         readOnly
         value={created.key}

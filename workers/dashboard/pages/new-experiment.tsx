@@ -43,7 +43,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
         <input name="id" required maxLength={63} />
       </label>
       <label>
-        What it is to find out
+        Description
         <input name="description" maxLength={2000} />
       </label>
       <Loaded load={sets}>
@@ -79,11 +79,11 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       </Loaded>
       {variants < VARIANT_NAMES.length && (
         <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
-          One more variant
+          Add a variant
         </button>
       )}
       <label>
-        Sticky unit: the same one always gets the same variant
+        Sticky unit: always gets the same variant
         <select name="sticky">
           {STICKY_KINDS.map((kind) => (
             <option key={kind} value={kind}>
@@ -201,7 +201,7 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
   return (
     <>
       <fieldset class="pairs">
-        <legend>Where requests come in; any of these (all empty: everywhere)</legend>
+        <legend>Regions; a request matches any of these (all empty: everywhere)</legend>
         {PLACES.map(({ name, title, pattern }) => (
           <label key={name}>
             {title}
@@ -209,8 +209,8 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
           </label>
         ))}
       </fieldset>
-      {isShared && <TenantBoxes title="Tenants" none="none ticked: every one" name="tenants" />}
-      <Several title="Models" none="none ticked: every one" name="models" options={models} picked={[]} />
+      {isShared && <TenantBoxes title="Tenants" none="none selected: all" name="tenants" />}
+      <Several title="Models" none="none selected: all" name="models" options={models} picked={[]} />
       <div class="pairs">
         <label>
           Begins (empty: when it is started)

@@ -40,12 +40,12 @@ export function Overview() {
 function Picture({ stats, range }: { readonly stats: Stats; readonly range: Range }) {
   const option = useMemo(() => requestsOption(stats, range), [stats, range.name]);
   if (stats.routing.length === 0) {
-    return <Empty>No requests in this time. What is counted appears some seconds after the request.</Empty>;
+    return <Empty>No requests in this time. Requests appear here after some seconds.</Empty>;
   }
   return (
     <>
       <Facts facts={factsOf(stats)} />
-      <Chart label="Requests over time, those that failed apart" option={option} height_px={260} />
+      <Chart label="Requests over time, successful and failed" option={option} height_px={260} />
       <Table
         caption="Requests by mask"
         empty="No requests in this time."
@@ -131,7 +131,7 @@ function Comments() {
   );
   return (
     <ListTable
-      caption="Comments on answers, the newest first"
+      caption="Comments on answers, newest first"
       list={list}
       empty="No rating has a comment yet."
       rowKey={({ request, created_at }) => `${request} ${created_at}`}

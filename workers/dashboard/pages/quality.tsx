@@ -156,8 +156,8 @@ function LiveTimes() {
             ]}
           />
           <small>
-            These were measured at different minutes, so a difference between two rows may be the machine’s.
-            Only the comparison above is of the same moments.
+            The rows were measured at different times, so a difference may come from the machine. Only the
+            comparison above is of the same times.
           </small>
         </>
       )}
@@ -264,13 +264,13 @@ function Holds({ version }: { readonly version: string }) {
 }
 
 function farText({ distance }: Drift): string {
-  if (distance === null) return 'The set does not say how far its own prompts lay from their clusters.';
+  if (distance === null) return 'The mask set has no distances of its prompts from their clusters.';
   const { samples, samples_min, far_share, low, high } = distance;
   if (far_share === null)
-    return `${samples} of ${samples_min} requests that it takes were sampled to say how far they lie from the clusters.`;
+    return `${samples} of the ${samples_min} requests needed to compare distances from the clusters were sampled so far.`;
   return (
-    `${percent(far_share)} of ${samples} recent requests (${percent(low)} to ${percent(high)}) lie farther from every ` +
-    'cluster than 95 % of the prompts that the set was made for.'
+    `${percent(far_share)} of ${samples} recent requests (${percent(low)} to ${percent(high)}) are farther from every ` +
+    'cluster than 95 % of the calibration set.'
   );
 }
 

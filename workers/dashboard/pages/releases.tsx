@@ -113,7 +113,7 @@ function Serving(props: {
           )}
         </ul>
       </div>
-      <small>For {whose(tenant)}. A change holds in every part of the edge within five seconds.</small>
+      <small>For {whose(tenant)}. A change takes effect everywhere within five seconds.</small>
     </section>
   );
 }
@@ -235,7 +235,7 @@ function History() {
     <ListTable
       caption="History"
       list={list}
-      empty="Nothing was published yet."
+      empty="No publications yet."
       search={{ title: 'Search the history: a version, who, or why', value: q, onSearch: setQ }}
       rowKey={({ id }) => id}
       columns={[
@@ -259,13 +259,13 @@ function History() {
 }
 
 function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
-  if (action === 'pause') return 'its steps stand still';
+  if (action === 'pause') return 'its steps are paused';
   const steps = rollout.map(
     ({ share, duration_s }) => `${sharePercent(share)} for ${duration(1000 * duration_s)}`,
   );
   const parts = [
     steps.length === 0 ? 'for everyone' : `${steps.join(', ')}, then everyone`,
-    ...(bounds === null ? [] : ['watched']),
+    ...(bounds === null ? [] : ['automatic rollback']),
     ...(reason === null ? [] : [`because ${reason}`]),
   ];
   return parts.join('; ');
@@ -288,7 +288,7 @@ function MaskSets(props: {
     <ListTable
       caption="Mask sets"
       list={list}
-      empty="No mask set was uploaded: “maskroute publish FILE” does it."
+      empty="No mask sets yet. “maskroute publish FILE” uploads one."
       search={{ title: 'Search mask sets: a name, version or model', value: q, onSearch: setQ }}
       rowKey={({ version }) => version}
       columns={[
@@ -354,7 +354,7 @@ function ActivateDialog(props: {
       }}
     >
       <p>
-        {set.name} ({set.version}) for {whose(tenant)}. Every part of the edge knows it within five seconds.
+        {set.name} ({set.version}) for {whose(tenant)}. It takes effect everywhere within five seconds.
       </p>
       <RolloutFields />
       <label>
@@ -380,7 +380,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     title: 'Roll back?',
     action: ({ version }) => `Roll back ${shortVersion(version)}`,
     says: (live, tenant) =>
-      `${live.version} goes, ${live.previous_version ?? whatIsLeft(tenant)} comes back for ${whose(tenant)}.`,
+      `${live.previous_version ?? whatIsLeft(tenant)} replaces ${live.version} for ${whose(tenant)}.`,
     path: '/publications/rollback',
     body: nothingMore,
     destroys: true,
@@ -405,7 +405,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     title: 'Resume the rollout?',
     action: () => 'Resume',
     says: ({ version, share }) =>
-      `${version} goes on from ${sharePercent(share)}; the time that it stood still is added to its steps.`,
+      `${version} continues from ${sharePercent(share)}; the time of the pause does not count towards its steps.`,
     path: '/publications/resume',
     body: nothingMore,
   },

@@ -31,7 +31,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
   const versions = useMemo(() => versionsIn(stats.routing), [stats]);
   const version = versions.find((one) => (one ?? NONE) === named) ?? versions[0] ?? null;
   if (stats.routing.length === 0) {
-    return <Empty>No requests in this time. What is counted appears some seconds after the request.</Empty>;
+    return <Empty>No requests in this time. Requests appear here after some seconds.</Empty>;
   }
   return (
     <>
@@ -66,7 +66,7 @@ function Balance({ rows }: { readonly rows: Stats['balance'] }) {
     <>
       <Table
         caption="Balance"
-        empty="No request fell into a cluster."
+        empty="No request was routed to a cluster."
         rows={rows}
         rowKey={({ version }) => version}
         columns={[
@@ -92,7 +92,7 @@ function Balance({ rows }: { readonly rows: Stats['balance'] }) {
 
 const Versions = ({ rows }: { readonly rows: Stats['versions'] }) => (
   <Table
-    caption="Speed and errors by version; of different minutes, so a difference may be the machine’s"
+    caption="Speed and errors by version; measured at different times, so a difference may come from the machine"
     empty="No requests in this time."
     rows={rows}
     rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
@@ -115,7 +115,7 @@ type BackendSpeed = Stats['backends'][number];
 
 const Backends = ({ rows }: { readonly rows: readonly BackendSpeed[] }) => (
   <Table
-    caption="Speed by backend, all tenants; of different minutes, so a difference may be the machine’s"
+    caption="Speed by backend, all tenants; measured at different times, so a difference may come from the load"
     empty="No requests in this time."
     rows={rows}
     rowKey={({ backend }) => backend}
@@ -130,7 +130,7 @@ const Backends = ({ rows }: { readonly rows: readonly BackendSpeed[] }) => (
 
 const Fallbacks = ({ rows }: { readonly rows: Stats['fallbacks'] }) => (
   <Table
-    caption="Ran dense, and why"
+    caption="Requests that ran dense, by reason"
     empty="No request fell back to the dense model."
     rows={rows}
     rowKey={({ reason }) => reason}

@@ -108,7 +108,7 @@ function TenantTable(props: {
           sort: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
         },
         { title: 'Routing policy', cell: (tenant) => policyName(tenant.routing_policy) },
-        { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'every one' },
+        { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'all' },
         {
           title: 'Max blocks skipped',
           cell: ({ sparsity_max }) => percent(sparsity_max),
@@ -161,12 +161,12 @@ function Budget({ id }: { readonly id: string }) {
     <Loaded load={budget}>
       {({ data }) => (
         <Table
-          caption="What may be used, and what is"
+          caption="Limits and usage"
           empty={`${id} has no limits.`}
           rows={data}
           rowKey={({ unit, window }) => `${unit} ${window}`}
           columns={[
-            { title: 'What', cell: ({ unit, window }) => `${unit} a ${window}` },
+            { title: 'Limited', cell: ({ unit, window }) => `${unit} a ${window}` },
             { title: 'Limit', cell: ({ limit }) => number(limit), isNumber: true },
             { title: 'Used and reserved', cell: ({ used }) => number(used), isNumber: true },
             { title: 'Share', cell: ({ used, limit }) => percent(used / limit), isNumber: true },
@@ -246,7 +246,7 @@ function TenantFields({
           </label>
           <Several
             title="Models"
-            none="none ticked: every one"
+            none="none selected: all"
             name="models"
             options={models}
             picked={tenant?.models ?? []}
