@@ -333,7 +333,7 @@ test.each([
   const refused = run(damaged);
   expect(await refused.ended).toBe(1);
   expect(refused.output()).toContain(`error: ${reason}`);
-  expect(refused.output()).toMatch(/\nIf files .*: maskroute model show \S+ --verify\n$/);
+  expect(refused.output()).toMatch(/\nTo check .*: maskroute model show \S+ --verify\n$/);
   removeHome(damaged);
 });
 

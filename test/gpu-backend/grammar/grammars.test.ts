@@ -178,7 +178,7 @@ describe('a new grammar', () => {
       calls: undefined,
     };
     await expect(player.grammars.prepare(spec, call())).rejects.toMatchObject({ code: 'engine_failed' });
-    expect(player.errors.at(-1)).toContain('could not be compiled once more');
+    expect(player.errors.at(-1)).toContain('could not be compiled again');
     expect((await player.play(form('root ::= "after"'), 1)).text).toBe('after');
   });
 

@@ -106,7 +106,7 @@ describe('pullModel', () => {
     await expect(pull(file, { weights: 'q4', data })).rejects.toMatchObject({ code: 'invalid_data' });
     await expect(pull(file, { weights: 'q8', data })).rejects.toMatchObject({ code: 'invalid_request' });
     await expect(pull(file, { weights: 'q4', data: ['/nowhere.jsonl'] })).rejects.toMatchObject({
-      code: 'invalid_data',
+      code: 'invalid_argument',
     });
     expect(await inStore()).toEqual([]);
   });
