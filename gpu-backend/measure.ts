@@ -1,8 +1,10 @@
 /**
  * Shared by all benchmarks: interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike, and
- * statistics of the times.
+ * statistics of the times; also the machine's processes and ports.
  */
+import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 /** `say` gets progress lines. When `signal` aborts, a bench stops before its next turn and ends what it started. */
@@ -96,6 +98,15 @@ export function cpuTime_ms(pids: readonly number[]): number | null {
     ticks += Number(fields[USER]) + Number(fields[SYSTEM]);
   }
   return ticks * TICK_ms;
+}
+
+/** A port that was free a moment ago, for servers that cannot pick one themselves. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
 }
 
 /** The process and all its descendants. */

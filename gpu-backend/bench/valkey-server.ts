@@ -2,11 +2,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync } from 'node:fs';
-import { createServer } from 'node:net';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
+import { freePort } from '../measure.ts';
 
 /** Where `scripts/test-tools.ts` unpacks Debian's packages. */
 export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');
@@ -81,13 +81,4 @@ async function launch(server: string, port: number): Promise<ChildProcess> {
   child.once('exit', () => failed(said.at(-1) ?? 'it ended without a word'));
   await ready.promise;
   return child;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, 'close');
-  return port;
 }

@@ -187,7 +187,9 @@ export async function startChild<Config>(
   const answer = await Promise.race([
     once(child, 'message', { signal: calledOff })
       .then(([message]) => message as FromChild)
-      .catch(() => undefined),
+      .catch((error: Error) => {
+        if (!calledOff.aborted) throw error;
+      }),
     ended,
   ]);
   if (answer === undefined) {

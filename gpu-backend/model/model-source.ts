@@ -157,7 +157,7 @@ export type ImportHooks = {
 export const corruptModel = (reason: string, cause?: unknown): MaskrouteError =>
   new MaskrouteError('corrupt_model', `The model file is damaged: ${reason}.`, { cause });
 
-/** The file is well-formed, but needs something that is not implemented. */
+/** The file is well-formed, but has a feature that no family here supports. */
 export const unsupportedModel = (reason: string): MaskrouteError =>
   new MaskrouteError('unsupported_model', `The model is not supported: ${reason}.`);
 

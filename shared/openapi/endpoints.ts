@@ -501,7 +501,7 @@ export const GROUPS: readonly Group[] = [
     caller: 'admin',
     endpoints: [
       on('GET /admin/v1/audit', 'List changes, newest first', '200 [AuditEntry]', {
-        query: tenantPage.extend({ q: z.string().optional() }),
+        query: tenantPage,
       }),
       on(
         'GET /admin/v1/audit/export',

@@ -1,9 +1,9 @@
 /** A new administrator without a key: the login page's link leads through a real provider and back, in a real Chromium. */
-import { createServer } from 'node:net';
 import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
+import { freePort } from '../../../gpu-backend/measure.ts';
 import { OIDC_CLIENT, startOidcProvider } from '../../support/edge/oidc-server.ts';
 import { complaintsOf, expectAccessible, openPage, visit } from '../browser.ts';
 import { dashboard } from './open.ts';
@@ -39,14 +39,6 @@ afterAll(async () => {
   await edge?.close();
   await provider?.close();
 }, 60_000);
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((listening) => server.once('listening', listening));
-  const { port } = server.address() as { port: number };
-  await new Promise((closed) => server.close(closed));
-  return port;
-}
 
 test('the link signs in, a change bears the name of who made it, and logging out leads back to the link', async () => {
   await page.goto(`${edge.url}/dashboard`);
