@@ -17,7 +17,7 @@ export interface TextEmbeddingBinding {
   run(model: string, inputs: Record<string, unknown>, options?: Record<string, unknown>): Promise<unknown>;
 }
 
-export interface Env {
+export interface Env extends Variables {
   readonly DB: D1Database;
   /** The encoder's files; only the worker reads them. */
   readonly ASSETS?: Pick<Fetcher, 'fetch'>;
@@ -38,34 +38,6 @@ export interface Env {
   readonly BACKEND_URL: string;
   readonly BACKEND_KEY: string;
   readonly ADMIN_KEY: string;
-  readonly BACKEND_KEY_2?: string;
-  readonly ADMIN_KEY_2?: string;
-  readonly EDGE_URL?: string;
-  readonly ALLOWED_ORIGINS?: string;
-  readonly TRUSTED_FRONT?: string;
-  readonly ENCODER?: string;
-  readonly EMBED_TIMEOUT_MS?: string | number;
-  readonly BACKEND_TIMEOUT_MS?: string | number;
-  readonly BACKEND_SILENCE_MS?: string | number;
-  readonly BACKEND_STALL_MS?: string | number;
-  readonly BACKEND_HEDGE_MS?: string | number;
-  readonly STREAM_KEEPALIVE_MS?: string | number;
-  readonly SIMILARITY_MIN?: string | number;
-  readonly AUDIT_KEPT_DAYS?: string | number;
-  readonly COMPARISON_SHARE?: string | number;
-  readonly OIDC_ISSUER?: string;
-  readonly OIDC_CLIENT_ID?: string;
-  readonly OIDC_CLIENT_SECRET?: string;
-  readonly OIDC_ROLE_CLAIM?: string;
-  readonly OTEL_EXPORTER_OTLP_ENDPOINT?: string;
-  readonly OTEL_EXPORTER_OTLP_HEADERS?: string;
-  readonly OTEL_TRACES_SAMPLER_ARG?: string | number;
-  readonly HF_TOKEN?: string;
-  readonly HF_MODEL?: string;
-  readonly HF_REVISION?: string;
-  readonly HF_POOLING?: string;
-  readonly HF_DIMENSIONS?: string | number;
-  readonly HF_ENDPOINT_URL?: string;
 }
 
 /**
@@ -135,6 +107,11 @@ const configSchema = z.object({
   HF_ENDPOINT_URL: unlessEmpty(baseUrl.optional()),
 });
 export type Config = z.output<typeof configSchema>;
+
+/** The variables and secrets as the platform gives them. */
+type Variables = {
+  readonly [Name in keyof Config]?: Config[Name] extends number ? string | number : string;
+};
 
 /**
  * @throws MaskrouteError `configuration_unavailable`; its cause names the wrong variables and the reasons, never their
