@@ -13,7 +13,7 @@ import { maskSetSchema } from '../mask/mask-set.ts';
 import * as backends from '../wire/backend-load.ts';
 import type { ErrorCode } from '../wire/errors.ts';
 import { chatRequest, completionRequest, dryRunSchema, feedbackSchema } from '../wire/openai.ts';
-import { maskRecordSchema, modelListSchema, routeEchoSchema } from '../wire/protocol.ts';
+import { maskRecordSchema, maskrouteInfoSchema, modelListSchema } from '../wire/protocol.ts';
 import { responsesRequest } from '../wire/responses.ts';
 
 /**
@@ -51,15 +51,6 @@ const usage = z.looseObject({
   total_tokens: z.int(),
   prompt_tokens_details: z.looseObject({ cached_tokens: z.int() }),
 });
-const maskrouteInfo = routeEchoSchema.extend({
-  mask: z.string(),
-  sparsity: z.number(),
-  queue_ms: z.number(),
-  prefill_ms: z.number(),
-  decode_ms: z.number(),
-  prompt_tokens: z.int(),
-  completion_tokens: z.int(),
-});
 const finishReason = z.string().nullable();
 const answer = <Choice extends z.ZodRawShape>(object: string, choice: Choice) =>
   z.looseObject({
@@ -70,7 +61,7 @@ const answer = <Choice extends z.ZodRawShape>(object: string, choice: Choice) =>
     system_fingerprint: z.string(),
     choices: z.array(z.looseObject({ index: z.int(), finish_reason: finishReason, ...choice })),
     usage,
-    maskroute: maskrouteInfo,
+    maskroute: maskrouteInfoSchema,
   });
 
 const response = z.looseObject({

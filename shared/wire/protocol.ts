@@ -52,15 +52,16 @@ export const routeEchoSchema = z.looseObject({
 export type RouteEcho = z.infer<typeof routeEchoSchema>;
 
 /** What the body carries under `maskroute`: the edge's part (absent on direct calls) and the backend's. */
-export type MaskrouteInfo = RouteEcho & {
-  mask: string;
-  sparsity: number;
-  prefill_ms: number;
-  decode_ms: number;
-  queue_ms: number;
-  prompt_tokens: number;
-  completion_tokens: number;
-};
+export const maskrouteInfoSchema = routeEchoSchema.extend({
+  mask: z.string(),
+  sparsity: z.number(),
+  queue_ms: z.number(),
+  prefill_ms: z.number(),
+  decode_ms: z.number(),
+  prompt_tokens: z.int(),
+  completion_tokens: z.int(),
+});
+export type MaskrouteInfo = z.infer<typeof maskrouteInfoSchema>;
 
 /** The answer of the backend's `GET /v1/answers/{id}`; 404 with `not_found` for an unknown id. */
 export const answerUsageSchema = z.looseObject({
