@@ -112,7 +112,7 @@ export class BackendPool {
   }
 
   async #list(hold: Hold): Promise<readonly KnownBackend[]> {
-    const rows = this.#registry.fresh() ?? (await this.#registry.enabled(hold));
+    const rows = await this.#registry.enabled(hold);
     const backends = rows.map(({ id, url, regions, weight }) => {
       return { id, url, regions, weight, seen: this.#observed(id, url) };
     });

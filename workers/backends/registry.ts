@@ -16,8 +16,6 @@ export const DEFAULT_BACKEND = 'default';
 export interface Registry {
   /** The enabled backends; empty when all are disabled. Never rejects. */
   enabled(hold: Hold): Promise<readonly BackendRow[]>;
-  /** The same without waiting; undefined when D1 must be asked, which `enabled` does. */
-  fresh(): readonly BackendRow[] | undefined;
   /** After a change: this isolate sees it at once. */
   refresh(hold: Hold): Promise<void>;
 }
@@ -43,7 +41,6 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
     BACKENDS,
   );
   return {
-    fresh: () => cache.fresh(''),
     async enabled(hold) {
       try {
         return (await cache.get('', hold))!;
@@ -63,8 +60,6 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
 export interface Models {
   /** @throws Error when the backend can't be asked and nothing is known. */
   list(hold: Hold): Promise<readonly ModelEntry[]>;
-  /** The same without waiting; undefined when backends must be asked, which `list` does. */
-  fresh(): readonly ModelEntry[] | undefined;
 }
 
 /** `fetchLists` returns the backends' answers to `GET /v1/models`. A model of several backends is one entry. */
@@ -77,8 +72,5 @@ export function createModels(fetchLists: () => Promise<readonly unknown[]>): Mod
     },
     MODELS,
   );
-  return {
-    fresh: () => cache.fresh(''),
-    list: async (hold) => (await cache.get('', hold)) ?? [],
-  };
+  return { list: async (hold) => (await cache.get('', hold)) ?? [] };
 }

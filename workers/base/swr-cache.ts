@@ -93,12 +93,6 @@ export class SwrCache<V> {
     this.#nullUntil_ms = max === 0 ? undefined : new LRUCache({ max });
   }
 
-  /** The cached value if it is fresh, without waiting; undefined otherwise. */
-  fresh(key: string): V | undefined {
-    const entry = this.#entries.get(key);
-    return entry === undefined || this.#age_ms(entry) >= this.#policy.fresh_ms ? undefined : entry.value;
-  }
-
   /** The value; null: the source has none. @throws what the source threw when there is no usable cached value. */
   async get(key: string, hold: Hold): Promise<V | null> {
     const { wait_ms, fresh_ms, revalidate_ms, stale_ms, retriesBehind } = this.#policy;

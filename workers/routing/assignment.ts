@@ -99,8 +99,6 @@ export interface RunningExperiments {
    * Started experiments, including those with a later start time: times are compared with the clock at each request.
    */
   list(hold: Hold): Promise<readonly RunningExperiment[]>;
-  /** The same without waiting; undefined when D1 must be asked, which `list` does. */
-  fresh(): readonly RunningExperiment[] | undefined;
   /** Reads them now, so that this isolate sees a start or stop at once. */
   refresh(hold: Hold): Promise<void>;
 }
@@ -132,7 +130,6 @@ export function createRunningExperiments(
     { health },
   );
   return {
-    fresh: () => cache.fresh(KEY),
     // While experiments are unknown, requests use the live set.
     list: async (hold) => (await cache.get(KEY, hold).catch(() => null)) ?? [],
     async refresh(hold) {

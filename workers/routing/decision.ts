@@ -213,8 +213,7 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const found = knownNow(dependencies, request) ?? (await lookUp(dependencies, request));
-  const known = await tried(dependencies, found, request);
+  const known = await tried(dependencies, await lookUp(dependencies, request), request);
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
@@ -231,21 +230,6 @@ type Known = {
 };
 
 /**
- * The cached data without waiting, which is enough for most requests: awaiting it would take longer than the decision
- * itself.
- */
-function knownNow(
-  { table, models, experiments }: RoutingDependencies,
-  request: RouteRequest,
-): Known | undefined {
-  const live = table.fresh(request.caller.tenant, conversationOf(request));
-  const list = models.fresh();
-  const running = experiments.fresh();
-  if (live === undefined || list === undefined || running === undefined) return undefined;
-  return { live, entry: entryOf(list, request), experiments: running };
-}
-
-/**
  * @throws MaskrouteError `not_found` for a set that this tenant does not have, `configuration_unavailable` when D1
  * fails or stalls.
  */
@@ -255,26 +239,22 @@ async function tried({ table }: RoutingDependencies, known: Known, request: Rout
   return { ...known, live: await d1(table.versionOf(request.caller.tenant, version)) };
 }
 
-const conversationOf = (request: RouteRequest) => () => stickyKey('conversation', request.caller, request);
-
-function entryOf(list: readonly ModelEntry[], request: RouteRequest): ModelEntry | undefined {
-  const { model } = splitModelName(request.body.model);
-  return list.find((candidate) => candidate.id === model);
-}
-
 async function lookUp(
   { table, models, experiments }: RoutingDependencies,
   request: RouteRequest,
 ): Promise<Known> {
+  const { caller, body, hold } = request;
+  const conversation = () => stickyKey('conversation', caller, request);
   const [live, list, running] = await Promise.all([
-    table.liveFor(request.caller.tenant, conversationOf(request), request.hold).catch(() => null),
-    models.list(request.hold).catch((error): readonly ModelEntry[] => {
+    table.liveFor(caller.tenant, conversation, hold).catch(() => null),
+    models.list(hold).catch((error): readonly ModelEntry[] => {
       log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
       return [];
     }),
-    experiments.list(request.hold),
+    experiments.list(hold),
   ]);
-  return { live, entry: entryOf(list, request), experiments: running };
+  const { model } = splitModelName(body.model);
+  return { live, entry: list.find(({ id }) => id === model), experiments: running };
 }
 
 /** Requests that name a mask or ask for dense take part in no experiment. */

@@ -65,8 +65,6 @@ export interface RoutingTable {
    * @throws what D1 threw, only if the tenant is not cached (it is new here, or was evicted).
    */
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
-  /** The same without waiting; undefined when D1 must be asked, which `liveFor` does. */
-  fresh(tenant: string, stickyKey: () => string): LiveSet | null | undefined;
   /** Age of this tenant's cached pointer; undefined if it is not cached. */
   age_ms(tenant: string): number | undefined;
   /** Reads a tenant's pointer now, so that this isolate serves a new publication at once. */
@@ -133,12 +131,6 @@ export function createRoutingTable(
   );
 
   return {
-    fresh(tenant, stickyKey) {
-      const own = pointers.fresh(tenant);
-      const shared = tenant === DEFAULT_TENANT ? own : pointers.fresh(DEFAULT_TENANT);
-      if (own === undefined || shared === undefined) return undefined;
-      return seenSet(own.pointer, stickyKey) ?? seenSet(shared.pointer, stickyKey);
-    },
     async liveFor(tenant, stickyKey, hold) {
       const [own, shared] = await Promise.all([
         pointers.get(tenant, hold),

@@ -88,7 +88,7 @@ export function createApiKeys(
     async authenticateSha256(sha256, hold) {
       let known: KnownKey | null;
       try {
-        known = cache.fresh(sha256) ?? (await cache.get(sha256, hold));
+        known = await cache.get(sha256, hold);
       } catch (error) {
         throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
           retryAfter_s: RETRY_AFTER_s,

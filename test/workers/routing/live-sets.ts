@@ -81,10 +81,7 @@ describe('live sets', () => {
     // One that has room for all of them, and one that has not.
     for (const { table, reads } of [counted(), counted({ decodedMax_bytes: roomFor(20) })]) {
       for (let refreshes = 0; refreshes < 3; refreshes++) {
-        for (const { tenant, version } of tenants) {
-          await table.refresh(tenant, hold);
-          expect(table.fresh(tenant, () => '')?.version ?? version).toBe(version);
-        }
+        for (const { tenant } of tenants) await table.refresh(tenant, hold);
       }
       expect(reads.count).toBe(66);
     }
@@ -108,12 +105,14 @@ describe('live sets', () => {
     await goLive('default');
     const { table, reads } = counted({ liveMax_bytes: roomFor(6) });
     const held = (tenants: { tenant: string }[]) =>
-      tenants.filter(({ tenant }) => table.fresh(tenant, () => '') !== undefined).length;
+      tenants.filter(({ tenant }) => table.age_ms(tenant) !== undefined).length;
     await table.refresh('', hold);
     for (const tenant of sharers) await table.refresh(tenant, hold);
     for (const { tenant, version } of own) {
       expect((await table.liveFor(tenant, () => '', hold))?.version).toBe(version);
-      for (const sharer of sharers) expect(table.fresh(sharer, () => '')?.version).toBe(shared);
+      for (const sharer of sharers) {
+        expect((await table.liveFor(sharer, () => '', hold))?.version).toBe(shared);
+      }
     }
     // Of the six, the default set is one, that of the four tenants is one.
     expect(held(own)).toBe(4);
@@ -134,9 +133,10 @@ describe('live sets', () => {
     await activate(version, { tenant: c, rollout: [{ share: 0.5, duration_s: 3600 }] });
     const { table, reads } = counted({ liveMax_bytes: roomFor(4) });
     for (const tenant of [a, b, '', c]) await table.refresh(tenant, hold);
-    const seen = (tenant: string) => table.fresh(tenant, () => '')?.version;
-    expect([seen(a), seen(b)]).toEqual([undefined, tenants[1]!.version]);
-    expect([version, tenants[2]!.version]).toContain(seen(c));
+    const seen = async (tenant: string) => (await table.liveFor(tenant, () => '', hold))?.version;
+    expect(table.age_ms(a)).toBeUndefined();
+    expect(await seen(b)).toBe(tenants[1]!.version);
+    expect([version, tenants[2]!.version]).toContain(await seen(c));
     reads.isDown = true;
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 60_000 });
     await expect(table.liveFor(a, () => '', hold)).rejects.toThrow('D1 is down');
