@@ -21,8 +21,7 @@ import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './contex
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
   const caller = await authenticate(c, bearerKey(c.req.header('authorization')));
   if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key may not send completions.');
-  const asked = c.get('services').bursts.tenant.enter(caller.tenant);
-  if (asked !== undefined) await asked;
+  await c.get('services').bursts.tenant.enter(caller.tenant);
   c.set('caller', caller);
   await next();
 });

@@ -70,7 +70,7 @@ type Following = {
   /** A stream that is silent for this long gets a keepalive comment. */
   readonly keepalive_ms: number;
   /** Called as chunks pass; throws once the caller's key no longer works. */
-  readonly watch: () => Promise<void> | undefined;
+  readonly watch: () => Promise<void>;
   /** Collects the answer's bytes; undefined: texts are not kept. */
   readonly kept: AnswerBytes | undefined;
 };
@@ -268,13 +268,10 @@ export class Answer {
 
   async #read(): Promise<Bytes | undefined> {
     this.#unread_ms += Date.now() - this.#cameAt_ms;
-    const checked = this.#watch();
-    if (checked !== undefined) {
-      await checked.catch(async (refusal) => {
-        await this.#leave(refusal);
-        throw refusal;
-      });
-    }
+    await this.#watch().catch(async (refusal) => {
+      await this.#leave(refusal);
+      throw refusal;
+    });
     try {
       const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
       if (piece === 'late') {

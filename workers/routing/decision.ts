@@ -279,8 +279,7 @@ async function decide(
   const { mask } = request.body;
   const { sparsityMax, agreementMin } = request.caller.policy;
   if (mask != null) {
-    const asked = typeof mask === 'string' ? namedMasks.enter(request.caller.tenant, mask) : undefined;
-    if (asked !== undefined) await asked;
+    if (typeof mask === 'string') await namedMasks.enter(request.caller.tenant, mask);
     const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
     const decision = requestedDecision(mask, live, entry, heldSparsity);
     if (sparsityMax === null) return unembedded(decision);

@@ -224,11 +224,8 @@ export async function findSeen(db: Database, tenant: string, now_ms: number): Pr
  */
 
 export interface NamedMasks {
-  /**
-   * Checks the rate limit; undefined when no check is needed.
-   * @throws MaskrouteError `rate_limit_exceeded`.
-   */
-  enter(tenant: string, id: string): Promise<void> | undefined;
+  /** Counts a mask that is not known here. @throws MaskrouteError `rate_limit_exceeded`. */
+  enter(tenant: string, id: string): Promise<void>;
   /** Notes that a backend knows the mask. */
   met(id: string): void;
   /** The mask's sparsity; null if it is unknown. */
@@ -243,8 +240,10 @@ export function createNamedMasks(
   /** Known masks, with sparsities where they were read. An id is its content's hash, so entries never become stale. */
   const known = new LRUCache<string, { readonly sparsity: number | null }>({ max: NAMED_MASKS_MAX });
   return {
-    enter: (tenant, id) =>
-      id === DENSE_MASK_ID || known.has(id) || isHeld(id) ? undefined : burst.enter(`mask:${tenant}`),
+    async enter(tenant, id) {
+      const isKnown = id === DENSE_MASK_ID || known.has(id) || isHeld(id);
+      if (!isKnown) await burst.enter(`mask:${tenant}`);
+    },
     met(id) {
       if (!known.has(id)) known.set(id, { sparsity: null });
     },

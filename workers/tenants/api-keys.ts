@@ -116,18 +116,17 @@ export function createKeyWatch(
   apiKeys: Pick<ApiKeys, 'authenticateSha256'>,
   { keySha256 }: Caller,
   hold: Hold,
-): () => Promise<void> | undefined {
+): () => Promise<void> {
   let checked_ms = Date.now();
-  return () => {
+  return async () => {
     const now_ms = Date.now();
-    if (now_ms - checked_ms < KEY_WATCH_ms) return undefined;
+    if (now_ms - checked_ms < KEY_WATCH_ms) return;
     checked_ms = now_ms;
-    return apiKeys.authenticateSha256(keySha256, hold).then(
-      () => undefined,
-      (error) => {
-        if (error instanceof MaskrouteError && error.code !== 'configuration_unavailable') throw error;
-      },
-    );
+    try {
+      await apiKeys.authenticateSha256(keySha256, hold);
+    } catch (error) {
+      if (error instanceof MaskrouteError && error.code !== 'configuration_unavailable') throw error;
+    }
   };
 }
 

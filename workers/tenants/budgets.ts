@@ -136,8 +136,8 @@ function rateLimitHeaders(states: readonly BudgetState[]): Record<string, string
  */
 
 export interface BurstLimit {
-  /** Checks the limit; undefined when there is nothing to wait for. @throws MaskrouteError `rate_limit_exceeded`. */
-  enter(who: string): Promise<void> | undefined;
+  /** @throws MaskrouteError `rate_limit_exceeded`. */
+  enter(who: string): Promise<void>;
 }
 
 /** Requests of one caller that this isolate has admitted, plus a random start. */
@@ -179,11 +179,11 @@ export function createBurstLimit(
   };
 
   return {
-    enter(who) {
-      if (binding === undefined) return undefined;
+    async enter(who) {
+      if (binding === undefined) return;
       const of = seenOf(who);
       const isDue = ++of.count % askedEvery === 0;
-      return isDue || of.refused ? ask(binding, who, of) : undefined;
+      if (isDue || of.refused) await ask(binding, who, of);
     },
   };
 }
