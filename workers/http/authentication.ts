@@ -7,7 +7,7 @@ import { createMiddleware } from 'hono/factory';
 import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { networkOf } from '../base/place.ts';
-import { sameSecret } from '../base/secrets.ts';
+import { sameSecret, sha256Hex } from '../base/secrets.ts';
 import { BURST } from '../limits.ts';
 import { bearerKey, type Caller } from '../tenants/api-keys.ts';
 import type { SessionClaims } from '../tenants/sessions.ts';
@@ -78,7 +78,8 @@ async function within(c: AppContext, admin: AdminCaller): Promise<AdminCaller> {
  */
 async function authenticate(c: AppContext, key: string): Promise<Caller> {
   const { apiKeys, config } = c.get('services');
-  const network = apiKeys.isKnown(key) ? undefined : networkOf(c.req.raw, config.TRUSTED_FRONT);
+  const sha256 = sha256Hex(key);
+  const network = apiKeys.isKnown(sha256) ? undefined : networkOf(c.req.raw, config.TRUSTED_FRONT);
   if (network !== undefined) {
     const outcome = await c.env.UNKNOWN_KEY_BURST?.limit({ key: network }).catch(() => undefined);
     if (outcome?.success === false) {
@@ -87,7 +88,7 @@ async function authenticate(c: AppContext, key: string): Promise<Caller> {
       });
     }
   }
-  return await apiKeys.authenticate(key, holdOf(c));
+  return await apiKeys.authenticate(sha256, holdOf(c));
 }
 
 /** Requires a backend's token, for fetching masks. */
@@ -152,7 +153,7 @@ export async function readSession(
       ? { actor, role: grant.role, tenant: grant.tenant ?? undefined }
       : keySha256 === null
         ? ROOT
-        : adminCaller(await apiKeys.authenticateSha256(keySha256, hold));
+        : adminCaller(await apiKeys.authenticate(keySha256, hold));
   await live;
   return { admin, claims };
 }

@@ -2,7 +2,6 @@
  * API keys. Keys are looked up by their hash in D1 and cached in the isolate. An unknown key is refused while D1 can't
  * be reached: it fails closed.
  */
-import { LRUCache } from 'lru-cache';
 import type { ApiKeyKind } from '../../shared/admin/admin-wire.ts';
 import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -24,16 +23,15 @@ export type Caller = {
   readonly policy: TenantPolicy;
 };
 
+/** Keys are named by their SHA-256. */
 export interface ApiKeys {
   /**
    * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key, `tenant_disabled`,
    * `configuration_unavailable` for a key never seen before while D1 can't be asked.
    */
-  authenticate(key: string, hold: Hold): Promise<Caller>;
-  /** The same by the key's SHA-256. */
-  authenticateSha256(sha256: string, hold: Hold): Promise<Caller>;
+  authenticate(sha256: string, hold: Hold): Promise<Caller>;
   /** Whether the key is cached, so that checking it needs no query. */
-  isKnown(key: string): boolean;
+  isKnown(sha256: string): boolean;
   /** Drops the key from the cache, so that a revocation takes effect in this isolate at once. */
   forget(sha256: string): void;
 }
@@ -57,7 +55,6 @@ const KEY_PREFIXES: Record<ApiKeyKind, string> = {
 };
 const KEY_RANDOM_BYTES = 24;
 const PREFIX_RANDOM_CHARS = 6;
-const KEY_HASHES_MAX = 100;
 
 /** A new key, its stored hash, and the prefix by which people recognise it. */
 export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; prefix: string } {
@@ -72,20 +69,8 @@ export function createApiKeys(
   health?: SourceHealth,
 ): ApiKeys {
   const cache = new SwrCache('API keys', find, KEYS, { health });
-  /**
-   * Cached hashes of recently accepted keys, so that a key is hashed once. Its validity is checked by the hash every
-   * time. The runtime's string hash is seeded, so timing reveals nothing about keys.
-   */
-  const hashes = new LRUCache<string, string>({ max: KEY_HASHES_MAX });
-  const hashOf = (key: string): string => hashes.get(key) ?? sha256Hex(key);
   return {
-    async authenticate(key, hold) {
-      const sha256 = hashOf(key);
-      const caller = await this.authenticateSha256(sha256, hold);
-      if (!hashes.has(key)) hashes.set(key, sha256);
-      return caller;
-    },
-    async authenticateSha256(sha256, hold) {
+    async authenticate(sha256, hold) {
       let known: KnownKey | null;
       try {
         known = await cache.get(sha256, hold);
@@ -103,7 +88,7 @@ export function createApiKeys(
       const { id: keyId, kind, tenant, routingPolicy, policy } = known;
       return { keyId, keySha256: sha256, kind, tenant, routingPolicy, policy };
     },
-    isKnown: (key) => cache.holds(hashOf(key)),
+    isKnown: (sha256) => cache.holds(sha256),
     forget: (sha256) => cache.forget(sha256),
   };
 }
@@ -113,7 +98,7 @@ export function createApiKeys(
  * It is called as chunks pass, so it needs no timer. While the database does not answer, the last known state is used.
  */
 export function createKeyWatch(
-  apiKeys: Pick<ApiKeys, 'authenticateSha256'>,
+  apiKeys: Pick<ApiKeys, 'authenticate'>,
   { keySha256 }: Caller,
   hold: Hold,
 ): () => Promise<void> {
@@ -123,7 +108,7 @@ export function createKeyWatch(
     if (now_ms - checked_ms < KEY_WATCH_ms) return;
     checked_ms = now_ms;
     try {
-      await apiKeys.authenticateSha256(keySha256, hold);
+      await apiKeys.authenticate(keySha256, hold);
     } catch (error) {
       if (error instanceof MaskrouteError && error.code !== 'configuration_unavailable') throw error;
     }
