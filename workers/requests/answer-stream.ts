@@ -85,13 +85,8 @@ export class Answer {
   readonly ended: Promise<Outcome>;
 
   readonly #end: (outcome: Outcome) => void;
-  readonly #wire: Following['wire'];
   readonly #progress: Progress;
-  readonly #signal: AbortSignal;
-  readonly #stall_ms: number;
-  readonly #keepalive_ms: number;
-  readonly #watch: Following['watch'];
-  readonly #kept: Following['kept'];
+  readonly #following: Following;
   readonly #stall: Wait;
   readonly #silence: Wait;
   readonly #tail = new Tail();
@@ -109,19 +104,13 @@ export class Answer {
   #isTold = false;
 
   constructor(asked: Promise<Asked>, progress: Progress, following: Following) {
-    const { wire, signal, stall_ms, keepalive_ms, watch, kept } = following;
     const { promise, resolve } = Promise.withResolvers<Outcome>();
     this.ended = promise;
     this.#end = resolve;
-    this.#wire = wire;
     this.#progress = progress;
-    this.#signal = signal;
-    this.#stall_ms = stall_ms;
-    this.#keepalive_ms = keepalive_ms;
-    this.#watch = watch;
-    this.#kept = kept;
-    this.#stall = createWait(stall_ms);
-    this.#silence = createWait(keepalive_ms);
+    this.#following = following;
+    this.#stall = createWait(following.stall_ms);
+    this.#silence = createWait(following.keepalive_ms);
     this.begun = this.#begin(asked);
   }
 
@@ -130,7 +119,7 @@ export class Answer {
    * `begun`.
    */
   begunInTime(): Promise<Begun | 'late'> {
-    return this.#silence.within(this.begun, this.#keepalive_ms);
+    return this.#silence.within(this.begun, this.#following.keepalive_ms);
   }
 
   /**
@@ -146,7 +135,7 @@ export class Answer {
           try {
             for (;;) {
               pending ??= this.#reader === undefined ? this.#firstPiece() : this.#read();
-              const bytes = await this.#silence.within(pending, this.#keepalive_ms);
+              const bytes = await this.#silence.within(pending, this.#following.keepalive_ms);
               if (bytes === 'late') {
                 // A comment here would become part of an unfinished event.
                 if (events.isInside) continue;
@@ -160,7 +149,8 @@ export class Answer {
             }
           } catch (thrown) {
             // When the client hung up, the error is its own and not a backend's.
-            const cause = this.#signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
+            const cause =
+              this.#following.signal.aborted && !(thrown instanceof MaskrouteError) ? hungUp() : thrown;
             if (events.isInside) controller.enqueue(EMPTY_LINE);
             controller.enqueue(this.#errorEvent(lateError(cause, requestId)));
           }
@@ -220,13 +210,13 @@ export class Answer {
   async #readWhole(response: Response, rest: Rest): Promise<ArrayBuffer> {
     this.#phase = 'reading';
     const bytes = await rest(response.arrayBuffer());
-    this.#kept?.add(new Uint8Array(bytes));
+    this.#following.kept?.add(new Uint8Array(bytes));
     this.#overWith(response, 'complete', hearWhole(new Uint8Array(bytes)));
     return bytes;
   }
 
   #brokeOff(cause: unknown): MaskrouteError {
-    return this.#signal.aborted
+    return this.#following.signal.aborted
       ? hungUp()
       : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
           cause,
@@ -239,8 +229,8 @@ export class Answer {
     this.#reader = body.getReader();
     this.#cameAt_ms = Date.now();
     // The client may have hung up before the listener was added; the abort event fires only once.
-    if (this.#signal.aborted || this.#hasLeft) this.#left();
-    else this.#signal.addEventListener('abort', this.#left, { once: true });
+    if (this.#following.signal.aborted || this.#hasLeft) this.#left();
+    else this.#following.signal.addEventListener('abort', this.#left, { once: true });
   }
 
   readonly #left = (): void => void this.#leave(undefined);
@@ -262,34 +252,34 @@ export class Answer {
   }
 
   #errorEvent(error: WireError): Bytes {
-    const data = this.#wire === 'responses' ? errorEventOf(error, this.#sequence) : error;
+    const data = this.#following.wire === 'responses' ? errorEventOf(error, this.#sequence) : error;
     return encode(`event: error\ndata: ${JSON.stringify(data)}\n\n`);
   }
 
   async #read(): Promise<Bytes | undefined> {
     this.#unread_ms += Date.now() - this.#cameAt_ms;
-    await this.#watch().catch(async (refusal) => {
+    await this.#following.watch().catch(async (refusal) => {
       await this.#leave(refusal);
       throw refusal;
     });
     try {
-      const piece = await this.#stall.within(this.#reader!.read(), this.#stall_ms);
+      const piece = await this.#stall.within(this.#reader!.read(), this.#following.stall_ms);
       if (piece === 'late') {
         this.#reader!.cancel().catch(() => {});
         // The client did read all this time, so the backend broke off by itself.
         this.#unread_ms = 0;
-        throw new Error(`no bytes for ${this.#stall_ms} ms`);
+        throw new Error(`no bytes for ${this.#following.stall_ms} ms`);
       }
       if (piece.done) {
         this.#passed('complete');
         return undefined;
       }
       this.#tail.hear(piece.value);
-      this.#kept?.add(piece.value);
+      this.#following.kept?.add(piece.value);
       return piece.value as Bytes;
     } catch (error) {
       const isUnread = this.#unread_ms >= UNREAD_MAX_ms;
-      this.#passed(this.#signal.aborted || isUnread ? 'cancelled' : 'broken');
+      this.#passed(this.#following.signal.aborted || isUnread ? 'cancelled' : 'broken');
       throw isUnread ? notRead(error) : error;
     } finally {
       this.#cameAt_ms = Date.now();
@@ -299,7 +289,7 @@ export class Answer {
   #passed(how: How): void {
     if (this.#phase !== 'passing') return;
     this.#stall.end();
-    this.#signal.removeEventListener('abort', this.#left);
+    this.#following.signal.removeEventListener('abort', this.#left);
     const heard = this.#tail.heard();
     this.#sequence = (heard.sequence ?? -1) + 1;
     this.#overWith(this.#response!, how, heard);
