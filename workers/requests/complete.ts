@@ -35,36 +35,31 @@ import { AnswerBytes, keepTexts } from './read-answer.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
-  .post('/chat/completions', traced, tenantOnly, async (c) => {
-    const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text, wire: 'chat' }, parseChat(value));
-  })
-  .post('/completions', traced, tenantOnly, async (c) => {
-    const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text, wire: 'completions' }, parseCompletion(value));
-  })
-  .post('/responses', traced, tenantOnly, async (c) => {
-    const { value, text } = await readBody(c.req.raw);
-    return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
-  });
+  .post('/chat/completions', traced, tenantOnly, (c) => complete(c, 'chat'))
+  .post('/completions', traced, tenantOnly, (c) => complete(c, 'completions'))
+  .post('/responses', traced, tenantOnly, (c) => complete(c, 'responses'));
 
-/** The body for routing, and the header that names ignored fields. */
-type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
+type Wire = ClientBody['wire'];
 
-/** @throws MaskrouteError `invalid_request`. */
-function parseChat(raw: unknown): ReadBody {
-  const { body, ignored } = readFields(chatRequest, raw);
-  return { routable: { kind: 'chat', body }, ignored };
-}
-/** A Responses API request is routed as its chat completion. @throws MaskrouteError `invalid_request`. */
-function parseResponse(raw: unknown): ReadBody {
-  const { body, ignored } = readFields(responsesRequest, raw);
-  return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
-}
-/** @throws MaskrouteError `invalid_request`. */
-function parseCompletion(raw: unknown): ReadBody {
-  const { body, ignored } = readFields(completionRequest, raw);
-  return { routable: { kind: 'completion', body }, ignored };
+/**
+ * The body for routing, and the header that names ignored fields. A Responses API request is routed as its chat
+ * completion. @throws MaskrouteError `invalid_request`.
+ */
+function parseBody(wire: Wire, raw: unknown): { routable: RoutableBody; ignored: Record<string, string> } {
+  switch (wire) {
+    case 'chat': {
+      const { body, ignored } = readFields(chatRequest, raw);
+      return { routable: { kind: 'chat', body }, ignored };
+    }
+    case 'completions': {
+      const { body, ignored } = readFields(completionRequest, raw);
+      return { routable: { kind: 'completion', body }, ignored };
+    }
+    case 'responses': {
+      const { body, ignored } = readFields(responsesRequest, raw);
+      return { routable: { kind: 'chat', body: chatOfResponse(body) }, ignored };
+    }
+  }
 }
 
 /**
@@ -73,11 +68,10 @@ function parseCompletion(raw: unknown): ReadBody {
  */
 type ReplyHeaders = Record<string, string>;
 
-async function complete(
-  c: AppContext,
-  client: ClientBody,
-  { routable, ignored }: ReadBody,
-): Promise<Response> {
+async function complete(c: AppContext, wire: Wire): Promise<Response> {
+  const { value, text } = await readBody(c.req.raw);
+  const { routable, ignored } = parseBody(wire, value);
+  const client: ClientBody = { value: value as object, text, wire };
   const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId'), ...ignored };
   try {
     const { account, routed } = await enter(c, routable, headers);
@@ -269,7 +263,8 @@ function setHeaders(c: AppContext, headers: Record<string, string>): void {
 /* The dry run: the same body, the same decision, no backend. */
 
 export const dryRun = new Hono<AppEnv>().post('/route', tenantOnly, async (c) => {
-  const { routable, ignored } = parseAny(await readJson(c.req.raw));
+  const raw = await readJson(c.req.raw);
+  const { routable, ignored } = parseBody(wireOf(raw), raw);
   requireModel(c.var.caller.policy, routable.body.model);
   const routed = await route(c, routable);
   const { decision, encoder, timings } = routed;
@@ -294,10 +289,10 @@ export const dryRun = new Hono<AppEnv>().post('/route', tenantOnly, async (c) =>
 });
 
 /** A body with `messages` is a chat, with `input` a Responses API request, and any other a completion. */
-function parseAny(raw: unknown): ReturnType<typeof parseChat> {
+function wireOf(raw: unknown): Wire {
   const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
-  if (has('messages')) return parseChat(raw);
-  return has('input') ? parseResponse(raw) : parseCompletion(raw);
+  if (has('messages')) return 'chat';
+  return has('input') ? 'responses' : 'completions';
 }
 
 function skippedBy({ mask }: Decision, table: RoutingTable): SkippedLayers | null {
