@@ -121,8 +121,18 @@ export const NAMED_MASKS_MAX = 1_000;
 /** Cached vectors of texts, for encoders behind a network: at 384 dimensions each takes 1.5 kB. */
 export const VECTORS_MAX = 4_000;
 
-/** Loading the static table is reading a local asset; it is done once an isolate. */
-export const ENCODER_LOAD_TIMEOUT_ms = 5_000;
+/**
+ * The encoder is loaded once an isolate; the static one is a local asset. A request waits up to 5 s, and a load goes on
+ * for later requests.
+ */
+export const ENCODER_LOAD = {
+  ...MODELS,
+  fresh_ms: Number.POSITIVE_INFINITY,
+  stale_ms: Number.POSITIVE_INFINITY,
+  wait_ms: 5_000,
+  load_ms: 10_000,
+  retry_ms: 0,
+} as const;
 
 /** -1 routes everything: similarity is a cosine. */
 export const ROUTE_SIMILARITY_MIN = -1;
@@ -200,7 +210,7 @@ export const SESSION_ENDS = { ...KEYS, stale_ms: KEYS.revalidate_ms } as const;
 export const SESSION_ENDS_KNOWN_MAX = 10_000;
 
 /** The backends' encoder: the timeout includes loading it; embedding alone has the shorter `EMBED_TIMEOUT_MS`. */
-export const EMBEDDINGS = { timeout_ms: 3_000, batch: 64, bytesMax: 4 * 1024 * 1024 } as const;
+export const EMBEDDINGS = { timeout_ms: 3_000, bytesMax: 4 * 1024 * 1024 } as const;
 
 /** Requests to a backend's jobs. A mask set is the longest answer; uploads have no time limit. */
 export const JOBS = { timeout_ms: 15_000, bytesMax: 4 * 1024 * 1024 } as const;

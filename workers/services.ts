@@ -148,7 +148,7 @@ function createServices(env: Env): Services {
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
-    embedder: createEmbedder(() => loadEncoder(config, env, backend), config.EMBED_TIMEOUT_MS),
+    embedder: createEmbedder(() => loadEncoder(config, env, backend)),
     models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),
   };
 }

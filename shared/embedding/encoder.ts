@@ -4,14 +4,11 @@ import { type ChatRequest, type CompletionRequest, messageText } from '../wire/o
 
 export interface Encoder {
   readonly spec: EncoderSpec;
-  /** True if the encoder computes synchronously in the caller's thread: a timeout could not stop it, so none is set. */
-  readonly isLocal?: true;
   /**
    * For each text an L2-normalised vector of `spec.dimensions`; the zero vector for a text that is empty or has no
-   * known token. Rejects when the encoder fails or `signal` aborts. `region`: where the texts come from, for an encoder
-   * that runs in several places.
+   * known token. Rejects when the encoder fails or `signal` aborts.
    */
-  embed(texts: readonly string[], signal?: AbortSignal, region?: string): Promise<Float32Array[]>;
+  embed(texts: readonly string[], signal?: AbortSignal): Promise<Float32Array[]>;
 }
 
 /** Longer texts are cut before they are embedded: this is enough to tell the kind, and bounds the edge's CPU time. */

@@ -30,7 +30,6 @@ export function loadStaticEncoder(source: ArrayBuffer | Uint8Array): Encoder {
   const embedText = (text: string): Float32Array =>
     normalise(sumOfTokens(table, tokenizer.tokenIds(text.slice(0, EMBED_CHARS_MAX))));
   return {
-    isLocal: true,
     spec: {
       id: STATIC_ENCODER_ID,
       revision: table.revision,

@@ -6,7 +6,6 @@
 import type { StickySource } from '../../shared/mask/sticky.ts';
 import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { LOCAL_REGION } from '../base/place.ts';
 import type { RequestTrace } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
@@ -33,7 +32,7 @@ export type Purpose =
       readonly conversation: StickySource;
     }
   /** Its result says nothing about completions, so it does not affect breakers. */
-  | { readonly kind: 'aside'; readonly region: string | undefined };
+  | { readonly kind: 'aside'; readonly region: string };
 
 type CallTime = {
   /** Until the first byte of the answer, all attempts together. */
@@ -303,7 +302,7 @@ const sum = (counts: Iterable<number>): number => [...counts].reduce((total, cou
 /** With a single backend nothing is hashed. */
 function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
   if (purpose.kind === 'aside') {
-    return { region: purpose.region ?? LOCAL_REGION, model: undefined, key: '' };
+    return { region: purpose.region, model: undefined, key: '' };
   }
   const { region, model, mask, conversation } = purpose;
   return { region, model, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };

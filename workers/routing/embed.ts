@@ -4,7 +4,7 @@
  */
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
-import { EMBED_CHARS_MAX, type Encoder, normalise } from '../../shared/embedding/encoder.ts';
+import { type Encoder, normalise } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
 import { encoderListSchema } from '../../shared/wire/backend-load.ts';
@@ -13,80 +13,60 @@ import type { FallbackReason } from '../../shared/wire/protocol.ts';
 import { RETRIES_MAX } from '../backends/call-backend.ts';
 import type { BackendPool } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
+import { SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
 import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
-import { EMBEDDINGS, ENCODER_LOAD_TIMEOUT_ms, VECTORS_MAX } from '../limits.ts';
+import { EMBEDDINGS, ENCODER_LOAD, VECTORS_MAX } from '../limits.ts';
 
 export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
   | { readonly ok: false; readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> };
 
-type EmbedRequest = {
+/** Who asks for an embedding. */
+type Asker = {
   /** Where the text comes from, as `regionOf` gives it. */
   readonly region: string;
   readonly signal: AbortSignal;
-  readonly hold: Hold;
+};
+
+/** An encoder as the edge uses it: for one text at a time, which is neither empty nor longer than `EMBED_CHARS_MAX`. */
+export type EdgeEncoder = {
+  readonly spec: EncoderSpec;
+  /** An L2-normalised vector of `spec.dimensions`. Rejects when the encoder fails or is slow, or `signal` aborts. */
+  embed(text: string, asker: Asker): Promise<Float32Array>;
 };
 
 export interface Embedder {
   /** The loaded encoder. @throws Error when it can't be loaded; a later call tries again. */
-  encoder(hold: Hold): Promise<Encoder>;
-  embed(text: string, of: EmbedRequest): Promise<Embedding>;
+  encoder(hold: Hold): Promise<EdgeEncoder>;
+  embed(text: string, of: Asker & { readonly hold: Hold }): Promise<Embedding>;
 }
 
-/** `timeout_ms` limits embedding; loading, once in an isolate, has its own limit. */
-export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number): Embedder {
-  let loaded: Encoder | undefined;
-  let loading: { readonly startedAt_ms: number; readonly result: Promise<Encoder> } | undefined;
-
-  const encoder = async (hold: Hold): Promise<Encoder> => {
-    if (loaded !== undefined) return loaded;
-    // A load that is too old belonged to a request that was torn down, and will never settle.
-    if (loading === undefined || Date.now() - loading.startedAt_ms > 2 * ENCODER_LOAD_TIMEOUT_ms) {
-      const started = { startedAt_ms: Date.now(), result: load() };
-      loading = started;
-      const settled = started.result
-        .then((ready) => {
-          loaded = ready;
-        })
-        .catch((error) => log('error', 'encoder_load_failed', { reason: reasonOf(error) }))
-        // A rejected load is dropped, so that the next request tries again.
-        .finally(() => {
-          if (loading === started) loading = undefined;
-        });
-      hold(settled);
-    }
-    return await withDeadline(loading.result, ENCODER_LOAD_TIMEOUT_ms, 'loading the encoder');
-  };
-
+/** The encoder is loaded once in an isolate. */
+export function createEmbedder(load: () => Promise<EdgeEncoder>): Embedder {
+  const cache = new SwrCache(
+    'the encoder',
+    () =>
+      load().catch((error) => {
+        log('error', 'encoder_load_failed', { reason: reasonOf(error) });
+        throw error;
+      }),
+    ENCODER_LOAD,
+  );
+  const encoder = async (hold: Hold) => (await cache.get('', hold))!;
   return {
     encoder,
     async embed(text, { region, signal, hold }) {
       try {
         const ready = await encoder(hold);
-        const [vector] = await (ready.isLocal === true
-          ? ready.embed([text], signal)
-          : embedInTime(ready, text, { region, signal }, timeout_ms));
-        return { ok: true, vector: vector!, spec: ready.spec };
+        return { ok: true, vector: await ready.embed(text, { region, signal }), spec: ready.spec };
       } catch (error) {
         log('warn', 'embedding_failed', { reason: reasonOf(error) });
         return { ok: false, fallback: error instanceof DeadlineError ? 'encoder_timeout' : 'encoder_failed' };
       }
     },
   };
-}
-
-async function embedInTime(
-  encoder: Encoder,
-  text: string,
-  { region, signal }: Pick<EmbedRequest, 'region' | 'signal'>,
-  timeout_ms: number,
-): Promise<Float32Array[]> {
-  const timeout = new AbortController();
-  const both = AbortSignal.any([signal, timeout.signal]);
-  const work = withDeadline(encoder.embed([text], both, region), timeout_ms, 'embedding');
-  return await work.finally(() => timeout.abort());
 }
 
 /* The encoders. One reads an asset of the worker; three call a service over the network. */
@@ -109,87 +89,48 @@ export async function loadEncoder(
   config: Config,
   env: Env,
   backends: Pick<BackendPool, 'askAll' | 'call'>,
-): Promise<Encoder> {
-  switch (config.ENCODER) {
-    case 'static':
-      return await loadStatic(env);
+): Promise<EdgeEncoder> {
+  const { ENCODER, EMBED_TIMEOUT_MS: timeout_ms } = config;
+  switch (ENCODER) {
+    case 'static': {
+      // It computes in this thread, so a time limit could not stop it.
+      const { spec, embed } = await loadStatic(env);
+      return { spec, embed: async (text, { signal }) => (await embed([text], signal))[0]! };
+    }
     case 'workers-ai':
       if (env.AI === undefined) throw new Error('the binding AI is missing');
-      return cached(createWorkersAiEncoder(env.AI));
+      return cached(createWorkersAiEncoder(env.AI, timeout_ms));
     case 'huggingface':
-      return cached(await createHuggingFaceEncoder(config));
+      return cached(await createHuggingFaceEncoder(config, timeout_ms));
     case 'backend':
-      return cached(await loadBackendEncoder(backends));
+      return cached(await loadBackendEncoder(backends, timeout_ms));
   }
 }
 
-/* Shared by all encoders behind a network: batches, empty texts, validation of vectors, and cancellation. */
+/* Shared by all encoders behind a network: the time limit, and validation of vectors. */
 
-const vectorsSchema = z.array(z.array(z.number()));
+/** A list with the one vector. */
+const vectorsSchema = z.tuple([z.array(z.number())]);
 
-type RemoteCall = (
-  texts: readonly string[],
-  signal: AbortSignal | undefined,
-  region: string | undefined,
-) => Promise<unknown>;
-
-/**
- * `call` requests one vector for each text, at most `batch` texts at a time. `embed` rejects with an Error that says
- * what was wrong with the provider's answer.
- */
-export function createRemoteEncoder(spec: EncoderSpec, batch: number, call: RemoteCall): Encoder {
-  const embedBatch = async (
-    texts: readonly string[],
-    signal: AbortSignal | undefined,
-    region: string | undefined,
-  ) => {
-    const parsed = vectorsSchema.safeParse(await abortable(call(texts, signal, region), signal));
-    if (!parsed.success) throw new Error(`${spec.id} did not answer with one vector a text`);
-    if (parsed.data.length !== texts.length) {
-      throw new Error(`${spec.id} answered ${parsed.data.length} vectors for ${texts.length} texts`);
-    }
-    return parsed.data.map((vector) => {
-      if (vector.length !== spec.dimensions) {
-        throw new Error(`${spec.id} answered ${vector.length} dimensions, not ${spec.dimensions}`);
-      }
-      return normalise(Float32Array.from(vector));
-    });
-  };
+/** `call` asks for the text's vector, in a list. An answer in another form is an Error that says so. */
+export function createRemoteEncoder(
+  spec: EncoderSpec,
+  timeout_ms: number,
+  call: (text: string, asker: Asker) => Promise<unknown>,
+): EdgeEncoder {
   return {
     spec,
-    async embed(texts, signal, region) {
-      signal?.throwIfAborted();
-      const vectors: Float32Array[] = texts.map(() => new Float32Array(spec.dimensions));
-      const filled = texts.flatMap((text, index) => (text.trim() === '' ? [] : [index]));
-      for (let start = 0; start < filled.length; start += batch) {
-        const indices = filled.slice(start, start + batch);
-        const answered = await embedBatch(
-          indices.map((index) => texts[index]!.slice(0, EMBED_CHARS_MAX)),
-          signal,
-          region,
-        );
-        indices.forEach((index, i) => {
-          vectors[index] = answered[i]!;
-        });
+    async embed(text, { region, signal }) {
+      const late = new AbortController();
+      const asked = call(text, { region, signal: AbortSignal.any([signal, late.signal]) });
+      const answer = await withDeadline(asked, timeout_ms, 'embedding').finally(() => late.abort());
+      const [vector] = vectorsSchema.safeParse(answer).data ?? [];
+      if (vector?.length !== spec.dimensions) {
+        throw new Error(`${spec.id} did not answer with one vector of ${spec.dimensions} numbers`);
       }
-      return vectors;
+      return normalise(Float32Array.from(vector));
     },
   };
-}
-
-/** Rejects as soon as `signal` aborts, for clients that do not support cancellation. */
-async function abortable<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return await work;
-  let abort: (() => void) | undefined;
-  const aborted = new Promise<never>((_resolve, reject) => {
-    abort = () => reject(signal.reason);
-    signal.addEventListener('abort', abort, { once: true });
-  });
-  try {
-    return await Promise.race([work, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort!);
-  }
 }
 
 /*
@@ -201,7 +142,10 @@ const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.
 const nothing = () => {};
 
 /** @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare. */
-async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>): Promise<Encoder> {
+async function loadBackendEncoder(
+  backends: Pick<BackendPool, 'askAll' | 'call'>,
+  timeout_ms: number,
+): Promise<EdgeEncoder> {
   const answers = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms, nothing);
   const entries = answers.flatMap((answer) => encoderListSchema.parse(answer).data);
   const [first] = entries;
@@ -210,25 +154,25 @@ async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>
   const other = entries.find((entry) => !sameEncoder(entry.encoder, first.encoder));
   if (other !== undefined) throw new Error('the backends have different encoders');
   const { id: model, encoder: spec } = first;
-  return createRemoteEncoder(spec, EMBEDDINGS.batch, async (texts, signal, region) => {
+  return createRemoteEncoder(spec, timeout_ms, async (text, { region, signal }) => {
     const called = await backends.call({
       request: {
         path: '/v1/embeddings',
         requestId: `edge_${crypto.randomUUID()}`,
         tenant: '',
-        body: JSON.stringify({ model, input: texts, encoding_format: 'float' }),
+        body: JSON.stringify({ model, input: [text], encoding_format: 'float' }),
       },
       purpose: { kind: 'aside', region },
       time: { timeout_ms: EMBEDDINGS.timeout_ms, isFullTime: false },
       retries: { left: RETRIES_MAX },
-      signal: signal ?? new AbortController().signal,
+      signal,
       hold: nothing,
     });
     if (called.kind === 'error') throw called.error;
     const { response } = called;
-    const text = await readAnswer(response, EMBEDDINGS.bytesMax);
-    if (!response.ok) throw new Error(`the backend answered ${response.status}: ${text.slice(0, 200)}`);
-    return answerSchema.parse(JSON.parse(text)).data.map(({ embedding }) => embedding);
+    const answer = await readAnswer(response, EMBEDDINGS.bytesMax);
+    if (!response.ok) throw new Error(`the backend answered ${response.status}: ${answer.slice(0, 200)}`);
+    return answerSchema.parse(JSON.parse(answer)).data.map(({ embedding }) => embedding);
   });
 }
 
@@ -237,15 +181,12 @@ async function loadBackendEncoder(backends: Pick<BackendPool, 'askAll' | 'call'>
  * text-embeddings-inference server when `HF_ENDPOINT_URL` is set.
  */
 
-/** Default batch limit of text-embeddings-inference. */
-const BATCH = 32;
-
 type HuggingFaceConfig = Pick<
   Config,
   'HF_TOKEN' | 'HF_MODEL' | 'HF_REVISION' | 'HF_POOLING' | 'HF_DIMENSIONS' | 'HF_ENDPOINT_URL'
 >;
 
-async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Encoder> {
+async function createHuggingFaceEncoder(config: HuggingFaceConfig, timeout_ms: number): Promise<EdgeEncoder> {
   // Its client is large; loading it lazily keeps the start of other isolates fast.
   const { InferenceClient } = await import('@huggingface/inference');
   const client = new InferenceClient(config.HF_TOKEN);
@@ -260,12 +201,12 @@ async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Enco
       pooling: config.HF_POOLING,
       dimensions: config.HF_DIMENSIONS,
     },
-    BATCH,
-    async (texts, signal) =>
+    timeout_ms,
+    async (text, { signal }) =>
       await client.featureExtraction(
-        { ...target, inputs: [...texts] },
+        { ...target, inputs: [text] },
         // No retries: the request waits, and runs dense if the call fails.
-        { retry_on_error: false, ...(signal === undefined ? {} : { signal }) },
+        { retry_on_error: false, signal },
       ),
   );
 }
@@ -277,19 +218,18 @@ async function createHuggingFaceEncoder(config: HuggingFaceConfig): Promise<Enco
 
 const MODEL = '@cf/baai/bge-small-en-v1.5';
 const DIMENSIONS = 384;
-/** Most texts of one call. */
-const WORKERS_AI_BATCH = 100;
 
 const workersAiAnswerSchema = z.looseObject({ data: z.array(z.array(z.number())) });
 
-function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
+function createWorkersAiEncoder(ai: TextEmbeddingBinding, timeout_ms: number): EdgeEncoder {
   return createRemoteEncoder(
     // Workers AI does not version its models; only the name can be pinned.
     { id: MODEL, revision: 'workers-ai', pooling: 'cls', dimensions: DIMENSIONS },
-    WORKERS_AI_BATCH,
-    async (texts, signal) =>
-      workersAiAnswerSchema.parse(await ai.run(MODEL, { text: texts, pooling: 'cls' }, signal && { signal }))
-        .data,
+    timeout_ms,
+    async (text, { signal }) => {
+      const answer = await ai.run(MODEL, { text: [text], pooling: 'cls' }, { signal });
+      return workersAiAnswerSchema.parse(answer).data;
+    },
   );
 }
 
@@ -299,29 +239,15 @@ function createWorkersAiEncoder(ai: TextEmbeddingBinding): Encoder {
  */
 
 /** Wraps `encoder` with a cache of its vectors. Failures are not cached. */
-export function cached(encoder: Encoder, vectorsMax = VECTORS_MAX): Encoder {
+export function cached(encoder: EdgeEncoder, vectorsMax = VECTORS_MAX): EdgeEncoder {
   const vectors = new LRUCache<string, Float32Array>({ max: vectorsMax });
   return {
     spec: encoder.spec,
-    async embed(texts, signal, region) {
-      signal?.throwIfAborted();
-      const keys = texts.map((text) => sha256Hex(text.slice(0, EMBED_CHARS_MAX)));
-      const found = keys.map((key) => vectors.get(key));
-      const missing = [...new Map(keys.map((key, index) => [key, index])).values()].filter(
-        (index) => found[index] === undefined,
-      );
-      const made =
-        missing.length === 0
-          ? []
-          : await encoder.embed(
-              missing.map((i) => texts[i]!),
-              signal,
-              region,
-            );
-      const fresh = new Map(missing.map((index, i) => [keys[index]!, made[i]!]));
-      for (const [key, vector] of fresh) vectors.set(key, vector);
-      // Returns copies, so that a caller cannot change the cached vectors.
-      return keys.map((key, index) => (found[index] ?? fresh.get(key))!.slice());
+    async embed(text, asker) {
+      const key = sha256Hex(text);
+      const vector = vectors.get(key) ?? (await encoder.embed(text, asker));
+      vectors.set(key, vector);
+      return vector;
     },
   };
 }
