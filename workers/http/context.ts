@@ -9,7 +9,7 @@ import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
 import { log, type RequestTrace, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
-import type { Config, Env } from '../env.ts';
+import type { Env } from '../env.ts';
 import { PREFLIGHT_KEPT_s, RETRIED_AFTER_MAX_s } from '../limits.ts';
 import { type Services, servicesFor } from '../services.ts';
 import type { Caller } from '../tenants/api-keys.ts';
@@ -66,32 +66,19 @@ export const traced = createMiddleware<AppEnv>(async (c, next) => {
  * allowed; any header is, since OpenAI's clients add some to every request.
  */
 export const browsers: MiddlewareHandler<AppEnv> = (c, next) => {
-  const { config } = c.get('services');
-  return config.ALLOWED_ORIGINS.length === 0 ? next() : corsOf(config)(c, next);
-};
-
-const made = new WeakMap<Config, MiddlewareHandler<AppEnv>>();
-
-function corsOf(config: Config): MiddlewareHandler<AppEnv> {
-  const known = made.get(config);
-  if (known !== undefined) return known;
-  const origins = config.ALLOWED_ORIGINS;
-  const handler = cors({
+  const origins = c.get('services').config.ALLOWED_ORIGINS;
+  if (origins.length === 0) return next();
+  return cors({
     origin: origins.includes('*') ? '*' : origins,
     allowMethods: ['GET', 'POST'],
-    exposeHeaders: [
-      ...Object.values(HEADERS),
-      BACKEND_HEADERS.backend,
-      BACKEND_HEADERS.affinity,
-      ...ABOUT_LIMITS,
-    ],
+    exposeHeaders: EXPOSED_HEADERS,
     maxAge: PREFLIGHT_KEPT_s,
-  });
-  made.set(config, handler);
-  return handler;
-}
+  })(c, next);
+};
 
-const ABOUT_LIMITS = [
+const EXPOSED_HEADERS = [
+  ...Object.values(HEADERS),
+  ...[BACKEND_HEADERS.backend, BACKEND_HEADERS.affinity],
   ...['retry-after', 'x-should-retry'],
   ...['requests', 'tokens'].flatMap((unit) =>
     ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
