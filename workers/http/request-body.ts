@@ -7,7 +7,7 @@ import { createMiddleware } from 'hono/factory';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
 import { parseJson, readBounded, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
-import { createWait, withDeadline } from '../base/waiting.ts';
+import { DeadlineError, withDeadline } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
 import type { AppEnv } from './context.ts';
 
@@ -48,9 +48,13 @@ async function readText(request: Request): Promise<string> {
   };
   const isSmall = length !== null && Number(length) <= BODY_ARRIVAL.untimedBytesMax;
   try {
-    return await (isSmall ? read() : inTime(read()));
+    return await (isSmall ? read() : withDeadline(read(), BODY_ARRIVAL.limit_ms, 'the body'));
   } catch (error) {
     if (error instanceof MaskrouteError) throw error;
+    if (error instanceof DeadlineError) {
+      const limit_s = BODY_ARRIVAL.limit_ms / 1000;
+      throw new MaskrouteError('request_timeout', `The body was not whole within ${limit_s} s.`);
+    }
     if (error instanceof TooLargeError) throw tooLarge();
     if (error instanceof TypeError && !request.signal.aborted) {
       requireUnpacked(request.headers);
@@ -58,15 +62,6 @@ async function readText(request: Request): Promise<string> {
     }
     throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });
   }
-}
-
-async function inTime(reading: Promise<string>): Promise<string> {
-  const { limit_ms } = BODY_ARRIVAL;
-  const wait = createWait(limit_ms);
-  const named = reading.then((text) => ({ text }));
-  const whole = await wait.within(named, limit_ms).finally(wait.end);
-  if (whole !== 'late') return whole.text;
-  throw new MaskrouteError('request_timeout', `The body was not whole within ${limit_ms / 1000} s.`);
 }
 
 /** Counts open brackets outside of strings; one pass, no recursion. */
