@@ -1,6 +1,7 @@
 /** Creates the services of an isolate, once, from its environment; the only place that wires them together. */
 
 import { collectorOf } from '../shared/tracing/traces.ts';
+import { createVerifier } from '../shared/wire/service-token.ts';
 import { sender } from './backends/attempt.ts';
 import { type BackendJobs, createBackendJobs } from './backends/backend-jobs.ts';
 import { BackendPool } from './backends/pool.ts';
@@ -22,7 +23,6 @@ import { BURST, MODELS, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
 import { createEmbedder, type Embedder, loadEncoder } from './routing/embed.ts';
 import {
-  createMaskDoor,
   createNamedMasks,
   createRoutingTable,
   type NamedMasks,
@@ -58,8 +58,8 @@ export type Services = {
   readonly comparison: DenseComparison;
   readonly sessions: Sessions;
   readonly jobs: BackendJobs;
-  /** Authenticates a backend that fetches masks. */
-  readonly expectBackend: (token: string) => Promise<void>;
+  /** Verifies a backend's token. */
+  readonly verifyBackend: ReturnType<typeof createVerifier>;
   readonly traffic: TrafficSampler;
   readonly traces: Traces;
 };
@@ -144,7 +144,7 @@ function createServices(env: Env): Services {
       d1Health,
     ),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
-    expectBackend: createMaskDoor(config),
+    verifyBackend: createVerifier([config.BACKEND_KEY, ...present(config.BACKEND_KEY_2)], 'edge'),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),

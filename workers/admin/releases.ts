@@ -1,5 +1,6 @@
 /** Mask sets, which are immutable and named by their content; and publications, which make them live. */
 import { Hono } from 'hono';
+import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import {
   holdSchema,
   type LivePublication,
@@ -14,7 +15,7 @@ import { nextStepAt_ms, shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { compareReleases } from '../counting/side-by-side.ts';
-import { d1, isoTimeOrNull } from '../db/d1.ts';
+import { type Database, d1, isoTimeOrNull } from '../db/d1.ts';
 import {
   findEvaluation,
   findEvaluationBytes,
@@ -26,11 +27,17 @@ import {
   writeEvaluation,
   writeMaskSet,
 } from '../db/mask-set-rows.ts';
-import { findLive, type LiveState, listPublications } from '../db/publication-rows.ts';
+import {
+  findLive,
+  findPublication,
+  type LiveState,
+  listPublications,
+  type PublicationState,
+} from '../db/publication-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { checkPublishable, checkSet, hold, publish, rollback, storeMaskSet } from '../releases/publishing.ts';
-import { decodeMaskSet, findSeen } from '../routing/live-sets.ts';
+import { decodeMaskSet } from '../routing/live-sets.ts';
 import { listed, requireRoom, scopedTenant, tenantPageQuery } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
@@ -152,6 +159,32 @@ export const publications = new Hono<AppEnv>()
     if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
     return c.json((await d1(compareReleases(db, state, Date.now()))) satisfies ReleaseComparison);
   });
+
+type SeenPart = {
+  /** Null: these run dense. */
+  readonly publication: PublicationState | null;
+  /** Share of the tenant's conversations. */
+  readonly share: number;
+};
+
+/**
+ * The publications that a tenant's conversations see: the newest one and, for those that do not see it, its base or the
+ * default.
+ */
+async function findSeen(db: Database, tenant: string, now_ms: number): Promise<SeenPart[]> {
+  const newest = await d1(findLive(db, tenant));
+  const share = newest === null ? 0 : shareAt(newest.schedule, now_ms);
+  const parts: SeenPart[] = share === 0 ? [] : [{ publication: newest, share }];
+  if (share < 1) {
+    const before = newest?.previousId == null ? null : await d1(findPublication(db, newest.previousId));
+    const rest =
+      before !== null || tenant === DEFAULT_TENANT
+        ? [{ publication: before, share: 1 }]
+        : await findSeen(db, DEFAULT_TENANT, now_ms);
+    parts.push(...rest.map((part) => ({ ...part, share: part.share * (1 - share) })));
+  }
+  return parts.sort((a, b) => b.share - a.share);
+}
 
 async function held(c: AppContext, what: 'pause' | 'resume'): Promise<Response> {
   const body = parse(holdSchema, await readJson(c.req.raw));

@@ -6,6 +6,7 @@ import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
 import { createMiddleware } from 'hono/factory';
 import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { isFor } from '../../shared/wire/service-token.ts';
 import { networkOf } from '../base/place.ts';
 import { sameSecret, sha256Hex } from '../base/secrets.ts';
 import { BURST } from '../limits.ts';
@@ -91,9 +92,26 @@ async function authenticate(c: AppContext, key: string): Promise<Caller> {
   return await apiKeys.authenticate(sha256, holdOf(c));
 }
 
-/** Requires a backend's token, for fetching masks. */
+/**
+ * Requires a token that a backend signed for this edge with the scope `masks`. The edge's own tokens for backends are
+ * refused, and so is the backend key. Replays are not detected: isolates do not share used nonces, and a mask's content
+ * is the same every time.
+ * @throws MaskrouteError `invalid_api_key`, `expired_token`, or `configuration_unavailable` without `EDGE_URL`.
+ */
 export const backendOnly = createMiddleware<AppEnv>(async (c, next) => {
-  await c.get('services').expectBackend(bearerKey(c.req.header('authorization')));
+  const { config, verifyBackend } = c.get('services');
+  const token = bearerKey(c.req.header('authorization'));
+  const claims = await verifyBackend(token, Math.floor(Date.now() / 1000));
+  if (claims.scope !== 'masks') {
+    throw new MaskrouteError('invalid_api_key', 'The service token is not for masks.');
+  }
+  if (config.EDGE_URL === undefined) {
+    const message = 'This edge does not know its own address: EDGE_URL is not configured.';
+    throw new MaskrouteError('configuration_unavailable', message);
+  }
+  if (!isFor(claims, config.EDGE_URL)) {
+    throw new MaskrouteError('invalid_api_key', 'The service token is for another edge.');
+  }
   await next();
 });
 

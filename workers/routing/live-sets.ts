@@ -14,16 +14,13 @@ import {
   type MaskSet,
   maskSetSchema,
 } from '../../shared/mask/mask-set.ts';
-import { completesAt_ms, type Rollout, seesNew, shareAt } from '../../shared/mask/sticky.ts';
+import { completesAt_ms, type Rollout, seesNew } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { createVerifier, isFor } from '../../shared/wire/service-token.ts';
 import { createRoom, type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
-import { type Database, d1 } from '../db/d1.ts';
 import type { StoredMaskSet } from '../db/mask-set-rows.ts';
-import { findLive, findPublication, type LiveState, type PublicationState } from '../db/publication-rows.ts';
-import type { Config } from '../env.ts';
+import type { LiveState } from '../db/publication-rows.ts';
 import { DECODED_SETS_BYTES_MAX, LIVE_SETS_BYTES_MAX, NAMED_MASKS_MAX, TABLE } from '../limits.ts';
 import type { BurstLimit } from '../tenants/budgets.ts';
 
@@ -189,34 +186,6 @@ export function decodeMaskSet(stored: Pick<StoredMaskSet, 'version' | 'content'>
   };
 }
 
-/* The versions in use for a tenant, for the admin API; requests use the table above. */
-
-type SeenPart = {
-  /** Null: these run dense. */
-  readonly publication: PublicationState | null;
-  /** Share of the tenant's conversations. */
-  readonly share: number;
-};
-
-/**
- * The publications that a tenant's conversations see: the newest one and, for those that do not see it, its base or the
- * default.
- */
-export async function findSeen(db: Database, tenant: string, now_ms: number): Promise<SeenPart[]> {
-  const newest = await d1(findLive(db, tenant));
-  const share = newest === null ? 0 : shareAt(newest.schedule, now_ms);
-  const parts: SeenPart[] = share === 0 ? [] : [{ publication: newest, share }];
-  if (share < 1) {
-    const before = newest?.previousId == null ? null : await d1(findPublication(db, newest.previousId));
-    const rest =
-      before !== null || tenant === DEFAULT_TENANT
-        ? [{ publication: before, share: 1 }]
-        : await findSeen(db, DEFAULT_TENANT, now_ms);
-    parts.push(...rest.map((part) => ({ ...part, share: part.share * (1 - share) })));
-  }
-  return parts.sort((a, b) => b.share - a.share);
-}
-
 /*
  * Masks that clients name. A mask that no cached set has needs a database query (by the edge for a tenant with a
  * ceiling, else by the backend), and clients can make ids up. So unknown ids have a rate limit for each tenant; ids
@@ -252,37 +221,5 @@ export function createNamedMasks(
       if (sparsity !== null) known.set(id, { sparsity });
       return sparsity;
     },
-  };
-}
-
-/* Masks that backends ask for. */
-
-/**
- * Authenticates backends that fetch masks, by a token that a backend signed for this edge with the scope `masks`. The
- * edge's own tokens for backends are refused, and so is the backend key. Replays are not detected: isolates do not
- * share used nonces, and a mask's content is the same every time. The result throws MaskrouteError `invalid_api_key`,
- * `expired_token`, or `configuration_unavailable` when `EDGE_URL` is not set.
- */
-export function createMaskDoor({
-  BACKEND_KEY,
-  BACKEND_KEY_2,
-  EDGE_URL,
-}: Pick<Config, 'BACKEND_KEY' | 'BACKEND_KEY_2' | 'EDGE_URL'>): (token: string) => Promise<void> {
-  const verify = createVerifier(
-    [BACKEND_KEY, ...(BACKEND_KEY_2 === undefined ? [] : [BACKEND_KEY_2])],
-    'edge',
-  );
-  return async (token) => {
-    const claims = await verify(token, Math.floor(Date.now() / 1000));
-    if (claims.scope !== 'masks') {
-      throw new MaskrouteError('invalid_api_key', 'The service token is not for masks.');
-    }
-    if (EDGE_URL === undefined) {
-      const message = 'This edge does not know its own address: EDGE_URL is not configured.';
-      throw new MaskrouteError('configuration_unavailable', message);
-    }
-    if (!isFor(claims, EDGE_URL)) {
-      throw new MaskrouteError('invalid_api_key', 'The service token is for another edge.');
-    }
   };
 }
