@@ -19,12 +19,10 @@ export const TABLE = {
   retry_ms: 1_000,
   retriesBehind: true,
   entriesMax: 1_000,
-  negativeEntriesMax: 0,
-  loadsMax: 64,
 } as const;
 
 /** The running experiments are one cache entry; they also start and stop within 5 s. */
-export const EXPERIMENTS = { ...TABLE, entriesMax: 1, loadsMax: 1 } as const;
+export const EXPERIMENTS = { ...TABLE, entriesMax: 1 } as const;
 
 /** Most running experiments: every request checks all of them. */
 export const EXPERIMENTS_RUNNING_MAX = 100;
@@ -58,8 +56,6 @@ export const KEYS = {
   load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 10_000,
-  negativeEntriesMax: 1_000,
-  loadsMax: 64,
 } as const;
 
 /**
@@ -86,8 +82,6 @@ export const MODELS = {
   load_ms: 3_000,
   retry_ms: 1_000,
   entriesMax: 1,
-  negativeEntriesMax: 0,
-  loadsMax: 1,
 } as const;
 
 /**

@@ -32,9 +32,12 @@ export type SwrPolicy = {
   /** After a failure, no request with an old cached value waits: the source is asked in the background. */
   readonly retriesBehind?: boolean;
   readonly entriesMax: number;
-  readonly negativeEntriesMax: number;
-  readonly loadsMax: number;
 };
+
+/** Most remembered nulls: clients can ask for any key. */
+const NULLS_MAX = 1_000;
+/** Most loads at the same time: while a source stalls, each new key would start another one. */
+export const LOADS_MAX = 64;
 
 /** A failure counts for this long: an isolate may have slept, and older results say nothing about the source now. */
 const FAILING_ms = 60_000;
@@ -71,7 +74,7 @@ export class SwrCache<V> {
 
   readonly #entries: LRUCache<string, Entry<V>>;
   /** Until when a null from the source is cached. */
-  readonly #nullUntil_ms: LRUCache<string, number> | undefined;
+  readonly #nullUntil_ms = new LRUCache<string, number>({ max: NULLS_MAX });
   readonly #loads = new Map<string, Load<V>>();
   /** The source is not asked before this time. */
   #failedUntil_ms = 0;
@@ -89,8 +92,6 @@ export class SwrCache<V> {
     this.#room = room;
     this.#now = now;
     this.#entries = new LRUCache({ max: policy.entriesMax, dispose: ({ value }) => room?.remove(value) });
-    const { negativeEntriesMax: max } = policy;
-    this.#nullUntil_ms = max === 0 ? undefined : new LRUCache({ max });
   }
 
   /** The value; null: the source has none. @throws what the source threw when there is no usable cached value. */
@@ -138,7 +139,7 @@ export class SwrCache<V> {
   /** Drops the cached value, and the result of a running load. */
   forget(key: string): void {
     this.#entries.delete(key);
-    this.#nullUntil_ms?.delete(key);
+    this.#nullUntil_ms.delete(key);
     this.#loads.delete(key);
   }
 
@@ -177,12 +178,11 @@ export class SwrCache<V> {
   }
 
   #startLoad(key: string, hold: Hold): Promise<V | null> {
-    const { loadsMax } = this.#policy;
     const loads = this.#loads;
     const running = this.#running(key);
     if (running !== undefined) return running.result;
-    if (loads.size >= loadsMax) for (const [k, load] of loads) if (this.#isDead(load)) loads.delete(k);
-    if (loads.size >= loadsMax && !loads.has(key)) {
+    if (loads.size >= LOADS_MAX) for (const [k, load] of loads) if (this.#isDead(load)) loads.delete(k);
+    if (loads.size >= LOADS_MAX && !loads.has(key)) {
       return Promise.reject(new Error(`${this.#what}: too many loads under way`));
     }
     const load: Load<V> = { startedAt_ms: this.#now(), result: Promise.resolve(null) };
@@ -230,17 +230,17 @@ export class SwrCache<V> {
   }
 
   #isNull(key: string): boolean {
-    return this.#now() < (this.#nullUntil_ms?.get(key) ?? 0);
+    return this.#now() < (this.#nullUntil_ms.get(key) ?? 0);
   }
 
   #store(key: string, value: V | null): void {
     const now_ms = this.#now();
     if (value === null) {
       this.#entries.delete(key);
-      this.#nullUntil_ms?.set(key, now_ms + this.#policy.negative_ms);
+      this.#nullUntil_ms.set(key, now_ms + this.#policy.negative_ms);
       return;
     }
-    this.#nullUntil_ms?.delete(key);
+    this.#nullUntil_ms.delete(key);
     this.#entries.set(key, { value, loadedAt_ms: now_ms });
     if (this.#room === undefined) return;
     this.#room.add(value);

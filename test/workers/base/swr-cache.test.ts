@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   createRoom,
+  LOADS_MAX,
   type Room,
   type SourceHealth,
   SwrCache,
@@ -20,8 +21,6 @@ const POLICY: SwrPolicy = {
   load_ms: 60,
   retry_ms: 40,
   entriesMax: 3,
-  negativeEntriesMax: 2,
-  loadsMax: 4,
 };
 
 /** A source that the test answers by hand, and a clock that it moves. */
@@ -335,12 +334,13 @@ describe('bounds', () => {
 
   it('only so many loads are under way', async () => {
     const { get, asked, settle } = setup();
-    const results = ['a', 'b', 'c', 'd', 'e'].map((key) => get(key));
-    await expect(results[4]).rejects.toThrow('too many loads');
+    const keys = Array.from({ length: LOADS_MAX + 1 }, (_, index) => String(index));
+    const results = keys.map((key) => get(key));
+    await expect(results.pop()).rejects.toThrow('too many loads');
     await settle();
-    expect(asked).toHaveLength(4);
+    expect(asked).toHaveLength(LOADS_MAX);
     for (const { key, answer } of asked) answer(key);
-    expect(await Promise.all(results.slice(0, 4))).toEqual(['a', 'b', 'c', 'd']);
+    expect(await Promise.all(results)).toEqual(keys.slice(0, -1));
   });
 });
 
