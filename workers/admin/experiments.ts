@@ -2,11 +2,11 @@
 import { Hono } from 'hono';
 import { z } from 'zod';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import type { ExperimentResults } from '../../shared/admin/experiment-wire.ts';
 import {
   changeExperimentSchema,
   createExperimentSchema,
   type ExperimentDefinition,
+  type ExperimentResults,
   experimentDefinitionSchema,
 } from '../../shared/admin/experiment-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -35,9 +35,9 @@ export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
     const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
     const owner = await scopedTenant(c, tenant);
-    const checked = await checkDefinition(c, owner, definition);
+    await checkDefinition(c, owner, definition);
     await requireRoom(c.var.services.db, c.var.admin.tenant, 'experiments');
-    const draft = { id, owner, definition: checked, createdAt_ms: Date.now(), actor: c.var.admin.actor };
+    const draft = { id, owner, definition, createdAt_ms: Date.now(), actor: c.var.admin.actor };
     return answer(c, await d1(insertExperiment(c.var.services.db, draft)), 201);
   })
   .get('/', async (c) => {
@@ -57,11 +57,11 @@ export const experiments = new Hono<AppEnv>()
       ([name, value]) => value !== null || !Object.hasOwn(shape, name),
     );
     const definition = parse(experimentDefinitionSchema, Object.fromEntries(merged));
-    const checked = await checkDefinition(c, draft.owner, definition);
-    if (!(await d1(changeDraft(c.var.services.db, draft, checked)))) {
+    await checkDefinition(c, draft.owner, definition);
+    if (!(await d1(changeDraft(c.var.services.db, draft, definition)))) {
       throw draft.startsAt_ms === null ? changedMeanwhile(draft.id) : started(draft.id);
     }
-    return answer(c, { ...draft, definition: checked });
+    return answer(c, { ...draft, definition });
   })
   .delete('/:id', async (c) => {
     const draft = await find(c);
@@ -120,7 +120,7 @@ async function checkDefinition(
   c: AppContext,
   owner: string,
   definition: ExperimentDefinition,
-): Promise<ExperimentDefinition> {
+): Promise<void> {
   if (owner !== DEFAULT_TENANT && definition.tenants.length > 0) {
     throw new MaskrouteError(
       'invalid_request',
@@ -134,7 +134,6 @@ async function checkDefinition(
     if (await d1(tenantExists(c.var.services.db, tenant))) continue;
     throw new MaskrouteError('not_found', `There is no tenant ${tenant}.`, { param: 'tenants' });
   }
-  return definition;
 }
 
 const changedMeanwhile = (id: string) =>

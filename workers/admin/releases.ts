@@ -18,7 +18,6 @@ import { compareReleases } from '../counting/side-by-side.ts';
 import { type Database, d1, isoTimeOrNull } from '../db/d1.ts';
 import {
   findEvaluation,
-  findEvaluationBytes,
   findMaskSet,
   findMaskSetSummary,
   listMaskSets,
@@ -77,12 +76,11 @@ export const maskSets = new Hono<AppEnv>()
       throw new MaskrouteError('invalid_request', `No row is of ${set.version}.`, { param: 'rows' });
     }
     const { db } = c.var.services;
-    const [before, replaced_bytes] = await d1(
-      Promise.all([findEvaluation(db, set), findEvaluationBytes(db, set)]),
-    );
+    const before = await d1(findEvaluation(db, set));
     c.set('before', before);
     const written = writeEvaluation(rows);
-    await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', written.content_bytes - replaced_bytes);
+    const more_bytes = written.content_bytes - writeEvaluation(before).content_bytes;
+    await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', more_bytes);
     await d1(putEvaluation(db, set, written, Date.now()));
     return c.json({ object: 'list', data: rows });
   })

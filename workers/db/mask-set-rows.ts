@@ -203,18 +203,6 @@ export async function putEvaluation(
     .onConflictDoUpdate({ target: [evaluations.owner, evaluations.version], set: kept });
 }
 
-/** Size of a stored evaluation; 0 if there is none. */
-export async function findEvaluationBytes(
-  db: Database,
-  set: { readonly owner: string; readonly version: string },
-): Promise<number> {
-  const rows = await db
-    .select({ bytes: evaluations.content_bytes })
-    .from(evaluations)
-    .where(and(eq(evaluations.owner, set.owner), eq(evaluations.version, set.version)));
-  return rows[0]?.bytes ?? 0;
-}
-
 /** Empty when there is none. */
 export async function findEvaluation(
   db: Database,
