@@ -103,34 +103,11 @@ export async function listPublications(
   return toPage(rows, limit, (row) => ({ at: row.sequence, id: row.id }), toPublication);
 }
 
-/** The version of a withdrawal: the column cannot be null. */
-const NOTHING = '';
+/** Leaves a tenant without a publication of its own; the columns cannot be null. */
+export const NOTHING_LIVE = { owner: '', version: '', previousId: null } as const;
 
 /** The schedule of a publication that everyone sees at once. */
 export const AT_ONCE = { activateAt_ms: null, rollout: [], rolloutId: null, pausedAt_ms: null } as const;
-
-type Withdrawal = Omit<
-  Flip,
-  | 'owner'
-  | 'version'
-  | 'previousId'
-  | 'action'
-  | 'activateAt_ms'
-  | 'rollout'
-  | 'autoRollback'
-  | 'rolloutId'
-  | 'pausedAt_ms'
->;
-
-/** Leaves the tenant without a publication of its own; otherwise like `flipLive`. */
-export const withdrawLive = (
-  db: Database,
-  change: Withdrawal,
-  seenId: string,
-): Promise<Publication | null> => {
-  const nothing = { owner: NOTHING, version: NOTHING, previousId: null, ...AT_ONCE } as const;
-  return flipLive(db, { ...change, ...nothing, action: 'rollback', autoRollback: null }, seenId);
-};
 
 /**
  * Makes `flip` live if `seenId` (null: none) is still the newest publication; otherwise returns null and writes
@@ -141,7 +118,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
   const rollout = flip.rollout.length === 0 ? null : JSON.stringify(flip.rollout);
   const autoRollback = flip.autoRollback === null ? null : JSON.stringify(flip.autoRollback);
   const point =
-    flip.version === NOTHING
+    flip.version === NOTHING_LIVE.version
       ? db.delete(live).where(sql`${live.tenant} = ${flip.tenant} and exists
           (select 1 from ${publications} where ${publications.id} = ${flip.id})`)
       : db
@@ -171,7 +148,7 @@ const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.c
 const toPublication = (row: PublicationRow): Publication => ({
   id: row.id,
   tenant: row.tenant,
-  version: row.version === NOTHING ? null : row.version,
+  version: row.version === NOTHING_LIVE.version ? null : row.version,
   replaced_version: row.replacedVersion,
   action: row.action,
   actor: row.actor,

@@ -19,9 +19,9 @@ import {
   findPublication,
   flipLive,
   type LiveState,
+  NOTHING_LIVE,
   type PublicationState,
   settledId,
-  withdrawLive,
 } from '../db/publication-rows.ts';
 import { findTenant } from '../db/tenant-rows.ts';
 import { MASK_SET_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
@@ -173,34 +173,26 @@ export async function rollback(
 ): Promise<Publication> {
   const seen = await seenLive(dependencies.db, request);
   if (request.judged !== undefined && request.judged.id !== seen?.id) throw cameLate();
+  const basics = flipBasics(request, seen);
   const target =
     seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
-  if (target === null) return await callOff(dependencies, request, seen);
+  if (target === null) requireWithdrawable(seen, basics.createdAt_ms, request.judged !== undefined);
+  const { owner, version, previousId } = target ?? NOTHING_LIVE;
   return await flip(dependencies, request.hold, seen, {
-    ...flipBasics(request, seen),
-    owner: target.owner,
-    version: target.version,
-    previousId: target.previousId,
+    ...basics,
+    ...{ owner, version, previousId, ...AT_ONCE },
     action: 'rollback',
-    ...AT_ONCE,
     autoRollback: null,
     reason: request.judged?.reason ?? null,
   });
 }
 
-async function callOff(
-  dependencies: Pick<PublishDependencies, 'db' | 'table'>,
-  request: RollbackRequest,
-  seen: PublicationState | null,
-): Promise<Publication> {
-  const basics = flipBasics(request, seen);
-  const isEveryones = seen !== null && settledId(seen, basics.createdAt_ms) === seen.id;
-  if (seen === null || (isEveryones && request.judged === undefined)) {
+/** Refuses to take back what was never published, or by hand what everyone sees. @throws MaskrouteError `conflict`. */
+function requireWithdrawable(seen: PublicationState | null, now_ms: number, isAutomatic: boolean): void {
+  const isEveryones = seen !== null && settledId(seen, now_ms) === seen.id;
+  if (seen === null || (isEveryones && !isAutomatic)) {
     throw new MaskrouteError('conflict', 'Nothing was live before.');
   }
-  const change = { ...basics, reason: request.judged?.reason ?? null };
-  const done = withdrawLive(dependencies.db, change, seen.id);
-  return await flipped(dependencies.table, request, await d1(done));
 }
 
 async function seenLive(
@@ -225,33 +217,22 @@ const flipBasics = (request: Omit<PublishRequest, 'version'>, seen: PublicationS
   reason: null,
 });
 
+/** @throws MaskrouteError `conflict` when `seen` is no longer the newest publication. */
 async function flip(
   { db, table }: Pick<PublishDependencies, 'db' | 'table'>,
   hold: Hold,
   seen: PublicationState | null,
   change: Flip,
 ): Promise<Publication> {
-  return await flipped(
-    table,
-    { tenant: change.tenant, hold },
-    await d1(flipLive(db, change, seen?.id ?? null)),
-  );
+  const publication = await d1(flipLive(db, change, seen?.id ?? null));
+  if (publication === null) throw cameLate();
+  // It is live in any case; without the refresh this isolate would serve it a moment later.
+  await table.refresh(change.tenant, hold).catch(() => {});
+  return publication;
 }
 
 const cameLate = (): MaskrouteError =>
   new MaskrouteError('conflict', 'Another publication came first; look at what is live now.');
-
-/** @throws MaskrouteError `conflict` when nothing was written. */
-async function flipped(
-  table: RoutingTable,
-  { tenant, hold }: Pick<PublishRequest, 'tenant' | 'hold'>,
-  publication: Publication | null,
-): Promise<Publication> {
-  if (publication === null) throw cameLate();
-  // It is live in any case; without the refresh this isolate would serve it a moment later.
-  await table.refresh(tenant, hold).catch(() => {});
-  return publication;
-}
 
 /** Checks the tenant's limits: the largest sparsity, and the least agreement with the dense model. */
 async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promise<void> {
