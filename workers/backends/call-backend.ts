@@ -90,20 +90,7 @@ export async function callBackend(
   call: Call,
   backends: readonly KnownBackend[],
 ): Promise<Called> {
-  const way = new Way(parts, call, backends);
-  for (;;) {
-    const outcome = await way.next();
-    if (outcome.kind === 'cancelled') throw hungUp();
-    const isOver = outcome.kind === 'answer' || call.retries.left <= 0 || way.left_ms() <= 0;
-    const step = isOver ? 'none' : way.peek();
-    if (step === 'none') return { ...lastWord(outcome, call.time), gaveUp: way.gaveUp };
-    call.retries.left--;
-    // Another backend is asked at once; the same backend after a delay.
-    if (step === 'same') {
-      const delay_ms = retryDelay_ms(way.again(), Math.random());
-      await pause(Math.min(delay_ms, way.left_ms()), call.signal);
-    }
-  }
+  return await new Way(parts, call, backends).run();
 }
 
 type Tried = Outcome & {
@@ -120,7 +107,7 @@ const DEAF: Listener = { succeeded() {}, failed() {}, released() {} };
 /** The state of one call: which backends were asked, their results, and which is next. */
 class Way {
   /** Whether a silent backend was abandoned. */
-  gaveUp = false;
+  #gaveUp = false;
   readonly #parts: CallParts;
   readonly #call: Call;
   readonly #isAside: boolean;
@@ -150,21 +137,33 @@ class Way {
     this.#home = this.#isAside ? undefined : homeOf(backends.map(candidateOf), this.#wish);
   }
 
-  left_ms(): number {
+  async run(): Promise<Called> {
+    const { retries, time, signal } = this.#call;
+    for (;;) {
+      const outcome = await this.#next();
+      if (outcome.kind === 'cancelled') throw hungUp();
+      const isOver = outcome.kind === 'answer' || retries.left <= 0 || this.#left_ms() <= 0;
+      const [second] = isOver ? [] : this.#open();
+      if (second === undefined) return { ...lastWord(outcome, time), gaveUp: this.#gaveUp };
+      retries.left--;
+      // Another backend is asked at once; the same backend after a delay.
+      if (this.#asked.has(second.id)) {
+        const delay_ms = retryDelay_ms(this.#again(), Math.random());
+        await pause(Math.min(delay_ms, this.#left_ms()), signal);
+      }
+    }
+  }
+
+  #left_ms(): number {
     return this.#call.time.timeout_ms - (Date.now() - this.#started_ms);
   }
 
   /** Number of attempts at backends that had been asked before. */
-  again(): number {
-    return [...this.#asked.values()].reduce((sum, times) => sum + times - 1, 0);
+  #again(): number {
+    return sum(this.#asked.values()) - this.#asked.size;
   }
 
-  peek(): 'none' | 'other' | 'same' {
-    const [first] = this.#open();
-    return first === undefined ? 'none' : this.#asked.has(first.id) ? 'same' : 'other';
-  }
-
-  async next(): Promise<Tried> {
+  async #next(): Promise<Tried> {
     const now_ms = Date.now();
     const open = this.#open();
     const [first, second] = open;
@@ -224,7 +223,7 @@ class Way {
     this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
     const token = await sign(request, backend);
     const wasDraining = seen.isDraining(Date.now());
-    const left_ms = Math.max(1, this.left_ms());
+    const left_ms = Math.max(1, this.#left_ms());
     const timeout_ms = hasOthers ? Math.min(left_ms, time.silence_ms ?? left_ms) : left_ms;
     const times = { timeout_ms, left_ms, stall_ms: time.stall_ms };
     const ended = this.#isAside ? undefined : seen.began(timeout_ms);
@@ -271,7 +270,7 @@ class Way {
         return;
       case 'late':
         this.#done.add(id);
-        this.gaveUp = true;
+        this.#gaveUp = true;
         // Backends send the headers of a stream early, but a non-streaming answer may take longer than the caller
         // waits.
         if (outcome.waited_ms >= (time.silence_ms ?? Number.POSITIVE_INFINITY)) {
