@@ -18,8 +18,10 @@ export function Choice<T extends string>(props: {
   readonly options: readonly (readonly [value: string, title: string])[];
   readonly onPick: (value: T) => void;
   /** In a form: the name of the field. */
-  readonly name?: string;
-  readonly class?: string;
+  readonly name?: string | undefined;
+  readonly class?: string | undefined;
+  readonly required?: boolean;
+  readonly onFocus?: () => void;
 }) {
   return (
     <label class={props.class}>
@@ -27,6 +29,8 @@ export function Choice<T extends string>(props: {
       <select
         name={props.name}
         value={props.value}
+        required={props.required === true}
+        onFocus={props.onFocus}
         onChange={(event) => props.onPick(event.currentTarget.value as T)}
       >
         {props.options.map(([value, title]) => (
@@ -65,12 +69,14 @@ export function RowButton(props: {
 export const ForChange = ({ children }: { readonly children: ComponentChildren }) =>
   useScope().mayChange ? children : null;
 
-/** A search field; it searches when the person stops typing or presses Enter, and not after the page is left. */
-export function Search(props: {
+export type SearchProps = {
   readonly title: string;
   readonly value: string;
   readonly onSearch: (text: string) => void;
-}) {
+};
+
+/** A search field; it searches when the person stops typing or presses Enter, and not after the page is left. */
+export function Search(props: SearchProps) {
   const field = useRef<HTMLInputElement>(null);
   const searched = useRef(props.value);
   const timer = useRef<ReturnType<typeof setTimeout>>();
@@ -156,29 +162,18 @@ export function TenantChoice(props: {
   const [q, setQ] = useState('');
   const { ids, isCut, reload } = useTenantIds(props.value, q);
   const none = props.none ?? (props.value === '' ? 'pick one' : undefined);
-  const options = [
-    ...(none === undefined ? [] : [['', none] as const]),
-    ...ids.map((id) => [id, id] as const),
-  ];
   return (
     <>
       {(isCut || q !== '') && <Search title="Find a tenant" value={q} onSearch={setQ} />}
-      <label class={props.class}>
-        {props.title}
-        <select
-          name={props.name}
-          value={props.value}
-          required={props.none === undefined}
-          onFocus={reload}
-          onChange={(event) => props.onPick(event.currentTarget.value)}
-        >
-          {options.map(([value, title]) => (
-            <option key={value} value={value}>
-              {title}
-            </option>
-          ))}
-        </select>
-      </label>
+      <Choice
+        {...props}
+        required={props.none === undefined}
+        options={[
+          ...(none === undefined ? [] : [['', none] as const]),
+          ...ids.map((id) => [id, id] as const),
+        ]}
+        onFocus={reload}
+      />
     </>
   );
 }

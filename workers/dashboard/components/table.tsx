@@ -5,7 +5,7 @@ import { useMemo, useRef, useState } from 'preact/hooks';
 import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import type { List } from '../hooks.ts';
 import { number, percent } from '../look.ts';
-import { Search } from './controls.tsx';
+import { Search, type SearchProps } from './controls.tsx';
 import { Empty, Loaded } from './dialog.tsx';
 
 export type Column<Row> = {
@@ -21,6 +21,7 @@ export type Column<Row> = {
 
 /** A column's title and direction. */
 export type Sorting = { readonly title: string; readonly isFalling: boolean };
+type Sorted = { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
 
 const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSortedRowModel() });
 
@@ -29,9 +30,9 @@ export function Table<Row>(props: {
   readonly columns: readonly Column<Row>[];
   readonly rows: readonly Row[];
   readonly rowKey: (row: Row) => string;
-  readonly empty?: string;
+  readonly empty?: string | undefined;
   /** Sorting by the edge, for lists with more rows than are loaded; absent: the table sorts its rows itself. */
-  readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
+  readonly sorted?: Sorted | undefined;
   /** Not all rows are loaded, so sorting these would mislead. */
   readonly isPart?: boolean;
 }) {
@@ -164,12 +165,8 @@ export function ListTable<Row>(props: {
   readonly columns: readonly Column<Row>[];
   readonly rowKey: (row: Row) => string;
   readonly empty?: string;
-  readonly search?: {
-    readonly title: string;
-    readonly value: string;
-    readonly onSearch: (text: string) => void;
-  };
-  readonly sorted?: { readonly by: Sorting | undefined; readonly onSort: (by: Sorting | undefined) => void };
+  readonly search?: SearchProps;
+  readonly sorted?: Sorted;
 }) {
   const { list, search } = props;
   const empty = emptyText(search?.value ?? '', props.empty);
@@ -185,8 +182,8 @@ export function ListTable<Row>(props: {
               rows={rows}
               rowKey={props.rowKey}
               isPart={list.more !== undefined && props.sorted === undefined}
-              {...(empty === undefined ? {} : { empty })}
-              {...(props.sorted === undefined ? {} : { sorted: props.sorted })}
+              empty={empty}
+              sorted={props.sorted}
             />
             {list.more !== undefined && (
               <p class="row">

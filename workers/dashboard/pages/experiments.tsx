@@ -12,7 +12,7 @@ import {
 import type { StickyKind } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
-import { Choice, ForChange, RowButton } from '../components/controls.tsx';
+import { Choice, ForChange, RowButton, type SearchProps } from '../components/controls.tsx';
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
@@ -54,11 +54,7 @@ export function Experiments() {
 
 function ExperimentTable(props: {
   readonly experiments: List<Experiment>;
-  readonly search: {
-    readonly title: string;
-    readonly value: string;
-    readonly onSearch: (text: string) => void;
-  };
+  readonly search: SearchProps;
   readonly onAct: (what: 'start' | 'stop' | 'delete', experiment: Experiment) => void;
   readonly onShow: (experiment: Experiment) => void;
 }) {

@@ -10,7 +10,14 @@ import {
   ROTATION_OVERLAP_MAX_s,
 } from '../../../shared/admin/admin-wire.ts';
 import { admin, edgeNow_ms } from '../api.ts';
-import { Choice, ForChange, RowButton, TenantChoice, timeIn } from '../components/controls.tsx';
+import {
+  Choice,
+  ForChange,
+  RowButton,
+  type SearchProps,
+  TenantChoice,
+  timeIn,
+} from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
@@ -64,11 +71,7 @@ export function Keys() {
 
 function KeyTable(props: {
   readonly keys: List<ApiKey>;
-  readonly search: {
-    readonly title: string;
-    readonly value: string;
-    readonly onSearch: (text: string) => void;
-  };
+  readonly search: SearchProps;
   readonly onAct: (what: 'rotate' | 'revoke', key: ApiKey) => void;
 }) {
   const { mayChange } = useScope();

@@ -10,7 +10,7 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
-import { RowButton, Several, useModelIds } from '../components/controls.tsx';
+import { RowButton, type SearchProps, Several, useModelIds } from '../components/controls.tsx';
 import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
@@ -85,11 +85,7 @@ export function Tenants() {
 
 function TenantTable(props: {
   readonly tenants: List<Tenant>;
-  readonly search: {
-    readonly title: string;
-    readonly value: string;
-    readonly onSearch: (text: string) => void;
-  };
+  readonly search: SearchProps;
   readonly onEdit: (tenant: Tenant) => void;
   readonly onShow: (id: string) => void;
 }) {
