@@ -12,12 +12,7 @@ import {
   requestAttributes,
   spanName,
 } from '../../shared/tracing/traces.ts';
-import {
-  type AnswerUsage,
-  answerPath,
-  answerUsageSchema,
-  splitModelName,
-} from '../../shared/wire/protocol.ts';
+import { answerPath, answerUsageSchema, splitModelName } from '../../shared/wire/protocol.ts';
 import type { Ended } from '../base/telemetry.ts';
 import { sleep, UnderWay } from '../base/waiting.ts';
 import {
@@ -90,26 +85,20 @@ async function costOf(
   const only = ranAt === 'answerer' ? progress?.backend : undefined;
   const path = answerPath(completion);
   const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, only));
-  const said = await answerCost(ask, ranAt);
-  if (said === 'unknown') return null;
-  return said === 'never_began' ? NOTHING : said;
+  return await answerCost(ask, ranAt);
 }
-
-/**
- * `never_began`: no backend knows the request. `unknown`: the backend that worked on it is gone or has forgotten it.
- */
-type AnswerCost = AnswerUsage | 'never_began' | 'unknown';
 
 /**
  * Asks the backends for the cost of an answer whose end the edge did not see; a few times, since a backend notices a
  * hang-up only a little later. One request is charged once, however many backends worked on it: the cost at the backend
- * that answered or, if none did, the largest cost at any backend.
+ * that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request; null if the
+ * one that worked on it is gone or has forgotten it.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,
   ranAt: Outcome['ranAt'],
-): Promise<AnswerCost> {
-  let cost: AnswerCost = 'unknown';
+): Promise<Cost | null> {
+  let cost: Cost | null = null;
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await sleep(delay_ms);
     const said = await ask();
@@ -118,8 +107,8 @@ async function answerCost(
       return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
     }
     const isUnheardOf = said.length > 0 && said.every(({ status }) => status === 404);
-    if (isUnheardOf && ranAt === 'answerer') return 'unknown';
-    cost = isUnheardOf ? 'never_began' : 'unknown';
+    if (isUnheardOf && ranAt === 'answerer') return null;
+    cost = isUnheardOf ? NOTHING : null;
     if (isUnheardOf && ranAt === 'refuser') return cost;
   }
   return cost;
