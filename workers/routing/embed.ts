@@ -77,7 +77,7 @@ export function createEmbedder(load: () => Promise<EdgeEncoder>): Embedder {
 const TABLE_URL = 'http://assets/encoder/static.bin';
 
 /** @throws Error when the asset is missing, MaskrouteError `invalid_encoder` when it is malformed. */
-export async function loadStatic(env: Env): Promise<Encoder> {
+async function loadStatic(env: Env): Promise<Encoder> {
   if (env.ASSETS === undefined) throw new Error('the binding ASSETS is missing');
   const response = await env.ASSETS.fetch(TABLE_URL);
   if (!response.ok) throw new Error(`the asset encoder/static.bin answered ${response.status}`);
