@@ -36,7 +36,6 @@ export type LiveSet = {
   readonly name: string;
   readonly model: MaskSet['model'];
   readonly encoder: EncoderSpec;
-  readonly surrogate: boolean;
   /** The table of surrogates for skipped blocks; undefined with plain skipping. */
   readonly surrogates: SurrogatesId | undefined;
   /** Agreement with the dense model on held-out text, 0 to 1; null if the set lacks it. */
@@ -173,7 +172,6 @@ export function decodeMaskSet(stored: Pick<StoredMaskSet, 'version' | 'content'>
     name: set.name,
     model: set.model,
     encoder: set.encoder,
-    surrogate: set.surrogate,
     surrogates: set.surrogates as SurrogatesId | undefined,
     agreement: heldOutAgreement(set),
     centroids: packCentroids(set.clusters.map((cluster) => cluster.centroid)),
