@@ -134,8 +134,6 @@ const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_
 export const tenantSchema = z.object({
   id: z.string(),
   ...tenantFields,
-  /** Absent in answers of an edge of the previous release. */
-  texts_kept_days: tenantFields.texts_kept_days.default(null),
   created_at: timestamp,
   /** Only in the answer for a single tenant, not in lists; also absent while the live set cannot be read. */
   warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),
@@ -298,8 +296,7 @@ export const sessionSchema = z.object({
   actor: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
-  /** Absent in answers of an edge of the previous release. */
-  role: z.enum(ROLES).default('admin'),
+  role: z.enum(ROLES),
   csrf: z.string(),
   expires_at: z.iso.datetime(),
 });

@@ -149,7 +149,7 @@ export const publicationInUseSchema = z.object({
   version: z.string(),
   activate_at: timestamp,
   /** All versions in use, the largest share first; several during a rollout. */
-  parts: z.array(servedPartSchema).default([]),
+  parts: z.array(servedPartSchema),
 });
 export type PublicationInUse = z.infer<typeof publicationInUseSchema>;
 

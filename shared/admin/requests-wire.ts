@@ -61,9 +61,9 @@ export const requestEventSchema = z.strictObject({
   tpot_ms: duration_ms,
   total_ms: z.number().min(0),
   /** The client's request id; several requests may have the same. */
-  request_id: z.string().max(200).default(''),
+  request_id: z.string().max(200),
   /** `playground`: a trial in the dashboard, not customer traffic. */
-  source: z.enum(REQUEST_SOURCES).default('client'),
+  source: z.enum(REQUEST_SOURCES),
 });
 export type RequestEvent = z.infer<typeof requestEventSchema>;
 
@@ -90,7 +90,7 @@ const comparisonEventSchema = z.strictObject({
   /** The share of the compared tokens before the first that differs, 0 to 1. */
   agreement: z.number().min(0).max(1),
   /** Share of the time per token that the mask saved: 1 − masked / dense. Null when the backend did not time both. */
-  saved: z.number().max(1).nullable().default(null),
+  saved: z.number().max(1).nullable(),
 });
 export type ComparisonEvent = z.infer<typeof comparisonEventSchema>;
 

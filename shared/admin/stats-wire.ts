@@ -123,12 +123,10 @@ export const statsSchema = z.object({
     }),
   ),
   fallbacks: z.array(z.object({ reason: z.string(), requests: z.int() })),
-  /** All entries together; absent in answers of an edge of the previous release. */
-  total: figuresSchema.optional(),
-  masks: z
-    .array(z.object({ mask: z.string(), sparsity: z.number().nullable(), requests: z.int() }))
-    .default([]),
-  saved: savedSchema.optional(),
+  /** All entries together. */
+  total: figuresSchema,
+  masks: z.array(z.object({ mask: z.string(), sparsity: z.number().nullable(), requests: z.int() })),
+  saved: savedSchema,
 });
 export type Stats = z.infer<typeof statsSchema>;
 

@@ -80,10 +80,7 @@ const payloadSchema = z.object({
     .string()
     .regex(/^[0-9a-f]{64}$/)
     .nullable(),
-  grant: z
-    .object({ role: z.enum(ROLES), tenant: z.string().nullable() })
-    .nullable()
-    .default(null),
+  grant: z.object({ role: z.enum(ROLES), tenant: z.string().nullable() }).nullable(),
   csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
   /** `iat` has only seconds; a login right after all sessions were ended must not count as ended. */
   iat_ms: z.int(),

@@ -67,7 +67,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
           },
           {
             title: 'Share',
-            cell: ({ requests }) => percent(requests / Math.max(1, stats.total?.requests ?? 0)),
+            cell: ({ requests }) => percent(requests / Math.max(1, stats.total.requests)),
             isNumber: true,
           },
         ]}
@@ -77,7 +77,6 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
 }
 
 function factsOf({ total, saved }: Stats): FactList {
-  if (total === undefined) return [];
   return [
     ['Requests', number(total.requests)],
     ['Errors', `${percent(total.error_rate)} (${number(total.errors)})`],
@@ -85,7 +84,7 @@ function factsOf({ total, saved }: Stats): FactList {
     ['ms/token, p50 / p95 / p99', `${quantiles(total.tpot_quantiles_ms, 1)} ms`],
     ['Prompt tokens', number(total.prompt_tokens)],
     ['Completion tokens', number(total.completion_tokens)],
-    ['Time saved against dense', saved === undefined ? '–' : savedIn(saved)],
+    ['Time saved against dense', savedIn(saved)],
   ];
 }
 
