@@ -5,7 +5,7 @@
  */
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
-import { drawGates, type TrainingState, trainMask } from '../gates/train-mask.ts';
+import { drawGates, type TrainedGates, trainMask } from '../gates/train-mask.ts';
 import { masksByScore } from './budget.ts';
 import type { GateEffort, LearnEffort } from './effort.ts';
 import {
@@ -124,7 +124,7 @@ const DRAWS = 6;
 
 type LearnedGates = {
   readonly logAlphas: readonly number[];
-  readonly curve: TrainingState['history'];
+  readonly curve: TrainedGates['history'];
   readonly best: FoundMask;
   /** Mean cost of randomly drawn gates, on the same text as the cost of `best`: the search's glance. */
   readonly stochastic: number;
@@ -149,11 +149,10 @@ async function learnGates(
     blockWeights: budget.blockWeights,
     targetSparsity: budget.targetSparsity,
     steps: effort.gateSteps,
-    seed,
+    ...{ seed, signal },
     gateLearningRate: effort.gateLearningRate,
     multiplierLearningRate: effort.multiplierLearningRate,
     ...bench.training(name, rows, effort.gateSteps),
-    ...(signal === undefined ? {} : { signal }),
   });
   const draws = Array.from({ length: DRAWS }, (_, draw) => {
     const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
