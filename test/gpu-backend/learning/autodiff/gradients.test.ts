@@ -117,8 +117,7 @@ test('what is kept is held against the memory that there is', () => {
     then_branch: { graph: branch('then') },
     else_branch: { graph: branch('else') },
   });
-  expect(keptBytes(g.graph, { B: 6, S: 128 })).toBe(2 * 6 * 128 * 10 * 4);
-  expect(() => keptBytes(g.graph, { B: 6 })).toThrow(/the size of S/);
+  expect(keptBytes(g.graph)).toBe(2 * 6 * 128 * 10 * 4);
   expect(asksForRecompute(g.graph, 3 * 61_440 + 3)).toBe(false);
   expect(asksForRecompute(g.graph, 3 * 61_440 - 3)).toBe(true);
 });
