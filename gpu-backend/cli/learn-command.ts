@@ -363,18 +363,13 @@ function checkContext({ cost, context, from }: LearnFlags): void {
   );
 }
 
-async function runDistill(
-  { seed, dimensions, json, ...flags }: DistillFlags,
-  signal: AbortSignal,
-): Promise<void> {
+async function runDistill({ json, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
   const { distillTable } = await import('../learning/data/distill.ts');
   const reporter = createReporter();
   const report = await distillTable({
     ...flags,
     home: maskrouteHome(),
     threads: computingThreads(),
-    ...(dimensions === undefined ? {} : { dimensions }),
-    ...(seed === undefined ? {} : { seed }),
     hooks: reporter,
     onProgress: reporter.update,
     signal,

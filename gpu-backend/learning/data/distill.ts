@@ -25,8 +25,8 @@ type DistillTableOptions = {
   readonly out: string;
   readonly home: string;
   readonly threads: number;
-  readonly dimensions?: number;
-  readonly seed?: number;
+  readonly dimensions?: number | undefined;
+  readonly seed?: number | undefined;
   readonly hooks: ImportHooks;
   readonly onProgress: NonNullable<DistillOptions['onProgress']>;
   readonly signal?: AbortSignal;
