@@ -1,6 +1,5 @@
 /** A contestant is a method at a sparsity: its masks for each scored row, and the row of figures that follows. */
-import type { Mask } from '../../../shared/mask/mask.ts';
-import { sparsity } from '../../../shared/mask/mask.ts';
+import { denseMask, type Mask, sparsity } from '../../../shared/mask/mask.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
@@ -36,7 +35,7 @@ export function toRow(
   const mean = (value: (mask: Mask) => number) => average(masks.map((some) => average(some.map(value))));
   const perRow = scores.map(meanScores);
   const total = addScores(perRow);
-  const dense = weightsRead(config, { runs: new Uint8Array(2 * config.layerCount).fill(1) });
+  const dense = weightsRead(config, denseMask(2 * config.layerCount));
   return {
     ...{ method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations },
     sparsity: mean(sparsity),

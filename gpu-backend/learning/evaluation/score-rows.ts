@@ -49,18 +49,17 @@ type RowScoring = KeptOf & {
   readonly signal?: AbortSignal | undefined;
 };
 
-type RowScores = {
-  /** @throws Error for a mask that was not scored on the row. */
-  of(row: number, mask: Mask): SampleScores;
-};
+/** @throws Error for a mask that was not scored on the row. */
+type ScoresOf = (row: number, mask: Mask) => SampleScores;
 
 /**
- * `masks[row]`: the masks to score on each sample. Rejects when `signal` aborts; the next run reuses finished scores.
+ * Returns a function that gives the scores. `masks[row]`: the masks to score on each sample. Rejects when `signal`
+ * aborts; the next run reuses finished scores.
  */
 export async function scoreRows(
   options: RowScoring,
   masks: readonly (readonly Mask[])[],
-): Promise<RowScores> {
+): Promise<ScoresOf> {
   const { model, samples, onProgress, signal } = options;
   const hash = model.manifest.hash as ModelHash;
   const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);
@@ -85,12 +84,10 @@ export async function scoreRows(
     }
     onProgress(done, total);
   }
-  return {
-    of(row, mask) {
-      const scores = journals[row]!.get(maskId(hash, mask));
-      if (scores === undefined) throw new Error(`mask ${maskId(hash, mask)} was not scored on row ${row}`);
-      return scores;
-    },
+  return (row, mask) => {
+    const scores = journals[row]!.get(maskId(hash, mask));
+    if (scores === undefined) throw new Error(`mask ${maskId(hash, mask)} was not scored on row ${row}`);
+    return scores;
   };
 }
 
