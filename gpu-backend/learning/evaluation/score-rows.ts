@@ -56,10 +56,7 @@ type ScoresOf = (row: number, mask: Mask) => SampleScores;
  * Returns a function that gives the scores. `masks[row]`: the masks to score on each sample. Rejects when `signal`
  * aborts; the next run reuses finished scores.
  */
-export async function scoreRows(
-  options: RowScoring,
-  masks: readonly (readonly Mask[])[],
-): Promise<ScoresOf> {
+export async function scoreRows(options: RowScoring, masks: readonly (readonly Mask[])[]): Promise<ScoresOf> {
   const { model, samples, onProgress, signal } = options;
   const hash = model.manifest.hash as ModelHash;
   const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);

@@ -81,11 +81,7 @@ function teacherGraph(config: LlamaConfig, stored: StoredLlama, linears: Trainin
 }
 
 /** The teacher's last piece of a model in pieces: input `before` `[B, S, H]`, the stream after all layers. */
-export function teacherHeadGraph(
-  config: LlamaConfig,
-  stored: StoredLlama,
-  linears: TrainingLinears,
-): Graph {
+export function teacherHeadGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher_head');
   const before = g.input('before', 'f32', ['B', 'S', config.hiddenSize]);
   likeliest(g, config, linears, scoredRows(g, config, stored, before));
