@@ -253,8 +253,16 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const before = machines.units();
       const start_ms = performance.now();
       await learn({
-        ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, effort: EFFORT, out },
-        ...{ encoder: 'static', name: 'bench', openUnits: open, onProgress: () => {}, signal },
+        ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, cost: 'blocks', out },
+        ...{
+          effort: EFFORT,
+          seed: 1,
+          encoder: 'static',
+          name: 'bench',
+          openUnits: open,
+          onProgress: () => {},
+          signal,
+        },
         encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
       });
       const took_s = (performance.now() - start_ms) / 1000;

@@ -53,7 +53,7 @@ type LearnFlags = DeviceFlags & {
   readonly out: string;
   readonly name?: string;
   readonly rows?: number;
-  readonly seed?: number;
+  readonly seed: number;
   readonly queue?: string;
   readonly journal?: string;
   readonly json: boolean;
@@ -63,8 +63,8 @@ type DistillFlags = {
   readonly encoder: string;
   readonly data: string[];
   readonly out: string;
-  readonly dimensions?: number;
-  readonly seed?: number;
+  readonly dimensions: number;
+  readonly seed: number;
   readonly json: boolean;
 };
 
@@ -137,7 +137,7 @@ export function addLearnCommands(program: Command): void {
     )
     .addOption(deviceOption())
     .addOption(floatTypeOption())
-    .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0))
+    .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0), 1)
     .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
     .addOption(journalOption())
     .option(...JSON_OPTION)
@@ -163,8 +163,8 @@ export function addLearnCommands(program: Command): void {
     )
     .requiredOption('--data <file...>', DATA_HELP)
     .requiredOption('--out <file>', 'where the table is written')
-    .option('--dimensions <count>', 'dimensions of the vectors', wholeNumber(1, 1024))
-    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0))
+    .option('--dimensions <count>', 'dimensions of the vectors', wholeNumber(1, 1024), 248)
+    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0), 1)
     .option(...JSON_OPTION)
     .addHelpText(
       'after',
