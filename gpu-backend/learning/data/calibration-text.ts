@@ -82,7 +82,7 @@ async function rowsInOrder(
   return tokenIds.slice(0, length);
 }
 
-export type OwnTextOptions = {
+type OwnTextOptions = {
   readonly threads: number;
   readonly seed: number;
   readonly signal?: AbortSignal | undefined;

@@ -8,7 +8,7 @@ import type { BatchUnit, ScoreUnit, Unit } from './unit.ts';
 import { createUnitSessions } from './unit-sessions.ts';
 import type { OpenUnits, UnitsOptions } from './units.ts';
 
-export type UnitComputer = AsyncDisposable & {
+type UnitComputer = AsyncDisposable & {
   /** Computes the unit after all units requested before it. Rejects when `signal` aborts before it begins. */
   run(unit: Unit, signal?: AbortSignal): Promise<number[]>;
 };
