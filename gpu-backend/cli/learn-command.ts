@@ -1,4 +1,4 @@
-/** `learn` and `distill`: the offline pipelines on the command line. */
+/** `learn`: the offline pipeline on the command line. */
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
@@ -59,16 +59,7 @@ type LearnFlags = DeviceFlags & {
   readonly json: boolean;
 };
 
-type DistillFlags = {
-  readonly encoder: string;
-  readonly data: string[];
-  readonly out: string;
-  readonly dimensions: number;
-  readonly seed: number;
-  readonly json: boolean;
-};
-
-export function addLearnCommands(program: Command): void {
+export function addLearnCommand(program: Command): void {
   program
     .command('learn')
     .description(
@@ -153,24 +144,6 @@ export function addLearnCommands(program: Command): void {
       if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
       return interruptible((signal) => runLearn(flags, signal));
     });
-
-  program
-    .command('distill')
-    .description('distill the table of the static encoder from a full sentence encoder')
-    .requiredOption(
-      '--encoder <name>',
-      'the teacher: an encoder by name such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
-    )
-    .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--out <file>', 'where the table is written')
-    .option('--dimensions <count>', 'dimensions of the vectors', wholeNumber(1, 1024), 248)
-    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0), 1)
-    .option(...JSON_OPTION)
-    .addHelpText(
-      'after',
-      examples('maskroute distill --encoder all-minilm-l6-v2 --data chats.jsonl --out table.bin'),
-    )
-    .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
 const STAGE_LINES = { read: 'reading the data', embed: 'embedding the prompts and clustering them' };
@@ -361,22 +334,6 @@ function checkContext({ cost, context, from }: LearnFlags): void {
       ? '--context needs --cost time, which times the blocks.'
       : '--context has no effect with --from: blocks weigh the same as in the earlier set.',
   );
-}
-
-async function runDistill({ json, ...flags }: DistillFlags, signal: AbortSignal): Promise<void> {
-  const { distillTable } = await import('../learning/data/distill.ts');
-  const reporter = createReporter();
-  const report = await distillTable({
-    ...flags,
-    home: maskrouteHome(),
-    threads: computingThreads(),
-    hooks: reporter,
-    onProgress: reporter.update,
-    signal,
-  }).finally(reporter.stop);
-  const { texts, tokens } = report;
-  const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;
-  console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
 }
 
 /** Gigabytes as bytes. */
