@@ -5,7 +5,7 @@ import { weightsRead } from '../../model/weights-file.ts';
 import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
-import { addScores, figuresOf } from '../search/score-masks.ts';
+import { addScores, figuresOf, scoresBy } from '../search/score-masks.ts';
 import type { EvaluationRow, Method } from './result.ts';
 import type { Timer } from './timing.ts';
 
@@ -54,12 +54,8 @@ export function toRow(
 
 /** Scores of one row under several masks: their mean. */
 function meanScores(parts: readonly SampleScores[]): SampleScores {
-  const { positions, kl, klEven, equalTops, loss } = addScores(parts);
-  const n = parts.length;
-  return {
-    ...{ positions: positions / n, kl: kl / n, klEven: klEven / n },
-    ...{ equalTops: equalTops / n, loss: loss / n },
-  };
+  const total = addScores(parts);
+  return scoresBy((name) => total[name] / parts.length);
 }
 
 function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] {

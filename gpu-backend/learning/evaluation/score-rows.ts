@@ -1,20 +1,12 @@
 /** Scores each row under the masks that it needs, one row at a time, with results kept on disk by content. */
-import { z } from 'zod';
+import type { z } from 'zod';
 import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
 import { isDense, maskId } from '../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type Device, deviceName, PROCESSOR } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
-import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-masks.ts';
-
-const scoresSchema = z.strictObject({
-  positions: z.int(),
-  kl: z.number(),
-  klEven: z.number(),
-  equalTops: z.number(),
-  loss: z.number(),
-});
+import { type SampleScores, SCORES_VERSION, type Scorer, sampleScoresSchema } from '../search/score-masks.ts';
 
 /** Whose answers are kept, and where. `device`: the processor unless given. */
 type KeptOf = {
@@ -64,7 +56,7 @@ export async function scoreRows(options: RowScoring, masks: readonly (readonly M
   let done = 0;
   for (const [row, sample] of samples.entries()) {
     const question = { kind: 'scores', sample: sampleKey([sample]) };
-    const journal = await openKeptAnswers(options, question, scoresSchema);
+    const journal = await openKeptAnswers(options, question, sampleScoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);
     const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);

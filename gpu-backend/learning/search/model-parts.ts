@@ -20,11 +20,10 @@ import type { SampleBatch } from '../gates/batches.ts';
 import type { LossAndGradients } from '../gates/train-mask.ts';
 import { contentKey, type RunJournal, sampleKey } from '../journal.ts';
 import { batchUnit, scoreUnit } from '../units/unit.ts';
-import { SCORE_FIGURES } from '../units/unit-computer.ts';
 import type { Units } from '../units/units.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
 import { type BlockCost, CONTEXT_TOKENS, type TargetKind } from './effort.ts';
-import type { SampleScores } from './score-masks.ts';
+import { type SampleScores, SCORE_FIGURES, scoresBy } from './score-masks.ts';
 
 type ModelParts = {
   readonly text: ModelText;
@@ -129,7 +128,7 @@ async function scoreKept(
   }
   return masks.map((mask) => {
     const numbers = journal.get(nameOf(mask))!;
-    return Object.fromEntries(SCORE_FIGURES.map((figure, i) => [figure, numbers[i]!])) as SampleScores;
+    return scoresBy((_, index) => numbers[index]!);
   });
 }
 

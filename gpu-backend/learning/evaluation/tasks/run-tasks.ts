@@ -32,7 +32,7 @@ export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTas
   }
 }
 
-/** Figures of each contestant, in the order of {@link equalCountContestants}; empty objects without tasks. */
+/** Figures of each contestant, in the order of {@link equalCountContestants}; empty without tasks. */
 export async function runTasks(
   context: Context,
   lineUp: LineUp,
@@ -57,8 +57,7 @@ export async function runTasks(
       found[index] = { ...found[index], [task.task]: taskFigures(task, verdicts, dense) };
     }
   }
-  const { length } = equalCountContestants(lineUp).contestants;
-  return Array.from({ length }, (_, i) => (found[i] === undefined ? {} : { tasks: found[i] }));
+  return found.map((tasks) => ({ tasks }));
 }
 
 const masksPerQuestion = (contestants: readonly Contestant[]): number =>
