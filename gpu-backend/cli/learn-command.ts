@@ -25,6 +25,7 @@ import {
   floatTypeOption,
   interruptible,
   JSON_OPTION,
+  numberWhere,
   part,
   wholeNumber,
 } from './terminal.ts';
@@ -337,11 +338,8 @@ function checkContext({ cost, context, from }: LearnFlags): void {
 }
 
 /** Gigabytes as bytes. */
-function gigabytes(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value * 1e9;
-  throw new InvalidArgumentError('expected gigabytes, such as 8');
-}
+const gigabytes = (text: string): number =>
+  1e9 * numberWhere('gigabytes, such as 8', (value) => value > 0)(text);
 
 function clusterCounts(text: string): number[] | 'auto' {
   if (text === 'auto') return text;

@@ -1,6 +1,6 @@
 /** `publish`, `rollback` and `register`: commands that change an edge. `gpu-backend/publication` does the work. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -27,7 +27,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
-import { httpAddress, JSON_OPTION, wholeNumber } from './terminal.ts';
+import { httpAddress, JSON_OPTION, numberWhere, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
   readonly edge?: string;
@@ -209,11 +209,7 @@ async function follow(
   }
 }
 
-function number(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && Number.isFinite(value)) return value;
-  throw new InvalidArgumentError('expected a number');
-}
+const number = numberWhere('a number');
 
 const STATES = {
   stored: 'stored, not live (--activate makes it so)',

@@ -96,7 +96,7 @@ function stepGraph(
     return gated(g, common, { gates, surrogates, index }, before, block);
   });
   const final = scoredRows(g, config, stored, h);
-  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), tail);
   nameOutput(g, loss.value, 'loss', []);
   if (by === 'none') return g.graph;
   const targets = by === 'gates' ? [gates.all] : surrogates!.tables;
@@ -278,7 +278,7 @@ export function headGraph(
   const stream = ['B', 'S', config.hiddenSize];
   const before = g.input('before', 'f32', stream);
   const final = scoredRows(g, config, stored, before);
-  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), tail);
   nameOutput(g, loss.value, 'loss', []);
   if (by === 'none') return g.graph;
   const [gradient] = gradients(g, [{ value: final, gradient: loss.gradient() }], [before]);
