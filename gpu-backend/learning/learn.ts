@@ -104,7 +104,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
   await checkRun(options);
   const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
-  const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
+  const rows = distinctRows(await readData(options.data, options.rowsMax));
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
     onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });

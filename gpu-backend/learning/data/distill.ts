@@ -35,7 +35,7 @@ type DistillTableOptions = {
 /** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_encoder`, `download_failed`. */
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
   const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress, signal } = options;
-  const { rows } = await readData(data);
+  const rows = await readData(data);
   const teacher = await openFullEncoder(encoder, { home, threads, hooks });
   try {
     const settings = { dimensions, epochs: EPOCHS, seed, onProgress };
@@ -71,7 +71,7 @@ const INITIAL_LENGTH = 0.3;
 
 type Distilled = {
   readonly table: Uint8Array<ArrayBuffer>;
-  readonly report: { texts: number; tokens: number; keptByAxes: number; loss: number[] };
+  readonly report: { texts: number; tokens: number };
 };
 
 /**
@@ -95,7 +95,6 @@ export async function distill(
   const pieces = piecesFor(teacher, texts);
   const fitTexts = prepare(pieces, texts, taught, axes);
   const vectors = await firstVectors(pieces, axes, fitTexts.tokenIds, signal);
-  const loss: number[] = [];
   await fitVectors(vectors, fitTexts, {
     dimensions,
     epochs,
@@ -103,7 +102,6 @@ export async function distill(
     ...FIT,
     async onEpoch(epoch, meanLoss) {
       signal?.throwIfAborted();
-      loss.push(meanLoss);
       onProgress?.('fit', epoch + 1, epochs, `1 - cos ${meanLoss.toFixed(4)}`);
     },
   });
@@ -112,7 +110,7 @@ export async function distill(
     vocabulary: pieces.vocabulary,
     ...quantiseVectors(vectors, dimensions),
   });
-  const report = { texts: texts.length, tokens: fitTexts.tokenIds.length, keptByAxes: axes.kept, loss };
+  const report = { texts: texts.length, tokens: fitTexts.tokenIds.length };
   return { table, report };
 }
 

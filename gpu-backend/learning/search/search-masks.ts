@@ -9,8 +9,8 @@ import { drawGates, type TrainedGates, trainMask } from '../gates/train-mask.ts'
 import { masksByScore } from './budget.ts';
 import type { GateEffort, LearnEffort } from './effort.ts';
 import {
+  type CostedMask,
   exchangeBlocks,
-  type FoundMask,
   greedyMask,
   improveMask,
   type MaskCost,
@@ -125,7 +125,7 @@ const DRAWS = 6;
 type LearnedGates = {
   readonly logAlphas: readonly number[];
   readonly curve: TrainedGates['history'];
-  readonly best: FoundMask;
+  readonly best: CostedMask;
   /** Mean cost of randomly drawn gates, on the same text as the cost of `best`: the search's glance. */
   readonly stochastic: number;
 };
@@ -159,7 +159,7 @@ async function learnGates(
     return on.ofGates(`${name} draw ${draw}`, gates);
   });
   const tried = masksByScore(logAlphas, budget, COUNTS_TRIED).map(
-    async (mask): Promise<FoundMask> => ({ mask, cost: await on.atAGlance(mask) }),
+    async (mask): Promise<CostedMask> => ({ mask, cost: await on.atAGlance(mask) }),
   );
   const [drawn, found] = await Promise.all([Promise.all(draws), Promise.all(tried)]);
   const stochastic = drawn.reduce((sum, cost) => sum + cost / DRAWS, 0);

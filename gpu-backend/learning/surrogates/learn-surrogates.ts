@@ -120,7 +120,7 @@ type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly he
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
-  const rows = distinctRows((await readData(data, rowsMax)).rows);
+  const rows = distinctRows(await readData(data, rowsMax));
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;
