@@ -254,15 +254,8 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const start_ms = performance.now();
       await learn({
         ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, cost: 'blocks', out },
-        ...{
-          effort: EFFORT,
-          seed: 1,
-          encoder: 'static',
-          name: 'bench',
-          openUnits: open,
-          onProgress: () => {},
-          signal,
-        },
+        ...{ effort: EFFORT, seed: 1, encoder: 'static', name: 'bench', openUnits: open, signal },
+        onProgress: () => {},
         encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
       });
       const took_s = (performance.now() - start_ms) / 1000;
