@@ -210,7 +210,8 @@ async function jobsOf(options: BackendOptions, model: string, log: Logger): Prom
 }
 
 const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, model: string, log: Logger) => ({
-  ...{ home, model, backendKey, otherBackendKey },
+  ...{ home, model },
+  backendKeys: [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])] as const,
   note: (message: string, detail: Record<string, unknown>) => log.info(detail, message),
 });
 

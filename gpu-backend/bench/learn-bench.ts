@@ -17,14 +17,15 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
+import { denseMask } from '../../shared/mask/mask.ts';
+import { batchSamples, type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
 import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { learn, MASK_SET_FILE } from '../learning/learn.ts';
 import { LEARN_EFFORT, type LearnEffort } from '../learning/search/effort.ts';
 import { installedSurrogates } from '../learning/search/model-parts.ts';
 import { openQueuedUnits } from '../learning/units/queued-units.ts';
-import type { BatchUnit, ScoreUnit } from '../learning/units/unit.ts';
+import { batchUnit, scoreUnit, type Unit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
 import { type BenchHooks, interleaved, rested, round, type Subject } from '../measure.ts';
 import type { LlamaConfig } from '../model/model-source.ts';
@@ -114,7 +115,7 @@ function torchFigures({ version, problem }: TorchPeer, found: ReadonlyMap<string
 }
 
 function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
-  const open = openGates(session);
+  const open = openGates(config);
   const subject = (name: string, gates: ArrayLike<number>, sequences = SEQUENCES, tokens = TOKENS): Subject =>
     stepping(name, session, someText(sequences, tokens), gates);
   return [
@@ -133,14 +134,14 @@ async function openTaught(folder: string, config: LlamaConfig, threads: number) 
   await teacher.close();
   const session = await openGateSession(folder, config, { threads, tail: true });
   return {
-    subject: stepping(DISTRIBUTIONS, session, batch, openGates(session)),
+    subject: stepping(DISTRIBUTIONS, session, batch, openGates(config)),
     close: () => session.close(),
   };
 }
 
 const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
 
-const openGates = (session: GateSession): number[] => Array(session.gateCount).fill(1);
+const openGates = ({ layerCount }: LlamaConfig): number[] => Array(2 * layerCount).fill(1);
 
 /** The rule of `learn-peer.py`, so that both compute the same ids. */
 const someText = (sequences: number, tokens: number): GateBatch =>
@@ -252,8 +253,9 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const before = machines.units();
       const start_ms = performance.now();
       await learn({
-        ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, effort: EFFORT, out },
-        ...{ encoder: 'static', name: 'bench', openUnits: open, onProgress: () => {}, signal },
+        ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, cost: 'blocks', out },
+        ...{ effort: EFFORT, seed: 1, encoder: 'static', name: 'bench', openUnits: open, signal },
+        onProgress: () => {},
         encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
       });
       const took_s = (performance.now() - start_ms) / 1000;
@@ -309,7 +311,7 @@ function startWorkers(count: number, { url }: Valkey, journal: string, home: str
 /** Gives every worker a unit of each kind, so that it opens all its sessions. */
 async function warmUp(open: OpenUnits, workers: number, options: Parameters<OpenUnits>[0]): Promise<void> {
   await using units = await open(options);
-  const gates = new Array<number>(2 * options.model.manifest.config.layerCount).fill(1);
+  const gates = openGates(options.model.manifest.config);
   for (const kind of ['loss', 'step', 'score'] as const) {
     // As many units as workers at a time, so that each worker takes one.
     await Promise.all(
@@ -318,17 +320,13 @@ async function warmUp(open: OpenUnits, workers: number, options: Parameters<Open
   }
 }
 
-function warmUpUnit(
-  kind: BatchUnit['kind'] | ScoreUnit['kind'],
-  seed: number,
-  gates: number[],
-): BatchUnit | ScoreUnit {
-  const tokenIds = Array.from({ length: 256 }, (_, i) => 100 + ((seed + 7919 * i) % 40_000));
-  const scoredRows = tokenIds.slice(0, -1).map((_, i) => i);
-  if (kind === 'score')
-    return { kind, tokenIds: tokenIds.slice(0, 64), scoreFrom: 0, masks: ['f'.repeat(gates.length / 4)] };
-  const batch = { tokenIds, sequences: 1, scoredRows, nextIds: scoredRows.map((i) => tokenIds[i + 1]!) };
-  return { kind, targets: 'dense', batch, gates };
+function warmUpUnit(kind: Unit['kind'], seed: number, gates: readonly number[]): Unit {
+  const length = kind === 'score' ? 64 : 256;
+  const tokenIds = Int32Array.from({ length }, (_, i) => 100 + ((seed + 7919 * i) % 40_000));
+  const sample = { tokenIds, scoreFrom: 0 };
+  return kind === 'score'
+    ? scoreUnit(sample, [denseMask(gates.length)])
+    : batchUnit(kind, 'dense', batchSamples([sample], length)[0]!, gates);
 }
 
 /** Random sentences; the time does not depend on what they say. */

@@ -145,7 +145,7 @@ function commonestMask({ clusters, model }: MaskSet): Mask {
 async function drawKinds({ home, data, positions }: QuantizationOptions): Promise<Map<string, Sample[]>> {
   const { folder, manifest } = await openInstalled(home, REFERENCE);
   const text = await openModelText(folder, manifest);
-  const { rows } = await readData(data);
+  const rows = await readData(data);
   const byKind = Map.groupBy(rows, ({ kind }) => kind);
   const options = { positions, tokensMax: TOKENS_MAX };
   return new Map(

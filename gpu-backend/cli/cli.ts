@@ -6,9 +6,10 @@ import { CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
 import { addBenchCommands } from './bench-command.ts';
 import { addCompletionCommand } from './completion-command.ts';
+import { addDistillCommand } from './distill-command.ts';
 import { addEvaluationCommand } from './evaluate-command.ts';
 import { examples, newCommand, sayError, USAGE_EXIT } from './help.ts';
-import { addLearnCommands } from './learn-command.ts';
+import { addLearnCommand } from './learn-command.ts';
 import { addModelCommands } from './model-command.ts';
 import { addPublishCommands, addRegisterCommand } from './publish-command.ts';
 import { addScheduleCommands } from './schedule-command.ts';
@@ -30,7 +31,8 @@ export const program = newCommand(
   );
 
 addModelCommands(program);
-addLearnCommands(program);
+addLearnCommand(program);
+addDistillCommand(program);
 addWorkCommand(program);
 addSurrogatesCommand(program);
 addEvaluationCommand(program);

@@ -82,11 +82,10 @@ export function addEvaluationCommand(program: Command): void {
       shares,
       [],
     )
-    .option(
-      '--surrogate <which>',
-      `which kinds of masks: ${SURROGATE_CHOICES.join(', ')}; auto is both where the model has surrogates`,
-      surrogateChoice,
-      'auto',
+    .addOption(
+      new Option('--surrogate <which>', 'which kinds of masks; auto is both where the model has surrogates')
+        .choices(SURROGATE_CHOICES)
+        .default('auto'),
     )
     .option('--encoder <name>', 'the encoder of the mask sets (default: what they name)')
     .option('--no-equal-time', 'leave out the comparison at equal time')
@@ -188,9 +187,7 @@ async function toOptions(
     flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
     openEncoder: async (set) => {
       const { openEncoder } = await import('../learning/data/encoders.ts');
-      return openEncoder(flags.encoder ?? encoderName(set), {
-        ...{ home, threads, hooks: downloads },
-      });
+      return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks: downloads });
     },
     ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
     ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
@@ -240,9 +237,3 @@ function baselineNames(text: string): readonly Baseline[] {
 }
 
 const shares = (text: string): readonly number[] => text.split(',').map(share);
-
-function surrogateChoice(text: string): EvaluateFlags['surrogate'] {
-  const found = SURROGATE_CHOICES.find((choice) => choice === text);
-  if (found === undefined) throw new InvalidArgumentError(`expected one of ${SURROGATE_CHOICES.join(', ')}`);
-  return found;
-}

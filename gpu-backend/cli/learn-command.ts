@@ -1,4 +1,4 @@
-/** `learn` and `distill`: the offline pipelines on the command line. */
+/** `learn`: the offline pipeline on the command line. */
 import path from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
@@ -25,6 +25,7 @@ import {
   floatTypeOption,
   interruptible,
   JSON_OPTION,
+  numberWhere,
   part,
   wholeNumber,
 } from './terminal.ts';
@@ -53,22 +54,13 @@ type LearnFlags = DeviceFlags & {
   readonly out: string;
   readonly name?: string;
   readonly rows?: number;
-  readonly seed?: number;
+  readonly seed: number;
   readonly queue?: string;
   readonly journal?: string;
   readonly json: boolean;
 };
 
-type DistillFlags = {
-  readonly encoder: string;
-  readonly data: string[];
-  readonly out: string;
-  readonly dimensions?: number;
-  readonly seed?: number;
-  readonly json: boolean;
-};
-
-export function addLearnCommands(program: Command): void {
+export function addLearnCommand(program: Command): void {
   program
     .command('learn')
     .description(
@@ -137,7 +129,7 @@ export function addLearnCommands(program: Command): void {
     )
     .addOption(deviceOption())
     .addOption(floatTypeOption())
-    .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0))
+    .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0), 1)
     .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
     .addOption(journalOption())
     .option(...JSON_OPTION)
@@ -153,24 +145,6 @@ export function addLearnCommands(program: Command): void {
       if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
       return interruptible((signal) => runLearn(flags, signal));
     });
-
-  program
-    .command('distill')
-    .description('distill the table of the static encoder from a full sentence encoder')
-    .requiredOption(
-      '--encoder <name>',
-      'the teacher: an encoder by name such as all-minilm-l6-v2, hf:OWNER/NAME, or a folder',
-    )
-    .requiredOption('--data <file...>', DATA_HELP)
-    .requiredOption('--out <file>', 'where the table is written')
-    .option('--dimensions <count>', 'dimensions of the vectors', wholeNumber(1, 1024))
-    .option('--seed <number>', 'the same seed gives the same table', wholeNumber(0))
-    .option(...JSON_OPTION)
-    .addHelpText(
-      'after',
-      examples('maskroute distill --encoder all-minilm-l6-v2 --data chats.jsonl --out table.bin'),
-    )
-    .action((flags: DistillFlags) => interruptible((signal) => runDistill(flags, signal)));
 }
 
 const STAGE_LINES = { read: 'reading the data', embed: 'embedding the prompts and clustering them' };
@@ -363,33 +337,9 @@ function checkContext({ cost, context, from }: LearnFlags): void {
   );
 }
 
-async function runDistill(
-  { seed, dimensions, json, ...flags }: DistillFlags,
-  signal: AbortSignal,
-): Promise<void> {
-  const { distillTable } = await import('../learning/data/distill.ts');
-  const reporter = createReporter();
-  const report = await distillTable({
-    ...flags,
-    home: maskrouteHome(),
-    threads: computingThreads(),
-    ...(dimensions === undefined ? {} : { dimensions }),
-    ...(seed === undefined ? {} : { seed }),
-    hooks: reporter,
-    onProgress: reporter.update,
-    signal,
-  }).finally(reporter.stop);
-  const { texts, tokens } = report;
-  const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;
-  console.log(json ? JSON.stringify({ out: flags.out, texts, tokens }) : text);
-}
-
 /** Gigabytes as bytes. */
-function gigabytes(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value * 1e9;
-  throw new InvalidArgumentError('expected gigabytes, such as 8');
-}
+const gigabytes = (text: string): number =>
+  1e9 * numberWhere('gigabytes, such as 8', (value) => value > 0)(text);
 
 function clusterCounts(text: string): number[] | 'auto' {
   if (text === 'auto') return text;

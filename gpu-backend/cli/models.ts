@@ -6,7 +6,6 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { unreadable } from '../files.ts';
-import { BATCHED_MODEL_FILE } from '../model/emit.ts';
 import {
   describeLocal,
   findImported,
@@ -154,9 +153,7 @@ async function withEightBits<T>(
   use: (model: InstalledModel) => Promise<T>,
 ): Promise<T> {
   const installed = await findImported(local, { ...hooks, home, name: plainName });
-  const isUsable = installed && isHeldSo(installed.manifest, 'q8', undefined);
-  // An older import has no graph for many sequences.
-  if (isUsable && BATCHED_MODEL_FILE in installed.manifest.files) return use(installed);
+  if (installed && isHeldSo(installed.manifest, 'q8', undefined)) return use(installed);
   hooks.log('q4 is calibrated on text, for which the model is first imported with eight bits.');
   return withScratch(home, async (scratch) =>
     use(await importModel(local, { ...hooks, home: scratch, name: plainName, weights: { kind: 'q8' } })),

@@ -1,6 +1,6 @@
 /** `publish`, `rollback` and `register`: commands that change an edge. `gpu-backend/publication` does the work. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -27,7 +27,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
-import { httpAddress, JSON_OPTION, wholeNumber } from './terminal.ts';
+import { httpAddress, JSON_OPTION, numberWhere, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
   readonly edge?: string;
@@ -174,11 +174,11 @@ export function addRegisterCommand(program: Command): void {
       for (const name of ['url', 'probe'] as const) httpAddress(`--${name}`, fleet[name]);
       const stop = new AbortController();
       onStopSignal(() => stop.abort());
-      const registrar = createRegistrar(await adminClient(edge), { ...fleet, regions });
+      const look = createRegistrar(await adminClient(edge), { ...fleet, regions });
       const say = json
         ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))
         : (id: string, state: keyof typeof HEARD) => console.log(`${id}: ${HEARD[state]}`);
-      await follow(registrar, everyS, say, stop.signal);
+      await follow(look, everyS, say, stop.signal);
     });
 }
 
@@ -186,14 +186,14 @@ const HEARD = { added: 'ready, added to the registry', removed: 'not ready, remo
 
 /** Checks the backends every `every_s`, until `signal`. A check that fails is a line on standard error. */
 async function follow(
-  registrar: Registrar,
+  look: Registrar,
   every_s: number,
   say: (id: string, state: keyof typeof HEARD) => void,
   signal: AbortSignal,
 ): Promise<void> {
   while (!signal.aborted) {
     try {
-      const { added, removed, foreign } = await registrar.look();
+      const { added, removed, foreign } = await look();
       for (const id of added) say(id, 'added');
       for (const id of removed) say(id, 'removed');
       for (const id of foreign) {
@@ -209,11 +209,7 @@ async function follow(
   }
 }
 
-function number(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && Number.isFinite(value)) return value;
-  throw new InvalidArgumentError('expected a number');
-}
+const number = numberWhere('a number');
 
 const STATES = {
   stored: 'stored, not live (--activate makes it so)',

@@ -68,8 +68,8 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
   const learned = await learnSurrogates({
     ...flags,
     model,
-    ...(rows === undefined ? {} : { rowsMax: rows }),
-    ...(around.length === 0 ? {} : { around: await masksInUse(around, model) }),
+    rowsMax: rows,
+    around: around.length === 0 ? undefined : await masksInUse(around, model),
     threads: computingThreads(),
     onProgress: reporter.update,
     signal,

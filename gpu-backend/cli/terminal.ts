@@ -72,19 +72,20 @@ export function rank(text: string): number {
   throw new InvalidArgumentError('expected a multiple of 32');
 }
 
+/** A finite number for which `isGood` holds. */
+export const numberWhere =
+  (expected: string, isGood = (_value: number): boolean => true) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (text.trim() !== '' && Number.isFinite(value) && isGood(value)) return value;
+    throw new InvalidArgumentError(`expected ${expected}`);
+  };
+
 /** A share of a whole, neither 0 nor 1. */
-export function part(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && value > 0 && value < 1) return value;
-  throw new InvalidArgumentError('expected a number between 0 and 1, such as 0.125');
-}
+export const part = numberWhere('a number between 0 and 1, such as 0.125', (value) => value > 0 && value < 1);
 
 /** A share of a whole; may be 0. */
-export function share(text: string): number {
-  const value = Number(text);
-  if (text.trim() !== '' && value >= 0 && value < 1) return value;
-  throw new InvalidArgumentError('expected a number from 0 to 1, such as 0.125');
-}
+export const share = numberWhere('a number from 0 to 1, such as 0.125', (value) => value >= 0 && value < 1);
 
 /** The values of `--device` and `--float-type`. */
 export type DeviceFlags = { readonly device: DeviceChoice; readonly floatType?: FloatType | undefined };

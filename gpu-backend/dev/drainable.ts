@@ -14,7 +14,7 @@ type Env = Readonly<Record<string, { send(mark: string): Promise<unknown> }>>;
 type Worker = {
   fetch(request: Request, env: Env, context: Context): Promise<Response> | Response;
   queue(batch: Batch, env: Env, context: Context): Promise<void>;
-  scheduled?(event: { readonly cron: string }, env: Env, context: Context): Promise<void>;
+  scheduled(event: { readonly cron: string }, env: Env, context: Context): Promise<void>;
 };
 
 /** The scheduled event that drains: it returns when no work is left. */
@@ -22,7 +22,7 @@ export const DRAIN_CRON = 'drain';
 const POLL_ms = 20;
 
 /** `queues`: the bindings of the queues that `worker` sends to. */
-export function drainable(worker: Worker, queues: readonly string[]): Required<Worker> {
+export function drainable(worker: Worker, queues: readonly string[]): Worker {
   let working = 0;
   /** Markers that are not delivered yet. */
   const marks = new Set<unknown>();
@@ -58,7 +58,7 @@ export function drainable(worker: Worker, queues: readonly string[]): Required<W
       if (!isRepeated) for (const body of bodies) marks.delete(body);
     },
     async scheduled(event, env, context) {
-      if (event.cron !== DRAIN_CRON) return await worker.scheduled?.(event, env, held(context));
+      if (event.cron !== DRAIN_CRON) return await worker.scheduled(event, env, held(context));
       await until(() => working === 0);
       for (const queue of queues) {
         const mark = crypto.randomUUID();

@@ -112,7 +112,7 @@ const workerOptions = (data: Wrangler, projectFolder: string) => ({
   durableObjects: durableObjects(data),
   ratelimits: named(data.ratelimits, ({ name, namespace_id, simple }) => [name, { namespace_id, simple }]),
   queueProducers: named(data.queues.producers, ({ binding, queue }) => [binding, { queueName: queue }]),
-  queueConsumers: named(data.queues.consumers, consumer),
+  queueConsumers: named(data.queues.consumers, (entry) => [entry.queue, consumerOptions(entry)]),
   analyticsEngineDatasets: named(data.analytics_engine_datasets, ({ binding, dataset }) => [
     binding,
     { dataset },
@@ -143,19 +143,13 @@ function durableObjects({ durable_objects, migrations }: Wrangler) {
  */
 const QUEUE_WAIT_MAX_s = 0.5;
 
-const consumer = (entry: Wrangler['queues']['consumers'][number]): [string, QueueConsumer] => [
-  entry.queue,
-  {
-    maxBatchSize: entry.max_batch_size,
-    maxBatchTimeout: Math.min(entry.max_batch_timeout, QUEUE_WAIT_MAX_s),
-    maxRetries: entry.max_retries,
-    retryDelay: entry.retry_delay,
-    ...(entry.dead_letter_queue !== undefined && { deadLetterQueue: entry.dead_letter_queue }),
-  },
-];
-type QueueConsumer = Record<'maxBatchSize' | 'maxBatchTimeout' | 'maxRetries' | 'retryDelay', number> & {
-  readonly deadLetterQueue?: string;
-};
+const consumerOptions = (entry: Wrangler['queues']['consumers'][number]) => ({
+  maxBatchSize: entry.max_batch_size,
+  maxBatchTimeout: Math.min(entry.max_batch_timeout, QUEUE_WAIT_MAX_s),
+  maxRetries: entry.max_retries,
+  retryDelay: entry.retry_delay,
+  ...(entry.dead_letter_queue !== undefined && { deadLetterQueue: entry.dead_letter_queue }),
+});
 
 const refused = (reason: string): MaskrouteError =>
   new MaskrouteError('start_failed', `wrangler.toml: ${reason}.`);

@@ -16,16 +16,15 @@ import {
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
-import { createJobStore, JobData, type JobStore, seal, unsealWithAny } from './job-store.ts';
+import { createJobStore, JobData, type JobStore, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
-type JobsOptions = {
+export type JobsOptions = {
   readonly home: string;
   /** The served model: the default for requests that name no model. */
   readonly model: string;
-  readonly backendKey: string;
-  /** The other key during a rotation: it opens secrets that were sealed under it. */
-  readonly otherBackendKey?: string | undefined;
+  /** Secrets are sealed under the first, and opened by any: there are two during a rotation. */
+  readonly backendKeys: readonly [string, ...string[]];
   /** See {@link runCommand}. */
   readonly entry: string;
   /** The folder whose files requests may name; undefined: requests may name no files. */
@@ -249,7 +248,7 @@ export class Jobs {
     try {
       await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
       if (adminKey !== undefined) {
-        const sealed = seal(adminKey, this.#options.backendKey, id);
+        const sealed = seal(adminKey, this.#options.backendKeys[0], id);
         await writeFile(this.#store.secretOf(id), sealed, { mode: 0o600 });
       }
       await this.#store.save(job);
@@ -308,9 +307,7 @@ export class Jobs {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
     }
-    const { backendKey, otherBackendKey } = this.#options;
-    const sealed = await readFile(this.#store.secretOf(id));
-    const adminKey = unsealWithAny(sealed, [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])], id);
+    const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
     const toPublish = publishArguments(request.publish, file);
     const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });

@@ -93,20 +93,24 @@ export function seal(secret: string, backendKey: string, purpose: string): Buffe
   return Buffer.concat([iv, cipher.getAuthTag(), text]);
 }
 
-/** Like {@link unseal}, trying each key in turn. @throws Error from the last key when none opens it. */
-export function unsealWithAny(sealed: Uint8Array, backendKeys: readonly string[], purpose: string): string {
-  const [first, ...others] = backendKeys;
-  if (others.length === 0) return unseal(sealed, first!, purpose);
-  try {
-    return unseal(sealed, first!, purpose);
-  } catch {
-    return unsealWithAny(sealed, others, purpose);
+/**
+ * Tries each key in turn.
+ * @throws MaskrouteError `conflict` when it was sealed under another key or for another purpose, or is damaged.
+ */
+export function unseal(sealed: Buffer, backendKeys: readonly string[], purpose: string): string {
+  for (const backendKey of backendKeys) {
+    try {
+      return decrypted(sealed, backendKey, purpose);
+    } catch {
+      // GCM refuses a wrong key.
+    }
   }
+  const message =
+    'The admin key cannot be decrypted: the backend key has changed since. Create the job or schedule again.';
+  throw new MaskrouteError('conflict', message);
 }
 
-/** @throws Error when it was sealed under another key or for another purpose, or is damaged. */
-export function unseal(sealed: Uint8Array, backendKey: string, purpose: string): string {
-  const bytes = Buffer.from(sealed);
+function decrypted(bytes: Buffer, backendKey: string, purpose: string): string {
   const decipher = createDecipheriv(ALGORITHM, keyOf(backendKey, purpose), bytes.subarray(0, IV_BYTES));
   decipher.setAuthTag(bytes.subarray(IV_BYTES, IV_BYTES + TAG_BYTES));
   const text = bytes.subarray(IV_BYTES + TAG_BYTES);

@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
 import { z } from 'zod';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import type { JobProgress, JobRequest } from '../../shared/admin/job-wire.ts';
+import { type JobProgress, type JobRequest, jobSchema } from '../../shared/admin/job-wire.ts';
 
 type CommandRun = {
   /** The entry that runs a command given as arguments, and ends when its parent is gone. */
@@ -34,15 +34,7 @@ const LINE_CHARS_MAX = 2000;
 /** A training step takes about a second; a command that does not stop within this time is killed. */
 const STOP_ms = 15_000;
 
-const progressLineSchema = z.object({
-  progress: z.object({
-    stage: z.string().max(100),
-    done: z.number(),
-    total: z.number(),
-    left_s: z.number().nullable(),
-    detail: z.string().max(200),
-  }),
-});
+const progressLineSchema = z.object({ progress: jobSchema.shape.progress.unwrap() });
 
 /** Yields its progress; returns how it ended. */
 export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, CommandEnd> {

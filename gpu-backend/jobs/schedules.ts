@@ -19,17 +19,10 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, writeWhole } from '../files.ts';
-import { type Jobs, withDefaults } from './job-queue.ts';
-import { seal, unsealWithAny } from './job-store.ts';
+import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
+import { seal, unseal } from './job-store.ts';
 
-type SchedulesOptions = {
-  readonly home: string;
-  /** The served model: the default for requests that name no model. */
-  readonly model: string;
-  readonly backendKey: string;
-  readonly otherBackendKey?: string | undefined;
-  readonly note: (message: string, detail: Record<string, unknown>) => void;
-};
+type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'note'>;
 
 /** The longest time between two checks: clocks are changed, and machines sleep. */
 const LOOK_EVERY_ms = 30_000;
@@ -128,7 +121,7 @@ export class Schedules {
     };
     await mkdir(join(this.#folder, id), { recursive: true, mode: 0o700 });
     if (job.publish !== undefined) {
-      const sealed = seal(job.publish.admin_key, this.#options.backendKey, id);
+      const sealed = seal(job.publish.admin_key, this.#options.backendKeys[0], id);
       await writeFile(this.#secretOf(id), sealed, { mode: 0o600 });
     }
     await this.#save(schedule);
@@ -177,16 +170,8 @@ export class Schedules {
 
   async #requestOf(id: string, { publish, ...job }: JobRequest): Promise<CreateJob> {
     if (publish === undefined) return job;
-    const { backendKey, otherBackendKey } = this.#options;
-    const sealed = await readFile(this.#secretOf(id));
-    try {
-      const keys = [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])];
-      return { ...job, publish: { ...publish, admin_key: unsealWithAny(sealed, keys, id) } };
-    } catch (cause) {
-      const message =
-        'The admin key of the schedule cannot be decrypted: the backend key has changed since. Create the schedule again.';
-      throw new MaskrouteError('conflict', message, { cause });
-    }
+    const admin_key = unseal(await readFile(this.#secretOf(id)), this.#options.backendKeys, id);
+    return { ...job, publish: { ...publish, admin_key } };
   }
 
   readonly #secretOf = (id: string) => join(this.#folder, id, 'secret');

@@ -30,14 +30,7 @@ import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
-import {
-  type BlockCost,
-  effortFor,
-  fullText,
-  LEARN_EFFORT,
-  type LearnEffort,
-  withoutSearch,
-} from './search/effort.ts';
+import { type BlockCost, effortFor, fullText, type LearnEffort, withoutSearch } from './search/effort.ts';
 import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
 import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
 import { openModelParts } from './search/model-parts.ts';
@@ -54,7 +47,6 @@ export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs give other results. */
 const PIPELINE_VERSION = 10;
-const DEFAULTS = { seed: 1, cost: 'blocks', effort: LEARN_EFFORT } as const;
 /** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 
@@ -70,7 +62,7 @@ export type LearnOptions = {
   readonly maskCount?: number | undefined;
   /** Share of the blocks, or of their time, to leave out, in (0, 1). */
   readonly sparsity: number;
-  readonly cost?: BlockCost | undefined;
+  readonly cost: BlockCost;
   /** Tokens before those that blocks are timed with. */
   readonly context?: number | undefined;
   /** How many blocks of a kind may be left out. */
@@ -84,8 +76,8 @@ export type LearnOptions = {
   readonly out: string;
   /** Name of the mask set. */
   readonly name: string;
-  readonly seed?: number | undefined;
-  readonly effort?: LearnEffort | undefined;
+  readonly seed: number;
+  readonly effort: LearnEffort;
   /** An earlier set for this model and budget, whose masks the run begins with instead of searching. */
   readonly earlier?: MaskSet | undefined;
   /** Journal file that several runs share; undefined: the journal is in `out`, and removed at the end. */
@@ -97,30 +89,22 @@ export type LearnOptions = {
   readonly onProgress: (progress: LearnProgress) => void;
   readonly signal?: AbortSignal | undefined;
 };
-type Settings = LearnOptions & {
-  readonly seed: number;
-  readonly cost: BlockCost;
-  readonly effort: LearnEffort;
-  readonly known: EarlierMasks | undefined;
-};
+type Settings = LearnOptions & { readonly known: EarlierMasks | undefined };
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
 /** @throws MaskrouteError as {@link checkRun}. Rejects when `signal` aborts; the state stays. */
 export async function learn(options: LearnOptions): Promise<Learned> {
-  const { cost = DEFAULTS.cost, effort = DEFAULTS.effort } = options;
+  const { out, signal, onProgress, earlier } = options;
   const settings: Settings = {
     ...options,
-    seed: options.seed ?? DEFAULTS.seed,
-    cost,
-    effort: options.earlier === undefined ? effort : withoutSearch(effort),
-    known: options.earlier && earlierMasks(options.earlier, { ...options, cost }),
+    effort: earlier === undefined ? options.effort : withoutSearch(options.effort),
+    known: earlier && earlierMasks(earlier, options),
   };
-  const { out, signal, onProgress } = options;
   await checkRun(options);
   const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
-  const rows = distinctRows((await readData(options.data, options.rowsMax)).rows);
+  const rows = distinctRows(await readData(options.data, options.rowsMax));
   const open = await openEncoder(options.encoder, options.encoderOptions);
   try {
     onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
@@ -150,8 +134,7 @@ async function learnWith(
   prompts: Prompts,
   journal: RunJournal,
 ): Promise<{ masks: LearnedMasks; budget: Budget; effort: LearnEffort }> {
-  const { model, surrogates, encoderOptions, seed, signal, maskCount } = settings;
-  const { device } = settings;
+  const { model, surrogates, device, encoderOptions, seed, signal, maskCount } = settings;
   const { threads } = encoderOptions;
   await using units = await (settings.openUnits ?? openLocalUnits)({
     ...{ model, surrogates, threads, device, signal, memory_bytes: settings.memory_bytes },
@@ -165,22 +148,14 @@ async function learnWith(
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
   const track = trackProgress(settings.onProgress, plan, () => journal.size);
   const { loss, step } = parts;
-  const bench = createWorkbench({
-    budget,
-    journal,
-    seed,
-    signal,
-    texts,
-    loss,
-    step,
-    onResult: track.onResult,
-  });
+  const { onResult } = track;
+  const bench = createWorkbench({ budget, journal, seed, signal, texts, loss, step, onResult });
   const score: typeof parts.score = (sample, masks) => {
     signal?.throwIfAborted();
     return parts.score(sample, masks);
   };
   const masks = await learnMasks({
-    ...{ bench, prompts, texts, effort, known, maskCount, seed, score, track },
+    ...{ bench, prompts, texts, effort, known, maskCount, score, track },
     atOnce: units.atOnce,
   });
   return { masks, budget, effort };
@@ -215,10 +190,10 @@ function planRun(
  * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `invalid_encoder`, `storage_failed`.
  */
 export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Promise<void> {
-  const { name, data, encoder, earlier, out, cost = DEFAULTS.cost } = options;
+  const { name, data, encoder, earlier, out } = options;
   checkName(name);
   await requireFiles(data);
-  if (earlier !== undefined) earlierMasks(earlier, { ...options, cost });
+  if (earlier !== undefined) earlierMasks(earlier, options);
   await checkEncoder(encoder);
   try {
     await mkdir(out, { recursive: true });

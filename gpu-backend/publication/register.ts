@@ -19,15 +19,13 @@ export type Fleet = {
   readonly regions: readonly string[];
 };
 
-export type Registrar = {
-  /**
-   * Probes all backends once and updates their entries. An entry with another address belongs to somebody else, for
-   * example another region: it is reported as `foreign` and not changed. When no backend is ready, nothing changes:
-   * most likely this process has lost its network, and removing all entries would help nobody.
-   * @throws MaskrouteError the edge's own, or `edge_unreachable`.
-   */
-  look(): Promise<Looked>;
-};
+/**
+ * Probes all backends once and updates their entries. An entry with another address belongs to somebody else, for
+ * example another region: it is reported as `foreign` and not changed. When no backend is ready, nothing changes: most
+ * likely this process has lost its network, and removing all entries would help nobody.
+ * @throws MaskrouteError the edge's own, or `edge_unreachable`.
+ */
+export type Registrar = () => Promise<Looked>;
 
 /** Names of entries. */
 type Looked = Readonly<Record<'added' | 'removed' | 'foreign', string[]>>;
@@ -49,31 +47,27 @@ export function createRegistrar(client: AdminClient, fleet: Fleet): Registrar {
     silences.set(id, count);
     return condition === 'not_ready' || count >= SILENCES_MAX;
   };
-  return {
-    async look() {
-      const entries = new Map(
-        (await listAll(client, '/backends', backendSchema)).map((one) => [one.id, one]),
-      );
-      const conditions = await Promise.all(members.map(({ probe }) => conditionOf(probe)));
-      const looked: Looked = { added: [], removed: [], foreign: [] };
-      if (conditions.every((condition) => condition !== 'ready')) return looked;
-      for (const [index, { id, url }] of members.entries()) {
-        const condition = conditions[index]!;
-        const gone = isGone(id, condition);
-        const entry = entries.get(id);
-        if (entry !== undefined && !sameAddress(entry.url, url)) looked.foreign.push(id);
-        else if (condition === 'ready' && entry === undefined) {
-          const body = { id, url, regions: fleet.regions };
-          await client.request({ method: 'POST', path: '/backends', body }, backendSchema);
-          looked.added.push(id);
-        } else if (gone && entry?.enabled === true) {
-          // A disabled entry is not changed: an administrator disabled it.
-          await client.request({ method: 'DELETE', path: `/backends/${id}` }, z.looseObject({}));
-          looked.removed.push(id);
-        }
+  return async () => {
+    const entries = new Map((await listAll(client, '/backends', backendSchema)).map((one) => [one.id, one]));
+    const conditions = await Promise.all(members.map(({ probe }) => conditionOf(probe)));
+    const looked: Looked = { added: [], removed: [], foreign: [] };
+    if (conditions.every((condition) => condition !== 'ready')) return looked;
+    for (const [index, { id, url }] of members.entries()) {
+      const condition = conditions[index]!;
+      const gone = isGone(id, condition);
+      const entry = entries.get(id);
+      if (entry !== undefined && !sameAddress(entry.url, url)) looked.foreign.push(id);
+      else if (condition === 'ready' && entry === undefined) {
+        const body = { id, url, regions: fleet.regions };
+        await client.request({ method: 'POST', path: '/backends', body }, backendSchema);
+        looked.added.push(id);
+      } else if (gone && entry?.enabled === true) {
+        // A disabled entry is not changed: an administrator disabled it.
+        await client.request({ method: 'DELETE', path: `/backends/${id}` }, z.looseObject({}));
+        looked.removed.push(id);
       }
-      return looked;
-    },
+    }
+    return looked;
   };
 }
 

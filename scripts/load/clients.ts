@@ -58,7 +58,7 @@ type Traffic = {
   readonly hangUps: number;
   readonly random: Random;
   /** Stops the traffic early. */
-  readonly signal?: AbortSignal;
+  readonly signal: AbortSignal;
 };
 
 const HANG_UP_WITHIN_ms = 4000;
@@ -87,7 +87,7 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
     });
     hangUpSometimes(client, traffic, keep);
   };
-  traffic.signal?.throwIfAborted();
+  traffic.signal.throwIfAborted();
   // autocannon's types lack `stop` and the fields of clients.
   const clients = autocannon({
     url: traffic.edge,
@@ -106,9 +106,9 @@ export async function sendTraffic(traffic: Traffic): Promise<{ sent: number; out
     ],
   }) as Promise<unknown> & { stop(): void };
   const stop = () => clients.stop();
-  traffic.signal?.addEventListener('abort', stop);
+  traffic.signal.addEventListener('abort', stop);
   await clients;
-  traffic.signal?.removeEventListener('abort', stop);
+  traffic.signal.removeEventListener('abort', stop);
   return { sent, outcomes };
 }
 

@@ -9,7 +9,7 @@ type Handler<Event> = (event: Event, env: Env, context: object) => unknown;
 type Worker = {
   readonly fetch: Handler<Request>;
   readonly queue: Handler<object>;
-  readonly scheduled?: Handler<object>;
+  readonly scheduled: Handler<object>;
 };
 
 let until_ms = 0;
@@ -36,8 +36,5 @@ export default (worker: Worker): Worker => ({
     return new Response('It stalls.\n');
   },
   queue: (batch, env, context) => worker.queue(batch, withStalls(env), context),
-  ...(worker.scheduled && {
-    scheduled: (event: object, env: Env, context: object) =>
-      worker.scheduled!(event, withStalls(env), context),
-  }),
+  scheduled: (event, env, context) => worker.scheduled(event, withStalls(env), context),
 });

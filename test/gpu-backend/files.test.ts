@@ -148,6 +148,6 @@ describe('a link', () => {
   test('that somebody names themselves may lead anywhere', async () => {
     await writeFile(secret(), '{"text": "some words"}\n');
     await symlink(secret(), path.join(folder, 'data.jsonl'));
-    expect((await readData([path.join(folder, 'data.jsonl')])).rows).toHaveLength(1);
+    expect(await readData([path.join(folder, 'data.jsonl')])).toHaveLength(1);
   });
 });

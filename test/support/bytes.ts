@@ -1,7 +1,7 @@
 /** Little-endian bytes appended to a list, and the characters that stand for bytes in byte-level vocabularies. */
 
 /** Every call gives the same object back, so that calls can be chained. */
-export type ByteAppender = {
+type ByteAppender = {
   u32(value: number): ByteAppender;
   f32(value: number): ByteAppender;
   u64(value: number | bigint): ByteAppender;

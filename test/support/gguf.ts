@@ -163,7 +163,7 @@ export function tinyLlama(
 }
 
 /** Values count up within a tensor, so that a row in the wrong place shows. */
-export function tinyTensors(vocabulary: number): Tensor[] {
+function tinyTensors(vocabulary: number): Tensor[] {
   const tensor = (name: string, ...shape: number[]): Tensor => {
     const length = shape.reduce((product, size) => product * size, 1);
     const values = Float32Array.from({ length }, (_, i) => ((i * 7919) % 1013) / 1013 - 0.5);

@@ -6,7 +6,7 @@ import { type ModelText, openModelText } from '../../gpu-backend/model/tokenizer
 import { seededRandom } from '../../gpu-backend/random.ts';
 import { installedModel } from './installed-model.ts';
 
-export type Played = { readonly text: string; readonly ended: boolean; readonly tokens: number };
+type Played = { readonly text: string; readonly ended: boolean; readonly tokens: number };
 
 export type GrammarPlayer = AsyncDisposable & {
   readonly grammars: Grammars;

@@ -11,7 +11,7 @@ import type { Mask } from '../../shared/mask/mask.ts';
 type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array> &
   Partial<Record<'qBias' | 'kBias' | 'vBias' | 'oBias' | 'qNorm' | 'kNorm', Float32Array>>;
 
-export type NaiveLlama = {
+type NaiveLlama = {
   /** Logits `[V]` after `tokenId`. `watch` sees the residual stream before each block, and after the last. */
   next(tokenId: number, mask: Mask, watch?: (stream: Float64Array) => void): Float64Array;
 };

@@ -3,6 +3,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
 import { type LlamaConfig, MANIFEST_FORMAT, type WeightKind } from '../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../gpu-backend/model/store.ts';
+import { BYTE_CHARACTERS } from './bytes.ts';
 import { holding, randomLlama } from './random-llama.ts';
 
 const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'];
@@ -45,7 +46,6 @@ export async function installTinyModel(
 
 /** Byte-level BPE without merges. */
 function byteTokenizer(): object {
-  const characters = byteCharacters();
   return {
     version: '1.0',
     truncation: null,
@@ -62,16 +62,8 @@ function byteTokenizer(): object {
       type: 'BPE',
       ...{ dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null },
       ...{ fuse_unk: false, byte_fallback: false, ignore_merges: false },
-      vocab: Object.fromEntries([...SPECIAL, ...characters].map((token, id) => [token, id])),
+      vocab: Object.fromEntries([...SPECIAL, ...BYTE_CHARACTERS].map((token, id) => [token, id])),
       merges: [],
     },
   };
-}
-
-/** The character that byte-level BPE writes for each byte (GPT-2's table). */
-function byteCharacters(): string[] {
-  const isPrintable = (byte: number) =>
-    (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || (byte >= 174 && byte <= 255);
-  let next = 256;
-  return Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(isPrintable(byte) ? byte : next++));
 }

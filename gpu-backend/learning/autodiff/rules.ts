@@ -1,6 +1,6 @@
 /**
- * The table of gradient rules: operator → nodes that carry a gradient from its outputs to its inputs. In formulas
- * y = op(x) and g = ∂loss/∂y.
+ * The table of gradient rules: operator → nodes that carry a gradient from its outputs to its inputs. It has the
+ * operators that training steps differentiate. In formulas y = op(x) and g = ∂loss/∂y.
  */
 import { type GraphBuilder, MICROSOFT, type Node, type Value } from '../../onnx/graph.ts';
 import { axisOf, type Shape } from './shapes.ts';
@@ -25,7 +25,7 @@ export type RuleContext = {
 /** Gradients by the node's inputs, in order; undefined where a gradient is not wanted. */
 type Rule = (context: RuleContext) => readonly (Value | undefined)[];
 
-/* Elementwise operators, sums and matrix products. */
+/* Elementwise operators and matrix products. */
 
 /** For an elementwise operator of two inputs: `by(index)` is the gradient before it is summed over broadcast axes. */
 const elementwise =
@@ -36,18 +36,6 @@ const elementwise =
         ? unbroadcast(context.g, by(context, index), context.outputShape(0), context.shape(index))
         : undefined,
     );
-
-/** For y = f(x). */
-const unary =
-  (by: (context: RuleContext) => Value): Rule =>
-  (context) => [by(context)];
-
-/** The gradient of a sum over `axes`: g, repeated along these axes. */
-function spread(context: RuleContext, gradient: Value): Value {
-  const { g, node } = context;
-  const kept = node.attributes.keepdims === 0 ? g.op('Unsqueeze', [gradient, context.input(1)]) : gradient;
-  return g.op('Expand', [kept, g.op('Shape', [context.input(0)])]);
-}
 
 /** y = α · A · B or A · Bᵀ, with broadcast batches. ∂A = α · g · Bᵀ, ∂B = α · Aᵀ · g. */
 const product: Rule = (context) => {
@@ -79,43 +67,19 @@ const product: Rule = (context) => {
 };
 
 const arithmeticRules: { readonly [op: string]: Rule } = {
-  Identity: unary(only),
-  Neg: unary((c) => c.g.op('Neg', [only(c)])),
+  Identity: (c) => [only(c)],
   Add: elementwise(only),
   Sub: elementwise((c, index) => (index === 0 ? only(c) : c.g.op('Neg', [only(c)]))),
   Mul: elementwise((c, index) => c.g.op('Mul', [only(c), c.input(1 - index)])),
-  // y = a / b: ∂a = g / b, ∂b = -g · y / b.
-  Div: elementwise((c, index) => {
-    const quotient = c.g.op('Div', [only(c), c.input(1)]);
-    return index === 0 ? quotient : c.g.op('Neg', [c.g.op('Mul', [quotient, c.output(0)])]);
-  }),
-  Sqrt: unary((c) => c.g.op('Div', [only(c), c.g.op('Mul', [c.output(0), scalar(c.g, 2)])])),
-  Sigmoid: unary((c) => {
-    const y = c.output(0);
-    return c.g.op('Mul', [only(c), c.g.op('Mul', [y, c.g.op('Sub', [scalar(c.g, 1), y])])]);
-  }),
-  ReduceSum: (c) => [spread(c, only(c)), undefined],
-  ReduceMean: (c) => {
-    const shape = c.g.op('Cast', [c.g.op('Size', [c.input(0)])], { to: 1 });
-    const means = c.g.op('Cast', [c.g.op('Size', [c.output(0)])], { to: 1 });
-    return [spread(c, c.g.op('Div', [only(c), c.g.op('Div', [shape, means])])), undefined];
-  },
   // y = softmax(x): ∂x = y · (g - Σ g·y).
-  Softmax: unary((c) => {
+  Softmax: (c) => {
     const y = c.output(0);
     const gradient = only(c);
     const axis = axisOf((c.node.attributes.axis as number) ?? -1, c.outputShape(0));
     const axes = c.g.constant('i64', [1], [axis]);
     const sum = c.g.op('ReduceSum', [c.g.op('Mul', [gradient, y]), axes], { keepdims: 1 });
-    return c.g.op('Mul', [y, c.g.op('Sub', [gradient, sum])]);
-  }),
-  // y = log softmax(x): ∂x = g - exp(y) · Σ g.
-  LogSoftmax: unary((c) => {
-    const gradient = only(c);
-    const axis = axisOf((c.node.attributes.axis as number) ?? -1, c.outputShape(0));
-    const sum = c.g.op('ReduceSum', [gradient, c.g.constant('i64', [1], [axis])], { keepdims: 1 });
-    return c.g.op('Sub', [gradient, c.g.op('Mul', [c.g.op('Exp', [c.output(0)]), sum])]);
-  }),
+    return [c.g.op('Mul', [y, c.g.op('Sub', [gradient, sum])])];
+  },
   Where: (c) => {
     const gradient = only(c);
     const zero = scalar(c.g, 0);
@@ -127,14 +91,6 @@ const arithmeticRules: { readonly [op: string]: Rule } = {
   },
   MatMul: product,
   FusedMatMul: product,
-  GatherElements: (c) => {
-    const { axis = 0 } = c.node.attributes;
-    const zeros = zerosLike(c.g, c.input(0));
-    return [
-      c.g.op('ScatterElements', [zeros, c.input(1), only(c)], { axis: axis as number, reduction: 'add' }),
-      undefined,
-    ];
-  },
 };
 
 /* Operators that only move values. */
@@ -150,13 +106,6 @@ const layoutRules: { readonly [op: string]: Rule } = {
   Split: (c) => {
     const parts = c.node.outputs.map((_, i) => c.gradient(i) ?? zerosLike(c.g, c.output(i)));
     return [c.g.op('Concat', parts, { axis: axisAttribute(c) }), undefined];
-  },
-  Concat: (c) => {
-    const axis = axisAttribute(c);
-    const size = (_: string, i: number): Value =>
-      c.g.op('Shape', [c.input(i)], { start: axis, end: axis + 1 });
-    const sizes = c.g.op('Concat', c.node.inputs.map(size), { axis: 0 });
-    return c.g.ops('Split', [only(c), sizes], c.node.inputs.length, { axis });
   },
   // Rows of x by index; a row that is gathered twice gets the sum of both gradients.
   Gather: (c) => {

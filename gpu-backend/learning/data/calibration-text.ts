@@ -69,7 +69,7 @@ async function rowsInOrder(
   encode: (row: CalibrationRow) => Int32Array,
   { seed, tokensMax, rowTokensMax }: RowLimits,
 ): Promise<Int32Array> {
-  const { rows } = await readData(paths);
+  const rows = await readData(paths);
   const tokenIds = new Int32Array(tokensMax);
   let length = 0;
   for (const index of permutation(rows.length, createRandom(seed))) {
@@ -82,7 +82,7 @@ async function rowsInOrder(
   return tokenIds.slice(0, length);
 }
 
-export type OwnTextOptions = {
+type OwnTextOptions = {
   readonly threads: number;
   readonly seed: number;
   readonly signal?: AbortSignal | undefined;

@@ -25,8 +25,8 @@ type DistillTableOptions = {
   readonly out: string;
   readonly home: string;
   readonly threads: number;
-  readonly dimensions?: number;
-  readonly seed?: number;
+  readonly dimensions: number;
+  readonly seed: number;
   readonly hooks: ImportHooks;
   readonly onProgress: NonNullable<DistillOptions['onProgress']>;
   readonly signal?: AbortSignal;
@@ -34,16 +34,11 @@ type DistillTableOptions = {
 
 /** Writes the table whole or not at all. @throws MaskrouteError `invalid_data`, `invalid_argument`, `invalid_encoder`, `download_failed`. */
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
-  const { encoder, data, out, home, threads, hooks, onProgress, signal } = options;
-  const { rows } = await readData(data);
+  const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress, signal } = options;
+  const rows = await readData(data);
   const teacher = await openFullEncoder(encoder, { home, threads, hooks });
   try {
-    const settings = {
-      dimensions: options.dimensions ?? DISTILL_DEFAULTS.dimensions,
-      epochs: DISTILL_DEFAULTS.epochs,
-      seed: options.seed ?? DISTILL_DEFAULTS.seed,
-      onProgress,
-    };
+    const settings = { dimensions, epochs: EPOCHS, seed, onProgress };
     const texts = snippets(rows, SENTENCES_PER_ROW_MAX);
     const { table, report } = await distill(teacher, texts, settings, signal);
     await writeWhole(out, table);
@@ -61,7 +56,7 @@ export type DistillOptions = {
   readonly onProgress?: (stage: 'teacher' | 'fit', done: number, total: number, detail?: string) => void;
 };
 
-const DISTILL_DEFAULTS = { dimensions: 248, epochs: 4, seed: 1 } as const;
+const EPOCHS = 4;
 
 /** Texts that the teacher embeds between two progress reports. */
 const TEACHER_BATCH = 2048;
@@ -76,7 +71,7 @@ const INITIAL_LENGTH = 0.3;
 
 type Distilled = {
   readonly table: Uint8Array<ArrayBuffer>;
-  readonly report: { texts: number; tokens: number; keptByAxes: number; loss: number[] };
+  readonly report: { texts: number; tokens: number };
 };
 
 /**
@@ -100,7 +95,6 @@ export async function distill(
   const pieces = piecesFor(teacher, texts);
   const fitTexts = prepare(pieces, texts, taught, axes);
   const vectors = await firstVectors(pieces, axes, fitTexts.tokenIds, signal);
-  const loss: number[] = [];
   await fitVectors(vectors, fitTexts, {
     dimensions,
     epochs,
@@ -108,7 +102,6 @@ export async function distill(
     ...FIT,
     async onEpoch(epoch, meanLoss) {
       signal?.throwIfAborted();
-      loss.push(meanLoss);
       onProgress?.('fit', epoch + 1, epochs, `1 - cos ${meanLoss.toFixed(4)}`);
     },
   });
@@ -117,7 +110,7 @@ export async function distill(
     vocabulary: pieces.vocabulary,
     ...quantiseVectors(vectors, dimensions),
   });
-  const report = { texts: texts.length, tokens: fitTexts.tokenIds.length, keptByAxes: axes.kept, loss };
+  const report = { texts: texts.length, tokens: fitTexts.tokenIds.length };
   return { table, report };
 }
 

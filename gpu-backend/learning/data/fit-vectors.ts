@@ -132,8 +132,6 @@ export type PrincipalAxes = {
   readonly outputs: number;
   /** Row-major `[outputs, inputs]`, orthonormal, the axis with the largest share of the squared length first. */
   readonly axes: Float32Array;
-  /** Share of the vectors' squared length that the axes keep, 0 to 1. */
-  readonly kept: number;
 };
 
 /**
@@ -151,8 +149,7 @@ export function principalAxes(points: Points, outputs: number): PrincipalAxes {
   for (let row = 0; row < outputs; row++) {
     for (let i = 0; i < inputs; i++) axes[row * inputs + i] = eigenvectorMatrix.get(i, order[row]!);
   }
-  const sum = (some: number[]) => some.reduce((total, index) => total + realEigenvalues[index]!, 0);
-  return { inputs, outputs, axes, kept: sum(order.slice(0, outputs)) / sum(order) };
+  return { inputs, outputs, axes };
 }
 
 /** `[count, outputs]` from `[count, inputs]`. */

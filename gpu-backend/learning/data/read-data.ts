@@ -26,12 +26,6 @@ export type CalibrationRow = {
     | { readonly type: 'text'; readonly text: string };
 };
 
-type CalibrationData = {
-  readonly rows: CalibrationRow[];
-  /** Rows left out because there is nothing to route them by. */
-  readonly emptyRows: number;
-};
-
 const text = z.string();
 const role = z.enum(['system', 'developer', 'user', 'assistant']);
 /** A string, or content parts as OpenAI's clients send them. */
@@ -64,23 +58,22 @@ const FIELDS: Readonly<Record<Form, readonly string[]>> = {
 const FORM_NAMES = 'messages, prompt + completion, question + answer, instruction + output, or text';
 
 /**
+ * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.
  * @throws MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
  */
 export async function readData(
   paths: readonly string[],
   rowsMax: number = ROW_COUNT_MAX,
-): Promise<CalibrationData> {
+): Promise<CalibrationRow[]> {
   const rows: CalibrationRow[] = [];
-  let emptyRows = 0;
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
       const row = parseRow(line.text, kindOf(path), `${basename(path)}:${line.number}`);
-      if (row.routeText === '') emptyRows++;
-      else rows.push(row);
+      if (row.routeText !== '') rows.push(row);
       if (rows.length > ROW_COUNT_MAX) {
         throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
       }
@@ -92,7 +85,7 @@ export async function readData(
       `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
     );
   }
-  return { rows, emptyRows };
+  return rows;
 }
 
 /** Parses one JSONL line. `where` (`file:line`) begins every error message. */

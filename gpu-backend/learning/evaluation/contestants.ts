@@ -1,12 +1,11 @@
 /** A contestant is a method at a sparsity: its masks for each scored row, and the row of figures that follows. */
-import type { Mask } from '../../../shared/mask/mask.ts';
-import { sparsity } from '../../../shared/mask/mask.ts';
+import { denseMask, type Mask, sparsity } from '../../../shared/mask/mask.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
 import { countsOf } from '../search/budget.ts';
 import type { SampleScores } from '../search/score-masks.ts';
-import { addScores, figuresOf } from '../search/score-masks.ts';
+import { addScores, figuresOf, scoresBy } from '../search/score-masks.ts';
 import type { EvaluationRow, Method } from './result.ts';
 import type { Timer } from './timing.ts';
 
@@ -36,7 +35,7 @@ export function toRow(
   const mean = (value: (mask: Mask) => number) => average(masks.map((some) => average(some.map(value))));
   const perRow = scores.map(meanScores);
   const total = addScores(perRow);
-  const dense = weightsRead(config, { runs: new Uint8Array(2 * config.layerCount).fill(1) });
+  const dense = weightsRead(config, denseMask(2 * config.layerCount));
   return {
     ...{ method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations },
     sparsity: mean(sparsity),
@@ -55,12 +54,8 @@ export function toRow(
 
 /** Scores of one row under several masks: their mean. */
 function meanScores(parts: readonly SampleScores[]): SampleScores {
-  const { positions, kl, klEven, equalTops, loss } = addScores(parts);
-  const n = parts.length;
-  return {
-    ...{ positions: positions / n, kl: kl / n, klEven: klEven / n },
-    ...{ equalTops: equalTops / n, loss: loss / n },
-  };
+  const total = addScores(parts);
+  return scoresBy((name) => total[name] / parts.length);
 }
 
 function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] {

@@ -67,7 +67,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const timed = await matchTimes(context, lineUp, contestants, timer);
   const all = [...contestants, ...timed];
   const subjects = headroomSubjects(lineUp);
-  const scores = await scoreRows(
+  const scoresOf = await scoreRows(
     {
       ...options,
       ...context,
@@ -80,7 +80,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     ]),
   );
   const toFigures = (contestant: Contestant): EvaluationRow => {
-    const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scores.of(row, mask)));
+    const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scoresOf(row, mask)));
     return toRow(contestant, rows, perRow, timer, config);
   };
   const tasks = await runTasks(context, lineUp, inputs.tasks);
@@ -90,7 +90,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   return {
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
-    headroom: subjects.map((subject) => setHeadroom(subject, rows, scores.of)),
+    headroom: subjects.map((subject) => setHeadroom(subject, rows, scoresOf)),
     routing: sets.map(({ set, clusters }) => ({
       maskSet: maskSetVersion(set),
       name: set.name,

@@ -1,20 +1,12 @@
 /** Scores each row under the masks that it needs, one row at a time, with results kept on disk by content. */
-import { z } from 'zod';
+import type { z } from 'zod';
 import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
 import { isDense, maskId } from '../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type Device, deviceName, PROCESSOR } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
-import { type SampleScores, SCORES_VERSION, type Scorer } from '../search/score-masks.ts';
-
-const scoresSchema = z.strictObject({
-  positions: z.int(),
-  kl: z.number(),
-  klEven: z.number(),
-  equalTops: z.number(),
-  loss: z.number(),
-});
+import { type SampleScores, SCORES_VERSION, type Scorer, sampleScoresSchema } from '../search/score-masks.ts';
 
 /** Whose answers are kept, and where. `device`: the processor unless given. */
 type KeptOf = {
@@ -49,18 +41,14 @@ type RowScoring = KeptOf & {
   readonly signal?: AbortSignal | undefined;
 };
 
-type RowScores = {
-  /** @throws Error for a mask that was not scored on the row. */
-  of(row: number, mask: Mask): SampleScores;
-};
+/** @throws Error for a mask that was not scored on the row. */
+type ScoresOf = (row: number, mask: Mask) => SampleScores;
 
 /**
- * `masks[row]`: the masks to score on each sample. Rejects when `signal` aborts; the next run reuses finished scores.
+ * Returns a function that gives the scores. `masks[row]`: the masks to score on each sample. Rejects when `signal`
+ * aborts; the next run reuses finished scores.
  */
-export async function scoreRows(
-  options: RowScoring,
-  masks: readonly (readonly Mask[])[],
-): Promise<RowScores> {
+export async function scoreRows(options: RowScoring, masks: readonly (readonly Mask[])[]): Promise<ScoresOf> {
   const { model, samples, onProgress, signal } = options;
   const hash = model.manifest.hash as ModelHash;
   const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);
@@ -68,7 +56,7 @@ export async function scoreRows(
   let done = 0;
   for (const [row, sample] of samples.entries()) {
     const question = { kind: 'scores', sample: sampleKey([sample]) };
-    const journal = await openKeptAnswers(options, question, scoresSchema);
+    const journal = await openKeptAnswers(options, question, sampleScoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);
     const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);
@@ -85,12 +73,10 @@ export async function scoreRows(
     }
     onProgress(done, total);
   }
-  return {
-    of(row, mask) {
-      const scores = journals[row]!.get(maskId(hash, mask));
-      if (scores === undefined) throw new Error(`mask ${maskId(hash, mask)} was not scored on row ${row}`);
-      return scores;
-    },
+  return (row, mask) => {
+    const scores = journals[row]!.get(maskId(hash, mask));
+    if (scores === undefined) throw new Error(`mask ${maskId(hash, mask)} was not scored on row ${row}`);
+    return scores;
   };
 }
 

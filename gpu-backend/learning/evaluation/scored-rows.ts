@@ -43,7 +43,7 @@ export async function readEvaluationData(options: DataOptions): Promise<Evaluati
   const data = await readFiles(options.data, options.rowsMax);
   const facts = await readFiles(options.facts, options.rowsMax);
   const own = options.calibration.length > 0;
-  const given = own ? (await readData(options.calibration, options.rowsMax)).rows : [];
+  const given = own ? await readData(options.calibration, options.rowsMax) : [];
   const learned = rowsOf([...data, ...facts].filter(({ name }) => options.learnedOn.includes(name)));
   const rows = distinctRows(rowsOf(data));
 
@@ -96,8 +96,7 @@ type DataFile = { readonly name: string; readonly rows: readonly CalibrationRow[
 
 async function readFiles(paths: readonly string[], rowsMax: number | undefined): Promise<DataFile[]> {
   const files: DataFile[] = [];
-  for (const path of paths)
-    files.push({ name: basename(path), rows: (await readData([path], rowsMax)).rows });
+  for (const path of paths) files.push({ name: basename(path), rows: await readData([path], rowsMax) });
   return files;
 }
 

@@ -11,7 +11,7 @@ import type { Evaluation } from './result.ts';
 import { clusterMasks, oneMask } from './scored-rows.ts';
 
 /** A mask set, and the masks under which its headroom is measured. */
-export type HeadroomSubject = {
+type HeadroomSubject = {
   readonly set: MaskSet;
   readonly surrogate: boolean;
   /** Distinct masks, the mask for everybody first. */

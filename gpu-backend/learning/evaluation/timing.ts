@@ -10,7 +10,8 @@ import { interleavedRounds, median } from '../../measure.ts';
 import type { LlamaConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { type BlockCounts, countsOf } from '../search/budget.ts';
-import { type Decoder, openDecoder } from '../search/model-parts.ts';
+import { CONTEXT_TOKENS } from '../search/effort.ts';
+import { type DecodeTimer, openDecodeTimer } from '../search/model-parts.ts';
 
 export type Timer = {
   /** Measures all of `masks`, including those that were measured before. */
@@ -28,22 +29,17 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
     if (rounds === undefined) throw new Error(`${nameOf(mask)} was not timed`);
     return rounds;
   };
-  let decoder: Decoder | undefined;
+  let opened: Promise<DecodeTimer> | undefined;
   return {
     async measure(masks, rounds) {
       const subjects = new Map<string, Mask>();
       for (const mask of masks) subjects.set(nameOf(mask), mask);
-      decoder ??= await openDecoder(runner);
-      const { step_ms } = decoder;
+      opened ??= openDecodeTimer(runner, CONTEXT_TOKENS);
+      const time_ms = await opened;
       const found = await interleavedRounds(
-        [...subjects].map(([name, mask]) => ({
-          name,
-          measure: () => {
-            signal?.throwIfAborted();
-            return step_ms(mask);
-          },
-        })),
+        [...subjects].map(([name, mask]) => ({ name, measure: () => time_ms(mask) })),
         rounds,
+        signal,
       );
       for (const [name, ms] of found) known.set(name, ms);
     },
@@ -100,15 +96,17 @@ export function timePlane(points: readonly TimedCounts[]): (counts: BlockCounts)
   return (counts) => fixed + attention * counts.attention + ffn * counts.ffn;
 }
 
+/** How much slower than the learned set a static method may be, as a share of its time. */
+const TOLERANCE = 0.005;
+
 /**
- * The first of `masks` (each with more blocks removed) that is at most `tolerance` (a share) slower than `target_ms`;
+ * The first of `masks` (each with more blocks removed) that is no slower than `target_ms`, within the tolerance;
  * undefined when even the last is slower.
  */
 export function firstAsFast(
   masks: readonly Mask[],
   target_ms: number,
   predict: (counts: BlockCounts) => number,
-  tolerance = 0.005,
 ): Mask | undefined {
-  return masks.find((mask) => predict(countsOf(mask)) <= target_ms * (1 + tolerance));
+  return masks.find((mask) => predict(countsOf(mask)) <= target_ms * (1 + TOLERANCE));
 }

@@ -51,7 +51,7 @@ import {
 type StepGraphOptions = {
   /** What the loss is differentiated by; `none` gives the loss alone, at less than half the time. */
   readonly by: 'gates' | 'surrogates' | 'none';
-  /** Rank of the surrogates that stand in for what gates leave out; 0: holes. */
+  /** Rank of the surrogates that stand in for what gates leave out; 0: holes, and nothing to learn by `surrogates`. */
   readonly surrogateRank: number;
   /** Target probabilities may sum to less than 1; all other tokens share the rest ({@link softTargetLoss}). */
   readonly tail: boolean;
@@ -96,10 +96,10 @@ function stepGraph(
     return gated(g, common, { gates, surrogates, index }, before, block);
   });
   const final = scoredRows(g, config, stored, h);
-  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), tail);
   nameOutput(g, loss.value, 'loss', []);
   if (by === 'none') return g.graph;
-  const targets = by === 'gates' ? [gates.all] : requireTables(surrogates);
+  const targets = by === 'gates' ? [gates.all] : surrogates!.tables;
   const found = gradients(g, [{ value: final, gradient: loss.gradient() }], targets, {
     transposed: backwardProducts(linears),
     shapes: sharedShapes(shared!),
@@ -113,11 +113,6 @@ function stepGraph(
     });
   }
   return g.graph;
-}
-
-function requireTables(surrogates: SurrogateInputs | undefined): readonly Value[] {
-  if (surrogates === undefined) throw new RangeError('surrogates need a rank to be learned');
-  return surrogates.tables;
 }
 
 /** The residual stream after a block, given its gate and, if there are any, its surrogate. */
@@ -283,7 +278,7 @@ export function headGraph(
   const stream = ['B', 'S', config.hiddenSize];
   const before = g.input('before', 'f32', stream);
   const final = scoredRows(g, config, stored, before);
-  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), { tail });
+  const loss = softTargetLoss(g, final, headProducts(g, linears.get('head')!), tail);
   nameOutput(g, loss.value, 'loss', []);
   if (by === 'none') return g.graph;
   const [gradient] = gradients(g, [{ value: final, gradient: loss.gradient() }], [before]);
@@ -302,8 +297,8 @@ function nameOutput(g: GraphBuilder, value: Value, name: string, shape: readonly
  * but another forward pass. The results are equal to the bit, so a run may resume on a machine that decides otherwise.
  */
 
-/** The largest training step: 6 sequences of 128 tokens. */
-const STEP_SIZES = { B: 6, S: 128 } as const;
+/** Sizes of the graph's dimensions in the largest training step: 6 sequences of 128 tokens. */
+const STEP_SIZES: Readonly<Record<string, number>> = { B: 6, S: 128 };
 /**
  * Share of the available memory for kept values; the rest is for weights, which are copied when the runtime packs them.
  */
@@ -315,13 +310,13 @@ const FLOAT_BYTES = 4;
  * the process may still allocate.
  */
 export const asksForRecompute = (graph: Graph, available_bytes = process.availableMemory()): boolean =>
-  keptBytes(graph, STEP_SIZES) > KEPT_SHARE_MAX * available_bytes;
+  keptBytes(graph) > KEPT_SHARE_MAX * available_bytes;
 
 /**
  * Bytes of the branches' extra outputs: f32 values saved for gradients, and the few gradients that are not by the
- * residual stream. `sizes`: sizes of the free dimensions, by name.
+ * residual stream.
  */
-export function keptBytes(graph: Graph, sizes: Readonly<Record<string, number>>): number {
+export function keptBytes(graph: Graph): number {
   let floats = 0;
   for (const { op, attributes } of graph.nodes) {
     const branch = attributes.then_branch;
@@ -329,16 +324,10 @@ export function keptBytes(graph: Graph, sizes: Readonly<Record<string, number>>)
     // The first output is the branch's result.
     for (const { shape } of branch.graph.outputs.slice(1)) {
       floats += shape.reduce<number>(
-        (all, size) => all * (typeof size === 'number' ? size : sizeOf(size, sizes)),
+        (all, size) => all * (typeof size === 'number' ? size : STEP_SIZES[size]!),
         1,
       );
     }
   }
   return FLOAT_BYTES * floats;
-}
-
-function sizeOf(name: string, sizes: Readonly<Record<string, number>>): number {
-  const size = sizes[name];
-  if (size === undefined) throw new RangeError(`the size of ${name} is not known`);
-  return size;
 }

@@ -20,7 +20,6 @@ export type GateStep = {
 };
 
 export type GateSession = {
-  readonly gateCount: number;
   /** `gates`: `[2L]`. @throws RangeError on sizes that do not fit each other. */
   step(batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
   close(): Promise<void>;
@@ -28,7 +27,6 @@ export type GateSession = {
 
 /** The forward pass only, for ranking and searching masks; takes less than half the time of a step. */
 export type LossSession = {
-  readonly gateCount: number;
   /**
    * Mean over the scored positions, nats; `gates` `[2L]`, such as a mask's `runs`. With a teacher's targets the loss is
    * the KL plus their entropy. @throws RangeError on sizes that do not fit each other.
@@ -39,7 +37,6 @@ export type LossSession = {
 
 type GateSessionOptions = {
   readonly threads: number;
-  readonly profileFile?: string;
   /**
    * Surrogates of skipped blocks, in the installed model's basis (`toInstalledBasis`). Without, skipped blocks add
    * nothing.
@@ -59,13 +56,12 @@ export async function openGateSession(
 ): Promise<GateSession> {
   const session = await openStep(folder, config, 'gates', options);
   return {
-    gateCount: 2 * config.layerCount,
     async step(batch, gates) {
       const feeds = stepFeeds(config, batch, gates, options.surrogates);
       const outputs = await session.run(feeds, ['loss', 'gate_gradients']);
       return gateStep(floats(outputs.loss!)[0]!, floats(outputs.gate_gradients!), gates);
     },
-    close: () => closeSession(session),
+    close: () => session.release(),
   };
 }
 
@@ -85,12 +81,11 @@ export async function openLossSession(
 ): Promise<LossSession> {
   const session = await openStep(folder, config, 'none', options);
   return {
-    gateCount: 2 * config.layerCount,
     async loss(batch, gates) {
       const outputs = await session.run(stepFeeds(config, batch, gates, options.surrogates), ['loss']);
       return floats(outputs.loss!)[0]!;
     },
-    close: () => closeSession(session),
+    close: () => session.release(),
   };
 }
 
@@ -110,11 +105,6 @@ function openStep(
     build,
     options,
   );
-}
-
-async function closeSession(session: Session): Promise<void> {
-  session.endProfiling();
-  await session.release();
 }
 
 /**

@@ -124,20 +124,15 @@ export function shiftToSparsity(
   return (low + high) / 2;
 }
 
-/* Adam (Kingma and Ba, arXiv 1412.6980) on a plain array; its state is plain data, so that a run can be saved. */
+/* Adam (Kingma and Ba, arXiv 1412.6980) on a plain array. */
+
+const [BETA_1, BETA_2, EPSILON] = [0.9, 0.999, 1e-8];
 
 export type AdamState = {
   readonly step: number;
   /** Running means of the gradients and of their squares. */
   readonly mean: readonly number[];
   readonly square: readonly number[];
-};
-
-type AdamOptions = {
-  readonly learningRate: number;
-  readonly beta1?: number;
-  readonly beta2?: number;
-  readonly epsilon?: number;
 };
 
 export const newAdam = (size: number): AdamState => ({
@@ -151,15 +146,15 @@ export function adamStep(
   values: readonly number[],
   gradients: readonly number[],
   state: AdamState,
-  { learningRate, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8 }: AdamOptions,
+  learningRate: number,
 ): { values: number[]; state: AdamState } {
   const step = state.step + 1;
-  const mean = state.mean.map((value, i) => beta1 * value + (1 - beta1) * gradients[i]!);
-  const square = state.square.map((value, i) => beta2 * value + (1 - beta2) * gradients[i]! ** 2);
-  const [meanScale, squareScale] = [1 - beta1 ** step, 1 - beta2 ** step];
+  const mean = state.mean.map((value, i) => BETA_1 * value + (1 - BETA_1) * gradients[i]!);
+  const square = state.square.map((value, i) => BETA_2 * value + (1 - BETA_2) * gradients[i]! ** 2);
+  const [meanScale, squareScale] = [1 - BETA_1 ** step, 1 - BETA_2 ** step];
   const moved = values.map(
     (value, i) =>
-      value - (learningRate * (mean[i]! / meanScale)) / (Math.sqrt(square[i]! / squareScale) + epsilon),
+      value - (learningRate * (mean[i]! / meanScale)) / (Math.sqrt(square[i]! / squareScale) + EPSILON),
   );
   return { values: moved, state: { step, mean, square } };
 }

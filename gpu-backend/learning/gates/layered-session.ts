@@ -32,7 +32,7 @@ import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.t
 import { trainingLinears } from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
-export type LayeredSession = Pick<GateSession, 'step'> &
+type LayeredSession = Pick<GateSession, 'step'> &
   Pick<LossSession, 'loss'> &
   Pick<Teacher, 'teach'> & { close(): Promise<void> };
 

@@ -18,7 +18,7 @@ export type MemoryPlan = {
   readonly layersKept: number;
 };
 
-export type WeightCounts = {
+type WeightCounts = {
   readonly head: number;
   /**
    * Weights of a layer: matrices that read the normed stream (q, k, v, gate, up), and matrices that write to the stream

@@ -27,19 +27,16 @@ export type Teacher = {
   close(): Promise<void>;
 };
 
-type TeacherOptions = { readonly threads: number; readonly targetCount?: number };
-
 /** K. On ordinary text these tokens have six sevenths of the probability; `tail` accounts for the rest. */
 const TARGET_COUNT = 64;
 
 export async function openTeacher(
   folder: string,
   config: LlamaConfig,
-  { threads, targetCount = TARGET_COUNT }: TeacherOptions,
+  { threads }: { readonly threads: number },
 ): Promise<Teacher> {
-  const build = (stored: StoredLlama, linears: TrainingLinears) =>
-    teacherGraph(config, stored, linears, targetCount);
-  const session = await openTrainingGraph(folder, config, `teacher-${targetCount}`, build, { threads });
+  const build = (stored: StoredLlama, linears: TrainingLinears) => teacherGraph(config, stored, linears);
+  const session = await openTrainingGraph(folder, config, 'teacher', build, { threads });
   return {
     async teach(text) {
       return taughtBatch(text, await session.run(textFeeds(text), TAUGHT));
@@ -74,43 +71,27 @@ function totalEntropy(probabilities: Float32Array, count: number): number {
   return sum;
 }
 
-function teacherGraph(
-  config: LlamaConfig,
-  stored: StoredLlama,
-  linears: TrainingLinears,
-  targetCount: number,
-): Graph {
+function teacherGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher');
   const h = forward(g, config, stored, linears, (_, before, block) =>
     g.op('Add', [before, block(g, before)]),
   );
-  likeliest(g, config, linears, scoredRows(g, config, stored, h), targetCount);
+  likeliest(g, config, linears, scoredRows(g, config, stored, h));
   return g.graph;
 }
 
 /** The teacher's last piece of a model in pieces: input `before` `[B, S, H]`, the stream after all layers. */
-export function teacherHeadGraph(
-  config: LlamaConfig,
-  stored: StoredLlama,
-  linears: TrainingLinears,
-  targetCount: number = TARGET_COUNT,
-): Graph {
+export function teacherHeadGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher_head');
   const before = g.input('before', 'f32', ['B', 'S', config.hiddenSize]);
-  likeliest(g, config, linears, scoredRows(g, config, stored, before), targetCount);
+  likeliest(g, config, linears, scoredRows(g, config, stored, before));
   return g.graph;
 }
 
 /** Adds outputs `ids` and `probabilities`, `[R, K]`: the most likely tokens for each row of the final norm's output. */
-function likeliest(
-  g: GraphBuilder,
-  config: LlamaConfig,
-  linears: TrainingLinears,
-  final: Value,
-  targetCount: number,
-): void {
+function likeliest(g: GraphBuilder, config: LlamaConfig, linears: TrainingLinears, final: Value): void {
   const logits = headProducts(g, linears.get('head')!).forward(final);
-  const count = Math.min(targetCount, config.vocabularySize);
+  const count = Math.min(TARGET_COUNT, config.vocabularySize);
   const all = g.op('Softmax', [logits], { axis: -1 });
   const [most, ids] = g.ops('TopK', [all, g.constant('i64', [1], [count])], 2, { axis: -1 });
   g.node('Identity', [most], ['probabilities']);

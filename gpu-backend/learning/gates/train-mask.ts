@@ -21,7 +21,7 @@ import {
 } from './hard-concrete.ts';
 
 /** A training run between two steps. */
-export type TrainingState = {
+type TrainingState = {
   /** Steps done. */
   readonly step: number;
   /** `[2L]`. */
@@ -50,17 +50,15 @@ export type TrainingOptions = {
   readonly parts: number;
   /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
   sample(step: number, part: number, gates: readonly number[]): Promise<LossAndGradients>;
-  readonly gateLearningRate?: number;
-  readonly multiplierLearningRate?: number;
-  readonly signal?: AbortSignal;
+  readonly gateLearningRate: number;
+  readonly multiplierLearningRate: number;
+  readonly signal: AbortSignal | undefined;
 };
 
 export type LossAndGradients = { readonly loss: number; readonly gradients: ArrayLike<number> };
 
 /** logAlpha of the first-ranked and the last-ranked block before the shift. */
 const RANK_SPREAD = 2;
-const GATE_LEARNING_RATE = 0.05;
-const MULTIPLIER_LEARNING_RATE = 0.05;
 
 /** The gates before the first step. */
 export function startState(options: TrainingOptions): TrainingState {
@@ -104,17 +102,16 @@ function borderPrice(
   return Math.max(0, importance[block]!) / weights[block]!;
 }
 
-/** Trains from `state` to the last step. Rejects when `signal` aborts. */
-export async function trainMask(
-  options: TrainingOptions,
-  state: TrainingState = startState(options),
-): Promise<TrainingState> {
-  let current = state;
-  while (current.step < options.steps) {
+export type TrainedGates = Pick<TrainingState, 'logAlphas' | 'history'>;
+
+/** Rejects when `signal` aborts. */
+export async function trainMask(options: TrainingOptions): Promise<TrainedGates> {
+  let state = startState(options);
+  while (state.step < options.steps) {
     options.signal?.throwIfAborted();
-    current = await trainingStep(options, current);
+    state = await trainingStep(options, state);
   }
-  return current;
+  return state;
 }
 
 async function trainingStep(options: TrainingOptions, state: TrainingState): Promise<TrainingState> {
@@ -124,14 +121,10 @@ async function trainingStep(options: TrainingOptions, state: TrainingState): Pro
   const [linear, quadratic] = multipliers;
   const penalty = sparsityPenalty(logAlphas, weights, options.targetSparsity, { linear, quadratic });
   const total = gradients.map((gradient, i) => gradient + penalty.logAlphaGradients[i]!);
-  const gates = descend(logAlphas, total, state.gateAdam, options.gateLearningRate ?? GATE_LEARNING_RATE);
+  const gates = adamStep(logAlphas, total, state.gateAdam, options.gateLearningRate);
   const up = penalty.multiplierGradients;
-  const moved = descend(
-    multipliers,
-    [-up.linear, -up.quadratic],
-    state.multiplierAdam,
-    options.multiplierLearningRate ?? MULTIPLIER_LEARNING_RATE,
-  );
+  const ascent = [-up.linear, -up.quadratic];
+  const moved = adamStep(multipliers, ascent, state.multiplierAdam, options.multiplierLearningRate);
   const next = gates.values.map(clampLogAlpha);
   return {
     step: step + 1,
@@ -142,13 +135,6 @@ async function trainingStep(options: TrainingOptions, state: TrainingState): Pro
     history: [...state.history, { loss, expectedSparsity: expectedSparsity(next, weights) }],
   };
 }
-
-const descend = (
-  values: readonly number[],
-  gradients: readonly number[],
-  state: AdamState,
-  learningRate: number,
-) => adamStep(values, gradients, state, { learningRate });
 
 /** Mean loss over the parts and its gradient by logAlpha: ∂loss/∂gate · ∂gate/∂logAlpha. */
 async function sampledLoss(

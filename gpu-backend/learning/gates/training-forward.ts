@@ -211,15 +211,15 @@ const SHARE_MIN = 1e-6;
  * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
  *
- * With `tail`, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
- * loss gains -(1−P)·log(1−Q), and a token outside the targets has the gradient q·(1 − (1−P)/(1−Q)). Without `tail`,
+ * With a tail, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
+ * loss gains -(1−P)·log(1−Q), and a token outside the targets has the gradient q·(1 − (1−P)/(1−Q)). Without it,
  * learning from another model's most likely tokens would push the probability of all others towards 0.
  */
 export function softTargetLoss(
   g: GraphBuilder,
   x: Value,
   head: HeadProducts,
-  options: { readonly tail: boolean } = { tail: false },
+  hasTail: boolean,
 ): { value: Value; gradient: () => Value } {
   const ids = g.input('target_ids', 'i64', ['R', 'K']);
   const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
@@ -233,7 +233,7 @@ export function softTargetLoss(
   const terms = g.op('Mul', [probabilities, g.op('Sub', [logSum, picked])]);
   const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
   const sum = g.op('ReduceSum', [terms], { keepdims: 0 });
-  if (!options.tail) {
+  if (!hasTail) {
     const gradient = () => {
       const difference = scatterAdd(g, predicted, ids, g.op('Neg', [probabilities]));
       return g.op('Div', [head.back(difference), rows]);
@@ -246,7 +246,7 @@ export function softTargetLoss(
   const gradient = () => {
     const ratio = g.op('Div', [rest, predictedRest]);
     const scaled = g.op('Mul', [predicted, g.op('Sub', [g.constant('f32', [1], [1]), ratio])]);
-    // For a target the gradient is q − p, as without `tail`.
+    // For a target the gradient is q − p, as without a tail.
     const own = g.op('Sub', [g.op('Mul', [found, ratio]), probabilities]);
     return g.op('Div', [head.back(scatterAdd(g, scaled, ids, own)), rows]);
   };

@@ -1,11 +1,12 @@
 /**
  * The uncertainty of figures: 95 % bootstrap intervals, and standard errors of differences on the same text. Rows are
- * resampled, as positions of one text depend on each other and texts do not. Equal seeds give equal intervals.
+ * resampled, as positions of one text depend on each other and texts do not. Equal rows give equal intervals.
  */
 import { quantileSorted } from 'simple-statistics';
 import { createRandom } from '../../random.ts';
 
 const RESAMPLES = 1000;
+const SEED = 1;
 
 /**
  * The percentile interval of `statistic` over resampled rows (Efron, 1979). `statistic` gets how often each row was
@@ -14,10 +15,9 @@ const RESAMPLES = 1000;
 export function bootstrapInterval(
   rowCount: number,
   statistic: (weights: Uint16Array) => number,
-  seed = 1,
 ): [low: number, high: number] | null {
   if (rowCount < 2) return null;
-  const random = createRandom(seed);
+  const random = createRandom(SEED);
   const found: number[] = [];
   for (let round = 0; round < RESAMPLES; round++) {
     const weights = new Uint16Array(rowCount);

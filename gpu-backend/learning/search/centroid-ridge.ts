@@ -10,7 +10,7 @@ import type { Points } from '../data/kmeans.ts';
 import { sumOf } from './bootstrap.ts';
 
 /** The kernel: similarity of each two centroids, `[C, C]`. */
-export type Likeness = Matrix;
+type Likeness = Matrix;
 
 /**
  * Linear kernel: figures change linearly with the centroid; needs little text. `rows`: prompts by cluster, for the

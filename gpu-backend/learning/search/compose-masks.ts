@@ -39,7 +39,7 @@ const TURNS = 20;
 const PRIOR_ROWS = 1;
 
 /** `expected`: predicted cost for each cluster minus that of the mask for everybody, nats a position, `[C]`. */
-export type ComposedMask = { readonly mask: Mask; readonly expected: readonly number[] };
+type ComposedMask = { readonly mask: Mask; readonly expected: readonly number[] };
 
 /**
  * At most `maskCount` distinct masks other than `start`, one for each group of clusters. Groups and masks are improved

@@ -18,7 +18,7 @@ import { countsOf, meetsBudget } from './budget.ts';
 /** Lower is better; the same mask gives the same cost. */
 export type MaskCost = (mask: Mask) => Promise<number>;
 
-export type FoundMask = { readonly mask: Mask; readonly cost: number };
+export type CostedMask = { readonly mask: Mask; readonly cost: number };
 
 /** How masks compare on a text that comes in parts. */
 export type SearchCost = {
@@ -48,13 +48,13 @@ export async function greedyMask(
   budget: Budget,
   alone: readonly number[],
   evaluationsMax: number,
-): Promise<FoundMask> {
-  let current: FoundMask = { mask: denseMask(alone.length), cost: await cost(denseMask(alone.length)) };
+): Promise<CostedMask> {
+  let current: CostedMask = { mask: denseMask(alone.length), cost: await cost(denseMask(alone.length)) };
   const rises = [...alone];
   let evaluations = 0;
   while (!meetsBudget(current.mask, budget)) {
     const open = [...rises.keys()].filter((block) => mayClose(current.mask, block, budget));
-    const fresh = new Map<number, FoundMask>();
+    const fresh = new Map<number, CostedMask>();
     for (;;) {
       const block = open.reduce((best, other) => (rises[other]! < rises[best]! ? other : best));
       const known = fresh.get(block);

@@ -22,7 +22,7 @@ export type HeadroomRow = {
 };
 
 /** The share of a token's time, or of the blocks, that each mask skips, in the order of a row's figures. */
-export type SkippedShares = {
+type SkippedShares = {
   readonly masks: readonly number[];
   readonly lighter: readonly number[];
 };

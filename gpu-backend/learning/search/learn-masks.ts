@@ -93,7 +93,7 @@ async function learnShared(
   context: LearnMasksContext,
   one: FoundMask,
 ): Promise<Omit<LearnedMasks, 'candidates'>> {
-  const { prompts, maskCount, seed } = context;
+  const { bench, prompts, maskCount } = context;
   const clusterCount = prompts.clusters.sizes.length;
   const { pool, costs, turns, base, skipped, expected } = await searchInTurns(context, one);
   const { masksMax, compose, sizes: sizesTried } = context.effort;
@@ -103,7 +103,7 @@ async function learnShared(
   const centroids = { count: clusterCount, dimensions, values };
   const sizes = skipped && { skipped, centroids, prompts: promptsOf };
   const options = { ...{ clusterCount, base, sizes, expected }, maskCount: most };
-  const validated = validateCounts(costs, options, seed);
+  const validated = validateCounts(costs, options, bench.seed);
   const wanted = maskCount ?? countThatPays(validated);
   // Even where one mask is best, several are assigned, to report their headroom.
   const sharing = shareMasks(costs, { ...options, maskCount: wanted > 1 ? Math.min(wanted, most) : most });

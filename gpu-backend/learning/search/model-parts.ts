@@ -20,11 +20,10 @@ import type { SampleBatch } from '../gates/batches.ts';
 import type { LossAndGradients } from '../gates/train-mask.ts';
 import { contentKey, type RunJournal, sampleKey } from '../journal.ts';
 import { batchUnit, scoreUnit } from '../units/unit.ts';
-import { SCORE_FIGURES } from '../units/unit-computer.ts';
 import type { Units } from '../units/units.ts';
 import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
 import { type BlockCost, CONTEXT_TOKENS, type TargetKind } from './effort.ts';
-import type { SampleScores } from './score-masks.ts';
+import { type SampleScores, SCORE_FIGURES, scoresBy } from './score-masks.ts';
 
 type ModelParts = {
   readonly text: ModelText;
@@ -67,7 +66,7 @@ export async function openModelParts(
   journal: RunJournal,
 ): Promise<ModelParts> {
   const { config } = manifest;
-  const measured = async (context: number | undefined) => {
+  const measured = async (context: number) => {
     const runner = await openRunner(folder, config, { threads, device, surrogates: surrogates?.id });
     try {
       return Object.values(await measureBlockTimes(runner, surrogates?.id, context));
@@ -85,7 +84,7 @@ export async function openModelParts(
       const [loss, ...gradients] = await units.run(batchUnit('step', targets, batch, gates));
       return { loss: loss!, gradients };
     },
-    async budget({ sparsity, cost = 'blocks', context, weights, attention, ffn }) {
+    async budget({ sparsity, cost = 'blocks', context = CONTEXT_TOKENS, weights, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
       const weighed = async (): Promise<BlockCounts> => {
         if (cost === 'blocks') return { attention: 1, ffn: 1 };
@@ -129,7 +128,7 @@ async function scoreKept(
   }
   return masks.map((mask) => {
     const numbers = journal.get(nameOf(mask))!;
-    return Object.fromEntries(SCORE_FIGURES.map((figure, i) => [figure, numbers[i]!])) as SampleScores;
+    return scoresBy((_, index) => numbers[index]!);
   });
 }
 
@@ -147,7 +146,7 @@ const BLOCK_MIN_ms = 1e-4;
 async function measureBlockTimes(
   runner: Runner,
   surrogates: SurrogatesId | undefined,
-  context?: number,
+  context: number,
 ): Promise<BlockCounts> {
   const { layerCount } = runner.config;
   const half = Array.from({ length: Math.ceil(layerCount / 2) }, (_, i) => 2 * i);
@@ -160,10 +159,10 @@ async function measureBlockTimes(
       surrogates,
     );
   const masks = { dense: denseMask(2 * layerCount), attention: without(0), ffn: without(1) };
-  const decoder = await openDecoder(runner, context);
+  const time_ms = await openDecodeTimer(runner, context);
   const subjects = Object.entries(masks).map(([name, mask]) => ({
     name,
-    measure: () => decoder.step_ms(mask),
+    measure: () => time_ms(mask),
   }));
   const found = await interleaved(subjects, ROUNDS);
   const perBlock = (name: 'attention' | 'ffn') =>
@@ -171,14 +170,14 @@ async function measureBlockTimes(
   return { attention: perBlock('attention'), ffn: perBlock('ffn') };
 }
 
-/** Times decoding after `context` tokens on the serving engine. The tokens themselves do not matter. */
-export type Decoder = {
-  /** The median step under a mask. */
-  step_ms(mask: Mask): Promise<number>;
-};
+/** Milliseconds of a decoding step under a mask, the median of several. */
+export type DecodeTimer = (mask: Mask) => Promise<number>;
 
-/** @throws MaskrouteError `invalid_argument` when the model has no room for so many tokens. */
-export async function openDecoder(runner: Runner, context = CONTEXT_TOKENS): Promise<Decoder> {
+/**
+ * Times decoding after `context` tokens on the serving engine. The tokens themselves do not matter.
+ * @throws MaskrouteError `invalid_argument` when the model has no room for so many tokens.
+ */
+export async function openDecodeTimer(runner: Runner, context: number): Promise<DecodeTimer> {
   const { vocabularySize, contextTokens } = runner.config;
   if (context + STEPS > contextTokens) {
     throw new MaskrouteError(
@@ -194,18 +193,16 @@ export async function openDecoder(runner: Runner, context = CONTEXT_TOKENS): Pro
     const tokenIds = Array.from({ length: Math.min(FILL_TOKENS, context - from) }, (_, i) => token(from + i));
     await runner.run({ cache, tokenIds, plan: dense, logitRows: [] });
   }
-  return {
-    async step_ms(mask) {
-      const plan = { mask, kv: 'preserve' } as const;
-      cache.length = context;
-      const times: number[] = [];
-      for (let step = 0; step < STEPS; step++) {
-        const start = performance.now();
-        await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
-        times.push(performance.now() - start);
-      }
-      return median(times);
-    },
+  return async (mask) => {
+    const plan = { mask, kv: 'preserve' } as const;
+    cache.length = context;
+    const times: number[] = [];
+    for (let step = 0; step < STEPS; step++) {
+      const start = performance.now();
+      await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
+      times.push(performance.now() - start);
+    }
+    return median(times);
   };
 }
 

@@ -8,7 +8,7 @@ import { type LearnEffort, STEP_PARTS, searchResults } from './effort.ts';
 type MaskStage = 'one mask' | 'masks' | 'share' | 'compose' | 'sizes' | 'measure';
 
 /** `number` of `count`, from 1. */
-export type StageNumber = { readonly number: number; readonly count: number };
+type StageNumber = { readonly number: number; readonly count: number };
 
 /** Work in tokens. */
 type Work = {
@@ -41,7 +41,7 @@ const UNITS: Readonly<Record<MaskStage, string>> = {
 };
 
 /** What is known of a run before it starts. */
-export type RunSize = {
+type RunSize = {
   readonly blocks: number;
   /** Groups of clusters for which masks are searched; 1: one mask for all. */
   readonly groups: number;

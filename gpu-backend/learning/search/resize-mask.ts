@@ -21,7 +21,7 @@ type ResizeOptions = {
 const SKIPPED_MAX = 0.4;
 
 /** `size`: a multiple of the original mask's sparsity. */
-export type SizedMask = { readonly size: number; readonly mask: Mask };
+type SizedMask = { readonly size: number; readonly mask: Mask };
 
 /** Resizes step by step from the mask, downwards and upwards. Sizes that the budget's bounds forbid are left out. */
 export async function resizeMask(mask: Mask, options: ResizeOptions): Promise<SizedMask[]> {

@@ -9,6 +9,7 @@
  * Shapes: P scored positions of a sample, R rows (positions), V tokens; q = softmax of the logits, p the dense model's.
  */
 import { LRUCache } from 'lru-cache';
+import { z } from 'zod';
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { KvValues, SequenceCache } from '../../engine/kv-cache.ts';
 import type { Runner } from '../../engine/runner.ts';
@@ -20,20 +21,27 @@ import { type Sample, scoredPositions } from '../data/samples.ts';
 /** Raised when the same model and samples give other scores. */
 export const SCORES_VERSION = 3;
 
-/** Sums over the scored positions of a sample. */
-export type SampleScores = {
-  readonly positions: number;
+/** Sums over the scored positions of a sample. The order is that of a unit's result. */
+export const sampleScoresSchema = z.strictObject({
+  positions: z.int(),
   /** Nats. */
-  readonly kl: number;
+  kl: z.number(),
   /**
    * The part of `kl` at every other position, starting with the first: a mask chosen on one half can be judged on the
    * other.
    */
-  readonly klEven: number;
-  readonly equalTops: number;
+  klEven: z.number(),
+  equalTops: z.number(),
   /** −log-likelihood of the text, nats. */
-  readonly loss: number;
-};
+  loss: z.number(),
+});
+export type SampleScores = Readonly<z.infer<typeof sampleScoresSchema>>;
+
+export const SCORE_FIGURES = sampleScoresSchema.keyof().options;
+
+/** The scores that `figure` gives. */
+export const scoresBy = (figure: (name: keyof SampleScores, index: number) => number): SampleScores =>
+  Object.fromEntries(SCORE_FIGURES.map((name, index) => [name, figure(name, index)])) as SampleScores;
 
 /** A sample under the dense model. */
 export type Reference = {
@@ -113,17 +121,8 @@ const nextIds = ({ tokenIds, scoreFrom }: Sample): Int32Array => tokenIds.subarr
 
 const sum = (values: Float32Array): number => values.reduce((total, value) => total + value, 0);
 
-export function addScores(parts: readonly SampleScores[]): SampleScores {
-  const total = { positions: 0, kl: 0, klEven: 0, equalTops: 0, loss: 0 };
-  for (const part of parts) {
-    total.positions += part.positions;
-    total.kl += part.kl;
-    total.klEven += part.klEven;
-    total.equalTops += part.equalTops;
-    total.loss += part.loss;
-  }
-  return total;
-}
+export const addScores = (parts: readonly SampleScores[]): SampleScores =>
+  scoresBy((name) => parts.reduce((total, part) => total + part[name], 0));
 
 /** Means over positions; perplexity is exp of the mean loss. */
 export const figuresOf = ({ positions, kl, equalTops, loss }: SampleScores) => ({

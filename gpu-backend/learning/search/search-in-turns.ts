@@ -34,7 +34,6 @@ export type LearnMasksContext = {
   readonly known: readonly Mask[] | undefined;
   /** Requested number of masks; undefined: as many as pay off. */
   readonly maskCount: number | undefined;
-  readonly seed: number;
   /** How many searches and rows to work on concurrently. */
   readonly atOnce: number;
   /** Exact scores by the serving engine. */
@@ -55,7 +54,7 @@ type Searched = {
 };
 
 export async function searchInTurns(context: LearnMasksContext, one: FoundMask): Promise<Searched> {
-  const { prompts, texts, effort, maskCount, seed } = context;
+  const { bench, prompts, texts, effort, maskCount } = context;
   const clusterCount = prompts.clusters.sizes.length;
   const most = maskCount ?? effort.masksMax;
   // The only mask is known already.
@@ -64,7 +63,7 @@ export async function searchInTurns(context: LearnMasksContext, one: FoundMask):
   const pool = [one];
   for (const proposal of one.search.proposals) addTo(pool, { ...proposal, search: one.search });
   const searched = new Set<string>();
-  let groups = groupsByMeaning(prompts, most, seed);
+  let groups = groupsByMeaning(prompts, most, bench.seed);
   let state: Searched = { pool: [one], costs: [], turns: 0, base: 0 };
   const measured = async (turns: number): Promise<Searched> => {
     const masks = [...pool];
@@ -99,7 +98,7 @@ async function withComposed(
   rows: readonly SampledRow[],
   state: Searched,
 ): Promise<Searched> {
-  const { bench, effort, prompts, texts, track, maskCount, seed, score, atOnce } = context;
+  const { bench, effort, prompts, texts, track, maskCount, score, atOnce } = context;
   const { masks, blocks: blockCount, positions } = effort.compose;
   if (masks === 0) return state;
   track.onStage('compose');
@@ -121,7 +120,7 @@ async function withComposed(
   });
   const { centroids: values, dimensions, sizes } = prompts.clusters;
   const found = composeMasks(changes, {
-    ...{ start: base.mask, blocks, budget: bench.budget, prompts: sizes, seed },
+    ...{ start: base.mask, blocks, budget: bench.budget, prompts: sizes, seed: bench.seed },
     centroids: { count: sizes.length, dimensions, values },
     maskCount: maskCount ?? masks,
   });

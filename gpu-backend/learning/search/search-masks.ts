@@ -5,12 +5,12 @@
  */
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
-import { drawGates, type TrainingState, trainMask } from '../gates/train-mask.ts';
+import { drawGates, type TrainedGates, trainMask } from '../gates/train-mask.ts';
 import { masksByScore } from './budget.ts';
 import type { GateEffort, LearnEffort } from './effort.ts';
 import {
+  type CostedMask,
   exchangeBlocks,
-  type FoundMask,
   greedyMask,
   improveMask,
   type MaskCost,
@@ -124,8 +124,8 @@ const DRAWS = 6;
 
 type LearnedGates = {
   readonly logAlphas: readonly number[];
-  readonly curve: TrainingState['history'];
-  readonly best: FoundMask;
+  readonly curve: TrainedGates['history'];
+  readonly best: CostedMask;
   /** Mean cost of randomly drawn gates, on the same text as the cost of `best`: the search's glance. */
   readonly stochastic: number;
 };
@@ -149,18 +149,17 @@ async function learnGates(
     blockWeights: budget.blockWeights,
     targetSparsity: budget.targetSparsity,
     steps: effort.gateSteps,
-    seed,
+    ...{ seed, signal },
     gateLearningRate: effort.gateLearningRate,
     multiplierLearningRate: effort.multiplierLearningRate,
     ...bench.training(name, rows, effort.gateSteps),
-    ...(signal === undefined ? {} : { signal }),
   });
   const draws = Array.from({ length: DRAWS }, (_, draw) => {
     const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
     return on.ofGates(`${name} draw ${draw}`, gates);
   });
   const tried = masksByScore(logAlphas, budget, COUNTS_TRIED).map(
-    async (mask): Promise<FoundMask> => ({ mask, cost: await on.atAGlance(mask) }),
+    async (mask): Promise<CostedMask> => ({ mask, cost: await on.atAGlance(mask) }),
   );
   const [drawn, found] = await Promise.all([Promise.all(draws), Promise.all(tried)]);
   const stochastic = drawn.reduce((sum, cost) => sum + cost / DRAWS, 0);

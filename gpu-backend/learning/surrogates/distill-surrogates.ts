@@ -44,12 +44,12 @@ export type DistillOptions = {
   /**
    * Masks in use, `[2L]` each: most steps take one of them or a similar mask. Without any, all masks are drawn by cost.
    */
-  readonly around?: readonly Uint8Array[];
+  readonly around?: readonly Uint8Array[] | undefined;
   /** The text of a step: the same number gives the same text. */
   batch(step: number): Promise<TaughtBatch>;
   /** KL on held-out text under the judged masks. */
   judge(table: SurrogateTable): Promise<number>;
-  readonly learningRate?: number;
+  readonly learningRate?: number | undefined;
   readonly onStep?: (state: DistillState) => Promise<void> | void;
   readonly signal?: AbortSignal | undefined;
 };

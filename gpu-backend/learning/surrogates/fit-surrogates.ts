@@ -12,18 +12,12 @@ import type { BlockMoments, Moments } from './moments.ts';
 /** Ridge, in units of the mean variance of an input channel. */
 const RIDGE = 1e-2;
 
-type FitOptions = {
-  readonly rank: number;
-  readonly ridge?: number;
-  /** `done` blocks of all. */
-  readonly onBlock?: (done: number) => void;
-};
-
-/** Fits the table, in the basis of the moments. */
+/** Fits the table, in the basis of the moments. `onBlock`: called with the number of blocks that are done. */
 export function fitSurrogates(
   { blocks, sequences }: Moments,
   hiddenSize: number,
-  { rank, ridge = RIDGE, onBlock }: FitOptions,
+  rank: number,
+  onBlock: (done: number) => void,
 ): SurrogateTable {
   const blockCount = blocks.length;
   const table = {
@@ -36,7 +30,7 @@ export function fitSurrogates(
     first: new Float32Array(blockCount * hiddenSize),
   };
   blocks.forEach((moments, block) => {
-    const { a, b, bias } = fitBlock(moments, hiddenSize, rank, ridge);
+    const { a, b, bias } = fitBlock(moments, hiddenSize, rank);
     table.a.set(a, block * a.length);
     table.b.set(b, block * b.length);
     table.bias.set(bias, block * hiddenSize);
@@ -44,14 +38,14 @@ export function fitSurrogates(
       moments.first.map((sum) => sum / sequences),
       block * hiddenSize,
     );
-    onBlock?.(block + 1);
+    onBlock(block + 1);
   });
   return table;
 }
 
 type BlockFit = { readonly a: Float64Array; readonly b: Float64Array; readonly bias: Float64Array };
 
-export function fitBlock({ xx, xy }: BlockMoments, H: number, rank: number, ridge: number): BlockFit {
+export function fitBlock({ xx, xy }: BlockMoments, H: number, rank: number): BlockFit {
   const count = xx[(H + 1) * H + H]!;
   const meanX = Float64Array.from({ length: H }, (_, i) => xx[H * (H + 1) + i]! / count);
   const meanY = Float64Array.from({ length: H }, (_, j) => xy[H * H + j]! / count);
@@ -65,7 +59,7 @@ export function fitBlock({ xx, xy }: BlockMoments, H: number, rank: number, ridg
     }
     trace += C[i * H + i]!;
   }
-  for (let i = 0; i < H; i++) C[i * H + i]! += (ridge * trace) / H;
+  for (let i = 0; i < H; i++) C[i * H + i]! += (RIDGE * trace) / H;
   const W = solvePositive(C, S, H);
   const V = principalColumns(transposedProduct(W, S, H), H, rank);
   const { a, b } = balanced(product(W, V, H, H, rank), V, H, rank);

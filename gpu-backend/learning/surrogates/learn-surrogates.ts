@@ -42,7 +42,7 @@ export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
   readonly data: readonly string[];
   /** Rows taken from each file. */
-  readonly rowsMax?: number;
+  readonly rowsMax?: number | undefined;
   /** Rank of the closed form's surrogates. */
   readonly rank: number;
   /** File of a table to start from instead of the closed form; its rank is used. */
@@ -51,7 +51,7 @@ export type LearnSurrogatesOptions = {
   readonly steps: number;
   readonly learningRate?: number;
   /** Masks in use, `[2L]` each, the most important first: distillation mostly trains on them. */
-  readonly around?: readonly Uint8Array[];
+  readonly around?: readonly Uint8Array[] | undefined;
   /** Sequences of 128 tokens that the closed form is fitted on. */
   readonly fitSequences?: number;
   readonly seed: number;
@@ -120,7 +120,7 @@ type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly he
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
-  const rows = distinctRows((await readData(data, rowsMax)).rows);
+  const rows = distinctRows(await readData(data, rowsMax));
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;
@@ -152,10 +152,9 @@ async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<S
   } finally {
     await session.close();
   }
-  return fitSurrogates(session.moments, config.hiddenSize, {
-    rank,
-    onBlock: (done) => onProgress('fit', done, 2 * config.layerCount),
-  });
+  return fitSurrogates(session.moments, config.hiddenSize, rank, (done) =>
+    onProgress('fit', done, 2 * config.layerCount),
+  );
 }
 
 type DistillParts = {
@@ -186,8 +185,8 @@ async function descendAll(
         costs,
         batch: (step) => taughtBatch(teacher, texts.steps, (step % batches) * STEP_SEQUENCES),
         judge: judgeTable,
-        ...(learningRate === undefined ? {} : { learningRate }),
-        ...(around === undefined ? {} : { around }),
+        learningRate,
+        around,
         signal,
         onStep: async (state) => {
           onProgress('distil', state.step, steps, describeStep(state));

@@ -3,18 +3,16 @@ import { LRUCache } from 'lru-cache';
 import { isDense, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
 import { type GateBatch, nextTokenTargets, type SampleBatch } from '../gates/batches.ts';
 import { contentKey } from '../journal.ts';
-import type { Reference, SampleScores } from '../search/score-masks.ts';
+import { type Reference, type SampleScores, SCORE_FIGURES } from '../search/score-masks.ts';
 import type { BatchUnit, ScoreUnit, Unit } from './unit.ts';
 import { createUnitSessions } from './unit-sessions.ts';
 import type { OpenUnits, UnitsOptions } from './units.ts';
 
-export type UnitComputer = AsyncDisposable & {
+type UnitComputer = AsyncDisposable & {
   /** Computes the unit after all units requested before it. Rejects when `signal` aborts before it begins. */
   run(unit: Unit, signal?: AbortSignal): Promise<number[]>;
 };
 
-/** The figures of a score, in the order of a unit's result. */
-export const SCORE_FIGURES = ['positions', 'kl', 'klEven', 'equalTops', 'loss'] as const;
 /** Cache of the dense model's targets, for further units on the same batches: some 300 batches of `learn`. */
 const TAUGHT_BYTES_MAX = 128 * 1024 * 1024;
 

@@ -13,7 +13,7 @@ import type { TargetKind } from '../search/effort.ts';
 import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
 import type { UnitsOptions } from './units.ts';
 
-export type UnitSessions = {
+type UnitSessions = {
   loss(targets: TargetKind, batch: GateBatch, gates: ArrayLike<number>): Promise<number>;
   step(targets: TargetKind, batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep>;
   teach(text: TextBatch): Promise<TaughtBatch>;

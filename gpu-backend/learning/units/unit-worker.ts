@@ -27,7 +27,7 @@ import {
 } from './unit-queue.ts';
 import { openUnitThread, type UnitThread } from './unit-thread.ts';
 
-export type WorkOptions = {
+type WorkOptions = {
   /** `redis://host:6379`. */
   readonly url: string;
   /** The journal's folder, the same as the run's. */

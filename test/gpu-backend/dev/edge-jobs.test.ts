@@ -39,7 +39,7 @@ let edge: Edge;
 beforeAll(async () => {
   home = mkdtempSync(path.join(tmpdir(), 'edge-jobs-'));
   vi.stubEnv('PUBLISH_FOR_REAL', '1');
-  const options = { home, model: 'scripted', backendKey: BACKEND_KEY, note: () => {} };
+  const options = { home, model: 'scripted', backendKeys: [BACKEND_KEY] as const, note: () => {} };
   jobs = (await openJobs({ ...options, entry, dataFolder: undefined }))!;
   schedules = await openSchedules(options, jobs);
   // What the jobs learn is the preset's, so its model is served.

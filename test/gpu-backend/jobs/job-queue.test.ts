@@ -15,7 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import { createJobStore, JobData, seal, unseal, unsealWithAny } from '../../../gpu-backend/jobs/job-store.ts';
+import { createJobStore, JobData, seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
@@ -41,7 +41,7 @@ async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs>
     notes += `${message} ${JSON.stringify(detail)}\n`;
   };
   const jobs = (await openJobs({
-    ...{ home, model: 'served', backendKey: KEY, entry, dataFolder, note, cancelWait_ms },
+    ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder, note, cancelWait_ms },
   }))!;
   open.push(jobs);
   return jobs;
@@ -136,7 +136,7 @@ describe('a job', () => {
       return saved;
     };
     const jobs = new Jobs(
-      { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} },
+      { home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined, note: () => {} },
       { ...store, save },
       new JobData(join(folder, 'data'), undefined),
       [],
@@ -287,7 +287,14 @@ describe('publishing', () => {
     const first = await start();
     const { id } = await create(first, 'hang');
     await hangs(id);
-    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    const options = {
+      home,
+      model: 'served',
+      backendKeys: [KEY] as const,
+      entry,
+      dataFolder: undefined,
+      note: () => {},
+    };
     expect(await openJobs(options)).toBeUndefined();
     expect(starts(id)).toHaveLength(1);
     expect(first.get(id).status).toBe('running');
@@ -303,7 +310,14 @@ describe('publishing', () => {
   it('leaves no secret of a job that the disk does not take', async () => {
     const store = createJobStore(join(home, 'jobs'));
     const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
-    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    const options = {
+      home,
+      model: 'served',
+      backendKeys: [KEY] as const,
+      entry,
+      dataFolder: undefined,
+      note: () => {},
+    };
     const jobs = new Jobs(options, full, new JobData(join(home, 'jobs', 'data'), undefined), []);
     const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
     await expect(create(jobs, 'ok', { publish })).rejects.toThrow('the disk is full');
@@ -312,14 +326,14 @@ describe('publishing', () => {
 
   it('seals a secret for one job under one key', () => {
     const sealed = seal('secret', KEY, 'job_1');
-    expect(unseal(sealed, KEY, 'job_1')).toBe('secret');
-    expect(() => unseal(sealed, KEY, 'job_2')).toThrow();
-    expect(() => unseal(sealed, 'another key', 'job_1')).toThrow();
+    expect(unseal(sealed, [KEY], 'job_1')).toBe('secret');
+    expect(() => unseal(sealed, [KEY], 'job_2')).toThrow();
+    expect(() => unseal(sealed, ['another key'], 'job_1')).toThrow(/backend key has changed/);
     // While the key is rotated, what the one before sealed is opened.
-    expect(unsealWithAny(sealed, ['another key', KEY], 'job_1')).toBe('secret');
-    expect(() => unsealWithAny(sealed, ['another key', 'a third'], 'job_1')).toThrow();
+    expect(unseal(sealed, ['another key', KEY], 'job_1')).toBe('secret');
+    expect(() => unseal(sealed, ['another key', 'a third'], 'job_1')).toThrow();
     sealed[sealed.length - 1]! ^= 1;
-    expect(() => unseal(sealed, KEY, 'job_1')).toThrow();
+    expect(() => unseal(sealed, [KEY], 'job_1')).toThrow();
     expect(seal('secret', KEY, 'job_1').equals(seal('secret', KEY, 'job_1'))).toBe(false);
   });
 });

@@ -36,7 +36,7 @@ afterEach(async () => {
 
 /** As a backend starts and stops. */
 async function start(backendKey = KEY): Promise<{ jobs: Jobs; schedules: Schedules }> {
-  const options = { home, model: 'served', backendKey, note: () => {} };
+  const options = { home, model: 'served', backendKeys: [backendKey] as const, note: () => {} };
   const jobs = (await openJobs({ ...options, entry, dataFolder }))!;
   const schedules = await openSchedules(options, jobs);
   close = async () => {
@@ -159,7 +159,7 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
   writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
   const rotated = await start('another-backend-key-altogether');
   await finished(rotated.jobs, 2);
-  expect(rotated.jobs.list()[0]!.error).toContain('Create the schedule again');
+  expect(rotated.jobs.list()[0]!.error).toContain('the backend key has changed since');
   expect(jobs.list()).toEqual([]);
 });
 

@@ -64,7 +64,7 @@ it('has an entry for each backend while it is ready, and keeps its hands off wha
   const [zero, one, two] = [await backend(), await backend(), await backend()];
   const addresses = new Map([['0', zero.url]]);
   const dns = await names(addresses);
-  const { look } = createRegistrar(createAdminClient(edge.url, ADMIN_KEY), {
+  const look = createRegistrar(createAdminClient(edge.url, ADMIN_KEY), {
     ...{ count: 4, id: 'pod-{n}', url: 'https://pod-{n}.example.com', probe: `${dns.url}/{n}` },
     regions: ['EU', 'AF'],
   });
@@ -102,11 +102,11 @@ it('leaves alone what has its name and another address: the backends of another 
   const here = await backend();
   const client = createAdminClient(edge.url, ADMIN_KEY);
   const fleet = { count: 1, id: 'same-{n}', regions: ['*'] };
-  const eu = createRegistrar(client, { ...fleet, url: 'https://{n}.eu.example.com', probe: here.url });
-  expect(await eu.look()).toMatchObject({ added: ['same-0'], foreign: [] });
+  const lookInEu = createRegistrar(client, { ...fleet, url: 'https://{n}.eu.example.com', probe: here.url });
+  expect(await lookInEu()).toMatchObject({ added: ['same-0'], foreign: [] });
   const there = await backend();
-  const us = createRegistrar(client, { ...fleet, url: 'https://{n}.us.example.com', probe: there.url });
-  expect(await us.look()).toEqual({ added: [], removed: [], foreign: ['same-0'] });
+  const lookInUs = createRegistrar(client, { ...fleet, url: 'https://{n}.us.example.com', probe: there.url });
+  expect(await lookInUs()).toEqual({ added: [], removed: [], foreign: ['same-0'] });
 
   // Two backends are ready there, and the one whose name the other region has drains.
   const more = await backend();
@@ -121,7 +121,7 @@ it('leaves alone what has its name and another address: the backends of another 
     ...{ model: 'scripted', messages: [{ role: 'user', content: 'go' }], stream: true, max_tokens: 20 },
   });
   const closing = there.close();
-  expect(await createRegistrar(client, both).look()).toMatchObject({ added: ['same-1'], removed: [] });
+  expect(await createRegistrar(client, both)()).toMatchObject({ added: ['same-1'], removed: [] });
   expect(await entries()).toContain('same-0 https://0.eu.example.com * true');
   await running.text();
   await closing;

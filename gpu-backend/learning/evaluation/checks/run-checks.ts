@@ -179,13 +179,13 @@ async function scored(
   subjects: readonly (readonly (readonly Mask[])[])[],
   counts: (row: number) => boolean = () => true,
 ): Promise<Figures[]> {
-  const scores = await scoreRows(
+  const scoresOf = await scoreRows(
     { ...options, scorer, samples, onProgress: (done, total) => options.onProgress('checks', done, total) },
     samples.map((_, row) => subjects.flatMap((masks) => masks[row]!)),
   );
   return subjects.map((masks) => {
     const parts: SampleScores[] = masks.flatMap((some, row) =>
-      counts(row) ? some.map((mask) => scores.of(row, mask)) : [],
+      counts(row) ? some.map((mask) => scoresOf(row, mask)) : [],
     );
     return figuresOf(addScores(parts));
   });

@@ -3,14 +3,9 @@
  * route them; answers are kept by content.
  */
 import { z } from 'zod';
-import { type Mask, type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
+import { type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
-import type { Runner } from '../../../engine/runner.ts';
-import type { InstalledModel } from '../../../model/store.ts';
-import type { ModelText } from '../../../model/tokenizer/model-text.ts';
-import type { Device } from '../../../onnx/device.ts';
 import { bootstrapInterval, weightedRatio } from '../../search/bootstrap.ts';
-import type { ScoreSession } from '../../search/score-masks.ts';
 import { average, type Contestant } from '../contestants.ts';
 import { type Context, routeSets } from '../evaluation-context.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
@@ -37,7 +32,7 @@ export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTas
   }
 }
 
-/** Figures of each contestant, in the order of {@link equalCountContestants}; empty objects without tasks. */
+/** Figures of each contestant, in the order of {@link equalCountContestants}; empty without tasks. */
 export async function runTasks(
   context: Context,
   lineUp: LineUp,
@@ -56,47 +51,34 @@ export async function runTasks(
     const total = questions * masksPerQuestion(contestants);
     let dense: Verdicts | undefined;
     for (const [index, contestant] of contestants.entries()) {
-      const verdicts = await answerTask(
-        { ...options, ...context, onQuestion: () => options.onProgress('tasks', ++done, total) },
-        task,
-        contestant,
-      );
+      const onQuestion = () => options.onProgress('tasks', ++done, total);
+      const verdicts = await answerTask(context, task, contestant, onQuestion);
       dense ??= verdicts;
       found[index] = { ...found[index], [task.task]: taskFigures(task, verdicts, dense) };
     }
   }
-  const { length } = equalCountContestants(lineUp).contestants;
-  return Array.from({ length }, (_, i) => (found[i] === undefined ? {} : { tasks: found[i] }));
+  return found.map((tasks) => ({ tasks }));
 }
 
 const masksPerQuestion = (contestants: readonly Contestant[]): number =>
   contestants.reduce((sum, { masks }) => sum + masks[0]!.length, 0);
 
-type TaskContext = {
-  readonly home: string;
-  readonly model: InstalledModel;
-  readonly device?: Device | undefined;
-  readonly runner: Runner;
-  readonly session: ScoreSession;
-  readonly text: ModelText;
-  readonly onQuestion: () => void;
-  readonly signal?: AbortSignal | undefined;
-};
-
-/** The masks of each question; answers under several masks are averaged. */
-type TaskEntry = { readonly masks: readonly (readonly Mask[])[] };
-
 /** For each question 1 (right) or 0 (wrong), or the mean over several masks. */
 type Verdicts = { readonly acc: number[]; readonly accNorm: number[] };
 
-/** Rejects when `signal` aborts; the next run reuses finished answers. */
+/**
+ * Answers under several masks are averaged. Rejects when the evaluation's signal aborts; the next run reuses finished
+ * answers.
+ * @param masks the masks of each question.
+ */
 async function answerTask(
-  context: TaskContext,
+  { options, runner, session, text }: Context,
   { task, questions }: LoadedTask,
-  { masks }: TaskEntry,
+  { masks }: Pick<Contestant, 'masks'>,
+  onQuestion: () => void,
 ): Promise<Verdicts> {
-  const { model, runner, session, text, signal } = context;
-  const journal = await openKeptAnswers(context, { kind: 'task', task, questions }, z.array(z.number()));
+  const { model, signal } = options;
+  const journal = await openKeptAnswers(options, { kind: 'task', task, questions }, z.array(z.number()));
   const cache = runner.newCache();
   const verdicts: Verdicts = { acc: [], accNorm: [] };
   for (const [index, asked] of questions.entries()) {
@@ -109,7 +91,7 @@ async function answerTask(
         return scoreChoices({ runner, session, cache }, choices, mask);
       });
       judged.push(judge(asked, found));
-      context.onQuestion();
+      onQuestion();
     }
     verdicts.acc.push(average(judged.map(({ acc }) => acc)));
     verdicts.accNorm.push(average(judged.map(({ accNorm }) => accNorm)));

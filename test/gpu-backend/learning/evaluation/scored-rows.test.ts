@@ -26,7 +26,7 @@ const options = (changes: Partial<DataOptions>): DataOptions => ({
   ...{ data: [file('a')], calibration: [], facts: [], learnedOn: [], calibrates: true },
   ...changes,
 });
-const heldOutOf = async (name: string) => texts(splitRows((await readData([file(name)])).rows, 0.1).heldOut);
+const heldOutOf = async (name: string) => texts(splitRows(await readData([file(name)]), 0.1).heldOut);
 /** Writes rows of text, in that order. */
 const write = (name: string, rows: readonly string[]) =>
   writeFileSync(file(name), rows.map((text) => JSON.stringify({ text })).join('\n'));
@@ -51,8 +51,8 @@ describe('rows of an evaluation', () => {
 
   it('of files that share nothing, all of one is scored and all of the other calibrates, as they stand', async () => {
     const found = await readEvaluationData(options({ calibration: [file('b')] }));
-    expect(texts(found.scored)).toEqual(texts((await readData([file('a')])).rows));
-    expect(texts(found.calibration)).toEqual(texts((await readData([file('b')])).rows));
+    expect(texts(found.scored)).toEqual(texts(await readData([file('a')])));
+    expect(texts(found.calibration)).toEqual(texts(await readData([file('b')])));
   });
 
   it('count once, in one file or in several', async () => {
@@ -60,12 +60,12 @@ describe('rows of an evaluation', () => {
     const found = await readEvaluationData(
       options({ data: [file('b'), file('twice')], calibration: [file('a')] }),
     );
-    expect(texts(found.scored)).toEqual([...texts((await readData([file('b')])).rows), 'new']);
+    expect(texts(found.scored)).toEqual([...texts(await readData([file('b')])), 'new']);
     expect(found.counts).toEqual({ read: 204, repeated: 3, calibrating: 0, learnedOn: 0, left: 201 });
   });
 
   it('that calibrate are known under another name; the tenth that learning held out is scored instead', async () => {
-    write('renamed', ['unseen', ...texts((await readData([file('a')])).rows).reverse()]);
+    write('renamed', ['unseen', ...texts(await readData([file('a')])).reverse()]);
     const found = await readEvaluationData(
       options({ data: [file('renamed')], calibration: [file('a'), file('b')] }),
     );
@@ -79,7 +79,7 @@ describe('rows of an evaluation', () => {
   });
 
   it('that a set was learned on are known in other files as well', async () => {
-    write('copy', texts((await readData([file('a')])).rows));
+    write('copy', texts(await readData([file('a')])));
     const data = [file('copy'), file('a')];
     for (const calibration of [[], [file('b')]]) {
       const found = await readEvaluationData(options({ data, calibration, learnedOn: ['a.jsonl'] }));
@@ -112,7 +112,7 @@ describe('rows of an evaluation', () => {
   });
 
   it('says when nothing is left, of one row too', async () => {
-    const [first] = splitRows((await readData([file('a')])).rows, 0.5).fit;
+    const [first] = splitRows(await readData([file('a')]), 0.5).fit;
     write('one', [first!.routeText]);
     const one = options({ data: [file('one')] });
     const why = 'No row is left to score: of 1 rows 0 are repeated, 1 calibrate, 0 were learned on';
@@ -127,7 +127,7 @@ describe('rows of an evaluation', () => {
   });
 
   it('are picked evenly over kinds, equally for equal seeds', async () => {
-    const { rows } = await readData([file('a'), file('b')]);
+    const rows = await readData([file('a'), file('b')]);
     const picked = pickRows(rows, 30, 7);
     expect(picked.filter(({ kind }) => kind === 'a')).toHaveLength(15);
     expect(pickRows(rows, 30, 7)).toEqual(picked);
@@ -136,7 +136,7 @@ describe('rows of an evaluation', () => {
   });
 
   it('are picked in no time from many of one kind', async () => {
-    const [row] = (await readData([file('a')])).rows;
+    const [row] = await readData([file('a')]);
     const picked = pickRows(new Array(250_000).fill(row), 64, 1);
     expect(picked).toHaveLength(64);
   });

@@ -1,4 +1,4 @@
-/** Learning one mask, on a small random model: it starts at the target, is the same after any interruption, and helps. */
+/** Learning one mask, on a small random model: it starts at the target, is the same every time, and helps. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -46,6 +46,9 @@ const options = (changes: Partial<TrainingOptions> = {}): TrainingOptions => ({
   seed: 5,
   parts: 2,
   sample: (step, index, gates) => session.step(part(step, index), gates),
+  gateLearningRate: 0.05,
+  multiplierLearningRate: 0.05,
+  signal: undefined,
   ...changes,
 });
 
@@ -89,14 +92,6 @@ test('the same seed gives the same run, another seed another', async () => {
   const first = await trainMask(options());
   expect(await trainMask(options())).toEqual(first);
   expect((await trainMask(options({ seed: 6 }))).logAlphas).not.toEqual(first.logAlphas);
-});
-
-test('taken up from the state after any step, a run ends as one that was not stopped', async () => {
-  const whole = await trainMask(options());
-  for (const steps of [1, 5, 11]) {
-    const state = JSON.parse(JSON.stringify(await trainMask(options({ steps }))));
-    expect(JSON.stringify(await trainMask(options(), state))).toBe(JSON.stringify(whole));
-  }
 });
 
 test('learning beats the ranking that it started from, and stays near the target', async () => {

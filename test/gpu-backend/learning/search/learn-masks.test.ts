@@ -135,7 +135,7 @@ function scripted(
       const sums = { kl: POSITIONS * kl, klEven: (POSITIONS / 2) * kl, loss: POSITIONS * (1 + kl) };
       return { positions: POSITIONS, equalTops: 1, ...sums };
     });
-  return { ...{ bench, prompts, texts, score, track, seed: 1, atOnce: 1, effort, known: masks }, progress };
+  return { ...{ bench, prompts, texts, score, track, atOnce: 1, effort, known: masks }, progress };
 }
 
 type Case = {

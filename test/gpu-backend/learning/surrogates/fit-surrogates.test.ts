@@ -21,7 +21,7 @@ import { createRandom } from '../../../../gpu-backend/random.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import golden from './fixtures/surrogate_fit.json' with { type: 'json' };
 
-const { tokens, hiddenSize: H, rank, ridge } = golden;
+const { tokens, hiddenSize: H, rank } = golden;
 
 /** As `make_surrogate_fit.py` makes them. */
 function goldenText(): { x: number[][]; y: number[][] } {
@@ -58,7 +58,7 @@ function momentsOf(x: number[][], y: number[][]) {
 
 test('the closed form is that of the reference', () => {
   const { x, y } = goldenText();
-  const { a, b, bias } = fitBlock(momentsOf(x, y), H, rank, ridge);
+  const { a, b, bias } = fitBlock(momentsOf(x, y), H, rank);
   const product = golden.product.map((_, at) => {
     const [i, j] = [Math.floor(at / H), at % H];
     return Array.from({ length: rank }, (__, k) => a[i * rank + k]! * b[k * H + j]!).reduce((x, y) => x + y);
@@ -71,7 +71,7 @@ test('the closed form is that of the reference', () => {
 
 test('columns of A are as long as the rows of B', () => {
   const { x, y } = goldenText();
-  const { a, b } = fitBlock(momentsOf(x, y), H, rank, ridge);
+  const { a, b } = fitBlock(momentsOf(x, y), H, rank);
   for (let k = 0; k < rank; k++) {
     let [column, row] = [0, 0];
     for (let i = 0; i < H; i++) {
@@ -143,7 +143,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     expect(session.moments.sequences).toBe(32);
     // Every position but the first of each sequence, and no outliers in random text.
     expect(session.moments.blocks[3]!.xx.at(-1)).toBe(32 * 63);
-    const surrogates = fitSurrogates(session.moments, config.hiddenSize, { rank: 32 });
+    const surrogates = fitSurrogates(session.moments, config.hiddenSize, 32, () => {});
     const teacher = await openTeacher(folder, config, { threads: 1 });
     const batch = await teacher.teach({
       tokenIds: text(8 * 64),

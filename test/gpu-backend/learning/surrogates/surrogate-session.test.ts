@@ -55,7 +55,7 @@ beforeAll(async () => {
   losses = await openLossSession(folder, config, options);
   tails = await openLossSession(folder, config, { ...options, tail: true });
   surrogates = await openSurrogateSession(folder, config, { rank: 32, threads: 1 });
-  const teacher = await openTeacher(folder, config, { threads: 1, targetCount: 5 });
+  const teacher = await openTeacher(folder, config, { threads: 1 });
   taught = await teacher.teach(batch);
   await teacher.close();
 }, 60_000);
