@@ -1,6 +1,6 @@
 /** Structured outputs: compiles a request's `response_format` and `tools` into one grammar. */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
+import { type ChatRequest, readToolChoice, type Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
 import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
@@ -24,7 +24,7 @@ export async function answerForm(
   call: Pick<GrammarCall, 'tenant' | 'signal'>,
   request: ChatRequest,
 ): Promise<AnswerForm> {
-  const tools = request.tool_choice === 'none' ? [] : (request.tools ?? []);
+  const tools = readToolChoice(request.tool_choice).mode === 'none' ? [] : (request.tools ?? []);
   requireShallow(tools, 'tools');
   const answer = textForm(request);
   if (answer === undefined && tools.length === 0) return FREE;
@@ -53,8 +53,7 @@ function textForm({ response_format: format }: ChatRequest): string | undefined 
 }
 
 function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFormat): CallsSpec {
-  const { tool_choice: choice, parallel_tool_calls } = request;
-  const named = typeof choice === 'object' ? choice?.function.name : undefined;
+  const { mode, names, isSingle } = readToolChoice(request.tool_choice);
   const forms = tools.map(({ function: { name, parameters, strict } }, i) => ({
     name,
     begin: `${format.begin}${name}${format.middle}`,
@@ -66,12 +65,12 @@ function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFor
   }));
   return {
     tools: forms
-      .filter(({ name }) => named === undefined || name === named)
+      .filter(({ name }) => names === undefined || names.includes(name))
       .map(({ begin, argumentsGrammar, end }) => ({ begin, argumentsGrammar, end })),
     trigger: format.trigger,
     separator: format.separator,
-    isRequired: choice === 'required' || named !== undefined,
-    isSingle: named !== undefined || parallel_tool_calls === false || format.isSingle,
+    isRequired: mode === 'required',
+    isSingle: isSingle || request.parallel_tool_calls === false || format.isSingle,
   };
 }
 

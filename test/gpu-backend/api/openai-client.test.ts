@@ -115,6 +115,30 @@ describe('chat completions', () => {
     expect(finished.toSorted()).toEqual(['0 stop', '1 stop', '2 stop']);
   });
 
+  it.each([2 ** 53 - 1, 2 ** 63, -(2 ** 63), -1])(
+    'take the seed %d, and draw every choice from another',
+    async (seed) => {
+      await using api = await start({
+        answer: ({ sampling }) => [...bytesOf(`${sampling.seed}`), END_TOKEN],
+      });
+      const ask = async () => {
+        const { choices } = await api.client.chat.completions.create({
+          ...{ model: 'scripted', messages, n: 16, seed },
+        });
+        return choices.map(({ message }) => message.content);
+      };
+      const seeds = await ask();
+      expect(new Set(seeds).size).toBe(16);
+      expect(await ask()).toEqual(seeds);
+    },
+  );
+
+  it.each(['', [''], [], ['', 'd']])('stop nowhere at an empty string: %j', async (stop) => {
+    await using api = await start(says('abcd'));
+    const { choices } = await api.client.chat.completions.create({ model: 'scripted', messages, stop });
+    expect(choices[0]!.message.content).toBe(stop.includes('d') ? 'abc' : 'abcd');
+  });
+
   it('stop at a string that spans tokens, showing no part of it, and cancel the engine', async () => {
     await using api = await start({ answer: () => bytesOf('one\n\ntwo\n\nthree'), step_ms: 1 });
     for (const stream of [false, true]) {
