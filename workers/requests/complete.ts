@@ -36,17 +36,27 @@ import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
   .post('/chat/completions', traced, tenantOnly, async (c) => {
-    const { value, text } = await readBody(c.req.raw);
+    const { value, text } = await readNamed(c);
     return await complete(c, { value: value as object, text, wire: 'chat' }, parseChat(value));
   })
   .post('/completions', traced, tenantOnly, async (c) => {
-    const { value, text } = await readBody(c.req.raw);
+    const { value, text } = await readNamed(c);
     return await complete(c, { value: value as object, text, wire: 'completions' }, parseCompletion(value));
   })
   .post('/responses', traced, tenantOnly, async (c) => {
     const { value, text } = await readBody(c.req.raw);
     return await complete(c, { value: value as object, text, wire: 'responses' }, parseResponse(value));
   });
+
+/** The request's body. A deployment in the path, as Azure's clients write it, is the model, whatever the body says. */
+async function readNamed(c: AppContext): Promise<{ value: unknown; text: string }> {
+  const { value, text } = await readBody(c.req.raw);
+  const model = c.req.param('deployment');
+  if (model === undefined || typeof value !== 'object' || value === null || Array.isArray(value))
+    return { value, text };
+  const named = { ...value, model };
+  return { value: named, text: JSON.stringify(named) };
+}
 
 /** The body for routing, and the header that names ignored fields. */
 type ReadBody = { readonly routable: RoutableBody; readonly ignored: Record<string, string> };
