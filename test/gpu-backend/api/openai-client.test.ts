@@ -133,10 +133,12 @@ describe('chat completions', () => {
     },
   );
 
-  it.each(['', [''], [], ['', 'd']])('stop nowhere at an empty string: %j', async (stop) => {
+  it('stop nowhere at an empty string', async () => {
     await using api = await start(says('abcd'));
-    const { choices } = await api.client.chat.completions.create({ model: 'scripted', messages, stop });
-    expect(choices[0]!.message.content).toBe(stop.includes('d') ? 'abc' : 'abcd');
+    for (const stop of ['', [''], [], ['', 'd']]) {
+      const { choices } = await api.client.chat.completions.create({ model: 'scripted', messages, stop });
+      expect(choices[0]!.message.content).toBe(stop.includes('d') ? 'abc' : 'abcd');
+    }
   });
 
   it('stop at a string that spans tokens, showing no part of it, and cancel the engine', async () => {
@@ -382,6 +384,17 @@ describe('completions', () => {
     });
     expect(choices[0]).toMatchObject({ text: 'ab', logprobs: { tokens: ['a', 'b'] }, finish_reason: 'stop' });
     expect(usage!.completion_tokens).toBe(6);
+  });
+
+  it('keep no log-probability of a character that the stop string takes, whose tokens came before', async () => {
+    await using api = await start(says('añ👋'));
+    const request = { model: 'scripted', messages, logprobs: true, stop: 'ñ👋' };
+    const bytes: number[][] = [];
+    for await (const { choices } of await api.client.chat.completions.create({ ...request, stream: true }))
+      bytes.push(...(choices[0]!.logprobs?.content ?? []).map((token) => token.bytes!));
+    expect(bytes).toEqual([[97]]);
+    const { choices } = await api.client.chat.completions.create({ ...request, stop: null });
+    expect(choices[0]!.logprobs!.content!.flatMap((token) => token.bytes!)).toEqual([...bytesOf('añ👋')]);
   });
 });
 
