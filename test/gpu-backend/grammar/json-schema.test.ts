@@ -374,6 +374,11 @@ describe('what cannot be enforced', () => {
     expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).not.toThrow();
   });
 
+  test('is no pattern that repeats nothing very often: nothing is written once', () => {
+    const schema = { type: 'string', pattern: '^a(((){9999})+|(){8888}){9999}$' };
+    expect(schemaGrammar(schema, { strict: true, param: 'schema' })).not.toMatch(/9999|8888/);
+  });
+
   test('is no long chain of references', () => {
     expect(schemaGrammar(chain(900), { strict: true, param: 'schema' })).toContain('schema_900');
   });
