@@ -44,6 +44,7 @@ const admin = new Hono<AppEnv>()
   .route('/traffic', traffic)
   .route('/drift', drift);
 
+/** `/openai/…` are the paths of Azure's clients, for the endpoints of `/v1`. */
 export const app = new Hono<AppEnv>();
 app
   .onError(onError)
@@ -54,10 +55,15 @@ app
   .route('/', site)
   .use(services)
   .use('/v1/*', browsers)
+  .use('/openai/*', browsers)
   .route('/v1', completions)
+  .route('/openai/deployments/:deployment', completions)
+  .route('/openai/v1', completions)
+  .route('/openai', completions)
   .use(requestIdHeader)
   .route('/v1', dryRun)
   .route('/v1', models)
+  .route('/openai/v1', models)
   .route('/v1', feedback)
   .route('/internal/v1', internal)
   .route('/admin/v1', admin)

@@ -1,9 +1,10 @@
 /** Structured outputs: compiles a request's `response_format` and `tools` into one grammar. */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { ChatRequest, Tool } from '../../shared/wire/openai.ts';
+import { type ChatRequest, readToolChoice, type Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
 import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
+import { nothingSpent, type Spent } from '../grammar/schema-reader.ts';
 import type { CallsSpec, GrammarSpec } from '../grammar/xgrammar.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import type { ServedModel } from './parts.ts';
@@ -24,11 +25,12 @@ export async function answerForm(
   call: Pick<GrammarCall, 'tenant' | 'signal'>,
   request: ChatRequest,
 ): Promise<AnswerForm> {
-  const tools = request.tool_choice === 'none' ? [] : (request.tools ?? []);
+  const tools = readToolChoice(request.tool_choice).mode === 'none' ? [] : (request.tools ?? []);
   requireShallow(tools, 'tools');
-  const answer = textForm(request);
+  const spent = nothingSpent();
+  const answer = textForm(request, spent);
   if (answer === undefined && tools.length === 0) return FREE;
-  const calls = tools.length === 0 ? undefined : callsSpec(request, tools, text.toolFormat);
+  const calls = tools.length === 0 ? undefined : callsSpec(request, tools, text.toolFormat, spent);
   const param = answer === undefined ? 'tools' : 'response_format';
   const spec: GrammarSpec = { answer, calls };
   const grammar = await grammars.prepare(spec, { ...call, param });
@@ -36,7 +38,7 @@ export async function answerForm(
 }
 
 /** EBNF for an answer without tool calls; undefined: any text. */
-function textForm({ response_format: format }: ChatRequest): string | undefined {
+function textForm({ response_format: format }: ChatRequest, spent: Spent): string | undefined {
   switch (format?.type) {
     case undefined:
     case 'text':
@@ -47,31 +49,36 @@ function textForm({ response_format: format }: ChatRequest): string | undefined 
       const { schema, strict } = format.json_schema!;
       const param = 'response_format.json_schema.schema';
       requireShallow(schema, param);
-      return schemaGrammar(schema ?? { type: 'object' }, { strict: strict === true, param });
+      return schemaGrammar(schema ?? { type: 'object' }, { strict: strict === true, param, spent });
     }
   }
 }
 
-function callsSpec(request: ChatRequest, tools: readonly Tool[], format: ToolFormat): CallsSpec {
-  const { tool_choice: choice, parallel_tool_calls } = request;
-  const named = typeof choice === 'object' ? choice?.function.name : undefined;
+function callsSpec(
+  request: ChatRequest,
+  tools: readonly Tool[],
+  format: ToolFormat,
+  spent: Spent,
+): CallsSpec {
+  const { mode, names, isSingle } = readToolChoice(request.tool_choice);
   const forms = tools.map(({ function: { name, parameters, strict } }, i) => ({
     name,
     begin: `${format.begin}${name}${format.middle}`,
     argumentsGrammar: schemaGrammar(ofObjects(parameters), {
       strict: strict === true,
       param: `tools[${i}].function.parameters`,
+      spent,
     }),
     end: format.end,
   }));
   return {
     tools: forms
-      .filter(({ name }) => named === undefined || name === named)
+      .filter(({ name }) => names === undefined || names.includes(name))
       .map(({ begin, argumentsGrammar, end }) => ({ begin, argumentsGrammar, end })),
     trigger: format.trigger,
     separator: format.separator,
-    isRequired: choice === 'required' || named !== undefined,
-    isSingle: named !== undefined || parallel_tool_calls === false || format.isSingle,
+    isRequired: mode === 'required',
+    isSingle: isSingle || request.parallel_tool_calls === false || format.isSingle,
   };
 }
 

@@ -169,7 +169,9 @@ class ChoiceText {
     const piece = logprob && { ...this.#offsets(), tokenId, logprob };
     const decoded = this.#decoder.push(tokenId);
     this.#decode(decoded);
-    if (piece !== undefined) this.#waiting.push({ piece, end: this.#decodedEnd });
+    // A token without text begins a character, and is shown with it.
+    const end = this.#decodedEnd + (decoded === '' ? 1 : 0);
+    if (piece !== undefined) this.#waiting.push({ piece, end });
     // Stop strings are not searched before min_tokens.
     if (++this.#tokenCount < this.#job.request.minTokens) return this.#show(decoded);
     const { text, stopped } = this.#stops.push(decoded);

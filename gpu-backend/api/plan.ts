@@ -193,7 +193,7 @@ function choiceJobs(
 ): ChoiceJob[] {
   const sampling = samplingOf(request);
   const perPrompt = request.n ?? 1;
-  const stops = request.stop == null ? [] : [request.stop].flat();
+  const stops = [request.stop ?? []].flat().filter((stop) => stop !== '');
   const endIds = request.ignore_eos === true ? [] : model.endTokenIds;
   const stopTokenIds = [...new Set([...endIds, ...(request.stop_token_ids ?? [])])];
   return prompts.flatMap(({ tokenIds, text }, promptIndex) => {
@@ -241,9 +241,15 @@ const samplingOf = (request: ChatRequest | CompletionRequest): Sampling => ({
   seed: request.seed ?? undefined,
 });
 
-/** Each choice of a prompt adds its number to the request's seed, so that the choices differ. */
-const withChoiceSeed = (sampling: Sampling, choice: number): Sampling =>
-  sampling.seed === undefined ? sampling : { ...sampling, seed: sampling.seed + choice };
+/** The largest seeds to which the number of a choice can be added exactly. */
+const SEED_RANGE = 2 ** 52;
+
+/** Each choice of a prompt adds its number to the request's seed, so that the choices differ. Larger seeds are folded. */
+function withChoiceSeed(sampling: Sampling, choice: number): Sampling {
+  const { seed } = sampling;
+  if (seed === undefined) return sampling;
+  return { ...sampling, seed: (seed % SEED_RANGE) + Math.trunc(seed / SEED_RANGE) + choice };
+}
 
 /* Prompts as token ids, checked against the model's context before anything is queued. */
 

@@ -48,6 +48,11 @@ export type LoopLimits = SchedulerLimits & {
 const KEPT_CACHE_TOKENS_MAX = 1024;
 /** A new cache has room for the prompt and this many tokens; it grows for a longer answer. */
 const RESERVED_ANSWER_TOKENS = 256;
+/**
+ * How long a step waits for the grammars of its answers, all together. An answer whose grammar takes longer misses steps, and
+ * the others go on.
+ */
+const GRAMMARS_WAIT_ms = 20;
 /** How often the queue is checked for requests that waited too long. */
 const EXPIRE_INTERVAL_ms = 100;
 
@@ -59,6 +64,9 @@ export class EngineLoop {
   readonly #output: LoopOutput;
   readonly #sequences = new Map<string, Sequence>();
   readonly #freeCaches: SequenceCache[] = [];
+  /** Logits `[V]` of the sequences that wait for their grammar: these are in no step until their next token is sampled. */
+  readonly #held = new Map<Sequence, Float32Array>();
+  #grammarsUntil_ms = 0;
   /** Sequences of the current step. The runtime writes into their caches, so these are not recycled before it ends. */
   #inStep: ReadonlySet<Sequence> = new Set();
   readonly #totals = {
@@ -153,15 +161,16 @@ export class EngineLoop {
   async run(afterStep: () => void): Promise<void> {
     for (;;) {
       this.#expire();
+      this.#sampleHeld();
       this.#startAdmitted();
       const step = this.#scheduler.schedule();
       if (step !== undefined) await this.#step(step);
       afterStep();
       if (step === undefined) {
         if (this.#closing && this.#sequences.size === 0) return;
-        await new Promise<void>((resolve) => {
-          this.#wake = resolve;
-        });
+        const { promise, resolve } = Promise.withResolvers<void>();
+        this.#wake = resolve;
+        await Promise.race([promise, ...[...this.#held.keys()].map(({ grammar }) => grammar!.changed())]);
         this.#wake = undefined;
       }
     }
@@ -183,6 +192,7 @@ export class EngineLoop {
   async #step(step: Step): Promise<void> {
     const begun_ms = performance.now();
     for (const { requestId } of step.preempted) this.#preempted(this.#sequences.get(requestId)!);
+    if (step.parts.length === 0) return;
     const work = step.parts.map((part) => this.#prepare(part, begun_ms));
     this.#batchSize = work.length;
     this.#inStep = new Set(work.map(({ sequence }) => sequence));
@@ -211,6 +221,7 @@ export class EngineLoop {
   async #run(work: readonly Work[]): Promise<void> {
     try {
       const logits = await this.#runner.runMany(work.map(({ input }) => input));
+      this.#grammarsUntil_ms = performance.now() + GRAMMARS_WAIT_ms;
       work.forEach((one, i) => {
         this.#ran(one, logits[i]!);
       });
@@ -282,6 +293,7 @@ export class EngineLoop {
   #preempted(sequence: Sequence): void {
     this.#totals.preemptions++;
     if (sequence.prefilledAt_ms === undefined) sequence.promptLogprobs.splice(1);
+    this.#held.delete(sequence);
     this.#recycle(sequence);
   }
 
@@ -307,7 +319,26 @@ export class EngineLoop {
     if (scheduled.computedCount < scheduled.tokenCount) return;
     if (inPrompt) this.#promptDone(sequence);
     if (sequence.generatedMax === 0) this.#finish(sequence, 'length');
-    else this.#sampleOne(sequence, logits.subarray((rows.length - 1) * width, rows.length * width));
+    else this.#sampleWhenReady(sequence, logits.subarray((rows.length - 1) * width, rows.length * width));
+  }
+
+  #sampleWhenReady(sequence: Sequence, logits: Float32Array): void {
+    const wait_ms = Math.max(0, this.#grammarsUntil_ms - performance.now());
+    // A copy, since the runner writes the next step's logits to the same place.
+    if (sequence.grammar?.isReady(wait_ms) === false) this.#held.set(sequence, logits.slice());
+    else this.#sampleOne(sequence, logits);
+  }
+
+  #sampleHeld(): void {
+    for (const [sequence, logits] of this.#held) {
+      if (!sequence.grammar!.isReady(0)) continue;
+      this.#held.delete(sequence);
+      try {
+        this.#sampleOne(sequence, logits);
+      } catch (error) {
+        this.#fail(sequence, error);
+      }
+    }
   }
 
   #promptDone(sequence: Sequence): void {
@@ -353,6 +384,7 @@ export class EngineLoop {
 
   #remove(sequence: Sequence): void {
     this.#sequences.delete(sequence.scheduled.requestId);
+    this.#held.delete(sequence);
     this.#scheduler.remove(sequence.scheduled.requestId);
     this.#recycle(sequence);
   }

@@ -42,18 +42,43 @@ export function giveUp(words: SharedArrayBuffer): void {
   Atomics.notify(header, HEADER.matched);
 }
 
-/** How long the engine waits for the thread after a step; then the answer fails. */
+/** How long after the engine first asked the thread may take; then the answer fails. */
 const LATE_ms = 2000;
 
 export class SequenceGrammar {
   readonly #header: Int32Array;
   readonly #allowed: Int32Array;
   readonly #bell: Int32Array;
+  /** When the engine first asked for bits that are not there yet. */
+  #askedAt_ms: number | undefined;
 
   constructor({ words, bell }: GrammarSession) {
     this.#header = new Int32Array(words, 0, HEADER.words);
     this.#allowed = new Int32Array(words, HEADER.words * Int32Array.BYTES_PER_ELEMENT);
     this.#bell = new Int32Array(bell);
+  }
+
+  /**
+   * Whether the allowed tokens are known; blocks up to `wait_ms` for them. Also true once they will never be known: then the
+   * methods that need them throw.
+   */
+  isReady(wait_ms: number): boolean {
+    const until_ms = performance.now() + wait_ms;
+    for (;;) {
+      const matched = this.#unmatched();
+      if (matched === undefined) return true;
+      const left_ms = Math.min(until_ms, this.#lateAt_ms()) - performance.now();
+      if (left_ms <= 0) return performance.now() >= this.#lateAt_ms();
+      Atomics.wait(this.#header, HEADER.matched, matched, left_ms);
+    }
+  }
+
+  /** Resolves when `isReady` may have become true; blocks nothing. */
+  async changed(): Promise<void> {
+    const matched = this.#unmatched();
+    const left_ms = this.#lateAt_ms() - performance.now();
+    if (matched === undefined || left_ms <= 0) return;
+    await Atomics.waitAsync(this.#header, HEADER.matched, matched, left_ms).value;
   }
 
   /** Whether the answer may end here. @throws as `restrict`. */
@@ -106,15 +131,24 @@ export class SequenceGrammar {
   }
 
   #wait(): void {
-    const until_ms = performance.now() + LATE_ms;
-    for (;;) {
-      const accepted = Atomics.load(this.#header, HEADER.accepted);
-      const matched = Atomics.load(this.#header, HEADER.matched);
-      if (matched === accepted) return;
-      const left_ms = until_ms - performance.now();
-      if (matched === FAILED || left_ms <= 0)
-        throw new MaskrouteError('engine_failed', 'The grammar of the answer could not be enforced.');
-      Atomics.wait(this.#header, HEADER.matched, matched, left_ms);
+    this.isReady(LATE_ms);
+    if (this.#unmatched() === undefined && this.#header[HEADER.matched] !== FAILED) return;
+    throw new MaskrouteError('engine_failed', 'The grammar of the answer could not be enforced.');
+  }
+
+  /** The number of tokens that the bits are valid for; undefined when that is all of them, or when matching has failed. */
+  #unmatched(): number | undefined {
+    const accepted = Atomics.load(this.#header, HEADER.accepted);
+    const matched = Atomics.load(this.#header, HEADER.matched);
+    if (matched === accepted || matched === FAILED) {
+      this.#askedAt_ms = undefined;
+      return undefined;
     }
+    this.#askedAt_ms ??= performance.now();
+    return matched;
+  }
+
+  #lateAt_ms(): number {
+    return (this.#askedAt_ms ?? performance.now()) + LATE_ms;
   }
 }

@@ -92,7 +92,7 @@ export type StepPart = {
   readonly load: StepLoad;
 };
 
-/** What the next run of the graph computes, and the requests that were preempted to make room for it. */
+/** What the next run of the graph computes, if anything, and the requests that were preempted to make room for it. */
 export type Step = { readonly parts: readonly StepPart[]; readonly preempted: readonly ScheduledRequest[] };
 
 export class Scheduler {
@@ -209,13 +209,13 @@ export class Scheduler {
     return late;
   }
 
-  /** The next step, or undefined when nothing runs. The requests in it use their turns. */
+  /** The next step, or undefined when there is nothing to compute. The requests in it use their turns. */
   schedule(): Step | undefined {
     const preempted = this.#makeRoom();
     if (this.#running.length === 0) return undefined;
     const tokens = this.#nextTokens();
     const parts = [...tokens, ...this.#nextPieces(tokens)];
-    return { parts, preempted };
+    return parts.length === 0 && preempted.length === 0 ? undefined : { parts, preempted };
   }
 
   /** Preempts the newest requests until the tokens of the others fit. A single request always fits. */
@@ -237,6 +237,8 @@ export class Scheduler {
     const parts: StepPart[] = [];
     let load = NO_LOAD;
     for (const request of this.#tokens.inOrder) {
+      // Its next token is not sampled yet.
+      if (request.computedCount === request.tokenCount) continue;
       const part = newPart(request, 1, 'token');
       load = addLoads(load, part.load);
       if (parts.length > 0 && this.#cost.ms(load) > this.#stepMax_ms(parts[0]!.load)) break;

@@ -27,9 +27,12 @@ export const sequence = (...parts: readonly Expression[]): Expression =>
   parts.length === 1 ? parts[0]! : { kind: 'sequence', parts };
 export const choice = (...options: readonly Expression[]): Expression =>
   options.length === 1 ? options[0]! : { kind: 'choice', options };
+/** Repeating the empty text gives the empty text. It has no leaves, so no limit would count its repetitions. */
 export const repeat = (part: Expression, min: number, max?: number): Expression =>
-  min === 1 && max === 1 ? part : { kind: 'repeat', part, min, max };
+  (min === 1 && max === 1) || isEmpty(part) ? part : { kind: 'repeat', part, min, max };
 export const optional = (part: Expression): Expression => repeat(part, 0, 1);
+
+const isEmpty = (expression: Expression): boolean => sumOfLeaves(expression, () => 1) === 0;
 
 /** The sum of `of` over all leaves, with repetitions written out. */
 export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => number): number {

@@ -26,20 +26,22 @@ import {
   type SchemaObject,
   type SchemaOptions,
   SchemaReader,
+  type Spent,
   type Type,
 } from './schema-reader.ts';
-import { type Effort, isWithin } from './text-inclusion.ts';
+import { isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
-/** Limits of one schema, beyond which its grammar would take seconds to compile. */
+/** Limits of a request's schemas together, beyond which their grammar would take seconds to compile. */
 const NODES_MAX = 2000;
-const DEPTH_MAX = 48;
 const LITERAL_CHARS_MAX = 64 * 1024;
 /** Most characters in strings of bounded length, all strings together: each is a state for which all tokens are checked. */
 const COUNTED_CHARS_MAX = 256;
-/** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
-const INCLUSION_EFFORT = 40_000;
+/** Most characters that patterns and formats may have, with repetitions written out. */
+const PATTERN_STATES_MAX = 16_384;
+/** Most items in lists of bounded length. */
 const ITEMS_MAX = 2000;
+const DEPTH_MAX = 48;
 
 /**
  * The EBNF of JSON values that are valid for the schema.
@@ -108,17 +110,12 @@ class Converter {
   /** Rules that are referred to but not converted yet. The queue avoids deep recursion for long chains of `$ref`s. */
   readonly #unmade: { readonly name: string; readonly schema: unknown; readonly path: Path }[] = [];
   readonly #where = new Map<string, Path>();
-  #nodes = 0;
-  #literalChars = 0;
-  #countedChars = 0;
-  #items = 0;
-  readonly #effort: Effort = { left: INCLUSION_EFFORT };
-  /** Patterns that are known to match all texts of a format, each behind the format's name. */
-  readonly #within = new Set<string>();
+  readonly #spent: Spent;
 
   constructor(root: unknown, options: SchemaOptions) {
     this.#root = root;
     this.#reader = new SchemaReader(root, options);
+    this.#spent = this.#reader.spent;
   }
 
   convert(): string {
@@ -138,7 +135,7 @@ class Converter {
   }
 
   #value(schema: unknown, path: Path, depth = 0): Expression {
-    if (++this.#nodes > NODES_MAX) throw this.#reader.refusal(path, `it has more than ${NODES_MAX} parts`);
+    if (++this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
     if (depth > DEPTH_MAX) throw this.#reader.refusal(path, `it is nested more than ${DEPTH_MAX} deep`);
     if (schema === true) return rule('json_value');
     if (schema === false) throw this.#reader.refusal(path, 'it allows no value');
@@ -173,11 +170,10 @@ class Converter {
 
   #literals(values: readonly unknown[], path: Path): Expression {
     const texts = values.map((value) => JSON.stringify(value));
-    this.#literalChars += texts.reduce((sum, { length }) => sum + length, 0);
-    this.#nodes += texts.length;
-    if (this.#literalChars > LITERAL_CHARS_MAX)
-      throw this.#reader.refusal(path, `its values have more than ${LITERAL_CHARS_MAX} characters together`);
-    if (this.#nodes > NODES_MAX) throw this.#reader.refusal(path, `it has more than ${NODES_MAX} parts`);
+    this.#spent.literalChars += texts.reduce((sum, { length }) => sum + length, 0);
+    this.#spent.nodes += texts.length;
+    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
+    if (this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
     return choice(...texts.map(text));
   }
 
@@ -253,10 +249,10 @@ class Converter {
 
   #requireWithin(format: Expression, name: string, pattern: string, path: Path): void {
     const key = `${name} ${pattern}`;
-    if (HELD_BY_FORMATS[name] === pattern || this.#within.has(key)) return;
+    if (HELD_BY_FORMATS[name] === pattern || this.#spent.within.has(key)) return;
     const outer = this.#refusing(`${path}/pattern`, () => boundedPattern(pattern));
-    if (outer !== undefined && isWithin(format, outer, this.#effort)) {
-      this.#within.add(key);
+    if (outer !== undefined && isWithin(format, outer, this.#spent.inclusion)) {
+      this.#spent.within.add(key);
       return;
     }
     throw this.#reader.refusal(
@@ -270,21 +266,24 @@ class Converter {
       throw this.#reader.refusal(path, 'its `maxLength` is below its `minLength`');
     if (!this.#takesCounted(max ?? min)) {
       if (!this.#reader.isStrict) return rule('json_string');
-      throw this.#reader.refusal(path, TOO_LONG);
+      throw this.#reader.refusal(path, TOO_MANY_COUNTED);
     }
     return sequence(text('"'), repeat(chars(...PLAIN), min, max), text('"'));
   }
 
   #takesCounted(count: number): boolean {
-    if (this.#countedChars + count > COUNTED_CHARS_MAX) return false;
-    this.#countedChars += count;
+    if (this.#spent.countedChars + count > COUNTED_CHARS_MAX) return false;
+    this.#spent.countedChars += count;
     return true;
   }
 
   #pattern(pattern: string, path: Path): Expression | undefined {
     return this.#refusing(path, () => {
       const found = boundedPattern(pattern);
-      if (!this.#takesCounted(Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_LONG);
+      const states = sizeOf(found);
+      if (this.#spent.patternStates + states > PATTERN_STATES_MAX) throw new PatternError(TOO_MANY_STATES);
+      if (!this.#takesCounted(Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_MANY_COUNTED);
+      this.#spent.patternStates += states;
       return found;
     });
   }
@@ -301,10 +300,8 @@ class Converter {
   }
 
   #array(schema: SchemaObject, path: Path, depth: number): Expression {
-    const { prefix, rest, least, most } = this.#reader.list(schema, path);
-    this.#items += (most ?? least) + prefix.length;
-    if (this.#items > ITEMS_MAX)
-      throw this.#reader.refusal(path, `its lists have more than ${ITEMS_MAX} items together`);
+    const { prefix, rest, ...wanted } = this.#reader.list(schema, path);
+    const { least, most } = this.#counts(wanted, path);
     const fixed = prefix.slice(0, most).map((item, i) => this.#item(item, `${path}/prefixItems/${i}`, depth));
     // After a tuple the grammar allows further items only if `minItems` needs them.
     const isOpen = prefix.length === 0 ? rest !== false : least > prefix.length && rest !== false;
@@ -326,6 +323,17 @@ class Converter {
       repeat(sequence(COMMA, item), Math.max(0, more - 1), limit === undefined ? undefined : limit - 1),
     );
     return sequence(text('['), more === 0 ? optional(some) : some, text(']'));
+  }
+
+  /** The counts of a list as far as they can be enforced. */
+  #counts(wanted: Counts, path: Path): Counts {
+    const items = wanted.most ?? wanted.least;
+    if (this.#spent.items + items <= ITEMS_MAX) {
+      this.#spent.items += items;
+      return wanted;
+    }
+    if (this.#reader.isStrict) throw this.#reader.refusal(path, TOO_MANY_ITEMS);
+    return { least: 0, most: undefined };
   }
 
   /** A schema's value as a rule, so that repeating it does not copy it. */
@@ -351,14 +359,13 @@ class Converter {
         `${path}/properties/${pointer(name)}`,
         depth + 1,
       );
-      this.#literalChars += name.length;
+      this.#spent.literalChars += name.length;
       return {
         member: sequence(text(JSON.stringify(name)), COLON, value),
         isRequired: required.includes(name),
       };
     });
-    if (this.#literalChars > LITERAL_CHARS_MAX)
-      throw this.#reader.refusal(path, `its names have more than ${LITERAL_CHARS_MAX} characters together`);
+    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
     return sequence(text('{'), this.#members(members, path), text('}'));
   }
 
@@ -395,7 +402,14 @@ class Converter {
   }
 }
 
-const TOO_LONG = `its strings of limited length have more than ${COUNTED_CHARS_MAX} characters in total`;
+type Counts = { readonly least: number; readonly most: number | undefined };
+
+/* Messages about limits, which hold for all schemas of a request together. */
+const TOO_MANY_PARTS = `schemas have more than ${NODES_MAX} parts together`;
+const TOO_MANY_CHARS = `names and values have more than ${LITERAL_CHARS_MAX} characters together`;
+const TOO_MANY_ITEMS = `lists of limited length have more than ${ITEMS_MAX} items together`;
+const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
+const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
 
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');
 
@@ -405,7 +419,7 @@ const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () =>
 /** @throws PatternError. */
 function boundedPattern(pattern: string): Expression {
   const found = patternGrammar(pattern);
-  if (sizeOf(found) > COUNTED_CHARS_MAX * 8) throw new PatternError(TOO_LONG);
+  if (sizeOf(found) > COUNTED_CHARS_MAX * 8) throw new PatternError(TOO_MANY_COUNTED);
   return found;
 }
 

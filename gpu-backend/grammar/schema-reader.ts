@@ -3,13 +3,39 @@
  * those that a grammar cannot enforce, are refused with their place in the schema. `json-schema.ts` makes the grammar.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { Effort } from './text-inclusion.ts';
 
 export type SchemaOptions = {
   /** Refuses what a grammar cannot enforce; otherwise that is ignored. */
   readonly strict: boolean;
   /** The schema's field in the request, for errors. */
   readonly param: string;
+  /** Of the request; a schema that stands alone has its own. */
+  readonly spent?: Spent;
 };
+
+/** How much of its limits the schemas of a request have used: the limits hold for all of them together. */
+export type Spent = {
+  nodes: number;
+  literalChars: number;
+  countedChars: number;
+  patternStates: number;
+  items: number;
+  /** Schemas that were joined for `allOf`. */
+  joined: number;
+  readonly inclusion: Effort;
+  /** Patterns that are known to match all texts of a format, each behind the format's name. */
+  readonly within: Set<string>;
+};
+
+/** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
+const INCLUSION_EFFORT = 40_000;
+
+export const nothingSpent = (): Spent => ({
+  ...{ nodes: 0, literalChars: 0, countedChars: 0, patternStates: 0, items: 0, joined: 0 },
+  inclusion: { left: INCLUSION_EFFORT },
+  within: new Set(),
+});
 
 export type SchemaObject = Readonly<Record<string, unknown>>;
 /** A place in the schema, as a JSON pointer without `#`. */
@@ -51,7 +77,7 @@ const KNOWN = new Set([
   ...STRING_KEYWORDS,
 ]);
 
-/** Most schemas joined for `allOf`: nested `$ref`s can make their number grow exponentially. */
+/** Most schemas of a request that are joined for `allOf`: nested `$ref`s can make their number grow exponentially. */
 const JOINED_MAX = 2000;
 
 /** With one of these a schema without `type` may have values of any type. */
@@ -87,15 +113,15 @@ type Properties = {
 /** Every method throws MaskrouteError `invalid_schema` for an invalid or unsupported schema. */
 export class SchemaReader {
   readonly isStrict: boolean;
+  readonly spent: Spent;
   readonly #root: unknown;
   readonly #param: string;
-  /** Schemas joined so far for `allOf`. */
-  #joined = 0;
 
-  constructor(root: unknown, { strict, param }: SchemaOptions) {
+  constructor(root: unknown, { strict, param, spent = nothingSpent() }: SchemaOptions) {
     this.#root = root;
     this.isStrict = strict;
     this.#param = param;
+    this.spent = spent;
   }
 
   /** A schema as an object, with its `allOf` joined in. */
@@ -131,7 +157,7 @@ export class SchemaReader {
 
   /** A schema joined with its `$ref` and `allOf`, as far as one schema can express it. `from`: the `$ref`s that led here. */
   #together(schema: SchemaObject, path: Path, from: readonly unknown[]): SchemaObject {
-    if (++this.#joined > JOINED_MAX)
+    if (++this.spent.joined > JOINED_MAX)
       throw this.refusal(path, `its \`allOf\` have more than ${JOINED_MAX} schemas in total`);
     if ('$ref' in schema) {
       const { $ref, found } = this.reference(schema, path);
@@ -286,8 +312,11 @@ export class SchemaReader {
         throw this.refusal(`${path}/${name}`, 'expected a number');
       return value;
     };
-    const [min, below] = [bound('minimum'), bound('exclusiveMinimum')];
-    const [max, above] = [bound('maximum'), bound('exclusiveMaximum')];
+    // In OpenAPI 3.0 it says of the other keyword whether that bound is excluded.
+    const exclusive = (name: string, inclusive: number | undefined): number | undefined =>
+      typeof schema[name] === 'boolean' ? (schema[name] ? inclusive : undefined) : bound(name);
+    const [min, max] = [bound('minimum'), bound('maximum')];
+    const [below, above] = [exclusive('exclusiveMinimum', min), exclusive('exclusiveMaximum', max)];
     const minIsOut = below !== undefined && (min === undefined || below >= min);
     const maxIsOut = above !== undefined && (max === undefined || above <= max);
     return { min: minIsOut ? below : min, max: maxIsOut ? above : max, minIsOut, maxIsOut };

@@ -138,7 +138,8 @@ export function requestAttributes(operation: Operation, body: ChatRequest | Comp
     'gen_ai.request.top_k': body.top_k,
     'gen_ai.request.frequency_penalty': body.frequency_penalty,
     'gen_ai.request.presence_penalty': body.presence_penalty,
-    'gen_ai.request.seed': body.seed,
+    // An attribute is a signed integer of 64 bits; a seed may be larger.
+    'gen_ai.request.seed': Number.isSafeInteger(body.seed) ? body.seed : undefined,
     'gen_ai.request.choice.count': body.n === 1 ? undefined : body.n,
     'gen_ai.request.stream': body.stream === true,
     'gen_ai.response.model': splitModelName(body.model).model,

@@ -30,7 +30,14 @@ const TOKEN_IDS_MAX = 1_000_000;
 const BIASES_MAX = 4096;
 const PARTS_MAX = 4096;
 /** Most tools of a request, and most calls of a message. */
-const TOOLS_MAX = 128;
+export const TOOLS_MAX = 128;
+/** 64 bits, signed or not. Only the first 53 count, as many as a JavaScript number has. */
+const seed = z
+  .number()
+  .min(-(2 ** 63))
+  .max(2 ** 64)
+  .refine(Number.isInteger, 'expected a whole number')
+  .meta({ type: 'integer' });
 const layers = z.array(z.int().min(0).max(BLOCK_COUNT_MAX)).max(BLOCK_COUNT_MAX);
 
 /** `dense`, a mask id, or the layers to skip. */
@@ -79,11 +86,12 @@ const commonFields = {
       .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)))
       .nullish(),
   ),
-  seed: honoured(z.int().nullish()),
+  seed: honoured(seed.nullish()),
+  /** An empty string stops nothing, as at OpenAI. */
   stop: honoured(
     z
       .union(
-        [z.string().min(1).max(1000), z.array(z.string().min(1).max(1000)).max(STOP_COUNT_MAX)],
+        [z.string().max(1000), z.array(z.string().max(1000)).max(STOP_COUNT_MAX)],
         `expected a string, or a list of at most ${STOP_COUNT_MAX}`,
       )
       .nullish(),
@@ -241,15 +249,40 @@ const tool = checkedObject(
 );
 export type Tool = z.infer<typeof tool.schema>;
 
+const namedFunction = z.object({
+  type: z.literal('function'),
+  function: z.object({ name: functionName }),
+});
+/** Which of the tools an answer may call; the model is told of all of them. */
+const allowedTools = z.object({
+  mode: z.enum(['auto', 'required']),
+  tools: z.array(namedFunction).min(1).max(TOOLS_MAX),
+});
 const toolChoice = z
   .union(
     [
       z.enum(['auto', 'none', 'required']),
-      z.object({ type: z.literal('function'), function: z.object({ name: functionName }) }),
+      namedFunction,
+      z.object({ type: z.literal('allowed_tools'), allowed_tools: allowedTools }),
     ],
-    'expected "auto", "none", "required", or {"type": "function", "function": {"name": …}}',
+    'expected "auto", "none", "required", {"type": "function", "function": {"name": …}}, or ' +
+      '{"type": "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}',
   )
   .nullish();
+
+/** A `tool_choice` in plain words. `names`: the only functions that may be called; undefined: all. */
+export function readToolChoice(choice: z.infer<typeof toolChoice>): {
+  readonly mode: 'auto' | 'none' | 'required';
+  readonly names: readonly string[] | undefined;
+  /** A named function is called once. */
+  readonly isSingle: boolean;
+} {
+  if (typeof choice !== 'object' || choice === null)
+    return { mode: choice ?? 'auto', names: undefined, isSingle: false };
+  if (choice.type === 'function') return { mode: 'required', names: [choice.function.name], isSingle: true };
+  const { mode, tools } = choice.allowed_tools;
+  return { mode, names: tools.map((one) => one.function.name), isSingle: false };
+}
 
 const jsonSchemaFormat = checkedObject({
   name: honoured(functionName),
@@ -326,10 +359,11 @@ const chatOf = (fields: typeof CHAT_FIELDS) =>
       const names = (tools ?? []).map((one) => one.function.name);
       const twice = names.find((name, i) => names.indexOf(name) !== i);
       if (twice !== undefined) return { path: 'tools', message: `two of them are called ${twice}` };
-      const named = typeof tool_choice === 'object' ? tool_choice?.function.name : undefined;
-      if (named !== undefined && !names.includes(named))
-        return { path: 'tool_choice', message: `none of the tools is called ${named}` };
-      return tool_choice === 'required' && names.length === 0
+      const choice = readToolChoice(tool_choice);
+      const unknown = choice.names?.find((name) => !names.includes(name));
+      if (unknown !== undefined)
+        return { path: 'tool_choice', message: `none of the tools is called ${unknown}` };
+      return choice.mode === 'required' && names.length === 0
         ? { path: 'tool_choice', message: 'it needs `tools`' }
         : undefined;
     },
@@ -410,12 +444,20 @@ export type CompletionLogprobs = {
 /** OpenAI's limit. */
 const EMBEDDING_INPUTS_MAX = 2048;
 
+/** OpenAI also takes token ids. Clients make them with the tokenizers of OpenAI's models, which no encoder here knows. */
+const embeddedText = z.string({
+  error: ({ input }) =>
+    typeof input === 'number' || Array.isArray(input)
+      ? 'token ids of another model are not supported; send texts'
+      : undefined,
+});
+
 /** OpenAI's fields and vLLM's. */
 export const EMBEDDING_FIELDS = {
   model: honoured(z.string().min(1).max(300)),
   input: honoured(
     z.union(
-      [z.string(), z.array(z.string()).min(1).max(EMBEDDING_INPUTS_MAX)],
+      [embeddedText, z.array(embeddedText).min(1).max(EMBEDDING_INPUTS_MAX)],
       `expected a text, or a list of at most ${EMBEDDING_INPUTS_MAX}`,
     ),
   ),

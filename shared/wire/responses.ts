@@ -5,7 +5,14 @@
 import { z } from 'zod';
 import { MaskrouteError, type WireError } from './errors.ts';
 import { checkedObject, type FieldTable, honoured, ignored, listOf, refused } from './fields.ts';
-import { CHAT_FIELDS, type ChatMessage, type ChatRequest, chatOfItems, MESSAGES_MAX } from './openai.ts';
+import {
+  CHAT_FIELDS,
+  type ChatMessage,
+  type ChatRequest,
+  chatOfItems,
+  MESSAGES_MAX,
+  TOOLS_MAX,
+} from './openai.ts';
 import { parse } from './parse-body.ts';
 
 const STATELESS = 'nothing is stored here; send the whole conversation as `input`';
@@ -120,6 +127,23 @@ const reasoning = checkedObject({
 
 const streamOptions = checkedObject({ include_obfuscation: ignored(false) });
 
+const namedFunction = z.strictObject({ type: z.literal('function'), name: z.string() });
+const toolChoice = z
+  .union(
+    [
+      z.enum(['auto', 'none', 'required']),
+      namedFunction,
+      z.strictObject({
+        type: z.literal('allowed_tools'),
+        mode: z.enum(['auto', 'required']),
+        tools: z.array(namedFunction).min(1).max(TOOLS_MAX),
+      }),
+    ],
+    'expected "auto", "none", "required", {"type": "function", "name": …}, or ' +
+      '{"type": "allowed_tools", "mode": …, "tools": […]}',
+  )
+  .nullish();
+
 export const RESPONSE_FIELDS = {
   model: CHAT_FIELDS.model,
   input: honoured(
@@ -134,18 +158,8 @@ export const RESPONSE_FIELDS = {
   temperature: CHAT_FIELDS.temperature,
   top_p: CHAT_FIELDS.top_p,
   parallel_tool_calls: CHAT_FIELDS.parallel_tool_calls,
-  tools: honoured(listOf(functionTool.schema, { max: 128 }).nullish(), functionTool),
-  tool_choice: honoured(
-    z
-      .union(
-        [
-          z.enum(['auto', 'none', 'required']),
-          z.strictObject({ type: z.literal('function'), name: z.string() }),
-        ],
-        'expected "auto", "none", "required", or {"type": "function", "name": …}',
-      )
-      .nullish(),
-  ),
+  tools: honoured(listOf(functionTool.schema, { max: TOOLS_MAX }).nullish(), functionTool),
+  tool_choice: honoured(toolChoice),
   text: honoured(text.schema.nullish(), text),
   stream: CHAT_FIELDS.stream,
   stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
@@ -193,12 +207,20 @@ export function chatOfResponse(request: ResponsesRequest): ChatRequest {
       max_completion_tokens: max_output_tokens,
       response_format: formatOf(request.text?.format),
       tools: tools?.map(({ type, ...described }) => ({ type, function: described })),
-      tool_choice:
-        typeof tool_choice === 'object' && tool_choice !== null
-          ? { type: 'function', function: { name: tool_choice.name } }
-          : tool_choice,
+      tool_choice: toolChoiceOf(tool_choice),
     }),
   );
+}
+
+function toolChoiceOf(choice: ResponsesRequest['tool_choice']): ChatRequest['tool_choice'] {
+  if (typeof choice !== 'object' || choice === null) return choice;
+  const named = ({ name }: z.infer<typeof namedFunction>) => ({
+    type: 'function' as const,
+    function: { name },
+  });
+  if (choice.type === 'function') return named(choice);
+  const { type, mode, tools } = choice;
+  return { type, allowed_tools: { mode, tools: tools.map(named) } };
 }
 
 function formatOf(wanted: z.infer<typeof format.schema> | null | undefined): unknown {

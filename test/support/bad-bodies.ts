@@ -138,6 +138,24 @@ export const BAD_BODIES: readonly BadBody[] = [
     'tool_choice',
     'tool_choice: none of the tools is called g.',
   ),
+  chat(
+    {
+      tools: [TOOL],
+      tool_choice: {
+        type: 'allowed_tools',
+        allowed_tools: { mode: 'auto', tools: [{ type: 'function', function: { name: 'g' } }] },
+      },
+    },
+    'tool_choice',
+    'tool_choice: none of the tools is called g.',
+  ),
+  chat(
+    { tools: [TOOL], tool_choice: { type: 'allowed_tools', allowed_tools: { mode: 'none', tools: [TOOL] } } },
+    'tool_choice.allowed_tools.mode',
+    'tool_choice.allowed_tools.mode: expected one of "auto", "required", got "none".',
+  ),
+  chat({ seed: 2 ** 65 }, 'seed', /^seed: expected at most 1844/),
+  chat({ seed: 0.5 }, 'seed', 'seed: expected a whole number.'),
   chat({ functions: [{}] }, 'functions', /send `tools` and `tool_choice` instead/),
   chat({ web_search_options: {} }, 'web_search_options', /web search/),
   chat({ top_logprobs: 2 }, 'top_logprobs', 'top_logprobs: it needs `logprobs: true`.'),

@@ -15,12 +15,15 @@ import type { SessionClaims } from '../tenants/sessions.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
 /**
- * Requires a tenant's key. Other kinds are refused: admin keys should not be used in chat clients.
+ * Requires a tenant's key, as a bearer or, from Azure's clients, in the header `api-key`. Other kinds are refused: admin keys
+ * should not be used in chat clients.
  * @throws MaskrouteError `rate_limit_exceeded` when the tenant exceeds the burst limit, which holds with or without a
  * budget.
  */
 export const tenantOnly = createMiddleware<AppEnv>(async (c, next) => {
-  const caller = await authenticate(c, bearerKey(c.req.header('authorization')));
+  const azure = c.req.header('api-key');
+  const authorization = c.req.header('authorization') ?? (azure && `Bearer ${azure}`);
+  const caller = await authenticate(c, bearerKey(authorization));
   if (caller.kind !== 'tenant') throw new MaskrouteError('forbidden', 'This key may not send completions.');
   await c.get('services').bursts.tenant.enter(caller.tenant);
   c.set('caller', caller);

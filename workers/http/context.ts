@@ -2,6 +2,7 @@
 import type { Context, Hono, MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { createMiddleware } from 'hono/factory';
+import { routePath } from 'hono/route';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { Role } from '../../shared/admin/admin-wire.ts';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
@@ -53,7 +54,7 @@ export const services = createMiddleware<AppEnv>(async (c, next) => {
 /** Starts a span for the request. Its account ends the span; without an account it ends here, with the answer. */
 export const traced = createMiddleware<AppEnv>(async (c, next) => {
   const { traces } = c.get('services');
-  const trace = traces.begin((name) => c.req.header(name), c.req.path, c.get('requestId'));
+  const trace = traces.begin((name) => c.req.header(name), routePath(c), c.get('requestId'));
   c.set('trace', trace);
   await next();
   if (!trace.isRecorded || c.get('trace') === undefined) return;

@@ -290,7 +290,7 @@ export class Answer {
     if (this.#phase !== 'passing') return;
     this.#stall.end();
     this.#following.signal.removeEventListener('abort', this.#left);
-    const heard = this.#tail.heard();
+    const heard = this.#tail.heard(this.#following.wire === 'responses' && how !== 'complete');
     this.#sequence = (heard.sequence ?? -1) + 1;
     this.#overWith(this.#response!, how, heard);
   }

@@ -41,6 +41,16 @@ export const completions = new Hono<AppEnv>()
 
 type Wire = ClientBody['wire'];
 
+/** The request's body. A deployment in the path, as Azure's clients write it, is the model, whatever the body says. */
+async function readNamed(c: AppContext): Promise<{ value: unknown; text: string }> {
+  const { value, text } = await readBody(c.req.raw);
+  const model = c.req.param('deployment');
+  if (model === undefined || typeof value !== 'object' || value === null || Array.isArray(value))
+    return { value, text };
+  const named = { ...value, model };
+  return { value: named, text: JSON.stringify(named) };
+}
+
 /**
  * The body for routing, and the header that names ignored fields. A Responses API request is routed as its chat
  * completion. @throws MaskrouteError `invalid_request`.
@@ -69,7 +79,7 @@ function parseBody(wire: Wire, raw: unknown): { routable: RoutableBody; ignored:
 type ReplyHeaders = Record<string, string>;
 
 async function complete(c: AppContext, wire: Wire): Promise<Response> {
-  const { value, text } = await readBody(c.req.raw);
+  const { value, text } = await readNamed(c);
   const { routable, ignored } = parseBody(wire, value);
   const client: ClientBody = { value: value as object, text, wire };
   const headers: ReplyHeaders = { [HEADERS.requestId]: c.get('requestId'), ...ignored };

@@ -74,16 +74,23 @@ export class Tail {
     }
   }
 
-  heard(): Heard {
+  /**
+   * `isCutResponse`: an answer of the Responses API that may be cut anywhere. It repeats its request, whose schemas may have
+   * any names, those of the figures too: only figures that end an event are the backend's.
+   */
+  heard(isCutResponse: boolean): Heard {
     const text = utf8.decode(join(this.#pieces));
     this.#pieces = [];
-    const figures = figuresIn(text);
+    const figures = figuresIn(isCutResponse ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
     const passed = { texts: figures === null ? textsIn(text) : 0, others: this.#dropped };
     const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
     const sequence = lastNumber('sequence_number', text);
     return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, sequence, passed };
   }
 }
+
+/** An event's end; JSON has no line feeds, so nothing inside an event looks like it. */
+const LAST_FIGURES = /"maskroute":\{[^{}]*\}\}{1,2}\n\n$/;
 
 const COLON = 0x3a;
 /** Whether a chunk is a keepalive comment. */

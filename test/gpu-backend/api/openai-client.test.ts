@@ -115,6 +115,32 @@ describe('chat completions', () => {
     expect(finished.toSorted()).toEqual(['0 stop', '1 stop', '2 stop']);
   });
 
+  it.each([2 ** 53 - 1, 2 ** 63, -(2 ** 63), -1])(
+    'take the seed %d, and draw every choice from another',
+    async (seed) => {
+      await using api = await start({
+        answer: ({ sampling }) => [...bytesOf(`${sampling.seed}`), END_TOKEN],
+      });
+      const ask = async () => {
+        const { choices } = await api.client.chat.completions.create({
+          ...{ model: 'scripted', messages, n: 16, seed },
+        });
+        return choices.map(({ message }) => message.content);
+      };
+      const seeds = await ask();
+      expect(new Set(seeds).size).toBe(16);
+      expect(await ask()).toEqual(seeds);
+    },
+  );
+
+  it('stop nowhere at an empty string', async () => {
+    await using api = await start(says('abcd'));
+    for (const stop of ['', [''], [], ['', 'd']]) {
+      const { choices } = await api.client.chat.completions.create({ model: 'scripted', messages, stop });
+      expect(choices[0]!.message.content).toBe(stop.includes('d') ? 'abc' : 'abcd');
+    }
+  });
+
   it('stop at a string that spans tokens, showing no part of it, and cancel the engine', async () => {
     await using api = await start({ answer: () => bytesOf('one\n\ntwo\n\nthree'), step_ms: 1 });
     for (const stream of [false, true]) {
@@ -358,6 +384,17 @@ describe('completions', () => {
     });
     expect(choices[0]).toMatchObject({ text: 'ab', logprobs: { tokens: ['a', 'b'] }, finish_reason: 'stop' });
     expect(usage!.completion_tokens).toBe(6);
+  });
+
+  it('keep no log-probability of a character that the stop string takes, whose tokens came before', async () => {
+    await using api = await start(says('añ👋'));
+    const request = { model: 'scripted', messages, logprobs: true, stop: 'ñ👋' };
+    const bytes: number[][] = [];
+    for await (const { choices } of await api.client.chat.completions.create({ ...request, stream: true }))
+      bytes.push(...(choices[0]!.logprobs?.content ?? []).map((token) => token.bytes!));
+    expect(bytes).toEqual([[97]]);
+    const { choices } = await api.client.chat.completions.create({ ...request, stop: null });
+    expect(choices[0]!.logprobs!.content!.flatMap((token) => token.bytes!)).toEqual([...bytesOf('añ👋')]);
   });
 });
 

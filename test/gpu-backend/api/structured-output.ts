@@ -161,6 +161,31 @@ describe('tools', () => {
     ).toEqual(['a']);
   });
 
+  test('of several tools only those are called that the choice allows', { timeout: 60_000 }, async () => {
+    const allowed = { type: 'function', function: { name: 'add' } };
+    const request = ask('What is the weather in Paris?', {
+      tools: [weather, add],
+      tool_choice: { type: 'allowed_tools', allowed_tools: { mode: 'required', tools: [allowed] } },
+      parallel_tool_calls: false,
+    });
+    const { choices, usage } = await client.chat.completions.create(request);
+    expect(choices[0]!.message.tool_calls).toMatchObject([{ function: { name: 'add' } }]);
+    // The model is told of all of them, so that the beginning of the prompt stays the same.
+    const all = await client.chat.completions.create({ ...request, tool_choice: 'auto', max_tokens: 1 });
+    expect(usage!.prompt_tokens).toBe(all.usage!.prompt_tokens);
+    const newer = await client.responses.create({
+      ...{ model: DEFAULT_MODEL, input: 'What is the weather in Paris?', temperature: 0 },
+      tools: [weather, add].map(({ type, function: one }) => ({ strict: null, type, ...one })),
+      tool_choice: {
+        type: 'allowed_tools',
+        mode: 'required',
+        tools: [{ type: 'function', name: 'add' }],
+      },
+      ...{ parallel_tool_calls: false, max_output_tokens: 60 },
+    });
+    expect(newer.output).toMatchObject([{ type: 'function_call', name: 'add' }]);
+  });
+
   test('none tells the model of no tool', { timeout: 60_000 }, async () => {
     const plain = await client.chat.completions.create(ask('Hello', { max_tokens: 4 }));
     const none = await client.chat.completions.create(

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { GenerateRequest } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop } from '../../../gpu-backend/engine/engine-loop.ts';
+import { HEADER, newSession } from '../../../gpu-backend/engine/grammar.ts';
 import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { openEmitted, randomLlama } from '../../support/random-llama.ts';
@@ -107,6 +108,51 @@ test("a stream goes on while its tenant's clients ask for one token each, again 
   loop.close();
   await ended;
   expect(loop.stats()).toMatchObject({ leastRecentStep_ms: 0, oldestUnstarted_ms: 0 });
+});
+
+test('an answer whose grammar is slow holds up no other, goes on once it knows, and fails when it never does', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const grammar = (matched: number) => {
+    const session = newSession(runner.config.vocabularySize, new SharedArrayBuffer(4));
+    const header = new Int32Array(session.words);
+    header.fill(-1, HEADER.words);
+    header[HEADER.matched] = matched;
+    return { session, header };
+  };
+  // Both know what comes first, and not what comes after that.
+  const [slow, lost] = [grammar(0), grammar(0)];
+  const heard: string[] = [];
+  const told = new Map<string, PromiseWithResolvers<void>>();
+  for (const name of ['slow', 'lost', 'free']) told.set(name, Promise.withResolvers<void>());
+  const loop = new EngineLoop(runner, LIMITS, TIMES, {
+    event(requestId, { type }) {
+      heard.push(`${requestId} ${type}`);
+      if (type === 'finished') told.get(requestId)!.resolve();
+    },
+    failed(requestId, { code }) {
+      heard.push(`${requestId} ${code}`);
+      told.get(requestId)!.resolve();
+    },
+  });
+  loop.add(request('slow', { grammar: slow.session, maxTokens: 2 }));
+  loop.add(request('lost', { grammar: lost.session, maxTokens: 2 }));
+  loop.add(request('free', { maxTokens: 30 }));
+  const ended = loop.run(() => {});
+  await told.get('free')!.promise;
+  expect(heard.filter((one) => one.startsWith('slow'))).toEqual(['slow token']);
+  Atomics.store(slow.header, HEADER.matched, 1);
+  Atomics.notify(slow.header, HEADER.matched);
+  await told.get('slow')!.promise;
+  expect(heard.filter((one) => one.startsWith('slow'))).toEqual([
+    'slow token',
+    'slow token',
+    'slow finished',
+  ]);
+  expect(heard).not.toContain('lost engine_failed');
+  await told.get('lost')!.promise;
+  expect(heard.at(-1)).toBe('lost engine_failed');
+  loop.close();
+  await ended;
 });
 
 test('who leaves while a step runs hands its cache on only when the step is over, and empty', async () => {

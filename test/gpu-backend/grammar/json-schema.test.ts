@@ -3,7 +3,11 @@ import Ajv from 'ajv/dist/2020.js';
 import addFormats from 'ajv-formats';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
+import { answerForm } from '../../../gpu-backend/api/answer-form.ts';
+import type { ServedModel } from '../../../gpu-backend/api/parts.ts';
 import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
+import type { GrammarSpec } from '../../../gpu-backend/grammar/xgrammar.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
 
 let player: GrammarPlayer;
@@ -148,6 +152,16 @@ test('beside a class such as \\d a dash is a dash, as in regular expressions wit
     const { text } = await player.play({ answer, calls: undefined }, seed);
     expect(JSON.parse(text)).toMatch(new RegExp(pattern));
   }
+});
+
+test('a bound that OpenAPI 3.0 excludes is excluded', () => {
+  const grammar = (schema: object) =>
+    schemaGrammar({ type: 'integer', ...schema }, { strict: true, param: 'schema' });
+  const bounds = { minimum: 7, maximum: 90 };
+  const newer = { exclusiveMinimum: 7, exclusiveMaximum: 90 };
+  expect(grammar({ ...bounds, exclusiveMinimum: true, exclusiveMaximum: true })).toBe(grammar(newer));
+  expect(grammar({ ...bounds, exclusiveMinimum: false, exclusiveMaximum: false })).toBe(grammar(bounds));
+  expect(grammar({ exclusiveMinimum: true })).toBe(grammar({}));
 });
 
 describe('what cannot be enforced', () => {
@@ -308,6 +322,48 @@ describe('what cannot be enforced', () => {
     expect(user / 1000).toBeLessThan(100);
   });
 
+  /** The form of 128 tools that have this schema; compiles nothing. */
+  const toolsOf = (parameters: Record<string, unknown>, strict: boolean) => {
+    const model = {
+      grammars: { prepare: async (spec: GrammarSpec) => ({ key: '', spec }) },
+      text: { toolFormat: PLAIN_FORMAT },
+    } as unknown as ServedModel;
+    const tools = many(128).map((i) => ({
+      type: 'function' as const,
+      function: { name: `f${i}`, parameters, strict },
+    }));
+    const call = { tenant: 'a', signal: new AbortController().signal };
+    return answerForm(model, call, { model: 'm', messages: [], tools });
+  };
+  const OF_TOOLS: readonly [string, Record<string, unknown>, RegExp][] = [
+    [
+      'parts',
+      object(Object.fromEntries(many(100).map((i) => [`p${i}`, {}]))),
+      /more than 2000 parts together/,
+    ],
+    ['values', { enum: many(100).map((i) => `${i}`.padStart(50, 'x')) }, /characters together/],
+    ['counted characters', object({ a: { type: 'string', maxLength: 200 } }), /more than 256 characters/],
+    ['counted items', object({ a: { type: 'array', maxItems: 500 } }), /more than 2000 items together/],
+    ['states of patterns', object({ a: { type: 'string', pattern: '^[a-z]{2000}$' } }), /more than 16384/],
+  ];
+  test.each(OF_TOOLS)('is what many tools have together: %s', async (_, parameters, message) => {
+    expect(() => schemaGrammar(parameters, { strict: true, param: 'schema' })).not.toThrow();
+    const started = process.cpuUsage();
+    await expect(toolsOf(parameters, true)).rejects.toMatchObject({
+      code: 'invalid_schema',
+      param: expect.stringMatching(/^tools\[[1-9]\d*\]\.function\.parameters$/),
+      message: expect.stringMatching(message),
+    });
+    expect(process.cpuUsage(started).user / 1000).toBeLessThan(100);
+  });
+
+  test('is left out of many tools where nobody asked for strictness', async () => {
+    const { grammar } = await toolsOf(object({ a: { type: 'string', maxLength: 200 } }), false);
+    const [first, second] = grammar!.spec.calls!.tools;
+    expect(first!.argumentsGrammar).toContain('{0,200}');
+    expect(second!.argumentsGrammar).not.toContain('{0,200}');
+  });
+
   test('is small where references double: each is one rule', () => {
     expect(schemaGrammar(doubling, { strict: true, param: 'schema' }).length).toBeLessThan(20_000);
   });
@@ -316,6 +372,11 @@ describe('what cannot be enforced', () => {
     const email = beside('email', '^\\S+@\\S+\\.\\S+$');
     const schema = object(Object.fromEntries(many(100).map((i) => [`p${i}`, email])));
     expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).not.toThrow();
+  });
+
+  test('is no pattern that repeats nothing very often: nothing is written once', () => {
+    const schema = { type: 'string', pattern: '^a(((){9999})+|(){8888}){9999}$' };
+    expect(schemaGrammar(schema, { strict: true, param: 'schema' })).not.toMatch(/9999|8888/);
   });
 
   test('is no long chain of references', () => {
@@ -379,5 +440,8 @@ describe('what cannot be enforced', () => {
       uniqueItems: true,
     };
     expect(schemaGrammar(schema, { strict: false, param: 'schema' })).toContain('json_string');
+    const long = { type: 'array', items: { type: 'null' }, maxItems: 3000 };
+    expect(schemaGrammar(long, { strict: false, param: 'schema' })).not.toContain('2999');
+    expect(() => schemaGrammar(long, { strict: true, param: 'schema' })).toThrow(/more than 2000 items/);
   });
 });

@@ -95,3 +95,10 @@ it('names of attributes are those of the conventions', () => {
   expect(Object.keys(attributes).filter((name) => !names.has(name))).toEqual([]);
   expect(JSON.stringify(attributes)).not.toContain('secret');
 });
+
+it('a seed that is no integer of an attribute is left out', () => {
+  const seedOf = (seed: number) =>
+    requestAttributes('chat', { model: 'm', messages: [], seed })['gen_ai.request.seed'];
+  expect(seedOf(-7)).toBe(-7);
+  expect(seedOf(2 ** 64)).toBeUndefined();
+});

@@ -19,6 +19,7 @@ import {
   chatRequest,
   completionRequest,
   EMBEDDING_FIELDS,
+  embeddingsRequest,
   MESSAGE_FIELDS,
 } from '../../../shared/wire/openai.ts';
 import { parse } from '../../../shared/wire/parse-body.ts';
@@ -168,6 +169,17 @@ describe('the message', () => {
       chatOfResponse(readFields(responsesRequest, { model: 'm', instructions: 'be brief', input }).body);
     expect(read(items(2048)).messages).toHaveLength(2049);
     expect(errorOf(() => read(items(2049))).param).toBe('input');
+  });
+
+  it('of embeddings says that token ids are not supported', () => {
+    for (const input of [
+      [15496, 995],
+      [[15496], [995]],
+    ]) {
+      const { message, param } = errorOf(() => readFields(embeddingsRequest, { model: 'm', input }));
+      expect(param).toBe('input[0]');
+      expect(message).toContain('input[0]: token ids of another model are not supported; send texts');
+    }
   });
 
   it('of millions of wrong items is found after the first ones', () => {

@@ -14,8 +14,8 @@ describe('the document', () => {
   it('has every route of the app, and the app every endpoint of the document', async () => {
     const pages = ['/', '/docs', '/openapi.json', '/dashboard/assets/*', '/dashboard/*'];
     const routes = app.routes
-      // Without middleware.
-      .filter(({ method, path }) => method !== 'ALL' && !pages.includes(path))
+      // Without middleware, and without the other paths that Azure's clients have for the same.
+      .filter(({ method, path }) => method !== 'ALL' && !pages.includes(path) && !path.startsWith('/openai/'))
       .map(({ method, path }) => `${method} ${path.replaceAll(/:(\w+)(\{[^}]*\})?/g, '{$1}')}`);
     const documented = Object.entries((await document()).paths).flatMap(([path, methods]) =>
       Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),

@@ -1,6 +1,7 @@
 /** One request's way through the edge: what the backend is told, what the client is told, what goes wrong. */
 import { env } from 'cloudflare:workers';
 import fc from 'fast-check';
+import { AzureOpenAI } from 'openai';
 import { describe, expect, it, vi } from 'vitest';
 import { DENSE_MASK_ID, denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
@@ -158,6 +159,63 @@ describe('a routed completion', () => {
     const messages = ['north', 'south'].map((content) => ({ role: 'user', content }));
     const response = await chat(key, { messages });
     expect(response.headers.get('x-maskroute-cluster')).toBe('2');
+  });
+});
+
+describe("the client of OpenAI's package for Azure", () => {
+  const asking = async (options: object = {}) => {
+    const { key } = await newTenant();
+    const fetch = (url: string | URL | Request, init?: RequestInit) =>
+      freshIsolate()(new Request(url as string, init));
+    return new AzureOpenAI({
+      ...{ endpoint: EDGE_URL, apiVersion: '2024-10-21', apiKey: key, maxRetries: 0, fetch },
+      ...options,
+    });
+  };
+
+  it('gets what others get, whole and streamed: its deployment is the model', async () => {
+    const ask = { ...CHAT, messages: [{ role: 'user' as const, content: 'north is cold' }] };
+    for (const [options, model] of [
+      [{}, MODEL.id],
+      [{ deployment: `${MODEL.id}:dense` }, 'gpt-4o'],
+    ] as const) {
+      const client = await asking(options);
+      const whole = await client.chat.completions.create({ ...ask, model });
+      expect(whole.choices[0]!.message.content).toMatch(/\w/);
+      expect(whole.model).toBe('deployment' in options ? options.deployment : MODEL.id);
+      const contents: string[] = [];
+      for await (const { choices } of await client.chat.completions.create({ ...ask, model, stream: true }))
+        contents.push(choices[0]?.delta.content ?? '');
+      expect(contents.join('')).toBe(whole.choices[0]!.message.content);
+      const plain = await client.completions.create({ model, prompt: 'north' });
+      expect(plain.choices).toHaveLength(1);
+    }
+  });
+
+  it('gets responses, and the models where the path has a version', async () => {
+    const client = await asking();
+    expect((await client.responses.create({ model: MODEL.id, input: 'north' })).object).toBe('response');
+    const newer = await asking({ endpoint: undefined, baseURL: `${EDGE_URL}/openai/v1` });
+    expect((await newer.models.list()).data.map(({ id }) => id)).toContain(MODEL.id);
+    const listed = await newer.responses.create({ model: MODEL.id, input: 'north' });
+    expect(listed.object).toBe('response');
+  });
+
+  it('gets its own errors', async () => {
+    const wrong = await asking({ apiKey: 'wrong' });
+    const ask = { ...CHAT, messages: [{ role: 'user' as const, content: 'north' }] };
+    await expect(wrong.chat.completions.create(ask)).rejects.toMatchObject({ code: 'invalid_api_key' });
+    const client = await asking({ deployment: 'none' });
+    await expect(client.chat.completions.create(ask)).rejects.toMatchObject({
+      code: 'model_not_found',
+      param: 'model',
+    });
+    await expect(client.embeddings.create({ model: 'x', input: 'x' })).rejects.toMatchObject({ status: 404 });
+    const path = `/openai/deployments/${MODEL.id}/chat/completions?api-version=1`;
+    for (const body of ['[]', 'null', '{}', '5'])
+      expect(await errorCode(call('POST', path, { key: (await newTenant()).key, body }))).toBe(
+        '400 invalid_request',
+      );
   });
 });
 

@@ -10,7 +10,7 @@ import { UNREAD_MAX_ms } from '../../../shared/wire/protocol.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
-import { AnswerBytes, figuresIn, keepTexts } from '../../../workers/requests/read-answer.ts';
+import { AnswerBytes, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
 import { MODEL } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
@@ -318,6 +318,25 @@ describe('what the edge reads off an answer', () => {
     });
     expect(figuresIn(`{"text":${content}}`)).toBeNull();
     expect(figuresIn('"prompt_tokens":-1,"completion_tokens":2')).toBeNull();
+  });
+
+  it('is not what a client wrote into a request that the answer repeats', () => {
+    const figures = { prompt_tokens: 3, completion_tokens: 7 };
+    const parameters = { default: { maskroute: { prompt_tokens: 0, completion_tokens: 0 } } };
+    const event = (type: string, response: object) =>
+      `event: ${type}\ndata: ${JSON.stringify({ type, response: { tools: [{ parameters }], ...response } })}\n\n`;
+    const begun = event('response.created', { metadata: {} });
+    const ended = event('response.completed', { maskroute: { mask: 'dense', ...figures } });
+    const failed = `event: error\ndata: ${JSON.stringify({ code: 'x', maskroute: figures })}\n\n`;
+    const heard = (...pieces: string[]) => {
+      const tail = new Tail();
+      for (const piece of pieces) tail.hear(new TextEncoder().encode(piece));
+      return tail.heard(true).figures;
+    };
+    for (let end = 0; end <= begun.length; end++) expect(heard(begun.slice(0, end))).toBeNull();
+    expect(heard(begun, ended.slice(0, -1))).toBeNull();
+    expect(heard(begun, ended)).toMatchObject(figures);
+    expect(heard(begun, failed)).toMatchObject(figures);
   });
 
   it('is no text where it has no first choice, and its prompt is kept', async () => {
