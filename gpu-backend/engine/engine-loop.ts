@@ -32,7 +32,7 @@ import {
 import type { StepTimes } from './step-cost.ts';
 import { StepCost } from './step-cost.ts';
 
-export type LoopOutput = {
+type LoopOutput = {
   /** The request leaves the queue for the first time. */
   started?(requestId: string): void;
   event(requestId: string, event: EngineEvent): void;

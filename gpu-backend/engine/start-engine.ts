@@ -22,7 +22,7 @@ import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import { kvTypeOn } from './runner-interface.ts';
 import { countsByTenant, queueFull } from './scheduler.ts';
 
-export type EngineOptions = {
+type EngineOptions = {
   readonly modelDir: string;
   readonly hash: ModelHash;
   readonly config: ModelConfig;

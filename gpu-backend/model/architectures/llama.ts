@@ -73,7 +73,7 @@ export type StoredLlama = {
 };
 
 /** The layout of K and V: head by head in fp32, or rows of all heads in this type. */
-export type KvForm = 'heads' | KvType;
+type KvForm = 'heads' | KvType;
 
 /** Values that every block sees. */
 type Shared = {
