@@ -249,37 +249,21 @@ function bindPlaces(feeds: Feeds, fetches: Bound, parts: HostParts, rows: Rows):
   const { layerCount } = config;
   const places = placesOf(kvType);
   const empty = heads?.nothing() ?? noRows(parts);
-  const names = cacheNames(layerCount, places, heads === undefined ? 'past' : 'heads');
+  const kind = heads === undefined ? 'past' : 'heads';
   for (let buffer = 0; buffer < 2 * layerCount; buffer++) {
     const some = placedIn(rows, buffer >> 1);
-    names[buffer]!.forEach(({ past, fresh }, place) => {
+    for (let place = 0; place < places; place++) {
       const input = some[place];
-      feeds[past] = empty;
-      if (input === undefined) return;
+      const name = `${nameOf(buffer)}_${place}`;
+      const pastName = `${kind}_${name}`;
+      feeds[pastName] = empty;
+      if (input === undefined) continue;
       const { cache, tokenIds } = input;
       const count = tokenIds.length;
-      feeds[past] = heads?.viewOf(cache)[buffer] ?? cache.past(count)[buffer]!;
-      fetches[fresh] = heads === undefined ? cache.newRows(buffer, count) : feeds[past];
-    });
+      feeds[pastName] = heads?.viewOf(cache)[buffer] ?? cache.past(count)[buffer]!;
+      fetches[`new_${name}`] = heads === undefined ? cache.newRows(buffer, count) : feeds[pastName];
+    }
   }
-}
-
-type CacheNames = readonly (readonly { readonly past: string; readonly fresh: string }[])[];
-const knownNames = new Map<string, CacheNames>();
-
-/** Names of feeds and fetches for each buffer of a cache and each place. There may be hundreds, so they are cached. */
-function cacheNames(layerCount: number, places: number, kind: 'past' | 'heads'): CacheNames {
-  const key = `${layerCount} ${places} ${kind}`;
-  const known = knownNames.get(key);
-  if (known !== undefined) return known;
-  const made = Array.from({ length: 2 * layerCount }, (_, buffer) =>
-    Array.from({ length: places }, (_, place) => {
-      const of = `${nameOf(buffer)}_${place}`;
-      return { past: `${kind}_${of}`, fresh: `new_${of}` };
-    }),
-  );
-  knownNames.set(key, made);
-  return made;
 }
 
 function bindHeads(
