@@ -17,10 +17,9 @@ import { type RunningServer, startServer } from './api/server.ts';
 import { within } from './api/sse.ts';
 import type { Tracing } from './api/trace-export.ts';
 import { createEncoderService } from './encoder/encoder-service.ts';
-import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
-import { createGrammars, type Grammars } from './grammar/grammars.ts';
+import { createGrammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openSchedules, type Schedules } from './jobs/schedules.ts';
 import type { KvType } from './model/model-source.ts';
@@ -93,7 +92,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     throw new MaskrouteError('start_failed', message);
   }
   const { threads = availableParallelism() } = options;
-  const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, threads, log));
+  const model = await withSmallHeap(() => openModel(options, threads, log));
+  const { engine, text, grammars } = model;
   if (options.audience === undefined)
     log.warn(
       'tokens for other backends are accepted too: set MASKROUTE_BACKEND_URL to accept only those for this one',
@@ -231,7 +231,7 @@ async function openModel(
   options: BackendOptions,
   threads: number,
   log: Logger,
-): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
+): Promise<ServedModel & { readonly text: TextService }> {
   const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
   const { device, reason } = await chooseDevice({ choice, floatType });
@@ -269,12 +269,7 @@ async function openModel(
     },
     onError: (detail) => log.error({ detail }, 'a grammar failed'),
   });
-  return {
-    engine,
-    text,
-    grammars,
-    model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
-  };
+  return { name: manifest.name, created_s, engine, text, grammars, endTokenIds };
 }
 
 /** Adds advice to an error, since only the sizes of the model's files were checked before. */
