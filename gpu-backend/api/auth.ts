@@ -31,10 +31,10 @@ type TokenRules = {
  * @returns a function that rejects with MaskrouteError `invalid_api_key` or `expired_token`.
  * @throws Error when `backendKey` is empty.
  */
-export async function createAuthenticator(
+export function createAuthenticator(
   backendKey: string,
   { audience, otherBackendKey }: TokenRules = {},
-): Promise<Authenticate> {
+): Authenticate {
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key: set MASKROUTE_BACKEND_KEY.');
   }

@@ -82,12 +82,12 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
 const RECENT_ANSWERS_MAX = 5_000;
 
 /** @throws Error when the backend key is empty. */
-export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiParts> {
+export function openParts({ keys, ...given }: ApiOptions): ApiParts {
   const { model, limits } = given;
   const lifecycle = new Lifecycle();
   return {
     ...given,
-    authenticate: await createAuthenticator(keys.backendKey, keys),
+    authenticate: createAuthenticator(keys.backendKey, keys),
     expectScraper: createScraperCheck(keys.backendKey, keys.otherBackendKey, keys.metricsKey),
     metrics: createMetrics(model.engine, model.name),
     bodies: new Bodies(limits, lifecycle.stopping),
