@@ -17,7 +17,7 @@ export type Caller = {
 
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
-type TokenRules = {
+export type TokenRules = {
   /**
    * The address by which the edge calls this backend; tokens for another address are refused. Without, any audience is
    * accepted. A promise, because a backend's own address is known only when it listens.
