@@ -132,7 +132,7 @@ async function hashWeights(
     done += bytes;
     onProgress({ phase: 'verify', done, total, unit: 'bytes' });
   };
-  return sha256OfFiles(paths, onBytes, signal);
+  return sha256OfFiles(paths, signal, onBytes);
 }
 
 /** Whether a model's weights have this format. `origin`: the name of q4's calibration text. */

