@@ -17,10 +17,9 @@ import { type RunningServer, startServer } from './api/server.ts';
 import { within } from './api/sse.ts';
 import type { Tracing } from './api/trace-export.ts';
 import { createEncoderService } from './encoder/encoder-service.ts';
-import type { Engine } from './engine/engine.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
-import { createGrammars, type Grammars } from './grammar/grammars.ts';
+import { createGrammars } from './grammar/grammars.ts';
 import { type Jobs, openJobs } from './jobs/job-queue.ts';
 import { openSchedules, type Schedules } from './jobs/schedules.ts';
 import type { KvType } from './model/model-source.ts';
@@ -33,32 +32,14 @@ import { onStopSignal } from './stop-signals.ts';
 /** For `audience`: the address that the backend listens on. */
 export const OWN_ADDRESS = Symbol('own address');
 
-export type BackendOptions = {
+/** The model, and how it computes. */
+type ModelOptions = {
   /** `MASKROUTE_HOME`: models and fetched masks. */
   readonly home: string;
   /** An installed model's name. */
   readonly model: string;
-  /** 0 picks a free one. */
-  readonly port: number;
-  /** The interface to listen on: the loopback by default, `0.0.0.0` for all. */
-  readonly host?: string;
-  readonly backendKey: string;
-  /** A second key that is accepted during a rotation; nothing is signed or encrypted with it. */
-  readonly otherBackendKey?: string;
-  /** The address by which the edge calls this backend; tokens for another address are refused. Without, all are accepted. */
-  readonly audience?: string | typeof OWN_ADDRESS;
-  /** A key that reads `/metrics` and nothing else; without, only the backend key reads them. */
-  readonly metricsKey?: string;
-  /** The script that runs a command of the command line as a job; without, there are no jobs. */
-  readonly jobEntry?: string;
-  /** A folder whose files jobs may use as data. */
-  readonly jobDataFolder?: string;
-  /** The edge from which unknown masks are fetched; without, the edge in the caller's token. */
-  readonly edgeUrl?: string;
-  /** JSON lines on standard output by default. No prompts, no keys. */
-  readonly log?: Logger;
   /** All cores by default. On a busy machine a single thread is far faster than several. */
-  readonly threads?: number;
+  readonly threads?: number | undefined;
   /** The CPU by default. */
   readonly device?: DeviceChoice | undefined;
   /** A GPU's compute type; fp16 by default if it supports that. */
@@ -66,13 +47,44 @@ export type BackendOptions = {
   /** Number type of the KV cache; fp32 by default, on a GPU its compute type. */
   readonly kvType?: KvType | undefined;
   /** KV cache of running requests, in tokens; 8 times the model's context by default. */
-  readonly cacheTokens?: number;
+  readonly cacheTokens?: number | undefined;
   /** Prefix cache, in tokens; 0 disables it. */
-  readonly prefixTokens?: number;
-  /** The collector of traces; without, tracing is off. */
-  readonly collector?: Collector | undefined;
+  readonly prefixTokens?: number | undefined;
+};
+
+/** Where the backend listens, and who may call it. */
+type AccessOptions = {
+  /** 0 picks a free one. */
+  readonly port: number;
+  /** The interface to listen on: the loopback by default, `0.0.0.0` for all. */
+  readonly host?: string | undefined;
+  readonly backendKey: string;
+  /** A second key that is accepted during a rotation; nothing is signed or encrypted with it. */
+  readonly otherBackendKey?: string | undefined;
+  /** The address by which the edge calls this backend; tokens for another address are refused. Without, all are accepted. */
+  readonly audience?: string | typeof OWN_ADDRESS | undefined;
+  /** A key that reads `/metrics` and nothing else; without, only the backend key reads them. */
+  readonly metricsKey?: string | undefined;
+  /** The edge from which unknown masks are fetched; without, the edge in the caller's token. */
+  readonly edgeUrl?: string | undefined;
   readonly limits?: Partial<ApiLimits>;
 };
+
+type JobOptions = {
+  /** The script that runs a command of the command line as a job; without, there are no jobs. */
+  readonly jobEntry?: string | undefined;
+  /** A folder whose files jobs may use as data. */
+  readonly jobDataFolder?: string | undefined;
+};
+
+export type BackendOptions = ModelOptions &
+  AccessOptions &
+  JobOptions & {
+    /** JSON lines on standard output by default. No prompts, no keys. */
+    readonly log?: Logger;
+    /** The collector of traces; without, tracing is off. */
+    readonly collector?: Collector | undefined;
+  };
 
 export type RunningBackend = {
   readonly url: string;
@@ -93,7 +105,8 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     throw new MaskrouteError('start_failed', message);
   }
   const { threads = availableParallelism() } = options;
-  const { engine, text, grammars, model } = await withSmallHeap(() => openModel(options, threads, log));
+  const model = await withSmallHeap(() => openModel(options, threads, log));
+  const { engine, text, grammars } = model;
   if (options.audience === undefined)
     log.warn(
       'tokens for other backends are accepted too: set MASKROUTE_BACKEND_URL to accept only those for this one',
@@ -167,7 +180,7 @@ async function openTracing(collector: Collector, log: Logger): Promise<Tracing> 
 const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
-  options: BackendOptions,
+  options: AccessOptions & Pick<ModelOptions, 'home'>,
   parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'schedules' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
   const { model, log } = parts;
@@ -229,10 +242,10 @@ async function withSmallHeap<Opened>(open: () => Promise<Opened>): Promise<Opene
 }
 
 async function openModel(
-  options: BackendOptions,
+  options: ModelOptions,
   threads: number,
   log: Logger,
-): Promise<{ engine: Engine; text: TextService; grammars: Grammars; model: ServedModel }> {
+): Promise<ServedModel & { readonly text: TextService }> {
   const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
   const { device, reason } = await chooseDevice({ choice, floatType });
@@ -270,12 +283,7 @@ async function openModel(
     },
     onError: (detail) => log.error({ detail }, 'a grammar failed'),
   });
-  return {
-    engine,
-    text,
-    grammars,
-    model: { name: manifest.name, created_s, engine, text, grammars, endTokenIds },
-  };
+  return { name: manifest.name, created_s, engine, text, grammars, endTokenIds };
 }
 
 /** Adds advice to an error, since only the sizes of the model's files were checked before. */

@@ -28,6 +28,7 @@ export class AnswerTrace {
   readonly #tracer: Tracer;
   readonly #span: Span;
   readonly #context: Context;
+  readonly #operation: ReturnType<typeof operationOf>;
   readonly #arrivedAt_ms: number;
 
   constructor(tracer: Tracer, endpoint: Endpoint, header: ReadHeader, arrivedAt_ms: number) {
@@ -36,14 +37,15 @@ export class AnswerTrace {
     const attributes: Attributes = { 'gen_ai.operation.name': operation };
     const options = { kind: SpanKind.SERVER, startTime: epoch_ms(arrivedAt_ms), attributes };
     this.#tracer = tracer;
+    this.#operation = operation;
     this.#arrivedAt_ms = arrivedAt_ms;
     this.#span = tracer.startSpan(operation, options, parent);
     this.#context = contextWith(parent, this.#span);
   }
 
-  asked(endpoint: Endpoint, requestId: string, body: ChatRequest | CompletionRequest): void {
-    const operation = operationOf(endpoint);
-    this.#span.setAttributes({ ...requestAttributes(operation, body), 'maskroute.request_id': requestId });
+  asked(requestId: string, body: ChatRequest | CompletionRequest): void {
+    const attributes = requestAttributes(this.#operation, body);
+    this.#span.setAttributes({ ...attributes, 'maskroute.request_id': requestId });
   }
 
   /** `running` is undefined for a request that was refused before it ran. Calls after the first do nothing. */
@@ -52,7 +54,7 @@ export class AnswerTrace {
     const now_ms = performance.now();
     if (running !== undefined) {
       const { plan, progress, firstEventAt_ms } = running;
-      this.#span.updateName(spanName(operationOf(plan.endpoint), plan.modelName));
+      this.#span.updateName(spanName(this.#operation, plan.modelName));
       this.#span.setAttributes({
         ...decisionAttributes(plan.route, plan.mask.id, plan.mask.sparsity),
         ...answerAttributes(factsOf(running, this.#arrivedAt_ms)),

@@ -17,7 +17,7 @@ export type Caller = {
 
 export type Authenticate = (authorization: string | undefined) => Promise<Caller>;
 
-type TokenRules = {
+export type TokenRules = {
   /**
    * The address by which the edge calls this backend; tokens for another address are refused. Without, any audience is
    * accepted. A promise, because a backend's own address is known only when it listens.
@@ -31,10 +31,10 @@ type TokenRules = {
  * @returns a function that rejects with MaskrouteError `invalid_api_key` or `expired_token`.
  * @throws Error when `backendKey` is empty.
  */
-export async function createAuthenticator(
+export function createAuthenticator(
   backendKey: string,
   { audience, otherBackendKey }: TokenRules = {},
-): Promise<Authenticate> {
+): Authenticate {
   if (backendKey.trim() === '') {
     throw new Error('The backend needs a key: set MASKROUTE_BACKEND_KEY.');
   }

@@ -27,15 +27,28 @@ import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } 
 
 export function completionRoutes(parts: ApiParts): Hono<ApiEnv> {
   return new Hono<ApiEnv>()
-    .post('/v1/chat/completions', (c) => respond(parts, c, 'chat', chatRequest, planChat))
-    .post('/v1/completions', (c) => respond(parts, c, 'completions', completionRequest, planCompletion))
-    .post('/v1/responses', (c) => respond(parts, c, 'responses', responsesRequest, planResponse))
+    .post('/v1/chat/completions', (c) => respond(parts, c, CHAT))
+    .post('/v1/completions', (c) => respond(parts, c, COMPLETIONS))
+    .post('/v1/responses', (c) => respond(parts, c, RESPONSES))
     .get('/v1/answers/:id', (c) => {
       const cost = parts.recentAnswers.peek(c.req.param('id'));
       if (cost === undefined) throw new MaskrouteError('not_found', 'There is no such answer.');
       return c.json({ object: 'maskroute.answer', ...cost });
     });
 }
+
+type AnyRequest = ChatRequest | CompletionRequest | ResponsesRequest;
+
+/** The fields that an endpoint takes, and how a request becomes a plan. */
+type Offer<Schema extends z.ZodType<AnyRequest>> = {
+  readonly endpoint: Endpoint;
+  readonly checked: CheckedObject<Schema>;
+  readonly planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>;
+};
+
+const CHAT = { endpoint: 'chat', checked: chatRequest, planOf: planChat } as const;
+const COMPLETIONS = { endpoint: 'completions', checked: completionRequest, planOf: planCompletion } as const;
+const RESPONSES = { endpoint: 'responses', checked: responsesRequest, planOf: planResponse } as const;
 
 /** A request's endpoint, arrival (`performance.now()`) and trace. */
 type Arrival = {
@@ -44,30 +57,28 @@ type Arrival = {
   readonly trace: AnswerTrace | undefined;
 };
 
-async function respond<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
+async function respond<Schema extends z.ZodType<AnyRequest>>(
   parts: ApiParts,
   c: ApiContext,
-  endpoint: Endpoint,
-  checked: CheckedObject<Schema>,
-  planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
+  offer: Offer<Schema>,
 ): Promise<Response> {
+  const { endpoint } = offer;
   const arrivedAt_ms = performance.now();
   const trace =
     parts.tracer && new AnswerTrace(parts.tracer, endpoint, (name) => c.req.header(name), arrivedAt_ms);
   try {
-    return await answer(parts, c, { endpoint, arrivedAt_ms, trace }, checked, planOf);
+    return await answer(parts, c, offer, { endpoint, arrivedAt_ms, trace });
   } catch (thrown) {
     trace?.end(undefined, toMaskrouteError(thrown));
     throw thrown;
   }
 }
 
-async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest | ResponsesRequest>>(
+async function answer<Schema extends z.ZodType<AnyRequest>>(
   parts: ApiParts,
   c: ApiContext,
+  { endpoint, checked, planOf }: Offer<Schema>,
   arrival: Arrival,
-  checked: CheckedObject<Schema>,
-  planOf: (parts: ApiParts, call: Call, request: z.infer<Schema>) => Promise<AnswerPlan>,
 ): Promise<Response> {
   const tenant = tenantOf(c);
   requirePlace(parts, tenant);
@@ -76,11 +87,11 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
   requirePlace(parts, tenant);
   const { body, ignored } = readFields(checked, raw);
   setHeaders(c, ignored);
-  const request = { endpoint: arrival.endpoint, tenant, ...body };
+  const request = { endpoint, tenant, ...body };
   parts.failedRequests.expectHarmless(request);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
   const asked: ChatRequest | CompletionRequest = 'input' in body ? chatOfResponse(body) : (body as never);
-  arrival.trace?.asked(arrival.endpoint, c.get('requestId'), asked);
+  arrival.trace?.asked(c.get('requestId'), asked);
   const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
@@ -93,7 +104,7 @@ async function answer<Schema extends z.ZodType<ChatRequest | CompletionRequest |
         ? await wholeAnswer(parts.model, running)
         : await wholeResponse(running, plan.response);
     const headers = { ...answerHeaders(plan), [HEADERS.serverTiming]: wholeTiming(running) };
-    parts.metrics.request(arrival.endpoint, 200, 'ok');
+    parts.metrics.request(endpoint, 200, 'ok');
     end(parts, completion, running, undefined);
     return c.json(whole, 200, headers);
   } catch (thrown) {
@@ -140,7 +151,7 @@ function deadline_ms(header: string | undefined): number | undefined {
 }
 
 /** A checked request body with its endpoint and tenant. */
-type Asked = (ChatRequest | CompletionRequest | ResponsesRequest) & {
+type Asked = AnyRequest & {
   readonly endpoint: Endpoint;
   readonly tenant: string;
 };
@@ -278,8 +289,7 @@ function end(
   running: RunningAnswer | undefined,
   error: MaskrouteError | undefined,
 ): void {
-  const { id, requestId, caller, request, arrivedAt_ms } = completion;
-  const { endpoint } = completion;
+  const { id, requestId, caller, endpoint, request, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
   completion.trace?.end(running, error);

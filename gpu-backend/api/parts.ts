@@ -18,7 +18,13 @@ import type { Grammars } from '../grammar/grammars.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
-import { type Authenticate, type Caller, createAuthenticator, createScraperCheck } from './auth.ts';
+import {
+  type Authenticate,
+  type Caller,
+  createAuthenticator,
+  createScraperCheck,
+  type TokenRules,
+} from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
 import { createMetrics, FailedRequests, type Metrics } from './metrics.ts';
 
@@ -51,14 +57,10 @@ export type ServedModel = {
 /** Encodes text to token ids and decodes it again. */
 export type TokenText = Omit<TextService, 'close' | 'table'>;
 
-type ApiKeys = {
+type ApiKeys = TokenRules & {
   readonly backendKey: string;
-  /** A second backend key that is accepted during a rotation. */
-  readonly otherBackendKey?: string | undefined;
   /** A key that reads `/metrics` and nothing else; without, only the backend key reads them. */
   readonly metricsKey: string | undefined;
-  /** See `TokenRules` in `auth.ts`. */
-  readonly audience: string | Promise<string> | undefined;
 };
 
 /** Everything that routes need. */
@@ -82,12 +84,12 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
 const RECENT_ANSWERS_MAX = 5_000;
 
 /** @throws Error when the backend key is empty. */
-export async function openParts({ keys, ...given }: ApiOptions): Promise<ApiParts> {
+export function openParts({ keys, ...given }: ApiOptions): ApiParts {
   const { model, limits } = given;
   const lifecycle = new Lifecycle();
   return {
     ...given,
-    authenticate: await createAuthenticator(keys.backendKey, keys),
+    authenticate: createAuthenticator(keys.backendKey, keys),
     expectScraper: createScraperCheck(keys.backendKey, keys.otherBackendKey, keys.metricsKey),
     metrics: createMetrics(model.engine, model.name),
     bodies: new Bodies(limits, lifecycle.stopping),

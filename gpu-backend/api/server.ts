@@ -74,7 +74,7 @@ export async function startServer(
   options: ApiOptions,
   { port, hostname }: { readonly port: number; readonly hostname: string },
 ): Promise<RunningServer> {
-  const parts = await openParts(options);
+  const parts = openParts(options);
   const server = createAdaptorServer({
     fetch: oneATurn(createApp(parts).fetch),
     overrideGlobalObjects: false,

@@ -89,22 +89,22 @@ export function addServeCommand(program: Command, jobEntry: string): void {
         threads: computingThreads(),
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',
-        ...(MASKROUTE_BACKEND_KEY_2 ? { otherBackendKey: MASKROUTE_BACKEND_KEY_2 } : {}),
-        ...(BACKEND_HOST ? { host: BACKEND_HOST } : {}),
+        otherBackendKey: MASKROUTE_BACKEND_KEY_2 || undefined,
+        host: BACKEND_HOST || undefined,
         jobEntry,
         collector: collectorFrom(process.env),
-        ...(MASKROUTE_CACHE_TOKENS
-          ? { cacheTokens: tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS, 1) }
-          : {}),
-        ...(MASKROUTE_PREFIX_TOKENS
-          ? { prefixTokens: tokensFrom('MASKROUTE_PREFIX_TOKENS', MASKROUTE_PREFIX_TOKENS, 0) }
-          : {}),
-        ...(MASKROUTE_JOB_DATA ? { jobDataFolder: MASKROUTE_JOB_DATA } : {}),
-        ...(MASKROUTE_BACKEND_URL
-          ? { audience: httpAddress('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL) }
-          : {}),
-        ...(MASKROUTE_METRICS_KEY ? { metricsKey: MASKROUTE_METRICS_KEY } : {}),
-        ...(MASKROUTE_EDGE_URL ? { edgeUrl: httpAddress('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) } : {}),
+        cacheTokens: MASKROUTE_CACHE_TOKENS
+          ? tokensFrom('MASKROUTE_CACHE_TOKENS', MASKROUTE_CACHE_TOKENS, 1)
+          : undefined,
+        prefixTokens: MASKROUTE_PREFIX_TOKENS
+          ? tokensFrom('MASKROUTE_PREFIX_TOKENS', MASKROUTE_PREFIX_TOKENS, 0)
+          : undefined,
+        jobDataFolder: MASKROUTE_JOB_DATA || undefined,
+        audience: MASKROUTE_BACKEND_URL
+          ? httpAddress('MASKROUTE_BACKEND_URL', MASKROUTE_BACKEND_URL)
+          : undefined,
+        metricsKey: MASKROUTE_METRICS_KEY || undefined,
+        edgeUrl: MASKROUTE_EDGE_URL ? httpAddress('MASKROUTE_EDGE_URL', MASKROUTE_EDGE_URL) : undefined,
       });
     });
 }

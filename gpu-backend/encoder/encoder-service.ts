@@ -86,20 +86,20 @@ type EncoderServiceOptions = {
 
 export function createEncoderService({ home, threads, onError }: EncoderServiceOptions): EncoderService {
   const opening = new Map<string, Promise<EncoderThread>>();
+  const start = (name: string, folder: string): Promise<EncoderThread> => {
+    const thread = new EncoderThread({ id: ENCODERS[name]!, folder, threads }, onError);
+    const opened = thread.ready.then(() => thread);
+    opening.set(name, opened);
+    // However the thread ends, the next request opens another.
+    void thread.ended.then(() => opening.delete(name));
+    return opened;
+  };
   const open = async (name: string): Promise<EncoderThread | undefined> => {
-    const folder = opening.has(name) ? undefined : await installedFolder(home, name);
-    // Another request may have opened it during the `await`.
-    if (!opening.has(name) && folder === undefined) return undefined;
-    if (!opening.has(name)) {
-      const thread = new EncoderThread({ id: ENCODERS[name]!, folder: folder!, threads }, onError);
-      opening.set(
-        name,
-        thread.ready.then(() => thread),
-      );
-      // However the thread ends, the next request opens another.
-      void thread.ended.then(() => opening.delete(name));
-    }
-    return await opening.get(name);
+    if (opening.has(name)) return await opening.get(name);
+    const folder = await installedFolder(home, name);
+    // Another request may have opened it meanwhile.
+    if (opening.has(name)) return await opening.get(name);
+    return folder === undefined ? undefined : await start(name, folder);
   };
   return {
     async installed() {

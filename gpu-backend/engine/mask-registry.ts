@@ -43,7 +43,7 @@ export type MaskRegistry = {
   resolve(mask: MaskField, edge: string | undefined): Promise<Mask>;
 };
 
-export type MaskRegistryOptions = {
+type MaskRegistryOptions = {
   /** `MASKROUTE_HOME/masks`; created when the first mask is stored. */
   readonly folder: string;
   readonly model: Pick<EngineModel, 'hash' | 'blockCount' | 'surrogates'>;

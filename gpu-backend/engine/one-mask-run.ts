@@ -5,7 +5,7 @@
  */
 
 import type { Mask } from '../../shared/mask/mask.ts';
-import type { Feeds, RuntimeTensor, Session } from '../onnx/session.ts';
+import type { Feeds, Session } from '../onnx/session.ts';
 import { integers, tensor } from '../onnx/session.ts';
 import type { HeadCaches } from './head-caches.ts';
 import { type KvValues, kvTensor, newValues } from './kv-cache.ts';
@@ -49,7 +49,7 @@ function commonFeeds(
   const positions = integers(positionsFed, shape);
   return {
     logit_rows: integers(logitRows),
-    runs: runsTensor(plan.mask.runs),
+    runs: tensor('bool', plan.mask.runs, [plan.mask.runs.length]),
     positions,
     kv_positions: isWhole ? positions : integers([], [sequences, 0]),
     kv_rows: integers([isWhole ? rows : 0]),
@@ -182,13 +182,4 @@ function bindHeads(
 function surrogateFeeds(session: Session, mask: Mask, tokens: number): Feeds {
   if (!session.inputNames.includes('surrogate_rows')) return {};
   return { surrogate_rows: integers([mask.surrogates === undefined ? 0 : tokens]) };
-}
-
-const knownRuns = new WeakMap<Uint8Array, RuntimeTensor>();
-
-/** A mask's bits as a tensor; cached by mask. */
-function runsTensor(runs: Uint8Array): RuntimeTensor {
-  const made = knownRuns.get(runs) ?? tensor('bool', runs, [runs.length]);
-  knownRuns.set(runs, made);
-  return made;
 }

@@ -57,7 +57,7 @@ export function hostParts(config: ModelConfig, kvType: KvType, reuseLogits = fal
  * Memory for logits. The first write to new memory causes page faults, which take longer than sampling, so a step reuses
  * the memory of the step before.
  */
-export class LogitsMemory {
+class LogitsMemory {
   readonly #vocabularySize: number;
   /** Empty without reuse. */
   readonly #kept: Float32Array;

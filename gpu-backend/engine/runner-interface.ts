@@ -53,8 +53,9 @@ export function kvTypeOn(device: Device | undefined, asked: KvType | undefined):
   throw new MaskrouteError('invalid_argument', message);
 }
 
-/** @throws Error when the mask needs another table of surrogates than the graph's. */
-export function checkSurrogates({ surrogates }: Mask, served: SurrogatesId | undefined): void {
-  if (surrogates !== undefined && surrogates !== served)
-    throw new Error(`the mask needs surrogates ${surrogates}, the graph has ${served ?? 'none'}`);
+/** A mask holds only for the surrogates that it was learned with. @throws MaskrouteError `surrogates_mismatch`. */
+export function checkSurrogates({ surrogates: wanted }: Mask, served: SurrogatesId | undefined): void {
+  if (wanted === undefined || wanted === served) return;
+  const message = `The mask needs surrogates ${wanted}; this model has ${served ?? 'none'}.`;
+  throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask' });
 }

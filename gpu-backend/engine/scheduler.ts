@@ -174,17 +174,11 @@ export class Scheduler {
 
   /** Removes a running or waiting request and admits others to its room. */
   remove(requestId: string): void {
-    this.#take(requestId);
+    const isIt = (one: ScheduledRequest) => one.requestId === requestId;
+    const [waiting, running] = [this.#waiting.find(isIt), this.#running.find(isIt)];
+    if (waiting !== undefined) this.#leaveLine(waiting);
+    if (running !== undefined) this.#stop(running);
     this.#admit();
-  }
-
-  #take(requestId: string): void {
-    const of = (list: readonly ScheduledRequest[]) => list.findIndex((one) => one.requestId === requestId);
-    const place = of(this.#waiting);
-    if (place >= 0) this.#leaveLine(this.#waiting[place]!);
-    const running = of(this.#running);
-    if (running < 0) return;
-    this.#stop(this.#running[running]!);
   }
 
   #stop(request: ScheduledRequest): void {
@@ -204,7 +198,7 @@ export class Scheduler {
         preemptions === 0 && now_ms - arrivedAt_ms > this.#limits.queueTimeout_ms,
     );
     // Remove all of them before admitting: their room is for the requests that stay.
-    for (const { requestId } of late) this.#take(requestId);
+    for (const request of late) this.#leaveLine(request);
     if (late.length > 0) this.#admit();
     return late;
   }

@@ -22,7 +22,7 @@ import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
 import { kvTypeOn } from './runner-interface.ts';
 import { countsByTenant, queueFull } from './scheduler.ts';
 
-export type EngineOptions = {
+type EngineOptions = {
   readonly modelDir: string;
   readonly hash: ModelHash;
   readonly config: ModelConfig;
@@ -48,7 +48,8 @@ const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { modelDir, config, surrogates, device = PROCESSOR } = options;
+  const { modelDir, hash, config, surrogates, device = PROCESSOR } = options;
+  const { layerCount, kvHeadCount, headSize } = config;
   const kvType = kvTypeOn(device, options.kvType);
   const limits: LoopLimits = {
     runningMax: RUNNING_MAX,
@@ -69,7 +70,15 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
     workerData,
     resourceLimits: { maxYoungGenerationSizeMb: 2 },
   });
-  const engine = new ThreadEngine(worker, options, limits, new Float64Array(stats));
+  const page_bytes = PAGE_TOKENS * tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
+  const model: EngineModel = {
+    ...{ hash, device, kv: { type: kvType, page_bytes } },
+    blockCount: 2 * layerCount,
+    contextTokens: config.contextTokens,
+    vocabularySize: config.vocabularySize,
+    ...(surrogates === undefined ? {} : { surrogates }),
+  };
+  const engine = new ThreadEngine(worker, model, limits, new Float64Array(stats), options.onError);
   await ready(worker);
   return engine;
 }
@@ -89,7 +98,7 @@ class ThreadEngine implements Engine {
   readonly model: EngineModel;
   failure: MaskrouteError | undefined;
   readonly #worker: Worker;
-  readonly #onError: ((detail: string) => void) | undefined;
+  readonly #onError: EngineOptions['onError'];
   readonly #limits: LoopLimits;
   readonly #stats: Float64Array;
   readonly #exited: Promise<void>;
@@ -99,20 +108,16 @@ class ThreadEngine implements Engine {
   /** Requests that have not started to run. */
   readonly #unstarted = new Map<string, GenerateRequest>();
 
-  constructor(worker: Worker, options: EngineOptions, limits: LoopLimits, stats: Float64Array) {
-    const { hash, config, surrogates, device = PROCESSOR } = options;
-    const kvType = kvTypeOn(device, options.kvType);
-    const { layerCount, kvHeadCount, headSize } = config;
-    const token_bytes = tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
-    this.model = {
-      ...{ hash, device, kv: { type: kvType, page_bytes: PAGE_TOKENS * token_bytes } },
-      blockCount: 2 * config.layerCount,
-      contextTokens: config.contextTokens,
-      vocabularySize: config.vocabularySize,
-      ...(surrogates === undefined ? {} : { surrogates }),
-    };
+  constructor(
+    worker: Worker,
+    model: EngineModel,
+    limits: LoopLimits,
+    stats: Float64Array,
+    onError: EngineOptions['onError'],
+  ) {
+    this.model = model;
     this.#worker = worker;
-    this.#onError = options.onError;
+    this.#onError = onError;
     this.#limits = limits;
     this.#stats = stats;
     worker.on('message', (message: FromThread) => this.#receive(message));

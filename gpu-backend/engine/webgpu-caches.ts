@@ -67,6 +67,12 @@ export class DeviceCache implements SequenceCache {
   }
 }
 
+/** @throws Error when the cache belongs to another runner. */
+export function onDevice(cache: SequenceCache): DeviceCache {
+  if (cache instanceof DeviceCache) return cache;
+  throw new Error('the cache belongs to another runner');
+}
+
 export class DeviceCaches {
   readonly shape: DeviceCacheShape;
   /** K of layer i at 2i, V at 2i + 1. */

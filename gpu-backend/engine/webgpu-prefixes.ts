@@ -8,7 +8,7 @@
 import type { SequenceCache } from './kv-cache.ts';
 import { IDLE_ms, keyOf, losing, PAGE_TOKENS, type PrefixOwner } from './prefix-cache.ts';
 import type { Prefixes } from './runner-interface.ts';
-import { DeviceCache, type DeviceCaches, type KeptRows } from './webgpu-caches.ts';
+import { type DeviceCache, type DeviceCaches, type KeptRows, onDevice } from './webgpu-caches.ts';
 import { dispose } from './webgpu-copies.ts';
 
 /** K and V of one kept sequence. */
@@ -173,9 +173,4 @@ function sharedPages(a: ArrayLike<number>, b: ArrayLike<number>, most: number): 
   let same = 0;
   while (same < end && a[same] === b[same]) same++;
   return Math.floor(same / PAGE_TOKENS);
-}
-
-function onDevice(cache: SequenceCache): DeviceCache {
-  if (cache instanceof DeviceCache) return cache;
-  throw new Error('the cache belongs to another runner');
 }

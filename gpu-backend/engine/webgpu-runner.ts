@@ -18,7 +18,7 @@ import { createSessionIn, floats, floatTensor, integers, tensor } from '../onnx/
 import type { RunInput } from './run-input.ts';
 import { checkSurrogates, kvTypeOn, type Runner, type RunnerOptions } from './runner-interface.ts';
 import { pieceTokensMax } from './webgpu-attention.ts';
-import { DeviceCache, DeviceCaches } from './webgpu-caches.ts';
+import { DeviceCache, DeviceCaches, onDevice } from './webgpu-caches.ts';
 import { DevicePrefixes } from './webgpu-prefixes.ts';
 
 type Input = RunInput & { readonly cache: DeviceCache };
@@ -46,7 +46,7 @@ export async function openWebgpuRunner(
       checkSurrogates(plan.mask, surrogates);
       cache.reserve(tokenIds.length);
     }
-    const own = inputs.map(asInput);
+    const own = inputs.map((input): Input => ({ ...input, cache: onDevice(input.cache) }));
     return caches.inTurn(() => runStep(parts, own));
   };
   const runner: Runner = {
@@ -111,12 +111,6 @@ async function openGraph(
     device: 'webgpu',
     ...(profileFile === undefined ? {} : { profileFile }),
   });
-}
-
-function asInput(input: RunInput): Input {
-  const { cache } = input;
-  if (!(cache instanceof DeviceCache)) throw new Error('the cache belongs to another runner');
-  return { ...input, cache };
 }
 
 type Parts = {

@@ -1,7 +1,7 @@
 /** Grammars for the decimal notation of numbers within bounds. */
 import { chars, choice, type Expression, optional, repeat, sequence, text } from './ebnf.ts';
 
-type Bounds = {
+export type Bounds = {
   readonly min: number | undefined;
   readonly max: number | undefined;
   /** Whether the bound itself is excluded. */

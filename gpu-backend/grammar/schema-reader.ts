@@ -4,6 +4,7 @@
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { Effort } from './text-inclusion.ts';
+import type { Bounds } from './number-range.ts';
 
 export type SchemaOptions = {
   /** Refuses what a grammar cannot enforce; otherwise that is ignored. */
@@ -85,14 +86,6 @@ const TYPELESS_KEYWORDS = ['$ref', 'enum', 'const', 'anyOf', 'oneOf', 'allOf'];
 
 const TYPES = ['object', 'array', 'string', 'number', 'integer', 'boolean', 'null'] as const;
 export type Type = (typeof TYPES)[number];
-
-/** Bounds of a number; `minIsOut` and `maxIsOut`: the bound itself is excluded. */
-type Bounds = {
-  readonly min: number | undefined;
-  readonly max: number | undefined;
-  readonly minIsOut: boolean;
-  readonly maxIsOut: boolean;
-};
 
 /** An array: the schemas of its first items, the schema of all further items, and the number of items. */
 type List = {

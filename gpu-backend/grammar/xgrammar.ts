@@ -34,16 +34,6 @@ export type CallsSpec = {
   readonly isSingle: boolean;
 };
 
-type Matcher = {
-  /** Advances by a token. @returns false when the grammar does not allow it. */
-  accept(tokenId: number): boolean;
-  /** The allowed next tokens, one bit each; `endTokenId` is among them where the text may end. */
-  allowed(): Promise<Int32Array>;
-  close(): void;
-};
-
-type Compiled = { match(): Promise<Matcher>; close(): void };
-
 export type Vocabulary = {
   readonly table: TokenTable;
   /** The width of the model's logits; the tokenizer may have fewer tokens. */
@@ -52,10 +42,12 @@ export type Vocabulary = {
   readonly endTokenId: number;
 };
 
-type Compiler = { compile(spec: GrammarSpec): Promise<Compiled> };
+type Library = typeof library;
+/** Compiles grammars for one vocabulary. */
+type Compiler = { readonly library: Library; readonly compiler: library.GrammarCompiler };
 
 async function openCompiler({ table, size, endTokenId }: Vocabulary): Promise<Compiler> {
-  const { GrammarCompiler, GrammarMatcher, TokenizerInfo } = await load();
+  const loaded = await load();
   const special = new Set([...table.specialIds, endTokenId]);
   const none = new Uint8Array(0);
   const tokens = Array.from({ length: table.ends.length - 1 }, (_, id) =>
@@ -63,27 +55,13 @@ async function openCompiler({ table, size, endTokenId }: Vocabulary): Promise<Co
     special.has(id) ? none : table.bytes.slice(table.ends[id]!, table.ends[id + 1]!),
   );
   // The library's types say strings, but it stores bytes, and not every token is valid UTF-8.
-  const info = await TokenizerInfo.createTokenizerInfo(tokens as unknown as string[], 'raw', false, size, [
-    endTokenId,
-  ]);
-  const compiler = await GrammarCompiler.createGrammarCompiler(info, false);
-  return {
-    async compile(spec) {
-      const compiled = await compiler.compileStructuralTag(formatOf(spec));
-      return {
-        async match() {
-          const matcher = await GrammarMatcher.createGrammarMatcher(compiled);
-          return {
-            accept: (tokenId) => matcher.acceptToken(tokenId),
-            allowed: () => matcher.getNextTokenBitmask(),
-            close: () => matcher.dispose(),
-          };
-        },
-        close: () => compiled.dispose(),
-      };
-    },
-  };
+  const names = tokens as unknown as string[];
+  const info = await loaded.TokenizerInfo.createTokenizerInfo(names, 'raw', false, size, [endTokenId]);
+  return { library: loaded, compiler: await loaded.GrammarCompiler.createGrammarCompiler(info, false) };
 }
+
+const compile = ({ compiler }: Compiler, spec: GrammarSpec): Promise<library.CompiledGrammar> =>
+  compiler.compileStructuralTag(formatOf(spec));
 
 /** The library's structural tag: text, calls within text, or calls alone. */
 function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
@@ -106,22 +84,17 @@ function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
   return { type: 'triggered_tags', triggers: [trigger], tags, stop_after_first: isSingle };
 }
 
-let loaded: Promise<typeof library> | undefined;
-
 /**
  * The package claims to be an ES module but is a script that needs `require` and `__filename` and exports to a global. It
  * gets these as globals, which affects only this thread.
  */
-function load(): Promise<typeof library> {
-  loaded ??= (async () => {
-    const require = createRequire(import.meta.url);
-    const filename = require.resolve('@mlc-ai/web-xgrammar');
-    const globals = globalThis as { require?: unknown; __filename?: string; xgrammar?: typeof library };
-    Object.assign(globals, { require, __filename: filename });
-    await import('@mlc-ai/web-xgrammar');
-    return globals.xgrammar!;
-  })();
-  return loaded;
+async function load(): Promise<Library> {
+  const require = createRequire(import.meta.url);
+  const filename = require.resolve('@mlc-ai/web-xgrammar');
+  const globals = globalThis as { require?: unknown; __filename?: string; xgrammar?: Library };
+  Object.assign(globals, { require, __filename: filename });
+  await import('@mlc-ai/web-xgrammar');
+  return globals.xgrammar!;
 }
 
 /*
@@ -155,16 +128,16 @@ type Session = {
   readonly words: SharedArrayBuffer;
   readonly header: Int32Array;
   readonly bits: Int32Array;
-  readonly matcher: Matcher;
+  readonly matcher: library.GrammarMatcher;
 };
 
 class Sessions {
   readonly #compiler: Compiler;
   readonly #endTokenId: number;
   /** Matchers of a disposed grammar stay valid. */
-  readonly #grammars = new LRUCache<string, Compiled>({
+  readonly #grammars = new LRUCache<string, library.CompiledGrammar>({
     max: GRAMMARS_MAX,
-    dispose: (compiled) => compiled.close(),
+    dispose: (compiled) => compiled.dispose(),
   });
   readonly #open = new Map<number, Session>();
 
@@ -173,11 +146,14 @@ class Sessions {
     this.#endTokenId = endTokenId;
   }
 
-  async compile(key: string, spec: GrammarSpec): Promise<{ compiled: Compiled; took_ms: number }> {
+  async compile(
+    key: string,
+    spec: GrammarSpec,
+  ): Promise<{ compiled: library.CompiledGrammar; took_ms: number }> {
     const known = this.#grammars.get(key);
     if (known !== undefined) return { compiled: known, took_ms: 0 };
     const before = process.threadCpuUsage();
-    const compiled = await this.#compiler.compile(spec);
+    const compiled = await compile(this.#compiler, spec);
     this.#grammars.set(key, compiled);
     const { user, system } = process.threadCpuUsage(before);
     return { compiled, took_ms: (user + system) / 1000 };
@@ -189,7 +165,7 @@ class Sessions {
       words,
       header: new Int32Array(words, 0, HEADER.words),
       bits: new Int32Array(words, HEADER.words * Int32Array.BYTES_PER_ELEMENT),
-      matcher: await compiled.match(),
+      matcher: await this.#compiler.library.GrammarMatcher.createGrammarMatcher(compiled),
     };
     this.#open.set(id, session);
     await this.#tell(session, 0);
@@ -201,7 +177,7 @@ class Sessions {
     const session = this.#open.get(id);
     if (session === undefined) return;
     this.#open.delete(id);
-    session.matcher.close();
+    session.matcher.dispose();
     giveUp(session.words);
   }
 
@@ -213,7 +189,8 @@ class Sessions {
       const matched = Atomics.load(header, HEADER.matched);
       if (matched === FAILED || matched === accepted) continue;
       try {
-        if (!matcher.accept(header[HEADER.token]!)) throw new Error('the grammar does not allow the token');
+        if (!matcher.acceptToken(header[HEADER.token]!))
+          throw new Error('the grammar does not allow the token');
         await this.#tell(session, accepted);
       } catch {
         giveUp(words);
@@ -222,7 +199,7 @@ class Sessions {
   }
 
   async #tell({ header, bits, matcher }: Session, accepted: number): Promise<void> {
-    const allowed = await matcher.allowed();
+    const allowed = await matcher.getNextTokenBitmask();
     const [word, bit] = [this.#endTokenId >> 5, 1 << (this.#endTokenId & 31)];
     header[HEADER.mayEnd] = (allowed[word]! & bit) === 0 ? 0 : 1;
     allowed[word]! &= ~bit;
@@ -241,7 +218,7 @@ const WARM_UP: GrammarSpec = {
 async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
   const { vocabulary, bell } = workerData as GrammarThreadStart;
   const compiler = await openCompiler(vocabulary);
-  (await compiler.compile(WARM_UP)).close();
+  (await compile(compiler, WARM_UP)).dispose();
   const sessions = new Sessions(compiler, vocabulary.endTokenId);
   const send = (message: FromGrammarThread): void => port.postMessage(message);
   // The library has one heap, so its operations run one after the other.

@@ -132,7 +132,7 @@ async function hashWeights(
     done += bytes;
     onProgress({ phase: 'verify', done, total, unit: 'bytes' });
   };
-  return sha256OfFiles(paths, onBytes, signal);
+  return sha256OfFiles(paths, signal, onBytes);
 }
 
 /** Whether a model's weights have this format. `origin`: the name of q4's calibration text. */
@@ -154,11 +154,11 @@ async function convert(
   { name, weights: held, onProgress, signal }: ImportOptions,
   folder: string,
 ): Promise<ModelManifest> {
-  const { tokenizerJson, tokenizerConfig, chatTemplate, bosTokenId, eosTokenIds, addBos } = tokenizer;
+  const { tokenizerJson, tokenizerConfig, ...text } = tokenizer;
   await writeFile(join(folder, TOKENIZER_FILE), JSON.stringify(tokenizerJson), { flush: true });
   await writeFile(join(folder, TOKENIZER_CONFIG_FILE), JSON.stringify(tokenizerConfig), { flush: true });
   // Quick checks before the long work.
-  await tryModelText(folder, tokenizer);
+  await tryModelText(folder, text);
   // The files are hashed at the same time, so that each byte is read from disk once.
   const ended = new AbortController();
   const either = signal ? AbortSignal.any([signal, ended.signal]) : ended.signal;
@@ -180,7 +180,8 @@ async function convert(
   return {
     ...{ format: MANIFEST_FORMAT, name, hash, source, weights: held.kind, config: weights.config },
     ...(held.kind === 'q4' ? { fourBits: { version: FOUR_BITS_VERSION, text: held.origin } } : {}),
-    ...{ chatTemplate, bosTokenId, eosTokenIds: [...eosTokenIds], addBos, files },
+    ...text,
+    files,
     importedAt: new Date().toISOString(),
   };
 }

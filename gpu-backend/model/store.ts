@@ -129,7 +129,7 @@ export async function describeFiles(
   const files: ModelManifest['files'] = {};
   for (const name of names) {
     const path = join(folder, name);
-    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path], () => {}, signal) };
+    files[name] = { bytes: (await stat(path)).size, sha256: await sha256OfFiles([path], signal) };
   }
   return files;
 }
@@ -151,8 +151,8 @@ export async function recoverStore(home: string): Promise<void> {
 /** SHA-256 of the concatenated files, in hex. `onBytes` gets the bytes of each chunk. */
 export async function sha256OfFiles(
   paths: readonly string[],
-  onBytes: (bytes: number) => void = () => {},
   signal?: AbortSignal,
+  onBytes?: (bytes: number) => void,
 ): Promise<string> {
   const hash = createHash('sha256');
   for (const path of paths) {
@@ -160,7 +160,7 @@ export async function sha256OfFiles(
     const stream = file.createReadStream({ highWaterMark: 1024 * 1024, ...(signal && { signal }) });
     for await (const chunk of stream as AsyncIterable<Buffer>) {
       hash.update(chunk);
-      onBytes(chunk.length);
+      onBytes?.(chunk.length);
     }
   }
   return hash.digest('hex');

@@ -40,7 +40,7 @@ const probeSchema = z.discriminatedUnion('kind', [
 ]);
 export type Probe = z.infer<typeof probeSchema>;
 
-export type ChosenDevice = {
+type ChosenDevice = {
   readonly device: Device;
   /** With `auto`: why the CPU was chosen. The caller prints it once. */
   readonly reason?: string;

@@ -182,7 +182,7 @@ function constantBytes(type: ConstantType, values: readonly number[]): Uint8Arra
  * The graph in half precision: everything in fp32 becomes fp16, and the outputs `kept` are cast back. Weights stay fp32 in
  * their file; ONNX Runtime casts them once, when it opens the graph.
  */
-export function inHalves(graph: Graph, kept: readonly string[] = []): Graph {
+export function inHalves(graph: Graph, kept: readonly string[]): Graph {
   const halved = halfGraph(graph);
   const outputs = graph.outputs.filter(({ name }) => kept.includes(name));
   const renamed = new Map(outputs.map(({ name }) => [name, `${name}.f16`]));

@@ -190,6 +190,3 @@ export const floats = (value: Tensor): Float32Array => value.data as Float32Arra
 /** The values of an output. */
 export const floatsOrHalves = (value: Tensor): Float32Array | Float16Array =>
   value.data as unknown as Float32Array | Float16Array;
-
-/** Whether the values are in a device's memory: they cannot be read, and using them as an input copies nothing. */
-export const isOnDevice = (value: Tensor): boolean => value.location === 'gpu-buffer';

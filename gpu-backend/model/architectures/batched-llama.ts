@@ -17,21 +17,13 @@
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
 import type { KvType, LlamaConfig } from '../model-source.ts';
-import { type Extras, type KeysValues, keysValues } from './attention-extras.ts';
+import { type KeysValues, keysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
 import { headLengths } from './head-attention.ts';
-import type { StoredLayer, StoredLlama } from './llama.ts';
-import {
-  asKept,
-  attentionParts,
-  feedForward,
-  ffnParts,
-  outputLogits,
-  rotaryTable,
-  throughLayers,
-} from './llama.ts';
-import { embed, type Linear, multiply } from './projections.ts';
-import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
+import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
+import { asKept, feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
+import { embed, multiply } from './projections.ts';
+import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
 type Shared = Attending & {
@@ -60,10 +52,11 @@ export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama, kvTy
   giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, kvType, stored, embedded);
-  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
-    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
-  );
-  outputLogits(g, config, stored, rowsOf(g, g.op('Add', stream), logitRows), ['R']);
+  const stream = throughLayers(g, config, stored, embedded, {
+    attention: (parts) => attention(g, shared, parts),
+    ffn: (parts) => ffn(g, shared, parts),
+  });
+  outputLogits(g, config, stored, rowsOf(g, stream, logitRows), ['R']);
   return g.graph;
 }
 
@@ -160,52 +153,27 @@ const rowsOf = (g: GraphBuilder, value: Value, rows: Value): Value =>
 const scatter = (g: GraphBuilder, into: Value, indices: Value, values: Value): Value =>
   g.op('ScatterND', [into, indices, values]);
 
-function attention(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  previous: Value | undefined,
-): [Value, Value] {
-  const { config, positions } = shared;
-  const { residual, x, weights, extras, unweighted } = attentionParts(
-    g,
-    config,
-    stored,
-    index,
-    before,
-    previous,
-  );
+function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Value {
+  const { positions } = shared;
+  const { index, x, weights, extras } = parts;
   const rows = shared.runRows[2 * index]!;
   const product = multiply(g, rowsOf(g, x, rows), weights.qkv);
   const rowPositions = rowsOf(g, positions, rows);
   const attended = attend(g, shared, index, { product, positions: rowPositions }, extras);
   const used = g.op('Gather', [attended, shared.usedRows[index]!], { axis: 1 });
   const output = extras.outputBiased(g, multiply(g, used, weights.output));
-  const replacement = replacementOf(g, shared, 2 * index, {
-    name: `layer_${index}.attention`,
-    stored: stored.surrogates?.attention,
-    x: unweighted,
-  });
-  const around = skippedAttention(g, shared, index, x, weights.kv, extras, replacement);
-  return [residual, scatter(g, around, shared.intoIndices[2 * index]!, output)];
+  const around = skippedAttention(g, shared, parts);
+  return scatter(g, around, shared.intoIndices[2 * index]!, output);
 }
 
 /**
  * The work of an attention block for rows that skip it. Outputs their K and V as `kept_k_i` and `kept_v_i`; returns
  * `[S, H]`, which these rows add to the stream.
  */
-function skippedAttention(
-  g: GraphBuilder,
-  shared: Shared,
-  index: number,
-  x: Value,
-  weights: Linear,
-  extras: Extras,
-  replacement: Replacement | undefined,
-): Value {
+function skippedAttention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Value {
   const { config, kvType, zeros } = shared;
+  const { index, x, weights, extras } = parts;
+  const replacement = replacementOf(g, shared, 2 * index, parts);
   const { kvHeadCount: G, headSize: D, hiddenSize: H } = config;
   const width = G * D;
   const nothing = g.constant(kvType, [1, 0, width], []);
@@ -216,7 +184,7 @@ function skippedAttention(
   };
   const some = g.subgraph(`skips_${index}`, (b) => {
     const rows = shared.keptRows[index]!;
-    const product = multiply(b, rowsOf(b, x, rows), weights);
+    const product = multiply(b, rowsOf(b, x, rows), weights.kv);
     const computed = keysValues(b, shared, extras, product, rowsOf(b, shared.positions, rows));
     declare(b, asKept(b, kvType, computed), replacement && (() => replacement(b)));
   });
@@ -234,35 +202,20 @@ function skippedAttention(
   return replacement ? { name: around } : zeros;
 }
 
-function ffn(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  previous: Value,
-): [Value, Value] {
-  const { config } = shared;
-  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, previous);
-  const rows = shared.runRows[2 * index + 1]!;
-  const output = feedForward(g, config, rowsOf(g, x, rows), weights);
-  const replacement = replacementOf(g, shared, 2 * index + 1, {
-    name: `layer_${index}.ffn`,
-    stored: stored.surrogates?.ffn,
-    x: unweighted,
-  });
-  const around = skippedFfn(g, shared, index, replacement);
-  return [residual, scatter(g, around, shared.intoIndices[2 * index + 1]!, output)];
+function ffn(g: GraphBuilder, shared: Shared, parts: FfnParts): Value {
+  const block = 2 * parts.index + 1;
+  const rows = rowsOf(g, parts.x, shared.runRows[block]!);
+  const output = feedForward(g, shared.config, rows, parts.weights);
+  const around = skippedFfn(g, shared, parts);
+  return scatter(g, around, shared.intoIndices[block]!, output);
 }
 
 /** `[S, H]`, which rows that skip an FFN add to the stream. */
-function skippedFfn(
-  g: GraphBuilder,
-  { config, skips, zeros }: Shared,
-  index: number,
-  replacement: Replacement | undefined,
-): Value {
+function skippedFfn(g: GraphBuilder, shared: Shared, parts: FfnParts): Value {
+  const { config, skips, zeros } = shared;
+  const { index } = parts;
   const skip = skips[2 * index + 1];
+  const replacement = replacementOf(g, shared, 2 * index + 1, parts);
   if (replacement === undefined || skip === undefined) return zeros;
   const branch = (name: string, value: (b: GraphBuilder) => Value) =>
     g.subgraph(`${name}_${index}`, (b) => b.output(value(b), 'f32', ['S', config.hiddenSize]));
@@ -279,22 +232,14 @@ function replacementOf(
   g: GraphBuilder,
   { zeros, surrogates }: Shared,
   block: number,
-  {
-    name,
-    stored,
-    x,
-  }: {
-    readonly name: string;
-    readonly stored: StoredSurrogate | undefined;
-    /** The stream before the block, normalized without weights. */
-    readonly x: (b: GraphBuilder) => Value;
-  },
+  skipped: SkippedBlock,
 ): Replacement | undefined {
-  if (stored === undefined || surrogates === undefined) return undefined;
-  const product = surrogateProduct(g, name, stored);
+  const product = surrogateProduct(g, skipped);
+  if (product === undefined || surrogates === undefined) return undefined;
   return (b) => {
     const rows = surrogates.rows[block]!;
-    const values = product(b, rowsOf(b, x(b), rows), rowsOf(b, surrogates.isFirst, rows));
+    const x = rowsOf(b, skipped.unweighted(b), rows);
+    const values = product(b, x, rowsOf(b, surrogates.isFirst, rows));
     return scatter(b, zeros, b.op('Unsqueeze', [rows, int(b, 2)]), values);
   };
 }

@@ -86,7 +86,7 @@ export function nothingGrown(b: GraphBuilder, config: LlamaConfig): KeysValues {
  * The product with QKV, `[B, S, (N + 2G)·D]`, and the positions, `[B, S]`; S or B is 1. `positions` is a function, as most
  * models do not need it.
  */
-export type HeadRows = { readonly product: Value; positions(): Value };
+type HeadRows = { readonly product: Value; positions(): Value };
 
 /** The result of attention, `[B, S, N·D]`, and the buffers with the new tokens. */
 export function attendByHead(

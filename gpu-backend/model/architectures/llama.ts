@@ -46,7 +46,7 @@ import {
 } from './head-attention.ts';
 import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
 import { embed, linear, multiply, storedRows } from './projections.ts';
-import type { Skipping, StoredSurrogate } from './surrogate.ts';
+import type { SkippedBlock, Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
 export type StoredLayer = StoredExtras & {
@@ -73,7 +73,7 @@ export type StoredLlama = {
 };
 
 /** The layout of K and V: head by head in fp32, or rows of all heads in this type. */
-export type KvForm = 'heads' | KvType;
+type KvForm = 'heads' | KvType;
 
 /** Values that every block sees. */
 type Shared = {
@@ -103,28 +103,74 @@ export function llamaGraph(config: LlamaConfig, stored: StoredLlama, form: KvFor
   giveNothingBack(g, tokenIds, 'i64');
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, form, stored, embedded);
-  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
-    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
-  );
-  const last = g.op('Gather', [g.op('Add', stream), logitRows], { axis: 1 });
+  const stream = throughLayers(g, config, stored, embedded, {
+    attention: (parts) => attention(g, shared, parts),
+    ffn: (parts) => ffn(g, shared, parts),
+  });
+  const last = g.op('Gather', [stream, logitRows], { axis: 1 });
   outputLogits(g, config, stored, last, ['B', 'R']);
   return g.graph;
 }
 
-/** The residual stream before the last block, and the last block's output, which is not added yet. */
+/** Inputs and weights of a block, for all serving graphs; the weights are initializers of the outer graph. */
+type BlockParts<Weights> = SkippedBlock & {
+  /** The layer's. */
+  readonly index: number;
+  /** The residual stream before the block, normalized. */
+  readonly x: Value;
+  readonly weights: Weights;
+};
+export type AttentionParts = BlockParts<{
+  readonly qkv: Linear;
+  /** Rows of K and V, for tokens whose attention is skipped. */
+  readonly kv: Linear;
+  readonly output: Linear;
+}> & { readonly extras: Extras };
+export type FfnParts = BlockParts<{ readonly gateUp: Linear; readonly down: Linear }>;
+
+/** Each builds a block and returns its output, which `throughLayers` adds to the stream. */
+type Blocks = { attention(parts: AttentionParts): Value; ffn(parts: FfnParts): Value };
+
+/** The residual stream after the last block. */
 export function throughLayers(
-  { layerCount }: LlamaConfig,
+  g: GraphBuilder,
+  config: LlamaConfig,
   { layers }: StoredLlama,
   embedded: Value,
-  layer: (stored: StoredLayer, index: number, residual: Value, branch: Value | undefined) => [Value, Value],
-): [Value, Value] {
-  if (layerCount !== layers.length)
-    throw new RangeError(`${layers.length} layers of weights for ${layerCount} layers`);
-  let [residual, branch]: [Value, Value | undefined] = [embedded, undefined];
-  layers.forEach((stored, index) => {
-    [residual, branch] = layer(stored, index, residual, branch);
+  blocks: Blocks,
+): Value {
+  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
+  // A block's output is added to the stream in the node that normalizes it for the next block.
+  let residual = embedded;
+  let output: Value | undefined;
+  const before = (name: string, norm: WeightRange, matrix: StoredLinear) => {
+    const weight = g.initializer(`${name}_norm`, 'f32', [H], external(norm));
+    const [sum, x] = addAndNormalize(g, config, residual, output, weight);
+    residual = sum;
+    return { name, x, unweighted: withoutWeights(config, matrix, sum, x) };
+  };
+  layers.forEach((layer, index) => {
+    const { qkv, gateUp, down, surrogates } = layer;
+    const named = (matrix: string, stored: StoredLinear) => linear(g, `layer_${index}.${matrix}`, stored);
+    output = blocks.attention({
+      index,
+      ...before(`layer_${index}.attention`, layer.attentionNorm, qkv),
+      weights: {
+        qkv: named('qkv', qkv),
+        kv: named('kv', storedRows(qkv, N * D, (N + 2 * G) * D)),
+        output: named('output', layer.output),
+      },
+      extras: layerExtras(g, config, index, layer),
+      surrogate: surrogates?.attention,
+    });
+    output = blocks.ffn({
+      index,
+      ...before(`layer_${index}.ffn`, layer.ffnNorm, gateUp),
+      weights: { gateUp: named('gate_up', gateUp), down: named('down', down) },
+      surrogate: surrogates?.ffn,
+    });
   });
-  return [residual, branch!];
+  return g.op('Add', [residual, output]);
 }
 
 /** Declares the output `logits` `[...rows, V]`, from `last` `[...rows, H]`. */
@@ -199,54 +245,6 @@ function addAndNormalize(
   return [{ name: sum }, { name: normalized }];
 }
 
-/** Inputs and weights of a layer's attention, for all serving graphs; the weights are initializers of `g`. */
-export function attentionParts(
-  g: GraphBuilder,
-  config: LlamaConfig,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value | undefined,
-) {
-  const { headCount: N, kvHeadCount: G, headSize: D, hiddenSize: H } = config;
-  const norm = g.initializer(`layer_${index}.attention_norm`, 'f32', [H], external(stored.attentionNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
-  return {
-    residual,
-    x,
-    weights: {
-      qkv: linear(g, `layer_${index}.qkv`, stored.qkv),
-      // For tokens whose attention is skipped.
-      kv: linear(g, `layer_${index}.kv`, storedRows(stored.qkv, N * D, (N + 2 * G) * D)),
-      output: linear(g, `layer_${index}.output`, stored.output),
-    },
-    extras: layerExtras(g, config, index, stored),
-    unweighted: withoutWeights(config, stored.qkv, residual, x),
-  };
-}
-
-/** Inputs and weights of a layer's FFN, for all serving graphs. */
-export function ffnParts(
-  g: GraphBuilder,
-  config: LlamaConfig,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value,
-) {
-  const norm = g.initializer(`layer_${index}.ffn_norm`, 'f32', [config.hiddenSize], external(stored.ffnNorm));
-  const [residual, x] = addAndNormalize(g, config, before, branch, norm);
-  return {
-    residual,
-    x,
-    weights: {
-      gateUp: linear(g, `layer_${index}.gate_up`, stored.gateUp),
-      down: linear(g, `layer_${index}.down`, stored.down),
-    },
-    unweighted: withoutWeights(config, stored.gateUp, residual, x),
-  };
-}
-
 /** The stream normalized without weights, the input of surrogates. It is `x` when the norm's weights are folded into matrices. */
 function withoutWeights(
   config: LlamaConfig,
@@ -264,33 +262,16 @@ function withoutWeights(
     );
 }
 
-function attention(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value | undefined,
-): [Value, Value] {
+function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Value {
   const { config, kvType } = shared;
-  const { residual, x, weights, extras, unweighted } = attentionParts(
-    g,
-    config,
-    stored,
-    index,
-    before,
-    branch,
-  );
+  const { index } = parts;
   const width = config.kvHeadCount * config.headSize;
   const isHeads = shared.reach.kind === 'heads';
   const rows = (name: string) => g.input(`past_${name}_${index}`, kvType, [1, 'T', width]);
   const past = isHeads ? headInputs(g, config, `${index}`) : { k: rows('k'), v: rows('v') };
-  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, weights, extras, x, past));
-  const surrogate = stored.surrogates?.attention;
-  const out = skippedOutput(g, shared.skipping, `layer_${index}.attention`, surrogate, unweighted);
-  const skip = g.subgraph(`skip_attention_${index}`, (b) =>
-    skipAttention(b, shared, weights, extras, x, out),
-  );
+  const run = g.subgraph(`attention_${index}`, (b) => runAttention(b, shared, parts, past));
+  const out = skippedOutput(g, shared.skipping, parts);
+  const skip = g.subgraph(`skip_attention_${index}`, (b) => skipAttention(b, shared, parts, out));
   const fresh = { k: { name: `new_k_${index}` }, v: { name: `new_v_${index}` } };
   const grown = isHeads ? [{ name: `grown_k_${index}` }, { name: `grown_v_${index}` }] : [];
   const attended = { name: g.fresh('attention') };
@@ -307,7 +288,7 @@ function attention(
   g.output(fresh.v, kvType, ['written_sequences', 'W', width]);
   const [k, v] = grown;
   if (k && v) outputGrown(g, { k, v });
-  return [residual, attended];
+  return attended;
 }
 
 /** K and V in the type of the cache. */
@@ -339,8 +320,6 @@ const sized = (
   v: b.op('Reshape', [v, b.constant('i64', [3], [1, -1, kvHeadCount * headSize])]),
 });
 
-type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly output: Linear };
-
 /**
  * Outputs `[B, S, H]`. With K and V as rows, also outputs K (after rotary embedding) and V, `[B, S, G·D]`; else the buffers
  * of heads.
@@ -348,15 +327,15 @@ type AttentionWeights = { readonly qkv: Linear; readonly kv: Linear; readonly ou
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
-  { qkv, output }: AttentionWeights,
-  extras: Extras,
-  x: Value,
+  { x, weights, extras }: AttentionParts,
   past: KeysValues,
 ): void {
   const { config, kvType, positions, reach } = shared;
-  const product = multiply(b, x, qkv);
-  const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) =>
-    declareBranch(b, shared, extras.outputBiased(b, multiply(b, attended, output)), written, 'S', grown);
+  const product = multiply(b, x, weights.qkv);
+  const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) => {
+    const out = extras.outputBiased(b, multiply(b, attended, weights.output));
+    declareBranch(b, shared, out, written, 'S', grown);
+  };
   if (reach.kind === 'rows') {
     const { attended, written } = attendPiece(b, shared, extras, product, past, reach.keyCount);
     declare(attended, written, undefined);
@@ -401,13 +380,11 @@ function attendPiece(
 function skipAttention(
   b: GraphBuilder,
   shared: Shared,
-  { kv }: AttentionWeights,
-  extras: Extras,
-  x: Value,
+  { x, weights, extras }: AttentionParts,
   output: (b: GraphBuilder) => Value,
 ): void {
   const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
-  const computed = keysValues(b, shared, extras, multiply(b, rows, kv), shared.kvPositions);
+  const computed = keysValues(b, shared, extras, multiply(b, rows, weights.kv), shared.kvPositions);
   const grown = shared.reach.kind === 'heads' ? nothingGrown(b, shared.config) : undefined;
   declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E', grown);
 }
@@ -427,26 +404,13 @@ function declareBranch(
   if (grown) outputGrown(b, grown);
 }
 
-function ffn(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value,
-): [Value, Value] {
-  const { config } = shared;
-  const { hiddenSize: H } = config;
-  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, branch);
-  const run = g.subgraph(`ffn_${index}`, (b) =>
-    b.output(feedForward(b, config, x, weights), 'f32', ['B', 'S', H]),
-  );
-  const out = skippedOutput(g, shared.skipping, `layer_${index}.ffn`, stored.surrogates?.ffn, unweighted);
-  const skip = g.subgraph(`skip_ffn_${index}`, (b) => b.output(out(b), 'f32', ['B', 'S', H]));
-  return [
-    residual,
-    g.op('If', [shared.runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } }),
-  ];
+function ffn(g: GraphBuilder, { config, skipping, runs }: Shared, parts: FfnParts): Value {
+  const { index } = parts;
+  const branch = (name: string, out: (b: GraphBuilder) => Value) =>
+    g.subgraph(`${name}_${index}`, (b) => b.output(out(b), 'f32', ['B', 'S', config.hiddenSize]));
+  const run = branch('ffn', (b) => feedForward(b, config, parts.x, parts.weights));
+  const skip = branch('skip_ffn', skippedOutput(g, skipping, parts));
+  return g.op('If', [runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } });
 }
 
 /** `x` `[..., H]`, normalized → `[..., H]`. */
@@ -454,7 +418,7 @@ export function feedForward(
   b: GraphBuilder,
   { ffnSize: F }: LlamaConfig,
   x: Value,
-  { gateUp, down }: { readonly gateUp: Linear; readonly down: Linear },
+  { gateUp, down }: FfnParts['weights'],
 ): Value {
   const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
     axis: -1,

@@ -23,6 +23,15 @@ export type StoredSurrogate = {
   readonly first: WeightRange;
 };
 
+/** What a surrogate needs of the block that it replaces. */
+export type SkippedBlock = {
+  /** The names of its tensors begin with it, e.g. `layer_3.ffn`. */
+  readonly name: string;
+  readonly surrogate: StoredSurrogate | undefined;
+  /** Builds the stream before the block, normalized without weights. */
+  readonly unweighted: (b: GraphBuilder) => Value;
+};
+
 export type Skipping = {
   /** `[B, S, H]`. */
   readonly zeros: Value;
@@ -62,41 +71,39 @@ export function skipping(
 }
 
 /**
- * Returns a function that builds the output of a skipped block, `[B, S, H]`, in its branch. `x` `[B, S, H]`: the stream,
- * normalized without weights. Weights become initializers of `g`, the outer graph.
+ * Returns a function that builds the output of a skipped block, `[B, S, H]`, in its branch. Weights become initializers of
+ * `g`, the outer graph.
  */
 export function skippedOutput(
   g: GraphBuilder,
   { zeros, surrogates }: Skipping,
-  name: string,
-  stored: StoredSurrogate | undefined,
-  x: (b: GraphBuilder) => Value,
+  block: SkippedBlock,
 ): (b: GraphBuilder) => Value {
-  if (stored === undefined || surrogates === undefined) return (b) => b.op('Identity', [zeros]);
-  const product = surrogateProduct(g, name, stored);
+  const product = surrogateProduct(g, block);
+  if (product === undefined || surrogates === undefined) return (b) => b.op('Identity', [zeros]);
   return (b) => {
     const int = (value: number) => b.constant('i64', [1], [value]);
-    const rows = b.op('Slice', [x(b), int(0), surrogates.rows, int(1)]);
+    const rows = b.op('Slice', [block.unweighted(b), int(0), surrogates.rows, int(1)]);
     return b.op('Concat', [product(b, rows, surrogates.isFirst), surrogates.zerosLeft], { axis: 1 });
   };
 }
 
 /**
  * Makes a surrogate's weights initializers of `g`, the outer graph. Returns a function that computes its output in a branch:
- * `x` `[..., rows, H]`, `isFirst` `[..., rows, 1]` → `[..., rows, H]`.
+ * `x` `[..., rows, H]`, `isFirst` `[..., rows, 1]` → `[..., rows, H]`; undefined for a block without surrogate.
  */
 export function surrogateProduct(
   g: GraphBuilder,
-  name: string,
-  stored: StoredSurrogate,
-): (b: GraphBuilder, x: Value, isFirst: Value) => Value {
-  const hiddenSize = stored.down.inputs;
-  const down = linear(g, `${name}.surrogate_down`, stored.down);
-  const up = linear(g, `${name}.surrogate_up`, stored.up);
+  { name, surrogate }: SkippedBlock,
+): ((b: GraphBuilder, x: Value, isFirst: Value) => Value) | undefined {
+  if (surrogate === undefined) return undefined;
+  const hiddenSize = surrogate.down.inputs;
+  const down = linear(g, `${name}.surrogate_down`, surrogate.down);
+  const up = linear(g, `${name}.surrogate_up`, surrogate.up);
   const vector = (part: string, range: WeightRange) =>
     g.initializer(`${name}.surrogate_${part}`, 'f32', [hiddenSize], external(range));
-  const bias = vector('bias', stored.bias);
-  const first = vector('first', stored.first);
+  const bias = vector('bias', surrogate.bias);
+  const first = vector('first', surrogate.first);
   return (b, x, isFirst) => {
     const product = multiply(b, multiply(b, x, down), up);
     return b.op('Where', [isFirst, first, b.op('Add', [product, bias])]);

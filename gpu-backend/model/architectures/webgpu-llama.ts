@@ -16,13 +16,12 @@
 import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
 import type { LlamaConfig } from '../model-source.ts';
-import { type Extras, type KeysValues, keysValues } from './attention-extras.ts';
+import { type KeysValues, keysValues } from './attention-extras.ts';
 import { headRoom, narrowed, widened, wideQueriesKeysValues } from './head-attention.ts';
-import type { StoredLayer, StoredLlama } from './llama.ts';
-import { attentionParts, feedForward, ffnParts, outputLogits, rotaryTable, throughLayers } from './llama.ts';
-import type { Linear } from './projections.ts';
+import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
+import { feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
 import { embed, multiply, withExactProducts } from './projections.ts';
-import { type StoredSurrogate, surrogateProduct } from './surrogate.ts';
+import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
 type Shared = {
@@ -61,10 +60,11 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, float
   const logitRows = g.input('logit_rows', 'i64', ['R']);
   const embedded = embed(g, tokenIds, stored.embedding);
   const shared = sharedValues(g, config, stored, embedded);
-  const stream = throughLayers(config, stored, embedded, (layer, index, residual, branch) =>
-    ffn(g, shared, layer, index, ...attention(g, shared, layer, index, residual, branch)),
-  );
-  const rows = g.op('Reshape', [g.op('Add', stream), g.constant('i64', [2], [-1, config.hiddenSize])]);
+  const stream = throughLayers(g, config, stored, embedded, {
+    attention: (parts) => attention(g, shared, parts),
+    ffn: (parts) => ffn(g, shared, parts),
+  });
+  const rows = g.op('Reshape', [stream, g.constant('i64', [2], [-1, config.hiddenSize])]);
   outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
   // Some devices round activations differently from CPUs, by up to half a logit of the default model.
   const exact = withExactProducts(g.graph);
@@ -137,16 +137,16 @@ const gateOf = (b: GraphBuilder, gates: Value, block: number): Value =>
 /** The surrogate's output for sequences that skip the block, zeros for the others; undefined without surrogates. */
 function standIn(
   g: GraphBuilder,
-  shared: Shared,
+  { surrogates }: Shared,
   block: number,
-  name: string,
-  stored: StoredSurrogate | undefined,
-  x: (b: GraphBuilder) => Value,
+  skipped: SkippedBlock,
 ): ((b: GraphBuilder) => Value) | undefined {
-  const { surrogates } = shared;
-  if (stored === undefined || surrogates === undefined) return undefined;
-  const product = surrogateProduct(g, name, stored);
-  return (b) => b.op('Mul', [product(b, x(b), surrogates.isFirst), gateOf(b, surrogates.gates, block)]);
+  const product = surrogateProduct(g, skipped);
+  if (product === undefined || surrogates === undefined) return undefined;
+  return (b) => {
+    const output = product(b, skipped.unweighted(b), surrogates.isFirst);
+    return b.op('Mul', [output, gateOf(b, surrogates.gates, block)]);
+  };
 }
 
 /** The block's output where only some sequences run it. */
@@ -161,44 +161,23 @@ function gated(
   return stand === undefined ? own : b.op('Add', [own, stand(b)]);
 }
 
-function attention(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value | undefined,
-): [Value, Value] {
+function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Value {
   const { config } = shared;
+  const { index } = parts;
   const { kvHeadCount: G, hiddenSize: H } = config;
   const D = headRoom(config);
-  const { residual, x, weights, extras, unweighted } = attentionParts(
-    g,
-    config,
-    stored,
-    index,
-    before,
-    branch,
-  );
   const past: KeysValues = {
     k: g.input(`past_k_${index}`, 'f32', ['B', G, 'T', D]),
     v: g.input(`past_v_${index}`, 'f32', ['B', G, 'T', D]),
   };
   const block = 2 * index;
-  const stand = standIn(
-    g,
-    shared,
-    block,
-    `layer_${index}.attention`,
-    stored.surrogates?.attention,
-    unweighted,
-  );
+  const stand = standIn(g, shared, block, parts);
   const declare = (b: GraphBuilder, [output, k, v]: readonly Value[]) => {
     b.output(output!, 'f32', ['B', 'S', H]);
     b.output(k!, 'f32', ['B', G, 'T', D]);
     b.output(v!, 'f32', ['B', G, 'T', D]);
   };
-  const run = (b: GraphBuilder) => runAttention(b, shared, weights, extras, x, past);
+  const run = (b: GraphBuilder) => runAttention(b, shared, parts, past);
   const output = g.fresh('attention');
   const presents = [`present_k_${index}`, `present_v_${index}`];
   chosenWay(g, shared, block, [output, ...presents], declare, {
@@ -207,27 +186,22 @@ function attention(
       const [own, ...present] = run(b);
       return [gated(b, shared, block, own!, stand), ...present];
     },
-    skipped: (b) => [
-      stand?.(b) ?? b.op('Identity', [shared.zeros]),
-      ...writeKeys(b, shared, weights.kv, extras, x, past),
-    ],
+    skipped: (b) => [stand?.(b) ?? b.op('Identity', [shared.zeros]), ...writeKeys(b, shared, parts, past)],
   });
   for (const name of presents) g.output({ name }, 'f32', ['B', G, 'T', D]);
-  return [residual, { name: output }];
+  return { name: output };
 }
 
 /** The output `[B, S, H]`, and the caches with K and V of the new tokens. */
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
-  { qkv, output }: { readonly qkv: Linear; readonly output: Linear },
-  extras: Extras,
-  x: Value,
+  { x, weights, extras }: AttentionParts,
   past: KeysValues,
 ): Value[] {
   const { config } = shared;
   const { headCount: N, kvHeadCount: G } = config;
-  const { q, k, v } = wideQueriesKeysValues(b, shared, extras, multiply(b, x, qkv), shared.positions);
+  const { q, k, v } = wideQueriesKeysValues(b, shared, extras, multiply(b, x, weights.qkv), shared.positions);
   const [attended, presentK, presentV] = b.ops(
     'GroupQueryAttention',
     [q, k, v, past.k, past.v, shared.lastKeys, shared.keysMax],
@@ -242,21 +216,19 @@ function runAttention(
     MICROSOFT,
   );
   const own = narrowed(b, config, attended!, N);
-  return [extras.outputBiased(b, multiply(b, own, output)), presentK!, presentV!];
+  return [extras.outputBiased(b, multiply(b, own, weights.output)), presentK!, presentV!];
 }
 
 /** The caches with K and V of new tokens whose attention is skipped. */
 function writeKeys(
   b: GraphBuilder,
   shared: Shared,
-  kv: Linear,
-  extras: Extras,
-  x: Value,
+  { x, weights, extras }: AttentionParts,
   past: KeysValues,
 ): Value[] {
   const { config } = shared;
   const { kvHeadCount: G } = config;
-  const { k, v } = keysValues(b, shared, extras, multiply(b, x, kv), shared.positions);
+  const { k, v } = keysValues(b, shared, extras, multiply(b, x, weights.kv), shared.positions);
   const write = (into: Value, values: Value) => {
     const wide = widened(b, config, values, G);
     const byToken = b.op('Reshape', [wide, b.constant('i64', [4], [0, 0, G, headRoom(config)])]);
@@ -266,24 +238,17 @@ function writeKeys(
   return [write(past.k, k), write(past.v, v)];
 }
 
-function ffn(
-  g: GraphBuilder,
-  shared: Shared,
-  stored: StoredLayer,
-  index: number,
-  before: Value,
-  branch: Value,
-): [Value, Value] {
+function ffn(g: GraphBuilder, shared: Shared, parts: FfnParts): Value {
   const { config } = shared;
   const { hiddenSize: H } = config;
-  const { residual, x, weights, unweighted } = ffnParts(g, config, stored, index, before, branch);
-  const block = 2 * index + 1;
-  const stand = standIn(g, shared, block, `layer_${index}.ffn`, stored.surrogates?.ffn, unweighted);
+  const { x, weights } = parts;
+  const block = 2 * parts.index + 1;
+  const stand = standIn(g, shared, block, parts);
   const output = g.fresh('ffn');
   chosenWay(g, shared, block, [output], (b, [own]) => b.output(own!, 'f32', ['B', 'S', H]), {
     plain: (b) => [feedForward(b, config, x, weights)],
     mixed: (b) => [gated(b, shared, block, feedForward(b, config, x, weights), stand)],
     skipped: (b) => [stand?.(b) ?? b.op('Identity', [shared.zeros])],
   });
-  return [residual, { name: output }];
+  return { name: output };
 }

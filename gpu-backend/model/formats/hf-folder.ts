@@ -26,7 +26,7 @@ import {
   unsupportedModel,
 } from '../model-source.ts';
 import { yarnAttentionFactor } from '../rope.ts';
-import { openSafetensors, requireReadable, type SafetensorsFile } from './safetensors.ts';
+import { openSafetensors, type SafetensorsFile } from './safetensors.ts';
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 const INDEX_BYTES_MAX = 32 * 1024 * 1024;
@@ -51,7 +51,8 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
         if (!isIgnored(name, config.tiedEmbeddings)) fileOf.set(name, file);
       }
     }
-    for (const [name, file] of fileOf) requireReadable(name, file);
+    // Refuses types that cannot be read, before anything is read.
+    for (const [name, file] of fileOf) file.place(name);
     const shapes = new Map([...fileOf].map(([name, file]) => [name, file.shape(name)]));
     checkTensors(config, shapes, (tensor) => tensor.name);
     const find = (name: string) => {

@@ -16,9 +16,7 @@ export type SafetensorsFile = {
   readonly metadata: Readonly<Record<string, string>>;
   has(name: string): boolean;
   shape(name: string): readonly number[];
-  /** The element type's name in the file, e.g. `BF16`. */
-  dtype(name: string): string;
-  /** The whole tensor in fp32, row-major. @throws MaskrouteError for another type than F32, F16 and BF16. */
+  /** The whole tensor in fp32, row-major. @throws MaskrouteError `unsupported_model` unless it is F32, F16 or BF16. */
   read(name: string): Promise<Float32Array>;
   /** @throws as `read`. */
   place(name: string): TensorPlace;
@@ -60,7 +58,6 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
       metadata,
       has: (name) => entries.has(name),
       shape: (name) => find(name).shape,
-      dtype: (name) => find(name).dtype,
       place,
       read: async (name) => readTensor(place(name)),
       close: () => file.close(),
@@ -69,11 +66,6 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
     await file.close();
     throw error;
   }
-}
-
-/** @throws MaskrouteError `unsupported_model` for a tensor that `read` would refuse. */
-export function requireReadable(name: string, file: SafetensorsFile): void {
-  floatType(name, file.dtype(name));
 }
 
 /** GGUF's id of an element type; undefined when unsupported. */

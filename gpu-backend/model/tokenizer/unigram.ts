@@ -2,6 +2,7 @@
  * Unigram tokenization (Kudo, 2018): splits a word into the pieces with the highest sum of scores (Viterbi), in steps of
  * bounded work. Gives the same ids as Hugging Face's unigram/model.rs.
  */
+import { remembering } from './byte-pairs.ts';
 
 export type UnigramJson = {
   readonly type: 'Unigram';
@@ -13,12 +14,12 @@ export type UnigramJson = {
 
 /** An unknown character's score is so much lower than the lowest score of a piece. */
 const UNKNOWN_PENALTY = 10;
-/** Words up to this length are cached. */
-const SHORT_CHARS = 64;
-const WORDS_REMEMBERED_MAX = 10_000;
 const CHARS_A_PIECE = 4096;
 
-/** `reserved`: names of special tokens, which text never becomes. @throws Error without an unknown token. */
+/**
+ * Returns a function that appends the ids of one word. `reserved`: names of special tokens, which text never becomes.
+ * @throws Error without an unknown token.
+ */
 export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) {
   const { vocab, unk_id: unknown } = json;
   if (unknown === null || vocab[unknown] === undefined) throw new Error('it has no unknown token');
@@ -26,7 +27,6 @@ export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) 
   const unknownScore = scores.reduce((least, score) => Math.min(least, score), Infinity) - UNKNOWN_PENALTY;
   const pieces = piecesByPrefix(vocab, reserved);
   const byteIds = json.byte_fallback ? bytePieces(vocab) : undefined;
-  const remembered = new Map<string, readonly number[]>();
 
   /** For the best path to each position: the position before, and the piece between. */
   function* bestWays(word: string): Generator<void, { from: Int32Array; ids: Int32Array }> {
@@ -76,17 +76,7 @@ export function createUnigram(json: UnigramJson, reserved: ReadonlySet<string>) 
     return found.reverse();
   }
 
-  return {
-    *encode(word: string, ids: number[]): Generator<void, void> {
-      const known = remembered.get(word);
-      const found = known ?? (yield* spelled(word));
-      // `push(...found)` would overflow the stack for a long list.
-      for (const id of found) ids.push(id);
-      if (known !== undefined || word.length > SHORT_CHARS) return;
-      if (remembered.size >= WORDS_REMEMBERED_MAX) remembered.delete(remembered.keys().next().value!);
-      remembered.set(word, found);
-    },
-  };
+  return remembering(spelled);
 }
 
 const next = (word: string, at: number): number => at + (word.codePointAt(at)! > 0xffff ? 2 : 1);

@@ -108,7 +108,7 @@ describe('a token', () => {
   it('of a backend, for an edge, opens no backend: not even one that does not know its own address', async () => {
     expect(await use(await sign({ scope: 'masks' }))).toMatchObject(refused);
     expect(await use(await sign({ scope: 'anything else' }))).toMatchObject(refused);
-    const anywhere = await createAuthenticator(BACKEND_KEY);
+    const anywhere = createAuthenticator(BACKEND_KEY);
     await expect(anywhere(`Bearer ${await sign({ scope: 'masks' })}`)).rejects.toMatchObject({
       code: 'invalid_api_key',
     });
@@ -117,7 +117,7 @@ describe('a token', () => {
 
   it('for an address that is known only once the backend listens is held to it', async () => {
     const address = Promise.withResolvers<string>();
-    const own = await createAuthenticator(BACKEND_KEY, { audience: address.promise });
+    const own = createAuthenticator(BACKEND_KEY, { audience: address.promise });
     const answers = Promise.allSettled([
       own(`Bearer ${await sign()}`),
       own(`Bearer ${await sign({ audience: 'http://a' })}`),

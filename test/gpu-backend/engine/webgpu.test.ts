@@ -12,7 +12,7 @@ import type { Prefixes } from '../../../gpu-backend/engine/runner-interface.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
 import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
 import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
-import type { Session } from '../../../gpu-backend/onnx/session.ts';
+import type { RuntimeTensor, Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
   denseMask,
@@ -42,6 +42,7 @@ type Crossing = {
 const crossings = vi.hoisted((): Crossing[] => []);
 vi.mock(import('../../../gpu-backend/onnx/session.ts'), async (original) => {
   const real = await original();
+  const isOnDevice = ({ location }: RuntimeTensor) => location === 'gpu-buffer';
   const counted = (session: Session): Session => ({
     ...session,
     async run(feeds, fetches) {
@@ -49,9 +50,9 @@ vi.mock(import('../../../gpu-backend/onnx/session.ts'), async (original) => {
       const all = [...Object.entries(feeds), ...Object.entries(outputs)];
       crossings.push({
         host: all.flatMap(([name, value]) =>
-          real.isOnDevice(value) ? [] : [{ name, bytes: (value.data as Uint8Array).byteLength }],
+          isOnDevice(value) ? [] : [{ name, bytes: (value.data as Uint8Array).byteLength }],
         ),
-        device: all.flatMap(([name, value]) => (real.isOnDevice(value) ? [name] : [])),
+        device: all.flatMap(([name, value]) => (isOnDevice(value) ? [name] : [])),
       });
       return outputs;
     },

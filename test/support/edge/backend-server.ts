@@ -256,15 +256,15 @@ class Backends {
     this.#closing.push(close);
     const audience = place === '' ? this.#url : `${this.#url}/at/${place}`;
     return createApp({
-      ...(await openParts(options)),
+      ...openParts(options),
       encoders,
       lifecycle,
       recentAnswers: isNew ? newAnswers() : recentAnswers,
       authenticate:
         door === 'strict'
-          ? await createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
+          ? createAuthenticator(BACKEND_KEY, { audience, otherBackendKey: BACKEND_KEY_2 })
           : door === 'locked'
-            ? await createAuthenticator('the-key-of-another-edge')
+            ? createAuthenticator('the-key-of-another-edge')
             : anyClock,
     });
   }
