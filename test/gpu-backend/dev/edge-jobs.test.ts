@@ -49,7 +49,7 @@ beforeAll(async () => {
     ...(surrogates === undefined ? {} : { surrogates: surrogates as SurrogatesId }),
   };
   const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
-  server = await serveModel(model, {}, { jobs, schedules, audience: undefined });
+  server = await serveModel(model, {}, { jobs: { jobs, schedules }, audience: undefined });
   edge = await startEdge({
     ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
     bindings: { BACKEND_URL: server.url, BACKEND_KEY, ADMIN_KEY },
