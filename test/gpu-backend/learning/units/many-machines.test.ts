@@ -1,6 +1,14 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -278,6 +286,16 @@ it('a thread that is closed in mid-unit leaves its process alive', () => {
   expect([status, signal]).toEqual([0, null]);
   // A unit of one run of the graph is computed by the time that its thread ends.
   expect(stdout.match(/computed|it was closed/g)).toHaveLength(3);
+});
+
+it('a model that could not be opened for one unit is opened for the next', async () => {
+  using other = await tinyHome();
+  await using units = await openLocalUnits({ ...run, model: other.model });
+  const weights = join(other.model.folder, 'weights.bin');
+  renameSync(weights, `${weights}.away`);
+  await expect(units.run(longUnit(1, 1))).rejects.toThrow();
+  renameSync(`${weights}.away`, weights);
+  expect(await units.run(longUnit(1, 1))).toEqual((await computedHere([longUnit(1, 1)]))[0]);
 });
 
 it('two that ask at once for a unit that the journal has both get its numbers, or both the error', async () => {
