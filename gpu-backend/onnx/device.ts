@@ -92,7 +92,8 @@ export async function chooseDevice(
 /** The CPU, and why `auto` chose it. Says, too, when that gives up a type that only a GPU computes in. */
 const insteadOfGpu = (reason: string, floatType: FloatType | undefined): ChosenDevice => ({
   device: CPU,
-  reason: floatType === 'f16' ? `${reason}; the CPU computes in f32, not in f16 as --float-type says` : reason,
+  reason:
+    floatType === 'f16' ? `${reason}; the CPU computes in f32, not in f16 as --float-type says` : reason,
 });
 
 const PROBE_MAX_ms = 60_000;

@@ -18,9 +18,7 @@ test('work comes in order, also behind work that fails, and each caller gets its
     inTurn(() => order.push('last')),
   ]);
   expect(order).toEqual(['slow', 'failing', 'last']);
-  expect(results.map((result) => (result.status === 'fulfilled' ? result.value : `${result.reason}`))).toEqual([
-    1,
-    'Error: broken',
-    3,
-  ]);
+  expect(
+    results.map((result) => (result.status === 'fulfilled' ? result.value : `${result.reason}`)),
+  ).toEqual([1, 'Error: broken', 3]);
 });
