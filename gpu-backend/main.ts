@@ -20,8 +20,7 @@ import { createEncoderService } from './encoder/encoder-service.ts';
 import { createMaskRegistry } from './engine/mask-registry.ts';
 import { createEngine } from './engine/start-engine.ts';
 import { createGrammars } from './grammar/grammars.ts';
-import { type Jobs, openJobs } from './jobs/job-queue.ts';
-import { openSchedules, type Schedules } from './jobs/schedules.ts';
+import { type HomeJobs, openHomeJobs } from './jobs/home-jobs.ts';
 import type { KvType } from './model/model-source.ts';
 import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
@@ -118,17 +117,15 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
   const tracing = options.collector && (await openTracing(options.collector, log));
-  let jobs: Jobs | undefined;
-  let schedules: Schedules | undefined;
+  let jobs: HomeJobs | undefined;
   const closeParts = async () => {
-    await schedules?.close();
     await Promise.all([encoders.close(), text.close(), grammars.close(), jobs?.close(), tracing?.close()]);
     await within(engine.close(), ENGINE_CLOSE_ms);
   };
   try {
     jobs = await jobsOf(options, model.name, log);
-    schedules = jobs && (await openSchedules(jobSettings(options, model.name, log), jobs));
-    const server = await serve(options, { model, encoders, jobs, schedules, tracer: tracing?.tracer, log });
+    const tracer = tracing?.tracer;
+    const server = await serve(options, { model, encoders, jobs: () => jobs?.held, tracer, log });
     const device = deviceName(engine.model.device);
     log.info({ url: server.url, model: model.name, device, threads }, 'ready');
     let closing: Promise<void> | undefined;
@@ -181,7 +178,7 @@ const ENGINE_CLOSE_ms = 3000;
 
 async function serve(
   options: AccessOptions & Pick<ModelOptions, 'home'>,
-  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'schedules' | 'tracer' | 'log'>,
+  parts: Pick<ApiOptions, 'model' | 'encoders' | 'jobs' | 'tracer' | 'log'>,
 ): Promise<RunningServer> {
   const { model, log } = parts;
   const { home, backendKey, otherBackendKey, metricsKey, edgeUrl } = options;
@@ -206,27 +203,16 @@ async function serve(
   return server;
 }
 
-async function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<Jobs | undefined> {
-  const { home, jobEntry: entry, jobDataFolder: dataFolder } = options;
+async function jobsOf(options: BackendOptions, model: string, log: Logger): Promise<HomeJobs | undefined> {
+  const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
   if (entry === undefined) return undefined;
-  try {
-    const jobs = await openJobs({ ...jobSettings(options, model, log), entry, dataFolder });
-    if (jobs === undefined)
-      log.warn({ home }, 'another backend with this MASKROUTE_HOME runs its jobs, so this one runs none');
-    return jobs;
-  } catch (error) {
-    // A backend without jobs still answers requests.
-    if (!(error instanceof MaskrouteError)) throw error;
-    log.warn({ reason: error.message }, 'this backend runs no jobs');
-    return undefined;
-  }
+  return openHomeJobs({
+    ...{ home, model, entry, dataFolder },
+    backendKeys: [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])],
+    note: (message, detail) => log.info(detail, message),
+    warn: (reason) => log.warn({ reason }, 'this backend runs no jobs for now'),
+  });
 }
-
-const jobSettings = ({ home, backendKey, otherBackendKey }: BackendOptions, model: string, log: Logger) => ({
-  ...{ home, model },
-  backendKeys: [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])] as const,
-  note: (message: string, detail: Record<string, unknown>) => log.info(detail, message),
-});
 
 /**
  * Opening a model leaves 20 MB of garbage that V8 would not collect for long, so V8 optimizes for size meanwhile. Not while

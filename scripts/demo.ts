@@ -99,7 +99,8 @@ async function show(
   { masked, dense }: Compared,
   columns: number,
 ): Promise<void> {
-  const speed = ({ tokensPerSecond }: Answer) => `${tokensPerSecond.toFixed(1)} tokens/s`;
+  const speed = ({ tokens_per_s }: Answer) =>
+    tokens_per_s === null ? 'one token' : `${tokens_per_s.toFixed(1)} tokens/s`;
   console.log(`\n${'═'.repeat(columns)}\n${kind}: ${prompt}`);
   console.log(`cluster ${masked.cluster} (${await labelOf(dev, prompt)}), mask ${masked.mask}`);
   const left = `MASKED, ${(masked.sparsity * 100).toFixed(1)} % of blocks skipped, ${speed(masked)}`;
@@ -114,7 +115,8 @@ type Answer = {
   readonly cluster: string;
   readonly mask: string;
   readonly sparsity: number;
-  readonly tokensPerSecond: number;
+  /** See {@link decodeSpeed}. */
+  readonly tokens_per_s: number | null;
 };
 
 /** The agreement of the live mask set with dense from its stored evaluation; undefined when there is none. */
@@ -130,7 +132,7 @@ async function evaluatedAgreement({ edge, adminKey }: DevFile): Promise<number |
 type Compared = {
   readonly masked: Answer;
   readonly dense: Answer;
-  /** Tokens a second of every round, masked and dense in turns. */
+  /** Tokens a second of every round whose answers have a speed, masked and dense in turns. */
   readonly speeds: readonly { readonly masked: number; readonly dense: number }[];
 };
 
@@ -148,11 +150,11 @@ async function askBoth(
     dense.push(await ask(client, `${model}:dense`, prompt, signal));
   }
   const fastest = (answers: Answer[]): Answer =>
-    answers.reduce((best, answer) => (answer.tokensPerSecond > best.tokensPerSecond ? answer : best));
-  const speeds = masked.map((answer, round) => ({
-    masked: answer.tokensPerSecond,
-    dense: dense[round]!.tokensPerSecond,
-  }));
+    answers.reduce((best, one) => ((one.tokens_per_s ?? 0) > (best.tokens_per_s ?? 0) ? one : best));
+  const speeds = masked.flatMap(({ tokens_per_s }, round) => {
+    const other = dense[round]!.tokens_per_s;
+    return tokens_per_s === null || other === null ? [] : [{ masked: tokens_per_s, dense: other }];
+  });
   return { masked: fastest(masked), dense: fastest(dense), speeds };
 }
 
@@ -181,8 +183,9 @@ type Figures = {
 /** @param load load average per core. */
 export function figuresOf(compared: readonly Compared[], load: number, evaluated?: number): Figures {
   const rounds = compared.flatMap(({ speeds }) => speeds);
+  const timed = compared.filter(({ speeds }) => speeds.length > 0);
   const spread = median(
-    compared.flatMap(({ speeds }) =>
+    timed.flatMap(({ speeds }) =>
       (['masked', 'dense'] as const).map((kind) => {
         const values = speeds.map((speed) => speed[kind]);
         return Math.max(...values) / Math.min(...values);
@@ -236,6 +239,10 @@ export function agreementOf(text: string, dense: string): number {
   return (differs === -1 ? denseWords.length : differs) / denseWords.length;
 }
 
+/** Tokens a second. The first token comes from the prefill, so an answer of one token has no speed: null. */
+export const decodeSpeed = (tokens: number, decode_ms: number): number | null =>
+  tokens > 1 && decode_ms > 0 ? ((tokens - 1) * 1000) / decode_ms : null;
+
 async function ask(client: OpenAI, model: string, prompt: string, signal: AbortSignal): Promise<Answer> {
   const { data, response } = await client.chat.completions
     .create(
@@ -255,8 +262,7 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
     cluster: header(HEADERS.cluster),
     mask: header(HEADERS.mask),
     sparsity: Number(header(HEADERS.sparsity)),
-    // The first token comes from the prefill.
-    tokensPerSecond: ((data.usage!.completion_tokens - 1) * 1000) / decode_ms,
+    tokens_per_s: decodeSpeed(data.usage!.completion_tokens, decode_ms),
   };
 }
 

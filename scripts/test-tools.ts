@@ -6,8 +6,9 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import path from 'node:path';
-import { findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey-server.ts';
+import { findTool, findValkey, NO_VALKEY, VALKEY_FOLDER } from '../gpu-backend/bench/valkey-server.ts';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { MaskrouteError } from '../shared/wire/errors.ts';
 
 /** Installs packages with Debian's apt, as root. Returns whether they are installed. */
 function installWithApt(...packages: string[]): boolean {
@@ -23,16 +24,17 @@ function installWithApt(...packages: string[]): boolean {
 /* The browser: the system's Chromium. */
 
 const BROWSERS = [
-  process.env.CHROMIUM,
   '/usr/bin/chromium',
   '/usr/bin/chromium-browser',
   '/usr/bin/google-chrome',
   '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome',
 ];
 
-/** The browser's path; undefined when there is none. `CHROMIUM` in the environment names another one. */
-export const findBrowser = (): string | undefined =>
-  BROWSERS.find((file) => file !== undefined && existsSync(file));
+/**
+ * The browser's path; undefined when there is none. `CHROMIUM` in the environment names another one.
+ * @throws MaskrouteError `invalid_argument` when that one does not exist.
+ */
+export const findBrowser = (): string | undefined => findTool('CHROMIUM', BROWSERS);
 
 export const NO_BROWSER =
   'There is no Chromium for the tests of the dashboard. Install one (Debian: apt-get install chromium), or name one in the environment variable CHROMIUM.';
@@ -117,8 +119,13 @@ if (import.meta.main) {
   const one = TOOLS[name];
   if (one !== undefined) parseScript(newCommand(`npm run ${name} --`, one.about), [`npm run ${name}`], args);
   for (const { isThere, install, missing } of one === undefined ? Object.values(TOOLS) : [one]) {
-    if (isThere() || (install() && isThere())) continue;
-    console.error(missing);
+    try {
+      if (isThere() || (install() && isThere())) continue;
+      console.error(missing);
+    } catch (error) {
+      if (!(error instanceof MaskrouteError)) throw error;
+      console.error(error.message);
+    }
     process.exitCode = 1;
   }
 }

@@ -13,6 +13,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
+import type { HomeJobs } from '../jobs/home-jobs.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
 import type { ApiEnv, ApiParts } from './parts.ts';
@@ -36,18 +37,19 @@ const operatorsOnly = createMiddleware<ApiEnv>(async (c, next) => {
   await next();
 });
 
-const noJobs = (): MaskrouteError =>
-  new MaskrouteError(
+/** @throws MaskrouteError `not_found` while this backend runs no jobs. */
+function heldBy({ jobs }: ApiParts): NonNullable<HomeJobs['held']> {
+  const held = jobs();
+  if (held !== undefined) return held;
+  throw new MaskrouteError(
     'not_found',
-    'This backend runs no jobs. Of several backends with the same MASKROUTE_HOME, the first one runs them.',
+    'This backend runs no jobs. Of several backends with the same MASKROUTE_HOME one runs them; another takes over when it ends.',
   );
+}
 
 export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
-  const { jobs: maybe, bodies, limits, lifecycle, log } = parts;
-  const jobs = (): Jobs => {
-    if (maybe === undefined) throw noJobs();
-    return maybe;
-  };
+  const { bodies, limits, lifecycle, log } = parts;
+  const jobs = (): Jobs => heldBy(parts).jobs;
   const open = (): Jobs => {
     lifecycle.stopping.throwIfAborted();
     return jobs();
@@ -69,8 +71,9 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
     })
     .delete('/v1/jobs/data/:id', async (c) => {
       const id = c.req.param('id');
-      parts.schedules?.requireUnneeded(id);
-      await jobs().removeData(id);
+      const held = heldBy(parts);
+      held.schedules.requireUnneeded(id);
+      await held.jobs.removeData(id);
       return c.json({ id, deleted: true });
     })
     .route('/v1/jobs/schedules', scheduleRoutes(parts))
@@ -105,11 +108,9 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
     });
 }
 
-function scheduleRoutes({ schedules: maybe, bodies, lifecycle, log }: ApiParts): Hono<ApiEnv> {
-  const schedules = (): Schedules => {
-    if (maybe === undefined) throw noJobs();
-    return maybe;
-  };
+function scheduleRoutes(parts: ApiParts): Hono<ApiEnv> {
+  const { bodies, lifecycle, log } = parts;
+  const schedules = (): Schedules => heldBy(parts).schedules;
   return new Hono<ApiEnv>()
     .get('/', (c) => c.json({ object: 'list', data: schedules().list() }))
     .post('/', async (c) => {

@@ -15,8 +15,7 @@ import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
 import type { Grammars } from '../grammar/grammars.ts';
-import type { Jobs } from '../jobs/job-queue.ts';
-import type { Schedules } from '../jobs/schedules.ts';
+import type { HomeJobs } from '../jobs/home-jobs.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
 import {
   type Authenticate,
@@ -33,9 +32,8 @@ export type ApiOptions = {
   readonly model: ServedModel;
   readonly masks: MaskRegistry;
   readonly encoders: EncoderService;
-  /** Undefined: this backend runs no jobs. */
-  readonly jobs: Jobs | undefined;
-  readonly schedules?: Schedules | undefined;
+  /** The jobs and schedules of the home; undefined while this backend does not run them. */
+  readonly jobs: () => HomeJobs['held'];
   readonly keys: ApiKeys;
   /** Undefined: tracing is off. */
   readonly tracer: Tracer | undefined;

@@ -16,8 +16,8 @@ export type Tracing = {
 };
 
 const EXPORT_ms = 5000;
-/** How long a shutdown waits for an unreachable collector. */
-const CLOSE_ms = 3000;
+/** How long a shutdown waits for a collector that is unreachable, slow, or refuses the spans. */
+const CLOSE_ms = 1000;
 const BATCH_ms = 1000;
 const WAITING_SPANS_MAX = 4096;
 

@@ -107,7 +107,7 @@ const shareOf = (read_GBps: number, bandwidth_GBps: number | null) => ({
 async function toldBandwidth(device: Adapter, say: SpeedOptions['say']): Promise<number | null> {
   say(`on ${deviceName(device)}`);
   if (device.isSoftware) {
-    say("its drivers compute on the processor: the memory's bandwidth is not measured");
+    say("its drivers compute on the CPU: the memory's bandwidth is not measured");
     return null;
   }
   const found_GBps = await copyBandwidth_GBps();

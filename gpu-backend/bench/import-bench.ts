@@ -50,7 +50,7 @@ export async function benchImport({ spec, weights, home, say, signal }: ImportBe
     const limit_s = Math.max(disk_s, processors_s);
     const above_bytes = run.peak_bytes - source.largestTensor_bytes;
     say(
-      `${run.seconds.toFixed(1)} s; the disk alone takes ${disk_s.toFixed(1)}, the processors alone ${processors_s.toFixed(1)}`,
+      `${run.seconds.toFixed(1)} s; the disk alone takes ${disk_s.toFixed(1)}, the CPU alone ${processors_s.toFixed(1)}`,
     );
     say(
       `at most ${gigabytes(run.peak_bytes)} GB in memory; the largest tensor is ${gigabytes(source.largestTensor_bytes)} GB`,

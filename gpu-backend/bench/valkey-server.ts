@@ -12,7 +12,6 @@ import { freePort } from '../measure.ts';
 export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');
 
 const CANDIDATES = [
-  process.env.VALKEY_SERVER,
   '/usr/bin/valkey-server',
   '/usr/local/bin/valkey-server',
   '/opt/homebrew/bin/valkey-server',
@@ -22,9 +21,19 @@ const CANDIDATES = [
 export const NO_VALKEY =
   'There is no valkey-server. Install one (npm run valkey, or Debian: apt-get install valkey-server), or name one in the environment variable VALKEY_SERVER.';
 
-/** The server's path; undefined when there is none. `VALKEY_SERVER` in the environment names another one. */
-export const findValkey = (): string | undefined =>
-  CANDIDATES.find((file) => file !== undefined && existsSync(file));
+/**
+ * The server's path; undefined when there is none. `VALKEY_SERVER` in the environment names another one.
+ * @throws MaskrouteError `invalid_argument` when that one does not exist.
+ */
+export const findValkey = (): string | undefined => findTool('VALKEY_SERVER', CANDIDATES);
+
+/** The program that the environment variable `name` names, or else the first of `candidates` that exists. */
+export function findTool(name: string, candidates: readonly string[]): string | undefined {
+  const named = process.env[name];
+  if (named === undefined || named === '') return candidates.find((file) => existsSync(file));
+  if (existsSync(named)) return named;
+  throw new MaskrouteError('invalid_argument', `${name} names ${named}, and there is no such file.`);
+}
 
 /** `LD_LIBRARY_PATH` with the libraries that were unpacked beside the server. */
 function libraryPath(): string {

@@ -39,7 +39,11 @@ function addPull(model: Command): void {
       '--data <file...>',
       `text that q4 is calibrated on (default: the model writes its own): ${DATA_HELP}`,
     )
-    .option('--force', 'import it again when it is installed', false)
+    .option(
+      '--force',
+      'import it again when it is installed, or in place of another model of its name',
+      false,
+    )
     .option(...JSON_OPTION)
     .addHelpText(
       'after',

@@ -37,7 +37,7 @@ import { installSurrogates, surrogatesIdOf } from '../model/surrogates.ts';
 type PullOptions = ImportHooks & {
   readonly home: string;
   readonly weights: WeightKind;
-  /** Imports even when the model is installed already. */
+  /** Imports even when the model is installed already, or another one has its name. */
   readonly force?: boolean;
   /** Files of calibration text for q4; without them the model writes its own text. */
   readonly data?: readonly string[];
@@ -48,9 +48,9 @@ type WaitHooks = Pick<ImportHooks, 'log' | 'signal'>;
 
 /**
  * Installs a model. With 8-bit weights it has the plain name; others are named `<name>-q4` and `<name>-f32`.
- * Does nothing when the same model is installed already.
+ * Does nothing when the same model is installed already, and replaces an older one from the same place.
  * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
- * `storage_failed`, `cancelled`.
+ * `conflict` when the name belongs to a model from elsewhere, `storage_failed`, `cancelled`.
  */
 export async function pullModel(specText: string, options: PullOptions): Promise<InstalledModel> {
   try {
@@ -65,7 +65,7 @@ export async function pullModel(specText: string, options: PullOptions): Promise
   }
 }
 
-const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
+const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
 
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
   const { home, weights, force = false, data = [] } = options;
@@ -80,7 +80,7 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
   // Every start asks for the default model: when it is installed, from whichever source, neither the network nor the
   // lock is needed.
   const present = async () =>
-    plainName === DEFAULT_MODEL
+    spec.kind === 'default'
       ? asWanted(await openInstalled(home, name).catch(() => undefined), given)
       : undefined;
   const imported = async () => {
@@ -90,6 +90,7 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
     const origin = isPlain ? PLAIN_ORIGIN : given;
     const same = asWanted(await findImported(local, { ...options, name }), origin);
     if (same !== undefined) return same;
+    if (spec.kind !== 'default' && !force) await requireOwnName(home, name, local);
     if (isPlain) options.log(PLAIN_HINT);
     const held = await heldAs(local, plainName, origin, options);
     return importModel(local, { ...options, name, weights: held });
@@ -98,6 +99,20 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
     (await present()) ?? (await locked(home, options, async () => (await present()) ?? imported()));
   return withPresetSurrogates(home, model, options);
 }
+
+/**
+ * Repositories of several owners may have one name, and so may a file. Only an import from the same place replaces a model.
+ * @throws MaskrouteError `conflict`.
+ */
+async function requireOwnName(home: string, name: string, { source }: LocalModel): Promise<void> {
+  const installed = await openInstalled(home, name).catch(() => undefined);
+  if (installed === undefined || placeOf(installed.manifest.source) === placeOf(source)) return;
+  const message = `The name ${name} belongs to an installed model from ${installed.manifest.source}, and this one is from ${source}. With --force it replaces that model; to keep both, pull this one with another MASKROUTE_HOME.`;
+  throw new MaskrouteError('conflict', message);
+}
+
+/** A model's source without the commit or version. */
+const placeOf = (source: string): string => source.replace(/@[0-9a-f]{40}|==[^/]+/, '');
 
 /* The calibration text of q4. */
 

@@ -101,11 +101,14 @@ async function readBackends(client: AdminClient): Promise<Status['backends']> {
   );
 }
 
-/** Null when it cannot be read, so that one backend without an answer does not fail the command. */
+/**
+ * Null when it cannot be read, so that one backend without an answer does not fail the command. Empty for a backend that
+ * leaves its jobs to another one of the same home.
+ */
 const listed = <T extends z.ZodType>(client: AdminClient, path: string, item: T) =>
   client.request({ method: 'GET', path }, listSchema(item)).then(
     ({ data }) => data as z.output<T>[],
-    () => null,
+    (error: unknown) => (error instanceof MaskrouteError && error.code === 'not_found' ? [] : null),
   );
 
 async function unless<T>(code: MaskrouteError['code'], asked: Promise<T>): Promise<T | null> {

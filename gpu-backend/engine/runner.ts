@@ -16,6 +16,7 @@ import { withExactProducts } from '../model/architectures/projections.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 import type { Graph } from '../onnx/graph.ts';
 import type { Session, SessionOptions } from '../onnx/session.ts';
 import { createSession, createSessionIn } from '../onnx/session.ts';
@@ -64,12 +65,8 @@ export async function openRunner(
     return runBatch(many, parts, own);
   };
   // One run at a time: the runtime starts it in a later turn of the event loop, and nothing may move K and V meanwhile.
-  let last: Promise<unknown> = Promise.resolve();
-  const runMany = (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
-    const own = last.then(() => compute(inputs));
-    last = own.catch(() => {});
-    return own;
-  };
+  const inTurn = oneAtATime();
+  const runMany = (inputs: readonly RunInput[]) => inTurn(() => compute(inputs));
   return {
     config,
     surrogates,

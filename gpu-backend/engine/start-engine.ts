@@ -5,7 +5,7 @@ import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
-import { type Device, PROCESSOR } from '../onnx/device.ts';
+import { CPU, type Device } from '../onnx/device.ts';
 import {
   type Engine,
   type EngineEvent,
@@ -48,7 +48,7 @@ const CHUNK_TOKENS = 256;
 
 /** Rejects with MaskrouteError `engine_failed` when the model cannot be opened. */
 export async function createEngine(options: EngineOptions): Promise<Engine> {
-  const { modelDir, hash, config, surrogates, device = PROCESSOR } = options;
+  const { modelDir, hash, config, surrogates, device = CPU } = options;
   const { layerCount, kvHeadCount, headSize } = config;
   const kvType = kvTypeOn(device, options.kvType);
   const limits: LoopLimits = {

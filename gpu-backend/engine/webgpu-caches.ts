@@ -6,6 +6,7 @@
  * place (`webgpu-runner.ts`). A sequence has a place from its first step until its cache is emptied or garbage-collected.
  * Operations on the device are serialized (`inTurn`), since a step may move the buffers.
  */
+import { oneAtATime } from '../one-at-a-time.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { floatTensor } from '../onnx/session.ts';
 import { doubled, type SequenceCache } from './kv-cache.ts';
@@ -81,7 +82,6 @@ export class DeviceCaches {
   readonly #copies: Copies;
   /** The cache in each place. A garbage-collected cache frees its place. */
   #owners: (WeakRef<DeviceCache> | undefined)[] = [];
-  #last: Promise<unknown> = Promise.resolve();
 
   static async open(shape: DeviceCacheShape): Promise<DeviceCaches> {
     return new DeviceCaches(shape, await openCopies(shape));
@@ -93,11 +93,7 @@ export class DeviceCaches {
   }
 
   /** Runs `work` after all earlier work on the device. */
-  inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#last.then(work);
-    this.#last = done.catch(() => undefined);
-    return done;
-  }
+  readonly inTurn = oneAtATime();
 
   get places(): number {
     return this.#owners.length;

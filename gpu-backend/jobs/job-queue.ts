@@ -16,6 +16,7 @@ import {
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { tryLock } from '../files.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 import { createJobStore, JobData, type JobStore, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
@@ -81,7 +82,7 @@ export class Jobs {
   #current: Current | undefined;
   /** Waiting jobs that are being cancelled. */
   readonly #leaving = new Set<string>();
-  #creating: Promise<unknown> = Promise.resolve();
+  readonly #inTurn = oneAtATime();
 
   /** `unlock`: called once they are closed. */
   constructor(
@@ -118,9 +119,7 @@ export class Jobs {
    * to begin with is missing.
    */
   create(request: CreateJob, schedule: string | null = null): Promise<Job> {
-    const created = this.#creating.then(() => this.#create(request, schedule));
-    this.#creating = created.catch(() => {});
-    return created;
+    return this.#inTurn(() => this.#create(request, schedule));
   }
 
   /** Records a job that failed before it could begin, so that it is listed with its error. */

@@ -18,6 +18,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 
 export type JobStore = {
   /**
@@ -43,7 +44,7 @@ export function createJobStore(folder: string): JobStore {
     await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
   };
   const remove = (id: string) => rm(folderOf(id), { recursive: true, force: true });
-  let saving: Promise<unknown> = Promise.resolve();
+  const inTurn = oneAtATime();
   return {
     async load() {
       const names = await readdir(folder).catch(() => []);
@@ -60,11 +61,7 @@ export function createJobStore(folder: string): JobStore {
         .filter((job) => job !== undefined)
         .sort((a, b) => (a.created_at < b.created_at ? -1 : a.created_at > b.created_at ? 1 : 0));
     },
-    save(job) {
-      const saved = saving.then(() => write(job));
-      saving = saved.catch(() => {});
-      return saved;
-    },
+    save: (job) => inTurn(() => write(job)),
     remove,
     folderOf,
     outOf: (id) => join(folderOf(id), 'out'),

@@ -12,6 +12,7 @@ import type { Readable } from 'node:stream';
 import { z } from 'zod';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { type JobProgress, type JobRequest, jobSchema } from '../../shared/admin/job-wire.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 
 type CommandRun = {
   /** The entry that runs a command given as arguments, and ends when its parent is gone. */
@@ -133,19 +134,16 @@ type Log = { write(line: string): void; close(): Promise<void> };
 async function openLog(path: string): Promise<Log> {
   const file: FileHandle | undefined = await open(path, 'a', 0o600).catch(() => undefined);
   let bytes = (await file?.stat().catch(() => undefined))?.size ?? 0;
-  let writing = Promise.resolve();
+  const inTurn = oneAtATime();
   return {
     write(line) {
       const text = `${line}\n`;
       bytes += text.length;
       if (file === undefined || bytes > LOG_BYTES_MAX) return;
-      writing = writing.then(async () => {
-        await file.write(text).catch(() => {});
-      });
+      inTurn(() => file.write(text)).catch(() => {});
     },
     async close() {
-      await writing;
-      await file?.close().catch(() => {});
+      await inTurn(async () => file?.close()).catch(() => {});
     },
   };
 }

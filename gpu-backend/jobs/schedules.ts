@@ -19,6 +19,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, writeWhole } from '../files.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
 import { seal, unseal } from './job-store.ts';
 
@@ -46,15 +47,14 @@ export class Schedules {
   readonly #schedules: Map<string, Schedule>;
   readonly #closing = new AbortController();
   #timer: NodeJS.Timeout | undefined;
-  /** Changes come one after the other. */
-  #changing: Promise<unknown>;
+  readonly #inTurn = oneAtATime();
 
   constructor(options: SchedulesOptions, folder: string, jobs: Jobs, known: readonly Schedule[]) {
     this.#options = options;
     this.#folder = folder;
     this.#jobs = jobs;
     this.#schedules = new Map(known.map((schedule) => [schedule.id, schedule]));
-    this.#changing = this.#look();
+    void this.#inTurn(() => this.#look());
   }
 
   /** The newest first. */
@@ -95,15 +95,12 @@ export class Schedules {
   async close(): Promise<void> {
     this.#closing.abort();
     clearTimeout(this.#timer);
-    await this.#changing.catch(() => {});
+    await this.#inTurn(() => {});
   }
 
   #change<T>(change: () => Promise<T>): Promise<T> {
-    const changed = this.#changing.then(change);
-    this.#changing = changed.then(
-      () => this.#look(),
-      () => this.#look(),
-    );
+    const changed = this.#inTurn(change);
+    void this.#inTurn(() => this.#look());
     return changed;
   }
 
@@ -143,7 +140,7 @@ export class Schedules {
     const next_ms = Math.min(...this.list().map(({ next_at }) => Date.parse(next_at)));
     const wait_ms = Math.min(LOOK_EVERY_ms, Math.max(1000, next_ms - Date.now()));
     this.#timer = setTimeout(() => {
-      this.#changing = this.#changing.then(() => this.#look());
+      void this.#inTurn(() => this.#look());
     }, wait_ms).unref();
   }
 

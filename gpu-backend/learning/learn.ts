@@ -4,7 +4,7 @@
  * again with the same inputs, it resumes and ends with the same bytes.
  */
 import { access, constants, mkdir, stat } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import {
   type Mask,
   type ModelHash,
@@ -16,7 +16,7 @@ import {
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
-import { writeWhole } from '../files.ts';
+import { tryLock, writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
@@ -44,6 +44,8 @@ export type { LearnProgress } from './search/progress.ts';
 
 export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
+/** Beside the state: two runs that write it would mix their results. */
+const LOCK_FILE = '.lock';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs give other results. */
 const PIPELINE_VERSION = 10;
@@ -93,7 +95,10 @@ type Settings = LearnOptions & { readonly known: EarlierMasks | undefined };
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
-/** @throws MaskrouteError as {@link checkRun}. Rejects when `signal` aborts; the state stays. */
+/**
+ * @throws MaskrouteError as {@link checkRun}, and `conflict` while another run learns in the folder. Rejects when `signal`
+ * aborts; the state stays.
+ */
 export async function learn(options: LearnOptions): Promise<Learned> {
   const { out, signal, onProgress, earlier } = options;
   const settings: Settings = {
@@ -102,6 +107,23 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     known: earlier && earlierMasks(earlier, options),
   };
   await checkRun(options);
+  const state = options.sharedState ?? join(options.out, STATE_FILE);
+  const folder = dirname(state);
+  const unlock = tryLock(join(folder, LOCK_FILE));
+  if (unlock === undefined) {
+    const message = `Another run learns in ${folder}: wait for its end, or name another folder with --out.`;
+    throw new MaskrouteError('conflict', message);
+  }
+  try {
+    return await learnAlone(settings, state);
+  } finally {
+    unlock();
+  }
+}
+
+/** `state`: the file of the run's journal. */
+async function learnAlone(settings: Settings, state: string): Promise<Learned> {
+  const { out, signal, onProgress, ...options } = settings;
   const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
   const rows = distinctRows(await readData(options.data, options.rowsMax));
@@ -110,10 +132,7 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
     const { spec } = open.encoder;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, settings.seed, signal);
-    const journal = await openRunJournal(
-      options.sharedState ?? join(out, STATE_FILE),
-      await journalKey(settings, spec),
-    );
+    const journal = await openRunJournal(state, await journalKey(settings, spec));
     const { masks, budget, effort } = await learnWith(settings, prompts, journal);
     const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
     const report = buildReport(maskSet, prompts, masks, budget, settings.cost);

@@ -36,8 +36,12 @@ export class WeightsFile {
   }
 
   close(): void {
-    fsyncSync(this.descriptor);
-    closeSync(this.descriptor);
+    // A full disk may show here first, and the descriptor is freed all the same.
+    try {
+      fsyncSync(this.descriptor);
+    } finally {
+      closeSync(this.descriptor);
+    }
   }
 }
 

@@ -23,10 +23,10 @@ export type Device =
       readonly floatType: FloatType;
     };
 
-export const PROCESSOR: Device = { kind: 'cpu' };
+export const CPU: Device = { kind: 'cpu' };
 
 export const deviceName = (device: Device): string =>
-  device.kind === 'cpu' ? 'the processor' : `${device.adapter}, through WebGPU in ${device.floatType}`;
+  device.kind === 'cpu' ? 'the CPU' : `${device.adapter}, through WebGPU in ${device.floatType}`;
 
 /** The child process' result, a line of JSON. `isSoftware`: null when unknown. `hasHalves`: whether it computes in fp16. */
 const probeSchema = z.discriminatedUnion('kind', [
@@ -60,12 +60,12 @@ export async function chooseDevice(
   if (choice === 'cpu') {
     if (floatType === 'f16')
       throw new MaskrouteError('invalid_argument', 'The CPU computes in f32: take no --float-type f16.');
-    return { device: PROCESSOR };
+    return { device: CPU };
   }
   const found = await probe();
   switch (found.kind) {
     case 'none':
-      if (choice === 'auto') return { device: PROCESSOR, reason: found.reason };
+      if (choice === 'auto') return insteadOfGpu(found.reason, floatType);
       throw new MaskrouteError(
         'no_device',
         `There is no GPU that ONNX Runtime can use: ${found.reason}. See docs/gpu.md for what to install, or take --device cpu.`,
@@ -74,7 +74,7 @@ export async function chooseDevice(
       const { adapter, isSoftware, hasHalves } = found;
       if (choice === 'auto' && isSoftware !== false) {
         const what = isSoftware ? 'is a software adapter' : 'may be a software adapter';
-        return { device: PROCESSOR, reason: `the only adapter, ${adapter}, ${what}` };
+        return insteadOfGpu(`the only adapter, ${adapter}, ${what}`, floatType);
       }
       if (floatType === 'f16' && !hasHalves)
         throw new MaskrouteError(
@@ -88,6 +88,13 @@ export async function chooseDevice(
     }
   }
 }
+
+/** The CPU, and why `auto` chose it. Says, too, when that gives up a type that only a GPU computes in. */
+const insteadOfGpu = (reason: string, floatType: FloatType | undefined): ChosenDevice => ({
+  device: CPU,
+  reason:
+    floatType === 'f16' ? `${reason}; the CPU computes in f32, not in f16 as --float-type says` : reason,
+});
 
 const PROBE_MAX_ms = 60_000;
 

@@ -1,6 +1,6 @@
 /** Columns of the demo. */
 import { expect, test } from 'vitest';
-import { agreementOf, figuresOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
+import { agreementOf, decodeSpeed, figuresOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
 
 test('wraps at words, keeps paragraphs and indentation, cuts what is too long', () => {
   expect(wrap('one two three', 7)).toEqual(['one two', 'three']);
@@ -26,10 +26,18 @@ test('agreement is the share of words before the first that differs', () => {
   expect(agreementOf('', 'one')).toBe(0);
 });
 
-const answer = { text: 'a b', cluster: '0', mask: 'm', sparsity: 0.1, tokensPerSecond: 0 };
+const answer = { text: 'a b', cluster: '0', mask: 'm', sparsity: 0.1, tokens_per_s: 0 };
 const speeds = (masked: number[], dense: number[]) => [
   { masked: answer, dense: answer, speeds: masked.map((one, i) => ({ masked: one, dense: dense[i]! })) },
 ];
+
+test('an answer of one token has no speed, and does not disturb the others', () => {
+  expect(decodeSpeed(1, 0)).toBeNull();
+  expect(decodeSpeed(11, 100)).toBe(100);
+  const figures = figuresOf([...speeds([110, 111, 112], [100, 101, 99]), ...speeds([], [])], 0.5);
+  expect(figures).toMatchObject({ prompts: 2, masked_tokens_per_s: 111, dense_tokens_per_s: 100 });
+  expect(figures.spread).toBeLessThan(1.1);
+});
 
 test('the summary has medians of all rounds, and says so when the machine is busy', () => {
   const calm = summaryOf(figuresOf(speeds([110, 111, 112], [100, 101, 99]), 0.5));

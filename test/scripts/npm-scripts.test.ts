@@ -9,9 +9,9 @@ const SCRIPTS = Object.entries(manifest.scripts).flatMap(([name, line]) => {
   return words === undefined ? [] : [[name, words.split(' ')] as const];
 });
 
-const call = (words: readonly string[]) =>
+const call = (words: readonly string[], env: Record<string, string> = {}) =>
   new Promise<{ status: unknown; stdout: string; stderr: string }>((resolve) => {
-    execFile(process.execPath, words, (error, stdout, stderr) =>
+    execFile(process.execPath, words, { env: { ...process.env, ...env } }, (error, stdout, stderr) =>
       resolve({ status: error === null ? 0 : error.code, stdout, stderr }),
     );
   });
@@ -52,4 +52,12 @@ test.concurrent.each([
 test('a soak whose folder cannot be made says so before it begins', async () => {
   const { status, stderr } = await call(['scripts/soak.ts', '--out', 'package.json']);
   expect([status, stderr.split(',')[0]]).toEqual([1, 'error: EEXIST: file already exists']);
+});
+
+test.concurrent.each([
+  ['valkey', 'VALKEY_SERVER'],
+  ['browser', 'CHROMIUM'],
+])('npm run %s says so when %s names no file', async (tool, name) => {
+  const { status, stderr } = await call(['scripts/test-tools.ts', tool], { [name]: '/nowhere/tool' });
+  expect([status, stderr]).toEqual([1, `${name} names /nowhere/tool, and there is no such file.\n`]);
 });

@@ -1,5 +1,5 @@
 /** A real HTTP server that speaks as much of the Hugging Face hub's protocol as a pull needs, and can misbehave. */
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -16,8 +16,10 @@ export type FakeHub = {
 export type HubOptions = {
   readonly repository: string;
   readonly files: Readonly<Record<string, Uint8Array>>;
-  /** Breaks the connection after so many bytes of a file, the first times that it is fetched whole. */
+  /** Breaks the connection after so many bytes of each of the first answers with a file, or the rest of one. */
   readonly breaks?: { readonly file: string; readonly afterBytes: number; times: number };
+  /** Redirects to a link of which each answer uses one up, as the hub's signed links expire. */
+  readonly linksExpire?: boolean;
   /** Announces another hash than the content's. */
   readonly wrongHashOf?: string;
   readonly token?: string;
@@ -27,9 +29,10 @@ export type HubOptions = {
 
 export async function startFakeHub(options: HubOptions): Promise<FakeHub> {
   const requests: string[] = [];
+  const usedLinks = new Set<string>();
   const server = createServer((request, response) => {
     requests.push(`${request.method} ${request.url} ${request.headers.range ?? ''}`.trim());
-    answer(options, request, response);
+    answer(options, usedLinks, request, response);
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   return {
@@ -43,8 +46,13 @@ export async function startFakeHub(options: HubOptions): Promise<FakeHub> {
   };
 }
 
-function answer(options: HubOptions, request: IncomingMessage, response: ServerResponse): ServerResponse {
-  const { pathname } = new URL(request.url!, 'http://hub');
+function answer(
+  options: HubOptions,
+  usedLinks: Set<string>,
+  request: IncomingMessage,
+  response: ServerResponse,
+): ServerResponse {
+  const { pathname, searchParams } = new URL(request.url!, 'http://hub');
   const json = (status: number, body: unknown) => {
     response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(body));
     return response;
@@ -66,6 +74,15 @@ function answer(options: HubOptions, request: IncomingMessage, response: ServerR
   const name = pathname.startsWith(prefix) ? decodeURIComponent(pathname.slice(prefix.length)) : '';
   const bytes = options.files[name];
   if (bytes === undefined) return json(404, { error: 'Not found' });
+  if (options.linksExpire === true) {
+    const link = searchParams.get('link');
+    if (link === null) {
+      const location = `${pathname}?link=${randomUUID()}`;
+      return response.writeHead(302, { location }).end();
+    }
+    if (usedLinks.has(link)) return json(403, { error: 'The link has expired' });
+    usedLinks.add(link);
+  }
   return sendFile(options, name, bytes, request, response);
 }
 
@@ -93,11 +110,12 @@ function sendFile(
     'content-length': end - start,
     ...(range !== null && { 'content-range': `bytes ${start}-${end - 1}/${bytes.length}` }),
   });
-  const whole = end === bytes.length && start === 0;
-  if (breaks !== undefined && breaks.file === name && whole && breaks.times > 0) {
+  if (breaks !== undefined && breaks.file === name && breaks.times > 0) {
     breaks.times--;
     // After a moment, so that what was sent has arrived.
-    response.write(bytes.subarray(start, breaks.afterBytes), () => setTimeout(() => response.destroy(), 100));
+    response.write(bytes.subarray(start, start + breaks.afterBytes), () =>
+      setTimeout(() => response.destroy(), 100),
+    );
     return response;
   }
   return response.end(bytes.subarray(start, end));

@@ -7,7 +7,7 @@
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { deviceName, PROCESSOR } from '../../onnx/device.ts';
+import { CPU, deviceName } from '../../onnx/device.ts';
 import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
@@ -105,8 +105,8 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   };
 }
 
-/** Notes the device that ran and timed the masks, unless it is the processor. */
-const deviceNotes = ({ device = PROCESSOR }: EvaluateOptions): string[] =>
+/** Notes the device that ran and timed the masks, unless it is the CPU. */
+const deviceNotes = ({ device = CPU }: EvaluateOptions): string[] =>
   device.kind === 'cpu' ? [] : [`Masks were run and timed on ${deviceName(device)}.`];
 
 /** Notes the sets that were learned with another table of surrogates than the model has now. */

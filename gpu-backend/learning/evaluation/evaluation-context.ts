@@ -48,7 +48,7 @@ export type EvaluateOptions = {
   readonly searchPositions: number;
   readonly rounds: number;
   readonly threads: number;
-  /** What runs and times the model; the processor unless given. */
+  /** What runs and times the model; the CPU unless given. */
   readonly device?: Device | undefined;
   readonly seed: number;
   /** Called before scoring, with how many rows of `data` are used and left out. */

@@ -3,12 +3,12 @@ import type { z } from 'zod';
 import type { Mask, ModelHash } from '../../../shared/mask/mask.ts';
 import { isDense, maskId } from '../../../shared/mask/mask.ts';
 import type { InstalledModel } from '../../model/store.ts';
-import { type Device, deviceName, PROCESSOR } from '../../onnx/device.ts';
+import { CPU, type Device, deviceName } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
 import { type SampleScores, SCORES_VERSION, type Scorer, sampleScoresSchema } from '../search/score-masks.ts';
 
-/** Whose answers are kept, and where. `device`: the processor unless given. */
+/** Whose answers are kept, and where. `device`: the CPU unless given. */
 type KeptOf = {
   readonly home: string;
   readonly model: InstalledModel;
@@ -20,7 +20,7 @@ type KeptOf = {
  * otherwise, and figures are only compared with what was computed alike.
  */
 export const openKeptAnswers = <T>(
-  { home, model, device = PROCESSOR }: KeptOf,
+  { home, model, device = CPU }: KeptOf,
   question: { readonly kind: string } & Record<string, unknown>,
   schema: z.ZodType<T>,
 ): Promise<Journal<T>> =>
@@ -28,7 +28,7 @@ export const openKeptAnswers = <T>(
     home,
     {
       ...{ version: SCORES_VERSION, model: modelKey(model.manifest), ...question },
-      // What the processor answered before devices were told apart stays known.
+      // Results of the CPU from before devices were told apart stay valid.
       ...(device.kind === 'cpu' ? {} : { device: deviceName(device) }),
     },
     schema,

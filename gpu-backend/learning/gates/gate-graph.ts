@@ -195,10 +195,10 @@ function withStandIn(
 /** Matrix products that propagate gradients, by the name of the forward weights' values in the graph. */
 function backwardProducts(linears: TrainingLinears) {
   const products = new Map<string, (g: GraphBuilder, gradient: Value) => Value>();
-  for (const [name, { back }] of linears) {
+  for (const [name, { forward, back }] of linears) {
     if (back === undefined) continue;
     products.set(weightName(name), (g, gradient) =>
-      multiplyGradient(g, gradient, g.fresh(`${name}.back`), back),
+      multiplyGradient(g, gradient, g.fresh(`${name}.back`), { forward, back }),
     );
   }
   return products;
@@ -208,7 +208,7 @@ export function headProducts(g: GraphBuilder, { forward: ahead, back }: Training
   if (back !== undefined) {
     return {
       forward: (x) => multiplyStored(g, x, 'head', ahead),
-      back: (y) => multiplyStored(g, y, 'head.back', back),
+      back: (y) => multiplyGradient(g, y, 'head.back', { forward: ahead, back }),
     };
   }
   const { outputs, inputs, values } = ahead;

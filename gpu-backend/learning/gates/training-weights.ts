@@ -47,13 +47,16 @@ const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
 
 export type TrainingLinear = {
   readonly forward: StoredProduct;
-  /** Undefined for fp32: the forward weights are used. */
+  /**
+   * Undefined for fp32: the forward weights are used. In blocks, its inputs are filled up with zeros to whole blocks: a
+   * vocabulary has any size.
+   */
   readonly back: StoredProduct | undefined;
 };
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 
-/** @throws RangeError for a quantized model whose vocabulary is not a multiple of 32. */
+/** Reads the copies of the model in `folder`, or makes them. @throws MaskrouteError `corrupt_model`. */
 export async function trainingLinears(
   folder: string,
   config: LlamaConfig,
@@ -114,32 +117,55 @@ async function readIndex(folder: string): Promise<Copies | undefined> {
 async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLinear>): Promise<Copies> {
   await removeOldParts(folder);
   const part = partOf(join(folder, COPIES_FILE));
-  const weights = await open(join(folder, WEIGHTS_FILE), 'r');
-  const file = new WeightsFile(part, COPIES_FILE);
-  const copies: Copies = new Map();
   try {
-    for (const [name, linear] of linears) {
-      const { outputs, inputs } = linear;
-      const rows = await dequantizeLinear(weights, linear);
-      const columns = transpose(rows, outputs, inputs);
-      copies.set(
-        name,
-        INNER.has(name.slice(name.indexOf('.') + 1))
-          ? { back: storeColumns(file, rows, outputs, inputs) }
-          : {
-              forward: storeColumns(file, columns, inputs, outputs),
-              back: storeLinear(file, 'q8', columns, inputs, outputs) as StoredProduct,
-            },
-      );
-    }
-    file.close();
+    const copies = await fillCopies(folder, part, linears);
     await rename(part, join(folder, COPIES_FILE));
     await writeWhole(join(folder, INDEX_FILE), JSON.stringify(Object.fromEntries(copies)));
     return copies;
   } finally {
-    await weights.close();
     await rm(part, { force: true });
   }
+}
+
+/** Writes the copies to `part`. */
+async function fillCopies(
+  folder: string,
+  part: string,
+  linears: ReadonlyMap<string, StoredLinear>,
+): Promise<Copies> {
+  const weights = await open(join(folder, WEIGHTS_FILE), 'r');
+  try {
+    const file = new WeightsFile(part, COPIES_FILE);
+    try {
+      const copies: Copies = new Map();
+      for (const [name, linear] of linears) copies.set(name, await storeCopies(file, name, linear, weights));
+      return copies;
+    } finally {
+      file.close();
+    }
+  } finally {
+    await weights.close();
+  }
+}
+
+async function storeCopies(file: WeightsFile, name: string, linear: StoredLinear, weights: FileHandle) {
+  const { outputs, inputs } = linear;
+  const rows = await dequantizeLinear(weights, linear);
+  if (INNER.has(name.slice(name.indexOf('.') + 1)))
+    return { back: storeColumns(file, rows, outputs, inputs) };
+  const columns = transpose(rows, outputs, inputs);
+  const forward = storeColumns(file, columns, inputs, outputs);
+  const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
+  const filled = whole === outputs ? columns : widened(columns, inputs, outputs, whole);
+  return { forward, back: storeLinear(file, 'q8', filled, inputs, whole) as StoredProduct };
+}
+
+/** Row-major `[rows, columns]` with zeros behind each row, `[rows, wide]`. */
+function widened(values: Float32Array, rows: number, columns: number, wide: number): Float32Array {
+  const filled = new Float32Array(rows * wide);
+  for (let row = 0; row < rows; row++)
+    filled.set(values.subarray(row * columns, (row + 1) * columns), row * wide);
+  return filled;
 }
 
 /** Removes unfinished files of killed processes, and copies by earlier versions. */
@@ -173,7 +199,7 @@ type StoredProduct = StoredLinear | StoredColumns;
 
 const CODE_MAX = 127;
 /**
- * The zero point: the code of weight 0. Signed codes would not need it, but processors with AVX2 and without VNNI
+ * The zero point: the code of weight 0. Signed codes would not need it, but CPUs with AVX2 and without VNNI
  * accumulate their products in 16 bits, which overflow: the gradients' cosine falls by 0.01. With VNNI the same kernel
  * handles both (`mlas/lib/platform.cpp`).
  */
@@ -210,21 +236,36 @@ function storeColumns(
 export const weightName = (name: string): string => `${name}.q`;
 
 /**
- * Multiplies a gradient: `[..., inputs]` → `[..., outputs]`. Gradients of different positions differ by orders of
- * magnitude, so each row is normalized before quantization with one scale, and scaled back afterwards.
+ * Multiplies a gradient by a product's result with `back`, which gives the gradient by the product's input. Gradients of
+ * different positions differ by orders of magnitude, so with columns each row is normalized before quantization with one
+ * scale, and scaled back afterwards.
  */
 export function multiplyGradient(
   g: GraphBuilder,
   gradient: Value,
   name: string,
-  stored: StoredProduct,
+  { forward, back: stored }: TrainingLinear & { readonly back: StoredProduct },
 ): Value {
-  if (stored.kind !== 'columns') return multiplyStored(g, gradient, name, stored);
   const { inputs } = stored;
+  if (stored.kind !== 'columns') {
+    const whole = withZeros(g, gradient, inputs - forward.outputs);
+    return multiplyStored(g, whole, name, stored);
+  }
   const ones = g.constant('f32', [inputs], Array<number>(inputs).fill(1));
   const attributes = { axis: -1, epsilon: { float: ROW_EPSILON } };
   const [even, inverse] = g.ops('SimplifiedLayerNormalization', [gradient, ones], 2, attributes);
   return g.op('Div', [multiplyStored(g, even!, name, stored), inverse!]);
+}
+
+/** x `[..., n]` → `[..., n + count]`. */
+function withZeros(g: GraphBuilder, x: Value, count: number): Value {
+  if (count === 0) return x;
+  const [pads, zero, axes] = [
+    g.constant('i64', [2], [0, count]),
+    g.constant('f32', [], [0]),
+    g.constant('i64', [1], [-1]),
+  ];
+  return g.op('Pad', [x, pads, zero, axes]);
 }
 
 /** x `[..., inputs]` → `[..., outputs]`. */

@@ -3,6 +3,7 @@
  * journal. The queue may lose everything at any time: units that neither the queue nor a worker knows are submitted
  * again.
  */
+import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Queue, QueueEvents } from 'bullmq';
 import type { Redis } from 'ioredis';
@@ -18,6 +19,7 @@ import {
   type Learns,
   QUEUE_NAME,
   refusal,
+  refusesForNow,
   sameRun,
   type UnitJob,
   withdraw,
@@ -71,17 +73,29 @@ async function waitForTurn(
     signal?.addEventListener('abort', () => reject(signal.reason), { once: true });
   });
   stopped.catch(() => {});
+  /** Why the run has to wait; undefined when it need not. */
+  const hindrance = async (): Promise<string | undefined> => {
+    try {
+      const first = await announce(redis, learns);
+      if (sameRun(first, learns)) return undefined;
+      return `The queue is in use by a run for ${describeLearns(first)}. This run waits until it ends.`;
+    } catch (error) {
+      if (!refusesForNow(error)) throw error;
+      return waitsFor(error);
+    }
+  };
   for (let told = ''; ; ) {
     signal?.throwIfAborted();
-    const first = await Promise.race([announce(redis, learns), stopped]);
-    if (sameRun(first, learns)) return;
-    if (told !== describeLearns(first)) {
-      told = describeLearns(first);
-      say(`The queue is in use by a run for ${told}. This run waits until it ends.`);
-    }
+    const reason = await Promise.race([hindrance(), stopped]);
+    if (reason === undefined) return;
+    if (reason !== told) say(reason);
+    told = reason;
     await sleep(BEAT_ms, undefined, { signal }).catch(() => {});
   }
 }
+
+const waitsFor = ({ message }: Error): string =>
+  `The queue takes no units for now (${message.replace(/\.?( script: .*)?$/, '')}); waiting for it.`;
 
 type Waiting = {
   readonly unit: Unit;
@@ -112,6 +126,8 @@ class QueuedUnits implements Units {
   readonly #watching: Promise<void>;
   readonly #stop = () => this.#rejectAll(this.#parts.signal!.reason);
   #refusal = '';
+  /** Whether the queue refuses units for now. */
+  #isRefused = false;
 
   constructor(parts: Parts) {
     this.#parts = parts;
@@ -138,8 +154,11 @@ class QueuedUnits implements Units {
     const waiting: Waiting = { unit, done: Promise.withResolvers(), lostBeats: 0 };
     this.#waiting.set(name, waiting);
     try {
-      // Other calls for this unit wait for the same promise, so it must settle in any case.
-      this.#readOrHandIn(name, waiting).catch(waiting.done.reject);
+      // Other calls for this unit wait for the same promise, so it must settle in any case. A unit that the queue refuses
+      // for now counts as lost, and a later heartbeat submits it again.
+      this.#readOrHandIn(name, waiting).catch((error: unknown) => {
+        if (!this.#isRefusedForNow(error)) waiting.done.reject(error);
+      });
       const values = await waiting.done.promise;
       this.#handedIn.delete(name);
       return values;
@@ -197,6 +216,14 @@ class QueuedUnits implements Units {
     return values !== undefined;
   }
 
+  /** Says so when the queue begins to refuse units. */
+  #isRefusedForNow(error: unknown): boolean {
+    if (!refusesForNow(error)) return false;
+    if (!this.#isRefused) this.#parts.say(waitsFor(error));
+    this.#isRefused = true;
+    return true;
+  }
+
   #fail(name: string, reason: string): void {
     const message = `A worker could not compute a unit of the run: ${reason}`;
     this.#waiting.get(name)?.done.reject(new MaskrouteError('engine_failed', message));
@@ -209,13 +236,17 @@ class QueuedUnits implements Units {
   /** Sends heartbeats until the run is over. */
   async #watch(): Promise<void> {
     const { signal } = this.#closing;
+    const over = once(signal, 'abort');
     while (!signal.aborted) {
       await sleep(BEAT_ms, undefined, { signal, ref: false }).catch(() => {});
       if (signal.aborted) return;
-      await this.#beat().catch((error: Error) => {
+      const beaten = this.#beat().catch((error: Error) => {
+        if (signal.aborted || this.#isRefusedForNow(error)) return;
         // If the connection was lost, it is back with the next heartbeat.
-        if (!signal.aborted && this.#parts.redis.status === 'ready') this.#rejectAll(error);
+        if (this.#parts.redis.status === 'ready') this.#rejectAll(error);
       });
+      // ioredis never settles a command that was under way when the connection broke and that it cannot send again.
+      await Promise.race([beaten, over]);
     }
   }
 
@@ -233,6 +264,8 @@ class QueuedUnits implements Units {
     if (reason !== '' && reason !== this.#refusal) say(`A worker does not take part. ${reason}`);
     this.#refusal = reason;
     await this.#handInLost();
+    if (this.#isRefused) say('The queue takes units again.');
+    this.#isRefused = false;
   }
 
   async #handInLost(): Promise<void> {

@@ -1,6 +1,7 @@
 /** Computes units, one at a time, with the model's sessions. */
 import { LRUCache } from 'lru-cache';
 import { isDense, maskFromBits, withSurrogates } from '../../../shared/mask/mask.ts';
+import { oneAtATime } from '../../one-at-a-time.ts';
 import { type GateBatch, nextTokenTargets, type SampleBatch } from '../gates/batches.ts';
 import { contentKey } from '../journal.ts';
 import { type Reference, type SampleScores, SCORE_FIGURES } from '../search/score-masks.ts';
@@ -64,21 +65,18 @@ export function openUnitComputer(options: Omit<UnitsOptions, 'signal'>): UnitCom
     }
   };
 
-  let last: Promise<unknown> = Promise.resolve();
+  const inTurn = oneAtATime();
   let isClosed = false;
   return {
-    run(unit, signal) {
-      const result = last.then(() => {
+    run: (unit, signal) =>
+      inTurn(() => {
         signal?.throwIfAborted();
         if (isClosed) throw new Error('the sessions are closed');
         return compute(unit);
-      });
-      last = result.catch(() => {});
-      return result;
-    },
+      }),
     async [Symbol.asyncDispose]() {
       isClosed = true;
-      await last;
+      await inTurn(() => {});
       await sessions.close();
     },
   };

@@ -3,7 +3,7 @@
  * being computed. All of it may be lost at any time and is then written again.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Redis } from 'ioredis';
+import { Redis, ReplyError } from 'ioredis';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { describeWork, sameWork, unitSchema, workSchema } from './unit.ts';
@@ -22,6 +22,9 @@ const RUN_LASTS_ms = 15_000;
 const CLAIM_LASTS_ms = 5000;
 const REFUSAL_LASTS_ms = 10_000;
 
+/** A server that answers nothing for so long counts as gone; above the 10 s for which BullMQ's commands block. */
+const SILENT_ms = 15_000;
+
 export const jobSchema = z.strictObject({ work: workSchema, unit: unitSchema });
 export type UnitJob = z.infer<typeof jobSchema>;
 
@@ -31,19 +34,26 @@ export type Learns = z.infer<typeof learnsSchema>;
 
 export const sameRun = (a: Learns, b: Learns): boolean => sameWork(a.work, b.work) && a.journal === b.journal;
 
-/** Connects, and reconnects without limit. `say` receives a line when the server is unreachable and when it is back. */
+/**
+ * Connects, and reconnects without limit. `say` receives a line when the server is unreachable or silent, and when it is
+ * back.
+ */
 export function connectQueue(url: string, say: (line: string) => void): Redis {
   const { protocol, host } = new URL(url);
   const redis = new Redis(url, {
     maxRetriesPerRequest: null,
     enableReadyCheck: true,
+    socketTimeout: SILENT_ms,
     retryStrategy: (tries) => Math.min(100 * tries, 1000),
   });
   let isAway = false;
   redis.on('error', (error: NodeJS.ErrnoException) => {
     if (isAway) return;
     isAway = true;
-    say(`The queue ${protocol}//${host} is unreachable (${error.code ?? error.message}); waiting for it.`);
+    const reason = /^Socket timeout/.test(error.message)
+      ? `no answer for ${SILENT_ms / 1000} s`
+      : (error.code ?? error.message);
+    say(`The queue ${protocol}//${host} is unreachable (${reason}); waiting for it.`);
   });
   redis.on('close', () => {
     // An error event, if there is one, comes at once and says more.
@@ -57,6 +67,13 @@ export function connectQueue(url: string, say: (line: string) => void): Redis {
   });
   return redis;
 }
+
+/** The codes of errors that pass: no memory or no disk, a replica that takes over, data being loaded, a long script. */
+const PASSING = /\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|LOADING|BUSY)\b/;
+
+/** Whether the server is there and refuses a command for now, so that it is worth asking again. */
+export const refusesForNow = (error: unknown): error is Error =>
+  error instanceof ReplyError && PASSING.test((error as Error).message);
 
 /** Registers a run, or renews its registration. Returns the registered run: another one if that was first. */
 export async function announce(redis: Redis, learns: Learns): Promise<Learns> {
@@ -104,7 +121,7 @@ export const describeLearns = ({ work }: Learns): string => describeWork(work);
 
 /**
  * Claims a unit until the claim is disposed of. Waits while another worker computes it, and returns no claim when that
- * one is done.
+ * one is done. Waits, too, while the server refuses claims for now.
  */
 export async function claimUnit(
   redis: Redis,
@@ -113,7 +130,12 @@ export async function claimUnit(
   isDone: () => Promise<boolean>,
 ): Promise<Disposable | undefined> {
   const key = claimKey(name);
-  while ((await redis.set(key, worker, 'PX', CLAIM_LASTS_ms, 'NX')) === null) {
+  const isClaimed = async () =>
+    (await redis.set(key, worker, 'PX', CLAIM_LASTS_ms, 'NX').catch((error: unknown) => {
+      if (refusesForNow(error)) return null;
+      throw error;
+    })) !== null;
+  while (!(await isClaimed())) {
     if (await isDone()) return undefined;
     await sleep(BEAT_ms / 2);
   }

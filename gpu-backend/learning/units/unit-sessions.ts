@@ -49,10 +49,17 @@ function wholeSessions(options: Options): UnitSessions {
   const onDemand = <T extends Closable>(open: () => Promise<T>): (() => Promise<T>) => {
     let opening: Promise<T> | undefined;
     return () => {
-      opening ??= open().then((part) => {
-        sessions.defer(() => part.close());
-        return part;
-      });
+      opening ??= open().then(
+        (part) => {
+          sessions.defer(() => part.close());
+          return part;
+        },
+        (error: unknown) => {
+          // Memory or disk may be free again when the next unit needs it.
+          opening = undefined;
+          throw error;
+        },
+      );
       return opening;
     };
   };

@@ -49,7 +49,7 @@ type WorkOptions = {
 
 /** A unit that crashes this many workers fails, and the run with it. */
 const STALLED_MAX = 3;
-/** Time for returning a unit to the queue. */
+/** Time for returning a unit to the queue, and for reporting a refusal. */
 const GIVE_BACK_ms = 5000;
 
 /** Works until `signal` aborts. @throws MaskrouteError `conflict` for a run that it refuses, `model_not_found`. */
@@ -105,9 +105,11 @@ async function serveRun(
   }
 }
 
-/** Reports a refusal to the run as well, whose user may not see this machine. */
+/** Reports a refusal to the run as well, whose user may not see this machine. A queue that is away changes nothing of it. */
 async function reportRefusal(redis: Redis, error: unknown): Promise<void> {
-  if (error instanceof MaskrouteError) await refuse(redis, `${hostname()}: ${error.message}`);
+  if (!(error instanceof MaskrouteError)) return;
+  const reported = refuse(redis, `${hostname()}: ${error.message}`).catch(() => {});
+  await Promise.race([reported, sleep(GIVE_BACK_ms, undefined, { ref: false })]);
 }
 
 type Own = { readonly model: InstalledModel; readonly surrogates: Surrogates | undefined };

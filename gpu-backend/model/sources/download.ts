@@ -32,22 +32,30 @@ type Download = {
   readonly signal?: AbortSignal | undefined;
 };
 
+/** Attempts in a row that bring nothing new. */
 const ATTEMPTS = 5;
 const BACKOFF_ms = 500;
 /** A connection without data for so long counts as failed, and is retried. */
 const IDLE_TIMEOUT_ms = 30_000;
 
-/** @throws MaskrouteError `download_failed`; the part is kept for the next try unless its hash is wrong. */
+/**
+ * A connection may break as often as it likes, as long as each attempt or the next few bring more of the file.
+ * @throws MaskrouteError `download_failed`; the part is kept for the next try unless its hash is wrong.
+ */
 export async function download(file: Download): Promise<void> {
   const part = `${file.target}.part`;
+  let most_bytes = (await sizeOf(part)) ?? 0;
   for (let attempt = 1; ; attempt++) {
     try {
       await continuePart(file, part);
       break;
     } catch (error) {
       file.signal?.throwIfAborted();
+      const bytes = (await sizeOf(part)) ?? 0;
+      if (bytes > most_bytes) [most_bytes, attempt] = [bytes, 0];
       if (attempt === ATTEMPTS || isFinal(error)) throw failed(file, error);
-      await sleep(BACKOFF_ms * 2 ** (attempt - 1), undefined, file.signal ? { signal: file.signal } : {});
+      const wait_ms = BACKOFF_ms * 2 ** Math.max(0, attempt - 1);
+      await sleep(wait_ms, undefined, file.signal ? { signal: file.signal } : {});
     }
   }
   const found = file.sha256 === undefined ? undefined : await sha256OfFiles([part], file.signal);
@@ -64,8 +72,8 @@ export async function download(file: Download): Promise<void> {
 /** An error that a retry does not change. */
 class FinalStatus extends Error {}
 
-const isFinal = (error: unknown): boolean =>
-  error instanceof FinalStatus || (error as NodeJS.ErrnoException).code === 'ENOSPC';
+/** An error of a file has the system call that failed; errors of `fetch` have theirs in `cause`. */
+const isFinal = (error: unknown): boolean => error instanceof FinalStatus || 'syscall' in (error as Error);
 
 async function continuePart(file: Download, part: string): Promise<void> {
   let start = (await sizeOf(part)) ?? 0;

@@ -5,7 +5,7 @@
  */
 import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { fileDownloadInfo, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
+import { HUB_URL, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
 import { isShard } from '../formats/hf-folder.ts';
@@ -89,8 +89,8 @@ async function fetchMissing(
 
 /* Requests to the hub. */
 
-/** For the first request, so that an unreachable hub fails quickly. */
-const PROBE_TIMEOUT_ms = 3000;
+/** For the first request, so that an unreachable hub fails soon; a poor line takes seconds for it. */
+const PROBE_TIMEOUT_ms = 10_000;
 const REQUEST_TIMEOUT_ms = 30_000;
 
 type Signal = AbortSignal | undefined;
@@ -150,18 +150,12 @@ type WantedFile = {
 };
 
 async function fetchFile({ repository, commit, entry, target, onBytes, signal }: WantedFile): Promise<void> {
-  const repo = { type: 'model', name: repository } as const;
-  const hub = access(REQUEST_TIMEOUT_ms, signal);
-  const info = await fileDownloadInfo({ repo, path: entry.path, revision: commit, ...hub }).catch(
-    (error: unknown) => {
-      throw notGiven(entry.path, error, signal);
-    },
-  );
-  if (info === null)
-    throw new MaskrouteError('download_failed', `${repository} has no ${entry.path} any more`);
+  const { hubUrl = HUB_URL, accessToken } = access(REQUEST_TIMEOUT_ms, signal);
   await download({
-    url: info.url,
-    ...(hub.accessToken && { headers: { authorization: `Bearer ${hub.accessToken}` } }),
+    // The hub redirects to a signed link that expires within the hour, so each attempt begins at the hub. `fetch` sends
+    // the token to the hub only.
+    url: `${hubUrl}/${repository}/resolve/${commit}/${entry.path}`,
+    ...(accessToken && { headers: { authorization: `Bearer ${accessToken}` } }),
     ...{ bytes: entry.size, sha256: entry.lfs?.oid, target, onBytes, signal },
   });
 }

@@ -14,8 +14,7 @@ import {
 import { type RunningServer, startServer } from '../../../gpu-backend/api/server.ts';
 import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts';
-import type { Jobs } from '../../../gpu-backend/jobs/job-queue.ts';
-import type { Schedules } from '../../../gpu-backend/jobs/schedules.ts';
+import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 
 import { testHome } from '../../support/installed-model.ts';
 
@@ -34,8 +33,7 @@ export type TestServer = RunningServer & {
 };
 
 export type ServeOptions = {
-  readonly jobs?: Jobs;
-  readonly schedules?: Schedules;
+  readonly jobs?: HomeJobs['held'];
   readonly tracer?: Tracer;
   readonly audience?: string | undefined;
   readonly metricsKey?: string;
@@ -100,8 +98,7 @@ export async function apiOptions(
       warn: (message, detail) => log.warn(detail, message),
     }),
     encoders,
-    jobs,
-    schedules: more.schedules,
+    jobs: () => jobs,
     tracer: more.tracer,
     keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
     limits: { ...DEFAULT_LIMITS, drain_ms: 1000, flush_ms: 200, ...limits },

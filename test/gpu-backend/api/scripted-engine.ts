@@ -15,7 +15,7 @@ import type {
 import { createGrammars } from '../../../gpu-backend/grammar/grammars.ts';
 import { tokenTable } from '../../../gpu-backend/model/tokenizer/token-bytes.ts';
 import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
-import { PROCESSOR } from '../../../gpu-backend/onnx/device.ts';
+import { CPU } from '../../../gpu-backend/onnx/device.ts';
 import type { ModelHash } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 
@@ -83,7 +83,7 @@ export function scriptedEngine(
     script: initial,
     model: {
       ...model,
-      device: PROCESSOR,
+      device: CPU,
       kv: { type: 'f32', page_bytes: 64 },
       get contextTokens() {
         return engine.script.contextTokens ?? 512;

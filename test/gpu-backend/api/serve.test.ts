@@ -2,7 +2,11 @@
 import type { ChildProcess } from 'node:child_process';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { createServer, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { pino } from 'pino';
 import { afterEach, describe, expect, it } from 'vitest';
+import { openTracing } from '../../../gpu-backend/api/trace-export.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { openReceiver, type Receiver } from '../../support/otlp-receiver.ts';
 import { tinyHome } from '../learning/evaluation/tiny.ts';
@@ -68,6 +72,28 @@ const story = (url: string) =>
       max_tokens: 400,
     }),
   });
+
+describe('a collector of traces', () => {
+  it.each([
+    ['takes the connection and never answers', () => {}],
+    ['answers 500', (response: ServerResponse) => response.writeHead(500).end()],
+    [
+      'asks to come again later',
+      (response: ServerResponse) => response.writeHead(503, { 'retry-after': '60' }).end(),
+    ],
+  ])('that %s holds up no exit', async (_, answer) => {
+    const collector = createServer((_request, response) => answer(response)).listen(0, '127.0.0.1');
+    await once(collector, 'listening');
+    const url = `http://127.0.0.1:${(collector.address() as AddressInfo).port}/v1/traces`;
+    const tracing = openTracing({ url, headers: {}, share: 1 }, pino({ level: 'silent' }));
+    tracing.tracer.startSpan('a request').end();
+    const start_ms = performance.now();
+    await tracing.close();
+    expect(performance.now() - start_ms).toBeLessThan(2000);
+    collector.closeAllConnections();
+    collector.close();
+  });
+});
 
 describe('serve', () => {
   it.each([

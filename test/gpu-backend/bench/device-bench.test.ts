@@ -46,7 +46,7 @@ test('llama.cpp that is not there is left out, with the reason', async () => {
 const ADAPTER = process.platform === 'linux' ? expect.stringContaining('llvmpipe') : expect.any(String);
 const POSITIVE = expect.toSatisfy((value: number) => value > 0);
 
-test('decoding: the adapter, its times, and why nothing is said of the bandwidth of a processor', async () => {
+test('decoding: the adapter, its times, and why nothing is said of the bandwidth of a CPU', async () => {
   const { lines, figures } = await bench('decode');
   expect(figures).toMatchObject({
     ...{ bench: 'decode', device: 'webgpu', adapter: ADAPTER, llamaCpp: 'not measured' },
@@ -56,7 +56,7 @@ test('decoding: the adapter, its times, and why nothing is said of the bandwidth
   if (process.platform !== 'linux') return;
   expect(figures).toMatchObject({ floatType: 'f16', bandwidth_GBps: null, at64: { bandwidthShare: null } });
   expect(lines[0]).toMatch(/^on llvmpipe.*, through WebGPU in f16$/);
-  expect(lines[1]).toMatch(/compute on the processor.*bandwidth is not measured/);
+  expect(lines[1]).toMatch(/compute on the CPU.*bandwidth is not measured/);
 }, 120_000);
 
 test('many streams: the adapter, and tokens a second under one mask and under eight', async () => {

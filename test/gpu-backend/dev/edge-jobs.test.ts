@@ -49,7 +49,7 @@ beforeAll(async () => {
     ...(surrogates === undefined ? {} : { surrogates: surrogates as SurrogatesId }),
   };
   const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
-  server = await serveModel(model, {}, { jobs, schedules, audience: undefined });
+  server = await serveModel(model, {}, { jobs: { jobs, schedules }, audience: undefined });
   edge = await startEdge({
     ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
     bindings: { BACKEND_URL: server.url, BACKEND_KEY, ADMIN_KEY },
@@ -304,6 +304,15 @@ it("a tenant's own administrator starts, sees and cancels no jobs", async () => 
   await answer(call('GET', `${JOBS}/${id}/events`, undefined, key), 403);
   await answer(call('POST', `${JOBS}/${id}/cancel`, {}, key), 403);
   await answer(call('POST', `${JOBS}/data?name=x`, '{}', key), 403);
+});
+
+it('a backend that leaves its jobs to another of its home has none, and is not called silent', async () => {
+  const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }));
+  await using idle = await serveModel(model, {}, { audience: undefined });
+  await answer(call('POST', '/backends', { id: 'idle', url: idle.url }), 201);
+  const { backends } = JSON.parse(await maskroute('status', '--edge', edge.url, '--json'));
+  expect(backends.find(({ id }: { id: string }) => id === 'idle')).toMatchObject({ jobs: [], schedules: [] });
+  await answer(call('DELETE', '/backends/idle'), 200);
 });
 
 it('a backend that is gone is 503, and gets no key that opens others', async () => {

@@ -14,6 +14,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { openHomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { createJobStore, JobData, seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
@@ -305,6 +306,35 @@ describe('publishing', () => {
     const second = await start();
     await eventually(() => starts(id).length === 2, 15_000);
     await second.cancel(id);
+  });
+
+  it('is taken over by another backend of the home when the one that has it is gone', async () => {
+    const first = await start();
+    const { id } = await create(first, 'hang');
+    await hangs(id);
+    const reasons: string[] = [];
+    const second = await openHomeJobs({
+      ...{ home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} },
+      ...{ warn: (reason: string) => reasons.push(reason), retry_ms: 50 },
+    });
+    await sleep(200);
+    expect(second.held).toBeUndefined();
+    expect(reasons).toEqual([expect.stringContaining('another backend with this MASKROUTE_HOME')]);
+    await first.close();
+    await eventually(() => second.held !== undefined, 15_000);
+    await eventually(() => starts(id).length === 2, 15_000);
+    await second.held!.jobs.cancel(id);
+    expect(second.held!.schedules.list()).toEqual([]);
+    await second.close();
+  });
+
+  it('that waits for another backend’s end can itself end', async () => {
+    const first = await start();
+    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    const second = await openHomeJobs({ ...options, warn: () => {} });
+    await second.close();
+    await first.close();
+    expect(second.held).toBeUndefined();
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {

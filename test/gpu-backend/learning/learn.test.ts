@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { tryLock } from '../../../gpu-backend/files.ts';
 import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
@@ -53,17 +54,28 @@ describe('learn', () => {
       // Each attempt reads back what is known and gets a little farther.
       expect(await runChild('killed', 50 * kill + 1 + random.below(60))).toBe(false);
     }
-    expect(readdirSync(join(folder, 'killed'))).toEqual(['state.jsonl']);
+    expect(readdirSync(join(folder, 'killed'))).toEqual(['.lock', 'state.jsonl']);
     expect(await runChild('killed', Number.POSITIVE_INFINITY)).toBe(true);
     expect(read('killed', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
     expect(read('killed', 'report.json')).toBe(read('whole', 'report.json'));
     expect(readdirSync(join(folder, 'killed')).sort()).toEqual([
+      '.lock',
       'mask-set.json',
       'report.html',
       'report.json',
     ]);
     expect(whole.report.clusters).toHaveLength(2);
   }, 240_000);
+
+  it('has its folder for itself: a second run there would mix its results with those of the first', async () => {
+    const unlock = tryLock(join(folder, 'whole', '.lock'))!;
+    await expect(learn(await options('whole', { sparsity: 0.5 }))).rejects.toMatchObject({
+      code: 'conflict',
+      message: expect.stringMatching(/Another run learns in .*whole: .*--out/),
+    });
+    unlock();
+    expect(JSON.parse(read('whole', 'mask-set.json'))).toEqual(whole.maskSet);
+  });
 
   it('gives a mask set and a report that hold together', async () => {
     const { maskSet, report } = whole;
@@ -200,7 +212,9 @@ describe('learn', () => {
     expect(rows[1]!.oneMask_kl).toBe(
       JSON.parse(read('sweep/clusters-2', 'report.json')).heldOut['one-mask'].kl,
     );
-    expect(readdirSync(join(folder, 'sweep')).sort()).toEqual(['clusters-1', 'clusters-2', 'sweep.json']);
+    expect(readdirSync(join(folder, 'sweep')).sort()).toEqual([
+      ...['.lock', 'clusters-1', 'clusters-2', 'sweep.json'],
+    ]);
     // Two clusters have what they have alone, whatever was learned before in the same state.
     expect(read('sweep/clusters-2', 'mask-set.json')).toBe(read('whole', 'mask-set.json'));
     const one = JSON.parse(read('sweep/clusters-1', 'report.json'));

@@ -11,13 +11,13 @@ const card: Probe = { kind: 'adapter', adapter: 'A Card', isSoftware: false, has
 const software: Probe = { kind: 'adapter', adapter: 'llvmpipe', isSoftware: true, hasHalves: true };
 const none: Probe = { kind: 'none', reason: 'no driver has an adapter' };
 
-test('the processor is taken without a look at any driver', async () => {
+test('the CPU is taken without a look at any driver', async () => {
   const probe = vi.fn(finding(card));
   expect(await chooseDevice({ choice: 'cpu' }, probe)).toEqual({ device: { kind: 'cpu' } });
   expect(probe).not.toHaveBeenCalled();
 });
 
-test('auto takes a card, and never drivers that compute on the processor', async () => {
+test('auto takes a card, and never drivers that compute on the CPU', async () => {
   const { device, reason } = await chooseDevice({ choice: 'auto' }, finding(card));
   expect(device).toEqual({ kind: 'webgpu', adapter: 'A Card', isSoftware: false, floatType: 'f16' });
   expect(deviceName(device)).toBe('A Card, through WebGPU in f16');
@@ -30,6 +30,9 @@ test('auto takes a card, and never drivers that compute on the processor', async
     const chosen = await chooseDevice({ choice: 'auto' }, finding(probe));
     expect(chosen.device).toEqual({ kind: 'cpu' });
     expect(chosen.reason).toContain(why);
+    expect(chosen.reason).not.toContain('f16');
+    const wished = await chooseDevice({ choice: 'auto', floatType: 'f16' }, finding(probe));
+    expect(wished).toEqual({ device: { kind: 'cpu' }, reason: expect.stringMatching(/f32, not in f16/) });
   }
 });
 
@@ -64,11 +67,11 @@ test('the drivers of this machine are asked in a process of their own', async ()
     expect(found).toMatchObject({ adapter: expect.stringContaining('llvmpipe'), isSoftware: true });
 });
 
-// Mesa's name for a processor of before 2011, which has no instructions for halves.
+// Mesa's name for a CPU of before 2011, which has no instructions for halves.
 test.runIf(process.platform === 'linux' && process.arch === 'x64').each([
   ['', true],
   ['sse4.1', false],
-])('what a driver computes in is found out: with processor features "%s"', async (features, hasHalves) => {
+])('what a driver computes in is found out: with CPU features "%s"', async (features, hasHalves) => {
   testDevice();
   if (features !== '') vi.stubEnv('GALLIUM_OVERRIDE_CPU_CAPS', features);
   expect(await probeAdapter()).toMatchObject({ kind: 'adapter', hasHalves });

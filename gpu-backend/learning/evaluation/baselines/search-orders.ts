@@ -18,7 +18,7 @@ import { staticOrders } from './static-orders.ts';
 type SearchOptions = {
   readonly home: string;
   readonly model: InstalledModel;
-  /** What `scorer` computes on; the processor unless given. */
+  /** What `scorer` computes on; the CPU unless given. */
   readonly device?: Device | undefined;
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];

@@ -1,6 +1,14 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -250,7 +258,7 @@ it('a run and its workers stop in good order, and go on', async () => {
   expect(first.said()).toMatch(/Stopped\.\n$/);
   // It takes back what no worker has begun.
   expect(await site.machines.redis.llen('bull:maskroute-units:wait')).toBe(0);
-  expect(readdirSync(join(folder, 'stopped'))).toEqual(['state.jsonl']);
+  expect(readdirSync(join(folder, 'stopped'))).toEqual(['.lock', 'state.jsonl']);
 
   // A worker that is told to stop gives a long unit back.
   const long = longUnit(2, 12);
@@ -280,6 +288,16 @@ it('a thread that is closed in mid-unit leaves its process alive', () => {
   expect(stdout.match(/computed|it was closed/g)).toHaveLength(3);
 });
 
+it('a model that could not be opened for one unit is opened for the next', async () => {
+  using other = await tinyHome();
+  await using units = await openLocalUnits({ ...run, model: other.model });
+  const weights = join(other.model.folder, 'weights.bin');
+  renameSync(weights, `${weights}.away`);
+  await expect(units.run(longUnit(1, 1))).rejects.toThrow();
+  renameSync(`${weights}.away`, weights);
+  expect(await units.run(longUnit(1, 1))).toEqual((await computedHere([longUnit(1, 1)]))[0]);
+});
+
 it('two that ask at once for a unit that the journal has both get its numbers, or both the error', async () => {
   await using site = await cluster(0);
   await using queued = await site.open({ ...run, model: tiny.model });
@@ -307,6 +325,34 @@ it('two that ask at once for a unit that the journal has both get its numbers, o
   await site.machines.redis.xadd('bull:maskroute-units:events', '*', ...event);
   await expect(found).rejects.toMatchObject({ code: 'EISDIR' });
 }, 60_000);
+
+it('a run and its worker wait for a queue without memory, and for a silent one, which holds up no stop', async () => {
+  await using site = await cluster(1);
+  const queued = await site.open({ ...run, model: tiny.model });
+  const { redis } = site.machines;
+  await redis.config('SET', 'maxmemory', '1');
+  const found = queued.run(longUnit(5, 1));
+  await soon(() => site.said.some((line) => /takes no units for now \(OOM .*waiting for it/.test(line)));
+  await redis.config('SET', 'maxmemory', '0');
+  expect(await found).toEqual((await computedHere([longUnit(5, 1)]))[0]);
+  await soon(() => site.said.includes('The queue takes units again.'));
+
+  const pid = Number(/process_id:(\d+)/.exec(await redis.info('server'))![1]);
+  const stop = new AbortController();
+  const stopped = await site.open({ ...run, model: tiny.model, signal: stop.signal });
+  process.kill(pid, 'SIGSTOP');
+  const lost = stopped.run(longUnit(6, 1));
+  lost.catch(() => {});
+  await soon(() => site.said.some((line) => line.includes('is unreachable (no answer for 15 s)')));
+  const start_ms = performance.now();
+  stop.abort(new Error('enough'));
+  await expect(lost).rejects.toThrow('enough');
+  await stopped[Symbol.asyncDispose]();
+  expect(performance.now() - start_ms).toBeLessThan(10_000);
+  process.kill(pid, 'SIGCONT');
+  await soon(() => site.said.some((line) => line.includes('is back')));
+  await queued[Symbol.asyncDispose]();
+}, 300_000);
 
 it('a model in four bits that were chosen on another text is another model', () => {
   const inFourBits = (text: string) => {
