@@ -27,7 +27,6 @@ export class Observed {
   models: ReadonlySet<string> | undefined;
   readonly #inFlight = new UnderWay();
   #report: { readonly load: Load; readonly at_ms: number } | undefined;
-  #hotMasks: readonly string[] = [];
   /** When it last said that it drains; undefined: it does not. */
   #drainingAt_ms: number | undefined;
   /** When it last left a load probe unanswered; undefined: it has reported its load since. */
@@ -85,7 +84,6 @@ export class Observed {
   /** From `GET /v1/load`. */
   probed(report: LoadReport, now_ms: number): void {
     this.reported(report, now_ms);
-    this.#hotMasks = report.hot_masks;
     this.drains(report.draining, now_ms);
     if (!report.draining) this.breaker.heard();
   }
@@ -107,7 +105,6 @@ export class Observed {
       running: load?.running ?? null,
       waiting: load?.waiting ?? null,
       reported_at: this.#report === undefined ? null : new Date(this.#report.at_ms).toISOString(),
-      hot_masks: [...this.#hotMasks],
     };
   }
 
