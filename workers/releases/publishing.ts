@@ -299,7 +299,7 @@ const describe = ({ id, revision, pooling, dimensions }: EncoderSpec): string =>
   `${id} (revision ${revision}, ${pooling} pooling, ${dimensions} dimensions)`;
 
 async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<void> {
-  const served = await models.list(hold).catch((error) => {
+  const served = await models.askAgain(hold).catch((error) => {
     throw new MaskrouteError('backend_unreachable', 'No backend can say which models are served.', {
       retryAfter_s: RETRY_AFTER_s,
       cause: error,
