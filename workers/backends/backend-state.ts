@@ -1,6 +1,9 @@
-/** What this isolate has learned of one backend: whether it answers, how busy it is, which models it serves. */
+/**
+ * What this isolate has learned of one backend: whether it answers, how busy it is, which models it serves. All times are
+ * of `steadyNow_ms`.
+ */
 import type { BackendState, Load, LoadReport } from '../../shared/wire/backend-load.ts';
-import { UnderWay } from '../base/waiting.ts';
+import { systemTime_ms, UnderWay } from '../base/waiting.ts';
 
 export type LiveBackend = {
   readonly id: string;
@@ -104,7 +107,8 @@ export class Observed {
       in_flight: this.#inFlight.count(now_ms),
       running: load?.running ?? null,
       waiting: load?.waiting ?? null,
-      reported_at: this.#report === undefined ? null : new Date(this.#report.at_ms).toISOString(),
+      reported_at:
+        this.#report === undefined ? null : new Date(systemTime_ms(this.#report.at_ms)).toISOString(),
     };
   }
 

@@ -36,7 +36,7 @@ export function createDenseComparison(parts: {
   const running = new UnderWay();
   return {
     async maybeCompare(of) {
-      if (!isSampled(of, parts.share) || running.count(Date.now()) >= COMPARISON.atOnceMax) return;
+      if (!isSampled(of, parts.share) || running.count() >= COMPARISON.atOnceMax) return;
       const ended = running.begin(2 * COMPARISON.timeout_ms);
       try {
         // Each of the two goes first equally often: the machine's speed may change between them.

@@ -22,7 +22,7 @@ import { errorEventOf } from '../../shared/wire/responses.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { createWait, type Wait } from '../base/waiting.ts';
+import { createWait, steadyNow_ms, type Wait } from '../base/waiting.ts';
 import type { Asked, ClientBody, Progress } from './forward.ts';
 import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
@@ -237,7 +237,7 @@ export class Answer {
     this.#phase = 'passing';
     this.#response = response;
     this.#reader = body.getReader();
-    this.#cameAt_ms = Date.now();
+    this.#cameAt_ms = steadyNow_ms();
     // The client may have hung up before the listener was added; the abort event fires only once.
     if (this.#signal.aborted || this.#hasLeft) this.#left();
     else this.#signal.addEventListener('abort', this.#left, { once: true });
@@ -267,7 +267,7 @@ export class Answer {
   }
 
   async #read(): Promise<Bytes | undefined> {
-    this.#unread_ms += Date.now() - this.#cameAt_ms;
+    this.#unread_ms += steadyNow_ms() - this.#cameAt_ms;
     const checked = this.#watch();
     if (checked !== undefined) {
       await checked.catch(async (refusal) => {
@@ -295,7 +295,7 @@ export class Answer {
       this.#passed(this.#signal.aborted || isUnread ? 'cancelled' : 'broken');
       throw isUnread ? notRead(error) : error;
     } finally {
-      this.#cameAt_ms = Date.now();
+      this.#cameAt_ms = steadyNow_ms();
     }
   }
 

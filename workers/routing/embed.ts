@@ -14,7 +14,7 @@ import { RETRIES_MAX } from '../backends/call-backend.ts';
 import type { BackendPool } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
+import { DeadlineError, type Hold, steadyNow_ms, withDeadline } from '../base/waiting.ts';
 import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
 import { EMBEDDINGS, ENCODER_LOAD_TIMEOUT_ms, VECTORS_MAX } from '../limits.ts';
 
@@ -43,8 +43,8 @@ export function createEmbedder(load: () => Promise<Encoder>, timeout_ms: number)
   const encoder = async (hold: Hold): Promise<Encoder> => {
     if (loaded !== undefined) return loaded;
     // A load that is too old belonged to a request that was torn down, and will never settle.
-    if (loading === undefined || Date.now() - loading.startedAt_ms > 2 * ENCODER_LOAD_TIMEOUT_ms) {
-      const started = { startedAt_ms: Date.now(), result: load() };
+    if (loading === undefined || steadyNow_ms() - loading.startedAt_ms > 2 * ENCODER_LOAD_TIMEOUT_ms) {
+      const started = { startedAt_ms: steadyNow_ms(), result: load() };
       loading = started;
       const settled = started.result
         .then((ready) => {
