@@ -71,11 +71,11 @@ export const TEXT_CHARS_MAX = 64 * 1024;
 export const FEEDBACK_KEPT_ms = 90 * 86_400_000;
 export const AUDIT_KEPT_DAYS = 365;
 
-/** The cache of backends' model lists, which change when a backend restarts. */
+/** The cache of backends' model lists, which change when a backend restarts; while none answers the last list is used. */
 export const MODELS = {
   fresh_ms: 5_000,
   revalidate_ms: Number.POSITIVE_INFINITY,
-  stale_ms: 300_000,
+  stale_ms: Number.POSITIVE_INFINITY,
   negative_ms: 0,
   wait_ms: 1_000,
   staleWait_ms: 0,
@@ -87,7 +87,7 @@ export const MODELS = {
 /**
  * The cache of the registry of backends: a change takes effect within seconds; while D1 is down the last list is used.
  */
-export const BACKENDS = { ...MODELS, fresh_ms: 2_000, stale_ms: Number.POSITIVE_INFINITY } as const;
+export const BACKENDS = { ...MODELS, fresh_ms: 2_000 } as const;
 
 /** Load probes of backends, in the background: one request sends a few, and answers are small. */
 export const LOAD_PROBE = { timeout_ms: 2_000, aRequestMax: 4, bytesMax: 256 * 1024 } as const;

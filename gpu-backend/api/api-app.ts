@@ -171,14 +171,13 @@ const loadHeader = (engine: Engine): [name: string, value: string] => [
   formatLoad(loadOf(engine)),
 ];
 
-const loadRoutes = ({ model, lifecycle, recentMasks }: ApiParts): Hono<ApiEnv> =>
+const loadRoutes = ({ model, lifecycle }: ApiParts): Hono<ApiEnv> =>
   new Hono<ApiEnv>().get('/v1/load', (c) =>
     c.json({
       object: 'maskroute.load',
       model: model.name,
       ...loadOf(model.engine),
       draining: lifecycle.draining || model.engine.failure !== undefined,
-      hot_masks: [...recentMasks.keys()],
     } satisfies LoadReport),
   );
 

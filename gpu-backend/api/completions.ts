@@ -96,7 +96,6 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
-    parts.recentMasks.set(plan.mask.id, true);
     running = runAnswer(parts.model, plan, parts.limits, completion.signal);
     if (plan.stream) return await streamed(parts, c, completion, running);
     const whole =

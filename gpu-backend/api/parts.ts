@@ -7,7 +7,6 @@ import type { Tracer } from '@opentelemetry/api';
 import type { Context } from 'hono';
 import { LRUCache } from 'lru-cache';
 import type { Logger } from 'pino';
-import { HOT_MASKS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
 import { type AnswerUsage, UNREAD_MAX_ms } from '../../shared/wire/protocol.ts';
@@ -75,8 +74,6 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
    */
   readonly recentAnswers: LRUCache<string, AnswerUsage & { readonly finished: boolean }>;
   readonly failedRequests: FailedRequests;
-  /** Masks of recent requests, latest first; an edge prefers this backend for them. */
-  readonly recentMasks: LRUCache<string, true>;
 };
 
 const RECENT_ANSWERS_MAX = 5_000;
@@ -94,7 +91,6 @@ export function openParts({ keys, ...given }: ApiOptions): ApiParts {
     lifecycle,
     recentAnswers: new LRUCache({ max: RECENT_ANSWERS_MAX }),
     failedRequests: new FailedRequests(),
-    recentMasks: new LRUCache({ max: HOT_MASKS_MAX }),
   };
 }
 

@@ -10,7 +10,7 @@ import type {
   TopLogprob,
   Usage,
 } from '../../shared/wire/openai.ts';
-import type { MaskrouteInfo } from '../../shared/wire/protocol.ts';
+import { type MaskrouteInfo, systemFingerprint } from '../../shared/wire/protocol.ts';
 import type { RunningAnswer } from './answer.ts';
 import type { ChoiceEvent, ChoiceJob, Piece } from './choice.ts';
 import type { ServedModel, TokenText } from './parts.ts';
@@ -127,7 +127,7 @@ const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object 
   object,
   created: plan.created_s,
   model: plan.modelName,
-  system_fingerprint: `fp_${model.engine.model.hash.slice(0, 12)}_${plan.mask.id}`,
+  system_fingerprint: systemFingerprint(model.engine.model.hash, plan.mask.id),
 });
 
 /** The token counts so far, in OpenAI's format. */

@@ -36,7 +36,6 @@ async function serve({ model, surrogates }: Served): Promise<string> {
     waiting: 0,
     capacity: 64,
     draining: false,
-    hot_masks: [],
   };
   const fixed: Record<string, string> = {
     '/v1/models': JSON.stringify(models),

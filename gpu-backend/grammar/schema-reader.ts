@@ -3,8 +3,8 @@
  * those that a grammar cannot enforce, are refused with their place in the schema. `json-schema.ts` makes the grammar.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { Effort } from './text-inclusion.ts';
 import type { Bounds } from './number-range.ts';
+import type { Effort } from './text-inclusion.ts';
 
 export type SchemaOptions = {
   /** Refuses what a grammar cannot enforce; otherwise that is ignored. */

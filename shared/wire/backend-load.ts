@@ -4,7 +4,6 @@
  */
 import { z } from 'zod';
 import { slug, timestamp } from '../admin/admin-wire.ts';
-import { MASK_ID_PATTERN } from '../mask/mask.ts';
 import { encoderSpecSchema } from '../mask/mask-set.ts';
 
 /** The region of a backend that serves everywhere. */
@@ -54,7 +53,6 @@ const backendStateSchema = z.object({
   running: z.int().nullable(),
   waiting: z.int().nullable(),
   reported_at: timestamp.nullable(),
-  hot_masks: z.array(z.string()),
 });
 export type BackendState = z.infer<typeof backendStateSchema>;
 
@@ -92,8 +90,6 @@ export const BACKEND_HEADERS = {
  */
 export type BackendAffinity = 'hit' | 'overflow' | 'failover';
 
-export const HOT_MASKS_MAX = 64;
-
 /** The answer of a backend's `GET /v1/load`. */
 export const loadReportSchema = z.looseObject({
   object: z.literal('maskroute.load'),
@@ -103,8 +99,6 @@ export const loadReportSchema = z.looseObject({
   /** Places in the queue of waiting requests. */
   capacity: z.int().min(0),
   draining: z.boolean(),
-  /** Masks of recent requests, the latest first. */
-  hot_masks: z.array(z.string().regex(MASK_ID_PATTERN)).max(HOT_MASKS_MAX),
 });
 export type LoadReport = z.infer<typeof loadReportSchema>;
 export type Load = Pick<LoadReport, 'running' | 'waiting' | 'capacity'>;

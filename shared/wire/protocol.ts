@@ -74,6 +74,12 @@ export const answerUsageSchema = z.looseObject({
 export type AnswerUsage = Pick<z.infer<typeof answerUsageSchema>, 'prompt_tokens' | 'completion_tokens'>;
 export const answerPath = (completion: string): string => `/v1/answers/${completion}`;
 
+/** OpenAI's `system_fingerprint`: equal for answers of the same weights under the same mask. */
+export const systemFingerprint = (modelHash: string, maskId: string): string =>
+  `fp_${modelHash.slice(0, 12)}_${maskId}`;
+/** The part that answers of the same weights have in common, whatever their masks. */
+export const weightsOf = (fingerprint: string): string => fingerprint.split('_', 2).join('_');
+
 /** Response headers on every completion. */
 export const HEADERS = {
   requestId: 'x-request-id',

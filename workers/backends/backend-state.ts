@@ -1,6 +1,9 @@
-/** What this isolate has learned of one backend: whether it answers, how busy it is, which models it serves. */
+/**
+ * What this isolate has learned of one backend: whether it answers, how busy it is, which models it serves. All times are
+ * of `steadyNow_ms`.
+ */
 import type { BackendState, Load, LoadReport } from '../../shared/wire/backend-load.ts';
-import { UnderWay } from '../base/waiting.ts';
+import { systemTime_ms, UnderWay } from '../base/waiting.ts';
 
 export type LiveBackend = {
   readonly id: string;
@@ -27,7 +30,6 @@ export class Observed {
   models: ReadonlySet<string> | undefined;
   readonly #inFlight = new UnderWay();
   #report: { readonly load: Load; readonly at_ms: number } | undefined;
-  #hotMasks: readonly string[] = [];
   /** When it last said that it drains; undefined: it does not. */
   #drainingAt_ms: number | undefined;
   /** When it last left a load probe unanswered; undefined: it has reported its load since. */
@@ -85,7 +87,6 @@ export class Observed {
   /** From `GET /v1/load`. */
   probed(report: LoadReport, now_ms: number): void {
     this.reported(report, now_ms);
-    this.#hotMasks = report.hot_masks;
     this.drains(report.draining, now_ms);
     if (!report.draining) this.breaker.heard();
   }
@@ -106,8 +107,8 @@ export class Observed {
       in_flight: this.#inFlight.count(now_ms),
       running: load?.running ?? null,
       waiting: load?.waiting ?? null,
-      reported_at: this.#report === undefined ? null : new Date(this.#report.at_ms).toISOString(),
-      hot_masks: [...this.#hotMasks],
+      reported_at:
+        this.#report === undefined ? null : new Date(systemTime_ms(this.#report.at_ms)).toISOString(),
     };
   }
 

@@ -7,7 +7,7 @@ import type { StickySource } from '../../shared/mask/sticky.ts';
 import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { RequestTrace } from '../base/telemetry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, steadyNow_ms } from '../base/waiting.ts';
 import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
 import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
 import { affinityOf, type Candidate, homeOf, orderBackends, pagesKey, type Wish } from './choose.ts';
@@ -116,7 +116,7 @@ class Way {
   /** The conversation's own backend. */
   readonly #home: string | undefined;
   #isHomeFull = false;
-  readonly #started_ms = Date.now();
+  readonly #started_ms = steadyNow_ms();
   /** Number of attempts, by backend id. */
   readonly #asked = new Map<string, number>();
   /** Backends that would give the same answer again. */
@@ -155,7 +155,7 @@ class Way {
   }
 
   #left_ms(): number {
-    return this.#call.time.timeout_ms - (Date.now() - this.#started_ms);
+    return this.#call.time.timeout_ms - (steadyNow_ms() - this.#started_ms);
   }
 
   /** Number of attempts at backends that had been asked before. */
@@ -164,7 +164,7 @@ class Way {
   }
 
   async #next(): Promise<Tried> {
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     const open = this.#open();
     const [first, second] = open;
     if (first === undefined || !this.#mayAsk(first, now_ms)) {
@@ -190,7 +190,7 @@ class Way {
 
   /** Backends that may be asked now, the best first: untried before tried ones. */
   #open(): KnownBackend[] {
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     const usable = this.#backends.filter(
       ({ id, seen }) => !this.#done.has(id) && seen.breaker.admits(now_ms),
     );
@@ -222,7 +222,7 @@ class Way {
     const { id, url, seen } = backend;
     this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
     const token = await sign(request, backend);
-    const wasDraining = seen.isDraining(Date.now());
+    const wasDraining = seen.isDraining(steadyNow_ms());
     const left_ms = Math.max(1, this.#left_ms());
     const timeout_ms = hasOthers ? Math.min(left_ms, time.silence_ms ?? left_ms) : left_ms;
     const times = { timeout_ms, left_ms, stall_ms: time.stall_ms };
@@ -240,11 +240,11 @@ class Way {
   #learnState(outcome: Outcome, seen: Observed, wasDraining: boolean): void {
     if (outcome.kind !== 'answer' && outcome.kind !== 'refused') return;
     const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
-    if (load !== undefined) seen.reported(load, Date.now());
+    if (load !== undefined) seen.reported(load, steadyNow_ms());
     if (outcome.kind === 'refused') {
-      if (outcome.why === 'stopping') seen.drains(true, Date.now());
+      if (outcome.why === 'stopping') seen.drains(true, steadyNow_ms());
       // An answer to an earlier request says nothing: a draining backend finishes its running requests.
-    } else if (wasDraining && !this.#isAside) seen.drains(false, Date.now());
+    } else if (wasDraining && !this.#isAside) seen.drains(false, steadyNow_ms());
   }
 
   #learnHealth(outcome: Outcome, backend: KnownBackend, breaker: Listener): void {
@@ -284,14 +284,14 @@ class Way {
 
   #blame(id: string, breaker: Listener, isUnreachable: boolean): void {
     if (this.#blamed.has(id)) breaker.released();
-    else breaker.failed(Date.now(), isUnreachable);
+    else breaker.failed(steadyNow_ms(), isUnreachable);
     this.#blamed.add(id);
   }
 }
 
 function candidateOf(backend: KnownBackend): Candidate & { readonly backend: KnownBackend } {
   const { id, regions, weight, seen } = backend;
-  const now_ms = Date.now();
+  const now_ms = steadyNow_ms();
   const [load, waiting, isAway] = [seen.load(now_ms), seen.waiting(now_ms), seen.isAway(now_ms)];
   return { backend, id, regions, weight, load, waiting, isAway, models: seen.models };
 }

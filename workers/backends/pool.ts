@@ -7,7 +7,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readAnswer } from '../../shared/wire/parse-body.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { DeadlineError, type Hold } from '../base/waiting.ts';
+import { DeadlineError, type Hold, steadyNow_ms } from '../base/waiting.ts';
 import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
@@ -102,7 +102,7 @@ export class BackendPool {
       regions: [...row.regions],
       created_at: isoTimeOrNull(createdAt_ms),
       updated_at: isoTimeOrNull(updatedAt_ms),
-      state: (this.#known.get(row.id)?.seen ?? new Observed()).summary(Date.now()),
+      state: (this.#known.get(row.id)?.seen ?? new Observed()).summary(steadyNow_ms()),
     };
   }
 
@@ -158,7 +158,7 @@ export class BackendPool {
 
   /** Refreshes old load reports, in the background. */
   #refreshLoads(backends: readonly KnownBackend[], hold: Hold): void {
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     let asked = 0;
     for (const backend of backends) {
       const { seen } = backend;
@@ -176,17 +176,17 @@ export class BackendPool {
     try {
       const answer = await this.#askForSuccess(backend, '/v1/load', LOAD_PROBE.timeout_ms);
       const report: LoadReport = loadReportSchema.parse(answer);
-      backend.seen.probed(report, Date.now());
+      backend.seen.probed(report, steadyNow_ms());
       return true;
     } catch (error) {
-      if (isSilence(error)) backend.seen.silent(Date.now());
+      if (isSilence(error)) backend.seen.silent(steadyNow_ms());
       log('warn', 'backend_load_unknown', { backend: backend.id, reason: reasonOf(error) });
       return false;
     }
   }
 
   async #suspect(backend: KnownBackend): Promise<void> {
-    if (!(await this.#probe(backend))) backend.seen.breaker.failed(Date.now(), true);
+    if (!(await this.#probe(backend))) backend.seen.breaker.failed(steadyNow_ms(), true);
   }
 }
 

@@ -60,17 +60,40 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
 export interface Models {
   /** @throws Error when the backend can't be asked and nothing is known. */
   list(hold: Hold): Promise<readonly ModelEntry[]>;
+  /**
+   * One entry for each backend and model. Backends are asked first, since they may have restarted with other weights; if
+   * none answers, the last answers count. @throws as `list`.
+   */
+  askAgain(hold: Hold): Promise<readonly ModelEntry[]>;
 }
 
-/** `fetchLists` returns the backends' answers to `GET /v1/models`. A model of several backends is one entry. */
+/** `models`: of the entries with equal ids only one. */
+type Served = { readonly all: readonly ModelEntry[]; readonly models: readonly ModelEntry[] };
+
+/**
+ * `fetchLists` returns the backends' answers to `GET /v1/models`. A model of several backends is one entry. An answer that
+ * is no list (of a backend of another version) is left out, so that it does not hide the models of the others.
+ */
 export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
-  const cache = new SwrCache(
+  const cache = new SwrCache<Served>(
     'the model list',
     async () => {
-      const entries = (await fetchLists()).flatMap((list) => modelListSchema.parse(list).data);
-      return [...new Map(entries.map((entry) => [entry.id, entry])).values()];
+      const lists = (await fetchLists()).map((list) => modelListSchema.safeParse(list));
+      const malformed = lists.find(({ success }) => !success);
+      if (malformed !== undefined) {
+        log('error', 'model_list_malformed', { reason: malformed.error!.message });
+        if (lists.every(({ success }) => !success)) throw malformed.error!;
+      }
+      const all = lists.flatMap(({ data }) => data?.data ?? []);
+      return { all, models: [...new Map(all.map((entry) => [entry.id, entry])).values()] };
     },
     MODELS,
   );
-  return { list: async (hold) => (await cache.get('', hold)) ?? [] };
+  return {
+    list: async (hold) => (await cache.get('', hold))!.models,
+    async askAgain(hold) {
+      await cache.refresh('', hold).catch(() => {});
+      return (await cache.get('', hold))!.all;
+    },
+  };
 }

@@ -8,7 +8,7 @@
  * abandoned by age.
  */
 import { LRUCache } from 'lru-cache';
-import { DeadlineError, type Hold, withDeadline } from './waiting.ts';
+import { DeadlineError, type Hold, steadyNow_ms, withDeadline } from './waiting.ts';
 
 export type SwrPolicy = {
   /** Younger values are returned without asking the source. */
@@ -58,6 +58,7 @@ type Options<V> = {
   readonly health?: SourceHealth | undefined;
   /** Also bounds the values by bytes. Only a successful load evicts values, so a failing source evicts none. */
   readonly room?: Room<V>;
+  /** A clock that never goes back, the same for all caches with this health. */
   readonly now?: () => number;
 };
 
@@ -83,7 +84,7 @@ export class SwrCache<V> {
     what: string,
     source: (key: string) => Promise<V | null>,
     policy: SwrPolicy,
-    { health = unheard(), room, now = () => Date.now() }: Options<V> = {},
+    { health = unheard(), room, now = steadyNow_ms }: Options<V> = {},
   ) {
     this.#what = what;
     this.#source = source;

@@ -17,7 +17,7 @@ import {
   traceOf,
 } from '../../shared/tracing/traces.ts';
 import { TRACES } from '../limits.ts';
-import { sleep, UnderWay } from './waiting.ts';
+import { sleep, steadyNow_ms, UnderWay } from './waiting.ts';
 
 export function log(
   level: 'info' | 'warn' | 'error',
@@ -187,7 +187,7 @@ class SpanPost implements SpanProcessor {
   }
 
   async send(): Promise<void> {
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     if (now_ms - this.#begun_ms < TRACES.lost_ms) return;
     this.#begun_ms = now_ms;
     await sleep(TRACES.wait_ms);
@@ -195,8 +195,7 @@ class SpanPost implements SpanProcessor {
     const spans = this.#spans;
     this.#spans = [];
     if (spans.length === 0) return;
-    if (this.#posts.count(Date.now()) >= TRACES.postsMax)
-      return this.#lost(spans.length, 'the collector is slow');
+    if (this.#posts.count() >= TRACES.postsMax) return this.#lost(spans.length, 'the collector is slow');
     const ended = this.#posts.begin(2 * TRACES.post_ms);
     await this.#post(spans)
       .catch((error) => this.#lost(spans.length, reasonOf(error)))

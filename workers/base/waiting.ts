@@ -1,3 +1,30 @@
+/** Time in an isolate: a clock that never goes back, and waits with limits. */
+
+/**
+ * A clock for ages and waits: it follows `read` (ms) but never goes back. When the system's clock is set back by an hour,
+ * this one goes on from its last reading; otherwise breakers would stay open, and cached values fresh, for an hour longer.
+ * Times of two clocks cannot be compared.
+ */
+export function createSteadyClock(read: () => number): () => number {
+  let last_ms = Number.NEGATIVE_INFINITY;
+  let lost_ms = 0;
+  return () => {
+    const now_ms = read();
+    if (now_ms < last_ms) lost_ms += last_ms - now_ms;
+    last_ms = now_ms;
+    return now_ms + lost_ms;
+  };
+}
+
+/**
+ * The isolate's clock for ages and waits, ms. Times that are stored, shown or compared with another machine's are
+ * `Date.now()`. (In Workers `performance.now()` is the system's clock, too.)
+ */
+export const steadyNow_ms = createSteadyClock(() => Date.now());
+
+/** Converts a time of {@link steadyNow_ms} to the system's time, ms, to show it. */
+export const systemTime_ms = (at_ms: number): number => Date.now() - (steadyNow_ms() - at_ms);
+
 /**
  * Waits with time limits, one after the other, with one timer for all of them. Setting a timer takes a fortieth of a
  * request's time on the edge's main thread, and a fifth of a token's.
@@ -18,14 +45,14 @@ export function createWait(limitMin_ms: number): Wait {
 
   // Ending a wait that is already over has no effect.
   const look = (): void => {
-    const left_ms = until_ms - Date.now();
+    const left_ms = until_ms - steadyNow_ms();
     timer = left_ms > 0 ? setTimeout(look, Math.min(left_ms, limitMin_ms)) : undefined;
     if (left_ms <= 0) giveUp('late');
   };
 
   return {
     within<T>(work: Promise<T>, limit_ms: number) {
-      until_ms = Date.now() + limit_ms;
+      until_ms = steadyNow_ms() + limit_ms;
       timer ??= setTimeout(look, limitMin_ms);
       return new Promise<T | 'late'>((resolve, reject) => {
         giveUp = resolve;
@@ -76,17 +103,19 @@ export class UnderWay {
 
   /** Call the result when the work has ended. */
   begin(longest_ms: number, tenant?: string): () => void {
-    const piece = { until_ms: Date.now() + longest_ms, tenant };
+    const piece = { until_ms: steadyNow_ms() + longest_ms, tenant };
     this.#pieces.add(piece);
     return () => void this.#pieces.delete(piece);
   }
 
-  count(now_ms: number): number {
+  /** `now_ms` is of {@link steadyNow_ms}. */
+  count(now_ms = steadyNow_ms()): number {
     for (const piece of this.#pieces) if (now_ms >= piece.until_ms) this.#pieces.delete(piece);
     return this.#pieces.size;
   }
 
-  has(tenant: string, now_ms: number): boolean {
+  has(tenant: string): boolean {
+    const now_ms = steadyNow_ms();
     for (const piece of this.#pieces) if (piece.tenant === tenant && now_ms < piece.until_ms) return true;
     return false;
   }

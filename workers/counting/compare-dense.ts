@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { DENSE_MASK_ID } from '../../shared/mask/mask.ts';
-import { splitModelName } from '../../shared/wire/protocol.ts';
+import { splitModelName, weightsOf } from '../../shared/wire/protocol.ts';
 import type { BackendPool } from '../backends/pool.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { type Hold, UnderWay } from '../base/waiting.ts';
@@ -36,7 +36,7 @@ export function createDenseComparison(parts: {
   const running = new UnderWay();
   return {
     async maybeCompare(of) {
-      if (!isSampled(of, parts.share) || running.count(Date.now()) >= COMPARISON.atOnceMax) return;
+      if (!isSampled(of, parts.share) || running.count() >= COMPARISON.atOnceMax) return;
       const ended = running.begin(2 * COMPARISON.timeout_ms);
       try {
         // Each of the two goes first equally often: the machine's speed may change between them.
@@ -44,6 +44,8 @@ export function createDenseComparison(parts: {
         const first = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'masked' : 'dense');
         const second = await greedyAnswer(parts.backend, of, isMaskedFirst ? 'dense' : 'masked');
         const [masked, dense] = isMaskedFirst ? [first, second] : [second, first];
+        // Backends may serve other weights under the same name, for example one after the other gets new ones.
+        if (masked.weights !== dense.weights) throw new Error('the two answers are of different weights');
         await parts.events.send({
           kind: 'comparison',
           request: of.event,
@@ -84,6 +86,8 @@ type Greedy = {
   /** Time per token after the first, measured by the backend; null if it was not, or there was none. */
   readonly perToken_ms: number | null;
   readonly backend: string;
+  /** Which weights made it. */
+  readonly weights: string;
 };
 
 /** The share of time saved; null unless one backend measured both times. */
@@ -132,11 +136,12 @@ async function greedyAnswer(
     throw new Error(`the backend answered ${response.status}`);
   }
   const text = await response.text();
-  const tokens = answerSchema.parse(JSON.parse(text)).choices[0]!.logprobs;
+  const { choices, system_fingerprint } = answerSchema.parse(JSON.parse(text));
+  const tokens = choices[0]!.logprobs;
   const decode_ms = timedSchema.safeParse(JSON.parse(text)).data?.maskroute.decode_ms;
   const later = tokens.length - 1;
   const perToken_ms = decode_ms === undefined || later < 1 ? null : decode_ms / later;
-  return { tokens, perToken_ms, backend: answerer };
+  return { tokens, perToken_ms, backend: answerer, weights: weightsOf(system_fingerprint) };
 }
 
 const timedSchema = z.looseObject({ maskroute: z.looseObject({ decode_ms: z.number().min(0) }) });
@@ -148,4 +153,7 @@ const tokensSchema = z.union([
     .looseObject({ content: z.array(z.looseObject({ token: z.string() })) })
     .transform(({ content }) => content.map(({ token }) => token)),
 ]);
-const answerSchema = z.looseObject({ choices: z.array(z.looseObject({ logprobs: tokensSchema })).min(1) });
+const answerSchema = z.looseObject({
+  choices: z.array(z.looseObject({ logprobs: tokensSchema })).min(1),
+  system_fingerprint: z.string(),
+});

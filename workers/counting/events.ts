@@ -17,7 +17,7 @@ import {
 } from '../../shared/admin/requests-wire.ts';
 import { randomHex, sameSecret } from '../base/secrets.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { sleep } from '../base/waiting.ts';
+import { sleep, steadyNow_ms } from '../base/waiting.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
 
 export interface Events {
@@ -52,7 +52,12 @@ export function createEvents(
   };
 
   const begin = async (event: EdgeEvent): Promise<void> => {
-    const batch: Batch = { events: [event], begun_ms: Date.now(), guards: 0, sent: Promise.resolve('sent') };
+    const batch: Batch = {
+      events: [event],
+      begun_ms: steadyNow_ms(),
+      guards: 0,
+      sent: Promise.resolve('sent'),
+    };
     open = batch;
     batch.sent = collect(batch);
     await batch.sent;
@@ -73,7 +78,7 @@ export function createEvents(
     async send(event) {
       if (event.kind === 'request') metrics?.writeDataPoint(dataPoint(event));
       if (open === undefined) return await begin(event);
-      if (Date.now() - open.begun_ms < 2 * EVENT_BATCH.lost_ms) return await join(open, event);
+      if (steadyNow_ms() - open.begun_ms < 2 * EVENT_BATCH.lost_ms) return await join(open, event);
       const lost = open;
       await Promise.all([deliver(queue, lost.events), begin(event)]);
     },

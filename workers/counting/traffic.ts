@@ -15,7 +15,7 @@ import { centroidDistances } from '../../shared/mask/centroids.ts';
 import { saidOfRouting } from '../../shared/mask/held-out.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { type Hold, withDeadline } from '../base/waiting.ts';
+import { type Hold, steadyNow_ms, withDeadline } from '../base/waiting.ts';
 import { type Database, isoTime } from '../db/d1.ts';
 import { latenciesOfBackends, versionKey, versionLatencies } from '../db/latencies.ts';
 import { findClusterCounts, type StoredMaskSet } from '../db/mask-set-rows.ts';
@@ -213,13 +213,13 @@ export function createTrafficSampler(insert: (sample: NewTrafficSample) => Promi
     seen(tenant, { decision, vector }, hold) {
       const { set, cluster } = decision;
       if (set === null || cluster === null || vector === null) return;
-      const now_ms = Date.now();
+      const now_ms = steadyNow_ms();
       if (now_ms - (sampledAt_ms.get(tenant) ?? 0) < TRAFFIC.every_ms) return;
       sampledAt_ms.set(tenant, now_ms);
       const distances = [...centroidDistances(vector, set.centroids)].map((distance) =>
         Number(distance.toFixed(DIGITS)),
       );
-      const sample = { tenant, version: set.version, cluster, distances, createdAt_ms: now_ms };
+      const sample = { tenant, version: set.version, cluster, distances, createdAt_ms: Date.now() };
       hold(
         withDeadline(insert(sample), TRAFFIC.write_ms, 'keeping a traffic sample').catch((error) =>
           log('warn', 'traffic_sample_lost', { reason: reasonOf(error) }),

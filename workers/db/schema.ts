@@ -162,7 +162,7 @@ export const publications = sqliteTable(
     rollout: text('rollout', { mode: 'json' }).$type<readonly RolloutStep[]>(),
     autoRollback: text('auto_rollback', { mode: 'json' }).$type<AutoRollback>(),
     reason: text('reason'),
-    /** The publication whose rollout this pause or resumption continues; null: its own. */
+    /** The publication whose rollout this one continues; null: its own. */
     rolloutId: text('rollout_id'),
     pausedAt_ms: integer('paused_at_ms'),
   },

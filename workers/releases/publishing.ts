@@ -97,6 +97,8 @@ export async function publish(
   // version with other bounds: rolling back to it would change nothing.
   const settledBefore = settledId(seen, basics.createdAt_ms);
   const isAtOnce = !isLater && rollout.length === 0;
+  // Other steps for a version whose rollout is under way, or a repeated request: conversations that see it keep it.
+  const isContinued = seen !== null && seen.version === request.version && settledBefore !== seen.id;
   return await flip(dependencies, request.hold, seen, {
     ...basics,
     owner,
@@ -105,7 +107,7 @@ export async function publish(
     action: 'activate',
     activateAt_ms: isLater ? activateAt_ms : null,
     rollout,
-    rolloutId: null,
+    rolloutId: isContinued ? seen.schedule.id : null,
     pausedAt_ms: null,
     autoRollback: autoRollback ?? null,
   });
@@ -280,7 +282,7 @@ const describe = ({ id, revision, pooling, dimensions }: EncoderSpec): string =>
   `${id} (revision ${revision}, ${pooling} pooling, ${dimensions} dimensions)`;
 
 async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<void> {
-  const served = await models.list(hold).catch((error) => {
+  const served = await models.askAgain(hold).catch((error) => {
     throw new MaskrouteError('backend_unreachable', 'No backend can say which models are served.', {
       retryAfter_s: RETRY_AFTER_s,
       cause: error,

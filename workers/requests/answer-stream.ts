@@ -22,7 +22,7 @@ import { errorEventOf } from '../../shared/wire/responses.ts';
 import type { Rest } from '../backends/attempt.ts';
 import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { createWait, type Wait } from '../base/waiting.ts';
+import { createWait, steadyNow_ms, type Wait } from '../base/waiting.ts';
 import type { Asked, ClientBody, Progress } from './forward.ts';
 import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
@@ -227,7 +227,7 @@ export class Answer {
     this.#phase = 'passing';
     this.#response = response;
     this.#reader = body.getReader();
-    this.#cameAt_ms = Date.now();
+    this.#cameAt_ms = steadyNow_ms();
     // The client may have hung up before the listener was added; the abort event fires only once.
     if (this.#following.signal.aborted || this.#hasLeft) this.#left();
     else this.#following.signal.addEventListener('abort', this.#left, { once: true });
@@ -257,7 +257,7 @@ export class Answer {
   }
 
   async #read(): Promise<Bytes | undefined> {
-    this.#unread_ms += Date.now() - this.#cameAt_ms;
+    this.#unread_ms += steadyNow_ms() - this.#cameAt_ms;
     await this.#following.watch().catch(async (refusal) => {
       await this.#leave(refusal);
       throw refusal;
@@ -282,7 +282,7 @@ export class Answer {
       this.#passed(this.#following.signal.aborted || isUnread ? 'cancelled' : 'broken');
       throw isUnread ? notRead(error) : error;
     } finally {
-      this.#cameAt_ms = Date.now();
+      this.#cameAt_ms = steadyNow_ms();
     }
   }
 

@@ -136,9 +136,8 @@ async function inTurn<Answer>(
 }
 
 function hasRoomFor(tenant: string): boolean {
-  const now_ms = Date.now();
   const { all, whileOwn } = COST_QUESTIONS_MAX;
-  return questions.count(now_ms) < (questions.has(tenant, now_ms) ? whileOwn : all);
+  return questions.count() < (questions.has(tenant) ? whileOwn : all);
 }
 
 const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_tokens + completion_tokens;
@@ -225,7 +224,8 @@ function eventOf(
     completion_tokens: charged.completion_tokens,
     counted: charged.counted,
     ...latencies(outcome.heard, started_ms, isStream, choicesOf(account.routable)),
-    total_ms: outcome.endedAt_ms - started_ms,
+    // A clock that was set back meanwhile must not make the event unreadable: its tokens would not be counted.
+    total_ms: Math.max(0, outcome.endedAt_ms - started_ms),
     request_id: account.requestId,
     source: account.source,
   };

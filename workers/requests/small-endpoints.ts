@@ -12,6 +12,7 @@ import {
   splitModelName,
 } from '../../shared/wire/protocol.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
+import { steadyNow_ms, systemTime_ms } from '../base/waiting.ts';
 import { ageOf_ms } from '../counting/events.ts';
 import { d1 } from '../db/d1.ts';
 import { findMask } from '../db/mask-set-rows.ts';
@@ -177,7 +178,7 @@ async function readiness(c: AppContext): Promise<Report> {
   ]);
   const age_ms = table.age_ms(DEFAULT_TENANT);
   const isTooOld = age_ms !== undefined && age_ms > READY_TABLE_AGE_MAX_ms;
-  const since = new Date(d1Health.failingSince_ms ?? Date.now()).toISOString();
+  const since = new Date(systemTime_ms(d1Health.failingSince_ms ?? steadyNow_ms())).toISOString();
   const checks = {
     configuration,
     routing_table: loaded === OK && isTooOld ? TOO_OLD : loaded === OK || asked === OK ? loaded : UNREACHABLE,

@@ -74,8 +74,14 @@ export interface RoutingTable {
   findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
 }
 
-/** A tenant's newest publication, decoded. `base` is loaded only while some requests may still see it. */
-type Pointer = { readonly schedule: Rollout; readonly set: LiveSet; readonly base: LiveSet | null };
+/**
+ * A tenant's newest publication, decoded. `rollout`: null once everyone sees it; until then some requests see `base`, and
+ * null is nothing of the tenant's own.
+ */
+type Pointer = {
+  readonly set: LiveSet;
+  readonly rollout: { readonly schedule: Rollout; readonly base: LiveSet | null } | null;
+};
 /** `pointer` null: the tenant has no publication of its own. */
 type Loaded = { readonly pointer: Pointer | null };
 
@@ -106,13 +112,14 @@ export function createRoutingTable(
     const live = await source.findLive(tenant);
     if (live === null) return { pointer: null };
     const before = pointers.peek(tenant)?.pointer;
-    const held = [before?.set, before?.base];
-    const isSettled = completesAt_ms(live.schedule) <= Date.now();
+    const held = [before?.set, before?.rollout?.base];
+    // What is complete stays so, though the clock may be set back before the next load: its base is not at hand.
+    const isComplete = completesAt_ms(live.schedule) <= Date.now();
     const [set, base] = await Promise.all([
       versionOf(live.owner, live.version, held),
-      isSettled || live.base === null ? null : versionOf(live.base.owner, live.base.version, held),
+      isComplete || live.base === null ? null : versionOf(live.base.owner, live.base.version, held),
     ]);
-    return { pointer: { schedule: live.schedule, set, base } };
+    return { pointer: { set, rollout: isComplete ? null : { schedule: live.schedule, base } } };
   };
 
   const pointers = new SwrCache(
@@ -149,7 +156,8 @@ export function createRoutingTable(
   };
 }
 
-const setsOf = ({ pointer }: Loaded): LiveSet[] => [pointer?.set, pointer?.base].filter((set) => set != null);
+const setsOf = ({ pointer }: Loaded): LiveSet[] =>
+  [pointer?.set, pointer?.rollout?.base].filter((set) => set != null);
 
 /** The objects, ids and labels of a cluster. */
 const CLUSTER_BYTES = 500;
@@ -159,9 +167,10 @@ const bytesOf = ({ centroids, clusters }: LiveSet): number =>
 
 function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): LiveSet | null {
   if (pointer == null) return null;
+  const { set, rollout } = pointer;
   const now_ms = Date.now();
-  const isSettled = completesAt_ms(pointer.schedule) <= now_ms;
-  return isSettled || seesNew(pointer.schedule, stickyKey(), now_ms) ? pointer.set : pointer.base;
+  if (rollout === null || completesAt_ms(rollout.schedule) <= now_ms) return set;
+  return seesNew(rollout.schedule, stickyKey(), now_ms) ? set : rollout.base;
 }
 
 /** @throws ZodError or SyntaxError when the stored text is not a mask set. */

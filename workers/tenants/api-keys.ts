@@ -7,7 +7,7 @@ import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex, sha256Hex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, steadyNow_ms } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
 import { KEY_WATCH_ms, KEYS, RETRY_AFTER_s } from '../limits.ts';
@@ -102,9 +102,9 @@ export function createKeyWatch(
   { keySha256 }: Caller,
   hold: Hold,
 ): () => Promise<void> {
-  let checked_ms = Date.now();
+  let checked_ms = steadyNow_ms();
   return async () => {
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     if (now_ms - checked_ms < KEY_WATCH_ms) return;
     checked_ms = now_ms;
     try {

@@ -93,7 +93,7 @@ export class Ledger {
     }
     const tokens = Math.min(wanted_tokens, ...counters.filter(isOfTokens).map(remaining));
     const start = startsAt(now_ms);
-    if (!this.#hasUseSince(now_ms - (now_ms % WINDOW_ms.minute))) this.#forgetOld(now_ms);
+    if (!this.#hasUseThisMinute(now_ms)) this.#forgetOld(now_ms);
     this.#add('minute', start.second_ms, 1, tokens);
     this.#add('day', start.day_ms, 1, tokens);
     this.#keep(id, { ...start, tokens, settled: 0 });
@@ -149,8 +149,8 @@ export class Ledger {
     const sql = `SELECT total(requests) AS requests, total(tokens) AS tokens,
         max(CASE WHEN requests > 0 THEN start_ms END) AS requestsLast_ms,
         max(CASE WHEN tokens > 0 THEN start_ms END) AS tokensLast_ms
-      FROM windows WHERE window = ? AND start_ms >= ?`;
-    return this.#sql.exec<Used>(sql, window, firstStart(window, now_ms)).one();
+      FROM windows WHERE window = ? AND start_ms BETWEEN ? AND ?`;
+    return this.#sql.exec<Used>(sql, window, ...startsThatCount(window, now_ms)).one();
   }
 
   /** Of the limits without room for another request of `tokens`, the one that has room last. */
@@ -167,8 +167,8 @@ export class Ledger {
   /** Time until there is room for `need`, without further requests. */
   #roomAfter_ms({ unit, window, limit, used }: Counter, need: number, now_ms: number): number {
     const sql =
-      'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms >= ? ORDER BY start_ms';
-    const buckets = this.#sql.exec<Bucket>(sql, window, firstStart(window, now_ms)).toArray();
+      'SELECT start_ms, requests, tokens FROM windows WHERE window = ? AND start_ms BETWEEN ? AND ? ORDER BY start_ms';
+    const buckets = this.#sql.exec<Bucket>(sql, window, ...startsThatCount(window, now_ms)).toArray();
     let missing = need - (limit - used);
     let after_ms = 0;
     for (const bucket of buckets) {
@@ -179,9 +179,10 @@ export class Ledger {
     return after_ms;
   }
 
-  #hasUseSince(start_ms: number): boolean {
-    const sql = "SELECT 1 FROM windows WHERE window = 'minute' AND start_ms >= ? LIMIT 1";
-    return this.#sql.exec(sql, start_ms).toArray().length > 0;
+  #hasUseThisMinute(now_ms: number): boolean {
+    const start_ms = now_ms - (now_ms % WINDOW_ms.minute);
+    const sql = "SELECT 1 FROM windows WHERE window = 'minute' AND start_ms BETWEEN ? AND ? LIMIT 1";
+    return this.#sql.exec(sql, start_ms, now_ms).toArray().length > 0;
   }
 
   #forgetOld(now_ms: number): void {
@@ -219,6 +220,15 @@ const startsAt = (now_ms: number) => ({
 /** Start of the oldest bucket that counts: the second one minute ago, or today. */
 const firstStart = (window: Window, now_ms: number): number =>
   window === 'minute' ? startsAt(now_ms - WINDOW_ms.minute).second_ms : startsAt(now_ms).day_ms;
+
+/**
+ * The first and the last start of the buckets that count. Later ones were written before the clock was set back, and would
+ * count for as long as it was; those within one window count, since a clock may be off by a little.
+ */
+const startsThatCount = (window: Window, now_ms: number): [first_ms: number, last_ms: number] => [
+  firstStart(window, now_ms),
+  now_ms + WINDOW_ms[window],
+];
 
 /** When a bucket stops counting. */
 const leavesAt_ms = (window: Window, start_ms: number): number =>

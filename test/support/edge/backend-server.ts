@@ -107,6 +107,17 @@ const SETUPS: Readonly<Record<string, Setup>> = {
   'too-long-unmeasured': SMALL,
   'slow-tokens': { limits: { commit_ms: 1, keepalive_ms: STREAM_PAUSE_ms } },
 };
+/** What backends of these moods list, whatever they serve. */
+const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {
+  'no-models': [],
+  'odd-models': [{ name: 'a list of another version' }],
+  'other-weights': [
+    {
+      ...{ id: MODEL.id, object: 'model', created: 0, owned_by: 'maskroute' },
+      maskroute: { hash: 'b'.repeat(64), block_count: MODEL.blockCount, context_tokens: 2048, dense: false },
+    },
+  ],
+};
 /** Those that are so whatever is asked. */
 const MOODS_OF_ALL = new Set(['loaded', 'strict']);
 
@@ -274,7 +285,8 @@ class Backends {
     const { path, place, entry, outgoing } = asked;
     const { mood } = this.#at(place);
     if (mood.startsWith('gateway-')) return void gatewayPage(outgoing, Number(mood.slice('gateway-'.length)));
-    if (mood === 'no-models' && path === '/v1/models') return Response.json({ object: 'list', data: [] });
+    const models = path === '/v1/models' ? MODELS_BY_MOOD[mood] : undefined;
+    if (models !== undefined) return Response.json({ object: 'list', data: models });
     if (mood === 'half-load' && path === '/v1/load') return void halfObject(outgoing, 200);
     if (COMPLETIONS.has(path)) return await this.#complete(asked);
     const wrong = path === '/v1/embeddings' && wrongVectors(entry.body?.input as string[]);

@@ -21,11 +21,13 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  makeMaskSet,
   newKey,
   newTenant,
   recorded,
   say,
   soon,
+  upload,
 } from '../support/edge.ts';
 
 const SECOND_ms = 1_000;
@@ -396,6 +398,41 @@ describe('when a backend fails', () => {
       expect(await errorCode(response)).toBe('503 backend_unreachable');
     },
   );
+
+  it('that lists its models in another form does not hide those of the others', async () => {
+    const { key } = await newTenant();
+    const [odd] = [await register(), await register()];
+    await mood(odd, 'odd-models');
+    const listed = await call('GET', '/v1/models', { key }, freshIsolate());
+    const { data } = await listed.json<{ data: { id: string }[] }>();
+    expect(data.map(({ id }) => id)).toEqual([MODEL.id, `${MODEL.id}:dense`]);
+  });
+
+  it('that serves another model than a moment ago is asked again before a set is published', async () => {
+    const { tenant } = await newTenant();
+    const id = await register();
+    const { version } = await upload(makeMaskSet('of-a-model'), tenant);
+    const publish = () => admin('POST', '/publications', { tenant, version });
+    expect((await publish()).status).toBe(201);
+    await mood(id, 'no-models');
+    expect(await errorCode(publish())).toBe('400 mask_model_mismatch');
+    await mood(id, 'good');
+    expect((await publish()).status).toBe(201);
+    // A backend that is down for a moment refuses nothing.
+    await mood(id, 'gateway-502');
+    expect((await publish()).status).toBe(201);
+  });
+
+  it('that serves other weights under the same name hides those of no other when a set is published', async () => {
+    const { tenant } = await newTenant();
+    const ids = [await register(), await register()];
+    const { version } = await upload(makeMaskSet('of-weights'), tenant);
+    for (const other of ids) {
+      await mood(other, 'other-weights');
+      expect((await admin('POST', '/publications', { tenant, version })).status).toBe(201);
+      await mood(other, 'good');
+    }
+  });
 
   it('and nobody else lists its model, requests are still counted as that model’s', async () => {
     const { tenant, key } = await newTenant();

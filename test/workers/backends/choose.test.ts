@@ -12,6 +12,7 @@ import {
   pagesKey,
   regionDistance,
 } from '../../../workers/backends/choose.ts';
+import { createSteadyClock, steadyNow_ms } from '../../../workers/base/waiting.ts';
 
 const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   id,
@@ -169,29 +170,29 @@ describe('a backend that drains', () => {
 
   const report = (draining: boolean): LoadReport => ({
     object: 'maskroute.load',
-    ...{ model: 'm', running: 0, waiting: 0, capacity: 64, draining, hot_masks: [] },
+    ...{ model: 'm', running: 0, waiting: 0, capacity: 64, draining },
   });
 
   it('is known for ten seconds after its last word, and no longer than it drains', () => {
     const seen = new Observed();
-    const now_ms = Date.now();
-    expect(seen.isDraining(Date.now())).toBe(false);
+    const now_ms = steadyNow_ms();
+    expect(seen.isDraining(steadyNow_ms())).toBe(false);
     seen.probed(report(true), now_ms - 9_000);
-    expect(seen.isDraining(Date.now())).toBe(true);
+    expect(seen.isDraining(steadyNow_ms())).toBe(true);
     seen.probed(report(false), now_ms);
-    expect(seen.isDraining(Date.now())).toBe(false);
+    expect(seen.isDraining(steadyNow_ms())).toBe(false);
     seen.drains(true, now_ms);
-    expect(seen.isDraining(Date.now())).toBe(true);
+    expect(seen.isDraining(steadyNow_ms())).toBe(true);
     seen.drains(false, now_ms);
-    expect(seen.isDraining(Date.now())).toBe(false);
+    expect(seen.isDraining(steadyNow_ms())).toBe(false);
     seen.drains(true, now_ms - 10_000);
-    expect(seen.isDraining(Date.now())).toBe(false);
+    expect(seen.isDraining(steadyNow_ms())).toBe(false);
   });
 });
 
 it('a backend that says nothing is away for ten seconds, or until it says something', () => {
   const seen = new Observed();
-  const now_ms = Date.now();
+  const now_ms = steadyNow_ms();
   seen.silent(now_ms);
   expect([seen.isAway(now_ms), seen.isDraining(now_ms)]).toEqual([true, false]);
   expect(seen.isAway(now_ms + 10_000)).toBe(false);
@@ -202,7 +203,7 @@ it('a backend that says nothing is away for ten seconds, or until it says someth
 describe('a request that the platform ends with its client', () => {
   it('is under way no longer than its backend had', () => {
     const seen = new Observed();
-    const now_ms = Date.now();
+    const now_ms = steadyNow_ms();
     const ended = seen.began(1_000);
     seen.began(1_000);
     expect(seen.load(now_ms)).toBe(2);
@@ -258,6 +259,22 @@ describe('the breaker', () => {
     gone.heard();
     expect(gone.state(1)).toBe('closed');
   });
+});
+
+it('a backend’s state lasts for no longer when the clock is set back by an hour', () => {
+  const HOUR_ms = 3_600_000;
+  let system_ms = 10 * HOUR_ms;
+  const now_ms = createSteadyClock(() => system_ms);
+  const seen = new Observed();
+  for (let i = 0; i < 5; i++) seen.breaker.failed(now_ms(), false);
+  seen.silent(now_ms());
+  seen.drains(true, now_ms());
+  expect(seen.takeProbe(now_ms())).toBe(true);
+  system_ms -= HOUR_ms;
+  expect([seen.breaker.state(now_ms()), seen.breaker.wait_ms(now_ms())]).toEqual(['open', 30_000]);
+  system_ms += 30_000;
+  expect([seen.breaker.state(now_ms()), seen.isAway(now_ms())]).toEqual(['half_open', false]);
+  expect(seen.takeProbe(now_ms())).toBe(true);
 });
 
 describe('asking again', () => {

@@ -9,7 +9,7 @@ import {
   type SwrPolicy,
   unheard,
 } from '../../../workers/base/swr-cache.ts';
-import type { Hold } from '../../../workers/base/waiting.ts';
+import { createSteadyClock, type Hold } from '../../../workers/base/waiting.ts';
 
 const POLICY: SwrPolicy = {
   fresh_ms: 100,
@@ -36,7 +36,7 @@ function setup(policy: Partial<SwrPolicy> = {}, health?: SourceHealth, room?: Ro
         asked.push({ key, answer: resolve, fail: () => reject(new Error('the source fails')) });
       }),
     { ...POLICY, ...policy },
-    { health, ...(room === undefined ? {} : { room }), now: () => now_ms },
+    { health, ...(room === undefined ? {} : { room }), now: createSteadyClock(() => now_ms) },
   );
   const settle = () => new Promise<void>((resolve) => setTimeout(resolve, 0));
   const get = (key = 'a') => cache.get(key, hold);
@@ -174,6 +174,30 @@ describe('a known value', () => {
     await fill('a', 'one');
     pass(1_001);
     await expect(get()).rejects.toThrow('more than 30 ms');
+  });
+
+  it('stays fresh for no longer when the clock is set back by an hour', async () => {
+    const { cache, fill, pass, asked, settle, get } = setup();
+    await fill('a', 'one');
+    await fill('b', null);
+    pass(-3_600_000);
+    expect(cache.fresh('a')).toBe('one');
+    pass(POLICY.fresh_ms);
+    expect(cache.fresh('a')).toBeUndefined();
+    expect(cache.age_ms('a')).toBe(POLICY.fresh_ms);
+    pass(POLICY.revalidate_ms);
+    const failed = get();
+    await settle();
+    asked.at(-1)!.fail();
+    expect(await failed).toBe('one');
+    pass(-3_600_000);
+    expect(cache.age_ms('a')).toBe(POLICY.fresh_ms + POLICY.revalidate_ms);
+    // The source failed a moment ago, and a moment later it is asked again. What it lacked may be there now.
+    pass(POLICY.retry_ms + 1);
+    const [again, missing] = [get(), get('b')];
+    await settle();
+    for (const question of asked.slice(-2)) question.answer('two');
+    expect(await Promise.all([again, missing])).toEqual(['two', 'two']);
   });
 
   it('goes when the source says that it is gone', async () => {

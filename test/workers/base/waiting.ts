@@ -42,6 +42,15 @@ it('gives a piece all of its time, however long the stream is on', async () => {
   wait.end();
 });
 
+it('ends in time though the clock is set back by an hour meanwhile', async () => {
+  const wait = createWait(LIMIT_ms);
+  const found = wait.within(new Promise(() => {}), 2 * LIMIT_ms);
+  const { now } = Date;
+  vi.spyOn(Date, 'now').mockImplementation(() => now() - 3_600_000);
+  expect(await found).toBe('late');
+  wait.end();
+});
+
 it('keeps limits of several lengths', async () => {
   const wait = createWait(LIMIT_ms);
   expect(await wait.within(slow('headers', 2 * LIMIT_ms), 10 * LIMIT_ms)).toBe('headers');

@@ -100,6 +100,30 @@ it('a comparison that the platform ended with its request is not waited for', as
   expect(call).toHaveBeenCalledTimes(2);
 });
 
+it('two answers of different weights are not compared', async () => {
+  const answers = ['fp_aaaaaaaaaaaa_dense', `fp_bbbbbbbbbbbb_m_${'0'.repeat(24)}`];
+  const call = async () => {
+    const choices = [{ logprobs: { content: [{ token: 'x' }] } }];
+    const response = Response.json({ choices, system_fingerprint: answers.shift() });
+    return {
+      kind: 'answer' as const,
+      response,
+      backend: 'a',
+      affinity: undefined,
+      rest: undefined,
+      gaveUp: false,
+    };
+  };
+  const send = vi.fn(async () => {});
+  const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}`, mask: `m_${'0'.repeat(24)}` };
+  await createDenseComparison({ backend: { call }, events: { send }, share: 1 }).maybeCompare({
+    ...{ event: '0'.repeat(20), tenant: 'a', routable: { kind: 'chat', body: CHAT } },
+    ...{ routed: { decision, assignment: { arm: null } }, hold: () => {} },
+  } as never);
+  expect(answers).toEqual([]);
+  expect(send).not.toHaveBeenCalled();
+});
+
 it('agreement is what comes before the first difference, as a share of the longer answer', () => {
   expect(agreementOf(['a', 'b', 'c'], ['a', 'b', 'c'])).toBe(1);
   expect(agreementOf(['a', 'x', 'c'], ['a', 'b', 'c'])).toBeCloseTo(1 / 3);

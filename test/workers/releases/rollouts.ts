@@ -209,6 +209,21 @@ describe('a gradual publication', () => {
     vi.useRealTimers();
   });
 
+  it('that is published again meanwhile, with the same steps or others, is kept by those who see it', async () => {
+    const { tenant, key, fresh } = await twoVersions();
+    const texts = Array.from({ length: 30 }, (_, i) => `north ${i}`);
+    const seenAfter = async (share: number) => {
+      await activate(fresh, { tenant, rollout: [{ share, duration_s: 3600 }] });
+      return await Promise.all(texts.map((text) => versionSeen(key, text)));
+    };
+    const first = await seenAfter(0.5);
+    expect(await seenAfter(0.5)).toEqual(first);
+    const more = await seenAfter(0.8);
+    first.forEach((version, i) => {
+      if (version === fresh) expect(more[i]).toBe(fresh);
+    });
+  });
+
   it('of what everyone sees already is refused, and says what to do', async () => {
     const { tenant, old, fresh } = await twoVersions();
     const rollout = [{ share: 0.5, duration_s: 3600 }];

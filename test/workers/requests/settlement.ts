@@ -148,6 +148,19 @@ describe('the event', () => {
     },
   );
 
+  it('of an answer during which the clock was set back is counted all the same', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const response = await chat(key, { ...say('north'), stream: true }, freshIsolate({ EVENTS }));
+    try {
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() - 3_600_000 });
+      await response.text();
+      expect(await event()).toMatchObject({ status: 200, completion_tokens: 3, total_ms: 0 });
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
   it.each([true, false])('of a client that left has what was made for it (stream: %s)', async (stream) => {
     const { key } = await newTenant();
     const { EVENTS, sent, event } = queue();

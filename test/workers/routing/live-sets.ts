@@ -144,6 +144,22 @@ describe('live sets', () => {
     vi.useRealTimers();
   });
 
+  it('that everyone saw are seen though the clock is set back to before their rollout', async () => {
+    const [{ tenant, version: before }] = (await tenantsWithSets(1)) as [Own];
+    const { version } = await upload(makeMaskSet('new'), tenant);
+    await activate(version, { tenant, rollout: [{ share: 0.01, duration_s: 60 }] });
+    const { table } = counted();
+    const started_ms = Date.now();
+    vi.useFakeTimers({ toFake: ['Date'], now: started_ms + 61_000 });
+    expect((await table.liveFor(tenant, () => '', hold))?.version).toBe(version);
+    vi.setSystemTime(started_ms - 3_600_000);
+    expect((await table.liveFor(tenant, () => '', hold))?.version).toBe(version);
+    // When it is read again, the clock alone says who sees it.
+    await table.refresh(tenant, hold);
+    expect((await table.liveFor(tenant, () => '', hold))?.version).toBe(before);
+    vi.useRealTimers();
+  });
+
   it('that were used last are kept', async () => {
     const { tenant } = await newTenant();
     const versions: string[] = [];

@@ -57,6 +57,20 @@ describe('a reservation', () => {
     });
   });
 
+  it('does not count for an hour more when the clock is set back by an hour', async () => {
+    const HOUR_ms = 60 * MINUTE_ms;
+    const minute = { tokensPerMinute: 100 };
+    await withLedger((ledger) => {
+      expect(ledger.reserve(want('a', 100, minute), START_ms + 2 * HOUR_ms).granted).toBe(true);
+      // A clock that is off by a little forgets nothing.
+      expect(used(ledger, minute, START_ms + 2 * HOUR_ms - 2_000)).toEqual([100]);
+      expect(used(ledger, minute, START_ms + HOUR_ms)).toEqual([0]);
+      expect(ledger.reserve(want('b', 100, minute), START_ms + HOUR_ms).granted).toBe(true);
+      const refused = ledger.reserve(want('c', 1, minute), START_ms + HOUR_ms + 1);
+      expect(refused).toMatchObject({ granted: false, refusedBy: { resetsAfter_ms: 61_000 - 1 } });
+    });
+  });
+
   it('that nobody settles counts in full until the day is over; a late settlement still counts', async () => {
     await withLedger((ledger) => {
       ledger.reserve(want('a', 60, limits), START_ms);

@@ -100,7 +100,6 @@ function BackendTable(props: {
         },
         { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
         { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
-        { title: 'Hot masks', cell: ({ state }) => state.hot_masks.length, isNumber: true },
         { title: 'Reported', cell: ({ state }) => when(state.reported_at) },
         { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
         {
