@@ -173,7 +173,7 @@ export class DeviceCaches {
   }
 
   async close(): Promise<void> {
-    await this.#last;
+    await this.inTurn(async () => {});
     dispose(this.buffers);
     this.buffers = [];
     await this.#copies.close();
