@@ -15,7 +15,7 @@ import type { BackendPool } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
 import { SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { DeadlineError, type Hold, steadyNow_ms, withDeadline } from '../base/waiting.ts';
+import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
 import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
 import { EMBEDDINGS, ENCODER_LOAD, VECTORS_MAX } from '../limits.ts';
 
