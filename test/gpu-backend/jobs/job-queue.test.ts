@@ -314,7 +314,7 @@ describe('publishing', () => {
     await hangs(id);
     const reasons: string[] = [];
     const second = await openHomeJobs({
-      ...{ home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} },
+      ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined, note: () => {} },
       ...{ warn: (reason: string) => reasons.push(reason), retry_ms: 50 },
     });
     await sleep(200);
@@ -330,7 +330,7 @@ describe('publishing', () => {
 
   it('that waits for another backend’s end can itself end', async () => {
     const first = await start();
-    const options = { home, model: 'served', backendKey: KEY, entry, dataFolder: undefined, note: () => {} };
+    const options = { home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined, note: () => {} };
     const second = await openHomeJobs({ ...options, warn: () => {} });
     await second.close();
     await first.close();
