@@ -330,7 +330,14 @@ describe('publishing', () => {
 
   it('that waits for another backend’s end can itself end', async () => {
     const first = await start();
-    const options = { home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined, note: () => {} };
+    const options = {
+      home,
+      model: 'served',
+      backendKeys: [KEY] as const,
+      entry,
+      dataFolder: undefined,
+      note: () => {},
+    };
     const second = await openHomeJobs({ ...options, warn: () => {} });
     await second.close();
     await first.close();
