@@ -111,8 +111,9 @@ async function requireOwnName(home: string, name: string, { source }: LocalModel
   throw new MaskrouteError('conflict', message);
 }
 
-/** A model's source without the commit or version. */
-const placeOf = (source: string): string => source.replace(/@[0-9a-f]{40}|==[^/]+/, '');
+/** A model's source without the commit or version; this machine's files are one place. */
+const placeOf = (source: string): string =>
+  /^(file|folder):/.test(source) ? 'here' : source.replace(/@[0-9a-f]{40}|==[^/]+/, '');
 
 /* The calibration text of q4. */
 

@@ -92,5 +92,5 @@ test.each(['q8', 'q4'] as const)('%s: the rotated basis is the same function', a
 
 test('another table than the graph has, or any where it has none, is refused', async () => {
   await using plain = await openEmitted(source, 'f32');
-  await expect(logitsOf(plain, [40], () => REPLACED)).rejects.toThrow(/the graph has none/);
+  await expect(logitsOf(plain, [40], () => REPLACED)).rejects.toThrow(/this model has none/);
 });

@@ -67,7 +67,7 @@ describe('If', () => {
   });
 
   test.each([
-    ['keeps', undefined, 2],
+    ['keeps', undefined, 3],
     ['computes once more', true, 1],
   ])('a branch that %s what its gradient needs', async (_name, recompute, outputs) => {
     const feeds = { runs: tensor('bool', Uint8Array.of(1), [1]) };

@@ -350,7 +350,7 @@ it('a run and its worker wait for a queue without memory, and for a silent one, 
   await stopped[Symbol.asyncDispose]();
   expect(performance.now() - start_ms).toBeLessThan(10_000);
   process.kill(pid, 'SIGCONT');
-  await soon(() => site.said.some((line) => line.includes('is back')));
+  expect(await queued.run(longUnit(7, 1))).toEqual((await computedHere([longUnit(7, 1)]))[0]);
   await queued[Symbol.asyncDispose]();
 }, 300_000);
 
