@@ -20,11 +20,11 @@ import {
 } from '../../shared/mask/mask.ts';
 import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
-import { openRunner, type Runner } from '../engine/runner.ts';
-import type { RunnerOptions } from '../engine/runner-interface.ts';
+import { openRunner } from '../engine/runner.ts';
+import type { Runner, RunnerOptions } from '../engine/runner-interface.ts';
 import { type BenchHooks, interleaved, median, round } from '../measure.ts';
 import type { StoredLinear } from '../model/architectures/projections.ts';
-import type { KvType, LlamaConfig } from '../model/model-source.ts';
+import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
@@ -126,7 +126,7 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
 /** Bytes of all matrices that one token reads, with scales and zero points, when floats have type `floatType`. */
 export async function denseBytes(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   floatType: FloatType = 'f32',
 ): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);

@@ -28,7 +28,7 @@ import { openQueuedUnits } from '../learning/units/queued-units.ts';
 import { batchUnit, scoreUnit, type Unit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
 import { type BenchHooks, interleaved, rested, round, type Subject } from '../measure.ts';
-import type { LlamaConfig } from '../model/model-source.ts';
+import type { ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { createRandom } from '../random.ts';
@@ -114,7 +114,7 @@ function torchFigures({ version, problem }: TorchPeer, found: ReadonlyMap<string
   };
 }
 
-function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
+function ownSubjects(session: GateSession, config: ModelConfig): Subject[] {
   const open = openGates(config);
   const subject = (name: string, gates: ArrayLike<number>, sequences = SEQUENCES, tokens = TOKENS): Subject =>
     stepping(name, session, someText(sequences, tokens), gates);
@@ -128,7 +128,7 @@ function ownSubjects(session: GateSession, config: LlamaConfig): Subject[] {
 }
 
 /** The step of `learn`: the dense model's 64 likeliest tokens of each position, and all other tokens as one more target. */
-async function openTaught(folder: string, config: LlamaConfig, threads: number) {
+async function openTaught(folder: string, config: ModelConfig, threads: number) {
   const teacher = await openTeacher(folder, config, { threads });
   const batch = await teacher.teach(someText(SEQUENCES, TOKENS));
   await teacher.close();
@@ -141,7 +141,7 @@ async function openTaught(folder: string, config: LlamaConfig, threads: number) 
 
 const sizeName = (sequences: number, tokens: number): string => `${sequences} x ${tokens}`;
 
-const openGates = ({ layerCount }: LlamaConfig): number[] => Array(2 * layerCount).fill(1);
+const openGates = ({ layerCount }: ModelConfig): number[] => Array(2 * layerCount).fill(1);
 
 /** The rule of `learn-peer.py`, so that both compute the same ids. */
 const someText = (sequences: number, tokens: number): GateBatch =>
@@ -165,7 +165,7 @@ const stepping = (
 });
 
 /** Multiply-adds of all weights for one position. */
-function multiplyAdds(config: LlamaConfig): number {
+function multiplyAdds(config: ModelConfig): number {
   const { layerCount, hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D } = config;
   return layerCount * (2 * H * N * D + 2 * H * G * D + 3 * H * F) + H * config.vocabularySize;
 }

@@ -13,8 +13,7 @@ import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './
 import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
 import type { RunInput } from './run-input.ts';
-import type { Runner } from './runner.ts';
-import { checkSurrogates, type Prefixes } from './runner-interface.ts';
+import { checkSurrogates, type Prefixes, type Runner } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
 import type { ScheduledRequest, SchedulerLimits, Step, StepPart } from './scheduler.ts';
 import { queueFull, Scheduler } from './scheduler.ts';

@@ -25,8 +25,6 @@ import { areAlike, runHeads, runPiece } from './one-mask-run.ts';
 import { hostParts, isToken, onHost, type RunInput } from './run-input.ts';
 import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
 
-export type { Runner } from './runner-interface.ts';
-
 /** Larger models open one session only. (Two sessions of the default model take 160 MB.) */
 const TWO_SESSIONS_BYTES_MAX = 2 ** 30;
 

@@ -8,7 +8,7 @@
  */
 
 import { denseMask } from '../../shared/mask/mask.ts';
-import type { Runner } from './runner.ts';
+import type { Runner } from './runner-interface.ts';
 
 export type StepLoad = {
   readonly rows: number;

@@ -15,7 +15,7 @@ import { convertSlices, type Job } from './conversion/convert-slices.ts';
 import type { Turn } from './conversion/slice.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
-import { type LlamaConfig, unsupportedModel, type WeightSource } from './model-source.ts';
+import { type ModelConfig, unsupportedModel, type WeightSource } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
 import {
   eightBitsOf,
@@ -71,7 +71,7 @@ export async function emitModel(
   }
 }
 
-export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredLlama): void {
+export function writeGraphs(folder: string, config: ModelConfig, stored: StoredLlama): void {
   const write = (file: string, graph: Graph) =>
     writeFileSync(join(folder, file), encodeModel(graph), { flush: true });
   write(MODEL_FILE, llamaGraph(config, stored));
@@ -79,7 +79,7 @@ export function writeGraphs(folder: string, config: LlamaConfig, stored: StoredL
 }
 
 /** @throws MaskrouteError `unsupported_model` for a model whose rows are no whole blocks of codes. */
-function requireBlocks({ hiddenSize, ffnSize, headCount, headSize }: LlamaConfig): void {
+function requireBlocks({ hiddenSize, ffnSize, headCount, headSize }: ModelConfig): void {
   const widths = [
     [`its hidden size is ${hiddenSize}`, hiddenSize],
     [`its FFN size is ${ffnSize}`, ffnSize],
@@ -136,7 +136,7 @@ function tiedEmbedding(
 /** Bits of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
 type Forms = { readonly ends: QuantForm | undefined; readonly layers: QuantForm | undefined };
 
-function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: LlamaConfig): Forms {
+function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: ModelConfig): Forms {
   switch (holding) {
     case 'f32':
       return { ends: undefined, layers: undefined };

@@ -6,8 +6,8 @@ import { check } from '../../shared/wire/parse-body.ts';
 import {
   type ARCHITECTURES,
   corruptModel,
-  llamaConfigSchema,
   type ModelConfig,
+  modelConfigSchema,
   quoted,
   unsupportedModel,
 } from './model-source.ts';
@@ -114,7 +114,7 @@ const ROTARY_VALUES_MAX = 1 << 28;
 
 /** Checks the schema, bounds, and relations between values. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
 export function checkConfig(config: Record<string, unknown>): ModelConfig {
-  const checked = check(llamaConfigSchema, config, 'all of it');
+  const checked = check(modelConfigSchema, config, 'all of it');
   if (checked.kind === 'bad') {
     throw corruptModel(`its configuration makes no sense (${checked.message})`);
   }

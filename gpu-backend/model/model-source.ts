@@ -41,7 +41,7 @@ export type RopeScaling = z.infer<typeof ropeScalingSchema>;
  * Hyper-parameters of a decoder. Widths in floats, positions in tokens. Optional fields are features that some families
  * add; a plain Llama has none.
  */
-export const llamaConfigSchema = z.strictObject({
+export const modelConfigSchema = z.strictObject({
   architecture: z.enum(ARCHITECTURES),
   layerCount: z.int().min(1).max(512),
   hiddenSize: z.int().min(1),
@@ -64,8 +64,7 @@ export const llamaConfigSchema = z.strictObject({
   /** Layers without rotary embedding. */
   layersWithoutRope: z.array(z.int().min(0)).optional(),
 });
-export type ModelConfig = z.infer<typeof llamaConfigSchema>;
-export type LlamaConfig = ModelConfig;
+export type ModelConfig = z.infer<typeof modelConfigSchema>;
 
 /** Dequantized weights by canonical (Hugging Face) names, e.g. `model.layers.0.self_attn.q_proj.weight`. */
 export interface WeightSource {
@@ -109,7 +108,7 @@ export const modelManifestSchema = z.strictObject({
   hash: z.string().regex(MODEL_HASH_PATTERN),
   source: z.string(),
   weights: z.enum(WEIGHT_KINDS),
-  config: llamaConfigSchema,
+  config: modelConfigSchema,
   chatTemplate: z.string().nullable(),
   bosTokenId: z.int().nullable(),
   /** Ids that end an answer: end of sequence, end of turn. The first is what templates call `eos_token`. */

@@ -11,7 +11,7 @@ import type { StoredLlama } from './architectures/llama.ts';
 import type { StoredLinear } from './architectures/projections.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
-import type { LlamaConfig } from './model-source.ts';
+import type { ModelConfig } from './model-source.ts';
 import { corruptModel } from './model-source.ts';
 import type { QuantForm } from './quantization/quantize.ts';
 import type { WeightRange } from './weights-file.ts';
@@ -21,7 +21,7 @@ type Tensor = { readonly shape: readonly number[]; readonly range: WeightRange }
 /** @throws MaskrouteError `corrupt_model` when the graph lacks a tensor. */
 export async function readStoredLlama(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   surrogates: 'with surrogates' | 'without surrogates' = 'without surrogates',
 ): Promise<StoredLlama> {
   const found = await readWeights(join(folder, MODEL_FILE));

@@ -21,7 +21,7 @@ import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, writeGraphs } from './emit.ts';
 import { encodeHalfTensors, openSafetensors, type SafetensorsFile } from './formats/safetensors.ts';
-import type { LlamaConfig, ModelManifest, WeightKind } from './model-source.ts';
+import type { ModelConfig, ModelManifest, WeightKind } from './model-source.ts';
 import { QUANT_BLOCK } from './quantization/quantize.ts';
 import {
   describeFiles,
@@ -140,7 +140,7 @@ export async function writeSurrogates(
 /** @throws MaskrouteError `surrogates_mismatch` when the table is for another model. */
 export function checkSurrogatesModel(
   { model, table }: Surrogates,
-  { hash, config }: { readonly hash: string; readonly config: LlamaConfig },
+  { hash, config }: { readonly hash: string; readonly config: ModelConfig },
 ): void {
   const { layerCount, hiddenSize } = config;
   if (model === hash && table.blockCount === 2 * layerCount && table.hiddenSize === hiddenSize) return;

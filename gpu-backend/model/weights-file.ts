@@ -5,7 +5,7 @@
 import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs';
 import type { Mask } from '../../shared/mask/mask.ts';
 import type { InitializerData } from '../onnx/graph.ts';
-import type { LlamaConfig } from './model-source.ts';
+import type { ModelConfig } from './model-source.ts';
 
 /** A page of memory, so that a tensor can be mapped alone. */
 const ALIGNMENT_bytes = 4096;
@@ -64,7 +64,7 @@ export const slice = (range: WeightRange, start_bytes: number, bytes: number): W
 /* The weights that a decoded token reads, which limit decoding on most machines. */
 
 /** Number of weights (and multiply-adds) of a token, without surrogates. A skipped attention still reads those of K and V. */
-export function weightsRead(config: LlamaConfig, mask: Mask): number {
+export function weightsRead(config: ModelConfig, mask: Mask): number {
   const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
   return mask.runs.reduce((sum, runs, block) => {
     if (block % 2 === 1) return sum + (runs ? 3 * H * F : 0);

@@ -3,7 +3,7 @@
  * with the engine. The mask may change from token to token.
  */
 
-import type { LlamaConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import type { ModelConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { Mask } from '../../shared/mask/mask.ts';
@@ -82,7 +82,7 @@ export async function naiveLlama(
 }
 
 function attention(
-  config: LlamaConfig,
+  config: ModelConfig,
   layer: Layer,
   index: number,
   cache: { k: Float64Array[]; v: Float64Array[]; asKept: (value: number) => number },
@@ -123,7 +123,7 @@ function attention(
   });
 }
 
-function ffn(config: LlamaConfig, layer: Layer, x: Float64Array): void {
+function ffn(config: ModelConfig, layer: Layer, x: Float64Array): void {
   const normalized = normalize(x, layer.norm2, config.rmsEpsilon);
   const up = product(layer.up, normalized);
   const hidden = product(layer.gate, normalized).map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!);
@@ -133,7 +133,7 @@ function ffn(config: LlamaConfig, layer: Layer, x: Float64Array): void {
 }
 
 function surrogate(
-  config: LlamaConfig,
+  config: ModelConfig,
   { a, b, bias, first, hiddenSize: H, rank }: SurrogateTable,
   block: number,
   x: Float64Array,
@@ -162,7 +162,7 @@ const biased = (x: Float64Array, bias: Float32Array | undefined): Float64Array =
 function normalizeHeads(
   x: Float64Array,
   norm: Float32Array,
-  { headSize, rmsEpsilon }: LlamaConfig,
+  { headSize, rmsEpsilon }: ModelConfig,
 ): Float64Array {
   const out = x.slice();
   for (let start = 0; start < x.length; start += headSize) {
@@ -172,7 +172,7 @@ function normalizeHeads(
 }
 
 /** Half-split rotary embedding of every head. */
-function rotate(config: LlamaConfig, x: Float64Array, position: number): Float64Array {
+function rotate(config: ModelConfig, x: Float64Array, position: number): Float64Array {
   const half = config.headSize / 2;
   const frequencies = ropeFrequencies(config);
   const factor = config.ropeScaling?.type === 'yarn' ? config.ropeScaling.attentionFactor : 1;

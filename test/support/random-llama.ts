@@ -2,16 +2,16 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Runner } from '../../gpu-backend/engine/runner.ts';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
-import type { KvType, LlamaConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import type { KvType, ModelConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import { type SurrogateTable, writeSurrogateGraph } from '../../gpu-backend/model/surrogates.ts';
 import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
 
-export const TINY_CONFIG: LlamaConfig = {
+export const TINY_CONFIG: ModelConfig = {
   architecture: 'llama',
   layerCount: 4,
   hiddenSize: 96,
@@ -26,7 +26,7 @@ export const TINY_CONFIG: LlamaConfig = {
   tiedEmbeddings: true,
 };
 
-export function randomLlama(changes: Partial<LlamaConfig> = {}): WeightSource {
+export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
   const config = { ...TINY_CONFIG, ...changes };
   const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
   const shapes: [RegExp, number[]][] = [
@@ -64,7 +64,7 @@ export function randomTensor(name: string, [rows, columns]: readonly number[]): 
 export const RANDOM_TABLE_ID = `s_${'a'.repeat(24)}` as SurrogatesId;
 
 /** Random surrogates of a random model, large enough to matter. */
-export function randomSurrogates({ layerCount, hiddenSize }: LlamaConfig, rank: number): SurrogateTable {
+export function randomSurrogates({ layerCount, hiddenSize }: ModelConfig, rank: number): SurrogateTable {
   const blockCount = 2 * layerCount;
   const random = seededRandom(11);
   const values = (count: number, scale: number) =>
@@ -81,7 +81,7 @@ export function randomSurrogates({ layerCount, hiddenSize }: LlamaConfig, rank: 
 }
 
 /** Four bits are measured on random tokens: enough for a random model. */
-export function holding(kind: WeightKind, { vocabularySize }: LlamaConfig): Holding {
+export function holding(kind: WeightKind, { vocabularySize }: ModelConfig): Holding {
   if (kind !== 'q4') return kind;
   const random = createRandom(21);
   const sequenceTokens = 32;

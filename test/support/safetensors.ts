@@ -1,10 +1,10 @@
 /** The tiny Llama of `gguf.ts` as a Hugging Face folder: safetensors, configuration and tokenizer. */
 import { decoderTensors, toHalfSplitRotary } from '../../gpu-backend/model/families.ts';
-import type { LlamaConfig } from '../../gpu-backend/model/model-source.ts';
+import type { ModelConfig } from '../../gpu-backend/model/model-source.ts';
 import { BYTE_CHARACTERS } from './bytes.ts';
 import { tinyLlama } from './gguf.ts';
 
-const CONFIG: LlamaConfig = {
+const CONFIG: ModelConfig = {
   architecture: 'llama',
   layerCount: 2,
   hiddenSize: 64,

@@ -1,7 +1,7 @@
 /** A whole installed model that is learned on in seconds: random weights, a token for every byte, a chat template. */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { emitModel } from '../../gpu-backend/model/emit.ts';
-import { type LlamaConfig, MANIFEST_FORMAT, type WeightKind } from '../../gpu-backend/model/model-source.ts';
+import { MANIFEST_FORMAT, type ModelConfig, type WeightKind } from '../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../gpu-backend/model/store.ts';
 import { BYTE_CHARACTERS } from './bytes.ts';
 import { holding, randomLlama } from './random-llama.ts';
@@ -17,7 +17,7 @@ export const TINY_HASH = 'a'.repeat(64);
 export async function installTinyModel(
   folder: string,
   weights: WeightKind,
-  changes: Partial<LlamaConfig> = {},
+  changes: Partial<ModelConfig> = {},
 ): Promise<InstalledModel> {
   await mkdir(folder, { recursive: true });
   const source = randomLlama({ tiedEmbeddings: false, ...changes });

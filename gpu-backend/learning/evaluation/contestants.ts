@@ -1,6 +1,6 @@
 /** A contestant is a method at a sparsity: its masks for each scored row, and the row of figures that follows. */
 import { denseMask, type Mask, sparsity } from '../../../shared/mask/mask.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
 import { countsOf } from '../search/budget.ts';
@@ -29,7 +29,7 @@ export function toRow(
   scoredRows: readonly ScoredRow[],
   scores: readonly (readonly SampleScores[])[],
   timer: Pick<Timer, 'msOf' | 'spreadOf'>,
-  config: LlamaConfig,
+  config: ModelConfig,
 ): EvaluationRow {
   const { masks, method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations } = contestant;
   const mean = (value: (mask: Mask) => number) => average(masks.map((some) => average(some.map(value))));

@@ -1,8 +1,8 @@
 /** The options of an evaluation, and what all its stages share: the model, opened once. */
 import type { SurrogatesId } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import type { Runner } from '../../engine/runner.ts';
 import { openRunner } from '../../engine/runner.ts';
+import type { Runner } from '../../engine/runner-interface.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
 import type { Device } from '../../onnx/device.ts';

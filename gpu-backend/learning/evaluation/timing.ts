@@ -5,9 +5,9 @@
  */
 import { Matrix, solve } from 'ml-matrix';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
-import type { Runner } from '../../engine/runner.ts';
+import type { Runner } from '../../engine/runner-interface.ts';
 import { interleavedRounds, median } from '../../measure.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { type BlockCounts, countsOf } from '../search/budget.ts';
 import { CONTEXT_TOKENS } from '../search/effort.ts';
@@ -69,7 +69,7 @@ type TimedCounts = BlockCounts & { readonly ms: number };
  * Times predicted from weights alone: proportional to the weights that are read, since decoding is bound by memory
  * bandwidth. Added to noisy measurements they keep the saving of each kind of block plausible.
  */
-export function weightPoints(config: LlamaConfig, dense_ms: number): TimedCounts[] {
+export function weightPoints(config: ModelConfig, dense_ms: number): TimedCounts[] {
   const quarter = Math.ceil(config.layerCount / 4);
   const timeOf = (counts: BlockCounts): TimedCounts => {
     const layers = (count: number) => Array.from({ length: count }, (_, layer) => layer);

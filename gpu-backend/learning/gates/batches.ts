@@ -3,7 +3,7 @@
  * padding, or rows cut into sequences of one length.
  */
 
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { type Feeds, integers, tensor } from '../../onnx/session.ts';
@@ -40,7 +40,7 @@ export function textFeeds({ tokenIds, sequences: B, scoredRows }: TextBatch): Fe
 
 /** @throws RangeError on sizes that do not fit each other. */
 export function stepFeeds(
-  config: LlamaConfig,
+  config: ModelConfig,
   batch: GateBatch,
   gates: ArrayLike<number>,
   surrogates: SurrogateTable | undefined,
@@ -63,7 +63,7 @@ export function stepFeeds(
   };
 }
 
-function surrogateFeeds(config: LlamaConfig, table: SurrogateTable): Feeds {
+function surrogateFeeds(config: ModelConfig, table: SurrogateTable): Feeds {
   const shapes = surrogateShapes(config, table.rank);
   return Object.fromEntries(
     SURROGATE_PARTS.map((part) => [`surrogate_${part}`, tensor('f32', table[part], shapes[part])]),

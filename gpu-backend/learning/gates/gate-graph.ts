@@ -11,7 +11,7 @@
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { external } from '../../model/weights-file.ts';
 import {
   type Dimension,
@@ -64,7 +64,7 @@ type StepGraphOptions = {
  * else it recomputes them.
  */
 export function fittingStepGraph(
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
   options: StepGraphOptions,
@@ -82,7 +82,7 @@ export function fittingStepGraph(
  * `gate_gradients` `[2L]` or `surrogate_a_gradients` … of their inputs' shapes.
  */
 function stepGraph(
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
   { by, surrogateRank, tail, recompute }: StepGraphOptions,
@@ -156,7 +156,7 @@ function gateValues(g: GraphBuilder, count: number): Gates {
 /** h + z·block(h), or h where the gate z is 0. */
 function gatedBlock(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   gates: Gates,
   index: number,
   h: Value,
@@ -225,7 +225,7 @@ export function headProducts(g: GraphBuilder, { forward: ahead, back }: Training
  */
 
 /** Input `token_ids` `[B, S]`, output `after` `[B, S, H]`. */
-export function embeddingGraph(config: LlamaConfig, stored: StoredLlama): Graph {
+export function embeddingGraph(config: ModelConfig, stored: StoredLlama): Graph {
   const g = new GraphBuilder('embedding');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   nameOutput(g, embed(g, tokenIds, stored.embedding), 'after', ['B', 'S', config.hiddenSize]);
@@ -237,7 +237,7 @@ export function embeddingGraph(config: LlamaConfig, stored: StoredLlama): Graph 
  * output `after`. By gates there are an input `after_gradient`, and outputs `before_gradient` and `gate_gradients` `[2]`.
  */
 export function layerGraph(
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
   layer: number,
@@ -269,7 +269,7 @@ export function layerGraph(
 
 /** Inputs `before` `[B, S, H]`, `scored_rows` and targets; output `loss`, and by gates `before_gradient`. */
 export function headGraph(
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
   { by, tail }: { readonly by: 'gates' | 'none'; readonly tail: boolean },

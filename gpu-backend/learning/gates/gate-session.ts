@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { encodeModel } from '../../onnx/encode.ts';
@@ -51,7 +51,7 @@ type GateSessionOptions = {
 /** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
 export async function openGateSession(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   options: GateSessionOptions,
 ): Promise<GateSession> {
   const session = await openStep(folder, config, 'gates', options);
@@ -76,7 +76,7 @@ export const gateStep = (loss: number, found: Float32Array, gates: ArrayLike<num
 
 export async function openLossSession(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   options: GateSessionOptions,
 ): Promise<LossSession> {
   const session = await openStep(folder, config, 'none', options);
@@ -91,7 +91,7 @@ export async function openLossSession(
 
 function openStep(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   by: 'gates' | 'none',
   { surrogates, tail = false, recompute, ...options }: GateSessionOptions,
 ): Promise<Session> {
@@ -114,7 +114,7 @@ function openStep(
  */
 export async function openTrainingGraph(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   name: string,
   build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
   options: SessionOptions,

@@ -10,7 +10,7 @@
  */
 import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { encodeModel } from '../../onnx/encode.ts';
@@ -48,7 +48,7 @@ type LayeredOptions = {
 /** @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32. */
 export async function openLayeredSession(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   { threads, surrogates, tail = false, layersKept = 0 }: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
@@ -136,7 +136,7 @@ export async function openLayeredSession(
 }
 
 /** A layer's two rows (attention, FFN) of every table of surrogates. */
-function surrogateRows(config: LlamaConfig, table: SurrogateTable, layer: number): Feeds {
+function surrogateRows(config: ModelConfig, table: SurrogateTable, layer: number): Feeds {
   const shapes = surrogateShapes({ ...config, layerCount: 1 }, table.rank);
   return Object.fromEntries(
     SURROGATE_PARTS.map((part) => {

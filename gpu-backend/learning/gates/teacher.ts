@@ -1,6 +1,6 @@
 /** The teacher: the dense model's K most likely next tokens at each position of a text, the targets of all learning. */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { floats, type Outputs } from '../../onnx/session.ts';
@@ -32,7 +32,7 @@ const TARGET_COUNT = 64;
 
 export async function openTeacher(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   { threads }: { readonly threads: number },
 ): Promise<Teacher> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => teacherGraph(config, stored, linears);
@@ -71,7 +71,7 @@ function totalEntropy(probabilities: Float32Array, count: number): number {
   return sum;
 }
 
-function teacherGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
+function teacherGraph(config: ModelConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher');
   const h = forward(g, config, stored, linears, (_, before, block) =>
     g.op('Add', [before, block(g, before)]),
@@ -81,7 +81,7 @@ function teacherGraph(config: LlamaConfig, stored: StoredLlama, linears: Trainin
 }
 
 /** The teacher's last piece of a model in pieces: input `before` `[B, S, H]`, the stream after all layers. */
-export function teacherHeadGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
+export function teacherHeadGraph(config: ModelConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher_head');
   const before = g.input('before', 'f32', ['B', 'S', config.hiddenSize]);
   likeliest(g, config, linears, scoredRows(g, config, stored, before));
@@ -89,7 +89,7 @@ export function teacherHeadGraph(config: LlamaConfig, stored: StoredLlama, linea
 }
 
 /** Adds outputs `ids` and `probabilities`, `[R, K]`: the most likely tokens for each row of the final norm's output. */
-function likeliest(g: GraphBuilder, config: LlamaConfig, linears: TrainingLinears, final: Value): void {
+function likeliest(g: GraphBuilder, config: ModelConfig, linears: TrainingLinears, final: Value): void {
   const logits = headProducts(g, linears.get('head')!).forward(final);
   const count = Math.min(TARGET_COUNT, config.vocabularySize);
   const all = g.op('Softmax', [logits], { axis: -1 });

@@ -10,7 +10,7 @@
 import { type Extras, type Heads, layerExtras, rotate } from '../../model/architectures/attention-extras.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { external, type WeightRange } from '../../model/weights-file.ts';
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { type LayerLinear, multiplyStored, type TrainingLinears } from './training-weights.ts';
@@ -20,7 +20,7 @@ type Block = (b: GraphBuilder, h: Value) => Value;
 
 /** Values that all blocks share. */
 export type Shared = {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   /** `[B, S]`. */
   readonly positions: Value;
   /** Rows of the rotary tables, `[S, D/2]`. */
@@ -40,7 +40,7 @@ type Next = (index: number, h: Value, block: Block, shared: Shared) => Value;
 /** Input `token_ids` `[B, S]`. Returns the stream after the last block, `[B, S, H]`. */
 export function forward(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
   next: Next,
@@ -90,7 +90,7 @@ export function layersForward(
 }
 
 /** Input `scored_rows` `[R]` (positions b·S + s). Returns the final norm's output there, `[R, H]`. */
-export function scoredRows(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, h: Value): Value {
+export function scoredRows(g: GraphBuilder, config: ModelConfig, stored: StoredLlama, h: Value): Value {
   const positions = g.op('Reshape', [h, g.constant('i64', [2], [-1, config.hiddenSize])]);
   const scored = g.op('Gather', [positions, g.input('scored_rows', 'i64', ['R'])], { axis: 0 });
   return normalize(g, config, 'final_norm', stored.finalNorm, scored);
@@ -105,7 +105,7 @@ export const sharedShapes = ({ attentionMask, windowMask, isFirst }: Shared) =>
   ]);
 
 /** x / √(mean x² + ε) over the last axis: the norm without its weights, the same in every basis. */
-export const normalizePlainly = (g: GraphBuilder, config: LlamaConfig, x: Value): Value =>
+export const normalizePlainly = (g: GraphBuilder, config: ModelConfig, x: Value): Value =>
   g.op(
     'SimplifiedLayerNormalization',
     [x, g.constant('f32', [config.hiddenSize], Array<number>(config.hiddenSize).fill(1))],
@@ -117,7 +117,7 @@ type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
 /** Makes the shared values from `token_ids` `[B, S]`. */
 export function sharedValues(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   tokenIds: Value,
 ): Shared {
@@ -147,15 +147,15 @@ export function sharedValues(
   };
 }
 
-const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+const normAttributes = (config: ModelConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
-function normalize(g: GraphBuilder, config: LlamaConfig, name: string, stored: WeightRange, x: Value): Value {
+function normalize(g: GraphBuilder, config: ModelConfig, name: string, stored: WeightRange, x: Value): Value {
   const weight = g.initializer(name, 'f32', [config.hiddenSize], external(stored));
   return g.op('SimplifiedLayerNormalization', [x, weight], normAttributes(config));
 }
 
 /** The heads of Q, of K and of V. */
-const headParts = ({ headCount: N, kvHeadCount: G }: LlamaConfig): readonly [Heads, Heads, Heads] => [
+const headParts = ({ headCount: N, kvHeadCount: G }: ModelConfig): readonly [Heads, Heads, Heads] => [
   { from: 0, count: N },
   { from: N, count: G },
   { from: N + G, count: G },

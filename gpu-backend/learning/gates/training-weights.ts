@@ -23,7 +23,7 @@ import {
 } from '../../model/architectures/projections.ts';
 import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
 import { dequantize, QUANT_BLOCK, unpackRows } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
@@ -59,7 +59,7 @@ export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 /** Reads the copies of the model in `folder`, or makes them. @throws MaskrouteError `corrupt_model`. */
 export async function trainingLinears(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
@@ -74,7 +74,7 @@ export async function trainingLinears(
   );
 }
 
-function namedLinears(config: LlamaConfig, stored: StoredLlama): Map<string, StoredLinear> {
+function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, StoredLinear> {
   const { headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
   const named = new Map([['head', stored.head]]);
   for (const [index, { qkv, output, gateUp, down }] of stored.layers.entries()) {

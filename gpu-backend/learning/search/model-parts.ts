@@ -9,7 +9,8 @@ import {
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { openRunner, type Runner } from '../../engine/runner.ts';
+import { openRunner } from '../../engine/runner.ts';
+import type { Runner } from '../../engine/runner-interface.ts';
 import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { readSurrogates, type Surrogates } from '../../model/surrogates.ts';

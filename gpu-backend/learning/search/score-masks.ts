@@ -12,7 +12,7 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { KvValues, SequenceCache } from '../../engine/kv-cache.ts';
-import type { Runner } from '../../engine/runner.ts';
+import type { Runner } from '../../engine/runner-interface.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, integers, type Session, tensor } from '../../onnx/session.ts';

@@ -8,7 +8,7 @@
  * without interruption.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { floats } from '../../onnx/session.ts';
 import { createRandom, type Random } from '../../random.ts';
@@ -149,7 +149,7 @@ export type SurrogateSession = {
 
 export async function openSurrogateSession(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   { rank, threads }: { readonly rank: number; readonly threads: number },
 ): Promise<SurrogateSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>

@@ -7,7 +7,7 @@
  * sums of its own; positions with far larger outputs would dominate the fit and are left out.
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';
@@ -40,7 +40,7 @@ type MomentSession = {
 /** Holds 16·H² bytes for each block: 320 MB for 60 blocks with H = 576. */
 export async function openMomentSession(
   folder: string,
-  config: LlamaConfig,
+  config: ModelConfig,
   options: { readonly threads: number },
 ): Promise<MomentSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => momentGraph(config, stored, linears);
@@ -83,7 +83,7 @@ async function addMoments(
   moments.sequences += sequences;
 }
 
-function momentGraph(config: LlamaConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
+function momentGraph(config: ModelConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('moments');
   const H = config.hiddenSize;
   let ordinary: Value | undefined;

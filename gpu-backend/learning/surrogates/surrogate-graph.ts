@@ -3,7 +3,7 @@
  * = x̂·A·B + bias, or `first` at a sequence's first position, of the plainly normalized stream x̂
  * (`model/surrogates.ts` says the same of serving).
  */
-import type { LlamaConfig } from '../../model/model-source.ts';
+import type { ModelConfig } from '../../model/model-source.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { Shared } from '../gates/training-forward.ts';
 import { normalizePlainly } from '../gates/training-forward.ts';
@@ -28,7 +28,7 @@ export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
 
 /** `[2L, …]`, as `SurrogateTable` holds them. */
 export function surrogateShapes(
-  { layerCount, hiddenSize: H }: LlamaConfig,
+  { layerCount, hiddenSize: H }: ModelConfig,
   rank: number,
 ): Record<SurrogatePart, number[]> {
   const blocks = 2 * layerCount;
@@ -36,7 +36,7 @@ export function surrogateShapes(
 }
 
 /** Inputs `surrogate_a` and so on, cut into blocks. */
-export function surrogateInputs(g: GraphBuilder, config: LlamaConfig, rank: number): SurrogateInputs {
+export function surrogateInputs(g: GraphBuilder, config: ModelConfig, rank: number): SurrogateInputs {
   const shapes = surrogateShapes(config, rank);
   const count = 2 * config.layerCount;
   const each = g.constant('i64', [count], Array<number>(count).fill(1));

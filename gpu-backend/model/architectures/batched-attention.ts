@@ -9,7 +9,7 @@
  * branches deep.
  */
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
-import type { KvType, LlamaConfig } from '../model-source.ts';
+import type { KvType, ModelConfig } from '../model-source.ts';
 import {
   type Extras,
   type KeysValues,
@@ -31,7 +31,7 @@ export const placesOf = (kvType: KvType): number => (kvType === 'f32' ? 2 : BATC
 
 /** Values that the attention of all layers shares. */
 export type Attending = Rotary & {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   readonly kvType: KvType;
   /** For each place of each layer: whether a sequence is in it. */
   readonly hasPlace: readonly Value[];
@@ -206,7 +206,7 @@ function attendRows(
 /** Attention, or an empty result unless `isThere`: the node refuses inputs without rows. */
 function attendWhere(
   b: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   isThere: Value,
   name: string,
   build: (c: GraphBuilder) => Attended,

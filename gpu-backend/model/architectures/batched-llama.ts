@@ -16,7 +16,7 @@
  */
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, giveNothingBack } from '../../onnx/graph.ts';
-import type { KvType, LlamaConfig } from '../model-source.ts';
+import type { KvType, ModelConfig } from '../model-source.ts';
 import { type KeysValues, keysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
 import { headLengths } from './head-attention.ts';
@@ -45,7 +45,7 @@ type Shared = Attending & {
 };
 
 /** Inputs and outputs are named in `engine/batch-run.ts`, which feeds them. */
-export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
+export function batchedLlamaGraph(config: ModelConfig, stored: StoredLlama, kvType: KvType = 'f32'): Graph {
   const g = new GraphBuilder('batched_llama');
   const tokenIds = g.input('token_ids', 'i64', ['S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
@@ -62,7 +62,7 @@ export function batchedLlamaGraph(config: LlamaConfig, stored: StoredLlama, kvTy
 
 function sharedValues(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   kvType: KvType,
   stored: StoredLlama,
   embedded: Value,

@@ -16,7 +16,7 @@
  * The node refuses several tokens each of several sequences with a past, so each piece of a prompt has a node of its own.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
-import type { LlamaConfig } from '../model-source.ts';
+import type { ModelConfig } from '../model-source.ts';
 import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './attention-extras.ts';
 
 /** The node applies rotary embedding only to heads whose width is a multiple of this. */
@@ -24,11 +24,11 @@ const ROTATED_HEADS = 16;
 const HEAD_UNIT = 8;
 
 /** The width of a head in the buffers, padding included. */
-export const headRoom = ({ headSize }: Pick<LlamaConfig, 'headSize'>): number =>
+export const headRoom = ({ headSize }: Pick<ModelConfig, 'headSize'>): number =>
   Math.ceil(headSize / HEAD_UNIT) * HEAD_UNIT;
 
 /** `x` `[B, S, heads·D]` with each head padded with zeros to the width of the buffers. */
-export function widened(b: GraphBuilder, config: LlamaConfig, x: Value, heads: number): Value {
+export function widened(b: GraphBuilder, config: ModelConfig, x: Value, heads: number): Value {
   const { headSize } = config;
   const missing = headRoom(config) - headSize;
   if (missing === 0) return x;
@@ -38,7 +38,7 @@ export function widened(b: GraphBuilder, config: LlamaConfig, x: Value, heads: n
 }
 
 /** The inverse of {@link widened}. */
-export function narrowed(b: GraphBuilder, config: LlamaConfig, x: Value, heads: number): Value {
+export function narrowed(b: GraphBuilder, config: ModelConfig, x: Value, heads: number): Value {
   const { headSize } = config;
   if (headRoom(config) === headSize) return x;
   const int = (value: number) => b.constant('i64', [1], [value]);
@@ -62,7 +62,7 @@ export const headLengths = (g: GraphBuilder): HeadLengths => ({
 });
 
 /** Inputs `heads_k_WHOSE` and `heads_v_WHOSE`: the buffers of a layer, or of a place in it. */
-export const headInputs = (g: GraphBuilder, config: LlamaConfig, whose: string): KeysValues => {
+export const headInputs = (g: GraphBuilder, config: ModelConfig, whose: string): KeysValues => {
   const shape = [`sequences_${whose}`, config.kvHeadCount, `room_${whose}`, headRoom(config)];
   const input = (name: string) => g.input(`heads_${name}_${whose}`, 'f32', shape);
   return { k: input('k'), v: input('v') };
@@ -77,7 +77,7 @@ export function outputGrown(b: GraphBuilder, { k, v }: KeysValues): void {
   b.output(v, 'f32', GROWN);
 }
 
-export function nothingGrown(b: GraphBuilder, config: LlamaConfig): KeysValues {
+export function nothingGrown(b: GraphBuilder, config: ModelConfig): KeysValues {
   const none = () => b.constant('f32', [1, config.kvHeadCount, 0, headRoom(config)], []);
   return { k: none(), v: none() };
 }

@@ -24,7 +24,7 @@
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
 import { ELEMENT_TYPES, GraphBuilder, giveNothingBack, MICROSOFT } from '../../onnx/graph.ts';
-import type { KvType, LlamaConfig } from '../model-source.ts';
+import type { KvType, ModelConfig } from '../model-source.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
 import {
@@ -77,7 +77,7 @@ type KvForm = 'heads' | KvType;
 
 /** Values that every block sees. */
 type Shared = {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   readonly kvType: KvType;
   readonly positions: Value;
   readonly cos: Value;
@@ -96,7 +96,7 @@ type Reach =
   | { readonly kind: 'heads'; readonly lengths: HeadLengths }
   | { readonly kind: 'rows'; readonly keyCount: Value };
 
-export function llamaGraph(config: LlamaConfig, stored: StoredLlama, form: KvForm = 'heads'): Graph {
+export function llamaGraph(config: ModelConfig, stored: StoredLlama, form: KvForm = 'heads'): Graph {
   const g = new GraphBuilder('llama');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
@@ -134,7 +134,7 @@ type Blocks = { attention(parts: AttentionParts): Value; ffn(parts: FfnParts): V
 /** The residual stream after the last block. */
 export function throughLayers(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   { layers }: StoredLlama,
   embedded: Value,
   blocks: Blocks,
@@ -176,7 +176,7 @@ export function throughLayers(
 /** Declares the output `logits` `[...rows, V]`, from `last` `[...rows, H]`. */
 export function outputLogits(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   stored: StoredLlama,
   last: Value,
   rows: readonly Dimension[],
@@ -188,7 +188,7 @@ export function outputLogits(
 }
 
 /** Initializers of the rotary table, `[context, D/2]` each. */
-export function rotaryTable(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama) {
+export function rotaryTable(g: GraphBuilder, config: ModelConfig, stored: StoredLlama) {
   const shape = [config.contextTokens, config.headSize / 2];
   return {
     cos: g.initializer('rope_cos', 'f32', shape, external(stored.ropeCos)),
@@ -198,7 +198,7 @@ export function rotaryTable(g: GraphBuilder, config: LlamaConfig, stored: Stored
 
 function sharedValues(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   form: KvForm,
   stored: StoredLlama,
   embedded: Value,
@@ -221,12 +221,12 @@ function sharedValues(
   };
 }
 
-const normAttributes = (config: LlamaConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+const normAttributes = (config: ModelConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 /** In one node: the residual stream with the previous block's output added, and its RMS norm. */
 function addAndNormalize(
   g: GraphBuilder,
-  config: LlamaConfig,
+  config: ModelConfig,
   residual: Value,
   branch: Value | undefined,
   weight: Value,
@@ -247,7 +247,7 @@ function addAndNormalize(
 
 /** The stream normalized without weights, the input of surrogates. It is `x` when the norm's weights are folded into matrices. */
 function withoutWeights(
-  config: LlamaConfig,
+  config: ModelConfig,
   { kind }: StoredLinear,
   residual: Value,
   x: Value,
@@ -313,7 +313,7 @@ function afterWrites(b: GraphBuilder, past: KeysValues, written: KeysValues): Ke
 /** Gives V a static width again, which a computed shape hides: ONNX Runtime infers attention's output shape from it. */
 const sized = (
   b: GraphBuilder,
-  { kvHeadCount, headSize }: LlamaConfig,
+  { kvHeadCount, headSize }: ModelConfig,
   { k, v }: KeysValues,
 ): KeysValues => ({
   k,
@@ -416,7 +416,7 @@ function ffn(g: GraphBuilder, { config, skipping, runs }: Shared, parts: FfnPart
 /** `x` `[..., H]`, normalized → `[..., H]`. */
 export function feedForward(
   b: GraphBuilder,
-  { ffnSize: F }: LlamaConfig,
+  { ffnSize: F }: ModelConfig,
   x: Value,
   { gateUp, down }: FfnParts['weights'],
 ): Value {

@@ -15,7 +15,7 @@
  */
 import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
-import type { LlamaConfig } from '../model-source.ts';
+import type { ModelConfig } from '../model-source.ts';
 import { type KeysValues, keysValues } from './attention-extras.ts';
 import { headRoom, narrowed, widened, wideQueriesKeysValues } from './head-attention.ts';
 import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
@@ -25,7 +25,7 @@ import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
 type Shared = {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   /** `[B, S]`. */
   readonly positions: Value;
   /** The positions as `[B, G, S, D]`: the index in the cache of each value of K and V. */
@@ -54,7 +54,7 @@ type Shared = {
 };
 
 /** `engine/webgpu-runner.ts` feeds the inputs. All floats but the logits have the type `floatType`. */
-export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, floatType: FloatType): Graph {
+export function webgpuLlamaGraph(config: ModelConfig, stored: StoredLlama, floatType: FloatType): Graph {
   const g = new GraphBuilder('webgpu_llama');
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
   const logitRows = g.input('logit_rows', 'i64', ['R']);
@@ -71,7 +71,7 @@ export function webgpuLlamaGraph(config: LlamaConfig, stored: StoredLlama, float
   return floatType === 'f32' ? exact : inHalves(exact, ['logits']);
 }
 
-function sharedValues(g: GraphBuilder, config: LlamaConfig, stored: StoredLlama, embedded: Value): Shared {
+function sharedValues(g: GraphBuilder, config: ModelConfig, stored: StoredLlama, embedded: Value): Shared {
   const { layerCount: L, kvHeadCount: G } = config;
   const flags = (name: string) =>
     g.ops(

@@ -11,7 +11,7 @@ import {
   type LayerProduct,
   layerMatrices,
 } from '../matrices.ts';
-import type { LlamaConfig, WeightSource } from '../model-source.ts';
+import type { ModelConfig, WeightSource } from '../model-source.ts';
 import { type CalibrationText, embedText, quantizeLayer, restored } from './calibration.ts';
 import { type LayerSteps, openLayerSteps, openProducts, type Products } from './layer-steps.ts';
 import { eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
@@ -131,7 +131,7 @@ function endsOf({ tokenIds, sequenceTokens }: CalibrationText): CalibrationText 
 
 /** The matrices `layer.name` with the highest KL a weight at four bits, up to `share` of the layers' weights. */
 export function chooseEightBits(
-  config: LlamaConfig,
+  config: ModelConfig,
   sensitivities: readonly Sensitivity[],
   share: number,
 ): ReadonlySet<string> {

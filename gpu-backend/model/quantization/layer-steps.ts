@@ -16,7 +16,7 @@ import {
 } from '../architectures/attention-extras.ts';
 import type { Matrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
-import type { LlamaConfig } from '../model-source.ts';
+import type { ModelConfig } from '../model-source.ts';
 import { ropeTables } from '../rope.ts';
 
 export type LayerSteps = AsyncDisposable & {
@@ -35,7 +35,7 @@ export type LayerSteps = AsyncDisposable & {
 type AttentionLayer = Pick<LayerMatrices, 'index' | 'extras'>;
 
 export async function openLayerSteps(
-  config: LlamaConfig,
+  config: ModelConfig,
   sequenceTokens: number,
   threads: number,
 ): Promise<LayerSteps> {
@@ -109,7 +109,7 @@ function result(g: GraphBuilder, op: string, inputs: Value[], attributes = {}, d
 }
 
 const normalizeGraph =
-  ({ hiddenSize: H, rmsEpsilon }: LlamaConfig) =>
+  ({ hiddenSize: H, rmsEpsilon }: ModelConfig) =>
   (g: GraphBuilder): void =>
     result(g, 'SimplifiedLayerNormalization', [g.input('h', 'f32', ['T', H]), g.input('norm', 'f32', [H])], {
       axis: -1,
@@ -117,7 +117,7 @@ const normalizeGraph =
     });
 
 const attendGraph =
-  (config: LlamaConfig, index: number, weights: ExtraWeights) =>
+  (config: ModelConfig, index: number, weights: ExtraWeights) =>
   (g: GraphBuilder): void => {
     const { hiddenSize: H, headCount: N, kvHeadCount: G, headSize: D } = config;
     const extras = layerExtras(g, config, index, weights);
@@ -136,7 +136,7 @@ const attendGraph =
     result(g, 'Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
   };
 
-function turned(g: GraphBuilder, config: LlamaConfig, extras: Extras, x: Value): Value {
+function turned(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
   const { headCount, kvHeadCount, headSize } = config;
   const table = (name: string) => g.input(name, 'f32', ['S', headSize / 2]);
   const shared = { config, cos: table('cos'), sin: table('sin') };

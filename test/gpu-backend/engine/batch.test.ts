@@ -6,7 +6,8 @@ import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-
 import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
 import { onHost, type RunInput } from '../../../gpu-backend/engine/run-input.ts';
-import { openRunner, type Runner } from '../../../gpu-backend/engine/runner.ts';
+import { openRunner } from '../../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';
 import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';

@@ -1,7 +1,7 @@
 /** The graph and its written-through cache against plain loops that keep every K and V. */
 import { describe, expect, test } from 'vitest';
 import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
-import type { Runner } from '../../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import type { ModelConfig, WeightSource } from '../../../gpu-backend/model/model-source.ts';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';

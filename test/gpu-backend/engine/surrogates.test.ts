@@ -1,7 +1,7 @@
 /** The graph's surrogates against plain loops, in every chunking, basis and kind of weights. */
 import { expect, test } from 'vitest';
 import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
-import type { Runner } from '../../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import {

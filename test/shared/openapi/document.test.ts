@@ -32,7 +32,9 @@ test('a body names its fields, which must be there, and what becomes of the othe
   const chat = bodyOf('/v1/chat/completions', 'post');
   expect(chat.required).toEqual(['model', 'messages']);
   expect(chat.additionalProperties).toBe(false);
-  expect(chat.properties.seed).toEqual({ anyOf: [{ type: 'integer', ...SIXTY_FOUR_BITS }, { type: 'null' }] });
+  expect(chat.properties.seed).toEqual({
+    anyOf: [{ type: 'integer', ...SIXTY_FOUR_BITS }, { type: 'null' }],
+  });
   expect(chat.properties.use_beam_search).toMatchObject({ 'x-field': 'refused', enum: [null, false] });
   expect(chat.properties.metadata).toMatchObject({ 'x-field': 'ignored' });
   expect(chat.properties.messages).toMatchObject({ type: 'array', items: { required: ['role'] } });

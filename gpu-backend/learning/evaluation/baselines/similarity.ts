@@ -13,7 +13,7 @@ import { bindPiece } from '../../../engine/one-mask-run.ts';
 import { hostParts } from '../../../engine/run-input.ts';
 import { partOf } from '../../../files.ts';
 import { llamaGraph } from '../../../model/architectures/llama.ts';
-import type { LlamaConfig } from '../../../model/model-source.ts';
+import type { ModelConfig } from '../../../model/model-source.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';
 import { encodeModel } from '../../../onnx/encode.ts';
@@ -82,7 +82,7 @@ function exposeStreams(graph: Graph, hiddenSize: number): string[] {
 /** Runs every block with an empty cache; new keys and values are written where attention reads them. */
 function runDense(
   session: Session,
-  config: LlamaConfig,
+  config: ModelConfig,
   tokenIds: Int32Array,
   names: readonly string[],
 ): Promise<Outputs> {

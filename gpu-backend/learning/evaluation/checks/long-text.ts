@@ -5,7 +5,7 @@
  */
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
 import type { Sampling } from '../../../engine/engine.ts';
-import type { Runner } from '../../../engine/runner.ts';
+import type { Runner } from '../../../engine/runner-interface.ts';
 import { sample } from '../../../engine/sampler.ts';
 import { seededRandom } from '../../../random.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';

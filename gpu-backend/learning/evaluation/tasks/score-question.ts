@@ -5,7 +5,7 @@
  */
 import type { Mask } from '../../../../shared/mask/mask.ts';
 import type { SequenceCache } from '../../../engine/kv-cache.ts';
-import type { Runner } from '../../../engine/runner.ts';
+import type { Runner } from '../../../engine/runner-interface.ts';
 import type { Tokenizer } from '../../../model/tokenizer/tokenizer.ts';
 import { commonLength } from '../../data/samples.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';

@@ -8,7 +8,7 @@ import { openGateSession, openLossSession } from '../../../../gpu-backend/learni
 import { openLayeredSession } from '../../../../gpu-backend/learning/gates/layered-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
-import type { LlamaConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
+import type { ModelConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { holding, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
 
@@ -18,7 +18,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true }));
 
-const CASES: [string, WeightKind, Partial<LlamaConfig>, number][] = [
+const CASES: [string, WeightKind, Partial<ModelConfig>, number][] = [
   ['Llama, eight bits, with surrogates', 'q8', { tiedEmbeddings: false }, 32],
   ['Qwen 2, fp32', 'f32', { architecture: 'qwen2', attentionBias: 'qkv' }, 0],
   ['Qwen 3, four bits', 'q4', { architecture: 'qwen3', headNorms: true, headSize: 32 }, 0],

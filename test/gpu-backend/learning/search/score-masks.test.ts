@@ -1,6 +1,6 @@
 /** Scores by the runtime against plain loops in double precision: over a naive model, and over the engine's own logits. */
 import { describe, expect, it } from 'vitest';
-import type { Runner } from '../../../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../../../gpu-backend/engine/runner-interface.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import {
   createScorer,

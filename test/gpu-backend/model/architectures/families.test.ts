@@ -6,7 +6,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { Runner } from '../../../../gpu-backend/engine/runner.ts';
+import type { Runner } from '../../../../gpu-backend/engine/runner-interface.ts';
 import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
