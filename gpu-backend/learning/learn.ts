@@ -100,7 +100,7 @@ export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport 
  * aborts; the state stays.
  */
 export async function learn(options: LearnOptions): Promise<Learned> {
-  const { out, signal, onProgress, earlier } = options;
+  const { earlier } = options;
   const settings: Settings = {
     ...options,
     effort: earlier === undefined ? options.effort : withoutSearch(options.effort),
