@@ -85,6 +85,12 @@ export const MODELS = {
 } as const;
 
 /**
+ * How long a backend's model list is waited for. With the wait for the registry it is shorter than `MODELS.load_ms`, so that a
+ * silent backend does not hide the models of the others.
+ */
+export const MODEL_LIST_ms = 1_500;
+
+/**
  * The cache of the registry of backends: a change takes effect within seconds; while D1 is down the last list is used.
  */
 export const BACKENDS = { ...MODELS, fresh_ms: 2_000 } as const;
