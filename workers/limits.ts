@@ -257,9 +257,9 @@ export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
 
 /**
  * Spans of requests that end within 200 ms of each other go to the collector together. Spans that it does not accept in
- * time are lost; a stop of the edge waits as long for a silent collector. A request has about five spans of 0.5 kB each.
+ * time are lost. A request has about five spans of 0.5 kB each.
  */
-export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 1_000, postsMax: 4, spansMax: 4_096 } as const;
+export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 4, spansMax: 4_096 } as const;
 
 /**
  * Counting of events. Ids are kept for longer than an event may take to arrive (a queue keeps messages for four days),
