@@ -128,7 +128,6 @@ export const VECTORS_MAX = 4_000;
 export const ENCODER_LOAD = {
   ...MODELS,
   fresh_ms: Number.POSITIVE_INFINITY,
-  stale_ms: Number.POSITIVE_INFINITY,
   wait_ms: 5_000,
   load_ms: 10_000,
   retry_ms: 0,
