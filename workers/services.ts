@@ -149,6 +149,6 @@ function createServices(env: Env): Services {
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
     embedder: createEmbedder(() => loadEncoder(config, env, backend)),
-    models: createModels(() => backend.askAll('/v1/models', MODEL_LIST_ms, () => {})),
+    models: createModels(() => backend.modelLists(MODEL_LIST_ms, () => {})),
   };
 }

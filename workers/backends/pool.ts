@@ -70,12 +70,28 @@ export class BackendPool {
    * none.
    */
   async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
+    return await this.#askAll(path, timeout_ms, hold);
+  }
+
+  /** The answers to `GET /v1/models`, as `askAll`; remembers which backend serves which models. */
+  async modelLists(timeout_ms: number, hold: Hold): Promise<unknown[]> {
+    return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
+      const models = modelIds(answer);
+      if (models !== undefined) seen.models = models;
+    });
+  }
+
+  async #askAll(
+    path: string,
+    timeout_ms: number,
+    hold: Hold,
+    learn: (backend: KnownBackend, answer: unknown) => void = () => {},
+  ): Promise<unknown[]> {
     const backends = await this.#list(hold);
     const answers = await Promise.allSettled(
       backends.map(async (backend) => {
         const answer = await this.#askForSuccess(backend, path, timeout_ms);
-        const models = modelIds(answer);
-        if (models !== undefined) backend.seen.models = models;
+        learn(backend, answer);
         return answer;
       }),
     );

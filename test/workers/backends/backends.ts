@@ -408,6 +408,13 @@ describe('when a backend fails', () => {
     expect(data.map(({ id }) => id)).toEqual([MODEL.id, `${MODEL.id}:dense`]);
   });
 
+  it('that never answers leaves the edge ready while another one answers', async () => {
+    const [silent] = [await register(), await register()];
+    await mood(silent, 'mute');
+    const ready = await call('GET', '/readyz', {}, freshIsolate());
+    expect(ready.status, await ready.text()).toBe(200);
+  });
+
   it('that never answers does not hide the models of the others', async () => {
     const { key } = await newTenant();
     const [silent] = [await register(), await register()];
