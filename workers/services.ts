@@ -108,7 +108,7 @@ function createServices(env: Env): Services {
     reached: {
       backend: new SwrCache(
         'readiness of the backends',
-        () => backend.askAll('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
+        () => backend.askAny('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
         READINESS,
       ),
       database: new SwrCache('the database', () => askForTables(db).then(() => true as const), READINESS, {

@@ -73,6 +73,15 @@ export class BackendPool {
     return await this.#askAll(path, timeout_ms, hold);
   }
 
+  /** The first successful answer of an enabled backend. Rejects when there is none. */
+  async askAny(path: string, timeout_ms: number, hold: Hold): Promise<unknown> {
+    const backends = await this.#list(hold);
+    const answers = backends.map((backend) => this.#askForSuccess(backend, path, timeout_ms));
+    return await Promise.any(answers).catch(({ errors }: AggregateError) => {
+      throw errors[0] ?? new Error('no backend is enabled');
+    });
+  }
+
   /** The answers to `GET /v1/models`, as `askAll`; remembers which backend serves which models. */
   async modelLists(timeout_ms: number, hold: Hold): Promise<unknown[]> {
     return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
