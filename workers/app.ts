@@ -64,6 +64,7 @@ app
   .route('/v1', dryRun)
   .route('/v1', models)
   .route('/openai/v1', models)
+  .route('/openai', models)
   .route('/v1', feedback)
   .route('/internal/v1', internal)
   .route('/admin/v1', admin)

@@ -85,6 +85,12 @@ export const MODELS = {
 } as const;
 
 /**
+ * How long a backend's model list is waited for. With the wait for the registry it is shorter than `MODELS.load_ms`, so that a
+ * silent backend does not hide the models of the others.
+ */
+export const MODEL_LIST_ms = 1_500;
+
+/**
  * The cache of the registry of backends: a change takes effect within seconds; while D1 is down the last list is used.
  */
 export const BACKENDS = { ...MODELS, fresh_ms: 2_000 } as const;
@@ -122,7 +128,6 @@ export const VECTORS_MAX = 4_000;
 export const ENCODER_LOAD = {
   ...MODELS,
   fresh_ms: Number.POSITIVE_INFINITY,
-  stale_ms: Number.POSITIVE_INFINITY,
   wait_ms: 5_000,
   load_ms: 10_000,
   retry_ms: 0,
@@ -251,9 +256,9 @@ export const EVENT_RETRY_DELAYS_ms = [0, 100, 1_000] as const;
 
 /**
  * Spans of requests that end within 200 ms of each other go to the collector together. Spans that it does not accept in
- * time are lost; a stop of the edge waits as long for a silent collector. A request has about five spans of 0.5 kB each.
+ * time are lost. A request has about five spans of 0.5 kB each.
  */
-export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 1_000, postsMax: 4, spansMax: 4_096 } as const;
+export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 4, spansMax: 4_096 } as const;
 
 /**
  * Counting of events. Ids are kept for longer than an event may take to arrive (a queue keeps messages for four days),

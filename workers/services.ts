@@ -19,7 +19,7 @@ import { askForTables, findLive } from './db/publication-rows.ts';
 import { insertTrafficSample } from './db/request-rows.ts';
 import { findTenant } from './db/tenant-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
-import { BURST, MODELS, READINESS } from './limits.ts';
+import { BURST, MODEL_LIST_ms, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
 import { createEmbedder, type Embedder, loadEncoder } from './routing/embed.ts';
 import {
@@ -108,7 +108,7 @@ function createServices(env: Env): Services {
     reached: {
       backend: new SwrCache(
         'readiness of the backends',
-        () => backend.askAll('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
+        () => backend.askAny('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
         READINESS,
       ),
       database: new SwrCache('the database', () => askForTables(db).then(() => true as const), READINESS, {
@@ -149,6 +149,6 @@ function createServices(env: Env): Services {
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
     embedder: createEmbedder(() => loadEncoder(config, env, backend)),
-    models: createModels(() => backend.askAll('/v1/models', MODELS.load_ms, () => {})),
+    models: createModels(() => backend.modelLists(MODEL_LIST_ms, () => {})),
   };
 }

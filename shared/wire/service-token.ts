@@ -59,12 +59,11 @@ export function createVerifier(
   let tokenKeys: Promise<TokenKey[]> | undefined;
   return async (token, now_s) => {
     tokenKeys ??= Promise.all(backendKeys.map(importTokenKey));
-    const [first, ...others] = await tokenKeys;
-    for (const key of others) {
-      // The times are checked below; this only finds the key that signed the token.
-      if ((await signedBy(key, token)) !== undefined) return await verifyToken(key, token, now_s, verifier);
+    for (const key of await tokenKeys) {
+      const claims = await signedBy(key, token);
+      if (claims !== undefined) return claimsOf(claims, now_s, verifier);
     }
-    return await verifyToken(first!, token, now_s, verifier);
+    throw notValid();
   };
 }
 
@@ -101,11 +100,17 @@ export async function verifyToken(
   now_s: number,
   verifier: 'backend' | 'edge' = 'backend',
 ): Promise<TokenClaims> {
-  const claims = claimsSchema.safeParse(await signedBy(key, token));
-  if (!claims.success) throw new MaskrouteError('invalid_api_key', 'The service token is not valid.');
+  return claimsOf(await signedBy(key, token), now_s, verifier);
+}
+
+function claimsOf(signed: unknown, now_s: number, verifier: 'backend' | 'edge'): TokenClaims {
+  const claims = claimsSchema.safeParse(signed);
+  if (!claims.success) throw notValid();
   requireTime(claims.data, now_s, verifier);
   return claims.data;
 }
+
+const notValid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
 
 /** The token's claims; undefined if this key did not sign it. */
 async function signedBy(key: TokenKey, token: string): Promise<unknown> {

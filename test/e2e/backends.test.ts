@@ -2,8 +2,6 @@
  * The edge in workerd over two real backends, each a process of its own: one is killed in the middle of an answer, then
  * both are gone. Before that, the edge routes by the encoder that the backends run, which is the real one.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { symlink } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import OpenAI from 'openai';
@@ -18,28 +16,20 @@ import { BACKEND_HEADERS, encoderListSchema } from '../../shared/wire/backend-lo
 import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
 import { testHome } from '../support/installed-model.ts';
+import { type Served, serve } from '../support/serve.ts';
 import { createTinyHome, removeHome, TINY_CONTEXT_TOKENS } from './product.ts';
 
 const READY_WITHIN_ms = 60_000;
-type Backend = { readonly id: string; readonly url: string; readonly child: ChildProcess };
+type Backend = { readonly id: string; readonly url: string; readonly kill: Served['kill'] };
 
 let home: string | undefined;
 let edge: Edge;
 let client: OpenAI;
 const backends: Backend[] = [];
 
-async function serve(id: string): Promise<Backend> {
-  const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'serve', '--model', DEFAULT_MODEL], {
-    env: { ...process.env, MASKROUTE_HOME: home!, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  let output = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => {
-    output += text;
-  });
-  const url = () => /"url":"([^"]+)"/.exec(output)?.[1];
-  await vi.waitFor(() => expect(url()).toBeDefined(), READY_WITHIN_ms);
-  return { id, url: url()!, child };
+async function startBackend(id: string): Promise<Backend> {
+  const { url, kill } = serve(DEFAULT_MODEL, { MASKROUTE_HOME: home!, MASKROUTE_BACKEND_KEY: BACKEND_KEY });
+  return { id, url: await url, kill };
 }
 
 async function admin(path: string, body: object): Promise<Record<string, string>> {
@@ -57,7 +47,7 @@ beforeAll(async () => {
   await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} });
   home = await createTinyHome();
   await symlink(join(testHome, 'sources'), join(home, 'sources'));
-  for (const id of ['one', 'two']) backends.push(await serve(id));
+  for (const id of ['one', 'two']) backends.push(await startBackend(id));
   edge = await startEdge({
     projectFolder: resolve('.'),
     stateFolder: undefined,
@@ -79,7 +69,7 @@ beforeAll(async () => {
 afterAll(async () => {
   // It asks the backends what those answers cost whose ends it did not hear, until its time for that is over.
   await edge?.close();
-  for (const { child } of backends) child.kill('SIGKILL');
+  await Promise.all(backends.map((backend) => backend.kill()));
   removeHome(home);
 }, READY_WITHIN_ms);
 
@@ -152,13 +142,12 @@ describe('two backends', () => {
       } as never)
       .withResponse();
     const id = response.headers.get(BACKEND_HEADERS.backend);
-    const { child } = backends.find((backend) => backend.id === id)!;
+    const answering = backends.find((backend) => backend.id === id)!;
     let chunks = 0;
     const read = async () => {
       for await (const _chunk of stream as unknown as AsyncIterable<unknown>) {
         if (++chunks !== 5) continue;
-        child.kill('SIGKILL');
-        await once(child, 'exit');
+        await answering.kill();
       }
     };
     await expect(read()).rejects.toMatchObject({ code: 'backend_error' });
@@ -170,11 +159,7 @@ describe('two backends', () => {
   });
 
   it('both gone: 503 soon, with Retry-After', async () => {
-    for (const { child } of backends) child.kill('SIGKILL');
-    await vi.waitFor(
-      () => expect(backends.every(({ child }) => child.signalCode !== null)).toBe(true),
-      20_000,
-    );
+    await Promise.all(backends.map((backend) => backend.kill()));
     const started_ms = performance.now();
     const failed = client.chat.completions.create(chat('How do I cook rice?', 3));
     await expect(failed).rejects.toMatchObject({ status: 503, code: 'backend_unreachable' });

@@ -2,8 +2,6 @@
  * The whole way for a model of each family, in each format of its files: pulled, served, learned on, evaluated, published, and
  * answered by the edge under the mask that was learned. One edge for all of them, and a backend each.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -24,9 +22,9 @@ import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../support/fami
 import { splitGguf, writeGguf } from '../support/gguf.ts';
 import { randomLlama } from '../support/random-llama.ts';
 import { tinyFolder } from '../support/safetensors.ts';
+import { type Served, serve } from '../support/serve.ts';
 
 const LIMIT_ms = 180_000;
-const CLI = resolve('gpu-backend/cli/cli.ts');
 const TEMPLATE =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -62,7 +60,7 @@ let home = '';
 let edge: Edge;
 let data: string[];
 let admin: ReturnType<typeof createAdminClient>;
-const children: ChildProcess[] = [];
+const backends: Served[] = [];
 
 /** A command of the command line, without a process of its own; gives what it prints. */
 async function maskroute(...args: string[]): Promise<string> {
@@ -80,20 +78,10 @@ async function maskroute(...args: string[]): Promise<string> {
 }
 
 /** Gives the backend's address, once it answers. */
-async function serve(model: string): Promise<string> {
-  const child = spawn(process.execPath, [CLI, 'serve', '--model', model], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  children.push(child);
-  const said = Promise.withResolvers<string>();
-  let output = '';
-  child.stdout.setEncoding('utf8').on('data', (part: string) => {
-    output += part;
-    const url = /"url":"([^"]+)"/.exec(output)?.[1];
-    if (url !== undefined) said.resolve(url);
-  });
-  child.once('exit', () => said.reject(new Error(`${model} is not served: ${output}`)));
-  return said.promise;
+async function addressOf(model: string): Promise<string> {
+  const backend = serve(model);
+  backends.push(backend);
+  return await backend.url;
 }
 
 /** What its files are named, and so the installed model. */
@@ -164,11 +152,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await edge?.close();
-  await Promise.all(
-    children.map(async (child) => {
-      if (child.exitCode === null && child.kill('SIGKILL')) await once(child, 'exit');
-    }),
-  );
+  await Promise.all(backends.map((backend) => backend.kill()));
   vi.unstubAllEnvs();
   if (home !== '') await rm(home, { recursive: true, force: true });
 }, LIMIT_ms);
@@ -192,7 +176,7 @@ test(
   'each is served, and the edge knows it',
   async () => {
     const names = MODELS.map(({ family, form }) => nameOf(family, form));
-    const urls = await Promise.all(names.map(serve));
+    const urls = await Promise.all(names.map(addressOf));
     for (const [i, id] of names.entries())
       await post('/backends', { id, url: urls[i]! }, z.object({ id: z.literal(id) }));
   },

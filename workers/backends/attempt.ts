@@ -24,8 +24,8 @@ export type BackendRequest = {
   readonly body?: string;
 };
 
-/** The outcome of an attempt, as far as the next step depends on it. */
-export type Outcome =
+/** How an attempt ended, as far as the next step depends on it. */
+export type Attempted =
   /** A success, or an error that every backend would answer. */
   | { readonly kind: 'answer'; readonly response: Response; readonly rest: Rest | undefined }
   /** An error that another backend might not answer; the client gets it if there is no other backend. */
@@ -66,7 +66,7 @@ type AttemptTime = {
   readonly stall_ms?: number | undefined;
 };
 
-export async function attempt(sending: Sending): Promise<Outcome> {
+export async function attempt(sending: Sending): Promise<Attempted> {
   const { send, url, request, signal } = sending;
   const { timeout_ms, left_ms, stall_ms } = sending.time;
   const wait = createWait(Math.min(timeout_ms, stall_ms ?? timeout_ms));
@@ -190,7 +190,7 @@ async function judge(
   request: BackendRequest,
   rest: Rest | undefined,
   errorRest: Rest,
-): Promise<Outcome> {
+): Promise<Attempted> {
   const { status } = response;
   const type = response.headers.get('content-type') ?? '';
   if (status === 401 || status === 403) {
@@ -221,7 +221,11 @@ async function judge(
  * The outcome of an answer that violates the protocol: it came from a faulty backend, or from a proxy that did not
  * reach it.
  */
-async function foreign(response: Response, { requestId }: BackendRequest, reason: string): Promise<Outcome> {
+async function foreign(
+  response: Response,
+  { requestId }: BackendRequest,
+  reason: string,
+): Promise<Attempted> {
   const { status } = response;
   await response.body?.cancel().catch(() => {});
   if (isOfSomethingBetween(status)) {

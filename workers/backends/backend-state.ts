@@ -128,29 +128,20 @@ export class Observed {
  * for it.
  */
 
-type BreakerPolicy = {
-  /** Failures in a row that open it. */
-  readonly failuresMax: number;
-  readonly open_ms: number;
-  /** Successes in a row that close it again. */
-  readonly successesMin: number;
-  /** A trial without a result expires after this time. */
-  readonly trial_ms: number;
-};
-
-const BREAKER: BreakerPolicy = { failuresMax: 5, open_ms: 30_000, successesMin: 2, trial_ms: 30_000 };
+/** Failures in a row that open it. */
+const FAILURES_MAX = 5;
+const OPEN_ms = 30_000;
+/** Successes in a row that close it again. */
+const SUCCESSES_MIN = 2;
+/** A trial without a result expires after this time. */
+const TRIAL_ms = 30_000;
 
 export class Breaker {
-  readonly #policy: BreakerPolicy;
   #failures = 0;
   #successes = 0;
   /** Undefined while closed. */
   #opened: { readonly until_ms: number; readonly unreachable: boolean } | undefined;
   #trialUntil_ms = 0;
-
-  constructor(policy = BREAKER) {
-    this.#policy = policy;
-  }
 
   state(now_ms: number): 'closed' | 'open' | 'half_open' {
     if (this.#opened === undefined) return 'closed';
@@ -175,14 +166,14 @@ export class Breaker {
    */
   admit(now_ms: number): boolean {
     if (!this.admits(now_ms)) return false;
-    if (this.#opened !== undefined) this.#trialUntil_ms = now_ms + this.#policy.trial_ms;
+    if (this.#opened !== undefined) this.#trialUntil_ms = now_ms + TRIAL_ms;
     return true;
   }
 
   succeeded(): void {
     this.#failures = 0;
     this.#trialUntil_ms = 0;
-    if (this.#opened === undefined || ++this.#successes < this.#policy.successesMin) return;
+    if (this.#opened === undefined || ++this.#successes < SUCCESSES_MIN) return;
     this.#opened = undefined;
     this.#successes = 0;
   }
@@ -192,8 +183,8 @@ export class Breaker {
     this.#trialUntil_ms = 0;
     this.#successes = 0;
     this.#failures++;
-    if (this.#opened === undefined && this.#failures < this.#policy.failuresMax) return;
-    this.#opened = { until_ms: now_ms + this.#policy.open_ms, unreachable };
+    if (this.#opened === undefined && this.#failures < FAILURES_MAX) return;
+    this.#opened = { until_ms: now_ms + OPEN_ms, unreachable };
   }
 
   /** Returns the trial of a request that says nothing about the backend (its client hung up). */

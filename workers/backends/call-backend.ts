@@ -8,7 +8,14 @@ import { BACKEND_HEADERS, type BackendAffinity, parseLoad } from '../../shared/w
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { RequestTrace } from '../base/telemetry.ts';
 import { type Hold, steadyNow_ms } from '../base/waiting.ts';
-import { attempt, type BackendRequest, type Outcome, type Rest, type Send, unreachable } from './attempt.ts';
+import {
+  type Attempted,
+  attempt,
+  type BackendRequest,
+  type Rest,
+  type Send,
+  unreachable,
+} from './attempt.ts';
 import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
 import { affinityOf, type Candidate, homeOf, orderBackends, pagesKey, type Wish } from './choose.ts';
 
@@ -93,7 +100,7 @@ export async function callBackend(
   return await new Way(parts, call, backends).run();
 }
 
-type Tried = Outcome & {
+type Tried = Attempted & {
   readonly backend: string;
   readonly affinity: BackendAffinity | undefined;
   /** Whether this attempt had all of the caller's remaining time. */
@@ -209,7 +216,7 @@ class Way {
     return this.#isAside ? breaker.admits(now_ms) : breaker.admit(now_ms);
   }
 
-  #nobody(now_ms: number): Outcome {
+  #nobody(now_ms: number): Attempted {
     const waits_ms = this.#backends.map(({ seen }) => seen.breaker.wait_ms(now_ms));
     const wait_ms = Math.min(...waits_ms);
     const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
@@ -237,7 +244,7 @@ class Way {
     return { ...outcome, backend: id, affinity, hadAll: timeout_ms === left_ms };
   }
 
-  #learnState(outcome: Outcome, seen: Observed, wasDraining: boolean): void {
+  #learnState(outcome: Attempted, seen: Observed, wasDraining: boolean): void {
     if (outcome.kind !== 'answer' && outcome.kind !== 'refused') return;
     const load = parseLoad(outcome.response.headers.get(BACKEND_HEADERS.load));
     if (load !== undefined) seen.reported(load, steadyNow_ms());
@@ -247,7 +254,7 @@ class Way {
     } else if (wasDraining && !this.#isAside) seen.drains(false, steadyNow_ms());
   }
 
-  #learnHealth(outcome: Outcome, backend: KnownBackend, breaker: Listener): void {
+  #learnHealth(outcome: Attempted, backend: KnownBackend, breaker: Listener): void {
     const { id } = backend;
     const { time, hold } = this.#call;
     switch (outcome.kind) {
@@ -346,7 +353,7 @@ type Ask<T> = (signal: AbortSignal) => Promise<T>;
  *
  * With `after_ms` 0 or no `second` only the first is asked. A failure counts only when the other can no longer answer.
  */
-export async function hedged<T extends Outcome>(
+export async function hedged<T extends Attempted>(
   first: Ask<T>,
   second: Ask<T> | undefined,
   after_ms: number,

@@ -70,12 +70,37 @@ export class BackendPool {
    * none.
    */
   async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
+    return await this.#askAll(path, timeout_ms, hold);
+  }
+
+  /** The first successful answer of an enabled backend. Rejects when there is none. */
+  async askAny(path: string, timeout_ms: number, hold: Hold): Promise<unknown> {
+    const backends = await this.#list(hold);
+    const answers = backends.map((backend) => this.#askForSuccess(backend, path, timeout_ms));
+    return await Promise.any(answers).catch(({ errors }: AggregateError) => {
+      throw errors[0] ?? new Error('no backend is enabled');
+    });
+  }
+
+  /** The answers to `GET /v1/models`, as `askAll`; remembers which backend serves which models. */
+  async modelLists(timeout_ms: number, hold: Hold): Promise<unknown[]> {
+    return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
+      const models = modelIds(answer);
+      if (models !== undefined) seen.models = models;
+    });
+  }
+
+  async #askAll(
+    path: string,
+    timeout_ms: number,
+    hold: Hold,
+    learn: (backend: KnownBackend, answer: unknown) => void = () => {},
+  ): Promise<unknown[]> {
     const backends = await this.#list(hold);
     const answers = await Promise.allSettled(
       backends.map(async (backend) => {
         const answer = await this.#askForSuccess(backend, path, timeout_ms);
-        const models = modelIds(answer);
-        if (models !== undefined) backend.seen.models = models;
+        learn(backend, answer);
         return answer;
       }),
     );

@@ -81,7 +81,7 @@ export function createModels(fetchLists: () => Promise<readonly unknown[]>): Mod
       const lists = (await fetchLists()).map((list) => modelListSchema.safeParse(list));
       const malformed = lists.find(({ success }) => !success);
       if (malformed !== undefined) {
-        log('error', 'model_list_malformed', { reason: malformed.error!.message });
+        log('error', 'model_list_malformed', { reason: reasonOf(malformed.error) });
         if (lists.every(({ success }) => !success)) throw malformed.error!;
       }
       const all = lists.flatMap(({ data }) => data?.data ?? []);
@@ -92,8 +92,12 @@ export function createModels(fetchLists: () => Promise<readonly unknown[]>): Mod
   return {
     list: async (hold) => (await cache.get('', hold))!.models,
     async askAgain(hold) {
-      await cache.refresh('', hold).catch(() => {});
-      return (await cache.get('', hold))!.all;
+      const served = await cache.refresh('', hold).catch((error) => {
+        const last = cache.peek('');
+        if (last === undefined) throw error;
+        return last;
+      });
+      return served!.all;
     },
   };
 }

@@ -75,8 +75,8 @@ export interface RoutingTable {
 }
 
 /**
- * A tenant's newest publication, decoded. `rollout`: null once everyone sees it; until then some requests see `base`, and
- * null is nothing of the tenant's own.
+ * A tenant's newest publication, decoded. `rollout` is null once everyone sees `set`. Until then some requests see `base`, or
+ * nothing of the tenant's own if that is null.
  */
 type Pointer = {
   readonly set: LiveSet;

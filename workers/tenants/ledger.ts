@@ -222,8 +222,8 @@ const firstStart = (window: Window, now_ms: number): number =>
   window === 'minute' ? startsAt(now_ms - WINDOW_ms.minute).second_ms : startsAt(now_ms).day_ms;
 
 /**
- * The first and the last start of the buckets that count. Later ones were written before the clock was set back, and would
- * count for as long as it was; those within one window count, since a clock may be off by a little.
+ * The first and the last start of the buckets that count. Buckets that start later were written before the clock was set
+ * back; they would count until it has caught up. Up to one window ahead they do count, since a clock may be off by a little.
  */
 const startsThatCount = (window: Window, now_ms: number): [first_ms: number, last_ms: number] => [
   firstStart(window, now_ms),

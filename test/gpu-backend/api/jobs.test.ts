@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Job, jobSchema, scheduleSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
+import { type Served, serve } from '../../support/serve.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 import { writeSmallData } from '../learning/small-run.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
@@ -16,40 +17,23 @@ import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 const LEARN_TIMEOUT_ms = 420_000;
 let home = '';
 let files: string[] = [];
-let backend: { url: string; kill(signal: NodeJS.Signals): Promise<void> };
+let backend: { readonly url: string; readonly kill: Served['kill'] };
 
 beforeAll(async () => {
   home = await mkdtemp(join(tmpdir(), 'maskroute-job-api-'));
   const { manifest } = await installTinyModel(join(home, 'models', 'tiny'), 'q8', { contextTokens: 128 });
   await writeFile(join(home, 'models', 'tiny', 'model.json'), JSON.stringify(manifest));
   files = await writeSmallData(join(home, 'data'));
-  backend = await serve();
+  backend = await startBackend();
 }, 60_000);
 afterAll(async () => {
-  await backend?.kill('SIGKILL');
+  await backend?.kill();
   await rm(home, { recursive: true, force: true });
 });
 
-/** `maskroute serve` as a process. */
-async function serve(): Promise<typeof backend> {
-  const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'serve', '--model', 'tiny'], {
-    env: { ...process.env, MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, BACKEND_PORT: '0' },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  let output = '';
-  child.stdout.setEncoding('utf8').on('data', (text: string) => {
-    output += text;
-  });
-  const exit = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  const url = () => /"url":"([^"]+)"/.exec(output)?.[1];
-  await eventually(() => url() !== undefined, 30_000);
-  return {
-    url: url()!,
-    async kill(signal) {
-      child.kill(signal);
-      await exit;
-    },
-  };
+async function startBackend(): Promise<typeof backend> {
+  const { url, kill } = serve('tiny', { MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY });
+  return { url: await url, kill };
 }
 
 const call = (method: string, path: string, body?: unknown, key = BACKEND_KEY) =>
@@ -88,9 +72,9 @@ describe('a learning job', () => {
       const chat = { model: 'tiny', messages: [{ role: 'user', content: 'hi' }], max_tokens: 4 };
       expect((await call('POST', '/v1/chat/completions', chat)).status).toBe(200);
 
-      await backend.kill('SIGKILL');
+      await backend.kill();
       expect(existsSync(join(home, 'jobs', id, 'out', 'mask-set.json'))).toBe(false);
-      backend = await serve();
+      backend = await startBackend();
 
       const stream = await call('GET', `/v1/jobs/${id}/events`);
       expect(stream.headers.get('content-type')).toMatch(/^text\/event-stream/);
@@ -125,14 +109,14 @@ describe('a learning job', () => {
 });
 
 it('two backends that share a home do not run its jobs twice; when one is killed, the other runs them', async () => {
-  const [first, second] = [backend, await serve()];
+  const [first, second] = [backend, await startBackend()];
   const jobs = (url: string) =>
     fetch(`${url}/v1/jobs`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } });
   const { error } = await answer<{ error: { message: string } }>(jobs(second.url), 404);
   expect(error.message).toMatch(/same MASKROUTE_HOME/);
   await answer(jobs(first.url), 200);
   backend = second;
-  await first.kill('SIGKILL');
+  await first.kill();
   await eventually(async () => (await jobs(second.url)).status === 200, 60_000);
 }, 120_000);
 
@@ -217,8 +201,8 @@ describe('a schedule', () => {
     expect(await maskroute('list', '--backend', backend.url)).toContain(`${made.id}  every 24h, next `);
     await answer(call('DELETE', `/v1/jobs/data/${data}`), 409);
 
-    await backend.kill('SIGKILL');
-    backend = await serve();
+    await backend.kill();
+    backend = await startBackend();
     expect(await answer(call('GET', '/v1/jobs/schedules'), 200)).toMatchObject({ data: [made] });
     const removed = await maskroute('remove', made.id, '--backend', backend.url, '--json');
     expect(JSON.parse(removed)).toEqual({ id: made.id, deleted: true });

@@ -1,6 +1,4 @@
 /** `maskroute serve` as a process: what it refuses to start with, and what a signal does to running answers. */
-import type { ChildProcess } from 'node:child_process';
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -9,41 +7,19 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { openTracing } from '../../../gpu-backend/api/trace-export.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { openReceiver, type Receiver } from '../../support/otlp-receiver.ts';
+import { type Served, serve } from '../../support/serve.ts';
 import { tinyHome } from '../learning/evaluation/tiny.ts';
 import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
-type Served = {
-  readonly child: ChildProcess;
-  readonly output: () => string;
-  readonly exit: Promise<number | null>;
-};
-
-let children: ChildProcess[] = [];
-afterEach(() => {
-  for (const child of children) child.kill('SIGKILL');
-  children = [];
+const all: Served[] = [];
+afterEach(async () => {
+  await Promise.all(all.splice(0).map((served) => served.kill()));
 });
 
-function serve(env: Record<string, string>, model = DEFAULT_MODEL): Served {
-  const cli = new URL('../../../gpu-backend/cli/cli.ts', import.meta.url).pathname;
-  const child = spawn(process.execPath, [cli, 'serve', '--model', model], {
-    env: { ...process.env, BACKEND_PORT: '0', ...env },
-  });
-  children.push(child);
-  let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream?.setEncoding('utf8').on('data', (text: string) => {
-      output += text;
-    });
-  }
-  const exit = once(child, 'exit').then(([code]) => code as number | null);
-  return { child, output: () => output, exit };
-}
-
-async function ready({ output }: Served): Promise<string> {
-  const url = () => /"url":"([^"]+)"/.exec(output())?.[1];
-  await eventually(() => url() !== undefined, 20_000);
-  return url()!;
+function start(env: Record<string, string>, model = DEFAULT_MODEL): Served {
+  const served = serve(model, env);
+  all.push(served);
+  return served;
 }
 
 /** Where OpenTelemetry's packages send what nobody said where to send. Another run may have the port for a moment. */
@@ -101,7 +77,7 @@ describe('serve', () => {
     ['an installed model', {}, 'no-such-model', 'no-such-model', 1],
     ['a number of threads', { MASKROUTE_THREADS: 'many' }, DEFAULT_MODEL, 'MASKROUTE_THREADS must be', 2],
   ])('does not start without %s, and says so in one line', async (_, env, model, expected, code) => {
-    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, ...env }, model);
+    const served = start({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, ...env }, model);
     expect(await served.exit).toBe(code);
     expect(served.output().trim().split('\n')).toHaveLength(1);
     expect(served.output()).toContain(expected);
@@ -110,8 +86,8 @@ describe('serve', () => {
   it('finishes running answers on SIGTERM and exits with 0', async () => {
     using tiny = await tinyHome();
     const collector = await defaultCollector();
-    const served = serve({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home }, 'tiny');
-    const response = await story(await ready(served));
+    const served = start({ MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home }, 'tiny');
+    const response = await story(await served.url);
     served.child.kill('SIGTERM');
     const { events } = parseSse(await response.text());
     expect(events.at(-1)!.data).toBe('[DONE]');
@@ -129,8 +105,8 @@ describe('serve', () => {
   it('keeps K and V in half precision where that is wanted, and computes with as many threads as it is told', async () => {
     using tiny = await tinyHome();
     const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home };
-    const served = serve({ ...env, MASKROUTE_KV_TYPE: 'f16', MASKROUTE_THREADS: '3' }, 'tiny');
-    const url = await ready(served);
+    const served = start({ ...env, MASKROUTE_KV_TYPE: 'f16', MASKROUTE_THREADS: '3' }, 'tiny');
+    const url = await served.url;
     expect(served.output()).toContain('"threads":3');
     const headers = { authorization: `Bearer ${BACKEND_KEY}` };
     const metrics = await (await fetch(`${url}/metrics`, { headers })).text();
@@ -145,7 +121,7 @@ describe('serve', () => {
     using tiny = await tinyHome();
     const { port } = new URL(other.url);
     const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home, BACKEND_PORT: port };
-    const served = serve(env, 'tiny');
+    const served = start(env, 'tiny');
     expect(await served.exit).toBe(1);
     expect(served.output()).toContain(`EADDRINUSE`);
     await other.close();

@@ -408,6 +408,24 @@ describe('when a backend fails', () => {
     expect(data.map(({ id }) => id)).toEqual([MODEL.id, `${MODEL.id}:dense`]);
   });
 
+  it('that never answers leaves the edge ready while another one answers', async () => {
+    const [silent] = [await register(), await register()];
+    await mood(silent, 'mute');
+    const ready = await call('GET', '/readyz', {}, freshIsolate());
+    expect(ready.status, await ready.text()).toBe(200);
+  });
+
+  it('that never answers does not hide the models of the others', async () => {
+    const { key } = await newTenant();
+    const [silent] = [await register(), await register()];
+    await mood(silent, 'mute');
+    const isolate = freshIsolate();
+    await soon(async () => {
+      const listed = await call('GET', '/v1/models', { key }, isolate);
+      expect(listed.status, await listed.text()).toBe(200);
+    });
+  });
+
   it('that serves another model than a moment ago is asked again before a set is published', async () => {
     const { tenant } = await newTenant();
     const id = await register();

@@ -1,7 +1,7 @@
 /** The rules by which backends are chosen, left alone and asked again, each on its own. */
 import { describe, expect, it } from 'vitest';
 import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
-import type { Outcome } from '../../../workers/backends/attempt.ts';
+import type { Attempted } from '../../../workers/backends/attempt.ts';
 import { Breaker, Observed } from '../../../workers/backends/backend-state.ts';
 import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
 import {
@@ -215,44 +215,44 @@ describe('a request that the platform ends with its client', () => {
 });
 
 describe('the breaker', () => {
-  const policy = { failuresMax: 3, open_ms: 1000, successesMin: 2, trial_ms: 500 };
+  const failed = (breaker: Breaker, times: number, unreachable = false) => {
+    for (let i = 0; i < times; i++) breaker.failed(0, unreachable);
+  };
 
   it('opens after failures in a row, lets one through after a while, and closes after successes', () => {
-    const breaker = new Breaker(policy);
-    breaker.failed(0, false);
-    breaker.failed(0, false);
+    const breaker = new Breaker();
+    failed(breaker, 4);
     breaker.succeeded();
-    breaker.failed(0, false);
-    breaker.failed(0, false);
+    failed(breaker, 4);
     expect(breaker.state(0)).toBe('closed');
-    breaker.failed(0, false);
-    expect([breaker.state(0), breaker.admits(999), breaker.wait_ms(400)]).toEqual(['open', false, 600]);
-    expect(breaker.state(1000)).toBe('half_open');
-    expect([breaker.admit(1000), breaker.admit(1001)]).toEqual([true, false]);
+    failed(breaker, 1);
+    expect([breaker.state(0), breaker.admits(29_999), breaker.wait_ms(10_000)]).toEqual([
+      ...['open', false, 20_000],
+    ]);
+    expect(breaker.state(30_000)).toBe('half_open');
+    expect([breaker.admit(30_000), breaker.admit(30_001)]).toEqual([true, false]);
     breaker.succeeded();
-    expect([breaker.state(1002), breaker.admit(1002)]).toEqual(['half_open', true]);
+    expect([breaker.state(30_002), breaker.admit(30_002)]).toEqual(['half_open', true]);
     breaker.succeeded();
-    expect(breaker.state(1003)).toBe('closed');
+    expect(breaker.state(30_003)).toBe('closed');
   });
 
   it('opens again when the trial fails, and gives up a trial that says nothing', () => {
-    const breaker = new Breaker(policy);
-    for (let i = 0; i < 3; i++) breaker.failed(0, false);
-    expect(breaker.admit(1000)).toBe(true);
-    breaker.failed(1100, false);
-    expect([breaker.state(1100), breaker.wait_ms(1100)]).toEqual(['open', 1000]);
-    expect(breaker.admit(2100)).toBe(true);
-    expect([breaker.admit(2500), breaker.admit(2600)]).toEqual([false, true]);
+    const breaker = new Breaker();
+    failed(breaker, 5);
+    expect(breaker.admit(30_000)).toBe(true);
+    breaker.failed(31_000, false);
+    expect([breaker.state(31_000), breaker.wait_ms(31_000)]).toEqual(['open', 30_000]);
+    expect(breaker.admit(61_000)).toBe(true);
+    expect([breaker.admit(90_999), breaker.admit(91_000)]).toEqual([false, true]);
     breaker.released();
-    expect(breaker.admit(2601)).toBe(true);
+    expect(breaker.admit(91_001)).toBe(true);
   });
 
   it('hears that an unreachable backend is back, but takes no such word for one that answered wrongly', () => {
-    const [gone, wrong] = [new Breaker(policy), new Breaker(policy)];
-    for (let i = 0; i < 3; i++) {
-      gone.failed(0, true);
-      wrong.failed(0, false);
-    }
+    const [gone, wrong] = [new Breaker(), new Breaker()];
+    failed(gone, 5, true);
+    failed(wrong, 5);
     gone.heard();
     wrong.heard();
     expect([gone.state(1), wrong.state(1)]).toEqual(['half_open', 'open']);
@@ -292,7 +292,7 @@ describe('asking again', () => {
 });
 
 describe('hedging', () => {
-  type Named = Outcome & { name: string };
+  type Named = Attempted & { name: string };
   const asker =
     (name: string, after_ms: number, kind: 'answer' | 'cancelled', seen: string[]) => (signal: AbortSignal) =>
       new Promise<Named>((resolve) => {

@@ -186,6 +186,35 @@ describe('the event', () => {
     expect(sent).toHaveLength(1);
   });
 
+  it('of a client that left a Responses stream has what was made, not what the client wrote into a schema', async () => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const isolate = freshIsolate({ EVENTS });
+    const leave = new AbortController();
+    const figures = { maskroute: { prompt_tokens: 0, completion_tokens: 0 } };
+    const parameters = { type: 'object', properties: {}, default: figures };
+    const tools = [{ type: 'function', name: 'f', parameters }];
+    const body = {
+      model: MODEL.id,
+      input: 'a b',
+      user: 'stream-forever',
+      stream: true,
+      tools,
+      tool_choice: 'none',
+    };
+    const response = await call('POST', '/v1/responses', { key, body }, (request) =>
+      isolate(new Request(request, { signal: leave.signal })),
+    );
+    const reader = response.body!.getReader();
+    const begun = new TextDecoder().decode((await reader.read()).value);
+    expect(begun).toContain(JSON.stringify(figures));
+    leave.abort();
+    await reader.cancel().catch(() => {});
+    const told = await event();
+    expect(told).toMatchObject({ status: 499, counted: true });
+    expect(told.prompt_tokens).toBeGreaterThan(0);
+  });
+
   it.each([
     ['busy', false, 500, { status: 499, error_code: 'deadline_exceeded' }],
     ['busy', true, 500, { status: 499, error_code: 'deadline_exceeded' }],

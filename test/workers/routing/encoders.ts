@@ -15,7 +15,7 @@ import {
   type EdgeEncoder,
   loadEncoder,
 } from '../../../workers/routing/embed.ts';
-import { ENCODER } from '../../support/edge/constants.ts';
+import { ENCODER, MODEL } from '../../support/edge/constants.ts';
 import golden from '../../support/static-golden.json' with { type: 'json' };
 import { admin, created } from '../support/edge.ts';
 
@@ -160,6 +160,15 @@ it('the encoder of the backends is asked in the region that the text comes from'
   }
   for (const id of ['eu', 'na']) await admin('DELETE', `/backends/${id}`);
   expect(asked.map((url) => /encoder-(..)/.exec(url)![1])).toEqual(['EU', 'NA', 'EU', 'NA']);
+});
+
+it('backends that were asked for their encoders are still known to serve their models', async () => {
+  const config = parseConfig(env);
+  const pool = new BackendPool(openDatabase(env.DB), config, sender(undefined));
+  await pool.modelLists(1_000, () => {});
+  expect(pool.lists(MODEL.id)).toBe(true);
+  await loadEncoder({ ...config, ENCODER: 'backend' }, env as Env, pool);
+  expect(pool.lists(MODEL.id)).toBe(true);
 });
 
 it('a static table that is missing or damaged is an error that says so', async () => {
