@@ -78,7 +78,7 @@ function SetSummary({ publication, set }: LiveSet) {
     <>
       {publication.tenant !== tenant && (
         <Notice kind="info">
-          {setOwner(tenant)} has no mask set of its own: its requests use the default one, which this is.
+          {setOwner(tenant)} has no mask set of its own: its requests use the default mask set, shown here.
         </Notice>
       )}
       <Facts facts={facts} />
