@@ -8,6 +8,7 @@ import {
   type FileHandle,
   link,
   open,
+  readdir,
   readFile,
   realpath,
   rename,
@@ -99,6 +100,20 @@ export const sizeOf = (file: string): Promise<number | undefined> =>
 /** A unique hidden name in the folder of `file`, for writing it before a rename. */
 export const partOf = (file: string): string =>
   path.join(path.dirname(file), `.${path.basename(file)}.${randomUUID().slice(0, 8)}`);
+
+/** A part is needed for seconds; one of this age was left by a process that was killed. */
+const PART_AGE_MAX_ms = 3_600_000;
+
+/** Removes what killed processes left of {@link partOf} `file`. */
+export async function removeOldParts(file: string): Promise<void> {
+  const folder = path.dirname(file);
+  const names = await readdir(folder);
+  for (const name of names.filter((one) => one.startsWith(`.${path.basename(file)}.`))) {
+    const part = path.join(folder, name);
+    const { mtimeMs } = await stat(part).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+    if (Date.now() - mtimeMs > PART_AGE_MAX_ms) await rm(part, { force: true });
+  }
+}
 
 /*
  * Files that users name, or that are in a folder that they name. Only regular files are opened: reading a named pipe can

@@ -61,20 +61,18 @@ function callsSpec(
   spent: Spent,
 ): CallsSpec {
   const { mode, names, isSingle } = readToolChoice(request.tool_choice);
-  const forms = tools.map(({ function: { name, parameters, strict } }, i) => ({
-    name,
-    begin: `${format.begin}${name}${format.middle}`,
-    argumentsGrammar: schemaGrammar(ofObjects(parameters), {
-      strict: strict === true,
-      param: `tools[${i}].function.parameters`,
-      spent,
-    }),
-    end: format.end,
-  }));
+  const isAllowed = (name: string) => names === undefined || names.includes(name);
   return {
-    tools: forms
-      .filter(({ name }) => names === undefined || names.includes(name))
-      .map(({ begin, argumentsGrammar, end }) => ({ begin, argumentsGrammar, end })),
+    tools: tools.flatMap(({ function: { name, parameters, strict } }, i) => {
+      if (!isAllowed(name)) return [];
+      const param = `tools[${i}].function.parameters`;
+      const argumentsGrammar = schemaGrammar(ofObjects(parameters), {
+        strict: strict === true,
+        param,
+        spent,
+      });
+      return [{ begin: `${format.begin}${name}${format.middle}`, argumentsGrammar, end: format.end }];
+    }),
     trigger: format.trigger,
     separator: format.separator,
     isRequired: mode === 'required',

@@ -195,7 +195,8 @@ export async function* readCalls(
         yield part.type === 'text' ? shown(part, index) : { ...part, index };
     } else if (event.type === 'finished') {
       for (const part of reader.flush()) yield shown(part, index);
-      const hasCalled = reader.calls > 0 && event.reason === 'stop';
+      // A stop string may cut a call, which nobody should make then.
+      const hasCalled = reader.calls > 0 && !reader.isInArguments && event.reason === 'stop';
       yield hasCalled ? { ...event, reason: 'tool_calls' } : event;
     } else yield event;
   }
@@ -223,6 +224,10 @@ export class CallReader {
 
   constructor(format: ToolFormat) {
     this.#format = format;
+  }
+
+  get isInArguments(): boolean {
+    return this.#state === 'arguments';
   }
 
   push(text: string): Part[] {

@@ -111,9 +111,9 @@ async function requireOwnName(home: string, name: string, { source }: LocalModel
   throw new MaskrouteError('conflict', message);
 }
 
-/** A model's source without the commit or version; this machine's files are one place. */
+/** The repository or package of a source, in any version and whichever of its files; this machine's files are one place. */
 const placeOf = (source: string): string =>
-  /^(file|folder):/.test(source) ? 'here' : source.replace(/@[0-9a-f]{40}|==[^/]+/, '');
+  /^(file|folder):/.test(source) ? 'here' : source.replace(/(@[0-9a-f]{40}|==).*/, '');
 
 /* The calibration text of q4. */
 

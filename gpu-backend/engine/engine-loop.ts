@@ -119,6 +119,8 @@ export class EngineLoop {
   cancel(requestId: string): void {
     const sequence = this.#sequences.get(requestId);
     if (sequence !== undefined) this.#finish(sequence, 'cancelled');
+    // The loop may wait for a grammar, and a request that waited can run now.
+    this.#wake?.();
   }
 
   /** Refuses new requests; `run` returns once all others have finished. */

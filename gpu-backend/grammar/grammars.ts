@@ -8,6 +8,7 @@ import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type GrammarSession, giveUp, newSession } from '../engine/grammar.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 import type {
   FromGrammarThread,
   GrammarSpec,
@@ -79,7 +80,7 @@ class GrammarThreads implements Grammars {
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
   /** The tenant of each grammar that waits to be compiled. */
   readonly #waiting: string[] = [];
-  #turn: Promise<void> = Promise.resolve();
+  readonly #oneAtATime = oneAtATime();
   #isClosed = false;
 
   constructor(options: GrammarsOptions, limits: GrammarLimits) {
@@ -128,11 +129,10 @@ class GrammarThreads implements Grammars {
         retryAfter_s: 1,
       });
     this.#waiting.push(tenant);
-    const done = this.#turn.then(async () => {
+    const done = this.#oneAtATime(async () => {
       this.#waiting.splice(this.#waiting.indexOf(tenant), 1);
       if (!signal.aborted) await work();
     });
-    this.#turn = done.catch(() => {});
     await Promise.race([done, aborted(signal)]);
     if (signal.aborted) throw cancellation(signal);
   }

@@ -39,6 +39,8 @@ const LITERAL_CHARS_MAX = 64 * 1024;
 const COUNTED_CHARS_MAX = 256;
 /** Most characters that patterns and formats may have, with repetitions written out. */
 const PATTERN_STATES_MAX = 16_384;
+/** Most of these for one pattern. */
+const ONE_PATTERN_STATES_MAX = 2048;
 /** Most items in lists of bounded length. */
 const ITEMS_MAX = 2000;
 const DEPTH_MAX = 48;
@@ -411,6 +413,8 @@ const TOO_MANY_ITEMS = `lists of limited length have more than ${ITEMS_MAX} item
 const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
 const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
 
+const TOO_LONG_PATTERN = `it has more than ${ONE_PATTERN_STATES_MAX} characters, with its repetitions written out`;
+
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');
 
 /** Number of states of an expression, with repetitions written out. */
@@ -419,7 +423,7 @@ const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () =>
 /** @throws PatternError. */
 function boundedPattern(pattern: string): Expression {
   const found = patternGrammar(pattern);
-  if (sizeOf(found) > COUNTED_CHARS_MAX * 8) throw new PatternError(TOO_MANY_COUNTED);
+  if (sizeOf(found) > ONE_PATTERN_STATES_MAX) throw new PatternError(TOO_LONG_PATTERN);
   return found;
 }
 

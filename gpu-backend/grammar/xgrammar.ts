@@ -9,6 +9,7 @@ import type * as library from '@mlc-ai/web-xgrammar';
 import { LRUCache } from 'lru-cache';
 import { FAILED, type GrammarSession, giveUp, HEADER } from '../engine/grammar.ts';
 import type { TokenTable } from '../model/tokenizer/token-bytes.ts';
+import { oneAtATime } from '../one-at-a-time.ts';
 
 /** The form of an answer, as plain data that can be sent between threads. At least one of the two is defined. */
 export type GrammarSpec = {
@@ -222,11 +223,8 @@ async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
   const sessions = new Sessions(compiler, vocabulary.endTokenId);
   const send = (message: FromGrammarThread): void => port.postMessage(message);
   // The library has one heap, so its operations run one after the other.
-  let before = Promise.resolve();
-  const inTurn = (work: () => Promise<void> | void): void => {
-    before = before.then(work);
-  };
-  const answer = (id: number, work: () => Promise<number>): void =>
+  const inTurn = oneAtATime();
+  const answer = (id: number, work: () => Promise<number>): Promise<void> =>
     inTurn(() =>
       work().then(
         (took_ms) => send({ type: 'done', id, took_ms }),
@@ -251,8 +249,7 @@ async function serve(port: NonNullable<typeof parentPort>): Promise<void> {
     const waiting = Atomics.waitAsync(rings, 0, heard);
     if (waiting.async) await waiting.value;
     heard = Atomics.load(rings, 0);
-    inTurn(() => sessions.advance());
-    await before;
+    await inTurn(() => sessions.advance());
   }
 }
 

@@ -78,8 +78,8 @@ export class Schedules {
   remove(id: string): Promise<void> {
     return this.#change(async () => {
       this.get(id);
-      this.#schedules.delete(id);
       await rm(join(this.#folder, id), { recursive: true, force: true });
+      this.#schedules.delete(id);
     });
   }
 

@@ -7,7 +7,7 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { partOf } from '../files.ts';
+import { partOf, removeOldParts } from '../files.ts';
 import { encodeModel } from './encode.ts';
 import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
@@ -130,7 +130,9 @@ export async function createSessionIn(
   graph: Graph,
   options: SessionOptions,
 ): Promise<Session> {
-  const path = partOf(join(folder, `${graph.name}.onnx`));
+  const file = join(folder, `${graph.name}.onnx`);
+  await removeOldParts(file);
+  const path = partOf(file);
   await writeFile(path, encodeModel(graph));
   return createSession(path, options).finally(() => rm(path, { force: true }));
 }

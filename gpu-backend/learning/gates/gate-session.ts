@@ -110,7 +110,7 @@ function openStep(
 /**
  * Opens a training graph of an installed model. The graph's file is written beside the model's weights; `name` tells
  * apart graphs that are open at the same time. The first time, transposed weights are written, too.
- * @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32.
+ * @throws MaskrouteError `corrupt_model`.
  */
 export async function openTrainingGraph(
   folder: string,

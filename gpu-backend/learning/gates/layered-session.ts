@@ -45,7 +45,7 @@ type LayeredOptions = {
   readonly layersKept?: number;
 };
 
-/** @throws MaskrouteError `corrupt_model`; RangeError for a quantized model whose vocabulary is not a multiple of 32. */
+/** @throws MaskrouteError `corrupt_model`. */
 export async function openLayeredSession(
   folder: string,
   config: ModelConfig,

@@ -8,10 +8,10 @@
  * activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate and up as
  * columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  */
-import { type FileHandle, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { partOf, writeWhole } from '../../files.ts';
+import { partOf, removeOldParts, writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
   formOf,
@@ -33,8 +33,6 @@ import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 const VERSION = 3;
 const COPIES_FILE = `training-v${VERSION}.bin`;
 const INDEX_FILE = `training-v${VERSION}.json`;
-/** Making a copy takes seconds; an unfinished file of this age was left by a process that died. */
-const PART_AGE_MAX_ms = 3_600_000;
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
@@ -115,7 +113,8 @@ async function readIndex(folder: string): Promise<Copies | undefined> {
 }
 
 async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLinear>): Promise<Copies> {
-  await removeOldParts(folder);
+  await removeOldVersions(folder);
+  await removeOldParts(join(folder, COPIES_FILE));
   const part = partOf(join(folder, COPIES_FILE));
   try {
     const copies = await fillCopies(folder, part, linears);
@@ -168,16 +167,10 @@ function widened(values: Float32Array, rows: number, columns: number, wide: numb
   return filled;
 }
 
-/** Removes unfinished files of killed processes, and copies by earlier versions. */
-async function removeOldParts(folder: string): Promise<void> {
+async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    const path = join(folder, name);
-    const ofOtherVersion =
-      /^training-v\d+\.(bin|json)$/.test(name) && name !== COPIES_FILE && name !== INDEX_FILE;
-    const isPart = name.startsWith(`.${COPIES_FILE}.`);
-    const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
-    const isOld = Date.now() - mtimeMs > PART_AGE_MAX_ms;
-    if (ofOtherVersion || (isPart && isOld)) await rm(path, { force: true });
+    const isCopy = /^training-v\d+\.(bin|json)$/.test(name);
+    if (isCopy && name !== COPIES_FILE && name !== INDEX_FILE) await rm(join(folder, name), { force: true });
   }
 }
 

@@ -29,6 +29,8 @@ type Download = {
   readonly sha256: string | undefined;
   readonly target: string;
   readonly onBytes: (done: number) => void;
+  /** What an answer with this status suggests, behind the reason. */
+  readonly hints?: Readonly<Record<number, string>>;
   readonly signal?: AbortSignal | undefined;
 };
 
@@ -93,7 +95,7 @@ async function continuePart(file: Download, part: string): Promise<void> {
     const from = response.status === 206 ? start : 0;
     if (!response.ok || response.body === null) {
       await response.body?.cancel();
-      const message = `it answered ${response.status}`;
+      const message = `it answered ${response.status}${file.hints?.[response.status] ?? ''}`;
       throw response.status < 500 && response.status !== 429 ? new FinalStatus(message) : new Error(message);
     }
     const restart = () => {

@@ -106,9 +106,12 @@ function access(timeout_ms: number, signal: Signal) {
   return { fetch: bounded, ...(hubUrl && { hubUrl }), ...(accessToken && { accessToken }) };
 }
 
-const HINTS: Readonly<Record<number, string>> = {
+const ACCESS_HINTS: Readonly<Record<number, string>> = {
   401: ' (is it private or gated? set HF_TOKEN)',
   403: ' (is it private or gated? set HF_TOKEN)',
+};
+const HINTS: Readonly<Record<number, string>> = {
+  ...ACCESS_HINTS,
   404: ' (no such repository or revision)',
 };
 
@@ -156,7 +159,7 @@ async function fetchFile({ repository, commit, entry, target, onBytes, signal }:
     // the token to the hub only.
     url: `${hubUrl}/${repository}/resolve/${commit}/${entry.path}`,
     ...(accessToken && { headers: { authorization: `Bearer ${accessToken}` } }),
-    ...{ bytes: entry.size, sha256: entry.lfs?.oid, target, onBytes, signal },
+    ...{ bytes: entry.size, sha256: entry.lfs?.oid, target, onBytes, hints: ACCESS_HINTS, signal },
   });
 }
 

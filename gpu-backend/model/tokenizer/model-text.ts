@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ChatMessage, Tool } from '../../../shared/wire/openai.ts';
 import { unsupportedModel } from '../model-source.ts';
@@ -117,17 +118,23 @@ function attempt(template: ChatTemplate, messages: readonly TemplateMessage[]): 
  * the server. (A worker thread is not enough: running out of memory in a thread can end the whole process.)
  */
 
-/** The trial takes a second on an idle machine, several on a busy one. */
-const TRIAL_TIMEOUT_ms = 20_000;
+/** CPU time, of which the trial takes about a second, however busy the machine is. */
+const TRIAL_CPU_MAX_ms = 20_000;
+/** For a trial that waits for a disk, or hardly gets the CPU. */
+const TRIAL_TIMEOUT_ms = 10 * 60_000;
 /** Enough for the largest tokenizers (250,000 tokens), and a bound for templates that allocate without end. */
 const TRIAL_HEAP_MB = 512;
 const REASON_CHARS_MAX = 300;
 
 /** `folder` holds the tokenizer's files. @throws MaskrouteError `unsupported_model`. */
-export async function tryModelText(folder: string, manifest: TextManifest): Promise<void> {
+export async function tryModelText(
+  folder: string,
+  manifest: TextManifest,
+  cpuMax_ms: number = TRIAL_CPU_MAX_ms,
+): Promise<void> {
   const child = spawn(
     process.execPath,
-    [`--max-old-space-size=${TRIAL_HEAP_MB}`, fileURLToPath(import.meta.url), folder],
+    [`--max-old-space-size=${TRIAL_HEAP_MB}`, fileURLToPath(import.meta.url), folder, `${cpuMax_ms}`],
     { stdio: ['pipe', 'pipe', 'ignore'], timeout: TRIAL_TIMEOUT_ms, killSignal: 'SIGKILL' },
   );
   // A child that ends early breaks the pipe; its exit status is checked below.
@@ -142,7 +149,7 @@ export async function tryModelText(folder: string, manifest: TextManifest): Prom
     }),
   ]);
   if (status === 0) return;
-  const limits = `it takes more than ${TRIAL_TIMEOUT_ms / 1000} s or ${TRIAL_HEAP_MB} MB for a greeting`;
+  const limits = `it takes more than ${cpuMax_ms / 1000} s of CPU time or ${TRIAL_HEAP_MB} MB for a greeting`;
   const said = reason === '' ? limits : reason.slice(0, REASON_CHARS_MAX);
   throw unsupportedModel(`its tokenizer or chat template does not work: ${said}`);
 }
@@ -168,7 +175,17 @@ async function trial(folder: string, manifest: TextManifest): Promise<void> {
   }
 }
 
+/** Kills this process once it has used its CPU time. In a thread, since a trial without end leaves no turn to timers. */
+function limitCpuTime(cpuMax_ms: number): void {
+  const watch = `setInterval(() => {
+    const { user, system } = process.cpuUsage();
+    if (user + system > ${1000 * cpuMax_ms}) process.kill(process.pid, 'SIGKILL');
+  }, 100)`;
+  new Worker(watch, { eval: true }).unref();
+}
+
 if (import.meta.main) {
+  limitCpuTime(Number(process.argv[3]));
   try {
     await trial(process.argv[2]!, JSON.parse(await text(process.stdin)));
   } catch (error) {

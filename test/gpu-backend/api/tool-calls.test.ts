@@ -107,3 +107,21 @@ test('calls have no log-probabilities, and take none from the text around them',
     [' ok', [' ok']],
   ]);
 });
+
+test('a call that a stop string cuts is not called finished', async () => {
+  const reasonAfter = async (text: string) => {
+    async function* events(): AsyncGenerator<ChoiceEvent> {
+      yield { type: 'text', index: 0, text, pieces: [] };
+      yield { type: 'finished', index: 0, reason: 'stop' };
+    }
+    const reasons: string[] = [];
+    for await (const event of readCalls(events(), PLAIN_FORMAT))
+      if (event.type === 'finished') reasons.push(event.reason);
+    return reasons;
+  };
+  expect(await reasonAfter(`${begin}f${middle}{"a": "x`)).toEqual(['stop']);
+  expect(await reasonAfter(`${begin}f${middle}{}${end}\n${begin}g${middle}{`)).toEqual(['stop']);
+  // The last tag says nothing more.
+  expect(await reasonAfter(`${begin}f${middle}{}}\n`)).toEqual(['tool_calls']);
+  expect(await reasonAfter(`${begin}f${middle}{}${end}`)).toEqual(['tool_calls']);
+});

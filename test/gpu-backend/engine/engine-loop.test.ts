@@ -155,6 +155,31 @@ test('an answer whose grammar is slow holds up no other, goes on once it knows, 
   await ended;
 });
 
+test('who leaves while its grammar is late lets the next request run at once', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const { words, bell } = newSession(runner.config.vocabularySize, new SharedArrayBuffer(4));
+  const [waits, told] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const loop = new EngineLoop(runner, { ...LIMITS, runningMax: 1 }, TIMES, {
+    event(requestId, { type }) {
+      if (requestId === 'next' && type === 'finished') told.resolve();
+    },
+    failed: (_, error) => told.reject(error),
+  });
+  loop.add(request('late', { grammar: { words, bell } }));
+  loop.add(request('next', {}));
+  const ended = loop.run(() => {
+    if (loop.stats().stepsTotal > 0) waits.resolve();
+  });
+  await waits.promise;
+  await sleep(50);
+  const start_ms = performance.now();
+  loop.cancel('late');
+  await told.promise;
+  expect(performance.now() - start_ms).toBeLessThan(1000);
+  loop.close();
+  await ended;
+});
+
 test('who leaves while a step runs hands its cache on only when the step is over, and empty', async () => {
   await using runner = await openEmitted(randomLlama(), 'q8');
   const answer = async (leaver: boolean): Promise<number[]> => {

@@ -8,6 +8,7 @@ import type { ServedModel } from '../../../gpu-backend/api/parts.ts';
 import { schemaGrammar } from '../../../gpu-backend/grammar/json-schema.ts';
 import type { GrammarSpec } from '../../../gpu-backend/grammar/xgrammar.ts';
 import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
+import type { ChatRequest } from '../../../shared/wire/openai.ts';
 import { type GrammarPlayer, openGrammarPlayer } from '../../support/grammar-player.ts';
 
 let player: GrammarPlayer;
@@ -223,7 +224,7 @@ describe('what cannot be enforced', () => {
     [
       'a pattern that repeats repetitions',
       { type: 'string', pattern: '^((a{99}){99}){99}$' },
-      /limited length have more than 256/,
+      /at \/pattern: it has more than 2048 characters/,
     ],
     ['a pattern that looks ahead', { type: 'string', pattern: '^(?=a)b$' }, /look-ahead/],
     ['millions of items', { type: 'array', minItems: 5_000_000 }, /more than 2000 items/],
@@ -323,7 +324,11 @@ describe('what cannot be enforced', () => {
   });
 
   /** The form of 128 tools that have this schema; compiles nothing. */
-  const toolsOf = (parameters: Record<string, unknown>, strict: boolean) => {
+  const toolsOf = (
+    parameters: Record<string, unknown>,
+    strict: boolean,
+    tool_choice?: ChatRequest['tool_choice'],
+  ) => {
     const model = {
       grammars: { prepare: async (spec: GrammarSpec) => ({ key: '', spec }) },
       text: { toolFormat: PLAIN_FORMAT },
@@ -333,7 +338,7 @@ describe('what cannot be enforced', () => {
       function: { name: `f${i}`, parameters, strict },
     }));
     const call = { tenant: 'a', signal: new AbortController().signal };
-    return answerForm(model, call, { model: 'm', messages: [], tools });
+    return answerForm(model, call, { model: 'm', messages: [], tools, tool_choice });
   };
   const OF_TOOLS: readonly [string, Record<string, unknown>, RegExp][] = [
     [
@@ -355,6 +360,13 @@ describe('what cannot be enforced', () => {
       message: expect.stringMatching(message),
     });
     expect(process.cpuUsage(started).user / 1000).toBeLessThan(100);
+  });
+
+  test('counts only in tools that may be called', async () => {
+    const parameters = object({ a: { type: 'string', maxLength: 200 } });
+    const named = { type: 'function' as const, function: { name: 'f99' } };
+    const { grammar } = await toolsOf(parameters, true, named);
+    expect(grammar!.spec.calls!.tools.map(({ begin }) => begin)).toEqual([expect.stringContaining('f99')]);
   });
 
   test('is left out of many tools where nobody asked for strictness', async () => {

@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
 import type { ImportProgress, WeightKind } from '../../../gpu-backend/model/model-source.ts';
+import { tryModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import { loadTokenizer } from '../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
 
@@ -146,6 +147,16 @@ describe('pullModel', () => {
       message: expect.stringContaining('chat template'),
     });
     expect(await inStore()).toEqual([]);
+  });
+
+  test('a chat template that never ends is stopped once it has used its CPU time', async () => {
+    const { folder, manifest } = await pull(file);
+    await tryModelText(folder, manifest);
+    const loop = '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}';
+    await expect(tryModelText(folder, { ...manifest, chatTemplate: loop }, 2000)).rejects.toMatchObject({
+      code: 'unsupported_model',
+      message: expect.stringContaining('it takes more than 2 s of CPU time'),
+    });
   });
 
   test('told to stop, it stops and leaves nothing', async () => {

@@ -1,13 +1,13 @@
 /** What the builder emits is what ONNX Runtime runs. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, test } from 'vitest';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder, giveNothingBack } from '../../../gpu-backend/onnx/graph.ts';
-import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
+import { createSession, createSessionIn, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 
 test('constants, attributes, optional inputs and branches survive the way into the runtime', async () => {
   const g = new GraphBuilder('g');
@@ -69,6 +69,20 @@ test('a graph that gives nothing back writes into our memory, and still says wha
 });
 
 /** A process, and what a thread of it opens: a thread's variables are its own, and the runtime reads the process's. */
+test('a graph that is opened in a folder leaves no file there, and clears what a killed process left', async () => {
+  const folder = mkdtempSync(path.join(tmpdir(), 'graph-'));
+  for (const name of ['.g.onnx.old', '.g.onnx.new', '.other.onnx.old']) {
+    writeFileSync(path.join(folder, name), '');
+    const age_s = name.endsWith('old') ? 7200 : 0;
+    utimesSync(path.join(folder, name), Date.now() / 1000, Date.now() / 1000 - age_s);
+  }
+  const g = new GraphBuilder('g');
+  g.output(g.op('Neg', [g.input('x', 'f32', [1])]), 'f32', [1]);
+  await (await createSessionIn(folder, g.graph, { threads: 1 })).release();
+  expect(readdirSync(folder).sort()).toEqual(['.g.onnx.new', '.other.onnx.old']);
+  rmSync(folder, { recursive: true });
+});
+
 test.each(['main.ts', 'learning/units/unit-thread.ts'])(
   'no process in which %s starts threads tells anybody of its sessions, or leaves files of them',
   (starter) => {

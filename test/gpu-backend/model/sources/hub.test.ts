@@ -126,6 +126,14 @@ describe('hf:OWNER/NAME', () => {
     expect(manifest.hash).not.toBe(first.manifest.hash);
   });
 
+  test('a repository with other files than before replaces its older model', async () => {
+    await serve({ files: { 'tiny.gguf': ggufFile } });
+    expect((await pull()).manifest.source).toMatch(/\/tiny\.gguf$/);
+    await hub!.close();
+    await serve({ files: { ...(await tinyFolder()), 'tiny.gguf': ggufFile } });
+    expect((await pull()).manifest.source).toMatch(/@[0-9a-f]{40}$/);
+  });
+
   test('a file in parts is fetched whole, from a folder of the repository, too', async () => {
     const parts = splitGguf(tinyLlama(), 3);
     const files = Object.fromEntries(Object.entries(parts).map(([name, bytes]) => [`Q4_K/${name}`, bytes]));
@@ -207,8 +215,11 @@ describe('hf:OWNER/NAME', () => {
     expect(readdirSync(path.join(folder, readdirSync(folder)[0]!))).toEqual(['.lock']);
   });
 
-  test('the token of the environment opens private models', async () => {
-    await serve({ files: { 'tiny.gguf': ggufFile }, token: 'hf_secret' });
+  test.each([
+    ['private', false],
+    ['gated', true],
+  ])('the token of the environment opens %s models', async (_, isGated) => {
+    await serve({ files: { 'tiny.gguf': ggufFile }, token: 'hf_secret', isGated });
     await expect(pull()).rejects.toMatchObject({
       code: 'download_failed',
       message: expect.stringMatching(/HF_TOKEN/),
