@@ -107,6 +107,8 @@ export async function start(
     }
     const ended = await Promise.race([started.ended, new Promise((resolve) => setTimeout(resolve, POLL_ms))]);
     if (ended !== undefined || performance.now() > deadline_ms) {
+      // Else the next start in this home would be refused.
+      await stop(started);
       throw new Error(`the product did not start (${ended}): ${started.output()}`);
     }
   }
