@@ -4,7 +4,7 @@ import { type ChatRequest, readToolChoice, type Tool } from '../../shared/wire/o
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
 import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
-import { nothingSpent, type Spent } from '../grammar/schema-reader.ts';
+import { nothingSpent, type SchemaOptions, type Spent } from '../grammar/schema-reader.ts';
 import type { CallsSpec, GrammarSpec } from '../grammar/xgrammar.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import type { ServedModel } from './parts.ts';
@@ -66,11 +66,8 @@ function callsSpec(
     tools: tools.flatMap(({ function: { name, parameters, strict } }, i) => {
       if (!isAllowed(name)) return [];
       const param = `tools[${i}].function.parameters`;
-      const argumentsGrammar = schemaGrammar(ofObjects(parameters), {
-        strict: strict === true,
-        param,
-        spent,
-      });
+      const options = { strict: strict === true, param, spent };
+      const argumentsGrammar = argumentsOf(ofObjects(parameters), options);
       return [{ begin: `${format.begin}${name}${format.middle}`, argumentsGrammar, end: format.end }];
     }),
     trigger: format.trigger,
@@ -78,6 +75,27 @@ function callsSpec(
     isRequired: mode === 'required',
     isSingle: isSingle || request.parallel_tool_calls === false || format.isSingle,
   };
+}
+
+/**
+ * Arguments that keep `schema`. Without `strict`, they are any object once the request's schemas have used up the limits:
+ * OpenAI enforces no such schema either. @throws MaskrouteError `invalid_schema`.
+ */
+function argumentsOf(
+  schema: Record<string, unknown>,
+  options: SchemaOptions & { readonly spent: Spent },
+): string {
+  const { strict, param, spent } = options;
+  const before = { ...spent };
+  try {
+    if (strict || !spent.isFull) return schemaGrammar(schema, options);
+  } catch (error) {
+    if (strict) throw error;
+    // A schema that is refused by itself is refused here.
+    schemaGrammar(schema, { strict, param });
+    Object.assign(spent, before, { isFull: true });
+  }
+  return schemaGrammar({ type: 'object' }, { strict, param });
 }
 
 /** The arguments' schema, with `type: object` if it does not say a type. */

@@ -24,6 +24,8 @@ export type Spent = {
   items: number;
   /** Schemas that were joined for `allOf`. */
   joined: number;
+  /** A schema without `strict` did not fit, so the next ones are not tried: a request may have 128 of them. */
+  isFull: boolean;
   readonly inclusion: Effort;
   /** Patterns that are known to match all texts of a format, each behind the format's name. */
   readonly within: Set<string>;
@@ -33,7 +35,7 @@ export type Spent = {
 const INCLUSION_EFFORT = 40_000;
 
 export const nothingSpent = (): Spent => ({
-  ...{ nodes: 0, literalChars: 0, countedChars: 0, patternStates: 0, items: 0, joined: 0 },
+  ...{ nodes: 0, literalChars: 0, countedChars: 0, patternStates: 0, items: 0, joined: 0, isFull: false },
   inclusion: { left: INCLUSION_EFFORT },
   within: new Set(),
 });

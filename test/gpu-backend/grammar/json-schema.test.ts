@@ -376,6 +376,17 @@ describe('what cannot be enforced', () => {
     expect(second!.argumentsGrammar).not.toContain('{0,200}');
   });
 
+  test('leaves any object to the last of many tools where nobody asked for strictness', async () => {
+    const ofParts = (count: number) => object(Object.fromEntries(many(count).map((i) => [`p${i}`, {}])));
+    const { grammar } = await toolsOf(ofParts(100), false);
+    const { tools } = grammar!.spec.calls!;
+    expect(tools[0]!.argumentsGrammar).toContain('p99');
+    expect(tools.at(-1)!.argumentsGrammar).toBe(
+      schemaGrammar({ type: 'object' }, { strict: false, param: 'schema' }),
+    );
+    await expect(toolsOf(ofParts(2001), false)).rejects.toThrow(/tools\[0\].*more than 2000 parts/);
+  });
+
   test('is small where references double: each is one rule', () => {
     expect(schemaGrammar(doubling, { strict: true, param: 'schema' }).length).toBeLessThan(20_000);
   });
