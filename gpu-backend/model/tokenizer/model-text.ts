@@ -114,11 +114,11 @@ function attempt(template: ChatTemplate, messages: readonly TemplateMessage[]): 
 
 /*
  * Tries a model's tokenizer and chat template before the import. Both are untrusted programs (regular expressions, a template
- * language), so they run in a child process with bounded time and memory, and one that never ends is refused here and not in
- * the server. (A worker thread is not enough: running out of memory in a thread can end the whole process.)
+ * language), so they run in a child process with bounded time and memory. A template that never ends is refused here, before it
+ * reaches the server. (A worker thread is not enough: running out of memory in a thread can end the whole process.)
  */
 
-/** CPU time, of which the trial takes about a second, however busy the machine is. */
+/** CPU time, which a busy machine does not lengthen. A trial takes about a second of it. */
 const TRIAL_CPU_MAX_ms = 20_000;
 /** For a trial that waits for a disk, or hardly gets the CPU. */
 const TRIAL_TIMEOUT_ms = 10 * 60_000;

@@ -37,13 +37,14 @@ afterEach(async () => {
   rmSync(home, { recursive: true, force: true });
 });
 
-async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs> {
-  const note = (message: string, detail: Record<string, unknown>) => {
+const options = () => ({
+  ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined },
+  note(message: string, detail: Record<string, unknown>) {
     notes += `${message} ${JSON.stringify(detail)}\n`;
-  };
-  const jobs = (await openJobs({
-    ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder, note, cancelWait_ms },
-  }))!;
+  },
+});
+async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs> {
+  const jobs = (await openJobs({ ...options(), dataFolder, cancelWait_ms }))!;
   open.push(jobs);
   return jobs;
 }
@@ -288,20 +289,12 @@ describe('publishing', () => {
     const first = await start();
     const { id } = await create(first, 'hang');
     await hangs(id);
-    const options = {
-      home,
-      model: 'served',
-      backendKeys: [KEY] as const,
-      entry,
-      dataFolder: undefined,
-      note: () => {},
-    };
-    expect(await openJobs(options)).toBeUndefined();
+    expect(await openJobs(options())).toBeUndefined();
     expect(starts(id)).toHaveLength(1);
     expect(first.get(id).status).toBe('running');
     // The backend drains: what it is still asked changes the same folders.
     await first.stop();
-    expect(await openJobs(options)).toBeUndefined();
+    expect(await openJobs(options())).toBeUndefined();
     for (let i = 0; i < 2; i++) await first.close();
     const second = await start();
     await eventually(() => starts(id).length === 2, 15_000);
@@ -314,7 +307,7 @@ describe('publishing', () => {
     await hangs(id);
     const reasons: string[] = [];
     const second = await openHomeJobs({
-      ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined, note: () => {} },
+      ...options(),
       ...{ warn: (reason: string) => reasons.push(reason), retry_ms: 50 },
     });
     await sleep(200);
@@ -330,15 +323,7 @@ describe('publishing', () => {
 
   it('that waits for another backend’s end can itself end', async () => {
     const first = await start();
-    const options = {
-      home,
-      model: 'served',
-      backendKeys: [KEY] as const,
-      entry,
-      dataFolder: undefined,
-      note: () => {},
-    };
-    const second = await openHomeJobs({ ...options, warn: () => {} });
+    const second = await openHomeJobs({ ...options(), warn: () => {} });
     await second.close();
     await first.close();
     expect(second.held).toBeUndefined();
@@ -347,15 +332,7 @@ describe('publishing', () => {
   it('leaves no secret of a job that the disk does not take', async () => {
     const store = createJobStore(join(home, 'jobs'));
     const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
-    const options = {
-      home,
-      model: 'served',
-      backendKeys: [KEY] as const,
-      entry,
-      dataFolder: undefined,
-      note: () => {},
-    };
-    const jobs = new Jobs(options, full, new JobData(join(home, 'jobs', 'data'), undefined), []);
+    const jobs = new Jobs(options(), full, new JobData(join(home, 'jobs', 'data'), undefined), []);
     const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
     await expect(create(jobs, 'ok', { publish })).rejects.toThrow('the disk is full');
     expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);
