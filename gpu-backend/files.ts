@@ -3,7 +3,7 @@
  * process.
  */
 import { randomUUID } from 'node:crypto';
-import { constants, type Stats } from 'node:fs';
+import { constants, rmSync, type Stats } from 'node:fs';
 import {
   type FileHandle,
   link,
@@ -217,31 +217,67 @@ const isInside = (file: string, folder: string): boolean => file.startsWith(fold
 
 const SQLITE_BUSY = 5;
 const SQLITE_NOTADB = 26;
+const SQLITE_IOERR_LOCK = 3850;
 /** Held locks; without a reference the garbage collector would release them. */
 const held = new Set<DatabaseSync>();
 
 /**
  * Takes the lock `file`; blocks this thread for up to `wait_ms`.
  * @returns a function that releases it and may be called again; `undefined` when it is held elsewhere, in this process too.
- * @throws MaskrouteError `start_failed` when the file cannot be used as a lock: disk full, no permission, other content.
+ * @throws MaskrouteError `start_failed` when the file cannot be used as a lock: disk full, no permission, other content, a
+ * file system without locks.
  */
 export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
-  let database: DatabaseSync | undefined;
+  let locked: DatabaseSync;
   try {
-    database = new DatabaseSync(file, { timeout: wait_ms });
-    database.exec('BEGIN EXCLUSIVE');
+    locked = lock(file, wait_ms);
   } catch (cause) {
-    database?.close();
-    const { errcode, message } = cause as Error & { errcode?: number };
-    if (errcode === SQLITE_BUSY) return undefined;
-    const advice = errcode === SQLITE_NOTADB ? ' It holds no data, so you can delete it.' : '';
-    throw new MaskrouteError('start_failed', `${file} cannot be locked: ${message}.${advice}`, { cause });
+    const { errcode, message } = cause as SqliteError;
+    if (errcode === SQLITE_BUSY && hasLocks(file)) return undefined;
+    throw new MaskrouteError('start_failed', `${file} cannot be locked: ${whyUnlocked(errcode, message)}.`, {
+      cause,
+    });
   }
-  const locked = database;
   held.add(locked);
   return () => {
     if (held.delete(locked)) locked.close();
   };
+}
+
+type SqliteError = Error & { readonly errcode?: number };
+
+function whyUnlocked(errcode: number | undefined, message: string): string {
+  if (errcode === SQLITE_BUSY || errcode === SQLITE_IOERR_LOCK)
+    return 'its file system has no locks; use a folder on a local disk';
+  return errcode === SQLITE_NOTADB ? `${message}. It holds no data, so you can delete it` : message;
+}
+
+/** @throws the error of SQLite. */
+function lock(file: string, wait_ms: number): DatabaseSync {
+  const database = new DatabaseSync(file, { timeout: wait_ms });
+  try {
+    database.exec('BEGIN EXCLUSIVE');
+    return database;
+  } catch (error) {
+    database.close();
+    throw error;
+  }
+}
+
+/**
+ * Whether the file system of `file` has locks. A network mount without a lock service refuses each, and SQLite takes
+ * that for a lock that is held: only a file of its own, which nobody else locks, tells the two apart.
+ */
+function hasLocks(file: string): boolean {
+  const own = partOf(file);
+  try {
+    lock(own, 0).close();
+    return true;
+  } catch (error) {
+    return (error as SqliteError).errcode !== SQLITE_BUSY;
+  } finally {
+    rmSync(own, { force: true });
+  }
 }
 
 const POLL_ms = 250;

@@ -1,10 +1,12 @@
-/** Whoever names a pipe, a device or a link in a circle is told so; nobody waits for a writer who never comes. */
+/** Pipes, devices and links in a circle are refused when they are named as files; locks. */
 import { execFileSync } from 'node:child_process';
-import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { DatabaseSync } from 'node:sqlite';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { tryLock, withLock } from '../../gpu-backend/files.ts';
 import { JobData } from '../../gpu-backend/jobs/job-store.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
@@ -150,4 +152,42 @@ describe('a link', () => {
     await symlink(secret(), path.join(folder, 'data.jsonl'));
     expect(await readData([path.join(folder, 'data.jsonl')])).toHaveLength(1);
   });
+});
+
+describe('a lock', () => {
+  const file = () => path.join(folder, '.lock');
+
+  test('is held once, until it is released', async () => {
+    const unlock = tryLock(file())!;
+    expect(tryLock(file())).toBeUndefined();
+    unlock();
+    unlock();
+    tryLock(file())!();
+    expect(await readdir(folder)).toEqual(['.lock']);
+  });
+
+  test.each([
+    // What SQLite makes of ENOLCK, as NFS without a lock service answers, and of ENOSYS.
+    ['is busy', 5],
+    ['has an error of its locks', 3850],
+  ])(
+    'on a file system without locks is refused, not waited for: SQLite says that it %s',
+    async (_, errcode) => {
+      vi.spyOn(DatabaseSync.prototype, 'exec').mockImplementation(() => {
+        throw Object.assign(new Error('database is locked'), { errcode });
+      });
+      const refused = {
+        code: 'start_failed',
+        message: expect.stringContaining('its file system has no locks'),
+      };
+      try {
+        expect(() => tryLock(file())).toThrow(expect.objectContaining(refused));
+        const waits = withLock(file(), { onWait: () => expect.unreachable() }, async () => {});
+        await expect(waits).rejects.toMatchObject(refused);
+      } finally {
+        vi.restoreAllMocks();
+      }
+      expect(await readdir(folder)).toEqual(['.lock']);
+    },
+  );
 });
