@@ -18,7 +18,7 @@ import {
   secondsOf,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readOwnJson, writeWhole } from '../files.ts';
+import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
 import { seal, unseal } from './job-store.ts';
@@ -28,13 +28,22 @@ type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'no
 /** The longest time between two checks: clocks are changed, and machines sleep. */
 const LOOK_EVERY_ms = 30_000;
 
-/** Reads the schedules from disk and begins the jobs that are due. */
+/**
+ * Reads the schedules from disk and begins the jobs that are due. A folder without a schedule, left by a kill, is removed
+ * with its secret.
+ */
 export async function openSchedules(options: SchedulesOptions, jobs: Jobs): Promise<Schedules> {
   const folder = join(options.home, 'jobs', 'schedules');
   const names = await readdir(folder).catch(() => []);
   const files = names.filter((name) => SCHEDULE_ID_PATTERN.test(name));
   const found = await Promise.all(
-    files.map((id) => readOwnJson(join(folder, id, 'schedule.json'), scheduleSchema)),
+    files.map(async (id) => {
+      const file = join(folder, id, 'schedule.json');
+      const schedule = await readOwnJson(file, scheduleSchema);
+      if (schedule === undefined && (await sizeOf(file)) === undefined)
+        await rm(join(folder, id), { recursive: true, force: true });
+      return schedule;
+    }),
   );
   const known = found.filter((schedule) => schedule !== undefined);
   return new Schedules(options, folder, jobs, known);
@@ -116,29 +125,44 @@ export class Schedules {
       next_at: first_at ?? new Date(now_ms + 1000 * secondsOf(every)).toISOString(),
       last_job: null,
     };
-    await mkdir(join(this.#folder, id), { recursive: true, mode: 0o700 });
-    if (job.publish !== undefined) {
-      const sealed = seal(job.publish.admin_key, this.#options.backendKeys[0], id);
-      await writeFile(this.#secretOf(id), sealed, { mode: 0o600 });
-    }
-    await this.#save(schedule);
+    await this.#keep(schedule, job.publish?.admin_key);
     return schedule;
+  }
+
+  /** Writes the schedule to disk with its secret sealed; if a write fails, removes everything again. */
+  async #keep(schedule: Schedule, adminKey: string | undefined): Promise<void> {
+    const { id } = schedule;
+    const folder = join(this.#folder, id);
+    try {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      if (adminKey !== undefined) {
+        const sealed = seal(adminKey, this.#options.backendKeys[0], id);
+        await writeFile(this.#secretOf(id), sealed, { mode: 0o600 });
+      }
+      await this.#save(schedule);
+    } catch (error) {
+      await rm(folder, { recursive: true, force: true });
+      throw error;
+    }
   }
 
   /* When jobs begin. */
 
   /** Begins the jobs that are due, and sets a timer for the next one. */
   async #look(): Promise<void> {
+    let hasFailed = false;
     for (const schedule of this.#schedules.values()) {
       if (this.#closing.signal.aborted) return;
       await this.#beginIfDue(schedule).catch((error: Error) => {
+        hasFailed = true;
         this.#options.note('a schedule was not kept', { schedule: schedule.id, reason: error.message });
       });
     }
     clearTimeout(this.#timer);
     if (this.#closing.signal.aborted || this.#schedules.size === 0) return;
     const next_ms = Math.min(...this.list().map(({ next_at }) => Date.parse(next_at)));
-    const wait_ms = Math.min(LOOK_EVERY_ms, Math.max(1000, next_ms - Date.now()));
+    // A disk that refuses a schedule refuses it again at once.
+    const wait_ms = hasFailed ? LOOK_EVERY_ms : Math.min(LOOK_EVERY_ms, Math.max(1000, next_ms - Date.now()));
     this.#timer = setTimeout(() => {
       void this.#inTurn(() => this.#look());
     }, wait_ms).unref();

@@ -184,6 +184,25 @@ it('keeps its data, and is gone when it is removed', async () => {
   });
 });
 
+it('a schedule that the disk does not take leaves no secret, and neither does a kill', async () => {
+  const { schedules } = await start();
+  const folder = join(home, 'jobs', 'schedules');
+  mkdirSync(join(home, 'jobs'), { recursive: true });
+  writeFileSync(folder, 'in the way');
+  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  await expect(schedules.create({ every: '1h', job: job('ok', { publish }) })).rejects.toThrow(
+    /ENOTDIR|EEXIST/,
+  );
+  expect(schedules.list()).toEqual([]);
+  await close();
+  rmSync(folder);
+  const cut = join(folder, `schedule_${'1'.repeat(24)}`);
+  mkdirSync(cut, { recursive: true });
+  writeFileSync(join(cut, 'secret'), 'sealed');
+  await start();
+  expect(readdirSync(folder)).toEqual([]);
+});
+
 it.each([
   ['no span', { every: 'often' }],
   ['a span of seconds', { every: '30s' }],
