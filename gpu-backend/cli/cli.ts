@@ -57,10 +57,10 @@ process.stderr.on('error', ({ code }: NodeJS.ErrnoException) => {
 
 /** Runs the command of `args`, and sets `process.exitCode`. */
 export async function main(args: readonly string[]): Promise<void> {
-  // A backend sets it for its jobs.
-  const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
-  if (jobFolder) becomeJob(jobFolder);
   try {
+    // A backend sets it for its jobs.
+    const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
+    if (jobFolder) becomeJob(jobFolder);
     await program.parseAsync(args, { from: 'user' });
   } catch (error) {
     // Commander has already printed the error, the help or the version.

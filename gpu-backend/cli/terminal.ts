@@ -37,7 +37,7 @@ const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
  * Makes this process a backend's job: it kills itself when its parent ends, so that no orphan is left. It waits for an
  * earlier run on the same folder, which may still be ending. The lock is an exclusive SQLite transaction, which the
  * operating system releases when the process ends.
- * @throws Error when the other run does not end.
+ * @throws MaskrouteError `conflict` when the other run does not end, and as {@link tryLock}.
  */
 export function becomeJob(folder: string): void {
   const goWithParent = () => process.kill(process.pid, 'SIGKILL');
@@ -47,7 +47,7 @@ export function becomeJob(folder: string): void {
   // The channel alone must not keep the process alive.
   process.channel?.unref();
   if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)
-    throw new Error('another run of this job does not end');
+    throw new MaskrouteError('conflict', 'Another run of this job does not end.');
 }
 
 /** The option of commands that can print their result as JSON. */

@@ -51,7 +51,7 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
   // The signal may have aborted while the log was being opened.
   if (run.signal.aborted) stop();
   try {
-    const ended = Promise.all([once(child, 'exit') as Promise<Exit>, lastLineOf(child.stderr!, log)]);
+    const ended = Promise.all([once(child, 'exit') as Promise<Exit>, lastMessageOf(child.stderr!, log)]);
     // It is awaited below; until then a rejection would count as unhandled.
     ended.catch(() => {});
     let lastLine = '';
@@ -99,7 +99,7 @@ function startCommand({ entry, args, env }: CommandRun): ChildProcess {
 
 type Exit = [code: number | null, signal: string | null];
 
-/** `error`: the last line of standard error, where commands report errors. */
+/** `error`: the last message on standard error. */
 function reasonOf([code, signal]: Exit, error: string): string {
   const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
   return error === '' ? how : `${error.replace(/^error: /, '')} (${how})`;
@@ -109,11 +109,14 @@ async function* linesOf(stream: Readable): AsyncGenerator<string> {
   for await (const line of createInterface({ input: stream })) yield line.slice(0, LINE_CHARS_MAX);
 }
 
-/** Writes all lines to the log and returns the last line that is not blank. */
-async function lastLineOf(stream: Readable, log: Log): Promise<string> {
+/** A line behind the message of an uncaught error: its stack, its fields, Node's version. */
+const BEHIND_MESSAGE = /^(?:$|[\s}-]|Node\.js v)/;
+
+/** Writes all lines to the log and returns the last line that is a message. */
+async function lastMessageOf(stream: Readable, log: Log): Promise<string> {
   let last = '';
   for await (const line of linesOf(stream)) {
-    if (line.trim() !== '') last = line;
+    if (!BEHIND_MESSAGE.test(line)) last = line;
     log.write(line);
   }
   return last;

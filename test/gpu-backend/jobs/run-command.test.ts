@@ -38,6 +38,20 @@ it('a command gets none of the keys that a backend has', async () => {
   rmSync(folder, { recursive: true });
 });
 
+it.each([
+  ['an uncaught error', 'throw Object.assign(new RangeError("That is no number."), { code: 7 });'],
+  ['an error with its stack', 'console.error(new RangeError("That is no number.")); process.exit(1);'],
+])('%s ends a command with its message, not with its stack', async (_what, code) => {
+  const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
+  const entry = join(folder, 'command.js');
+  writeFileSync(entry, code);
+  const signal = new AbortController().signal;
+  const end = await runCommand({ entry, args: [], env: {}, logFile: join(folder, 'log'), signal }).next();
+  const reason = 'RangeError: That is no number. (exit code 1)';
+  expect(end).toEqual({ done: true, value: { kind: 'failed', reason } });
+  rmSync(folder, { recursive: true });
+});
+
 it('a job whose parent went before it could listen goes, too', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
   const entry = join(folder, 'job.mjs');
