@@ -15,7 +15,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { tryLock } from '../files.ts';
+import { sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createJobStore, JobData, type JobStore, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
@@ -38,7 +38,7 @@ export type JobsOptions = {
 
 /** Shorter than the edge waits for an answer: a step of learning may take longer on a busy machine. */
 const CANCEL_WAIT_ms = 8_000;
-/** Finished jobs that are kept. */
+/** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
 /** Followers get progress at once; the disk gets it at most this often. */
 const SAVE_EVERY_ms = 2000;
@@ -257,9 +257,15 @@ export class Jobs {
     }
   }
 
+  /** A schedule that always fails must not push out the mask sets that other jobs begin with. */
   async #forgetOldest(): Promise<void> {
-    const finished = [...this.#jobs.values()].filter(isFinished);
-    for (const { id } of finished.slice(0, Math.max(0, finished.length - FINISHED_MAX))) {
+    const all = [...this.#jobs.values()];
+    const needed = new Set(all.filter((job) => !isFinished(job)).map(({ request }) => request.from));
+    const finished = all.filter(isFinished);
+    const succeeded = finished.filter(({ status }) => status === 'succeeded');
+    const others = finished.filter(({ status }) => status !== 'succeeded');
+    for (const { id } of [...succeeded.slice(0, -FINISHED_MAX), ...others.slice(0, -FINISHED_MAX)]) {
+      if (needed.has(id)) continue;
       this.#jobs.delete(id);
       await this.#store.remove(id);
     }
@@ -292,13 +298,8 @@ export class Jobs {
       started_at: started_at ?? new Date().toISOString(),
       starts: starts + 1,
     });
-    const out = this.#store.outOf(id);
-    await mkdir(out, { recursive: true, mode: 0o700 });
-    const files = await this.data.files(request);
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
-
-    const args = learnArguments(request, files, out, this.#earlierSet(request));
-    const learned = await this.#run(id, args, {}, signal);
+    const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const file = this.#setOf(id);
     const version = maskSetVersion(maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8'))));
@@ -311,6 +312,15 @@ export class Jobs {
     const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
+  }
+
+  /** Unless an earlier start of the job has learned: the mask set is the last file that `learn` writes. */
+  async #learn(id: string, request: JobRequest, signal: AbortSignal): Promise<CommandEnd> {
+    if ((await sizeOf(this.#setOf(id))) !== undefined) return { kind: 'done', lastLine: '' };
+    const out = this.#store.outOf(id);
+    await mkdir(out, { recursive: true, mode: 0o700 });
+    const files = await this.data.files(request);
+    return await this.#run(id, learnArguments(request, files, out, this.#earlierSet(request)), {}, signal);
   }
 
   /**
@@ -373,8 +383,12 @@ export class Jobs {
   /* A job's state: first on disk, then in memory, then sent to its followers. */
 
   async #finish(id: string, fields: Pick<Job, 'status'> & Partial<Job>): Promise<Job> {
+    const job: Job = { ...this.get(id), finished_at: new Date().toISOString(), progress: null, ...fields };
+    await this.#store.save(job);
+    // Not before: if the disk refuses the job's end, the next start publishes again.
     await rm(this.#store.secretOf(id), { force: true });
-    return await this.#change(id, { finished_at: new Date().toISOString(), progress: null, ...fields });
+    this.#tell(job);
+    return job;
   }
 
   async #change(id: string, fields: Partial<Job>): Promise<Job> {

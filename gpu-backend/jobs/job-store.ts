@@ -10,6 +10,7 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import {
   DATA_ID_PATTERN,
+  isFinished,
   JOB_ID_PATTERN,
   type Job,
   type JobRequest,
@@ -23,7 +24,7 @@ import { oneAtATime } from '../one-at-a-time.ts';
 export type JobStore = {
   /**
    * Jobs in order of creation. Damaged jobs are skipped. A folder without a job, left by a kill, is removed with its
-   * secret: the job's request was never answered. Rejects with the disk's error when a job cannot be read.
+   * secret: the job's request was never answered. The secret of a finished job, left by a kill, is removed, too. Rejects with the disk's error when a job cannot be read.
    */
   load(): Promise<Job[]>;
   /** Saves run one after the other, so that an older state never overwrites a newer one. */
@@ -39,6 +40,7 @@ export type JobStore = {
 export function createJobStore(folder: string): JobStore {
   const folderOf = (id: string) => join(folder, id);
   const fileOf = (id: string) => join(folderOf(id), 'job.json');
+  const secretOf = (id: string) => join(folderOf(id), 'secret');
   const write = async (job: Job) => {
     await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
     await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
@@ -54,6 +56,7 @@ export function createJobStore(folder: string): JobStore {
           // Read before removing anything: this throws when the disk cannot say whether the job exists.
           const job = await readOwnJson(fileOf(id), jobSchema);
           if (job === undefined && (await sizeOf(fileOf(id))) === undefined) await remove(id);
+          if (job !== undefined && isFinished(job)) await rm(secretOf(id), { force: true });
           return job;
         }),
       );
@@ -66,7 +69,7 @@ export function createJobStore(folder: string): JobStore {
     folderOf,
     outOf: (id) => join(folderOf(id), 'out'),
     logOf: (id) => join(folderOf(id), 'log.txt'),
-    secretOf: (id) => join(folderOf(id), 'secret'),
+    secretOf,
   };
 }
 

@@ -185,6 +185,16 @@ describe('a job', () => {
     await expect(create(jobs, 'ok', { from: failed.id })).rejects.toMatchObject({ code: 'conflict' });
   }, 60_000);
 
+  it('keeps what others begin with, however many fail after it', async () => {
+    const jobs = await start();
+    const { id, request: asked } = await create(jobs, 'ok');
+    await ended(jobs, id);
+    for (let i = 0; i < 60; i++) await jobs.createFailed(asked, `schedule_${'0'.repeat(24)}`, 'no data');
+    expect(jobs.list()).toHaveLength(51);
+    expect(jobs.list().at(-1)).toMatchObject({ id, status: 'succeeded' });
+    expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
+  });
+
   it('refuses data that is not there before it begins', async () => {
     const jobs = await start();
     const asked = await request(jobs, 'ok');
@@ -211,6 +221,30 @@ describe('a restart', () => {
     await ended(second, waiting.id);
     expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
     expect(second.get(waiting.id)).toMatchObject({ status: 'succeeded', starts: 1 });
+  });
+
+  it('of a job that publishes does not learn again, and needs its data no more', async () => {
+    const first = await start();
+    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const { id, request: asked } = await create(first, 'ok', { publish });
+    await eventually(() => existsSync(join(folderOf(id), 'published.json')), 15_000);
+    await first.close();
+    rmSync(join(home, 'jobs', 'data'), { recursive: true });
+    const second = await start();
+    await ended(second, id);
+    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2, request: asked });
+    // Learned once, published twice.
+    expect(starts(id)).toHaveLength(3);
+  });
+
+  it('removes the secret of a job that had just ended', async () => {
+    const first = await start();
+    const { id } = await create(first, 'ok');
+    await ended(first, id);
+    await first.close();
+    writeFileSync(join(folderOf(id), 'secret'), seal(ADMIN_KEY, KEY, id));
+    await start();
+    expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
   });
 
   it('that takes its time to end does not hold up who cancels it', async () => {
@@ -327,6 +361,25 @@ describe('publishing', () => {
     await second.close();
     await first.close();
     expect(second.held).toBeUndefined();
+  });
+
+  it('keeps its secret where the disk does not take its end, for the next start', async () => {
+    const store = createJobStore(join(home, 'jobs'));
+    const save = (job: Job) =>
+      isFinished(job) ? Promise.reject(new Error('the disk is full')) : store.save(job);
+    const jobs = new Jobs(
+      options(),
+      { ...store, save },
+      new JobData(join(home, 'jobs', 'data'), undefined),
+      [],
+    );
+    const publish = { edge: 'http://edge.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const { id } = await create(jobs, 'ok', { publish });
+    await ended(jobs, id);
+    await jobs.close();
+    const next = await start();
+    await ended(next, id);
+    expect(next.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {
