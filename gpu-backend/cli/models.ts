@@ -21,6 +21,7 @@ import {
   fetchModel,
   nameOfSpec,
   parseModelSpec,
+  remoteSourceOf,
 } from '../model/sources/resolve.ts';
 import {
   type InstalledModel,
@@ -48,7 +49,8 @@ type WaitHooks = Pick<ImportHooks, 'log' | 'signal'>;
 
 /**
  * Installs a model. With 8-bit weights it has the plain name; others are named `<name>-q4` and `<name>-f32`.
- * Does nothing when the same model is installed already, and replaces an older one from the same place.
+ * Does nothing when the same model is installed already, and replaces an older one from the same place. A name that belongs
+ * to a model from elsewhere is refused before a download.
  * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
  * `conflict` when the name belongs to a model from elsewhere, `storage_failed`, `cancelled`.
  */
@@ -84,13 +86,15 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
       ? asWanted(await openInstalled(home, name).catch(() => undefined), given)
       : undefined;
   const imported = async () => {
+    const remote = force ? undefined : remoteSourceOf(spec);
+    if (remote !== undefined) await requireOwnName(home, name, remote);
     const local = await fetchModel(spec, home, options);
     const isPlain =
       weights === 'q4' && data.length === 0 && (await describeLocal(local)).weightCount > BY_TEXT_WEIGHTS_MAX;
     const origin = isPlain ? PLAIN_ORIGIN : given;
     const same = asWanted(await findImported(local, { ...options, name }), origin);
     if (same !== undefined) return same;
-    if (spec.kind !== 'default' && !force) await requireOwnName(home, name, local);
+    if (spec.kind !== 'default' && !force) await requireOwnName(home, name, local.source);
     if (isPlain) options.log(PLAIN_HINT);
     const held = await heldAs(local, plainName, origin, options);
     return importModel(local, { ...options, name, weights: held });
@@ -104,7 +108,7 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
  * Repositories of several owners may have one name, and so may a file. Only an import from the same place replaces a model.
  * @throws MaskrouteError `conflict`.
  */
-async function requireOwnName(home: string, name: string, { source }: LocalModel): Promise<void> {
+async function requireOwnName(home: string, name: string, source: string): Promise<void> {
   const installed = await openInstalled(home, name).catch(() => undefined);
   if (installed === undefined || placeOf(installed.manifest.source) === placeOf(source)) return;
   const message = `The name ${name} belongs to an installed model from ${installed.manifest.source}, and this one is from ${source}. With --force it replaces that model; to keep both, pull this one with another MASKROUTE_HOME.`;

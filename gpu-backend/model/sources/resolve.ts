@@ -82,6 +82,12 @@ export function nameOfSpec(spec: ModelSpec): string {
   }
 }
 
+/** The source of a model that is downloaded, without its commit; undefined for files on this machine and the default model. */
+export function remoteSourceOf(spec: ModelSpec): string | undefined {
+  if (spec.kind === 'hub') return `hf:${spec.repository}`;
+  return spec.kind === 'wheel' ? `wheel:${spec.requirement}` : undefined;
+}
+
 /** A file's name without its extension and its part number. */
 const stem = (file: string): string => file.replace(/(-\d{5}-of-\d{5})?\.(gguf|whl)$/i, '');
 

@@ -119,6 +119,8 @@ describe('hf:OWNER/NAME', () => {
       code: 'conflict',
       message: expect.stringMatching(/tiny-llama belongs to .* hf:Some-Org\/.* hf:Other-Org\/.*--force/),
     });
+    // It says so before it downloads anything.
+    expect(hub.requests).toEqual([]);
     expect((await showModel(home, 'tiny-llama')).manifest).toEqual(first.manifest);
     const options = { home, weights: 'q8', force: true, onProgress: () => {}, log: () => {} } as const;
     const { manifest } = await pullModel('hf:Other-Org/tiny-llama', options);
