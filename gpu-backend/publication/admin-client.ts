@@ -37,14 +37,23 @@ export type AdminClient = Requests & { readonly edge: string };
 /** Client for a backend's API (`/v1`), with the backend key. */
 export type BackendClient = Requests & { readonly backend: string };
 
-export function createAdminClient(edge: string, adminKey: string): AdminClient {
+export function createAdminClient(
+  edge: string,
+  adminKey: string,
+  timeout_ms = ANSWER_TIMEOUT_ms,
+): AdminClient {
   const origin = edge.replace(/\/+$/, '');
-  return { edge: origin, ...requestsTo({ kind: 'edge', origin, base: '/admin/v1', key: adminKey }) };
+  const server: Server = { kind: 'edge', origin, base: '/admin/v1', key: adminKey, timeout_ms };
+  return { edge: origin, ...requestsTo(server) };
 }
 
 export function createBackendClient(backend: string, backendKey: string): BackendClient {
   const origin = backend.replace(/\/+$/, '');
-  return { backend: origin, ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey }) };
+  const timeout_ms = ANSWER_TIMEOUT_ms;
+  return {
+    backend: origin,
+    ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey, timeout_ms }),
+  };
 }
 
 type Server = {
@@ -52,6 +61,7 @@ type Server = {
   readonly origin: string;
   readonly base: string;
   readonly key: string;
+  readonly timeout_ms: number;
 };
 
 function requestsTo(server: Server): Requests {
@@ -93,26 +103,38 @@ export async function listAll<T extends z.ZodType>(
 
 type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };
 
-async function send({ kind, origin, base, key }: Server, request: AdminRequest): Promise<Answer> {
+async function send(server: Server, { method, path, body }: AdminRequest): Promise<Answer> {
+  const { kind, origin, base, key, timeout_ms } = server;
   const headers: Record<string, string> = { authorization: `Bearer ${key}` };
-  if (request.body !== undefined) headers['content-type'] = 'application/json';
+  if (body !== undefined) headers['content-type'] = 'application/json';
   const at = new URL(origin).origin;
+  // Whoever repeats a rollback that was only slow rolls back twice.
+  const mayBeDone = method === 'GET' ? '' : ' It may have done what it was asked: look before you ask again.';
   const unreachable = (message: string, cause: unknown) =>
     new MaskrouteError(`${kind}_unreachable`, message, { cause });
   let response: Response;
   try {
-    response = await fetch(`${origin}${base}${request.path}`, {
-      method: request.method,
-      headers,
-      body: request.body === undefined ? null : JSON.stringify(request.body),
-      signal: AbortSignal.timeout(ANSWER_TIMEOUT_ms),
+    response = await fetch(`${origin}${base}${path}`, {
+      ...{ method, headers, body: body === undefined ? null : JSON.stringify(body) },
+      signal: AbortSignal.timeout(timeout_ms),
     });
   } catch (error) {
-    throw unreachable(`No ${kind} answers at ${at}.`, error);
+    if ((error as Error).name === 'TimeoutError')
+      throw unreachable(
+        `The ${kind} at ${at} did not answer within ${timeout_ms / 1000} s.${mayBeDone}`,
+        error,
+      );
+    const cause = (error as Error).cause as NodeJS.ErrnoException | undefined;
+    const reason = cause?.message || cause?.code || (error as Error).message;
+    const wasSent = CUT_OFF.has(cause?.code ?? '');
+    throw unreachable(`No ${kind} answers at ${at}: ${reason}.${wasSent ? mayBeDone : ''}`, error);
   }
   try {
     return { ok: response.ok, status: response.status, text: await response.text() };
   } catch (error) {
-    throw unreachable(`The ${kind} at ${at} did not end its answer.`, error);
+    throw unreachable(`The ${kind} at ${at} did not end its answer.${mayBeDone}`, error);
   }
 }
+
+/** A connection that ends after the request was sent. */
+const CUT_OFF: ReadonlySet<string> = new Set(['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET']);

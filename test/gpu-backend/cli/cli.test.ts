@@ -344,7 +344,7 @@ describe('the command line', () => {
     const dev = { edge: 'http://localhost:9', backend: 'http://localhost:9', model: 'm' };
     const keys = { apiKey: 'a', adminKey: 'b', backendKey: 'c' };
     writeFileSync(path.join(home, 'dev.json'), JSON.stringify({ ...dev, ...keys }));
-    expect(maskroute('rollback').stderr).toMatch(/^error: No edge answers at http:\/\/localhost:9\.\n$/);
+    expect(maskroute('rollback').stderr).toMatch(/^error: No edge answers at http:\/\/localhost:9: .+\.\n$/);
     expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
   });
 });

@@ -1,7 +1,7 @@
 /** Publishing to a real edge: workerd, the shipped encoder, a D1 in memory. */
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
+import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -281,9 +281,39 @@ test('a time is taken with its zone', () => {
 });
 
 describe('an edge that is not there', () => {
+  const NOTHING_LIVE = { error: { message: 'Nothing is live.', code: 'not_found', param: null } };
+
   test('nobody listens', async () => {
     const nobody = createAdminClient('http://127.0.0.1:9', ADMIN_KEY);
     await expect(rollBack(nobody, '')).rejects.toMatchObject({ code: 'edge_unreachable' });
+    const closed = createServer().listen(0);
+    const { port } = closed.address() as AddressInfo;
+    closed.close();
+    const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
+    await expect(rollBack(client, '')).rejects.toThrow(
+      `No edge answers at http://127.0.0.1:${port}: connect ECONNREFUSED 127.0.0.1:${port}.`,
+    );
+  });
+
+  test.each([
+    ['takes too long', () => {}, /did not answer within 0\.5 s\. It may have done what it was asked/],
+    [
+      'cuts the connection',
+      (response: ServerResponse) => response.destroy(),
+      /No edge answers at .* It may have done what it was asked/,
+    ],
+  ])('what %s may have made the change', async (_what, answer, reason) => {
+    const slow = createServer(({ method }, response) =>
+      method === 'GET' ? response.writeHead(404).end(JSON.stringify(NOTHING_LIVE)) : answer(response),
+    ).listen(0);
+    const { port } = slow.address() as AddressInfo;
+    const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY, 500);
+    await expect(rollBack(client, '')).rejects.toMatchObject({
+      code: 'edge_unreachable',
+      message: expect.stringMatching(reason),
+    });
+    slow.closeAllConnections();
+    slow.close();
   });
 
   test('a wrong key', async () => {
