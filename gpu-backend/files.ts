@@ -49,6 +49,8 @@ export async function writeWhole(
   try {
     await writeFile(part, content, { ...options, flush: true });
     await rename(part, file);
+  } catch (error) {
+    throw namingFile(file, error);
   } finally {
     await rm(part, { force: true });
   }
@@ -68,13 +70,20 @@ export async function createWhole(file: string, content: string): Promise<boolea
     });
     return true;
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw namingFile(file, error);
     return false;
   } finally {
     await rm(part, { force: true });
   }
 }
 const HAS_NO_LINKS: ReadonlySet<string | undefined> = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS']);
+
+/** The system's error of writing `file`: that of a full disk names no file. */
+export function namingFile(file: string, error: unknown): unknown {
+  if (error instanceof Error && 'syscall' in error && !('path' in error))
+    Object.assign(error, { path: file, message: `${error.message} '${file}'` });
+  return error;
+}
 
 /** Writes JSON that contains keys: only the owner may read the file. */
 export const writePrivateJson = (file: string, value: unknown): Promise<void> =>
@@ -105,10 +114,15 @@ export const partOf = (file: string): string =>
 const PART_AGE_MAX_ms = 3_600_000;
 
 /** Removes what killed processes left of {@link partOf} `file`. */
-export async function removeOldParts(file: string): Promise<void> {
-  const folder = path.dirname(file);
-  const names = await readdir(folder);
-  for (const name of names.filter((one) => one.startsWith(`.${path.basename(file)}.`))) {
+export const removeOldParts = (file: string): Promise<void> =>
+  removeOld(path.dirname(file), (name) => name.startsWith(`.${path.basename(file)}.`));
+
+/** Removes what killed processes left of {@link partOf} any file in `folder`. */
+export const removeAllOldParts = (folder: string): Promise<void> =>
+  removeOld(folder, (name) => /^\..+\.[0-9a-f]{8}$/.test(name));
+
+async function removeOld(folder: string, isPart: (name: string) => boolean): Promise<void> {
+  for (const name of (await readdir(folder)).filter(isPart)) {
     const part = path.join(folder, name);
     const { mtimeMs } = await stat(part).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
     if (Date.now() - mtimeMs > PART_AGE_MAX_ms) await rm(part, { force: true });

@@ -10,7 +10,7 @@ import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
-import { writeWhole } from '../files.ts';
+import { namingFile, removeOldParts, writeWhole } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
 import type { Sample } from './data/samples.ts';
 
@@ -49,6 +49,7 @@ export async function openRunJournal(path: string, key: string): Promise<RunJour
       known.set(...entry);
     }
   }
+  await removeOldParts(path);
   await writeWhole(path, [{ key }, ...known].map(toLine).join(''));
   return journalOf(path, numbers, known);
 }
@@ -102,7 +103,9 @@ function journalOf<T>(path: string, schema: z.ZodType<T>, known: Map<string, T>)
   const set = async (name: string, value: T): Promise<void> => {
     if (!schema.safeParse(value).success) throw new RangeError(`${name} gave ${value}`);
     known.set(name, value);
-    await appendFile(path, toLine([name, value]));
+    await appendFile(path, toLine([name, value])).catch((error: unknown) => {
+      throw namingFile(path, error);
+    });
   };
   const coming = new Map<string, Promise<T>>();
   const computed = async (name: string, compute: () => Promise<T>): Promise<T> => {

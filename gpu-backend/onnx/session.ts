@@ -7,7 +7,7 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
-import { partOf, removeOldParts } from '../files.ts';
+import { namingFile, partOf, removeOldParts } from '../files.ts';
 import { encodeModel } from './encode.ts';
 import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
 
@@ -133,8 +133,14 @@ export async function createSessionIn(
   const file = join(folder, `${graph.name}.onnx`);
   await removeOldParts(file);
   const path = partOf(file);
-  await writeFile(path, encodeModel(graph));
-  return createSession(path, options).finally(() => rm(path, { force: true }));
+  try {
+    await writeFile(path, encodeModel(graph)).catch((error: unknown) => {
+      throw namingFile(file, error);
+    });
+    return await createSession(path, options);
+  } finally {
+    await rm(path, { force: true });
+  }
 }
 
 type TensorData = {

@@ -11,7 +11,7 @@
 import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { partOf, removeOldParts, writeWhole } from '../../files.ts';
+import { namingFile, partOf, removeOldParts, writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
   formOf,
@@ -121,6 +121,8 @@ async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLi
     await rename(part, join(folder, COPIES_FILE));
     await writeWhole(join(folder, INDEX_FILE), JSON.stringify(Object.fromEntries(copies)));
     return copies;
+  } catch (error) {
+    throw namingFile(join(folder, COPIES_FILE), error);
   } finally {
     await rm(part, { force: true });
   }

@@ -4,12 +4,12 @@
  * name and content, so a damaged entry is recognised and its unit computed again.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { createWhole, readOwnJson, writeWhole } from '../../files.ts';
+import { createWhole, readOwnJson, removeAllOldParts, writeWhole } from '../../files.ts';
 import { contentKey } from '../journal.ts';
 
 export type UnitJournal = {
@@ -22,6 +22,8 @@ export type UnitJournal = {
 };
 
 const HEAD_FILE = 'journal.json';
+/** The first two digits of the names of its entries. */
+const ENTRY_FOLDER = /^[0-9a-f]{2}$/;
 const headSchema = z.object({ id: z.uuid() });
 /**
  * How often and at what interval to look for the id: another machine may be writing it, and file systems may show it
@@ -31,13 +33,17 @@ const [HEAD_LOOKS, HEAD_LOOK_ms] = [20, 100];
 const entrySchema = z.strictObject({ unit: z.string(), sha256: z.string(), values: z.array(z.number()) });
 
 /**
+ * Opens the journal, and removes what killed processes left there of unfinished entries.
  * @param say receives a line about each damaged entry. @throws MaskrouteError `storage_failed` when the folder cannot
  * be used.
  */
 export async function openUnitJournal(folder: string, say: (line: string) => void): Promise<UnitJournal> {
   const fileOf = (name: string) => join(folder, name.slice(0, 2), `${name}.json`);
+  const id = await idOf(folder);
+  for (const part of await readdir(folder))
+    if (ENTRY_FOLDER.test(part)) await removeAllOldParts(join(folder, part));
   return {
-    id: await idOf(folder),
+    id,
     async read(name) {
       const text = await readFile(fileOf(name), 'utf8').catch((error: NodeJS.ErrnoException) => {
         if (error.code === 'ENOENT') return undefined;

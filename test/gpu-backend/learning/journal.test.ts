@@ -2,11 +2,13 @@
 import { spawnSync } from 'node:child_process';
 import {
   appendFileSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   truncateSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -90,6 +92,39 @@ it('kept results are shared by all who ask the same question, and lose no line b
   expect(['x', 'y', 'z', 'w'].map((name) => again.get(name)?.kl)).toEqual([1 / 3, 2, undefined, 3]);
   expect((await ask({ model: 2, text: 'a' })).size).toBe(0);
   await expect(again.set('nan', { kl: Number.NaN })).rejects.toThrow(RangeError);
+});
+
+it('clears what killed runs and workers left of unfinished files, but not what others are writing', async () => {
+  const units = join(folder, 'units');
+  mkdirSync(join(units, 'ab'), { recursive: true });
+  mkdirSync(join(folder, 'deeper'));
+  const hour_s = 3600;
+  for (const [file, age_s] of [
+    [join(units, 'ab', '.abc.json.0123abcd'), 2 * hour_s],
+    [join(units, 'ab', '.abc.json.4567abcd'), 0],
+    [join(units, 'ab', 'abd.json'), 2 * hour_s],
+    [join(folder, 'deeper', '.state.jsonl.0123abcd'), 2 * hour_s],
+  ] as const) {
+    writeFileSync(file, '');
+    utimesSync(file, Date.now() / 1000, Date.now() / 1000 - age_s);
+  }
+  await openUnitJournal(units, () => {});
+  expect(readdirSync(join(units, 'ab')).sort()).toEqual(['.abc.json.4567abcd', 'abd.json']);
+  await openRunJournal(path(), 'key');
+  expect(readdirSync(join(folder, 'deeper'))).toEqual(['state.jsonl']);
+});
+
+it('on a full disk names the file that cannot be written, and resumes', async () => {
+  const module = new URL('../../../gpu-backend/learning/journal.ts', import.meta.url).href;
+  const write = `const journal = await (await import('${module}')).openRunJournal('${path()}', 'key');
+    for (let i = 0; i < 9; i++) await journal.result('result ' + i, async () => Array(100).fill(1 / 3));`;
+  // No file may have more than 8 KB.
+  const shell = `ulimit -f 8; exec "${process.execPath}" --input-type=module -e "${write}"`;
+  const { stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8' });
+  expect(stderr).toContain(`EFBIG: file too large, write '${path()}'`);
+  const journal = await openRunJournal(path(), 'key');
+  expect(journal.get('result 0')).toHaveLength(100);
+  expect(journal.size).toBeLessThan(9);
 });
 
 it('a journal of units whose head could not be written is begun anew by the next one', async () => {

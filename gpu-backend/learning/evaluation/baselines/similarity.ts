@@ -6,20 +6,16 @@
  * The streams are inner values of the serving graph; a copy of the graph has them as outputs. Rotating the stream does
  * not change cosines.
  */
-import { rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { bindPiece } from '../../../engine/one-mask-run.ts';
 import { hostParts } from '../../../engine/run-input.ts';
-import { partOf } from '../../../files.ts';
 import { llamaGraph } from '../../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../../model/model-source.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';
-import { encodeModel } from '../../../onnx/encode.ts';
 import type { Graph } from '../../../onnx/graph.ts';
 import type { Fetches, Outputs, Session } from '../../../onnx/session.ts';
-import { createSession, floats } from '../../../onnx/session.ts';
+import { createSessionIn, floats } from '../../../onnx/session.ts';
 
 export type Similarities = {
   /** Before and after each block, `[2L]`. */
@@ -27,8 +23,6 @@ export type Similarities = {
   /** Before and after each layer, `[L]`. */
   readonly layers: readonly number[];
 };
-
-const GRAPH_FILE = 'streams.onnx';
 
 /** Under the dense model, over all tokens of `sequences`. Rejects when `signal` aborts. */
 export async function measureSimilarities(
@@ -40,10 +34,7 @@ export async function measureSimilarities(
   const { config } = manifest;
   const graph = llamaGraph(config, await readStoredLlama(folder, config), 'f32');
   const names = exposeStreams(graph, config.hiddenSize);
-  // ONNX Runtime looks for external weights beside the graph's file.
-  const path = partOf(join(folder, GRAPH_FILE));
-  await writeFile(path, encodeModel(graph));
-  const session = await createSession(path, { threads }).finally(() => rm(path, { force: true }));
+  const session = await createSessionIn(folder, graph, { threads });
   const sums = { blocks: Array<number>(names.length - 1).fill(0), layers: [] as number[], tokens: 0 };
   sums.layers = Array<number>(config.layerCount).fill(0);
   try {
