@@ -177,6 +177,8 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     earlier: flags.from === undefined ? undefined : await readMaskSet(flags.from),
     openUnits: await unitsFor(flags, home, reporter.log),
     onProgress(progress: LearnProgress) {
+      // What was under way when the run was stopped still ends.
+      if (signal.aborted) return;
       const { number, count } = progress.at;
       if (!('done' in progress))
         return reporter.log(`stage ${number} of ${count}, ${STAGE_LINES[progress.stage]}`);
