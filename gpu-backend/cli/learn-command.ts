@@ -141,9 +141,11 @@ export function addLearnCommand(program: Command): void {
         '    --out out',
       ),
     )
-    .action((flags: LearnFlags, command: Command) => {
+    .action(async (flags: LearnFlags, command: Command) => {
       if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
-      return interruptible((signal) => runLearn(flags, signal));
+      await interruptible((signal) => runLearn(flags, signal));
+      // While the queue is away, BullMQ waits for it with timers that keep the process alive.
+      if (flags.queue !== undefined) process.exit();
     });
 }
 

@@ -60,6 +60,8 @@ export function addWorkCommand(program: Command): void {
           say: (line) => console.error(line),
           onUnit: (unit) => json && console.log(JSON.stringify(unit)),
         });
+        // While the queue is away, BullMQ waits for it with timers that keep the process alive.
+        process.exit();
       }),
     );
 }

@@ -279,6 +279,27 @@ it('a run and its workers stop in good order, and go on', async () => {
   expect(site.machines.twice()).toEqual([]);
 }, 300_000);
 
+it('a run and its workers end when they are told to while the queue is away', async () => {
+  await using site = await cluster(0);
+  const worker = site.machines.start('--grace', '0');
+  const asked = ['--clusters', '1', '--sparsity', '0.25', '--quick', '--out', join(folder, 'cut-off')];
+  const queue = ['--queue', site.server.url, '--journal', site.journal];
+  const run = startCommand(tiny.home, ['learn', '--model', 'tiny', '--data', ...data, ...asked, ...queue]);
+  await soon(() => worker.computed.length > 10);
+  await site.server.stop();
+  await soon(() => [run, worker].every(({ said }) => said().includes('is unreachable')));
+  const ends: Record<string, number | string> = {};
+  for (const [name, { child, ended }] of Object.entries({ run, worker })) {
+    child.kill('SIGINT');
+    void ended.then((code) => {
+      ends[name] = code;
+    });
+  }
+  await soon(() => Object.keys(ends).length === 2).catch(() => run.child.kill('SIGKILL'));
+  expect(ends).toEqual({ run: 130, worker: 0 });
+  expect(run.said()).toMatch(/Stopped\.\n$/);
+}, 120_000);
+
 it('a thread that is closed in mid-unit leaves its process alive', () => {
   const program = join(import.meta.dirname, 'close-in-mid-unit.ts');
   const args = [program, tiny.home, tiny.model.manifest.name, JSON.stringify(longUnit(1))];
