@@ -529,6 +529,19 @@ describe('when a backend fails', () => {
     },
   );
 
+  it('by leading elsewhere, it is not followed, and the log says which one it is, and where to', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    await mood(id, 'gateway-301');
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
+    expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('502 backend_error');
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    const line = lines.find((one) => one.includes('"backend_error"'));
+    expect(line).toContain(`/at/${id}/`);
+    expect(line).toContain('a redirect to https://elsewhere.test/');
+  });
+
   it('in silence, a stream goes to the next one', async () => {
     const { key } = await newTenant();
     const ids = [await register(), await register()];
