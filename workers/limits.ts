@@ -211,7 +211,7 @@ export const SESSION_ENDS_KNOWN_MAX = 10_000;
 /** The backends' encoder: the timeout includes loading it; embedding alone has the shorter `EMBED_TIMEOUT_MS`. */
 export const EMBEDDINGS = { timeout_ms: 3_000, bytesMax: 4 * 1024 * 1024 } as const;
 
-/** Requests to a backend's jobs. A mask set is the longest answer; uploads have no time limit. */
+/** Requests to a backend's jobs. A mask set is the longest answer; an upload has no time limit, its answer has. */
 export const JOBS = { timeout_ms: 15_000, bytesMax: 4 * 1024 * 1024 } as const;
 
 /** A tenant's budget object: it answers in milliseconds, or it is out of reach and the request is refused. */
@@ -262,13 +262,16 @@ export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 
 
 /**
  * Counting of events. Ids are kept for longer than an event may take to arrive (a queue keeps messages for four days),
- * so that none counts twice; minutes are kept for charts over a month.
+ * so that none counts twice; minutes are kept for charts over a month. Versions are judged before a delivery is
+ * acknowledged, so a D1 that stalls may not hold it for ever. Expired rows are deleted every minute.
  */
 export const EVENTS = {
   kept_ms: 7 * 86_400_000,
   counted_ms: 6 * 86_400_000,
   minutesKept_ms: 35 * 86_400_000,
   count_ms: 20_000,
+  judge_ms: 20_000,
+  forget_ms: 50_000,
   retryDelay_s: 30,
 } as const;
 

@@ -31,7 +31,7 @@ const START_ms = 10 * 60_000;
 
 /**
  * The liveness probe of each child, `/healthz`. After `failuresMax` failures in a row the child is killed: its engine has
- * stopped, its workerd did not come back, or it hangs.
+ * stopped, or it hangs.
  */
 const PROBE = { every_ms: 5000, timeout_ms: 10_000, failuresMax: 3 };
 
@@ -246,6 +246,8 @@ type Service = Addresses & {
   /** Refuses new work and finishes running answers; `GET /v1/answers/{id}` still works. */
   drain?(): Promise<void>;
   close(): Promise<void>;
+  /** Resolves with the reason once it can no longer work: then the child ends, so that its parent starts it again at once. */
+  readonly gone?: Promise<string>;
 };
 
 /** How long a child may take to end once its parent is gone. */
@@ -262,6 +264,10 @@ export function serveParent<Config>(start: (config: Config) => Promise<Service>)
     try {
       service = await start(config);
       tell({ type: 'ready', url: service.url, workerUrl: service.workerUrl });
+      void service.gone?.then((reason) => {
+        console.error(reason);
+        process.exit(1);
+      });
     } catch (error) {
       console.error(error);
       process.send?.(failure(error), () => process.exit(1));

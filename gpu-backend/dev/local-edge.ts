@@ -29,6 +29,8 @@ export type Edge = {
   readonly url: string;
   /** workerd's own socket, without the proxy in front; there a client's hang-up is not noticed. */
   readonly workerUrl: string;
+  /** Resolves with the reason once workerd is gone for good; a workerd that dies is first started again, within seconds. */
+  readonly gone: Promise<string>;
   /** Finishes running requests and counts their usage. */
   readonly close: () => Promise<void>;
 };
@@ -59,11 +61,14 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
     await applyMigrations(database, config.database.migrationsFolder);
     front.leadTo(port);
     const waking = config.wakesEveryMinute ? setInterval(() => wake(miniflare), 60_000) : undefined;
+    const { gone, unwatch } = watchRuntime(miniflare);
     return {
       url: `http://localhost:${front.port}`,
       workerUrl: `http://127.0.0.1:${port}`,
+      gone,
       async close() {
         clearInterval(waking);
+        unwatch();
         await closeEdge(front, miniflare);
       },
     };
@@ -82,6 +87,26 @@ async function wake(miniflare: Miniflare): Promise<void> {
   } catch (error) {
     console.error(`the edge's scheduled work failed: ${error}`);
   }
+}
+
+const RUNTIME_LOOK_ms = 500;
+
+/** Miniflare starts a workerd that died again, on its old ports. If that fails, only its `ready` says so. */
+function watchRuntime(miniflare: Miniflare): Pick<Edge, 'gone'> & { readonly unwatch: () => void } {
+  const { promise: gone, resolve } = Promise.withResolvers<string>();
+  let isWatched = true;
+  const look = () =>
+    miniflare.ready.catch(({ message }: Error) => {
+      // A stop ends Miniflare, too.
+      if (isWatched) resolve(message);
+    });
+  const timer = setInterval(look, RUNTIME_LOOK_ms);
+  const unwatch = () => {
+    isWatched = false;
+    clearInterval(timer);
+  };
+  void gone.then(unwatch);
+  return { gone, unwatch };
 }
 
 /** How long running answers may continue after a stop if the backend was not drained before. */
@@ -112,6 +137,7 @@ const miniflareOptions = (
     logRequests: false,
     // The worker's logs go to standard error, since a program may read standard output.
     handleStructuredLogs: ({ message }) => console.error(message),
+    unsafeHandleRuntimeRestart: () => console.error('workerd ended and was started again'),
     // No default location: otherwise all local requests would seem to come from one city.
     cf: {},
     ...(stateFolder === undefined ? {} : { resourcePersistencePath: stateFolder }),

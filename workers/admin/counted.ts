@@ -55,8 +55,8 @@ export const drift = new Hono<AppEnv>().get('/', async (c) => {
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
   // Tenants and experiments name models without `:dense`.
-  const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
-  return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
+  const ids = new Set(served.map(({ id }) => id).filter((id) => !splitModelName(id).dense));
+  return c.json({ object: 'list', data: [...ids].map((id) => ({ id })) });
 });
 
 /* What tenants used. */

@@ -35,7 +35,14 @@ import {
 } from '../db/publication-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import { checkPublishable, checkSet, hold, publish, rollback, storeMaskSet } from '../releases/publishing.ts';
+import {
+  checkPublishable,
+  checkSet,
+  pauseOrResume,
+  publish,
+  rollback,
+  storeMaskSet,
+} from '../releases/publishing.ts';
 import { decodeMaskSet } from '../routing/live-sets.ts';
 import { listed, requireRoom, scopedTenant, tenantPageQuery } from './scope.ts';
 
@@ -190,7 +197,7 @@ async function held(c: AppContext, what: 'pause' | 'resume'): Promise<Response> 
   const tenant = await scopedTenant(c, body.tenant);
   const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };
   await noteBefore(c, tenant);
-  return c.json(await hold(services, request, what), 201);
+  return c.json(await pauseOrResume(services, request, what), 201);
 }
 
 async function noteBefore(c: AppContext, tenant: string): Promise<void> {

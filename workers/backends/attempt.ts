@@ -202,8 +202,11 @@ async function judge(
       ? { kind: 'answer', response, rest }
       : await foreign(response, request, `content type ${type}`);
   }
-  if (status < 400 || !type.startsWith('application/json'))
-    return await foreign(response, request, `content type ${type}`);
+  if (status < 400) {
+    const target = response.headers.get('location');
+    return await foreign(response, request, `a redirect to ${target}`);
+  }
+  if (!type.startsWith('application/json')) return await foreign(response, request, `content type ${type}`);
   const error = await readError(response, errorRest);
   if (error === null) return await foreign(response, request, 'an error that is not of the protocol');
   const { code, text } = error;
@@ -232,7 +235,7 @@ async function foreign(
     log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
     return { kind: 'failed', error: unreachable(), again: true };
   }
-  log('error', 'backend_error', { request_id: requestId, status, reason });
+  log('error', 'backend_error', { request_id: requestId, url: response.url, status, reason });
   const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');
   return { kind: 'failed', error, again: false };
 }

@@ -8,8 +8,9 @@ import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
+import { withDeadline } from '../base/waiting.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
-import { readError, type Send } from './attempt.ts';
+import { type Rest, readError, type Send } from './attempt.ts';
 
 export type JobQuestion = {
   /** The address of the backend. */
@@ -65,7 +66,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
   return {
     async ask(schema, question) {
       const response = await send(question, question.body instanceof ReadableStream);
-      const text = await readAnswer(response, JOBS.bytesMax).catch((error) => {
+      const text = await inTime(readAnswer(response, JOBS.bytesMax)).catch((error) => {
         throw useless(question.requestId, reasonOf(error));
       });
       const parsed = schema.safeParse(parseOrNull(text));
@@ -82,12 +83,15 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
   };
 }
 
+/** The signal of an upload or of events has no time limit, but an answer that has begun has one. */
+const inTime: Rest = (work) => withDeadline(work, JOBS.timeout_ms, 'the rest of an answer');
+
 /**
  * The error for a refusal: errors about the job go to the operator, errors about the edge's credentials only to the
  * log.
  */
 async function refusal(response: Response, requestId: string): Promise<MaskrouteError> {
-  const said = await readError(response);
+  const said = await readError(response, inTime);
   if (said === null) return useless(requestId, `status ${response.status}`);
   const { code, message, param } = said;
   if (response.status === 401 || !isErrorCode(code)) return useless(requestId, `${code}: ${message}`);

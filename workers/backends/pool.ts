@@ -22,7 +22,7 @@ import {
   homeBackend,
   type Purpose,
 } from './call-backend.ts';
-import { createRegistry, type Registry } from './registry.ts';
+import { createRegistry, type Given, type Registry } from './registry.ts';
 
 /** One backend's answer; `status` null: it gave none, or a proxy answered in its place. */
 type Said = { readonly status: number | null; readonly value: unknown };
@@ -70,7 +70,9 @@ export class BackendPool {
    * none.
    */
   async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
-    return await this.#askAll(path, timeout_ms, hold);
+    const given = await this.#askAll(path, timeout_ms, hold);
+    if (given.length === 0) throw nobodyEnabled();
+    return given.map(({ answer }) => answer);
   }
 
   /** The first successful answer of an enabled backend. Rejects when there is none. */
@@ -78,12 +80,15 @@ export class BackendPool {
     const backends = await this.#list(hold);
     const answers = backends.map((backend) => this.#askForSuccess(backend, path, timeout_ms));
     return await Promise.any(answers).catch(({ errors }: AggregateError) => {
-      throw errors[0] ?? new Error('no backend is enabled');
+      throw errors[0] ?? nobodyEnabled();
     });
   }
 
-  /** The answers to `GET /v1/models`, as `askAll`; remembers which backend serves which models. */
-  async modelLists(timeout_ms: number, hold: Hold): Promise<unknown[]> {
+  /**
+   * The answers to `GET /v1/models`; remembers which backend serves which models. Empty when no backend is enabled;
+   * rejects when none of the enabled ones answers.
+   */
+  async modelLists(timeout_ms: number, hold: Hold): Promise<Given[]> {
     return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
       const models = modelIds(answer);
       if (models !== undefined) seen.models = models;
@@ -95,19 +100,19 @@ export class BackendPool {
     timeout_ms: number,
     hold: Hold,
     learn: (backend: KnownBackend, answer: unknown) => void = () => {},
-  ): Promise<unknown[]> {
+  ): Promise<Given[]> {
     const backends = await this.#list(hold);
     const answers = await Promise.allSettled(
       backends.map(async (backend) => {
         const answer = await this.#askForSuccess(backend, path, timeout_ms);
         learn(backend, answer);
-        return answer;
+        return { backend: backend.id, answer };
       }),
     );
     const given = answers.filter((answer) => answer.status === 'fulfilled').map(({ value }) => value);
-    if (given.length > 0) return given;
     const refused = answers.find((answer) => answer.status === 'rejected');
-    throw refused?.reason ?? new Error('no backend is enabled');
+    if (given.length === 0 && refused !== undefined) throw refused.reason;
+    return given;
   }
 
   /** Like `askAll`, but includes refusals. Rejects when the registry is unknown. */
@@ -214,6 +219,8 @@ export class BackendPool {
     if (!(await this.#probe(backend))) backend.seen.breaker.failed(steadyNow_ms(), true);
   }
 }
+
+const nobodyEnabled = (): Error => new Error('no backend is enabled');
 
 /** Whether a backend, or a proxy that reaches it, gave no answer at all, not even a refusal. */
 const isSilence = (error: unknown): boolean =>

@@ -55,49 +55,55 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
   };
 }
 
+/** The JSON that a backend, by its id, answered with success; its form is not checked yet. */
+export type Given = { readonly backend: string; readonly answer: unknown };
+
 /* The models, cached in the isolate and refreshed in the background. */
 
 export interface Models {
-  /** @throws Error when the backend can't be asked and nothing is known. */
-  list(hold: Hold): Promise<readonly ModelEntry[]>;
   /**
-   * One entry for each backend and model. Backends are asked first, since they may have restarted with other weights; if
-   * none answers, the last answers count. @throws as `list`.
+   * One entry for each backend and model; a few seconds old, or older while no backend answers. Backends may serve
+   * different weights under one name, for example while one after the other gets new ones.
+   * @throws Error when the backends can't be asked and nothing is known.
    */
+  list(hold: Hold): Promise<readonly ModelEntry[]>;
+  /** The same, but backends are asked first, since they may have restarted with other weights. @throws as `list`. */
   askAgain(hold: Hold): Promise<readonly ModelEntry[]>;
 }
 
-/** `models`: of the entries with equal ids only one. */
-type Served = { readonly all: readonly ModelEntry[]; readonly models: readonly ModelEntry[] };
+/** Of the entries with equal names only one. */
+export const oneOfEachName = (entries: readonly ModelEntry[]): ModelEntry[] => [
+  ...new Map(entries.map((entry) => [entry.id, entry])).values(),
+];
 
 /**
- * `fetchLists` returns the backends' answers to `GET /v1/models`. A model of several backends is one entry. An answer that
- * is no list (of a backend of another version) is left out, so that it does not hide the models of the others.
+ * `fetchLists` returns the backends' answers to `GET /v1/models`. An answer that is no list (of a backend of another
+ * version) is left out, so that it does not hide the models of the others.
  */
-export function createModels(fetchLists: () => Promise<readonly unknown[]>): Models {
-  const cache = new SwrCache<Served>(
+export function createModels(fetchLists: () => Promise<readonly Given[]>): Models {
+  const cache = new SwrCache<readonly ModelEntry[]>(
     'the model list',
     async () => {
-      const lists = (await fetchLists()).map((list) => modelListSchema.safeParse(list));
+      const lists = (await fetchLists()).map(({ backend, answer }) => {
+        const list = modelListSchema.safeParse(answer);
+        if (!list.success) log('error', 'model_list_malformed', { backend, reason: reasonOf(list.error) });
+        return list;
+      });
       const malformed = lists.find(({ success }) => !success);
-      if (malformed !== undefined) {
-        log('error', 'model_list_malformed', { reason: reasonOf(malformed.error) });
-        if (lists.every(({ success }) => !success)) throw malformed.error!;
-      }
-      const all = lists.flatMap(({ data }) => data?.data ?? []);
-      return { all, models: [...new Map(all.map((entry) => [entry.id, entry])).values()] };
+      if (malformed !== undefined && lists.every(({ success }) => !success)) throw malformed.error!;
+      return lists.flatMap(({ data }) => data?.data ?? []);
     },
     MODELS,
   );
   return {
-    list: async (hold) => (await cache.get('', hold))!.models,
+    list: async (hold) => (await cache.get('', hold))!,
     async askAgain(hold) {
       const served = await cache.refresh('', hold).catch((error) => {
         const last = cache.peek('');
         if (last === undefined) throw error;
         return last;
       });
-      return served!.all;
+      return served!;
     },
   };
 }

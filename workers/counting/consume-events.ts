@@ -27,9 +27,16 @@ const keptAt = (now_ms: number, audit_days: number): Kept => ({
   minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
 });
 
-/** Deletes expired rows; called by the cron trigger, so that it also happens without requests. */
-export const forgetOld = ({ db, config }: Pick<ConsumeDependencies, 'db' | 'config'>): Promise<void> =>
-  forget(db, keptAt(Date.now(), config.AUDIT_KEPT_DAYS));
+/**
+ * Deletes expired rows; called by the cron trigger, so that it also happens without requests. A failure is logged: the
+ * next minute tries again.
+ */
+export async function forgetOld({ db, config }: Pick<ConsumeDependencies, 'db' | 'config'>): Promise<void> {
+  const forgetting = forget(db, keptAt(Date.now(), config.AUDIT_KEPT_DAYS));
+  await withDeadline(forgetting, EVENTS.forget_ms, 'deleting expired rows').catch((error) => {
+    log('error', 'expired_rows_not_deleted', { reason: reasonOf(error) });
+  });
+}
 
 export async function consumeEvents(
   dependencies: ConsumeDependencies,
@@ -61,7 +68,8 @@ export async function consumeEvents(
     else message.ack();
   }
   const versions = new Set(requests.flatMap(({ version }) => version ?? []));
-  await takeBackBad(dependencies, [...versions], hold).catch((error) => {
+  const judging = takeBackBad(dependencies, [...versions], hold);
+  await withDeadline(judging, EVENTS.judge_ms, 'judging versions').catch((error) => {
     log('error', 'auto_rollback_failed', { reason: reasonOf(error) });
   });
 }

@@ -39,12 +39,12 @@ async function takeBackIfBad(
   try {
     const { tenant, version, id } = state;
     const judged = { id, reason };
-    await rollback({ db, table }, { tenant, expected: version, actor: AUTO_ROLLBACK, judged, hold });
+    await rollback({ db, table }, { tenant, expected: undefined, actor: AUTO_ROLLBACK, judged, hold });
     log('warn', 'auto_rollback', { tenant, version, reason });
   } catch (error) {
-    // Somebody published or rolled back meanwhile, so there is nothing to do.
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;
-    log('warn', 'auto_rollback_impossible', { version: state.version, reason, because: error.message });
+    // The judged publication is no longer the newest: somebody published, or another delivery rolled it back.
+    log('info', 'auto_rollback_not_needed', { version: state.version, reason, because: error.message });
   }
 }
 

@@ -132,7 +132,7 @@ function requireNews(seen: LiveState | null, version: string, now_ms: number): v
  * Pauses or resumes the rollout of the newest publication; the same conversations see it. A pause lasts until it is
  * resumed. @throws MaskrouteError `conflict` when there is nothing to pause or resume.
  */
-export async function hold(
+export async function pauseOrResume(
   dependencies: Pick<PublishDependencies, 'db' | 'table'>,
   request: Omit<PublishRequest, 'version'>,
   what: 'pause' | 'resume',

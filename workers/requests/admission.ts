@@ -106,10 +106,14 @@ const answerTokensMaxOf = (bounds: TokenBounds, granted_tokens: number): number 
 /* How many tokens a request can cost at most. The edge has no tokenizer of the model, but a byte-level tokenizer never
  * makes more tokens than there are bytes, and no sequence is longer than the context. */
 
+/** The longest context of the backends that serve the model. */
 async function contextTokens({ models }: AdmitParts, { routable, hold }: Asking): Promise<number> {
   const list = await models.list(hold).catch(() => []);
   const { model } = splitModelName(routable.body.model);
-  return list.find(({ id }) => id === model)?.maskroute?.context_tokens ?? CONTEXT_UNKNOWN_TOKENS;
+  const contexts = list.flatMap(({ id, maskroute }) =>
+    id === model ? (maskroute?.context_tokens ?? []) : [],
+  );
+  return contexts.length === 0 ? CONTEXT_UNKNOWN_TOKENS : Math.max(...contexts);
 }
 
 type TokenBounds = {

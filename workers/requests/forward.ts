@@ -3,7 +3,7 @@
  * use the mask.
  */
 
-import { splitModelName } from '../../shared/wire/protocol.ts';
+import { type FallbackReason, splitModelName } from '../../shared/wire/protocol.ts';
 import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
 import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
@@ -49,17 +49,21 @@ export async function ask(parts: AskParts, question: Question, progress: Progres
   const { time_ms } = question.account.patience;
   const asked = await askUnder(routed, time_ms, parts, question, progress);
   // If routing chose the mask, its refusal is not the client's error.
-  if (question.account.routable.body.mask != null || !(await isAboutMask(asked.response))) return asked;
-  const decision = denseDecision(routed.decision.set, 'unknown_mask');
+  if (question.account.routable.body.mask != null) return asked;
+  const refusal = await maskRefusal(asked.response);
+  if (refusal === null) return asked;
+  const decision = denseDecision(routed.decision.set, refusal);
   const left_ms = Math.max(1, time_ms - progress.backend_ms!);
   return await askUnder({ ...routed, decision }, left_ms, parts, question, progress);
 }
 
-/** Whether the backend refused the request because of its mask, before generating anything. */
-async function isAboutMask(response: Response): Promise<boolean> {
-  if (response.ok) return false;
-  const body = (await response.clone().json()) as { error: { param?: unknown } };
-  return body.error.param === 'mask';
+/** Why the backend cannot use the request's mask; null if it answered, or refused for another reason. */
+async function maskRefusal(response: Response): Promise<FallbackReason | null> {
+  if (response.ok) return null;
+  const { error } = (await response.clone().json()) as { error: { code?: unknown; param?: unknown } };
+  if (error.param !== 'mask') return null;
+  // It serves other weights under the model's name.
+  return error.code === 'mask_model_mismatch' ? 'model_mismatch' : 'unknown_mask';
 }
 
 async function askUnder(

@@ -11,6 +11,7 @@ import {
   type ModelEntry,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
+import { oneOfEachName } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { steadyNow_ms, systemTime_ms } from '../base/waiting.ts';
 import { ageOf_ms } from '../counting/events.ts';
@@ -40,7 +41,9 @@ async function list(c: AppContext): Promise<readonly ModelEntry[]> {
   try {
     const { models } = c.var.caller.policy;
     const served = await c.var.services.models.list(holdOf(c));
-    return served.filter(({ id }) => models === null || models.includes(splitModelName(id).model));
+    return oneOfEachName(served).filter(
+      ({ id }) => models === null || models.includes(splitModelName(id).model),
+    );
   } catch (error) {
     throw new MaskrouteError('backend_unreachable', 'The models cannot be listed right now.', {
       retryAfter_s: RETRY_AFTER_s,

@@ -71,11 +71,11 @@ export const denseDecision = (set: LiveSet | null, fallback: FallbackReason): De
 function requestedDecision(
   mask: MaskField,
   set: LiveSet | null,
-  model: ModelEntry | undefined,
+  entries: readonly ModelEntry[],
   findSparsity: (id: string) => number | undefined,
 ): Decision {
   if (mask === DENSE_MASK_ID) return denseDecision(set, 'requested');
-  const known = typeof mask === 'string' ? heldMask(mask, findSparsity) : inlineMask(mask, model);
+  const known = typeof mask === 'string' ? heldMask(mask, findSparsity) : inlineMask(mask, entries);
   return { ...NOT_ROUTED, ...known, mask, set, fallback: null };
 }
 
@@ -84,11 +84,14 @@ const heldMask = (id: string, findSparsity: (id: string) => number | undefined) 
   sparsity: findSparsity(id) ?? null,
 });
 
-function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefined) {
+function inlineMask(mask: Exclude<MaskField, string>, entries: readonly ModelEntry[]) {
   const unknown = { maskId: null, sparsity: null };
-  if (model?.maskroute === undefined) return unknown;
+  const [first, ...others] = entries.map(({ maskroute }) => maskroute);
+  if (first === undefined) return unknown;
+  const { block_count, hash, surrogates } = first;
+  // Then the mask has another id at each backend.
+  if (others.some((other) => other?.hash !== hash || other.surrogates !== surrogates)) return unknown;
   try {
-    const { block_count, hash, surrogates } = model.maskroute;
     // The backend itself refuses surrogates that its model lacks.
     if (mask.surrogate && surrogates == null) return unknown;
     const runs = maskFromSkippedLayers(block_count, mask);
@@ -100,9 +103,14 @@ function inlineMask(mask: Exclude<MaskField, string>, model: ModelEntry | undefi
   }
 }
 
-/** Whether a set is for a model: by content hash if a backend lists the model, else by name. */
-const isModelOf = (set: LiveSet, name: string, entry: ModelEntry | undefined): boolean =>
-  entry?.maskroute === undefined ? set.model.name === name : set.model.hash === entry.maskroute.hash;
+/**
+ * Whether a set is for a model. If backends list the model (`entries`), one of them must serve the set's weights; those
+ * with other weights refuse its masks. Otherwise the name decides.
+ */
+function isModelOf(set: LiveSet, name: string, entries: readonly ModelEntry[]): boolean {
+  const served = entries.flatMap(({ maskroute }) => maskroute?.hash ?? []);
+  return served.length === 0 ? set.model.name === name : served.includes(set.model.hash);
+}
 
 /**
  * The mask of the nearest centroid, or dense with the reason. `similarityMin` is a cosine. Clusters whose mask is
@@ -225,7 +233,8 @@ export async function routeRequest(
 /** The data for a decision; cached in the isolate after the first request. */
 type Known = {
   readonly live: LiveSet | null;
-  readonly entry: ModelEntry | undefined;
+  /** What backends list under the model's name. */
+  readonly entries: readonly ModelEntry[];
   readonly experiments: readonly RunningExperiment[];
 };
 
@@ -254,22 +263,22 @@ async function lookUp(
     experiments.list(hold),
   ]);
   const { model } = splitModelName(body.model);
-  return { live, entry: list.find(({ id }) => id === model), experiments: running };
+  return { live, entries: list.filter(({ id }) => id === model), experiments: running };
 }
 
 /** Requests that name a mask or ask for dense take part in no experiment. */
-function assignRequest({ experiments, entry }: Known, request: RouteRequest): Assignment {
+function assignRequest({ experiments, entries }: Known, request: RouteRequest): Assignment {
   const { region, place, caller, body } = request;
   const { model, dense } = splitModelName(body.model);
   if (dense || body.mask != null || request.trial !== undefined) return unassigned(region);
   const isUsable = (set: LiveSet) =>
-    isModelOf(set, model, entry) && meetsFloor(set, caller.policy.agreementMin);
+    isModelOf(set, model, entries) && meetsFloor(set, caller.policy.agreementMin);
   return assign(experiments, { caller, model, place, region, source: request, isUsable }, Date.now());
 }
 
 async function decide(
   { table, embedder, config, namedMasks }: RoutingDependencies,
-  { live, entry }: Known,
+  { live, entries }: Known,
   { arm }: Assignment,
   request: RouteRequest,
   timings: RouteTimings,
@@ -281,7 +290,7 @@ async function decide(
   if (mask != null) {
     if (typeof mask === 'string') await namedMasks.enter(request.caller.tenant, mask);
     const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
-    const decision = requestedDecision(mask, live, entry, heldSparsity);
+    const decision = requestedDecision(mask, live, entries, heldSparsity);
     if (sparsityMax === null) return unembedded(decision);
     const sparsity =
       decision.sparsity ?? (decision.maskId === null ? null : await namedMasks.sparsityOf(decision.maskId));
@@ -291,7 +300,7 @@ async function decide(
   if (dense) return unembedded(denseDecision(live, 'requested'));
   const set = arm === null ? live : arm.set;
   if (set === null) return unembedded(denseDecision(null, arm === null ? 'no_mask_set' : 'experiment'));
-  if (!isModelOf(set, model, entry)) return unembedded(denseDecision(set, 'model_mismatch'));
+  if (!isModelOf(set, model, entries)) return unembedded(denseDecision(set, 'model_mismatch'));
   if (!meetsFloor(set, agreementMin)) return unembedded(denseDecision(set, 'under_floor'));
 
   const text = routeText(request);

@@ -71,6 +71,16 @@ test.each(['hangs', 'says that it is not well'])('a child that %s is killed and 
   expect((await pidsAt(url)).pid).not.toBe(first.pid);
 });
 
+test('a child that can no longer work ends by itself and comes back', async () => {
+  const { url } = await start();
+  const first = await pidsAt(url);
+  await fetch(`${url}/go`);
+  await vi.waitFor(() => expect(said.at(-1)).toMatch(/service runs again/), 20_000);
+  expect(said[0]).toMatch(/service ended \(exit code 1\)/);
+  expect(readFileSync(logFile(), 'utf8')).toContain('it can no longer work');
+  await allGone(first);
+});
+
 test.runIf(process.platform === 'linux')('a full disk costs the log and not the child', async () => {
   const { url } = await start({}, '/dev/full');
   const { pid } = await pidsAt(url);

@@ -1,5 +1,5 @@
 /** The local edge: real workerd, and a D1 that lasts. */
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -36,6 +36,20 @@ const start = (port = 0): Promise<Edge> =>
 function databaseFile(state: string): string {
   const files = readdirSync(state, { recursive: true, encoding: 'utf8' });
   return path.join(state, files.find((file) => /^d1.*[0-9a-f]{64}\.sqlite$/.test(file))!);
+}
+
+/** The process of workerd that this one has started; undefined while there is none. */
+function workerdBelow(): number | undefined {
+  const pids = readFileSync(`/proc/self/task/${process.pid}/children`, 'utf8').trim().split(' ');
+  const isWorkerd = (pid: string) => {
+    try {
+      return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes('workerd');
+    } catch {
+      return false;
+    }
+  };
+  const found = pids.find(isWorkerd);
+  return found === undefined ? undefined : Number(found);
 }
 
 const statusOf = async (url: string): Promise<number> => (await fetch(url)).status;
@@ -85,6 +99,35 @@ describe('the edge on this machine', () => {
       { timeout: 20_000, interval: 500 },
     );
   }, 60_000);
+
+  test.runIf(process.platform === 'linux')(
+    'has workerd again after its death, and says when it is gone for good',
+    async () => {
+      edge ??= await start();
+      const { url, gone } = edge;
+      const first = workerdBelow()!;
+      process.kill(first, 'SIGKILL');
+      await vi.waitFor(async () => expect(await statusOf(`${url}/healthz`)).toBe(200), 20_000);
+      const second = workerdBelow()!;
+      expect(second).not.toBe(first);
+      process.kill(second, 'SIGKILL');
+      // Killed again before it runs.
+      const third = await vi.waitFor(
+        () => {
+          const found = workerdBelow();
+          expect(found).toBeOneOf([expect.any(Number)]);
+          expect(found).not.toBe(second);
+          return found!;
+        },
+        { timeout: 20_000, interval: 2 },
+      );
+      process.kill(third, 'SIGKILL');
+      expect(await gone).toMatch(/failed to restart/);
+      await edge.close();
+      edge = undefined;
+    },
+    60_000,
+  );
 
   test('says so when its port is taken', async () => {
     const other: Server = createServer().listen(0, '127.0.0.1');

@@ -93,6 +93,8 @@ type Setup = {
   /** Another process than the one that answered: it knows no answer. */
   readonly isNew?: boolean;
   readonly knowsMasks?: boolean;
+  /** Of the weights that it serves under the model's name. */
+  readonly modelHash?: string;
 };
 const SMALL: Setup = { script: { contextTokens: 1 } };
 const SETUPS: Readonly<Record<string, Setup>> = {
@@ -103,6 +105,7 @@ const SETUPS: Readonly<Record<string, Setup>> = {
   restarted: { isNew: true },
   'queue-full': { script: { slots: 0, queueCapacity: 0, retryAfter_s: 7 } },
   'masks-unknown': { knowsMasks: false },
+  'other-weights': { modelHash: 'b'.repeat(64) },
   'too-long': SMALL,
   'too-long-unmeasured': SMALL,
   'slow-tokens': { limits: { commit_ms: 1, keepalive_ms: STREAM_PAUSE_ms } },
@@ -111,15 +114,9 @@ const SETUPS: Readonly<Record<string, Setup>> = {
 const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {
   'no-models': [],
   'odd-models': [{ name: 'a list of another version' }],
-  'other-weights': [
-    {
-      ...{ id: MODEL.id, object: 'model', created: 0, owned_by: 'maskroute' },
-      maskroute: { hash: 'b'.repeat(64), block_count: MODEL.blockCount, context_tokens: 2048, dense: false },
-    },
-  ],
 };
 /** Those that are so whatever is asked. */
-const MOODS_OF_ALL = new Set(['loaded', 'strict']);
+const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights']);
 
 const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
 
@@ -258,10 +255,10 @@ class Backends {
   async #createApp(
     place: string,
     { lifecycle, recentAnswers, met }: Backend,
-    { script, limits, door, isNew, knowsMasks = true }: Setup,
+    { script, limits, door, isNew, knowsMasks = true, modelHash = MODEL.hash }: Setup,
   ): Promise<App> {
     const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
-    const { options, close } = await apiOptions(servedModel({ ...USUAL, ...script, of }), limits, {
+    const { options, close } = await apiOptions(servedModel({ ...USUAL, ...script, of }, modelHash), limits, {
       edgeUrl: knowsMasks ? this.#url : this.#strangeEdgeUrl,
     });
     this.#closing.push(close);
@@ -364,10 +361,10 @@ const anyClock: Authenticate = async (authorization) => {
   return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
 };
 
-const servedModel = (script: Script): ServedModel => ({
+const servedModel = (script: Script, hash: string): ServedModel => ({
   name: MODEL.id,
   created_s: 0,
-  engine: scriptedEngine(script, { hash: MODEL.hash as ModelHash, blockCount: MODEL.blockCount }),
+  engine: scriptedEngine(script, { hash: hash as ModelHash, blockCount: MODEL.blockCount }),
   text: wordText,
   grammars: byteGrammars,
   endTokenIds: [END_TOKEN],

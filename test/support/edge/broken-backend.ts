@@ -53,7 +53,12 @@ async function flood(out: ServerResponse, entry: Recorded): Promise<void> {
 
 /** What a proxy or a tunnel says when nothing answers behind it, whatever was asked. */
 export const gatewayPage = (out: ServerResponse, status: number) =>
-  out.writeHead(status, { 'content-type': 'text/html' }).end(`<h1>Error ${status}</h1>`);
+  out
+    .writeHead(status, {
+      'content-type': 'text/html',
+      ...(status < 400 ? { location: 'https://elsewhere.test/' } : {}),
+    })
+    .end(`<h1>Error ${status}</h1>`);
 
 /** The app answers, and this becomes of it on the way. */
 export const CUT: Readonly<

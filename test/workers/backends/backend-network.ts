@@ -1,10 +1,13 @@
 /** Backends without a public name: everything that the edge asks of one goes through the network that is bound to it. */
 import { env } from 'cloudflare:workers';
-import { expect, it } from 'vitest';
+import { afterEach, expect, it, vi } from 'vitest';
 import { z } from 'zod';
 import { createBackendJobs } from '../../../workers/backends/backend-jobs.ts';
+import { JOBS } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, errorCode, freshIsolate, goLive, newTenant, recorded } from '../support/edge.ts';
+
+afterEach(() => void vi.useRealTimers());
 
 /** Nobody listens there; in the network it is the backend. */
 const BACKEND_URL = 'http://127.0.0.1:9';
@@ -43,6 +46,28 @@ it('may lead to who answers with codes that are none', async () => {
     await expect(asked).rejects.toMatchObject({ code: 'backend_error', status: 502 });
   }
 });
+
+it.each([201, 500])(
+  'may lead to an upload’s answer of %s that stops half-way: it holds nothing for ever',
+  async (status) => {
+    const asked = Promise.withResolvers<void>();
+    const jobs = createBackendJobs(BACKEND_KEY, async () => {
+      asked.resolve();
+      return new Response(
+        new ReadableStream<Uint8Array>({ start: (c) => c.enqueue(new Uint8Array([123])) }),
+        { status },
+      );
+    });
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    const question = { url: BACKEND_URL, method: 'POST', path: '/data', requestId: 'req' } as const;
+    const body = new ReadableStream<Uint8Array>();
+    const uploaded = jobs.ask(z.unknown(), { ...question, body, signal: new AbortController().signal });
+    const refused = expect(uploaded).rejects.toMatchObject({ code: 'backend_error' });
+    await asked.promise;
+    await vi.advanceTimersByTimeAsync(JOBS.timeout_ms);
+    await refused;
+  },
+);
 
 it('is needed for an address that only it knows', async () => {
   const { key } = await newTenant();

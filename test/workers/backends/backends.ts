@@ -116,6 +116,20 @@ describe('the registry', () => {
     await register({ enabled: false });
     expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('503 backend_unreachable');
   });
+
+  it('whose last backend is disabled lists no models any more', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    const models = async () => {
+      const listed = await call('GET', '/v1/models', { key }, isolate);
+      return (await listed.json<{ data: { id: string }[] }>()).data.map((entry) => entry.id);
+    };
+    expect(await models()).toEqual([MODEL.id, `${MODEL.id}:dense`]);
+    await admin('PATCH', `/backends/${id}`, { enabled: false });
+    passTime(MODELS.fresh_ms + SECOND_ms);
+    await soon(async () => expect(await models()).toEqual([]));
+  });
 });
 
 describe('who is asked', () => {
@@ -403,9 +417,13 @@ describe('when a backend fails', () => {
     const { key } = await newTenant();
     const [odd] = [await register(), await register()];
     await mood(odd, 'odd-models');
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
     const listed = await call('GET', '/v1/models', { key }, freshIsolate());
     const { data } = await listed.json<{ data: { id: string }[] }>();
     expect(data.map(({ id }) => id)).toEqual([MODEL.id, `${MODEL.id}:dense`]);
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    expect(lines.find((line) => line.includes('model_list_malformed'))).toContain(`"backend":"${odd}"`);
   });
 
   it('that never answers leaves the edge ready while another one answers', async () => {
@@ -452,6 +470,26 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('to serve the same weights as another, conversations at the other one keep their masks', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('of-some', tenant);
+    const ids = [await register(), await register()];
+    for (const other of ids) {
+      await mood(other, 'other-weights');
+      const isolate = freshIsolate();
+      const seen = new Set<string>();
+      for (let i = 0; i < 12; i++) {
+        const response = await chat(key, say(`north ${i}`), isolate);
+        const [first] = (await askedOf(response))!;
+        seen.add(`${first === other} ${response.headers.get(HEADERS.fallback)}`);
+      }
+      expect(seen).toEqual(new Set(['false null', 'true model_mismatch']));
+      const listed = await call('GET', '/v1/models', { key }, isolate);
+      expect((await listed.json<{ data: object[] }>()).data).toHaveLength(2);
+      await mood(other, 'good');
+    }
+  });
+
   it('and nobody else lists its model, requests are still counted as that model’s', async () => {
     const { tenant, key } = await newTenant();
     const [id, other] = [await register(), await register()];
@@ -490,6 +528,19 @@ describe('when a backend fails', () => {
       expect(await errorCode(response)).toBe('502 backend_error');
     },
   );
+
+  it('by leading elsewhere, it is not followed, and the log says which one it is, and where to', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    await mood(id, 'gateway-301');
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
+    expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('502 backend_error');
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    const line = lines.find((one) => one.includes('"backend_error"'));
+    expect(line).toContain(`/at/${id}/`);
+    expect(line).toContain('a redirect to https://elsewhere.test/');
+  });
 
   it('in silence, a stream goes to the next one', async () => {
     const { key } = await newTenant();

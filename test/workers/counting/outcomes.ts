@@ -13,12 +13,15 @@ import {
   TRAFFIC_SAMPLES_MAX,
 } from '../../../shared/admin/stats-wire.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { forget } from '../../../workers/db/count-events.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { judgedOfVersion } from '../../../workers/db/outcomes.ts';
 import { insertTrafficSample } from '../../../workers/db/request-rows.ts';
 import type { Env } from '../../../workers/env.ts';
 import edge from '../../../workers/index.ts';
+import { EVENTS } from '../../../workers/limits.ts';
 import { MODEL } from '../../support/edge/constants.ts';
+import { interceptedD1 } from '../../support/intercepted-d1.ts';
 import {
   activate,
   admin,
@@ -446,6 +449,34 @@ it('a version is judged by the newest of its rows where there are very many', as
   expect(await judged(10, 'else')).toMatchObject({ requests: 0, errors: 0 });
 });
 
+describe('expired rows', () => {
+  const leftOf = async (tenant: string) => {
+    const asked = env.DB.prepare('select count(*) as rows from feedback where tenant_id = ?').bind(tenant);
+    return (await asked.first<{ rows: number }>())!.rows;
+  };
+
+  it('are deleted in portions, as many at a time as D1 has time for', async () => {
+    await env.DB.exec(
+      `insert into feedback select 'long-ago', 'k', value, 1, null, 0 from json_each('[${Array.from({ length: 2_500 }, (_, i) => i)}]')`,
+    );
+    const none = { now_ms: 0, eventsSince_ms: 0, auditSince_ms: 0, minutesSince_ms: 0 };
+    await forget(openDatabase(env.DB), { ...none, feedbackSince_ms: 1 }, 2);
+    expect(await leftOf('long-ago')).toBe(500);
+    await edge.scheduled({} as never, env as never);
+    expect(await leftOf('long-ago')).toBe(0);
+  });
+
+  it('stay while D1 fails, and the log says so', async () => {
+    const d1 = badD1();
+    d1.be('failing');
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
+    await edge.scheduled({} as never, { ...env, DB: d1.DB } as never);
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    expect(lines.find((line) => line.includes('expired_rows_not_deleted'))).toContain('overloaded');
+  });
+});
+
 describe('a version that does worse than it may', () => {
   async function guarded(auto_rollback: object) {
     const { tenant } = await newTenant();
@@ -523,10 +554,32 @@ describe('a version that does worse than it may', () => {
     // The events are counted and the publication is found: it is being judged.
     await vi.waitFor(() => expect(d1.asked()).toBe(3), { timeout: 12_000, interval: 5 });
     const again = await activate(version, { tenant });
+    const logged = vi.spyOn(console, 'info').mockImplementation(() => {});
     await delivered;
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    // Nobody is told to roll back by hand.
+    expect(lines.find((line) => line.includes('auto_rollback_not_needed'))).toContain(version);
     const [newest, ...others] = await history();
     expect(newest).toEqual(again);
     expect(others).toHaveLength(2);
+  });
+
+  it('holds no delivery for ever while D1 stalls', async () => {
+    const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 2 });
+    let asked = 0;
+    // It counts, and says nothing of versions.
+    const ask = (question: () => unknown) => (++asked === 1 ? question() : new Promise(() => {}));
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    const bad = () => of({ status: 502, error_code: 'backend_error' });
+    const delivered = deliver([bad(), bad()], { DB: interceptedD1(env.DB, ask) });
+    await vi.waitFor(() => expect(asked).toBe(2), 12_000);
+    await vi.advanceTimersByTimeAsync(EVENTS.judge_ms);
+    expect(await delivered).toMatchObject({ retriedAll: false, acked: ['m0', 'm1'] });
+    vi.useRealTimers();
+    // The next one finds it.
+    await deliver([bad()]);
+    expect((await history())[0]).toMatchObject({ action: 'rollback' });
   });
 
   it('is not blamed for requests that carry its name and none of its masks', async () => {
