@@ -58,63 +58,10 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   registry.setDefaultLabels({ model_name: modelName });
   collectDefaultMetrics({ register: registry });
   workGauge(registry);
-  engineGauges(engine, registry);
-  const maskLabel = firstNames(NAMED_MASKS_MAX);
-  const histogram = (name: string, help: string, buckets: number[]) =>
-    new Histogram({ name, help, buckets, labelNames: ['endpoint', 'mask'], registers: [registry] });
-  const counter = <Label extends string>(name: string, help: string, labelNames: Label[]) =>
-    new Counter({ name, help, labelNames, registers: [registry] });
-  const requests = counter('maskroute_requests_total', 'Requests by endpoint, HTTP status and error code.', [
-    'endpoint',
-    'status',
-    'code',
-  ]);
-  const tokens = counter('maskroute_tokens_total', 'Tokens of answers, aborted ones included.', [
-    'endpoint',
-    'kind',
-  ]);
-  const masked = counter('maskroute_answers_total', 'Answers, dense or under a mask.', [
-    'endpoint',
-    'masked',
-  ]);
-  const rejections = counter(
-    'request_rejections_total',
-    'Requests refused or aborted because of the state of this backend, by error code.',
-    ['reason'],
-  );
-  const finished = counter('request_success_total', 'Finished choices, by finish reason.', [
-    'finished_reason',
-  ]);
-  const first = histogram(
-    'gen_ai_server_time_to_first_token_seconds',
-    'Time from the request to the first token of its answer.',
-    FIRST_BUCKETS_s,
-  );
-  const perToken = histogram(
-    'gen_ai_server_time_per_output_token_seconds',
-    'Mean time for each token after the first.',
-    PER_TOKEN_BUCKETS_s,
-  );
-  const betweenTokens = histogram(
-    'inter_token_latency_seconds',
-    'Time between consecutive tokens of a choice.',
-    PER_TOKEN_BUCKETS_s,
-  );
-  const total = histogram(
-    'gen_ai_server_request_duration_seconds',
-    'Time from the request to the end of its answer.',
-    TOTAL_BUCKETS_s,
-  );
-  const queued = histogram(
-    'request_queue_time_seconds',
-    'Time that a choice waited in the queue before its first step.',
-    TOTAL_BUCKETS_s,
-  );
-  const gap = histogram(
-    'maskroute_request_longest_step_gap_seconds',
-    'Longest time between two consecutive steps of a choice.',
-    FIRST_BUCKETS_s,
-  );
+  engineMetrics(engine, registry);
+  const { requests, rejections, tokens, masked, finished } = answerCounters(registry);
+  const { first, perToken, betweenTokens, total, queued, gap } = answerTimes(registry);
+  const maskLabel = firstNames();
   return {
     registry,
     request(endpoint, status, code) {
@@ -145,11 +92,71 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
   };
 }
 
-/** The first `most` names keep their own label; later ones share `other`. */
-function firstNames(most: number): (name: string) => string {
+function answerCounters(registry: Registry) {
+  const counter = <Label extends string>(name: string, help: string, labelNames: Label[]) =>
+    new Counter({ name, help, labelNames, registers: [registry] });
+  return {
+    requests: counter('maskroute_requests_total', 'Requests by endpoint, HTTP status and error code.', [
+      'endpoint',
+      'status',
+      'code',
+    ]),
+    tokens: counter('maskroute_tokens_total', 'Tokens of answers, aborted ones included.', [
+      'endpoint',
+      'kind',
+    ]),
+    masked: counter('maskroute_answers_total', 'Answers, dense or under a mask.', ['endpoint', 'masked']),
+    rejections: counter(
+      'request_rejections_total',
+      'Requests refused or aborted because of the state of this backend, by error code.',
+      ['reason'],
+    ),
+    finished: counter('request_success_total', 'Finished choices, by finish reason.', ['finished_reason']),
+  };
+}
+
+function answerTimes(registry: Registry) {
+  const histogram = (name: string, help: string, buckets: number[]) =>
+    new Histogram({ name, help, buckets, labelNames: ['endpoint', 'mask'], registers: [registry] });
+  return {
+    first: histogram(
+      'gen_ai_server_time_to_first_token_seconds',
+      'Time from the request to the first token of its answer.',
+      FIRST_BUCKETS_s,
+    ),
+    perToken: histogram(
+      'gen_ai_server_time_per_output_token_seconds',
+      'Mean time for each token after the first.',
+      PER_TOKEN_BUCKETS_s,
+    ),
+    betweenTokens: histogram(
+      'inter_token_latency_seconds',
+      'Time between consecutive tokens of a choice.',
+      PER_TOKEN_BUCKETS_s,
+    ),
+    total: histogram(
+      'gen_ai_server_request_duration_seconds',
+      'Time from the request to the end of its answer.',
+      TOTAL_BUCKETS_s,
+    ),
+    queued: histogram(
+      'request_queue_time_seconds',
+      'Time that a choice waited in the queue before its first step.',
+      TOTAL_BUCKETS_s,
+    ),
+    gap: histogram(
+      'maskroute_request_longest_step_gap_seconds',
+      'Longest time between two consecutive steps of a choice.',
+      FIRST_BUCKETS_s,
+    ),
+  };
+}
+
+/** The first `NAMED_MASKS_MAX` names keep their own label; later ones share `other`. */
+function firstNames(): (name: string) => string {
   const known = new Set<string>();
   return (name) => {
-    if (known.size < most) known.add(name);
+    if (known.size < NAMED_MASKS_MAX) known.add(name);
     return known.has(name) ? name : OTHER_MASK;
   };
 }
@@ -185,84 +192,88 @@ function workGauge(registry: Registry): void {
   });
 }
 
-function engineGauges(engine: Engine, registry: Registry): void {
+type EngineFigure = readonly [name: string, help: string, read: (stats: EngineStats) => number];
+
+const ENGINE_GAUGES: readonly EngineFigure[] = [
+  ['num_requests_running', 'Running requests in the engine.', (stats) => stats.requestsRunning],
+  ['num_requests_waiting', 'Waiting requests in the queue.', (stats) => stats.requestsWaiting],
+  ['maskroute_batch_size', 'Sequences in the last step.', (stats) => stats.batchSize],
+  [
+    'maskroute_longest_step_age_seconds',
+    'Longest time since the last step of any running request.',
+    (stats) => stats.stepAge_ms / 1000,
+  ],
+  [
+    'maskroute_longest_queue_age_seconds',
+    'Age of the oldest request that has had no step yet.',
+    (stats) => stats.queueAge_ms / 1000,
+  ],
+  ['kv_cache_usage_perc', 'Used share of the KV cache, 0 to 1.', (stats) => stats.kvCacheUsage],
+  ['maskroute_kv_cache_pages_used', 'Used pages of the KV cache.', (stats) => stats.pagesUsed],
+  ['maskroute_kv_cache_pages', 'Pages of the KV cache.', (stats) => stats.pagesTotal],
+  ['maskroute_queue_capacity', 'Capacity of the queue, in requests.', (stats) => stats.queueCapacity],
+  // These only rise, so rate() works on them.
+  ['maskroute_engine_steps', 'Engine steps since the start.', (stats) => stats.stepsTotal],
+  [
+    'maskroute_engine_prompt_tokens',
+    'Prompt tokens computed since the start.',
+    (stats) => stats.promptTokensTotal,
+  ],
+  [
+    'maskroute_engine_generated_tokens',
+    'Tokens generated since the start.',
+    (stats) => stats.generatedTokensTotal,
+  ],
+];
+
+const ENGINE_COUNTERS: readonly EngineFigure[] = [
+  [
+    'prefix_cache_queries_total',
+    'Prompt tokens looked up in the prefix cache.',
+    (stats) => stats.prefixQueriesTotal,
+  ],
+  ['prefix_cache_hits_total', 'Prompt tokens found in the prefix cache.', (stats) => stats.prefixHitsTotal],
+  [
+    'num_preemptions_total',
+    'Preemptions: running requests that lost their cache and are computed again later.',
+    (stats) => stats.preemptionsTotal,
+  ],
+];
+
+/** What the engine says of itself, read at each scrape. */
+function engineMetrics(engine: Engine, registry: Registry): void {
   const { device, kv } = engine.model;
+  const registers = [registry];
   new Gauge({
     name: 'maskroute_device_info',
     help: 'The device that computes answers.',
     labelNames: ['device', 'adapter'],
-    registers: [registry],
+    registers,
   }).set({ device: device.kind, adapter: device.kind === 'cpu' ? '' : device.adapter }, 1);
   new Gauge({
     name: 'maskroute_kv_cache_page_bytes',
     help: 'Size of a page of the KV cache, by its number type.',
     labelNames: ['kv_type'],
-    registers: [registry],
+    registers,
   }).set({ kv_type: kv.type }, kv.page_bytes);
-  const gauge = (name: string, help: string, read: (stats: EngineStats) => number) =>
+  for (const [name, help, read] of ENGINE_GAUGES) {
     new Gauge({
-      name,
-      help,
-      registers: [registry],
+      ...{ name, help, registers },
       collect() {
         this.set(read(engine.stats()));
       },
     });
-  const counter = (name: string, help: string, read: (stats: EngineStats) => number) =>
+  }
+  for (const [name, help, read] of ENGINE_COUNTERS) {
     new Counter({
-      name,
-      help,
-      registers: [registry],
+      ...{ name, help, registers },
       collect() {
         // The engine has the count.
         this.reset();
         this.inc(read(engine.stats()));
       },
     });
-  gauge('num_requests_running', 'Running requests in the engine.', (stats) => stats.requestsRunning);
-  gauge('num_requests_waiting', 'Waiting requests in the queue.', (stats) => stats.requestsWaiting);
-  gauge('maskroute_batch_size', 'Sequences in the last step.', (stats) => stats.batchSize);
-  gauge(
-    'maskroute_longest_step_age_seconds',
-    'Longest time since the last step of any running request.',
-    (stats) => stats.stepAge_ms / 1000,
-  );
-  gauge(
-    'maskroute_longest_queue_age_seconds',
-    'Age of the oldest request that has had no step yet.',
-    (stats) => stats.queueAge_ms / 1000,
-  );
-  gauge('kv_cache_usage_perc', 'Used share of the KV cache, 0 to 1.', (stats) => stats.kvCacheUsage);
-  gauge('maskroute_kv_cache_pages_used', 'Used pages of the KV cache.', (stats) => stats.pagesUsed);
-  gauge('maskroute_kv_cache_pages', 'Pages of the KV cache.', (stats) => stats.pagesTotal);
-  gauge('maskroute_queue_capacity', 'Capacity of the queue, in requests.', (stats) => stats.queueCapacity);
-  counter(
-    'prefix_cache_queries_total',
-    'Prompt tokens looked up in the prefix cache.',
-    (stats) => stats.prefixQueriesTotal,
-  );
-  counter(
-    'prefix_cache_hits_total',
-    'Prompt tokens found in the prefix cache.',
-    (stats) => stats.prefixHitsTotal,
-  );
-  counter(
-    'num_preemptions_total',
-    'Preemptions: running requests that lost their cache and are computed again later.',
-    (stats) => stats.preemptionsTotal,
-  );
-  // These gauges only rise, so rate() works on them.
-  gauge('maskroute_engine_steps', 'Engine steps since the start.', (stats) => stats.stepsTotal);
-  gauge(
-    'maskroute_engine_prompt_tokens',
-    'Prompt tokens computed since the start.',
-    (stats) => stats.promptTokensTotal,
-  );
-  gauge(
-    'maskroute_engine_generated_tokens',
-    'Tokens generated since the start.',
-    (stats) => stats.generatedTokensTotal,
-  );
+  }
 }
 
 /*

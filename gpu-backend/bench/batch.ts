@@ -132,7 +132,7 @@ function shifted(mask: Mask, steps: number): Mask {
 
 export async function openOurs(
   home: string,
-  held: { readonly device?: Device; readonly kvType?: KvType | undefined } = {},
+  held: { readonly device?: Device; readonly kvType?: KvType | undefined },
 ) {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, hash, name, weights } = manifest;

@@ -100,7 +100,7 @@ const promptsSchema = z.looseObject({
  * sentence-transformers' own files are there too (pooling, length limit, prompts), they are honoured.
  * @throws MaskrouteError `invalid_encoder`, `corrupt_model`.
  */
-export async function readEncoderFolder(folder: string, id = ''): Promise<EncoderFolder> {
+export async function readEncoderFolder(folder: string, id: string): Promise<EncoderFolder> {
   const optional = async <T>(name: string, schema: z.ZodType<T>) => {
     const json = await readModelJson(folder, name, CONFIG_BYTES_MAX);
     return json === undefined ? undefined : fitting(name, schema, json);

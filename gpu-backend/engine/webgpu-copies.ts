@@ -43,50 +43,17 @@ export type Copies = {
 };
 
 export async function openCopies(shape: DeviceCacheShape): Promise<Copies> {
-  const { kvHeadCount: G, headSize: D, kvType } = shape;
-  const session = (stay: readonly string[], build: (g: GraphBuilder, buffer: Value) => void) => {
-    const g = new GraphBuilder('copy');
-    build(g, g.input('buffer', kvType, ['P', G, 'T', D]));
-    return createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu', stay });
-  };
-  const output = (g: GraphBuilder, shape: readonly (string | number)[]) =>
-    g.output({ name: 'copy' }, kvType, shape);
-  const sessions: Session[] = [];
-  const opened = async (made: Promise<Session>): Promise<Session> => {
-    sessions.push(await made);
-    return sessions.at(-1)!;
-  };
-  const pad = await opened(
-    session(['copy'], (g, buffer) => {
-      g.node('Pad', [buffer, g.input('pads', 'i64', [8])], ['copy']);
-      output(g, ['P2', G, 'T2', D]);
-    }),
-  );
-  const take = await opened(
-    session(['copy'], (g, buffer) => {
-      g.node('Gather', [buffer, g.input('place', 'i64', [1])], ['copy'], { axis: 0 });
-      output(g, [1, G, 'T', D]);
-    }),
-  );
-  const put = await opened(
-    session([], (g, buffer) => {
-      const row = g.input('row', kvType, [1, G, 'T', D]);
-      const places = g.op('Expand', [g.input('place', 'i32', [1, 1, 1, 1]), g.op('Shape', [row])]);
-      g.node('ScatterElements', [buffer, places, row], ['copy'], { axis: 0 });
-      output(g, ['P', G, 'T', D]);
-    }),
-  );
-  const cut = await opened(openCut(shape));
-  const fill = await opened(openFill(shape));
+  const [pad, take, put] = [await openPad(shape), await openTake(shape), await openPut(shape)];
+  const [cut, fill] = [await openCut(shape), await openFill(shape)];
   const copy = async (by: Session, feeds: Parameters<Session['run']>[0]) =>
     (await by.run(feeds, ['copy'])).copy!;
+  const at = (place: number) => tensor('i32', Int32Array.of(place), [1, 1, 1, 1]);
   return {
     pad: (buffer, places, tokens) =>
       copy(pad, { buffer, pads: integers([0, 0, 0, 0, places, 0, tokens, 0]) }),
     take: (buffer, place) => copy(take, { buffer, place: integers([place]) }),
     async put(buffer, row, place) {
-      const at = tensor('i32', Int32Array.of(place), [1, 1, 1, 1]);
-      await put.run({ buffer, row, place: at }, { copy: buffer });
+      await put.run({ buffer, row, place: at(place) }, { copy: buffer });
     },
     async cut(buffers, place, tokens) {
       const feeds = {
@@ -98,11 +65,10 @@ export async function openCopies(shape: DeviceCacheShape): Promise<Copies> {
       return buffers.map((_, i) => outputs[`rows_${i}`]!);
     },
     async fill(buffers, place, rows, tokens) {
-      const at = tensor('i32', Int32Array.of(place), [1, 1, 1, 1]);
       const feeds = {
         ...named('buffer', buffers),
         ...named('rows', rows),
-        place: at,
+        place: at(place),
         tokens: integers([tokens]),
       };
       await fill.run(feeds, named('filled', buffers));
@@ -118,13 +84,49 @@ export async function openCopies(shape: DeviceCacheShape): Promise<Copies> {
       }
     },
     async close() {
-      for (const each of sessions) await each.release();
+      for (const session of [pad, take, put, cut, fill]) await session.release();
     },
   };
 }
 
 const named = (name: string, tensors: readonly RuntimeTensor[]): Record<string, RuntimeTensor> =>
   Object.fromEntries(tensors.map((each, i) => [`${name}_${i}`, each]));
+
+/** A graph of one buffer, `[P, G, T, D]`, with the output `copy`. `stay`: the outputs that stay on the device. */
+function openCopy(
+  { kvHeadCount: G, headSize: D, kvType }: DeviceCacheShape,
+  stay: readonly string[],
+  build: (g: GraphBuilder, buffer: Value) => readonly (string | number)[],
+): Promise<Session> {
+  const g = new GraphBuilder('copy');
+  const sizes = build(g, g.input('buffer', kvType, ['P', G, 'T', D]));
+  g.output({ name: 'copy' }, kvType, sizes);
+  return createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu', stay });
+}
+
+/** `copy` = `buffer` with zeros behind, as `pads` says. */
+const openPad = (shape: DeviceCacheShape): Promise<Session> =>
+  openCopy(shape, ['copy'], (g, buffer) => {
+    g.node('Pad', [buffer, g.input('pads', 'i64', [8])], ['copy']);
+    return ['P2', shape.kvHeadCount, 'T2', shape.headSize];
+  });
+
+/** `copy` = `buffer[place]`. */
+const openTake = (shape: DeviceCacheShape): Promise<Session> =>
+  openCopy(shape, ['copy'], (g, buffer) => {
+    g.node('Gather', [buffer, g.input('place', 'i64', [1])], ['copy'], { axis: 0 });
+    return [1, shape.kvHeadCount, 'T', shape.headSize];
+  });
+
+/** `copy` = `buffer` with `row` at `place`. */
+const openPut = (shape: DeviceCacheShape): Promise<Session> =>
+  openCopy(shape, [], (g, buffer) => {
+    const { kvHeadCount: G, headSize: D, kvType } = shape;
+    const row = g.input('row', kvType, [1, G, 'T', D]);
+    const places = g.op('Expand', [g.input('place', 'i32', [1, 1, 1, 1]), g.op('Shape', [row])]);
+    g.node('ScatterElements', [buffer, places, row], ['copy'], { axis: 0 });
+    return ['P', G, 'T', D];
+  });
 
 /** `rows_i` = `buffer_i[from[0]:to[0], :, from[1]:to[1], :]`. */
 function openCut({ layerCount, kvHeadCount: G, headSize: D, kvType }: DeviceCacheShape): Promise<Session> {

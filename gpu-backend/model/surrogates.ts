@@ -10,7 +10,7 @@
  * On disk: safetensors in half precision, tensors `a` `[2L, H, r]`, `b` `[2L, r, H]`, `bias` and `first`
  * `[2L, H]`. The id is the hash of the file.
  */
-import { copyFile, link, readdir } from 'node:fs/promises';
+import { constants, copyFile, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MODEL_HASH_PATTERN, type ModelHash, type SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -176,7 +176,7 @@ function inBasis(table: SurrogateTable, rotate: (rows: Float32Array, width: numb
 
 /*
  * Installs a table of surrogates into a model: writes its matrices beside the weights, and graphs that use them for skipped
- * blocks. A new folder shares the weights' files and replaces the old folder by a rename, so an engine that has the old
+ * blocks. A new folder has copies of the other files and replaces the old folder by a rename, so an engine that has the old
  * folder open keeps running.
  */
 
@@ -208,7 +208,7 @@ export async function installSurrogates(
   checkSurrogatesModel(surrogates, manifest);
   if (manifest.surrogates?.id === surrogates.id) return installed;
   return await install(home, name, async (folder) => {
-    await shareFiles(installed.folder, folder);
+    await copyUnchanged(installed.folder, folder);
     await copyFile(path, join(folder, SURROGATES_FILE));
     await writeSurrogateGraph(installed.folder, folder, manifest, surrogates.table);
     const { id, table, fitted } = surrogates;
@@ -226,12 +226,15 @@ export async function installSurrogates(
   });
 }
 
-/** Links all files that do not change into the new folder; copies them if the file system has no hard links. */
-async function shareFiles(from: string, to: string): Promise<void> {
+/**
+ * Copies all files that do not change into the new folder, where the file system can without writing their data again. No
+ * hard links: ONNX Runtime refuses weights that have a second name, so nobody could open the model meanwhile, and after a
+ * kill nobody ever.
+ */
+async function copyUnchanged(from: string, to: string): Promise<void> {
   for (const entry of await readdir(from, { withFileTypes: true })) {
     if (!entry.isFile() || entry.name.startsWith('.') || REPLACED.has(entry.name)) continue;
-    const [source, target] = [join(from, entry.name), join(to, entry.name)];
-    await link(source, target).catch(() => copyFile(source, target));
+    await copyFile(join(from, entry.name), join(to, entry.name), constants.COPYFILE_FICLONE);
   }
 }
 

@@ -11,12 +11,11 @@ import { STALL_PATH } from './stallable-d1.ts';
 /** From the request to its end, in this machine's time. */
 type Span = { readonly begunAt_ms: number; readonly doneAt_ms: number };
 type Published = Span & { readonly tenant: string; readonly version: string };
-/** `doneAt_ms`: when the backend is ready again. */
-type Killed = Span & { readonly backend: number };
 
 export type Disturbances = {
   readonly publications: readonly Published[];
-  readonly kills: readonly Killed[];
+  /** `doneAt_ms`: when the backend is ready again. */
+  readonly kills: readonly Span[];
   readonly stalls: readonly Span[];
 };
 
@@ -101,7 +100,7 @@ async function activate({ admin }: SoakProduct, tenant: string, version: string)
   }
 }
 
-async function kill({ backends }: SoakProduct, index: number): Promise<Killed> {
+async function kill({ backends }: SoakProduct, index: number): Promise<Span> {
   const { pid, url } = backends[index]!;
   const victim = pid();
   const begunAt_ms = Date.now();
@@ -111,7 +110,7 @@ async function kill({ backends }: SoakProduct, index: number): Promise<Killed> {
     if (Date.now() - begunAt_ms > BACK_WITHIN_ms) throw new Error(`backend ${index + 1} did not come back`);
     await sleep(100);
   }
-  return { backend: index + 1, begunAt_ms, doneAt_ms: Date.now() };
+  return { begunAt_ms, doneAt_ms: Date.now() };
 }
 
 async function stall({ edge }: SoakProduct): Promise<Span> {

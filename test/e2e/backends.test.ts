@@ -7,6 +7,7 @@ import { join, resolve } from 'node:path';
 import OpenAI from 'openai';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../gpu-backend/dev/local-edge.ts';
+import { FULL_ENCODER } from '../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../gpu-backend/encoder/full-encoder.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import { openInstalled } from '../../gpu-backend/model/store.ts';
@@ -44,7 +45,7 @@ async function admin(path: string, body: object): Promise<Record<string, string>
 }
 
 beforeAll(async () => {
-  await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} });
+  await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} }, FULL_ENCODER);
   home = await createTinyHome();
   await symlink(join(testHome, 'sources'), join(home, 'sources'));
   for (const id of ['one', 'two']) backends.push(await startBackend(id));

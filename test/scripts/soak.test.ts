@@ -73,7 +73,7 @@ const event = (request_id: string, version: string, change: Partial<CountedEvent
 /** One publication a hundred seconds in, and D1 that stalls right after it. */
 const DONE = {
   publications: [{ tenant: '', version: NEXT, begunAt_ms: 100_000, doneAt_ms: 101_000 }],
-  kills: [{ backend: 1, begunAt_ms: 200_000, doneAt_ms: 203_000 }],
+  kills: [{ begunAt_ms: 200_000, doneAt_ms: 203_000 }],
   stalls: [{ begunAt_ms: 102_000, doneAt_ms: 122_000 }],
 };
 const ANSWERS = [answer('a', 10, routed(OLD)), answer('b', 150, routed(NEXT))];

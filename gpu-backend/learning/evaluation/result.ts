@@ -221,7 +221,7 @@ const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => 
   ['target', ({ targetSparsity }) => percent(targetSparsity)],
   ['out', ({ attention, ffn }) => `${number(attention)}A ${number(ffn)}F`],
   ['surrogates', ({ surrogate }) => (surrogate ? 'yes' : 'no')],
-  ['KL', ({ kl, intervals }) => `${kl.toFixed(3)}${plusMinus(intervals.kl, 3)}`],
+  ['KL', ({ kl, intervals }) => `${kl.toFixed(3)}${plusMinus(intervals.kl)}`],
   ['top-1', ({ agreement }) => percent(agreement)],
   [
     'perplexity',
@@ -233,5 +233,5 @@ const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => 
 
 const percent = (value: number): string => `${(100 * value).toFixed(1)} %`;
 const number = (value: number): string => (Number.isInteger(value) ? String(value) : value.toFixed(1));
-const plusMinus = (interval: EvaluationRow['intervals']['kl'], digits: number): string =>
-  interval === null ? '' : ` [${interval.map((value) => value.toFixed(digits)).join(', ')}]`;
+const plusMinus = (interval: EvaluationRow['intervals']['kl']): string =>
+  interval === null ? '' : ` [${interval.map((value) => value.toFixed(3)).join(', ')}]`;

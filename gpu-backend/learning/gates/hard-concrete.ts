@@ -75,24 +75,23 @@ export function normalizedWeights(weights: readonly number[]): number[] {
 export const expectedSparsity = (logAlphas: readonly number[], weights: readonly number[]): number =>
   logAlphas.reduce((sum, logAlpha, i) => sum + weights[i]! * (1 - openProbability(logAlpha)), 0);
 
-type Penalty = {
-  readonly value: number;
+type PenaltyGradients = {
   /** By the gates' parameters; descend. */
   readonly logAlphaGradients: number[];
   /** By the multipliers; ascend. */
   readonly multiplierGradients: Multipliers;
 };
 
+/** The gradients of the penalty. */
 export function sparsityPenalty(
   logAlphas: readonly number[],
   weights: readonly number[],
   target: number,
   { linear, quadratic }: Multipliers,
-): Penalty {
+): PenaltyGradients {
   const excess = expectedSparsity(logAlphas, weights) - target;
   const slope = linear + 2 * quadratic * excess;
   return {
-    value: linear * excess + quadratic * excess ** 2,
     logAlphaGradients: logAlphas.map((logAlpha, i) => -slope * weights[i]! * openProbabilitySlope(logAlpha)),
     multiplierGradients: { linear: excess, quadratic: excess ** 2 },
   };

@@ -10,6 +10,7 @@
  */
 import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
+import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
@@ -27,9 +28,9 @@ import {
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
-import { type GateSession, gateStep, type LossSession } from './gate-session.ts';
+import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
-import { trainingLinears } from './training-weights.ts';
+import { type TrainingLinears, trainingLinears } from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 type LayeredSession = Pick<GateSession, 'step'> &
@@ -49,12 +50,46 @@ type LayeredOptions = {
 export async function openLayeredSession(
   folder: string,
   config: ModelConfig,
-  { threads, surrogates, tail = false, layersKept = 0 }: LayeredOptions,
+  options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
   const linears = await trainingLinears(folder, config, stored);
+  const { surrogates, threads } = options;
+  const { run, close } = openPieces(folder, threads);
+  const model: Layered = { config, surrogates, run, pieces: piecesOf(config, stored, linears, options) };
+  const { head, teacherHead } = model.pieces;
+  return {
+    async loss(batch: GateBatch, gates) {
+      const feeds = stepFeeds(config, batch, gates, undefined);
+      const last = (await streams(model, feeds, gates)).at(-1)!;
+      return floats((await run(head('none'), headFeeds(feeds, last), ['loss'])).loss!)[0]!;
+    },
+    step: (batch: GateBatch, gates) => stepBack(model, batch, gates),
+    async teach(text: TextBatch) {
+      const feeds = textFeeds(text);
+      // A gate at 1 multiplies by it, which changes no bit.
+      const last = (await streams(model, feeds, new Float32Array(2 * config.layerCount).fill(1))).at(-1)!;
+      return taughtBatch(text, await run(teacherHead, headFeeds(feeds, last), TAUGHT));
+    },
+    close,
+  };
+}
+
+type Layered = {
+  readonly config: ModelConfig;
+  readonly surrogates: SurrogateTable | undefined;
+  readonly pieces: ReturnType<typeof piecesOf>;
+  readonly run: ReturnType<typeof openPieces>['run'];
+};
+
+/** The pieces of the model, each with the graph of its part of the step. */
+function piecesOf(
+  config: ModelConfig,
+  stored: StoredLlama,
+  linears: TrainingLinears,
+  { surrogates, tail = false, layersKept = 0 }: LayeredOptions,
+) {
   const surrogateRank = surrogates?.rank ?? 0;
-  const pieces = openPieces(folder, threads);
   const embedding: Piece = { name: 'embedding', isKept: true, build: () => embeddingGraph(config, stored) };
   const layer = (index: number, by: 'gates' | 'none'): Piece => ({
     name: `layer-${index}-${by}-rank-${surrogateRank}`,
@@ -71,69 +106,62 @@ export async function openLayeredSession(
     isKept: false,
     build: () => teacherHeadGraph(config, stored, linears),
   };
-
-  const layerFeeds = (
-    index: number,
-    text: Feeds,
-    gates: ArrayLike<number>,
-    before: RuntimeTensor,
-  ): Feeds => ({
-    token_ids: text.token_ids!,
-    before,
-    gates: tensor('f32', Float32Array.of(gates[2 * index]!, gates[2 * index + 1]!), [2]),
-    ...(surrogates && surrogateRows(config, surrogates, index)),
-  });
-  /** The stream before every layer, and after the last. */
-  const streams = async (text: Feeds, gates: ArrayLike<number>): Promise<RuntimeTensor[]> => {
-    const first = await pieces.run(embedding, { token_ids: text.token_ids! }, ['after']);
-    const all = [first.after!];
-    for (let index = 0; index < config.layerCount; index++) {
-      const feeds = layerFeeds(index, text, gates, all[index]!);
-      all.push((await pieces.run(layer(index, 'none'), feeds, ['after'])).after!);
-    }
-    return all;
-  };
-  const headFeeds = (
-    { scored_rows, target_ids, target_probabilities }: Feeds,
-    before: RuntimeTensor,
-  ): Feeds => ({
-    ...{ before, scored_rows: scored_rows! },
-    ...(target_ids && { target_ids, target_probabilities: target_probabilities! }),
-  });
-
-  return {
-    async loss(batch: GateBatch, gates) {
-      const feeds = stepFeeds(config, batch, gates, undefined);
-      const last = (await streams(feeds, gates)).at(-1)!;
-      return floats((await pieces.run(head('none'), headFeeds(feeds, last), ['loss'])).loss!)[0]!;
-    },
-    async step(batch: GateBatch, gates) {
-      const feeds = stepFeeds(config, batch, gates, undefined);
-      const all = await streams(feeds, gates);
-      const end = await pieces.run(head('gates'), headFeeds(feeds, all.pop()!), ['loss', 'before_gradient']);
-      const found = new Float32Array(gates.length);
-      let gradient = end.before_gradient!;
-      for (let index = config.layerCount - 1; index >= 0; index--) {
-        const before = all.pop()!;
-        const back = await pieces.run(
-          layer(index, 'gates'),
-          { ...layerFeeds(index, feeds, gates, before), after_gradient: gradient },
-          ['before_gradient', 'gate_gradients'],
-        );
-        found.set(floats(back.gate_gradients!), 2 * index);
-        gradient = back.before_gradient!;
-      }
-      return gateStep(floats(end.loss!)[0]!, found, gates);
-    },
-    async teach(text: TextBatch) {
-      const feeds = textFeeds(text);
-      // A gate at 1 multiplies by it, which changes no bit.
-      const last = (await streams(feeds, new Float32Array(2 * config.layerCount).fill(1))).at(-1)!;
-      return taughtBatch(text, await pieces.run(teacherHead, headFeeds(feeds, last), TAUGHT));
-    },
-    close: pieces.close,
-  };
+  return { embedding, layer, head, teacherHead };
 }
+
+/** The stream before every layer, and after the last. */
+async function streams(model: Layered, text: Feeds, gates: ArrayLike<number>): Promise<RuntimeTensor[]> {
+  const { config, pieces, run } = model;
+  const first = await run(pieces.embedding, { token_ids: text.token_ids! }, ['after']);
+  const all = [first.after!];
+  for (let index = 0; index < config.layerCount; index++) {
+    const feeds = layerFeeds(model, index, text, gates, all[index]!);
+    all.push((await run(pieces.layer(index, 'none'), feeds, ['after'])).after!);
+  }
+  return all;
+}
+
+/** Forward through all layers, and back. */
+async function stepBack(model: Layered, batch: GateBatch, gates: ArrayLike<number>): Promise<GateStep> {
+  const { config, pieces, run } = model;
+  const feeds = stepFeeds(config, batch, gates, undefined);
+  const all = await streams(model, feeds, gates);
+  const end = await run(pieces.head('gates'), headFeeds(feeds, all.pop()!), ['loss', 'before_gradient']);
+  const found = new Float32Array(gates.length);
+  let gradient = end.before_gradient!;
+  for (let index = config.layerCount - 1; index >= 0; index--) {
+    const before = all.pop()!;
+    const back = await run(
+      pieces.layer(index, 'gates'),
+      { ...layerFeeds(model, index, feeds, gates, before), after_gradient: gradient },
+      ['before_gradient', 'gate_gradients'],
+    );
+    found.set(floats(back.gate_gradients!), 2 * index);
+    gradient = back.before_gradient!;
+  }
+  return gateStep(floats(end.loss!)[0]!, found, gates);
+}
+
+const layerFeeds = (
+  { config, surrogates }: Layered,
+  index: number,
+  text: Feeds,
+  gates: ArrayLike<number>,
+  before: RuntimeTensor,
+): Feeds => ({
+  token_ids: text.token_ids!,
+  before,
+  gates: tensor('f32', Float32Array.of(gates[2 * index]!, gates[2 * index + 1]!), [2]),
+  ...(surrogates && surrogateRows(config, surrogates, index)),
+});
+
+const headFeeds = (
+  { scored_rows, target_ids, target_probabilities }: Feeds,
+  before: RuntimeTensor,
+): Feeds => ({
+  ...{ before, scored_rows: scored_rows! },
+  ...(target_ids && { target_ids, target_probabilities: target_probabilities! }),
+});
 
 /** A layer's two rows (attention, FFN) of every table of surrogates. */
 function surrogateRows(config: ModelConfig, table: SurrogateTable, layer: number): Feeds {

@@ -4,9 +4,9 @@
  * fp32 weights work in both directions and need no copy.
  *
  * Products with the normalized residual stream, or with a gradient by it, have channels of similar size
- * (`model/rotation.ts`), so these matrices are stored as `columns`: one scale for each column, and one for the whole
- * activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate and up as
- * columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
+ * (`model/architectures/rotation.ts`), so these matrices are stored as `columns`: one scale for each column, and one
+ * for the whole activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate
+ * and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  */
 import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -92,7 +92,7 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, Sto
 
 const rangeSchema = z.strictObject({ file: z.literal(COPIES_FILE), offset: z.int(), bytes: z.int() });
 const sizes = { outputs: z.int(), inputs: z.int(), values: rangeSchema, scales: rangeSchema };
-const blockSize = z.literal(QUANT_BLOCK).default(QUANT_BLOCK);
+const blockSize = z.literal(QUANT_BLOCK);
 const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
   z.strictObject({ kind: z.literal('columns'), ...sizes }),
@@ -177,8 +177,8 @@ async function removeOldVersions(folder: string): Promise<void> {
 }
 
 /*
- * Products in the two quantized forms of a training step: blocks of 32 (`model/linear.ts`), and columns with one scale
- * each (DynamicQuantizeMatMul), whose activations share one scale a tensor.
+ * Products in the two quantized forms of a training step: blocks of 32 (`model/architectures/projections.ts`), and
+ * columns with one scale each (DynamicQuantizeMatMul), whose activations share one scale a tensor.
  */
 
 type StoredColumns = {

@@ -84,6 +84,11 @@ const namesOf = (index: number, place: number): KeysValues => ({
 /** The result of attention, and the buffers of heads with the new K and V. */
 type Attended = { readonly attended: Value; readonly grown: KeysValues };
 
+/** K and V of decoded tokens, and of each place. */
+type HeadBuffers = { readonly tokens: KeysValues; readonly places: readonly KeysValues[] };
+/** The result of a layer's attention, and the buffers of tokens and of each place, grown. */
+type AllAttended = { readonly attended: Value; readonly grown: readonly KeysValues[] };
+
 function attendHeads(
   g: GraphBuilder,
   shared: Attending & { readonly form: HeadForm },
@@ -93,70 +98,76 @@ function attendHeads(
 ): Value {
   const { config, form } = shared;
   const width = config.headCount * config.headSize;
-  const places = placesOf(shared.kvType);
-  const heads = headInputs(g, config, `${index}`);
-  const ofPlaces = Array.from({ length: places }, (_, place) => headInputs(g, config, `${index}_${place}`));
-  const branch = (
-    name: string,
-    build: (b: GraphBuilder) => { readonly attended: Value; readonly grown: readonly KeysValues[] },
-  ) =>
-    g.subgraph(name, (b) => {
+  const heads: HeadBuffers = {
+    tokens: headInputs(g, config, `${index}`),
+    places: Array.from({ length: placesOf(shared.kvType) }, (_, place) =>
+      headInputs(g, config, `${index}_${place}`),
+    ),
+  };
+  const branch = (name: string, build: (b: GraphBuilder) => AllAttended) =>
+    g.subgraph(`${name}_${index}`, (b) => {
       const { attended, grown } = build(b);
       b.output(attended, 'f32', [1, `running_${index}`, width]);
       for (const one of grown) outputGrown(b, one);
     });
-  const nothing = (b: GraphBuilder) => nothingGrown(b, config);
   const attended = { name: g.fresh('attended') };
   const grown = [
     { k: { name: `grown_k_${index}` }, v: { name: `grown_v_${index}` } },
-    ...ofPlaces.map((_, place) => namesOf(index, place)),
+    ...heads.places.map((_, place) => namesOf(index, place)),
   ];
   g.node(
     'If',
     [form.tokensAlone[index]],
     [attended, ...grown.flatMap(({ k, v }) => [k, v])].map(({ name }) => name),
     {
-      then_branch: {
-        graph: branch(`tokens_${index}`, (b) => {
-          const found = attendRows(b, shared, extras, rows, heads, form.lengths);
-          return { attended: found.attended, grown: [found.grown, ...ofPlaces.map(() => nothing(b))] };
-        }),
-      },
+      then_branch: { graph: branch('tokens', (b) => attendTokens(b, shared, rows, heads, extras)) },
       else_branch: {
-        graph: branch(`tokens_and_pieces_${index}`, (b) => {
-          const [tokens, ...pieces] = byKind(b, rows, form.counts[index]!, 1 + places);
-          const ofPieces = pieces.map((piece, place) => {
-            const i = index * places + place;
-            return attendWhere(b, config, shared.hasPlace[i]!, `${index}_${place}`, (c) =>
-              attendByHead(
-                c,
-                shared,
-                extras,
-                { product: piece.product, positions: () => piece.positions },
-                ofPlaces[place]!,
-                form.placeLengths[i]!,
-              ),
-            );
-          });
-          const own = { ...tokens!, product: after(b, tokens!.product, ofPieces, shared) };
-          const ofTokens = attendWhere(b, config, form.hasTokens[index]!, `${index}`, (c) =>
-            attendRows(c, shared, extras, own, heads, form.lengths),
-          );
-          const all = [ofTokens, ...ofPieces];
-          return {
-            attended: b.op(
-              'Concat',
-              all.map((one) => one.attended),
-              { axis: 1 },
-            ),
-            grown: all.map((one) => one.grown),
-          };
-        }),
+        graph: branch('tokens_and_pieces', (b) => attendBoth(b, shared, index, rows, heads, extras)),
       },
     },
   );
   for (const one of grown) outputGrown(g, one);
   return attended;
+}
+
+/** All rows are decoded tokens. */
+function attendTokens(
+  b: GraphBuilder,
+  shared: Attending & { readonly form: HeadForm },
+  rows: Rows,
+  { tokens, places }: HeadBuffers,
+  extras: Extras,
+): AllAttended {
+  const { attended, grown } = attendRows(b, shared, extras, rows, tokens, shared.form.lengths);
+  return { attended, grown: [grown, ...places.map(() => nothingGrown(b, shared.config))] };
+}
+
+/** Rows of decoded tokens, if there are any, and of each place with a piece. */
+function attendBoth(
+  b: GraphBuilder,
+  shared: Attending & { readonly form: HeadForm },
+  index: number,
+  rows: Rows,
+  heads: HeadBuffers,
+  extras: Extras,
+): AllAttended {
+  const { config, form } = shared;
+  const places = heads.places.length;
+  const [tokens, ...pieces] = byKind(b, rows, form.counts[index]!, 1 + places);
+  const ofPieces = pieces.map(({ product, positions }, place) => {
+    const i = index * places + place;
+    const piece = { product, positions: () => positions };
+    return attendWhere(b, config, shared.hasPlace[i]!, `${index}_${place}`, (c) =>
+      attendByHead(c, shared, extras, piece, heads.places[place]!, form.placeLengths[i]!),
+    );
+  });
+  const own = { ...tokens!, product: after(b, tokens!.product, ofPieces, shared) };
+  const ofTokens = attendWhere(b, config, form.hasTokens[index]!, `${index}`, (c) =>
+    attendRows(c, shared, extras, own, heads.tokens, form.lengths),
+  );
+  const all = [ofTokens, ...ofPieces];
+  const parts = all.map(({ attended }) => attended);
+  return { attended: b.op('Concat', parts, { axis: 1 }), grown: all.map(({ grown }) => grown) };
 }
 
 /** Splits rows into those of decoded tokens and those of each place. */

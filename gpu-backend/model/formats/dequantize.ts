@@ -4,7 +4,7 @@
  * to fp32 gives the same bits as the reference.
  */
 
-/** Fills `out` (a multiple of `blockSize` floats) from the blocks in `bytes`. */
+/** Fills `out` (a multiple of `blockSize` floats) from the blocks in `bytes`, which begin at an even byte of their buffer. */
 type Dequantize = (bytes: Uint8Array, out: Float32Array) => void;
 export type TensorType = {
   readonly name: string;
@@ -69,18 +69,14 @@ function dequantizeF32(bytes: Uint8Array, out: Float32Array): void {
 }
 
 function dequantizeF16(bytes: Uint8Array, out: Float32Array): void {
-  for (let i = 0; i < out.length; i++) out[i] = half(bytes, 2 * i);
+  out.set(new Float16Array(bytes.buffer, bytes.byteOffset, out.length));
 }
 
 /** bfloat16 is the upper half of an fp32. */
 function dequantizeBF16(bytes: Uint8Array, out: Float32Array): void {
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
-  if (bytes.byteOffset % 2 === 0) {
-    const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bits.length);
-    for (let i = 0; i < bits.length; i++) bits[i] = halves[i]! << 16;
-    return;
-  }
-  for (let i = 0; i < bits.length; i++) bits[i] = (bytes[2 * i]! << 16) | (bytes[2 * i + 1]! << 24);
+  const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bits.length);
+  for (let i = 0; i < bits.length; i++) bits[i] = halves[i]! << 16;
 }
 
 /** x = d·(q − 8); the low nibbles are the first half of the block. */
@@ -295,20 +291,13 @@ function iq4Block(bytes: Uint8Array, at: number, scale: number, out: Float32Arra
   }
 }
 
-/* IEEE half precision to float, by a table of all 65,536 values: each quantized block has one or two halves. */
+/* The scales of blocks, in half precision: a table of all 65,536 values, as each block has one or two. */
 
 let table: Float32Array | undefined;
 
 function half(bytes: Uint8Array, at: number): number {
-  table ??= Float32Array.from({ length: 65_536 }, (_, value) => decode(value));
+  table ??= Float32Array.from(
+    new Float16Array(Uint16Array.from({ length: 65_536 }, (_, bits) => bits).buffer),
+  );
   return table[bytes[at]! | (bytes[at + 1]! << 8)]!;
-}
-
-function decode(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }

@@ -137,9 +137,10 @@ async function listRepository(
     for await (const entry of files) entries.push(entry);
     return { commit, entries };
   } catch (error) {
+    signal?.throwIfAborted();
     const status = (error as { statusCode?: number }).statusCode;
-    const hint = HINTS[status ?? 0] ?? '';
-    throw notGiven(name, error, signal, hint);
+    const message = `the hub does not give ${name}: ${messageOf(error)}${HINTS[status ?? 0] ?? ''}`;
+    throw new MaskrouteError('download_failed', message, { cause: error });
   }
 }
 
@@ -161,12 +162,6 @@ async function fetchFile({ repository, commit, entry, target, onBytes, signal }:
     ...(accessToken && { headers: { authorization: `Bearer ${accessToken}` } }),
     ...{ bytes: entry.size, sha256: entry.lfs?.oid, target, onBytes, hints: ACCESS_HINTS, signal },
   });
-}
-
-function notGiven(what: string, cause: unknown, signal: Signal, hint = ''): MaskrouteError {
-  signal?.throwIfAborted();
-  const message = `the hub does not give ${what}: ${messageOf(cause)}${hint}`;
-  return new MaskrouteError('download_failed', message, { cause });
 }
 
 /* Chooses the files of a repository that make a model; original weights before quantized GGUF files. */

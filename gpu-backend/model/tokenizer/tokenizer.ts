@@ -29,7 +29,8 @@ export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
   /** `encode` in steps of some milliseconds; each step yields the number of tokens so far. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
-  decode(tokenIds: ArrayLike<number>, options?: { readonly showSpecial?: boolean }): string;
+  /** The text, special tokens included. */
+  decode(tokenIds: ArrayLike<number>): string;
   /** The id of a token by its name, e.g. `<|im_end|>`. */
   tokenId(name: string): number | undefined;
   /** The bytes of all tokens, as plain data. */
@@ -145,8 +146,8 @@ export function createTokenizer(
     tokenId,
     encodeSteps,
     encode: (text, options) => finish(encodeSteps(text, options)),
-    decode(tokenIds, { showSpecial = true } = {}) {
-      const decoder = reader.createDecoder({ showSpecial });
+    decode(tokenIds) {
+      const decoder = reader.createDecoder({ showSpecial: true });
       const text = Array.from(tokenIds, (id) => decoder.push(id)).join('') + decoder.flush();
       // Drops the space that encoding adds. A stream continues a prompt, so it keeps its space.
       return table.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;

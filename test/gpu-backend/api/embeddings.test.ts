@@ -5,7 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { createEncoderService, FULL_ENCODER } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
 import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
 import { testHome } from '../../support/installed-model.ts';
@@ -20,7 +20,7 @@ const golden: { texts: string[]; vectors: number[][] } = JSON.parse(
 
 let server: TestServer;
 beforeAll(async () => {
-  await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} });
+  await fetchFullEncoder(testHome, { onProgress: () => {}, log: () => {} }, FULL_ENCODER);
   server = await serveModel(scriptedModel(scriptedEngine({ answer: () => bytesOf('x') })));
 }, TEACHER_TIMEOUT_ms);
 afterAll(() => server[Symbol.asyncDispose]());

@@ -31,7 +31,7 @@ afterAll(() => rmSync(folder, { recursive: true }));
 function write(config: object, tokenizer: object): Promise<unknown> {
   writeFileSync(join(folder, 'config.json'), JSON.stringify(config));
   writeFileSync(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer));
-  return readEncoderFolder(folder);
+  return readEncoderFolder(folder, '');
 }
 
 describe('the folder of a sentence encoder', () => {

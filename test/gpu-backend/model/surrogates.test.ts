@@ -1,5 +1,5 @@
 /** Tables of surrogates on disk, in both bases, and inside an installed model. */
-import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -128,6 +128,27 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
   expect((await readdir(path.join(home, 'models'))).filter((name) => !name.startsWith('.lock'))).toEqual([
     manifest.name,
   ]);
+});
+
+test('its weights have one name all the time: ONNX Runtime refuses files with a second', async () => {
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  const { folder, manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
+  const table = randomSurrogates(tiny, 32);
+  await writeSurrogates(file, { model: manifest.hash as ModelHash, table, fitted: '' });
+  const namesOf = (weights: string) =>
+    stat(weights).then(
+      ({ nlink }) => nlink,
+      () => 0,
+    );
+  let isDone = false;
+  const installing = installOwnSurrogates(home, manifest.name, file, hooks).finally(() => {
+    isDone = true;
+  });
+  let most = 0;
+  while (!isDone) most = Math.max(most, await namesOf(path.join(folder, 'weights.bin')));
+  await installing;
+  expect(most).toBe(1);
 });
 
 test('another model’s table leaves the model as it was', async () => {

@@ -84,8 +84,10 @@ describe('the Lagrangian', () => {
     fc.assert(
       fc.property(logAlphas, multiplier, multiplier, (values, linear, quadratic) => {
         const weights = weightsFor(values.length);
-        const value = (changed: readonly number[], l: number, q: number) =>
-          sparsityPenalty(changed, weights, 0.25, { linear: l, quadratic: q }).value;
+        const value = (changed: readonly number[], l: number, q: number) => {
+          const excess = expectedSparsity(changed, weights) - 0.25;
+          return l * excess + q * excess ** 2;
+        };
         const penalty = sparsityPenalty(values, weights, 0.25, { linear, quadratic });
         values.forEach((at, i) => {
           const moved = (x: number) => value(values.with(i, x), linear, quadratic);
