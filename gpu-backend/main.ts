@@ -95,13 +95,13 @@ export type RunningBackend = {
 
 /**
  * Resolves when the backend accepts requests. Rejects with MaskrouteError `model_not_found`, `corrupt_model`,
- * `engine_failed`, or `start_failed` when the key is missing or the port is not available.
+ * `engine_failed`, `invalid_argument` when the key is missing, or `start_failed` when the port is not available.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
   const log = options.log ?? openLog();
   if (options.backendKey.trim() === '') {
     const message = 'The backend needs a key: set MASKROUTE_BACKEND_KEY.';
-    throw new MaskrouteError('start_failed', message);
+    throw new MaskrouteError('invalid_argument', message);
   }
   const { threads = availableParallelism() } = options;
   const model = await withSmallHeap(() => openModel(options, threads, log));

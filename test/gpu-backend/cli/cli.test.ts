@@ -161,7 +161,6 @@ const REFUSED: [string, string[], RegExp][] = [
 const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
-  'no backend key',
   'a model to learn for that is missing',
 ];
 
