@@ -38,7 +38,7 @@ export function parse<T extends z.ZodType>(
   const checked = check(schema, value);
   if (checked.kind === 'good') return checked.value;
   const { message, param } = checked;
-  throw new MaskrouteError(code, `${message}.`, { param });
+  throw new MaskrouteError(code, message.endsWith('?') ? message : `${message}.`, { param });
 }
 
 type Checked<T> =
