@@ -95,13 +95,13 @@ export type RunningBackend = {
 
 /**
  * Resolves when the backend accepts requests. Rejects with MaskrouteError `model_not_found`, `corrupt_model`,
- * `engine_failed`, or `start_failed` when the key is missing or the port is not available.
+ * `engine_failed`, `invalid_argument` when the key is missing, `port_in_use`, or `start_failed` when it cannot listen.
  */
 export async function startBackend(options: BackendOptions): Promise<RunningBackend> {
   const log = options.log ?? openLog();
   if (options.backendKey.trim() === '') {
     const message = 'The backend needs a key: set MASKROUTE_BACKEND_KEY.';
-    throw new MaskrouteError('start_failed', message);
+    throw new MaskrouteError('invalid_argument', message);
   }
   const { threads = availableParallelism() } = options;
   const model = await withSmallHeap(() => openModel(options, threads, log));
@@ -196,7 +196,11 @@ async function serve(
   const server = await startServer(
     { ...parts, masks, keys, limits },
     { port: options.port, hostname: options.host ?? '127.0.0.1' },
-  ).catch((cause: Error) => {
+  ).catch((cause: NodeJS.ErrnoException) => {
+    if (cause.code === 'EADDRINUSE') {
+      const message = `Port ${options.port} is in use by another program. Set BACKEND_PORT to another port, or to 0 for any.`;
+      throw new MaskrouteError('port_in_use', message, { cause });
+    }
     throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
   });
   own.resolve(server.url);

@@ -166,15 +166,15 @@ const LOAD_MAX = 1.5;
 type Figures = {
   readonly prompts: number;
   readonly rounds: number;
-  /** Medians over all rounds. */
-  readonly masked_tokens_per_s: number;
-  readonly dense_tokens_per_s: number;
+  /** Medians over all rounds; null when no round has a speed, as all answers have one token. */
+  readonly masked_tokens_per_s: number | null;
+  readonly dense_tokens_per_s: number | null;
   /** The share of the dense answer's words before the masked answer first differs; the mean over prompts. */
   readonly agreement: number;
   /** The evaluated agreement of the live mask set on held-out text; null when there is no evaluation. */
   readonly evaluated_agreement: number | null;
-  /** Fastest round divided by slowest round of a prompt, the median over prompts: 1.1 is 10 %. */
-  readonly spread: number;
+  /** Fastest round divided by slowest round of a prompt, the median over prompts: 1.1 is 10 %. Null without speeds. */
+  readonly spread: number | null;
   /** Load average per core. */
   readonly load: number;
   readonly is_busy: boolean;
@@ -184,7 +184,7 @@ type Figures = {
 export function figuresOf(compared: readonly Compared[], load: number, evaluated?: number): Figures {
   const rounds = compared.flatMap(({ speeds }) => speeds);
   const timed = compared.filter(({ speeds }) => speeds.length > 0);
-  const spread = median(
+  const spread = medianOrNull(
     timed.flatMap(({ speeds }) =>
       (['masked', 'dense'] as const).map((kind) => {
         const values = speeds.map((speed) => speed[kind]);
@@ -194,36 +194,54 @@ export function figuresOf(compared: readonly Compared[], load: number, evaluated
   );
   return {
     ...{ prompts: compared.length, rounds: ROUNDS },
-    masked_tokens_per_s: median(rounds.map((round) => round.masked)),
-    dense_tokens_per_s: median(rounds.map((round) => round.dense)),
+    masked_tokens_per_s: medianOrNull(rounds.map((round) => round.masked)),
+    dense_tokens_per_s: medianOrNull(rounds.map((round) => round.dense)),
     agreement: mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text))),
     evaluated_agreement: evaluated ?? null,
-    ...{ spread, load, is_busy: spread > SPREAD_MAX || load > LOAD_MAX },
+    ...{ spread, load, is_busy: (spread ?? 1) > SPREAD_MAX || load > LOAD_MAX },
   };
 }
 
 /** The summary's lines; the last lines warn when the machine is busy. */
 export function summaryOf(figures: Figures): string {
-  const { masked_tokens_per_s: masked, dense_tokens_per_s: dense, evaluated_agreement: evaluated } = figures;
-  const change = (masked / dense - 1) * 100;
+  const { evaluated_agreement: evaluated } = figures;
   return [
     `Summary of ${figures.prompts} prompts, ${figures.rounds} rounds each, masked and dense in turns:`,
-    `  masked     ${masked.toFixed(1)} tokens/s (median)`,
-    `  dense      ${dense.toFixed(1)} tokens/s (median); masked is ${Math.abs(change).toFixed(0)} % ${change < 0 ? 'slower' : 'faster'}`,
+    ...speedLines(figures),
     `  agreement  ${(figures.agreement * 100).toFixed(0)} % of the words before an answer first differs from dense (mean)`,
     ...(evaluated === null
       ? []
       : [
           `  evaluated  ${(evaluated * 100).toFixed(0)} % of next tokens are the same as dense, on text that the masks were not made on`,
         ]),
-    ...(figures.is_busy
-      ? [
-          `  The machine is busy: rounds of one prompt differ by ${((figures.spread - 1) * 100).toFixed(0)} % (median), and ${figures.load.toFixed(1)} programs`,
-          '  want each core. Do not trust these speeds; run it again when nothing else runs.',
-        ]
-      : []),
+    ...(figures.is_busy ? busyLines(figures) : []),
   ].join('\n');
 }
+
+function speedLines({ masked_tokens_per_s: masked, dense_tokens_per_s: dense }: Figures): string[] {
+  if (masked === null || dense === null) {
+    return ['  speed      not measured: no prompt got more than one token both masked and dense'];
+  }
+  const change = (masked / dense - 1) * 100;
+  return [
+    `  masked     ${masked.toFixed(1)} tokens/s (median)`,
+    `  dense      ${dense.toFixed(1)} tokens/s (median); masked is ${Math.abs(change).toFixed(0)} % ${change < 0 ? 'slower' : 'faster'}`,
+  ];
+}
+
+function busyLines({ spread, load }: Figures): string[] {
+  const rounds =
+    spread === null
+      ? ''
+      : `rounds of one prompt differ by ${((spread - 1) * 100).toFixed(0)} % (median), and `;
+  return [
+    `  The machine is busy: ${rounds}${load.toFixed(1)} programs`,
+    '  want each core. Do not trust these speeds; run it again when nothing else runs.',
+  ];
+}
+
+const medianOrNull = (values: readonly number[]): number | null =>
+  values.length === 0 ? null : median(values);
 
 const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length;

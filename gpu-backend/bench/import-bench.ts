@@ -44,23 +44,23 @@ export async function benchImport({ spec, weights, home, say, signal }: ImportBe
     const run = await pullInChild(folder, spec, weights, signal);
     const { manifest } = await openInstalled(folder, run.name);
     const written_bytes = Object.values(manifest.files).reduce((sum, { bytes }) => sum + bytes, 0);
-    const processors = availableParallelism();
-    const disk_s = written_bytes / disk.write_GBps / 1e9 + source_bytes / disk.read_GBps / 1e9;
-    const processors_s = run.cpu_s / processors;
-    const limit_s = Math.max(disk_s, processors_s);
+    const cores = availableParallelism();
+    const diskAlone_s = written_bytes / disk.write_GBps / 1e9 + source_bytes / disk.read_GBps / 1e9;
+    const cpuAlone_s = run.cpu_s / cores;
+    const limit_s = Math.max(diskAlone_s, cpuAlone_s);
     const above_bytes = run.peak_bytes - source.largestTensor_bytes;
     say(
-      `${run.seconds.toFixed(1)} s; the disk alone takes ${disk_s.toFixed(1)}, the CPU alone ${processors_s.toFixed(1)}`,
+      `${run.seconds.toFixed(1)} s; the disk alone takes ${diskAlone_s.toFixed(1)}, the CPU alone ${cpuAlone_s.toFixed(1)}`,
     );
     say(
       `at most ${gigabytes(run.peak_bytes)} GB in memory; the largest tensor is ${gigabytes(source.largestTensor_bytes)} GB`,
     );
     return {
-      ...{ bench: 'import', model: run.name, weights, processors },
+      ...{ bench: 'import', model: run.name, weights, cores },
       ...{ source_GB: gigabytes(source_bytes), written_GB: gigabytes(written_bytes) },
       ...{ seconds: round(run.seconds, 1), cpu_s: round(run.cpu_s, 1) },
       read_GBps: round(source_bytes / run.seconds / 1e9),
-      ...{ disk_s: round(disk_s, 1), processors_s: round(processors_s, 1) },
+      ...{ diskAlone_s: round(diskAlone_s, 1), cpuAlone_s: round(cpuAlone_s, 1) },
       shareOfLimit: round(limit_s / run.seconds),
       peak_GB: gigabytes(run.peak_bytes),
       largestTensor_GB: gigabytes(source.largestTensor_bytes),

@@ -14,7 +14,7 @@ import { httpAddress } from './terminal.ts';
 
 export const EDGE_OPTION = ['--edge <url>', 'the edge (default: a running "npm start")'] as const;
 export const tenantOption = () =>
-  new Option('--tenant <tenant>', 'whose mask sets').default('', 'all tenants without their own');
+  new Option('--tenant <tenant>', 'whose mask sets').default('', 'all tenants without a set of their own');
 export const YES_OPTION = ['--yes', 'change an edge on another machine without asking', false] as const;
 
 export const KEY_HELP = `
@@ -87,4 +87,4 @@ export async function confirmChange(
 
 /** A tenant's name in messages. */
 export const whose = (tenant: string): string =>
-  tenant === '' ? 'all tenants without their own' : `tenant ${tenant}`;
+  tenant === '' ? 'all tenants without a set of their own' : `tenant ${tenant}`;

@@ -27,7 +27,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
-import { httpAddress, JSON_OPTION, numberWhere, wholeNumber } from './terminal.ts';
+import { httpAddress, JSON_OPTION, numberWhere, share, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
   readonly edge?: string;
@@ -52,14 +52,22 @@ export function addPublishCommands(program: Command): void {
       '--rollout <steps>',
       'go live in steps: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, then 10 % for an hour',
     )
-    .option('--max-error-rate <share>', 'roll back at a higher error rate, from 0 to 1', number)
+    .option('--max-error-rate <share>', 'roll back at a higher error rate, from 0 to 1', share)
     .option(
       '--max-slowdown <ratio>',
       'roll back when ms/token is more than this many times that of the version before',
-      number,
+      numberWhere('a number above 1, such as 1.1', (value) => value > 1),
     )
-    .option('--max-token-ms <ms>', 'roll back at more ms/token', number)
-    .option('--min-requests <count>', 'requests that a decision to roll back needs (default: 100)', number)
+    .option(
+      '--max-token-ms <ms>',
+      'roll back at more ms/token',
+      numberWhere('a number above 0', (value) => value > 0),
+    )
+    .option(
+      '--min-requests <count>',
+      'requests that a decision to roll back needs (default: 100)',
+      wholeNumber(1, 1_000_000),
+    )
     .option(...YES_OPTION)
     .option(...JSON_OPTION)
     .addHelpText('after', KEY_HELP)
@@ -208,8 +216,6 @@ async function follow(
     await sleep(every_s * 1000, undefined, { signal }).catch(() => {});
   }
 }
-
-const number = numberWhere('a number');
 
 const STATES = {
   stored: 'stored, not live (--activate makes it so)',

@@ -38,7 +38,7 @@ export function parse<T extends z.ZodType>(
   const checked = check(schema, value);
   if (checked.kind === 'good') return checked.value;
   const { message, param } = checked;
-  throw new MaskrouteError(code, `${message}.`, { param });
+  throw new MaskrouteError(code, message.endsWith('?') ? message : `${message}.`, { param });
 }
 
 type Checked<T> =
@@ -68,11 +68,14 @@ const ECHO_CHARS_MAX = 40;
 function describe(error: z.ZodError, whole: string): { message: string; param: string | null } {
   const faults = faultsOf(error.issues as readonly Issue[], []);
   const texts: string[] = [];
+  const said = new Set<string>();
   let chars = 0;
-  for (const { path, message, known } of faults.slice(0, FIELDS_MAX)) {
+  for (const { path, message, again = message, known } of faults.slice(0, FIELDS_MAX)) {
     const name = formatPath(path);
     const meant = known === undefined ? '' : hint(String(path.at(-1)), known);
-    const text = cut(`${name === '' ? whole : name}: ${message}${meant}`, FAULT_CHARS_MAX);
+    const reason = said.has(message) ? again : message;
+    said.add(message);
+    const text = cut(`${name === '' ? whole : name}: ${reason}${meant}`, FAULT_CHARS_MAX);
     chars += text.length + 2;
     if (chars > MESSAGE_CHARS_MAX) break;
     texts.push(text);
@@ -90,6 +93,8 @@ type Fault = {
   readonly message: string;
   /** Valid names that the last name of the path may be a misspelling of. */
   readonly known?: Iterable<string> | undefined;
+  /** In place of a message that another fault has said: valid fields are listed once. */
+  readonly again?: string;
 };
 
 function faultsOf(issues: readonly Issue[], base: readonly PropertyKey[]): Fault[] {
@@ -101,6 +106,7 @@ function faultsOf(issues: readonly Issue[], base: readonly PropertyKey[]): Fault
           path: [...path, key],
           message: issue.message,
           known: issue.known,
+          again: UNKNOWN_FIELD,
         }));
       case 'invalid_union':
         return unionFaults(issue, path);
@@ -173,6 +179,7 @@ function formatPath(path: readonly PropertyKey[]): string {
 const cut = (text: string, chars: number): string =>
   text.length <= chars ? text : `${text.slice(0, chars - 1).toWellFormed()}…`;
 
+const UNKNOWN_FIELD = 'there is no such field here';
 const NO_FORM = 'has none of the forms that it may have';
 
 /** The message after a field's name; a schema's own message takes precedence. */
@@ -191,7 +198,7 @@ export const words: z.core.$ZodErrorMap = (issue) => {
     case 'invalid_format':
       return `expected ${FORMATS[issue.format ?? ''] ?? `text of the form ${issue.pattern ?? issue.format}`}`;
     case 'unrecognized_keys':
-      return `there is no such field here${knownFields(issue.inst)}`;
+      return `${UNKNOWN_FIELD}${knownFields(issue.inst)}`;
     case 'invalid_union':
       return NO_FORM;
     case 'not_multiple_of':

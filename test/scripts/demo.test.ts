@@ -39,6 +39,15 @@ test('an answer of one token has no speed, and does not disturb the others', () 
   expect(figures.spread).toBeLessThan(1.1);
 });
 
+test('when every answer has one token the summary says that there is no speed', () => {
+  const figures = figuresOf([...speeds([], []), ...speeds([], [])], 4);
+  expect(figures).toMatchObject({ masked_tokens_per_s: null, dense_tokens_per_s: null, spread: null });
+  const summary = summaryOf(figures);
+  expect(summary).toContain('speed      not measured');
+  expect(summary).toContain('The machine is busy: 4.0 programs');
+  expect(summary).not.toContain('NaN');
+});
+
 test('the summary has medians of all rounds, and says so when the machine is busy', () => {
   const calm = summaryOf(figuresOf(speeds([110, 111, 112], [100, 101, 99]), 0.5));
   expect(calm).toMatch(/masked {5}111\.0 tokens\/s \(median\)/);

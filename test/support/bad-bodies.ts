@@ -34,8 +34,8 @@ const MASK = 'expected "dense", a mask id, or an object with skipAttention, skip
 const TOOL = { type: 'function', function: { name: 'f' } };
 
 export const BAD_BODIES: readonly BadBody[] = [
-  chat({ max_token: 5 }, 'max_token', 'max_token: there is no such field here; did you mean `max_tokens`?.'),
-  chat({ topP: 1 }, 'topP', 'topP: there is no such field here; did you mean `top_p`?.'),
+  chat({ max_token: 5 }, 'max_token', 'max_token: there is no such field here; did you mean `max_tokens`?'),
+  chat({ topP: 1 }, 'topP', 'topP: there is no such field here; did you mean `top_p`?'),
   chat({ prompt: 'hi' }, 'prompt', 'prompt: there is no such field here.'),
   chat({ __proto: {}, constructor: 1 }, '__proto', /__proto: there is no .*constructor: there is no/),
   legacy({ max_completion_tokens: 5 }, 'max_completion_tokens', /there is no such field here/),
@@ -95,7 +95,7 @@ export const BAD_BODIES: readonly BadBody[] = [
     { messages: [{ ...hello, role: 'king', content_: 'x' }] },
     'messages[0].role',
     'messages[0].role: expected one of "system", "developer", "user", "assistant", "tool", got "king"; ' +
-      'messages[0].content_: there is no such field here; did you mean `content`?.',
+      'messages[0].content_: there is no such field here; did you mean `content`?',
   ),
   chat({ messages: [{ ...hello, audio: { id: 'a' } }] }, 'messages[0].audio', /text only/),
   chat({ messages: [{ ...hello, refusal: 'no' }] }, 'messages[0].refusal', /no refusals/),

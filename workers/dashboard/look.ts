@@ -83,4 +83,5 @@ export function duration(length_ms: number): string {
 export const tenantFilter = (tenant: string): string => (tenant === '' ? 'All tenants' : tenant);
 export const setOwner = (tenant: string): string => (tenant === '' ? 'Default mask set' : tenant);
 /** In a sentence. */
-export const whose = (tenant: string): string => (tenant === '' ? 'all tenants without their own' : tenant);
+export const whose = (tenant: string): string =>
+  tenant === '' ? 'all tenants without a set of their own' : tenant;

@@ -239,6 +239,17 @@ test('a rollout shows both versions with their shares and a countdown, is paused
   await page.getByRole('button', { name: /Open .* \/publications\/resume/ }).click();
   const paused = page.getByRole('region', { name: /^Change/ }).getByText('"paused_at": "');
   await paused.waitFor();
+  // A long text scrolls by keyboard, too.
+  await page.getByLabel(/^Search/).fill('PUT /mask-sets/:version/evaluation');
+  await page
+    .getByRole('button', { name: /^Open .* \/mask-sets\/.*\/evaluation/ })
+    .first()
+    .click();
+  await page.getByRole('region', { name: 'After' }).getByText('"method": "learned"').waitFor();
+  await expectAccessible(page, 'a long change');
+  await page.getByLabel(/^Search/).fill('/publications/resume');
+  await page.getByRole('button', { name: /Open .* \/publications\/resume/ }).click();
+  await paused.waitFor();
   // Its address leads there, also where the entry is on no page of the list.
   await page.getByLabel(/^Search/).fill('nothing has this in it');
   await page.getByText('Nothing matches “nothing has this in it”.').waitFor();
@@ -264,6 +275,14 @@ test('every main page fits wide and narrow, its first and action columns in view
       for (const cell of await page.locator('table.data tbody tr:first-child .actions').all()) {
         const box = (await cell.boundingBox())!;
         expect(box.x + box.width, where).toBeLessThanOrEqual(width);
+      }
+      if (title === 'Requests') {
+        const date = page
+          .getByRole('table', { name: /^Requests/ })
+          .locator('tbody td')
+          .first();
+        const hidden_px = await date.evaluate((cell) => cell.scrollWidth - cell.clientWidth);
+        expect(hidden_px, where).toBe(0);
       }
       // Wide, and in dark colours, which are the same at both widths, all pages are looked at in pages.ts.
       if (width === 390) await expectAccessible(page, where, 'looks');

@@ -90,7 +90,7 @@ test('a backend learns again and again by click, with a key of its own, until th
   const row = schedules.getByRole('row', { name: 'nightly' });
   await row.getByText('12h').waitFor();
   await row
-    .getByText('goes live for all tenants without their own, in 3 steps, automatic rollback')
+    .getByText('goes live for all tenants without a set of their own, in 3 steps, automatic rollback')
     .waitFor();
   expect(await keys()).toEqual(['admin: schedule on default: nightly']);
   await expectAccessible(page, 'a schedule');

@@ -55,7 +55,9 @@ test('the way back is named as it is, step by step, and closed at its end', asyn
   ] as const) {
     await page.getByRole('status').getByText(goes).waitFor();
     await rollBackButton().click();
-    await dialog().getByText(`${comes} replaces ${goes} for all tenants without their own.`).waitFor();
+    await dialog()
+      .getByText(`${comes} replaces ${goes} for all tenants without a set of their own.`)
+      .waitFor();
     await dialog().getByRole('button', { name: 'Roll back' }).click();
     await page.getByRole('status').getByText(comes).waitFor();
     expect((await live())?.version).toBe(comes);

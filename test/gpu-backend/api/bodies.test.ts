@@ -64,7 +64,7 @@ describe('a body as clients send it', () => {
       error: {
         param: 'input[0]',
         message:
-          'input[0]: token ids of another model are not supported; send texts; dimension: there is no such field here; did you mean `dimensions`?.',
+          'input[0]: token ids of another model are not supported; send texts; dimension: there is no such field here; did you mean `dimensions`?',
       },
     });
   });

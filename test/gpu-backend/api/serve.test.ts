@@ -73,7 +73,7 @@ describe('a collector of traces', () => {
 
 describe('serve', () => {
   it.each([
-    ['a key', { MASKROUTE_BACKEND_KEY: '' }, DEFAULT_MODEL, 'MASKROUTE_BACKEND_KEY', 1],
+    ['a key', { MASKROUTE_BACKEND_KEY: '' }, DEFAULT_MODEL, 'MASKROUTE_BACKEND_KEY', 2],
     ['an installed model', {}, 'no-such-model', 'no-such-model', 1],
     ['a number of threads', { MASKROUTE_THREADS: 'many' }, DEFAULT_MODEL, 'MASKROUTE_THREADS must be', 2],
   ])('does not start without %s, and says so in one line', async (_, env, model, expected, code) => {
@@ -116,14 +116,14 @@ describe('serve', () => {
     expect(await served.exit).toBe(0);
   });
 
-  it('says which port it cannot have', async () => {
+  it('says which port it cannot have, and how to choose another', async () => {
     const other = await openReceiver();
     using tiny = await tinyHome();
     const { port } = new URL(other.url);
     const env = { MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_HOME: tiny.home, BACKEND_PORT: port };
     const served = start(env, 'tiny');
     expect(await served.exit).toBe(1);
-    expect(served.output()).toContain(`EADDRINUSE`);
+    expect(served.output()).toContain(`error: Port ${port} is in use by another program. Set BACKEND_PORT`);
     await other.close();
   });
 });

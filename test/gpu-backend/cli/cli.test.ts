@@ -136,6 +136,16 @@ const REFUSED: [string, string[], RegExp][] = [
     ['schedule', 'add', 'docs', '--every', '24h', '--backend', 'http://localhost:9'],
     /docs is a folder, not a regular file/,
   ],
+  [
+    'an error rate of more than all',
+    ['publish', PRESET, '--activate', '--max-error-rate', '2'],
+    /--max-error-rate.*a number from 0 to 1/,
+  ],
+  [
+    'a slowdown that is a speedup',
+    ['publish', PRESET, '--activate', '--max-slowdown', '0.9'],
+    /--max-slowdown.*a number above 1/,
+  ],
   ['facts that nothing asks for', [...EVALUATE, '--facts', 'x'], /--facts needs --checks/],
   ['a limit of tasks without any', [...EVALUATE, '--task-limit', '9'], /--task-limit needs --tasks/],
   [
@@ -161,7 +171,6 @@ const REFUSED: [string, string[], RegExp][] = [
 const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
-  'no backend key',
   'a model to learn for that is missing',
 ];
 

@@ -1,6 +1,7 @@
 /** Bodies whose size nobody promised: what is read, and what becomes of the rest. */
 import { expect, it } from 'vitest';
-import { readAnswer, readBounded, TooLargeError } from '../../../shared/wire/parse-body.ts';
+import { z } from 'zod';
+import { check, readAnswer, readBounded, TooLargeError } from '../../../shared/wire/parse-body.ts';
 
 /** A body of these pieces, and whether it was called off. */
 function bodyOf(...pieces: Uint8Array<ArrayBuffer>[]) {
@@ -43,4 +44,18 @@ it.each([
   const whole = bodyOf(bytes('12345'));
   expect(await readAnswer(whole, 5)).toBe('12345');
   expect(whole.state.isCancelled).toBe(false);
+});
+
+it('lists the valid fields once for many unknown ones', () => {
+  const schema = z.strictObject({ id: z.string(), inner: z.strictObject({ deep: z.string() }) });
+  const checked = check(schema, { id: 'a', one: 1, two: 2, inner: { deep: 'b', three: 3 } });
+  expect(checked).toEqual({
+    kind: 'bad',
+    message: [
+      'inner.three: there is no such field here, only deep',
+      'one: there is no such field here, only id, inner',
+      'two: there is no such field here',
+    ].join('; '),
+    param: 'inner.three',
+  });
 });

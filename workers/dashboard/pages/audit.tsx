@@ -3,7 +3,7 @@ import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-w
 import { admin, query } from '../api.ts';
 import { RowButton } from '../components/controls.tsx';
 import { Detail, Empty, Loaded } from '../components/dialog.tsx';
-import { Facts, ListTable } from '../components/table.tsx';
+import { Facts, ListTable, LongText, When } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { when } from '../look.ts';
 
@@ -30,7 +30,7 @@ export function Audit() {
         search={{ title: 'Search: who, what, from where, or an x-request-id', value: q, onSearch: setQ }}
         rowKey={({ id }) => String(id)}
         columns={[
-          { title: 'When', cell: ({ created_at }) => when(created_at) },
+          { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },
           { title: 'Who', cell: ({ actor }) => <code>{actor}</code> },
           { title: 'Action', cell: ({ action }) => action },
           { title: 'Target', cell: ({ target }) => <code>{target}</code> },
@@ -92,7 +92,7 @@ function State(props: { readonly title: string; readonly state: unknown; readonl
       {props.state === null ? (
         <Empty>{props.none}</Empty>
       ) : (
-        <pre class="prose">{JSON.stringify(props.state, null, 2)}</pre>
+        <LongText label={props.title} text={JSON.stringify(props.state, null, 2)} />
       )}
     </div>
   );

@@ -6,9 +6,9 @@ import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
 import { type Range, startOf_ms, useRange } from '../components/controls.tsx';
 import { Empty, Loaded } from '../components/dialog.tsx';
-import { type FactList, Facts, ListTable, quantiles, Table } from '../components/table.tsx';
+import { type FactList, Facts, ListTable, quantiles, Table, When } from '../components/table.tsx';
 import { useList, useLoad, useScope } from '../hooks.ts';
-import { number, percent, when } from '../look.ts';
+import { number, percent } from '../look.ts';
 
 const REFRESH_ms = 15_000;
 
@@ -135,7 +135,7 @@ function Comments() {
       empty="No rating has a comment yet."
       rowKey={({ request, created_at }) => `${request} ${created_at}`}
       columns={[
-        { title: 'When', cell: ({ created_at }) => when(created_at) },
+        { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },
         { title: 'Rating', cell: ({ rating }) => (rating > 0 ? 'good' : 'bad') },
         { title: 'Comment', cell: ({ comment }) => <span class="prose">{comment}</span> },
         { title: 'Tenant', cell: ({ tenant: of }) => of },

@@ -39,7 +39,7 @@ export function Playground() {
         </div>
       )}
       {tenant === '' ? (
-        <Empty>Pick the tenant whose terms and mask set the prompt runs under.</Empty>
+        <Empty>Pick a tenant: the prompt runs with its limits, its budget and its mask set.</Empty>
       ) : (
         <Ready key={tenant} tenant={tenant} />
       )}

@@ -64,7 +64,7 @@ function Picture({ rows, isEvaluation }: Figures) {
       <p>
         {isEvaluation ? ABOUT_EVALUATION : ABOUT_HELD_OUT} The dashed line joins what nothing else beats: at
         less cost, or at better quality.
-        {measure === 'kl' && ' The upright line is dense, whose KL is 0.'}
+        {measure === 'kl' && ' The vertical line is dense, whose KL is 0.'}
       </p>
       <div class="row">
         <Choice title="Quality" value={measure} options={Object.entries(MEASURES)} onPick={setMeasure} />

@@ -16,7 +16,7 @@ import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared
 import { admin, edgeNow_ms, noneIfNotFound, query } from '../api.ts';
 import { RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
-import { ListTable, Table } from '../components/table.tsx';
+import { ListTable, Table, When } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
 import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
 
@@ -239,7 +239,7 @@ function History() {
       search={{ title: 'Search the history: a version, who, or why', value: q, onSearch: setQ }}
       rowKey={({ id }) => id}
       columns={[
-        { title: 'When', cell: (row) => when(row.created_at) },
+        { title: 'When', cell: (row) => <When at={row.created_at} /> },
         { title: 'What', cell: (row) => row.action },
         {
           title: 'Version',

@@ -13,7 +13,16 @@ import { admin, noneIfNotFound, query } from '../api.ts';
 import { Choice, RowButton, startOf_ms, useRange } from '../components/controls.tsx';
 import { Detail, Loaded } from '../components/dialog.tsx';
 import { MaskStrip } from '../components/mask-heat-map.tsx';
-import { type Column, type FactList, Facts, ListTable, type Sorting, Table } from '../components/table.tsx';
+import {
+  type Column,
+  type FactList,
+  Facts,
+  ListTable,
+  LongText,
+  type Sorting,
+  Table,
+  When,
+} from '../components/table.tsx';
 import { useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion, when } from '../look.ts';
 
@@ -21,9 +30,9 @@ const REFRESH_ms = 10_000;
 
 const OUTCOME_NAMES: Record<(typeof REQUEST_OUTCOMES)[number], string> = {
   all: 'all',
-  failed: 'that failed',
-  dense: 'that ran dense, and had a reason',
-  rated: 'with a rating',
+  failed: 'failed, refused or cancelled',
+  dense: 'fell back to dense',
+  rated: 'rated',
 };
 
 const SORT_TITLES: Partial<Record<string, (typeof REQUEST_SORTS)[number]>> = {
@@ -81,7 +90,7 @@ export function Requests() {
 }
 
 const columnsOf = (isGlobal: boolean, show: (id: string) => void): Column<SeenRequest>[] => [
-  { title: 'When', cell: ({ created_at }) => when(created_at) },
+  { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },
   ...(isGlobal ? [{ title: 'Tenant', cell: ({ tenant }: SeenRequest) => tenant }] : []),
   { title: 'Model', cell: ({ model }) => model },
   { title: 'Cluster', cell: ({ cluster }) => cluster ?? '–', isNumber: true },
@@ -159,7 +168,7 @@ function Decision({ request, set }: { readonly request: RequestDetail; readonly 
           rows={request.ratings}
           rowKey={({ created_at, comment }) => `${created_at} ${comment}`}
           columns={[
-            { title: 'When', cell: ({ created_at }) => when(created_at) },
+            { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },
             { title: 'Rating', cell: ({ rating }) => (rating > 0 ? 'good' : 'bad') },
             { title: 'Comment', cell: ({ comment }) => <span class="prose">{comment ?? '–'}</span> },
           ]}
@@ -168,15 +177,15 @@ function Decision({ request, set }: { readonly request: RequestDetail; readonly 
       {request.texts === null ? (
         <p>
           <small>
-            The prompt and the answer are not kept. A tenant’s form says for how many days they are.
+            The prompt and the answer are not kept. The tenant’s form sets for how many days texts are kept.
           </small>
         </p>
       ) : (
         <>
           <h3>Prompt</h3>
-          <pre class="prose">{request.texts.prompt}</pre>
+          <LongText label="Prompt" text={request.texts.prompt} />
           <h3>Answer</h3>
-          <pre class="prose">{request.texts.answer}</pre>
+          <LongText label="Answer" text={request.texts.answer} />
           <small>Kept until {when(request.texts.expires_at)}.</small>
         </>
       )}

@@ -40,7 +40,7 @@ export function Usage() {
         columns={[
           { title: group, cell: (row) => nameOf(row, group) },
           counted('Requests', (row) => row.requests),
-          counted('Errors', (row) => row.errors),
+          counted('Failed, refused or cancelled', (row) => row.errors),
           counted('Prompt tokens', (row) => row.prompt_tokens),
           counted('Completion tokens', (row) => row.completion_tokens),
         ]}
