@@ -68,14 +68,10 @@ type Window = { readonly starts_at?: string | undefined; readonly ends_at?: stri
 const endsLater = ({ starts_at, ends_at }: Window) =>
   starts_at === undefined || ends_at === undefined || Date.parse(starts_at) < Date.parse(ends_at);
 const ENDS_LATER = { message: 'must be later than starts_at', path: ['ends_at'] };
-const namesTenantsRightly = ({ tenant, tenants }: { tenant: string; tenants: readonly string[] }) =>
-  tenant === DEFAULT_TENANT || tenants.length === 0;
-const TENANTS_RIGHTLY = { message: "a tenant's own experiment is on that tenant alone", path: ['tenants'] };
 
 export const createExperimentSchema = z
   .strictObject({ id: experimentId, tenant: ownerId.default(DEFAULT_TENANT), ...definitionFields })
-  .refine(endsLater, ENDS_LATER)
-  .refine(namesTenantsRightly, TENANTS_RIGHTLY);
+  .refine(endsLater, ENDS_LATER);
 
 /** An experiment's definition without its id; fixed once it is started. */
 export const experimentDefinitionSchema = z.strictObject(definitionFields).refine(endsLater, ENDS_LATER);

@@ -81,13 +81,8 @@ export const publishSchema = z.strictObject({
 });
 export type PublishBody = z.input<typeof publishSchema>;
 
-/** Pauses or resumes the newest publication. */
-export const holdSchema = z.strictObject({
-  tenant: ownerId.default(DEFAULT_TENANT),
-  expected_version: expectedVersion,
-});
-
-export const rollbackSchema = z.strictObject({
+/** Rolls the newest publication back, pauses or resumes it. */
+export const changeLiveSchema = z.strictObject({
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
 });

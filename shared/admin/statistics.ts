@@ -95,10 +95,9 @@ export function compareMeans(a: Moments, b: Moments, alpha: number): Difference 
   const variance = meanVariance(a) + meanVariance(b);
   if (!(variance > 0)) return null;
   const difference = b.sum / b.count - a.sum / a.count;
-  // tρ² of the formula; ρ² = (−2 log α + log(1 − 2 log α)) / t* is narrowest at t = t* (their appendix B.2).
   const t = (a.count * b.count) / (a.count + b.count);
-  const r = (t / (TUNED_FOR / 2)) * (-2 * Math.log(alpha) + Math.log(1 - 2 * Math.log(alpha)));
-  const halfWidth = Math.sqrt(((2 * variance * (r + 1)) / r) * (0.5 * Math.log(r + 1) - Math.log(alpha)));
+  const r = tRhoSquared(t, TUNED_FOR / 2, alpha);
+  const halfWidth = halfWidthOf(variance, r, alpha);
   const logRatio = ((r / (r + 1)) * difference ** 2) / (2 * variance) - 0.5 * Math.log(r + 1);
   return {
     difference,
@@ -123,11 +122,17 @@ export function meanInterval(
   if (count < PAIRS_MIN) return null;
   const mean = sum / count;
   // Here t is the number of pairs.
-  const r = (count / TUNED_FOR) * (-2 * Math.log(alpha) + Math.log(1 - 2 * Math.log(alpha)));
-  const variance = meanVariance(pairs);
-  const halfWidth = Math.sqrt(((2 * variance * (r + 1)) / r) * (0.5 * Math.log(r + 1) - Math.log(alpha)));
+  const halfWidth = halfWidthOf(meanVariance(pairs), tRhoSquared(count, TUNED_FOR, alpha), alpha);
   return { mean, low: mean - halfWidth, high: mean + halfWidth };
 }
+
+/** ρ² = (−2 log α + log(1 − 2 log α)) / t* makes the interval narrowest at t = t*, `narrowestAt` (their appendix B.2). */
+const tRhoSquared = (t: number, narrowestAt: number, alpha: number): number =>
+  (t / narrowestAt) * (-2 * Math.log(alpha) + Math.log(1 - 2 * Math.log(alpha)));
+
+/** Half of the interval's width. `variance`: of the mean, or of the difference of means. `r`: tρ². */
+const halfWidthOf = (variance: number, r: number, alpha: number): number =>
+  Math.sqrt(((2 * variance * (r + 1)) / r) * (0.5 * Math.log(r + 1) - Math.log(alpha)));
 
 /** The variance of the mean; 0 when all values are equal. */
 function meanVariance({ count, sum, sq }: Moments): number {

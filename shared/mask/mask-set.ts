@@ -125,16 +125,8 @@ export const clusterSparsity = (set: MaskSet, cluster: MaskSetCluster): number =
 
 /* A mask set's own quality figures, which `learn` measured on held-out prompts. */
 
-/**
- * Top-1 agreement with the dense model, 0 to 1; null when the set does not say. Figures are kept by method; the set's
- * own are under `learned`, or under the name of its method.
- */
-export function heldOutAgreement({ heldOut, learned }: Pick<MaskSet, 'heldOut' | 'learned'>): number | null {
-  for (const name of ['learned', String(learned.method)]) {
-    const figures = heldOut[name];
-    if (typeof figures !== 'object' || figures === null || Array.isArray(figures)) continue;
-    const { agreement } = figures;
-    if (typeof agreement === 'number' && agreement >= 0 && agreement <= 1) return agreement;
-  }
-  return null;
+/** Top-1 agreement with the dense model, 0 to 1; null when the set does not say. */
+export function heldOutAgreement({ heldOut }: Pick<MaskSet, 'heldOut'>): number | null {
+  return learnedSchema.safeParse(heldOut.learned).data?.agreement ?? null;
 }
+const learnedSchema = z.object({ agreement: z.number().min(0).max(1) });

@@ -305,16 +305,16 @@ export const GROUPS: readonly Group[] = [
         more: 'At once, at a given time, or in steps; with `activate: false` it only checks whether it could.',
       }),
       on('POST /admin/v1/publications/rollback', 'Roll back to the previous version', '201 Publication', {
-        body: publications.rollbackSchema,
+        body: publications.changeLiveSchema,
         errors: ['not_found', ...PUBLISHING],
         more: 'Cancels a first publication whose rollout is not complete.',
       }),
       on('POST /admin/v1/publications/pause', 'Pause a rollout', '201 Publication', {
-        body: publications.holdSchema,
+        body: publications.changeLiveSchema,
         errors: ['not_found', 'conflict'],
       }),
       on('POST /admin/v1/publications/resume', 'Resume a rollout', '201 Publication', {
-        body: publications.holdSchema,
+        body: publications.changeLiveSchema,
         errors: ['not_found', 'conflict'],
       }),
       on(

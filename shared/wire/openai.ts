@@ -23,7 +23,6 @@ const STOP_COUNT_MAX = 16;
 const CHOICE_COUNT_MAX = 16;
 const TOP_LOGPROBS_MAX = 20;
 
-const finite = z.number();
 const flag = z.boolean().nullish();
 const tokenId = z.int().min(0);
 const TOKEN_IDS_MAX = 1_000_000;
@@ -72,18 +71,18 @@ const commonFields = {
   model: honoured(z.string().min(1).max(300)),
   stream: honoured(flag),
   stream_options: honoured(streamOptions.schema.nullish(), streamOptions),
-  temperature: honoured(finite.min(0).max(2).nullish()),
+  temperature: honoured(z.number().min(0).max(2).nullish()),
   /** With 0 the likeliest token is left. */
-  top_p: honoured(finite.min(0).max(1).nullish()),
-  presence_penalty: honoured(finite.min(-2).max(2).nullish()),
-  frequency_penalty: honoured(finite.min(-2).max(2).nullish()),
+  top_p: honoured(z.number().min(0).max(1).nullish()),
+  presence_penalty: honoured(z.number().min(-2).max(2).nullish()),
+  frequency_penalty: honoured(z.number().min(-2).max(2).nullish()),
   logit_bias: honoured(
     z
       .custom<Record<string, number>>(
         (value) => typeof value !== 'object' || value === null || Object.keys(value).length <= BIASES_MAX,
         `expected at most ${BIASES_MAX} token ids`,
       )
-      .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), finite.min(-100).max(100)))
+      .pipe(z.record(z.string().regex(/^\d+$/, 'expected token ids as names'), z.number().min(-100).max(100)))
       .nullish(),
   ),
   seed: honoured(seed.nullish()),
@@ -101,8 +100,8 @@ const commonFields = {
   user: honoured(z.string().max(512).nullish()),
 
   top_k: honoured(z.int().min(-1).nullish()),
-  min_p: honoured(finite.min(0).max(1).nullish()),
-  repetition_penalty: honoured(finite.gt(0).max(10).nullish()),
+  min_p: honoured(z.number().min(0).max(1).nullish()),
+  repetition_penalty: honoured(z.number().gt(0).max(10).nullish()),
   min_tokens: honoured(z.int().min(0).nullish()),
   ignore_eos: honoured(flag),
   stop_token_ids: honoured(z.array(z.int().min(0)).max(STOP_COUNT_MAX).nullish()),

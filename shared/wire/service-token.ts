@@ -50,7 +50,9 @@ export const importTokenKey = (backendKey: string): Promise<TokenKey> =>
 
 /**
  * Returns a function that verifies tokens signed with any of the keys: during a rotation both sides accept the old and
- * the new key. It throws as {@link verifyToken}.
+ * the new key. It throws a MaskrouteError: `invalid_api_key` for a forged, malformed or too long-lived token,
+ * `expired_token` outside its time by the verifier's clock.
+ * @param verifier whose clock `now_s` is; for the message.
  */
 export function createVerifier(
   backendKeys: readonly string[],
@@ -66,6 +68,21 @@ export function createVerifier(
     throw notValid();
   };
 }
+
+/** The token's claims; undefined if this key did not sign it. */
+async function signedBy(key: TokenKey, token: string): Promise<unknown> {
+  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
+  return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
+}
+
+function claimsOf(signed: unknown, now_s: number, verifier: 'backend' | 'edge'): TokenClaims {
+  const claims = claimsSchema.safeParse(signed);
+  if (!claims.success) throw notValid();
+  requireTime(claims.data, now_s, verifier);
+  return claims.data;
+}
+
+const notValid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
 
 /** Returns a function that signs tokens. Importing the key costs more than signing, so it is done once. */
 export function createSigner(backendKey: string): SignFor {
@@ -88,35 +105,6 @@ export function createSigner(backendKey: string): SignFor {
 }
 
 export const signToken = (key: TokenKey, claims: TokenClaims): Promise<string> => sign(claims, key, 'HS256');
-
-/**
- * @param verifier `edge` or `backend`, whose clock is `now_s`; for the message.
- * @throws MaskrouteError `invalid_api_key` for a forged, malformed or too long-lived token,
- * `expired_token` outside its time by the verifier's clock.
- */
-export async function verifyToken(
-  key: TokenKey,
-  token: string,
-  now_s: number,
-  verifier: 'backend' | 'edge' = 'backend',
-): Promise<TokenClaims> {
-  return claimsOf(await signedBy(key, token), now_s, verifier);
-}
-
-function claimsOf(signed: unknown, now_s: number, verifier: 'backend' | 'edge'): TokenClaims {
-  const claims = claimsSchema.safeParse(signed);
-  if (!claims.success) throw notValid();
-  requireTime(claims.data, now_s, verifier);
-  return claims.data;
-}
-
-const notValid = () => new MaskrouteError('invalid_api_key', 'The service token is not valid.');
-
-/** The token's claims; undefined if this key did not sign it. */
-async function signedBy(key: TokenKey, token: string): Promise<unknown> {
-  const isToken = token.length <= TOKEN_CHARS_MAX && token.startsWith(TOKEN_PREFIX);
-  return isToken ? await verify(token, key, 'HS256').catch(() => undefined) : undefined;
-}
 
 /** Whether a token is for this address; different spellings of a URL are equal. */
 export const isFor = ({ audience }: TokenClaims, address: string): boolean =>

@@ -11,14 +11,14 @@ import { addressOf } from '../base/place.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../db/audit-rows.ts';
 import { d1 } from '../db/d1.ts';
+import { SAFE_METHODS } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { listed, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
 
-const READING = ['GET', 'HEAD', 'OPTIONS'];
 const PREFIX = '/admin/v1';
 
 export const audited = createMiddleware<AppEnv>(async (c, next) => {
-  if (READING.includes(c.req.method)) return await next();
+  if (SAFE_METHODS.includes(c.req.method)) return await next();
   const { db, config } = c.var.services;
   const { actor, tenant } = c.var.admin;
   const sequence = await d1(

@@ -122,13 +122,8 @@ async function checkDefinition(
   definition: ExperimentDefinition,
 ): Promise<void> {
   if (owner !== DEFAULT_TENANT && definition.tenants.length > 0) {
-    throw new MaskrouteError(
-      'invalid_request',
-      "tenants: a tenant's own experiment is on that tenant alone",
-      {
-        param: 'tenants',
-      },
-    );
+    const message = "tenants: a tenant's own experiment is on that tenant alone.";
+    throw new MaskrouteError('invalid_request', message, { param: 'tenants' });
   }
   for (const tenant of definition.tenants) {
     if (await d1(tenantExists(c.var.services.db, tenant))) continue;

@@ -2,11 +2,10 @@
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import {
-  holdSchema,
+  changeLiveSchema,
   type LivePublication,
   type PublicationInUse,
   publishSchema,
-  rollbackSchema,
   storeMaskSetQuerySchema,
 } from '../../shared/admin/publication-wire.ts';
 import { evaluationFiguresSchema, hasRowOf, type ReleaseComparison } from '../../shared/admin/stats-wire.ts';
@@ -124,15 +123,9 @@ export const publications = new Hono<AppEnv>()
     await noteBefore(c, tenant);
     return c.json(await publish(c.var.services, request), 201);
   })
-  .post('/rollback', async (c) => {
-    const body = parse(rollbackSchema, await readJson(c.req.raw));
-    const tenant = await scopedTenant(c, body.tenant);
-    const request = { tenant, expected: body.expected_version, actor: c.var.admin.actor, hold: holdOf(c) };
-    await noteBefore(c, tenant);
-    return c.json(await rollback(c.var.services, request), 201);
-  })
-  .post('/pause', (c) => held(c, 'pause'))
-  .post('/resume', (c) => held(c, 'resume'))
+  .post('/rollback', (c) => changeLive(c, rollback))
+  .post('/pause', (c) => changeLive(c, (services, request) => pauseOrResume(services, request, 'pause')))
+  .post('/resume', (c) => changeLive(c, (services, request) => pauseOrResume(services, request, 'resume')))
   .get('/', async (c) => {
     const { tenant: named, ...page } = tenantPageQuery(c);
     const tenant = await scopedTenant(c, named);
@@ -191,13 +184,13 @@ async function findSeen(db: Database, tenant: string, now_ms: number): Promise<S
   return parts.sort((a, b) => b.share - a.share);
 }
 
-async function held(c: AppContext, what: 'pause' | 'resume'): Promise<Response> {
-  const body = parse(holdSchema, await readJson(c.req.raw));
+async function changeLive(c: AppContext, change: typeof rollback): Promise<Response> {
+  const body = parse(changeLiveSchema, await readJson(c.req.raw));
   const { services, admin } = c.var;
   const tenant = await scopedTenant(c, body.tenant);
   const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };
   await noteBefore(c, tenant);
-  return c.json(await pauseOrResume(services, request, what), 201);
+  return c.json(await change(services, request), 201);
 }
 
 async function noteBefore(c: AppContext, tenant: string): Promise<void> {

@@ -135,16 +135,12 @@ async function greedyAnswer(
     await response.body?.cancel();
     throw new Error(`the backend answered ${response.status}`);
   }
-  const text = await response.text();
-  const { choices, system_fingerprint } = answerSchema.parse(JSON.parse(text));
+  const { choices, system_fingerprint, maskroute } = answerSchema.parse(await response.json());
   const tokens = choices[0]!.logprobs;
-  const decode_ms = timedSchema.safeParse(JSON.parse(text)).data?.maskroute.decode_ms;
   const later = tokens.length - 1;
-  const perToken_ms = decode_ms === undefined || later < 1 ? null : decode_ms / later;
+  const perToken_ms = maskroute === undefined || later < 1 ? null : maskroute.decode_ms / later;
   return { tokens, perToken_ms, backend: answerer, weights: weightsOf(system_fingerprint) };
 }
-
-const timedSchema = z.looseObject({ maskroute: z.looseObject({ decode_ms: z.number().min(0) }) });
 
 /** Extracts the answer's tokens in both wire formats. */
 const tokensSchema = z.union([
@@ -156,4 +152,9 @@ const tokensSchema = z.union([
 const answerSchema = z.looseObject({
   choices: z.array(z.looseObject({ logprobs: tokensSchema })).min(1),
   system_fingerprint: z.string(),
+  /** Undefined when the backend did not measure the time. */
+  maskroute: z
+    .looseObject({ decode_ms: z.number().min(0) })
+    .optional()
+    .catch(undefined),
 });

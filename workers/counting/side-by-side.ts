@@ -62,7 +62,7 @@ export function experimentResults(
 export const figuresOf = (sums: Sums, latencies: Latencies | undefined): Figures => ({
   requests: sums.requests,
   errors: sums.errors,
-  error_rate: share(sums.errors, sums.requests),
+  error_rate: ratio(sums.errors, sums.requests),
   ttft_ms: meanOf(sums.ttft_ms),
   tpot_ms: meanOf(sums.tpot_ms),
   ttft_quantiles_ms: latencies === undefined ? null : quantilesOf(latencies.ttft),
@@ -71,12 +71,12 @@ export const figuresOf = (sums: Sums, latencies: Latencies | undefined): Figures
   completion_tokens: sums.completion_tokens.sum,
   completion_tokens_mean: meanOf(sums.completion_tokens),
   ratings: sums.ratings,
-  rating_up: share(sums.ratings_up, sums.ratings),
+  rating_up: ratio(sums.ratings_up, sums.ratings),
   compared: sums.agreement.count,
   agreement: meanOf(sums.agreement),
 });
 
-const share = (part: number, whole: number): number | null => (whole === 0 ? null : part / whole);
+const ratio = (sum: number, count: number): number | null => (count === 0 ? null : sum / count);
 
 type Measure = {
   readonly of: (sums: Sums) => Moments;
@@ -157,12 +157,11 @@ export async function compareReleases(
 
 function sideOf(version: string, sums: readonly MinuteSums[]): ReleaseComparison['sides'][number] {
   const total = (name: keyof MinuteSums) => sums.reduce((sum, row) => sum + row[name], 0);
-  const mean = (sum: number, count: number) => (count === 0 ? null : sum / count);
   const [requests, errors] = [total('requests'), total('errors')];
   return {
     ...{ version, requests, errors },
-    error_rate: mean(errors, requests),
-    ttft_ms: mean(total('ttft_sum'), total('ttft_count')),
-    tpot_ms: mean(total('tpot_sum'), total('tpot_count')),
+    error_rate: ratio(errors, requests),
+    ttft_ms: ratio(total('ttft_sum'), total('ttft_count')),
+    tpot_ms: ratio(total('tpot_sum'), total('tpot_count')),
   };
 }

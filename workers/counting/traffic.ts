@@ -10,7 +10,7 @@ import {
   quantilesOf,
   sharesOf,
 } from '../../shared/admin/statistics.ts';
-import { COLLAPSE, DRIFT, type Drift, type Saved, type Stats } from '../../shared/admin/stats-wire.ts';
+import { COLLAPSE, DRIFT, type Drift, type Stats } from '../../shared/admin/stats-wire.ts';
 import { centroidDistances } from '../../shared/mask/centroids.ts';
 import { saidOfRouting } from '../../shared/mask/held-out.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
@@ -70,18 +70,18 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
     masks: masks.map(({ mask, sparsity, requests }) => ({
       ...{ mask, requests, sparsity: sparsity < 0 ? null : sparsity },
     })),
-    saved: savedOf(total.saved),
+    saved: { ...meanOf(total.saved, ALPHA), pairs_min: PAIRS_MIN },
   };
 }
 
-function savedOf(saved: Moments): Saved {
-  const found = meanInterval(saved, SAVED_ALPHA);
-  const interval = found ?? { mean: null, low: null, high: null };
-  return { pairs: saved.count, pairs_min: PAIRS_MIN, ...interval };
-}
+/** Probability that the intervals of one answer ever miss. */
+const ALPHA = 0.05;
 
-/** Probability that the interval ever misses the true mean. */
-const SAVED_ALPHA = 0.05;
+/** The mean of paired differences, with its interval once there are enough pairs. */
+const meanOf = (pairs: Moments, alpha: number) => ({
+  pairs: pairs.count,
+  ...(meanInterval(pairs, alpha) ?? { mean: null, low: null, high: null }),
+});
 
 function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
   if (parts.length === 0) return undefined;
@@ -126,9 +126,6 @@ function balances(
  * set's own prompts, and clusters whose masked answers diverge from the dense ones sooner than before.
  */
 
-/** Probability that the intervals ever miss. */
-const ALPHA = 0.05;
-
 /** `tenant` undefined: all tenants. */
 export async function driftOf(
   db: Database,
@@ -167,12 +164,8 @@ function clusterDrift(
   agreement: ReadonlyMap<number, { readonly before: Moments; readonly recent: Moments }>,
 ): Drift['clusters'] {
   const alpha = ALPHA / Math.max(1, agreement.size);
-  const meanOf = (pairs: Moments) => ({
-    pairs: pairs.count,
-    ...(meanInterval(pairs, alpha) ?? { mean: null, low: null, high: null }),
-  });
   return [...agreement].map(([cluster, sums]) => {
-    const [before, recent] = [meanOf(sums.before), meanOf(sums.recent)];
+    const [before, recent] = [meanOf(sums.before, alpha), meanOf(sums.recent, alpha)];
     const drifted = before.low !== null && recent.high !== null && recent.high < before.low;
     return { cluster, before, recent, drifted };
   });

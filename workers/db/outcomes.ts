@@ -31,14 +31,22 @@ const toSums = (row: Record<SumName, number>): Sums => ({
   agreement: { count: row.agreement_count, sum: row.agreement_sum, sq: row.agreement_sq },
 });
 
+/** A version's rows from the minute of `since_ms` on; of all tenants when `tenant` is the default. */
+const ofVersion = (version: string, tenant: string, since_ms: number): SQL | undefined =>
+  and(
+    eq(outcomes.version, version),
+    gte(outcomes.minute, minuteOf(since_ms)),
+    isIfGiven(outcomes.tenant, tenant === DEFAULT_TENANT ? undefined : tenant),
+  );
+
+/** Leaves out what has a version's name but none of its masks: dense requests, and those with a client's own mask. */
+const underMasks = (rows: Record<'cluster' | 'fallback', SQLiteColumn>): SQL | undefined =>
+  and(gte(rows.cluster, 0), eq(rows.fallback, ''));
+
 /** The figures by which a version is judged: requests that its masks answered or failed to answer. */
 export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
 
-/**
- * Sums from the minute of `since_ms` on, over at most `rowsMax` of the newest rows; of all tenants when `tenant` is the
- * default. Excludes requests that carry the version's name but were not affected by it: dense ones, those with a
- * client's own mask, and outages.
- */
+/** Sums of at most `rowsMax` of the newest rows, without outages. */
 export async function judgedOfVersion(
   db: Database,
   version: string,
@@ -46,11 +54,10 @@ export async function judgedOfVersion(
   since_ms: number,
   rowsMax: number,
 ): Promise<Judged> {
-  const ofTenant = tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant);
   const newest = db
     .select()
     .from(outcomes)
-    .where(and(eq(outcomes.version, version), gte(outcomes.minute, minuteOf(since_ms)), ofTenant))
+    .where(ofVersion(version, tenant, since_ms))
     .orderBy(desc(outcomes.minute))
     .limit(rowsMax)
     .as('newest');
@@ -63,7 +70,7 @@ export async function judgedOfVersion(
       tpot_sq: sql<number>`total(${newest.tpot_sq})`,
     })
     .from(newest)
-    .where(and(gte(newest.cluster, 0), eq(newest.fallback, '')));
+    .where(underMasks(newest));
   const { requests, errors, tpot_count: count, tpot_sum, tpot_sq: sq } = rows[0]!;
   return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
 }
@@ -92,15 +99,7 @@ export async function minuteSumsOfVersion(
       tpot_sum: sum(outcomes.tpot_sum),
     })
     .from(outcomes)
-    .where(
-      and(
-        eq(outcomes.version, version),
-        gte(outcomes.minute, minuteOf(since_ms)),
-        tenant === DEFAULT_TENANT ? undefined : eq(outcomes.tenant, tenant),
-        gte(outcomes.cluster, 0),
-        eq(outcomes.fallback, ''),
-      ),
-    )
+    .where(and(ofVersion(version, tenant, since_ms), underMasks(outcomes)))
     .groupBy(outcomes.minute);
   return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
 }

@@ -205,7 +205,7 @@ const cookieName = (c: AppContext): string =>
 const cookieScope = (c: AppContext) =>
   ({ path: '/', httpOnly: true, sameSite: 'Strict', secure: isSecure(c) }) as const;
 
-const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS'];
+export const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS'];
 
 /** @throws MaskrouteError `forbidden` when another site's page made the browser send the request. */
 export function requireOwnOrigin(request: Request): void {

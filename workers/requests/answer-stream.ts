@@ -189,9 +189,7 @@ export class Answer {
       if (rest !== undefined) return { ok, status, headers, body: await this.#readWhole(response, rest) };
       if (!ok || response.body === null) {
         const code = await codeOf(response);
-        this.#over(
-          noAnswer(status, code, code !== null && AFTER_WORK.includes(code) ? 'refuser' : 'nowhere'),
-        );
+        this.#over(noAnswer(status, code, AFTER_WORK.includes(code) ? 'refuser' : 'nowhere'));
         return { ok, status, headers, body: response.body };
       }
       this.#pass(response, response.body);
@@ -216,11 +214,7 @@ export class Answer {
   }
 
   #brokeOff(cause: unknown): MaskrouteError {
-    return this.#following.signal.aborted
-      ? hungUp()
-      : new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', {
-          cause,
-        });
+    return this.#following.signal.aborted ? hungUp() : brokenOff(cause);
   }
 
   #pass(response: Response, body: ReadableStream<Uint8Array>): void {
@@ -310,6 +304,9 @@ export class Answer {
   }
 }
 
+const brokenOff = (cause: unknown): MaskrouteError =>
+  new MaskrouteError('backend_error', 'The model backend broke off in the middle of its answer.', { cause });
+
 /** Backends end answers that nobody reads: neither the backend nor the version is to blame then. */
 const notRead = (cause: unknown): MaskrouteError =>
   new MaskrouteError(
@@ -343,12 +340,10 @@ const AFTER_WORK: readonly string[] = [
   'context_length_exceeded',
 ] satisfies ErrorCode[];
 
-async function codeOf(response: Response): Promise<string | null> {
-  const body = await response
-    .clone()
-    .json<{ error?: { code?: unknown } }>()
-    .catch(() => null);
-  return typeof body?.error?.code === 'string' ? body.error.code : 'backend_error';
+/** The code of a refusal, which `judge` has found to be an error of the protocol. */
+async function codeOf(response: Response): Promise<string> {
+  const { error } = await response.clone().json<{ error: { code: unknown } }>();
+  return typeof error.code === 'string' ? error.code : 'backend_error';
 }
 
 const numberOrNull = (text: string | null): number | null =>
@@ -369,10 +364,7 @@ const HELD_BYTES_MAX = 1024 * 1024;
 function lateError(thrown: unknown, requestId: string): WireError {
   if (thrown instanceof MaskrouteError) return thrown.toWire();
   log('error', 'stream_broke_off', { request_id: requestId, reason: reasonOf(thrown) });
-  return new MaskrouteError(
-    'backend_error',
-    'The model backend broke off in the middle of its answer.',
-  ).toWire();
+  return brokenOff(thrown).toWire();
 }
 
 /** Cuts a stream at the ends of events, and buffers an unfinished event. */

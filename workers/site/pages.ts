@@ -95,7 +95,7 @@ function describe(path: string, method: string, operation: Operation): Html {
 ${description === undefined ? '' : html`<p>${code(description)}</p>`}
 <p>${keys === '' ? 'Needs no key.' : html`Needs: ${keys}.`}</p>
 <pre><code>${curl(path, method, operation)}</code></pre>
-${parameters.length === 0 ? '' : html`<h3>Parameters</h3>${table(parameters.map(({ name, required, schema }) => ({ name, required, schema })))}`}
+${parameters.length === 0 ? '' : html`<h3>Parameters</h3>${table(parameters)}`}
 ${body === undefined ? '' : html`<h3>Body</h3>${fields(body)}`}
 <h3>Answers</h3>
 <div class="wide" role="group" aria-label="Answers" tabindex="0"><table><tbody>${Object.entries(

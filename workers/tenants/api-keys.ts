@@ -66,7 +66,7 @@ export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; pr
 /** `find` returns null for an unknown key. */
 export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,
-  health?: SourceHealth,
+  health: SourceHealth,
 ): ApiKeys {
   const cache = new SwrCache('API keys', find, KEYS, { health });
   return {

@@ -91,7 +91,7 @@ const payloadSchema = z.object({
 export function createSessions(
   adminKeys: readonly string[],
   store: SessionStore,
-  health?: SourceHealth,
+  health: SourceHealth,
 ): Sessions {
   const secrets = adminKeys.map((adminKey) =>
     bytesToHex(hkdf(sha256, utf8ToBytes(adminKey), undefined, utf8ToBytes(INFO), KEY_BYTES)),

@@ -25,7 +25,6 @@ const chat = (fields: object = {}) => ({
   messages: [{ role: 'user', content: 'Hi' }],
   ...fields,
 });
-const raw = (text: string) => text.replace('"HERE"', 'NaN');
 
 const claims = (fields: object = {}) => {
   const now_s = Math.floor(Date.now() / 1000);
@@ -49,67 +48,31 @@ async function errorOf(response: Response) {
 }
 
 describe('bodies', () => {
-  it.each<[string, string | object, number, string, string | null]>([
-    ['empty', '', 400, 'invalid_json', null],
-    ['cut off', '{"model": "scripted", "mess', 400, 'invalid_json', null],
-    ['not an object', '[]', 400, 'invalid_request', null],
-    ['null', 'null', 400, 'invalid_request', null],
+  /** In addition to those of `bodies.test.ts`. */
+  it.each<[string, string | object, string]>([
     [
       'NaN as a bare word',
-      raw(JSON.stringify(chat({ temperature: 'HERE' }))),
-      400,
-      'invalid_request',
+      JSON.stringify(chat({ temperature: 'HERE' })).replace('"HERE"', 'NaN'),
       'temperature',
     ],
-    ['NaN as a string', chat({ temperature: 'NaN' }), 400, 'invalid_request', 'temperature'],
-    [
-      'an overflowing number',
-      JSON.stringify(chat()).replace('}]', '}],"top_p":1e999'),
-      400,
-      'invalid_request',
-      'top_p',
-    ],
-    ['negative max_tokens', chat({ max_tokens: -5 }), 400, 'invalid_request', 'max_tokens'],
-    ['fractional n', chat({ n: 1.5 }), 400, 'invalid_request', 'n'],
-    ['too large n', chat({ n: 1000 }), 400, 'invalid_request', 'n'],
-    ['no messages', chat({ messages: [] }), 400, 'invalid_request', 'messages'],
-    ['messages of the wrong type', chat({ messages: 'Hi' }), 400, 'invalid_request', 'messages'],
-    [
-      'an unknown role',
-      chat({ messages: [{ role: 'king', content: 'x' }] }),
-      400,
-      'invalid_request',
-      'messages[0].role',
-    ],
-    [
-      'an image',
-      chat({ messages: [{ role: 'user', content: [{ type: 'image_url' }] }] }),
-      400,
-      'invalid_request',
-      'messages[0].content[0].type',
-    ],
-    ['a mask that is no id', chat({ mask: 'm_zz' }), 400, 'invalid_request', 'mask'],
-    ['a mask field with unknown keys', chat({ mask: { skip: [1] } }), 400, 'invalid_request', 'mask.skip'],
-    ['too many stop strings', chat({ stop: Array(17).fill('x') }), 400, 'invalid_request', 'stop'],
-    ['no model', { messages: [{ role: 'user', content: 'x' }] }, 400, 'invalid_request', 'model'],
-  ])('%s', async (_, body, status, code, param) => {
-    expect(await errorOf(await server.post(CHAT, body))).toMatchObject({ status, code, param });
+    ['an overflowing number', JSON.stringify(chat()).replace('}]', '}],"top_p":1e999'), 'top_p'],
+    ['negative max_tokens', chat({ max_tokens: -5 }), 'max_tokens'],
+    ['too large n', chat({ n: 1000 }), 'n'],
+  ])('%s', async (_, body, param) => {
+    const error = await errorOf(await server.post(CHAT, body));
+    expect(error).toMatchObject({ status: 400, code: 'invalid_request', param });
   });
 
-  it.each<[string, unknown, string]>([
-    ['an empty text', '', 'prompt'],
-    ['an empty list', [], 'prompt'],
-    ['a list with an empty text', ['a', ''], 'prompt'],
-    ['mixed types', ['a', 1], 'prompt'],
-    ['an id outside the vocabulary', [1, 258], 'prompt'],
-    ['a negative id', [-1], 'prompt'],
-    ['too many prompts', Array(300).fill('a'), 'prompt'],
-    ['best_of', 'best', 'best_of'],
-  ])('a prompt with %s', async (_, prompt, param) => {
-    const body = { model: 'scripted', prompt, ...(prompt === 'best' ? { best_of: 4 } : {}) };
-    const error = await errorOf(await server.post('/v1/completions', body));
+  it.each<[string, unknown]>([
+    ['an empty text', ''],
+    ['an empty list', []],
+    ['a list with an empty text', ['a', '']],
+    ['an id outside the vocabulary', [1, 258]],
+    ['too many prompts', Array(300).fill('a')],
+  ])('a prompt with %s', async (_, prompt) => {
+    const error = await errorOf(await server.post('/v1/completions', { model: 'scripted', prompt }));
     expect(error).toMatchObject({ status: 400, code: 'invalid_request' });
-    expect(error.param).toMatch(new RegExp(`^${param}`));
+    expect(error.param).toMatch(/^prompt/);
   });
 
   it('100,000 token ids', async () => {

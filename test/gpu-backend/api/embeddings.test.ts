@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createEncoderService, FULL_ENCODER } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
 import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
+import { furthest } from '../../support/furthest.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
 import { BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
@@ -28,8 +29,6 @@ afterAll(() => server[Symbol.asyncDispose]());
 const embed = async (input: string | string[], encoding_format?: 'float' | 'base64') =>
   await server.client.embeddings.create({ model: MODEL, input, ...(encoding_format && { encoding_format }) });
 const length = (vector: number[]) => Math.hypot(...vector);
-const furthest = (a: readonly number[], b: readonly number[]) =>
-  a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), 0);
 
 describe('the official client', () => {
   it('gets the vectors of transformers, in order, whichever way they are encoded', async () => {

@@ -32,7 +32,7 @@ export type TestServer = RunningServer & {
   [Symbol.asyncDispose](): Promise<void>;
 };
 
-export type ServeOptions = {
+type ServeOptions = {
   readonly jobs?: HomeJobs['held'];
   readonly tracer?: Tracer;
   readonly audience?: string | undefined;
@@ -127,7 +127,7 @@ export async function eventually(
   }
 }
 
-export type SseEvent = { readonly event: string | undefined; readonly data: string };
+type SseEvent = { readonly event: string | undefined; readonly data: string };
 
 /** Splits a stream's text into events, strictly: every block is one comment or one event. */
 export function parseSse(text: string): { events: SseEvent[]; comments: string[] } {

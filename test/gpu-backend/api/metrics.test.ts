@@ -1,9 +1,7 @@
 /** `/metrics` over HTTP, from the real server over a scripted engine. */
 import { expect, it } from 'vitest';
 import { BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
-import { bytesOf, END_TOKEN, type Script, scriptedEngine, scriptedModel } from './scripted-engine.ts';
-
-const says = (text: string): Script => ({ answer: () => [...bytesOf(text), END_TOKEN] });
+import { type Script, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const open = (script: Script, limits = {}) => serveModel(scriptedModel(scriptedEngine(script)), limits);
 

@@ -8,12 +8,11 @@ import {
   bytesOf,
   END_TOKEN,
   MODEL_HASH,
+  says,
   scriptedEngine,
   scriptedModel,
   USER_TOKEN,
 } from './scripted-engine.ts';
-
-const says = (text: string): Script => ({ answer: () => [...bytesOf(text), END_TOKEN] });
 
 async function start(script: Script) {
   const engine = scriptedEngine(script);

@@ -57,6 +57,9 @@ export type Script = {
   readonly of?: (request: GenerateRequest) => Partial<Script> | undefined;
 };
 
+/** Answers with this text. */
+export const says = (text: string): Script => ({ answer: () => [...bytesOf(text), END_TOKEN] });
+
 const lineIsFull = ({ retryAfter_s = 1 }: Script): MaskrouteError =>
   new MaskrouteError('queue_full', 'The queue is full.', { retryAfter_s });
 
@@ -240,7 +243,7 @@ const logprobOf = (tokenId: number, count: number): TokenLogprob => ({
 });
 
 /** One token a byte, and two special ones. */
-export const byteText: TokenText = {
+const byteText: TokenText = {
   toolFormat: PLAIN_FORMAT,
   tokenBytesMax: 8,
   async encode(job, { spent }) {

@@ -10,7 +10,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
-import { bytesOf, END_TOKEN, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+import { bytesOf, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 async function start(script: Script, limits: Partial<ApiLimits> = {}) {
   const engine = scriptedEngine(script);
@@ -25,7 +25,6 @@ async function start(script: Script, limits: Partial<ApiLimits> = {}) {
 }
 
 const endless: Script = { answer: () => bytesOf('x'), step_ms: 2, contextTokens: 10_000_000 };
-const says = (text: string): Script => ({ answer: () => [...bytesOf(text), END_TOKEN] });
 
 describe('framing', () => {
   it('is data lines and [DONE], nothing else', async () => {

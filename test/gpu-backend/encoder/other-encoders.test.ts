@@ -13,6 +13,7 @@ import { loadSentenceEncoder } from '../../../gpu-backend/encoder/sentence-encod
 import { distill } from '../../../gpu-backend/learning/data/distill.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { startFakeHub } from '../../support/fake-hub.ts';
+import { furthestInRows } from '../../support/furthest.ts';
 import { randomTensor } from '../../support/random-llama.ts';
 import { writeSafetensors } from '../../support/safetensors.ts';
 import figures from './fixtures/encoders.json' with { type: 'json' };
@@ -48,19 +49,14 @@ async function put(files: Record<string, Uint8Array>): Promise<void> {
   }
 }
 
-function furthest(found: readonly Float32Array[], expected: readonly (readonly number[])[]): number {
-  const differences = expected.flatMap((row, i) => row.map((value, j) => Math.abs(value - found[i]![j]!)));
-  return differences.reduce((most, one) => Math.max(most, one), 0);
-}
-
 describe.each(figures.encoders)('$id', (encoder) => {
   test('has the vectors that transformers gives, alone and together', async () => {
     await put(await filesOf(encoder));
     const opened = await loadSentenceEncoder(encoder.id, folder, 1);
     expect(opened.spec).toMatchObject({ id: encoder.id, pooling: encoder.pooling, dimensions: 32 });
-    expect(furthest(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
+    expect(furthestInRows(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
     const alone = await Promise.all(texts.map(async (text) => (await opened.embed([text]))[0]!));
-    expect(furthest(alone, encoder.vectors)).toBeLessThan(1e-5);
+    expect(furthestInRows(alone, encoder.vectors)).toBeLessThan(1e-5);
     expect([...(await opened.embed([' \n']))[0]!].every((value) => value === 0)).toBe(true);
     await opened.close();
   });
@@ -97,7 +93,7 @@ describe.each(figures.encoders)('$id', (encoder) => {
     expect(opened.spec.pooling).toBe('cls');
     expect(opened.tokenCount('a '.repeat(50))).toBe(12);
     const bare = await openFullEncoder(folder, { home: folder, threads: 1, hooks: HOOKS });
-    expect(furthest(await opened.embed(['dog']), [[...(await bare.embed(['dog']))[0]!]])).toBe(0);
+    expect(furthestInRows(await opened.embed(['dog']), await bare.embed(['dog']))).toBe(0);
     await Promise.all([opened.close(), bare.close()]);
     await put({
       'sentence_bert_config.json': json({ max_seq_length: null }),
@@ -127,7 +123,7 @@ test('an ONNX file in the place of safetensors has the same vectors, and another
   const { 'model.safetensors': _, ...others } = await filesOf(encoder);
   await put({ ...others, 'onnx/model.onnx': await read('fixtures/tiny-e5.onnx') });
   const opened = await loadSentenceEncoder(encoder.id, folder, 1);
-  expect(furthest(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
+  expect(furthestInRows(await opened.embed(texts), encoder.vectors)).toBeLessThan(1e-5);
   await opened.close();
   await put({ 'onnx/model.onnx': new Uint8Array(100) });
   await expect(loadSentenceEncoder(encoder.id, folder, 1)).rejects.toMatchObject({ code: 'invalid_encoder' });
@@ -153,7 +149,7 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
     await fetchFullEncoder(folder, HOOKS, 'bge-small-en-v1.5');
     expect(hub.requests.some((line) => /pytorch_model|onnx/.test(line))).toBe(false);
     const { vectors } = await service.embed('bge-small-en-v1.5', texts, never);
-    expect(furthest(vectors, encoder.vectors)).toBeLessThan(1e-5);
+    expect(furthestInRows(vectors, encoder.vectors)).toBeLessThan(1e-5);
     expect(await service.installed()).toMatchObject({ id: 'bge-small-en-v1.5', spec: { pooling: 'cls' } });
     await expect(service.embed('gpt-4', texts, never)).rejects.toThrow(/known: all-minilm-l6-v2/);
   } finally {

@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { SentenceEncoder } from '../../../gpu-backend/encoder/sentence-encoder.ts';
+import { furthest } from '../../support/furthest.ts';
 import { openTestTeacher, TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
 
 type Golden = { texts: string[]; vectors: number[][]; tokenization: { text: string; ids: number[] }[] };
@@ -14,9 +15,6 @@ beforeAll(async () => {
   encoder = await openTestTeacher();
 }, TEACHER_TIMEOUT_ms);
 afterAll(() => encoder?.close());
-
-const furthest = (vector: Float32Array, expected: readonly number[]) =>
-  vector.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i]!)), 0);
 
 describe('all-MiniLM-L6-v2', () => {
   it('gives the vectors that transformers gives, long texts cut at the same token', async () => {

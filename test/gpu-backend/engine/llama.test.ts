@@ -4,6 +4,7 @@ import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import type { ModelConfig, WeightSource } from '../../../gpu-backend/model/model-source.ts';
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
+import { furthestInRows } from '../../support/furthest.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import { openEmitted, randomLlama, TINY_CONFIG } from '../../support/random-llama.ts';
 
@@ -33,15 +34,6 @@ async function logitsOf(
 async function naiveLogits(source: WeightSource, mask: (position: number) => Mask) {
   const naive = await naiveLlama(source);
   return TOKENS.map((tokenId, position) => naive.next(tokenId, mask(position)));
-}
-
-function largestDifference(a: ArrayLike<number>[], b: ArrayLike<number>[]): number {
-  expect(a.length).toBe(b.length);
-  let largest = 0;
-  a.forEach((row, i) => {
-    for (let j = 0; j < V; j++) largest = Math.max(largest, Math.abs(row[j]! - b[i]![j]!));
-  });
-  return largest;
 }
 
 /** What families have beside a plain Llama, and all of it at once. */
@@ -81,7 +73,7 @@ test.each([['a plain Llama', {}], ...FEATURES])(
     const expected = TOKENS.map((tokenId, position) => naive.next(tokenId, mask(position)));
     // fp32 and fp64 fall on two sides of a half now and then.
     for (const chunks of [[20, 40], BY_TOKEN, [7, 13, 1, 1, 30, 2, 6]])
-      expect(largestDifference(await logitsOf(runner, chunks, mask), expected)).toBeLessThan(5e-3);
+      expect(furthestInRows(await logitsOf(runner, chunks, mask), expected)).toBeLessThan(5e-3);
   },
 );
 
@@ -101,7 +93,7 @@ describe.each([
     await using runner = await openEmitted(source, 'f32');
     const expected = await naiveLogits(source, () => mask);
     for (const chunks of [WHOLE, BY_TOKEN, UNEVEN]) {
-      expect(largestDifference(await logitsOf(runner, chunks, () => mask), expected)).toBeLessThan(1e-4);
+      expect(furthestInRows(await logitsOf(runner, chunks, () => mask), expected)).toBeLessThan(1e-4);
     }
   });
 
@@ -109,7 +101,7 @@ describe.each([
     await using runner = await openEmitted(source, 'f32');
     const mask = (position: number) => (position < 38 ? MASKED : DENSE);
     const found = await logitsOf(runner, [38, 10, 12], mask);
-    expect(largestDifference(found, await naiveLogits(source, mask))).toBeLessThan(1e-4);
+    expect(furthestInRows(found, await naiveLogits(source, mask))).toBeLessThan(1e-4);
   });
 });
 
@@ -135,7 +127,7 @@ test.each(FEATURES)(
       const logits = await runner.runMany(inputs);
       logits.forEach((row, i) => {
         const found = [row];
-        expect(largestDifference(found, [expected[i]![caches[i]!.length - 1]!]), `step ${step}`).toBeLessThan(
+        expect(furthestInRows(found, [expected[i]![caches[i]!.length - 1]!]), `step ${step}`).toBeLessThan(
           1e-4,
         );
       });
@@ -147,7 +139,7 @@ test('with kv: elide a request that keeps its mask has the same logits', async (
   const source = randomLlama();
   await using runner = await openEmitted(source, 'f32');
   const kept = await logitsOf(runner, UNEVEN, () => MASKED);
-  expect(largestDifference(await logitsOf(runner, UNEVEN, () => MASKED, 'elide'), kept)).toBe(0);
+  expect(furthestInRows(await logitsOf(runner, UNEVEN, () => MASKED, 'elide'), kept)).toBe(0);
 });
 
 test.each(['q8', 'q4'] as const)(
@@ -159,6 +151,6 @@ test.each(['q8', 'q4'] as const)(
     const expected = await logitsOf(exact, WHOLE, () => MASKED);
     const size = Math.max(...expected.map((row) => Math.max(...row.map(Math.abs))));
     const found = await logitsOf(quantized, WHOLE, () => MASKED);
-    expect(largestDifference(found, expected) / size).toBeLessThan(kind === 'q8' ? 0.04 : 0.5);
+    expect(furthestInRows(found, expected) / size).toBeLessThan(kind === 'q8' ? 0.04 : 0.5);
   },
 );

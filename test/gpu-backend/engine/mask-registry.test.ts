@@ -10,7 +10,7 @@ import { createMaskRegistry } from '../../../gpu-backend/engine/mask-registry.ts
 import type { MaskId, ModelHash } from '../../../shared/mask/mask.ts';
 import { DENSE_MASK_ID, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import type { MaskRecord } from '../../../shared/wire/protocol.ts';
-import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { createVerifier } from '../../../shared/wire/service-token.ts';
 
 const MODEL = { hash: 'cd'.repeat(32) as ModelHash, blockCount: 12 };
 const OTHER = 'ef'.repeat(32) as ModelHash;
@@ -78,8 +78,7 @@ describe('mask registry', () => {
     await registry().resolve(ID, undefined);
     const token = asked[0]!.authorization!.replace('Bearer ', '');
     expect(token).not.toContain('key');
-    const now_s = Math.floor(Date.now() / 1000);
-    const claims = await verifyToken(await importTokenKey('key'), token, now_s);
+    const claims = await createVerifier(['key'], 'edge')(token, Date.now() / 1000);
     expect(claims).toMatchObject({ tenant: '', edge: '', audience: edge, scope: 'masks' });
     expect(claims.expiresAt_s - claims.issuedAt_s).toBeLessThanOrEqual(60);
   });
@@ -88,7 +87,7 @@ describe('mask registry', () => {
     const name = 'https://edge.example.com';
     expect(await registry(edge).resolve(ID, name)).toEqual(mask);
     const token = asked[0]!.authorization!.replace('Bearer ', '');
-    const claims = await verifyToken(await importTokenKey('key'), token, Math.floor(Date.now() / 1000));
+    const claims = await createVerifier(['key'], 'edge')(token, Date.now() / 1000);
     expect(claims.audience).toBe(name);
   });
 

@@ -3,6 +3,7 @@ import { expect, test } from 'vitest';
 import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../../shared/mask/mask.ts';
+import { furthest } from '../../support/furthest.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import {
   openEmitted,
@@ -42,9 +43,6 @@ async function naiveLogits(mask: (position: number) => Mask): Promise<number[]> 
   return TOKENS.flatMap((tokenId, position) => [...naive.next(tokenId, mask(position))]);
 }
 
-const largest = (a: readonly number[], b: readonly number[]) =>
-  a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), 0);
-
 const CHUNKS = [[40], Array<number>(40).fill(1), [1, 7, 1, 20, 11]];
 
 test.each([
@@ -56,20 +54,20 @@ test.each([
   await using runner = await openEmitted(source, 'f32', table);
   const expected = await naiveLogits(() => mask);
   for (const chunks of CHUNKS)
-    expect(largest(await logitsOf(runner, chunks, () => mask), expected)).toBeLessThan(2e-4);
+    expect(furthest(await logitsOf(runner, chunks, () => mask), expected)).toBeLessThan(2e-4);
 });
 
 test('a conversation may change between surrogates, holes and dense', async () => {
   await using runner = await openEmitted(source, 'f32', table);
   const mask = (position: number) => (position < 8 ? REPLACED : position < 29 ? HOLES : denseMask(8));
   const found = await logitsOf(runner, [1, 7, 1, 20, 11], mask);
-  expect(largest(found, await naiveLogits(mask))).toBeLessThan(2e-4);
+  expect(furthest(found, await naiveLogits(mask))).toBeLessThan(2e-4);
 });
 
 test('with kv: elide a request that keeps its mask has the same logits', async () => {
   await using runner = await openEmitted(source, 'f32', table);
   const kept = await logitsOf(runner, CHUNKS[2]!, () => REPLACED);
-  expect(largest(await logitsOf(runner, CHUNKS[2]!, () => REPLACED, 'elide'), kept)).toBe(0);
+  expect(furthest(await logitsOf(runner, CHUNKS[2]!, () => REPLACED, 'elide'), kept)).toBe(0);
 });
 
 test('holes have the logits of a graph without surrogates, to the last bit', async () => {
@@ -85,7 +83,7 @@ test.each(['q8', 'q4'] as const)('%s: the rotated basis is the same function', a
   await using quantized = await openEmitted(source, kind, table);
   const expected = await logitsOf(exact, [40], () => ALL_REPLACED);
   const size = Math.max(...expected.map(Math.abs));
-  expect(largest(await logitsOf(quantized, [40], () => ALL_REPLACED), expected) / size).toBeLessThan(
+  expect(furthest(await logitsOf(quantized, [40], () => ALL_REPLACED), expected) / size).toBeLessThan(
     kind === 'q8' ? 0.03 : 0.3,
   );
 });

@@ -22,6 +22,7 @@ import {
   type SurrogatesId,
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
+import { furthest, furthestInRows } from '../../support/furthest.ts';
 import { installedModel, testModelFile } from '../../support/installed-model.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import {
@@ -79,9 +80,6 @@ const tokensOf = (seed: number, count: number): number[] => {
 };
 const planOf = (mask: Mask): MaskPlan => ({ mask, kv: 'preserve' });
 const best1 = (logits: Float32Array): number => logits.indexOf(Math.max(...logits));
-const furthest = (a: Float32Array, b: Float32Array): number =>
-  a.reduce((most, value, i) => Math.max(most, Math.abs(value - b[i]!)), a.length === b.length ? 0 : Infinity);
-
 /** The processor with a device's arithmetic. */
 const EXACT = { threads: 1, batches: true, exactProducts: true } as const;
 
@@ -119,7 +117,7 @@ describe.each([
   /** The greatest difference of a logit. */
   async function step(inputs: readonly BothInputs[]): Promise<number> {
     const { found, expected } = await both(inputs);
-    return Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
+    return furthestInRows(found, expected);
   }
   const twoCaches = () => [onDevice.newCache(), onProcessor.newCache()] as const;
 
@@ -288,9 +286,6 @@ describe.each(['f32', 'f16'] as const)('what crosses the bus in %s', (floatType)
 });
 
 describe('the real model, dense and with a quarter of its blocks out', () => {
-  const furthestOf = (found: readonly Float32Array[], expected: readonly Float32Array[]) =>
-    Math.max(...found.map((logits, i) => furthest(logits, expected[i]!)));
-
   /** Of two prompts and a token behind each, with a mask each. */
   async function logitsOf(runner: Runner): Promise<Float32Array[]> {
     const { layerCount, vocabularySize } = runner.config;
@@ -320,7 +315,7 @@ describe('the real model, dense and with a quarter of its blocks out', () => {
     const open = (options: object) =>
       openRunner(folder, manifest.config, { ...EXACT, surrogates, ...options });
     const found = await logitsOf(await open({ exactProducts: false, device }));
-    expect(furthestOf(found, await logitsOf(await open({})))).toBeLessThan(DIFFERENCE_MAX.f32);
+    expect(furthestInRows(found, await logitsOf(await open({})))).toBeLessThan(DIFFERENCE_MAX.f32);
   }, 120_000);
 
   // In halves lavapipe takes 13 s to open the whole. The stream of a first token grows to its 25,000 in the twelfth layer.
@@ -347,8 +342,8 @@ describe('the real model, dense and with a quarter of its blocks out', () => {
       await onProcessor({}),
     ];
     // Of logits up to 30. The processor rounds the inputs of products to 8 bits, which is further off.
-    expect(furthestOf(half, expected)).toBeLessThan(0.75);
-    expect(furthestOf(half, expected)).toBeLessThan(furthestOf(served, expected));
+    expect(furthestInRows(half, expected)).toBeLessThan(0.75);
+    expect(furthestInRows(half, expected)).toBeLessThan(furthestInRows(served, expected));
   }, 120_000);
 });
 

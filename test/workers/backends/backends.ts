@@ -7,7 +7,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { BACKEND_HEADERS, type BackendEntry } from '../../../shared/wire/backend-load.ts';
 import type { DryRun } from '../../../shared/wire/openai.ts';
 import { HEADERS } from '../../../shared/wire/protocol.ts';
-import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { LOAD_PROBE, MODELS } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, MODEL } from '../../support/edge/constants.ts';
@@ -874,7 +874,7 @@ describe('a token', () => {
     const claimsOf = async (response: Response) => {
       const { headers } = (await recorded(idOf(response)))!;
       const token = headers.authorization!.slice('Bearer '.length);
-      return await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000);
+      return await createVerifier([BACKEND_KEY], 'backend')(token, Date.now() / 1000);
     };
     for (const down of ids) {
       await mood(down, 'sick');

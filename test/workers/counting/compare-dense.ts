@@ -5,7 +5,7 @@ import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire
 import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
 import { COMPARISON } from '../../../workers/limits.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
-import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, soon } from '../support/edge.ts';
+import { CHAT, call, chat, freshIsolate, goLive, later, newTenant, recorded, soon } from '../support/edge.ts';
 
 /** An isolate whose events are also seen here. */
 function listening(share: number) {
@@ -94,7 +94,7 @@ it('a comparison that the platform ended with its request is not waited for', as
   compare();
   compare();
   expect(call).toHaveBeenCalledTimes(1);
-  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 2 * COMPARISON.timeout_ms + 1 });
+  later(2 * COMPARISON.timeout_ms + 1);
   compare();
   vi.useRealTimers();
   expect(call).toHaveBeenCalledTimes(2);

@@ -28,6 +28,7 @@ import {
   badD1,
   created,
   goLive,
+  later,
   makeMaskSet,
   newKey,
   newTenant,
@@ -37,8 +38,6 @@ import {
 afterEach(() => {
   vi.useRealTimers();
 });
-
-const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 
 const hex = (bytes: number) =>
   [...crypto.getRandomValues(new Uint8Array(bytes))].map((b) => b.toString(16).padStart(2, '0')).join('');

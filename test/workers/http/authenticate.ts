@@ -10,6 +10,7 @@ import {
   chat,
   errorCode,
   freshIsolate,
+  later,
   newKey,
   newTenant,
   soon,
@@ -18,8 +19,6 @@ import {
 afterEach(() => {
   vi.useRealTimers();
 });
-
-const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 
 describe('a tenant key', () => {
   it('lets requests in, and a wrong, missing or malformed one does not', async () => {

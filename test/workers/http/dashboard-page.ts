@@ -16,6 +16,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   newKey,
   newTenant,
   say,
@@ -26,7 +27,6 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 const OWN = { origin: EDGE_URL };
 
 const login = (key: string, headers: Record<string, string> = OWN) =>

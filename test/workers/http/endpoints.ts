@@ -21,6 +21,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   newKey,
   newTenant,
   recorded,
@@ -148,7 +149,7 @@ describe('feedback', () => {
     const { tenant, key } = await newTenant();
     const { id } = await (await chat(key)).json<{ id: string }>();
     const rate = () => call('POST', '/v1/feedback', { key, body: { id, rating: 1 } });
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + EVENTS.counted_ms + 1_000 });
+    later(EVENTS.counted_ms + 1_000);
     expect(await errorCode(rate())).toBe('404 not_found');
     vi.useRealTimers();
     const rows = await env.DB.prepare('select 1 from feedback where tenant_id = ?').bind(tenant).all();
@@ -328,7 +329,7 @@ describe('health', () => {
       // A busy machine takes a second or two to answer.
       expect(good.routing_table_age_s).toBeLessThan(10);
       d1.be(mood);
-      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 10_000 });
+      later(10_000);
       const lost_ms = Date.now();
       await ask();
       vi.setSystemTime(Date.now() + 20_000);

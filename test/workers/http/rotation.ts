@@ -12,6 +12,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   newTenant,
   recorded,
   say,
@@ -113,7 +114,7 @@ it('a stream whose key is revoked elsewhere ends within seconds, says why, and h
   expect(await read()).toContain('data: ');
   expect((await admin('DELETE', `/keys/${keyId}`)).status).toBe(200);
   // As old as a look-up may be.
-  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 5_001 });
+  later(5_001);
   const revoked_ms = performance.now();
   let last = '';
   for (let piece = await read(); piece !== undefined; piece = await read()) last = piece;

@@ -5,8 +5,7 @@ import { AzureOpenAI } from 'openai';
 import { describe, expect, it, vi } from 'vitest';
 import { DENSE_MASK_ID, denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
-import { HEADERS } from '../../../shared/wire/protocol.ts';
-import { importTokenKey, verifyToken } from '../../../shared/wire/service-token.ts';
+import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { forwardedBody } from '../../../workers/requests/forward.ts';
 import {
   BACKEND_KEY,
@@ -15,6 +14,7 @@ import {
   STREAM_PAUSE_ms,
   UNKNOWN_MASK_ms,
 } from '../../support/edge/constants.ts';
+import { idOf } from '../support/backends.ts';
 import {
   activate,
   admin,
@@ -32,8 +32,6 @@ import {
   say,
   upload,
 } from '../support/edge.ts';
-
-const idOf = (response: Response) => response.headers.get(HEADERS.requestId)!;
 
 describe('a routed completion', () => {
   it('runs dense where its cluster leaves nothing out, and is routed all the same', async () => {
@@ -97,7 +95,7 @@ describe('a routed completion', () => {
     const response = await chat(key, {});
     const { headers } = (await recorded(idOf(response)))!;
     const token = headers.authorization!.slice('Bearer '.length);
-    const claims = await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000);
+    const claims = await createVerifier([BACKEND_KEY], 'backend')(token, Date.now() / 1000);
     expect(claims).toMatchObject({ tenant, edge: EDGE_URL });
     expect(JSON.stringify(headers)).not.toContain(key);
     const again = (await recorded(idOf(await chat(key, {}))))!;
@@ -123,7 +121,7 @@ describe('a routed completion', () => {
       expect(response.status).toBe(200);
       const { headers } = (await recorded(idOf(response)))!;
       const token = headers.authorization!.slice('Bearer '.length);
-      return (await verifyToken(await importTokenKey(BACKEND_KEY), token, Date.now() / 1000)).edge;
+      return (await createVerifier([BACKEND_KEY], 'backend')(token, Date.now() / 1000)).edge;
     };
     expect(await edgeOf('https://edge.example.com/')).toBe('https://edge.example.com');
     const warned = vi.spyOn(console, 'warn').mockImplementation(() => {});

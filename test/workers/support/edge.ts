@@ -89,6 +89,11 @@ export async function newTenant(): Promise<{ tenant: string; key: string; keyId:
 export const newKey = (body: object): Promise<CreatedKey> =>
   created(admin('POST', '/keys', { name: 'test', ...body }));
 
+/** Moves the clock on. The test sets it right with `vi.useRealTimers()`. */
+export const later = (ms: number): void => {
+  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
+};
+
 /** Asks again and again, for as long as a busy machine may take. */
 export const soon = <T>(check: () => T | Promise<T>): Promise<T> =>
   vi.waitFor(check, { timeout: 12_000, interval: 50 });

@@ -9,10 +9,6 @@ export function midMinute(): void {
   vi.useFakeTimers({ toFake: ['Date'], now: ++minute * 60_000 + 20_000 });
 }
 
-export const later = (ms: number): void => {
-  vi.setSystemTime(Date.now() + ms);
-};
-
 export async function limitedTenant(limits: TenantChange): Promise<{ tenant: string; key: string }> {
   const { tenant } = await newTenant();
   const id = `${tenant}-limited`;

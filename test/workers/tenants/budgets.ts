@@ -5,8 +5,18 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { Env } from '../../../workers/env.ts';
 import type { ReserveRequest } from '../../../workers/tenants/ledger.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
-import { CHAT, chat, errorCode, freshIsolate, newTenant, recorded, say, soon } from '../support/edge.ts';
-import { budgetOf, later, limitedTenant, midMinute } from '../support/limits.ts';
+import {
+  CHAT,
+  chat,
+  errorCode,
+  freshIsolate,
+  later,
+  newTenant,
+  recorded,
+  say,
+  soon,
+} from '../support/edge.ts';
+import { budgetOf, limitedTenant, midMinute } from '../support/limits.ts';
 
 beforeEach(midMinute);
 afterEach(() => {

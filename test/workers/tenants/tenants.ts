@@ -14,6 +14,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   makeMaskSet,
   newKey,
   newTenant,
@@ -27,7 +28,6 @@ afterEach(() => {
   vi.useRealTimers();
 });
 
-const later = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 const change = (tenant: string, body: unknown, key?: string) =>
   admin('PATCH', `/tenants/${tenant}`, body, key);
 

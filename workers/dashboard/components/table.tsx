@@ -25,7 +25,7 @@ type Sorted = { readonly by: Sorting | undefined; readonly onSort: (by: Sorting 
 
 const features = tableFeatures({ rowSortingFeature, sortedRowModel: createSortedRowModel() });
 
-export function Table<Row>(props: {
+type TableProps<Row> = {
   readonly caption: string;
   readonly columns: readonly Column<Row>[];
   readonly rows: readonly Row[];
@@ -35,11 +35,11 @@ export function Table<Row>(props: {
   readonly sorted?: Sorted | undefined;
   /** Not all rows are loaded, so sorting these would mislead. */
   readonly isPart?: boolean;
-}) {
-  const { caption, columns, rows, rowKey, sorted } = props;
-  const [own, setOwn] = useState<Sorting>();
-  const by = sorted === undefined ? own : sorted.by;
-  const onSort = sorted?.onSort ?? setOwn;
+};
+
+/** The rows in order, with their keys. */
+function useRows<Row>(props: TableProps<Row>, by: Sorting | undefined): { id: string; original: Row }[] {
+  const { columns, rows, rowKey, sorted, isPart } = props;
   // Columns are new at every render, since cells depend on the page's state; a ref keeps the table's definition stable.
   const current = useRef(columns);
   current.current = columns;
@@ -49,12 +49,12 @@ export function Table<Row>(props: {
       columns.map((column, index) => ({
         id: column.title,
         accessorFn: (row: Row) => current.current[index]?.sort?.(row) ?? undefined,
-        enableSorting: column.sort !== undefined && props.isPart !== true,
+        enableSorting: column.sort !== undefined && isPart !== true,
         sortUndefined: 'last' as const,
         sortFn: (a: { original: Row }, b: { original: Row }) =>
           compare(current.current[index]?.sort?.(a.original), current.current[index]?.sort?.(b.original)),
       })),
-    [titles, props.isPart],
+    [titles, isPart],
   );
   const data = useMemo(() => [...rows], [rows]);
   const table = useTable({
@@ -65,15 +65,22 @@ export function Table<Row>(props: {
     manualSorting: sorted !== undefined,
     state: { sorting: by === undefined ? [] : [{ id: by.title, desc: by.isFalling }] },
   } as never);
+  return (table as unknown as { getRowModel(): { rows: { id: string; original: Row }[] } }).getRowModel()
+    .rows;
+}
+
+export function Table<Row>(props: TableProps<Row>) {
+  const { caption, columns, sorted } = props;
+  const [own, setOwn] = useState<Sorting>();
+  const by = sorted === undefined ? own : sorted.by;
+  const onSort = sorted?.onSort ?? setOwn;
+  const rows = useRows(props, by);
   if (rows.length === 0)
     return (
       <Empty>
         {props.empty ?? `No ${caption.replace(/^[A-Z](?=[a-z])/, (first) => first.toLowerCase())} yet.`}
       </Empty>
     );
-  const shown = (
-    table as unknown as { getRowModel(): { rows: { id: string; original: Row }[] } }
-  ).getRowModel().rows;
   return (
     <Scroll label={caption}>
       <table class="data">
@@ -92,7 +99,7 @@ export function Table<Row>(props: {
           </tr>
         </thead>
         <tbody>
-          {shown.map(({ id, original }) => (
+          {rows.map(({ id, original }) => (
             <tr key={id}>
               {columns.map((column) => (
                 <td key={column.title} class={classOf(column)}>

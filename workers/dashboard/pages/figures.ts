@@ -180,53 +180,33 @@ export function paretoFront(
 }
 
 /*
- * The held-out figures of mask sets, as one row for each method. These figures have no fixed schema, so anything else
- * is left out.
+ * The held-out figures of mask sets, as one row for each method. `learn` writes them by method, beside other findings,
+ * which are left out.
  */
 
-const figure = z
-  .number()
-  .nullish()
-  .transform((value) => value ?? null);
 const figuresSchema = z.object({
-  method: z.string().optional(),
-  sparsity: z.number().optional(),
-  surrogate: z.boolean().optional(),
-  kl: figure,
-  agreement: figure,
-  perplexity: figure,
-  msPerToken: figure,
+  kl: z.number().optional(),
+  agreement: z.number().optional(),
+  perplexity: z.number(),
 });
 
 export function qualityRows(set: MaskSet): QualityRow[] {
-  return Object.entries(set.heldOut).flatMap(([name, value]) => {
-    // What `evaluate` writes is a list of rows that name their method; what `learn` writes is keyed by it.
-    if (Array.isArray(value))
-      return name === 'rows' ? value.flatMap((row) => toRow(set, undefined, row)) : [];
-    return toRow(set, name, value);
+  return Object.entries(set.heldOut).flatMap(([method, value]): QualityRow[] => {
+    const figures = figuresSchema.safeParse(value).data;
+    if (figures === undefined) return [];
+    const isDense = method === 'dense';
+    return [
+      {
+        ...{ set: set.name, method, matched: null },
+        surrogate: !isDense && set.surrogate,
+        sparsity: isDense ? 0 : set.reachedSparsity,
+        kl: isDense ? 0 : (figures.kl ?? null),
+        agreement: isDense ? 1 : (figures.agreement ?? null),
+        perplexity: figures.perplexity,
+        ms_per_token: null,
+      },
+    ];
   });
-}
-
-function toRow(set: MaskSet, name: string | undefined, value: unknown): QualityRow[] {
-  const parsed = figuresSchema.safeParse(value);
-  if (!parsed.success) return [];
-  const { kl, agreement, perplexity, msPerToken } = parsed.data;
-  if (kl === null && agreement === null && perplexity === null) return [];
-  const method = parsed.data.method ?? name ?? 'unnamed';
-  const isDense = method === 'dense';
-  return [
-    {
-      set: set.name,
-      matched: null,
-      method,
-      surrogate: parsed.data.surrogate ?? (!isDense && set.surrogate),
-      sparsity: parsed.data.sparsity ?? (isDense ? 0 : set.reachedSparsity),
-      kl: kl ?? (isDense ? 0 : null),
-      agreement: agreement ?? (isDense ? 1 : null),
-      perplexity,
-      ms_per_token: msPerToken,
-    },
-  ];
 }
 
 /* Sources of figures: sets' evaluations, and the sets' own held-out figures. */

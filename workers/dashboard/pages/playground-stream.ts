@@ -28,8 +28,8 @@ export type Progress = {
   readonly first_ms: number | null;
   /** From sending to the last token that came; null before the first. */
   readonly last_ms: number | null;
-  /** The response's `x-maskroute-*` headers; empty before they came. */
-  readonly decision: Readonly<Record<string, string>>;
+  /** The mask's id and sparsity as the response's headers say; null before they came. */
+  readonly mask: { readonly id: string; readonly sparsity: number } | null;
   readonly isDone: boolean;
 };
 
@@ -38,7 +38,7 @@ export const NO_PROGRESS: Progress = {
   tokens: 0,
   first_ms: null,
   last_ms: null,
-  decision: {},
+  mask: null,
   isDone: false,
 };
 
@@ -47,20 +47,6 @@ const chunkSchema = z.object({
   usage: z.object({ completion_tokens: z.number() }).nullish(),
   error: z.object({ message: z.string(), code: z.string().nullish() }).optional(),
 });
-
-const DECISION = [
-  HEADERS.maskSet,
-  HEADERS.version,
-  HEADERS.cluster,
-  HEADERS.mask,
-  HEADERS.sparsity,
-  HEADERS.experiment,
-  HEADERS.variant,
-  HEADERS.region,
-  HEADERS.fallback,
-  HEADERS.serverTiming,
-  HEADERS.requestId,
-] as const;
 
 export const chatBody = (prompt: Prompt, kind: 'masked' | 'dense') => ({
   model: kind === 'dense' ? prompt.model + DENSE_SUFFIX : prompt.model,
@@ -105,13 +91,9 @@ export async function streamChat(
   const started_ms = performance.now();
   const body = { ...chatBody(prompt, kind), stream: true, stream_options: { include_usage: true } };
   const response = await askEdge(tenant, '/v1/chat/completions', { body, prompt, signal });
-  const decision = Object.fromEntries(
-    DECISION.flatMap((name) => {
-      const value = response.headers.get(name);
-      return value === null ? [] : [[name, value]];
-    }),
-  );
-  let progress: Progress = { ...NO_PROGRESS, decision };
+  const id = response.headers.get(HEADERS.mask);
+  const mask = id === null ? null : { id, sparsity: Number(response.headers.get(HEADERS.sparsity) ?? 0) };
+  let progress: Progress = { ...NO_PROGRESS, mask };
   onProgress(progress);
   const events = response
     .body!.pipeThrough(new TextDecoderStream())

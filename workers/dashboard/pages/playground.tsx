@@ -4,10 +4,11 @@
  */
 
 import { diffWordsWithSpace } from 'diff';
+import type { ComponentChildren } from 'preact';
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
-import { HEADERS, modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
+import { modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
 import { admin, query } from '../api.ts';
 import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
@@ -247,46 +248,7 @@ function PromptForm(props: {
           form.current!.requestSubmit();
       }}
     >
-      <label>
-        System prompt (empty: none)
-        <textarea name="system" rows={2} maxLength={20_000} />
-      </label>
-      <label>
-        Prompt
-        <textarea name="prompt" rows={3} required maxLength={20_000}>
-          Why is the sky blue?
-        </textarea>
-      </label>
-      <div class="row">
-        <label>
-          Model
-          <select name="model">
-            {props.models.map((id) => (
-              <option key={id}>{id}</option>
-            ))}
-          </select>
-        </label>
-        {element}
-        <label>
-          Max tokens
-          <input
-            name="tokens"
-            type="number"
-            min={1}
-            max={TOKENS.max}
-            defaultValue={String(TOKENS.default)}
-            required
-          />
-        </label>
-        <label>
-          Temperature
-          <input name="temperature" type="number" min={0} max={2} step="0.1" defaultValue="0" required />
-        </label>
-      </div>
-      <label>
-        <input name="turns" type="checkbox" defaultChecked />
-        One after the other, so that neither slows the other down
-      </label>
+      <PromptFields models={props.models} mask={element} />
       <div class="row">
         <button type="submit" disabled={props.isRunning} aria-busy={props.isRunning} title="Ctrl+Enter">
           Run
@@ -311,6 +273,52 @@ function PromptForm(props: {
   );
 }
 
+/** `mask`: the fields that choose one. */
+const PromptFields = (props: { readonly models: readonly string[]; readonly mask: ComponentChildren }) => (
+  <>
+    <label>
+      System prompt (empty: none)
+      <textarea name="system" rows={2} maxLength={20_000} />
+    </label>
+    <label>
+      Prompt
+      <textarea name="prompt" rows={3} required maxLength={20_000}>
+        Why is the sky blue?
+      </textarea>
+    </label>
+    <div class="row">
+      <label>
+        Model
+        <select name="model">
+          {props.models.map((id) => (
+            <option key={id}>{id}</option>
+          ))}
+        </select>
+      </label>
+      {props.mask}
+      <label>
+        Max tokens
+        <input
+          name="tokens"
+          type="number"
+          min={1}
+          max={TOKENS.max}
+          defaultValue={String(TOKENS.default)}
+          required
+        />
+      </label>
+      <label>
+        Temperature
+        <input name="temperature" type="number" min={0} max={2} step="0.1" defaultValue="0" required />
+      </label>
+    </div>
+    <label>
+      <input name="turns" type="checkbox" defaultChecked />
+      One after the other, so that neither slows the other down
+    </label>
+  </>
+);
+
 /* One of the two answers: its text as it comes, and its speed. */
 
 type Side =
@@ -320,16 +328,15 @@ type Side =
 
 function Answer({ title, side }: { readonly title: string; readonly side: Side }) {
   const progress = side.state === 'idle' ? undefined : side.progress;
-  const decision = progress?.decision ?? {};
+  const mask = progress?.mask ?? null;
   return (
     <article class="answer" aria-label={title}>
       <header>
         <h2>{title}</h2>
         <small>
-          {decision[HEADERS.mask] !== undefined && (
+          {mask !== null && (
             <>
-              mask <code>{decision[HEADERS.mask]}</code>, {percent(Number(decision[HEADERS.sparsity] ?? 0))}{' '}
-              of the blocks skipped
+              mask <code>{mask.id}</code>, {percent(mask.sparsity)} of the blocks skipped
             </>
           )}
         </small>

@@ -8,7 +8,7 @@ import { eventually } from '../../api/harness.ts';
 
 const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
 
-export type Machine = {
+type Machine = {
   readonly child: ChildProcess;
   /** Names of the units that it computed, in order. */
   readonly computed: string[];

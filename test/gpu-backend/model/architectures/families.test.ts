@@ -19,6 +19,7 @@ import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts
 import { ropeFrequencies, ropeTables } from '../../../../gpu-backend/model/rope.ts';
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
 import { canBeGguf, ggufParts, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import { furthestInRows } from '../../../support/furthest.ts';
 import { splitGguf, writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
@@ -46,11 +47,6 @@ const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array) =>
 /** Every 16th logit of the rows of the figures. */
 function sampled(logits: ArrayLike<number>, width: number): number[][] {
   return rows.map((_, i) => Array.from({ length: width / 16 }, (_, at) => logits[i * width + 16 * at]!));
-}
-
-function furthest(found: readonly (readonly number[])[], expected: readonly (readonly number[])[]): number {
-  const differences = expected.flatMap((row, i) => row.map((value, j) => Math.abs(value - found[i]![j]!)));
-  return differences.reduce((most, one) => Math.max(most, one), 0);
 }
 
 /** In one chunk, or token by token. */
@@ -83,8 +79,8 @@ async function greedyOf(runner: Runner, count: number): Promise<number[]> {
 async function checkServing(source: WeightSource, variant: (typeof figures.variants)[number]): Promise<void> {
   await using runner = await openEmitted(source, 'f32');
   for (const decodes of [false, true]) {
-    expect(furthest(await logitsOf(runner, DENSE, decodes), variant.dense)).toBeLessThan(1e-3);
-    expect(furthest(await logitsOf(runner, MASKED, decodes), variant.masked)).toBeLessThan(1e-3);
+    expect(furthestInRows(await logitsOf(runner, DENSE, decodes), variant.dense)).toBeLessThan(1e-3);
+    expect(furthestInRows(await logitsOf(runner, MASKED, decodes), variant.masked)).toBeLessThan(1e-3);
   }
   expect(await greedyOf(runner, variant.greedy.length)).toEqual(variant.greedy);
 }
@@ -109,7 +105,7 @@ describe.each(figures.variants)('$name', (variant) => {
       const naive = await naiveLlama(source);
       const found = tokens.map((tokenId) => naive.next(tokenId, mask));
       const wanted = rows.flatMap((row) => Array.from(found[row]!));
-      expect(furthest(sampled(wanted, config.vocabularySize), expected)).toBeLessThan(1e-3);
+      expect(furthestInRows(sampled(wanted, config.vocabularySize), expected)).toBeLessThan(1e-3);
     }
   });
 
@@ -155,6 +151,6 @@ describe.each(figures.variants)('$name', (variant) => {
     await using runner = await openEmitted(source, 'q8');
     const found = await logitsOf(runner, MASKED, false);
     const size = variant.masked.flat().reduce((most, one) => Math.max(most, Math.abs(one)), 0);
-    expect(furthest(found, variant.masked) / size).toBeLessThan(0.05);
+    expect(furthestInRows(found, variant.masked) / size).toBeLessThan(0.05);
   });
 });

@@ -20,6 +20,7 @@ import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import type { WeightRange } from '../../../../gpu-backend/model/weights-file.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import { furthest } from '../../../support/furthest.ts';
 import { writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
@@ -154,8 +155,7 @@ test.each([0, 1e-4])(
       plan: { mask, kv: 'preserve' },
     });
     const expected = naive.next(7, mask);
-    const furthest = logits.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i]!)), 0);
-    expect(furthest).toBeLessThan(0.1);
+    expect(furthest(logits, expected)).toBeLessThan(0.1);
   },
 );
 

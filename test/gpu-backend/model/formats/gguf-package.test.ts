@@ -11,6 +11,7 @@ import { describe, expect, test } from 'vitest';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { ModelConfig } from '../../../../gpu-backend/model/model-source.ts';
 import { ggufParts, readAll } from '../../../support/family-files.ts';
+import { furthest } from '../../../support/furthest.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 
 const PYTHON = process.env.MASKROUTE_TEST_PYTHON ?? 'python3';
@@ -48,11 +49,7 @@ describe.runIf(hasPackage).each(FAMILIES)('$architecture', (changes) => {
         const found = await opened.read(name);
         const most = data.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
         const allowed = shape.length === 1 ? 0 : 1.15 * error * most;
-        const furthest = data.reduce(
-          (largest, value, i) => Math.max(largest, Math.abs(value - found[i]!)),
-          0,
-        );
-        expect(furthest, name).toBeLessThanOrEqual(allowed);
+        expect(furthest(data, found), name).toBeLessThanOrEqual(allowed);
       }
       await opened.close();
     } finally {
