@@ -138,7 +138,10 @@ export default defineConfig({
               // A batch is counted at once: tests wait for it.
               queueConsumers: {
                 'maskroute-events': {
-                  ...{ maxBatchSize: 100, maxBatchTimeout: 0.05, maxRetries: 100, retryDelay: 30 },
+                  maxBatchSize: 100,
+                  maxBatchTimeout: 0.05,
+                  maxRetries: 100,
+                  retryDelay: 30,
                   deadLetterQueue: 'maskroute-events-dead',
                 },
               },

@@ -211,7 +211,10 @@ async function jobsOf(options: BackendOptions, model: string, log: Logger): Prom
   const { home, backendKey, otherBackendKey, jobEntry: entry, jobDataFolder: dataFolder } = options;
   if (entry === undefined) return undefined;
   return openHomeJobs({
-    ...{ home, model, entry, dataFolder },
+    home,
+    model,
+    entry,
+    dataFolder,
     backendKeys: [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])],
     note: (message, detail) => log.info(detail, message),
     warn: (reason) => log.warn({ reason }, 'this backend runs no jobs for now'),
@@ -251,7 +254,9 @@ async function openModel(
     modelDir: folder,
     hash: manifest.hash as ModelHash,
     config: manifest.config,
-    ...{ device, kvType, threads },
+    device,
+    kvType,
+    threads,
     ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
     limits: {
       ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),

@@ -160,8 +160,11 @@ const controlTokensInText: Attack = {
       if (asText < asTurns + 12)
         findings.add(`a message that spells ${special} has ${asText} tokens, turns ${asTurns}`);
       const echo = await client.completions.create({
-        ...{ model: dev.model, prompt: `A${padding}${special}B`, max_tokens: 1 },
-        ...{ echo: true, logprobs: 0 },
+        model: dev.model,
+        prompt: `A${padding}${special}B`,
+        max_tokens: 1,
+        echo: true,
+        logprobs: 0,
       });
       if (echo.choices[0]!.logprobs!.tokens!.includes(special))
         findings.add(`a prompt's ${special} is one token`);
@@ -182,8 +185,12 @@ const keyToWhomAClientNames: Attack = {
     await once(trap.listen(0, '127.0.0.1'), 'listening');
     const host = `localhost:${(trap.address() as AddressInfo).port}`;
     const named = Object.entries({
-      ...{ host, 'x-forwarded-host': host, 'x-original-host': host, forwarded: `host=${host}` },
-      ...{ origin: `http://${host}`, referer: `http://${host}` },
+      host,
+      'x-forwarded-host': host,
+      'x-original-host': host,
+      forwarded: `host=${host}`,
+      origin: `http://${host}`,
+      referer: `http://${host}`,
     });
     const { key } = await newTenant(dev);
     let tries = 0;
@@ -315,7 +322,8 @@ function post(
     method: 'POST',
     agent: false,
     headers: {
-      ...{ authorization: `Bearer ${key}`, 'content-type': 'application/json' },
+      authorization: `Bearer ${key}`,
+      'content-type': 'application/json',
       ...Object.fromEntries(headers),
     },
   });

@@ -193,12 +193,15 @@ export function figuresOf(compared: readonly Compared[], load: number, evaluated
     ),
   );
   return {
-    ...{ prompts: compared.length, rounds: ROUNDS },
+    prompts: compared.length,
+    rounds: ROUNDS,
     masked_tokens_per_s: medianOrNull(rounds.map((round) => round.masked)),
     dense_tokens_per_s: medianOrNull(rounds.map((round) => round.dense)),
     agreement: mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text))),
     evaluated_agreement: evaluated ?? null,
-    ...{ spread, load, is_busy: (spread ?? 1) > SPREAD_MAX || load > LOAD_MAX },
+    spread,
+    load,
+    is_busy: (spread ?? 1) > SPREAD_MAX || load > LOAD_MAX,
   };
 }
 

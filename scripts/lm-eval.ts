@@ -91,8 +91,12 @@ async function main(): Promise<void> {
       const reference = options.reference && (await byHarness(transformers(options.reference), 'reference'));
       const against = (scores: Scores) => compare(scores, reference || tokenIds);
       tasks.push({
-        ...{ task, questions: questions.length, comparedWith: reference ? 'reference' : 'tokenIds' },
-        ...{ ours: against(ours), tokenIds: against(tokenIds), text: against(text) },
+        task,
+        questions: questions.length,
+        comparedWith: reference ? 'reference' : 'tokenIds',
+        ours: against(ours),
+        tokenIds: against(tokenIds),
+        text: against(text),
         ...(reference && { reference: against(reference) }),
       });
     }
@@ -216,7 +220,8 @@ function compare({ acc, accNorm, logLikelihoods }: Scores, other: Scores) {
   );
   const samePick = logLikelihoods.map((row, i) => Number(highest(row) === highest(other.logLikelihoods[i]!)));
   return {
-    ...{ acc, acc_norm: accNorm },
+    acc,
+    acc_norm: accNorm,
     meanDifference: average(differences),
     meanAbsoluteDifference: average(differences.map(Math.abs)),
     maxAbsoluteDifference: Math.max(...differences.map(Math.abs)),

@@ -51,9 +51,15 @@ type Tally = { sent: number; answers: number; hangUps: number; refusals: Counts;
 
 async function fire({ edge, apiKey, model }: DevFile, tally: Tally, signal: AbortSignal): Promise<void> {
   const { sent, outcomes } = await sendTraffic({
-    ...{ edge, model, tenants: [{ id: 'local', key: apiKey }] },
-    ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
-    ...{ random: createRandom(seed), signal },
+    edge,
+    model,
+    tenants: [{ id: 'local', key: apiKey }],
+    clients: CLIENTS,
+    seconds: SECONDS,
+    rate: RATE,
+    hangUps: HANG_UPS,
+    random: createRandom(seed),
+    signal,
   });
   tally.sent = sent;
   for (const { result } of outcomes) {

@@ -27,16 +27,28 @@ const COMMON = {
 const SHAPES = {
   'llama3-8b': {
     json: {
-      ...{ ...COMMON, model_type: 'llama', intermediate_size: 14_336, num_hidden_layers: 32 },
-      ...{ vocab_size: 128_256, max_position_embeddings: 8192, rope_theta: 500_000, rms_norm_eps: 1e-5 },
+      ...COMMON,
+      model_type: 'llama',
+      intermediate_size: 14_336,
+      num_hidden_layers: 32,
+      vocab_size: 128_256,
+      max_position_embeddings: 8192,
+      rope_theta: 500_000,
+      rms_norm_eps: 1e-5,
     },
     tokenizer: 'llama3_1',
     pre: 'llama-bpe',
   },
   'qwen3-8b': {
     json: {
-      ...{ ...COMMON, model_type: 'qwen3', intermediate_size: 12_288, num_hidden_layers: 36 },
-      ...{ vocab_size: 151_936, max_position_embeddings: 40_960, rope_theta: 1e6, rms_norm_eps: 1e-6 },
+      ...COMMON,
+      model_type: 'qwen3',
+      intermediate_size: 12_288,
+      num_hidden_layers: 36,
+      vocab_size: 151_936,
+      max_position_embeddings: 40_960,
+      rope_theta: 1e6,
+      rms_norm_eps: 1e-6,
     },
     tokenizer: 'qwen3',
     pre: 'qwen2',

@@ -177,9 +177,15 @@ async function soak(
   const watching = watchMemory(over);
   const [{ sent, outcomes }, disturbances] = await Promise.all([
     sendTraffic({
-      ...{ edge: product.edge, model: product.model, tenants: product.tenants },
-      ...{ clients: CLIENTS, seconds: SECONDS, rate: RATE, hangUps: HANG_UPS },
-      ...{ random: createRandom(options.seed), signal: over },
+      edge: product.edge,
+      model: product.model,
+      tenants: product.tenants,
+      clients: CLIENTS,
+      seconds: SECONDS,
+      rate: RATE,
+      hangUps: HANG_UPS,
+      random: createRandom(options.seed),
+      signal: over,
     }),
     disturb(product, SECONDS * 1000, (line) => console.log(`${at()}: ${line}`), over),
   ]).finally(() => ended.abort());
@@ -218,7 +224,10 @@ async function main(signal: AbortSignal): Promise<void> {
     for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);
     const isKept = checks.every((check) => check.isKept);
     const figures = {
-      ...{ minutes: MINUTES, clients: CLIENTS, sent, answers: answersOf(outcomes).length },
+      minutes: MINUTES,
+      clients: CLIENTS,
+      sent,
+      answers: answersOf(outcomes).length,
       hangUps: outcomes.filter(({ result }) => result.kind === 'hang-up').length,
       errors: Object.fromEntries(errorCounts(outcomes)),
       memory: growthOf(memory),

@@ -182,10 +182,7 @@ export async function* readCalls(
   const shown = ({ text, end }: TextPart, index: number): ChoiceEvent => {
     const begun = waiting.findIndex(({ offset }) => offset >= end);
     const pieces = waiting.splice(0, begun < 0 ? waiting.length : begun);
-    return {
-      ...{ type: 'text', index, text },
-      pieces: pieces.filter(({ offset }) => offset >= end - text.length),
-    };
+    return { type: 'text', index, text, pieces: pieces.filter(({ offset }) => offset >= end - text.length) };
   };
   for await (const event of events) {
     const { index } = event;

@@ -39,9 +39,14 @@ export type Progress = {
 };
 
 export const notBegun = (): Progress => ({
-  ...{ completionTokens: 0, cachedTokens: 0, tokenGaps_ms: [] },
-  ...{ firstTokenAt_ms: undefined, tokenAt_ms: undefined },
-  ...{ timings: undefined, finishReason: undefined, finishedAt_ms: undefined },
+  completionTokens: 0,
+  cachedTokens: 0,
+  tokenGaps_ms: [],
+  firstTokenAt_ms: undefined,
+  tokenAt_ms: undefined,
+  timings: undefined,
+  finishReason: undefined,
+  finishedAt_ms: undefined,
 });
 
 export type ChoiceEvent =

@@ -258,7 +258,9 @@ function engineMetrics(engine: Engine, registry: Registry): void {
   }).set({ kv_type: kv.type }, kv.page_bytes);
   for (const [name, help, read] of ENGINE_GAUGES) {
     new Gauge({
-      ...{ name, help, registers },
+      name,
+      help,
+      registers,
       collect() {
         this.set(read(engine.stats()));
       },
@@ -266,7 +268,9 @@ function engineMetrics(engine: Engine, registry: Registry): void {
   }
   for (const [name, help, read] of ENGINE_COUNTERS) {
     new Counter({
-      ...{ name, help, registers },
+      name,
+      help,
+      registers,
       collect() {
         // The engine has the count.
         this.reset();

@@ -33,7 +33,10 @@ type CallOutput = {
 
 const textPart = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] });
 const textOutput = (id: string, text: string | undefined, status: Status): TextOutput => ({
-  ...{ id, type: 'message', role: 'assistant', status },
+  id,
+  type: 'message',
+  role: 'assistant',
+  status,
   content: text === undefined ? [] : [textPart(text)],
 });
 
@@ -71,19 +74,25 @@ function response(
     object: 'response',
     created_at: plan.created_s,
     status,
-    ...{ background: false, error: null, incomplete_details: null },
+    background: false,
+    error: null,
+    incomplete_details: null,
     instructions: request.instructions ?? null,
     max_output_tokens: request.max_output_tokens ?? null,
     model: plan.modelName,
     output,
     parallel_tool_calls: request.parallel_tool_calls ?? true,
-    ...{ previous_response_id: null, reasoning: { effort: null, summary: null }, store: false },
+    previous_response_id: null,
+    reasoning: { effort: null, summary: null },
+    store: false,
     temperature: request.temperature ?? 1,
     text: request.text ?? { format: { type: 'text' } },
     tool_choice: request.tool_choice ?? 'auto',
     tools: request.tools ?? [],
     top_p: request.top_p ?? 1,
-    ...{ truncation: 'disabled', usage: null, metadata: {} },
+    truncation: 'disabled',
+    usage: null,
+    metadata: {},
   };
 }
 
@@ -151,7 +160,9 @@ export class ResponseWriter {
         this.#text += event.text;
         yield this.#event('response.output_text.delta', {
           ...this.#place(),
-          ...{ content_index: 0, delta: event.text, logprobs: [] },
+          content_index: 0,
+          delta: event.text,
+          logprobs: [],
         });
         return;
       case 'call':
@@ -182,7 +193,8 @@ export class ResponseWriter {
     yield this.#add(textOutput(`msg_${this.#running.plan.id}${nth}`, undefined, 'in_progress'));
     yield this.#event('response.content_part.added', {
       ...this.#place(),
-      ...{ content_index: 0, part: textPart('') },
+      content_index: 0,
+      part: textPart(''),
     });
   }
 
@@ -190,11 +202,7 @@ export class ResponseWriter {
     this.#open = 'call';
     this.#arguments = '';
     const id = `fc_${this.#running.plan.id}_${this.#output.length}`;
-    yield this.#add({
-      ...{ id, type: 'function_call', call_id, name },
-      arguments: '',
-      status: 'in_progress',
-    });
+    yield this.#add({ id, type: 'function_call', call_id, name, arguments: '', status: 'in_progress' });
   }
 
   #add(item: Output): string {
@@ -217,7 +225,8 @@ export class ResponseWriter {
       item = { ...last, arguments: this.#arguments, status };
       yield this.#event('response.function_call_arguments.done', {
         ...place,
-        ...{ name: last.name, arguments: this.#arguments },
+        name: last.name,
+        arguments: this.#arguments,
       });
     }
     this.#output[this.#output.length - 1] = item;

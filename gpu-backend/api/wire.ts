@@ -205,7 +205,8 @@ const formatOf = ({ endpoint }: AnswerPlan): Format =>
   FORMATS[endpoint === 'completions' ? endpoint : 'chat'];
 
 const wholeCall = ({ id, name, arguments: json }: WholeChoice['calls'][number]) => ({
-  ...{ id, type: 'function' },
+  id,
+  type: 'function',
   function: { name, arguments: json },
 });
 

@@ -96,7 +96,12 @@ export async function benchBatch(options: BatchOptions): Promise<object> {
   );
   const [at64] = Object.values(figures);
   return {
-    ...{ bench: 'batch', model: ours.name, weights: ours.weights, kvType, streams: STREAMS, rounds },
+    bench: 'batch',
+    model: ours.name,
+    weights: ours.weights,
+    kvType,
+    streams: STREAMS,
+    rounds,
     oneStream_tokensPerSecond: byLength('oneStream'),
     eightStreams_tokensPerSecond: byLength('eightStreams'),
     eightOneMask_tokensPerSecond: byLength('eightOneMask'),
@@ -139,11 +144,18 @@ export async function openOurs(
   const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
   const engine = await createEngine({
     limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX },
-    ...{ modelDir: folder, hash: hash as ModelHash, config, threads: availableParallelism() },
-    ...{ ...held, ...(surrogates && { surrogates }) },
+    modelDir: folder,
+    hash: hash as ModelHash,
+    config,
+    threads: availableParallelism(),
+    ...held,
+    ...(surrogates && { surrogates }),
   });
   return {
-    ...{ engine, config, name, weights },
+    engine,
+    config,
+    name,
+    weights,
     /** Tokens a second of all streams. `of`: each stream's mask, or one mask for all. */
     streams(prompts: readonly number[][], of: readonly Mask[]): Promise<number> {
       const stop = new AbortController();
@@ -171,12 +183,25 @@ const requestOf = (
   tenant = 'bench',
 ): GenerateRequest => ({
   requestId: `bench-${promptCount++}`,
-  ...{ tenant, promptTokenIds, plan: { mask, kv: 'preserve' } },
+  tenant,
+  promptTokenIds,
+  plan: { mask, kv: 'preserve' },
   sampling: {
-    ...{ temperature: 0, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
-    ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
+    temperature: 0,
+    topP: 1,
+    topK: 0,
+    minP: 0,
+    presencePenalty: 0,
+    frequencyPenalty: 0,
+    repetitionPenalty: 1,
+    logitBias: [],
+    seed: undefined,
   },
-  ...{ maxTokens, minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
+  maxTokens,
+  minTokens: 0,
+  stopTokenIds: [],
+  logprobs: undefined,
+  promptLogprobs: undefined,
 });
 
 /** Yields once for each token of an answer, until `signal`. */
@@ -320,14 +345,14 @@ export async function benchPrefix(options: SpeedOptions & { readonly device: Dev
     `the first token of a new prompt comes after ${round(new_ms, 1)} ms, of a known one after ${round(known_ms, 1)} ms`,
   );
   return {
-    ...{
-      bench: 'prefix',
-      model: name,
-      device: deviceName(device),
-      rounds,
-      sharedTokens: SHARED_TOKENS,
-      newTokens: 24,
-    },
-    ...{ new_ms: round(new_ms, 1), known_ms: round(known_ms, 1), saved: round(1 - known_ms / new_ms) },
+    bench: 'prefix',
+    model: name,
+    device: deviceName(device),
+    rounds,
+    sharedTokens: SHARED_TOKENS,
+    newTokens: 24,
+    new_ms: round(new_ms, 1),
+    known_ms: round(known_ms, 1),
+    saved: round(1 - known_ms / new_ms),
   };
 }

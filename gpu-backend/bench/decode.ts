@@ -82,7 +82,11 @@ export async function benchDecode(options: DecodeOptions): Promise<object> {
     };
   }
   return {
-    ...{ bench: 'decode', model: manifest.name, weights: manifest.weights, kvType, rounds: options.rounds },
+    bench: 'decode',
+    model: manifest.name,
+    weights: manifest.weights,
+    kvType,
+    rounds: options.rounds,
     ...positions,
     ...compared.missing,
     bandwidth_GBps: round(bandwidth_GBps, 1),
@@ -191,7 +195,10 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
   const { config } = manifest;
   const products = (weightsRead(config, dense) - config.hiddenSize * config.vocabularySize) * PROMPT_TOKENS;
   return {
-    ...{ bench: 'prefill', model: manifest.name, rounds, promptTokens: PROMPT_TOKENS },
+    bench: 'prefill',
+    model: manifest.name,
+    rounds,
+    promptTokens: PROMPT_TOKENS,
     dense_ms: round(dense_ms, 1),
     quarter_ms: round(found.get(QUARTER)!, 1),
     ...llamaCppFigures(llamaCpp_ms, dense_ms, 1),
@@ -258,7 +265,12 @@ async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions,
   const names = others.map(({ name }) => name).join(', ') || 'nothing else';
   say(`${manifest.name} (${manifest.weights}, K and V in ${kvType}) against ${names}`);
   return {
-    ...{ folder: engine.folder, manifest, dense, quarter, peers: [...own, ...others], missing },
+    folder: engine.folder,
+    manifest,
+    dense,
+    quarter,
+    peers: [...own, ...others],
+    missing,
     async [Symbol.asyncDispose]() {
       for (const peer of others) await peer.close();
       await runner.close();

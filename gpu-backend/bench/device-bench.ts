@@ -50,7 +50,10 @@ export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Pr
       };
     }
     return {
-      ...{ bench: 'decode', model: manifest.name, rounds, ...figuresOf(device, bandwidth_GBps) },
+      bench: 'decode',
+      model: manifest.name,
+      rounds,
+      ...figuresOf(device, bandwidth_GBps),
       ...positions,
       speedup25Limit: round(weights / weightsRead(manifest.config, quarter)),
     };
@@ -85,7 +88,11 @@ export async function benchBatchOn(
   const { folder } = await openInstalled(home, DEFAULT_MODEL);
   const read_GBps = (steps * (await denseBytes(folder, ours.config, device.floatType))) / 1e9;
   return {
-    ...{ bench: 'batch', model: ours.name, weights: ours.weights, streams: masks.length, rounds },
+    bench: 'batch',
+    model: ours.name,
+    weights: ours.weights,
+    streams: masks.length,
+    rounds,
     ...figuresOf(device, bandwidth_GBps),
     ...Object.fromEntries(subjects.map(({ name }) => [`${name}_tokensPerSecond`, of(name)])),
     timesOneStream: round(of('eightStreams') / of('oneStream')),
@@ -95,7 +102,10 @@ export async function benchBatchOn(
 }
 
 const figuresOf = ({ adapter, floatType }: Adapter, bandwidth_GBps: number | null) => ({
-  ...{ device: 'webgpu', adapter, floatType, llamaCpp: 'not measured' },
+  device: 'webgpu',
+  adapter,
+  floatType,
+  llamaCpp: 'not measured',
   bandwidth_GBps: bandwidth_GBps === null ? null : round(bandwidth_GBps, 1),
 });
 

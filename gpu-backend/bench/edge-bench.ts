@@ -95,7 +95,10 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
       addedP99_ms: round(found[name]!.p99_ms - direct!.p99_ms),
     });
     return {
-      ...{ bench: 'edge', stream, requests, peer: peer?.version ?? null },
+      bench: 'edge',
+      stream,
+      requests,
+      peer: peer?.version ?? null,
       direct: direct!,
       floor: added('floor'),
       edge: added('edge'),
@@ -128,7 +131,8 @@ async function startMaskroute(
     const apiKey = await ensureApiKey(client, undefined);
     await publishMaskSet(client, set, { tenant: '', activate: true });
     const target = (name: string, origin: string): Target => ({
-      ...{ name, url: `${origin}/v1/chat/completions` },
+      name,
+      url: `${origin}/v1/chat/completions`,
       headers: { authorization: `Bearer ${apiKey}` },
       pids: processTree(edge.pid),
     });
@@ -216,10 +220,7 @@ async function throughput(target: Target, ask: Ask): Promise<Load> {
 }
 
 const bodyOf = (model: string, index: number, stream: boolean): string =>
-  JSON.stringify({
-    ...{ model, stream, max_tokens: 32 },
-    messages: [{ role: 'user', content: promptOf(index) }],
-  });
+  JSON.stringify({ model, stream, max_tokens: 32, messages: [{ role: 'user', content: promptOf(index) }] });
 
 /** Milliseconds from sending to the last byte. @throws Error when refused, or when the edge did not route the request. */
 async function timed(agent: Agent, { name, url, headers: own }: Target, body: string): Promise<number> {

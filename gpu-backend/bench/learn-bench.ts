@@ -70,11 +70,16 @@ export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): P
     for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms/step`);
     const open_ms = found.get(OPEN)!;
     return {
-      ...{ bench: 'learn', model: manifest.name, weights },
+      bench: 'learn',
+      model: manifest.name,
+      weights,
       msPerStep: round(open_ms, 1),
       quarterAtZero_ms: round(found.get(QUARTER)!, 1),
       distributions_ms: round(found.get(DISTRIBUTIONS)!, 1),
-      ...{ sequences: SEQUENCES, tokens: TOKENS, rounds, threads },
+      sequences: SEQUENCES,
+      tokens: TOKENS,
+      rounds,
+      threads,
       growth: growthOf(found),
       products_GMACps: round((2 * multiplyAdds(config) * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
       ...torchFigures(peer, found),
@@ -230,10 +235,16 @@ const EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
     ...LEARN_EFFORT.one,
-    ...{ searchPositions: 500, glanceParts: 1, greedyEvaluations: 24, gateSteps: 10, rounds: 0 },
-    ...{ exchanges: 6, triesMax: 3 },
+    searchPositions: 500,
+    glanceParts: 1,
+    greedyEvaluations: 24,
+    gateSteps: 10,
+    rounds: 0,
+    exchanges: 6,
+    triesMax: 3,
   },
-  ...{ choicePositions: 1000, heldOutPositions: 600 },
+  choicePositions: 1000,
+  heldOutPositions: 600,
 };
 
 export async function benchLearnMany({ home, say, signal }: LearnManyOptions): Promise<object> {
@@ -253,8 +264,19 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const before = machines.units();
       const start_ms = performance.now();
       await learn({
-        ...{ model, surrogates, data: [data], clusterCount: 1, sparsity: 0.25, cost: 'blocks', out },
-        ...{ effort: EFFORT, seed: 1, encoder: 'static', name: 'bench', openUnits: open, signal },
+        model,
+        surrogates,
+        data: [data],
+        clusterCount: 1,
+        sparsity: 0.25,
+        cost: 'blocks',
+        out,
+        effort: EFFORT,
+        seed: 1,
+        encoder: 'static',
+        name: 'bench',
+        openUnits: open,
+        signal,
         onProgress: () => {},
         encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
       });
@@ -267,8 +289,11 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
     const two = await measure(2);
     if (one.set !== two.set) throw new Error('two workers came to another mask set than one');
     return {
-      ...{ bench: 'learn-many', model: model.manifest.name, weights: model.manifest.weights },
-      ...{ units: one.units, threadsOfEach: 1 },
+      bench: 'learn-many',
+      model: model.manifest.name,
+      weights: model.manifest.weights,
+      units: one.units,
+      threadsOfEach: 1,
       oneWorker_s: round(one.took_s, 1),
       twoWorkers_s: round(two.took_s, 1),
       times: round(one.took_s / two.took_s, 2),

@@ -81,7 +81,11 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   }
   await runner.close();
   return {
-    ...{ bench: 'masks', model: manifest.name, weights: manifest.weights, layers, rounds },
+    bench: 'masks',
+    model: manifest.name,
+    weights: manifest.weights,
+    layers,
+    rounds,
     ...(layers !== config.layerCount && { measuredLayers: config.layerCount }),
     open_s: round(open_s, 1),
     weights_GB: round(weights_bytes / 1e9),
@@ -242,7 +246,9 @@ async function decode_ms(
     const begun_ms = performance.now();
     await runner.runMany(
       inputs.map(({ cache, plan }) => ({
-        ...{ cache, plan, tokenIds: [100 + step] },
+        cache,
+        plan,
+        tokenIds: [100 + step],
         logitRows: head === 'with head' ? [0] : [],
       })),
     );

@@ -159,7 +159,9 @@ async function storeVersions(
     const mask = maskId(preset.model.hash as ModelHash, runs);
     const { surrogates: _, ...plain } = preset;
     const set: MaskSet = {
-      ...{ ...plain, surrogate: false, name: `bench-${index}` },
+      ...plain,
+      surrogate: false,
+      name: `bench-${index}`,
       clusters: preset.clusters.map((cluster) => ({ ...cluster, mask, bits: maskBits(runs) })),
     };
     maskOf.set(maskSetVersion(set), mask);

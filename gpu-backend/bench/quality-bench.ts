@@ -99,9 +99,17 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
     const { size } = await stat(join((await openInstalled(options.home, model)).folder, WEIGHTS_FILE));
     const ms = times.get(name)!;
     const row = {
-      ...{ name, model, kvType, sparsity: round(sparsity(mask)), weights_MB: round(size / 1e6, 1) },
-      ...{ kl: round(kl, 4), agreement: round(agreement), perplexityTimes: round(perplexity, 4) },
-      ...{ msPerToken: round(ms, 2), timesEightBits: round(base_ms / ms), byKind },
+      name,
+      model,
+      kvType,
+      sparsity: round(sparsity(mask)),
+      weights_MB: round(size / 1e6, 1),
+      kl: round(kl, 4),
+      agreement: round(agreement),
+      perplexityTimes: round(perplexity, 4),
+      msPerToken: round(ms, 2),
+      timesEightBits: round(base_ms / ms),
+      byKind,
     };
     options.say(
       `${name}: KL ${row.kl}, top token ${row.agreement}, perplexity × ${row.perplexityTimes}, ${row.msPerToken} ms`,
@@ -266,7 +274,14 @@ async function fitRank(
   const out = join(scratch, `rank-${rank}.safetensors`);
   const model = await openInstalled(home, DEFAULT_MODEL);
   const { start } = await learnSurrogates({
-    ...{ model, data, rank, out, threads, signal, steps: 0, seed: RANKS_SEED },
+    model,
+    data,
+    rank,
+    out,
+    threads,
+    signal,
+    steps: 0,
+    seed: RANKS_SEED,
     onProgress: () => undefined,
   });
   await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });

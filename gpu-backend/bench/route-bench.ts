@@ -45,7 +45,10 @@ export async function benchRoute(
     const times = await measure(edge, set.model.name, requests, signal);
     const at = (name: string, share: number) => round(quantile(times.get(name)!, share));
     const result: RouteBench = {
-      ...{ bench: 'route', requests, promptTokens, clusters: set.clusters.length },
+      bench: 'route',
+      requests,
+      promptTokens,
+      clusters: set.clusters.length,
       median_ms: at('route', 0.5),
       p99_ms: at('route', 0.99),
       healthz_median_ms: at('healthz', 0.5),

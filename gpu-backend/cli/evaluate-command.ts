@@ -182,17 +182,31 @@ async function toOptions(
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
   const threads = flags.threads ?? computingThreads();
   return {
-    ...{ home, model, maskSets, data: flags.data, calibration: flags.calibration },
-    ...{ baselines: flags.baselines, sparsities: flags.sparsity, equalTime: flags.equalTime },
+    home,
+    model,
+    maskSets,
+    data: flags.data,
+    calibration: flags.calibration,
+    baselines: flags.baselines,
+    sparsities: flags.sparsity,
+    equalTime: flags.equalTime,
     flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
     openEncoder: async (set) => {
       const { openEncoder } = await import('../learning/data/encoders.ts');
       return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks: downloads });
     },
-    ...{ tasks: flags.tasks.map(parseTaskFile), taskLimit: flags.taskLimit },
-    ...{ checks: flags.checks, facts: flags.facts, longTokens: LONG_TOKENS },
-    ...{ limit: flags.limit, rowsMax: flags.rows, tokensMax: flags.tokens, evaluationsMax: flags.budget },
-    ...{ searchPositions: flags.searchPositions, rounds: flags.rounds, threads },
+    tasks: flags.tasks.map(parseTaskFile),
+    taskLimit: flags.taskLimit,
+    checks: flags.checks,
+    facts: flags.facts,
+    longTokens: LONG_TOKENS,
+    limit: flags.limit,
+    rowsMax: flags.rows,
+    tokensMax: flags.tokens,
+    evaluationsMax: flags.budget,
+    searchPositions: flags.searchPositions,
+    rounds: flags.rounds,
+    threads,
     device: await chosenDevice(flags),
     seed: flags.seed,
   };

@@ -166,15 +166,20 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
     surrogates: await surrogatesFor(model, flags.surrogate),
     data: flags.data,
     maskCount: flags.masks,
-    ...{ sparsity: flags.sparsity, cost: flags.cost, context: flags.context },
-    ...{ attention: flags.attention, ffn: flags.ffn },
+    sparsity: flags.sparsity,
+    cost: flags.cost,
+    context: flags.context,
+    attention: flags.attention,
+    ffn: flags.ffn,
     device,
     encoder: flags.encoder,
     encoderOptions: { home, threads: computingThreads(), hooks: reporter },
     out: flags.out,
     name: flags.name ?? path.basename(path.resolve(flags.out)),
     effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
-    ...{ rowsMax: flags.rows, seed: flags.seed, signal },
+    rowsMax: flags.rows,
+    seed: flags.seed,
+    signal,
     memory_bytes: flags.memory,
     earlier: flags.from === undefined ? undefined : await readMaskSet(flags.from),
     openUnits: await unitsFor(flags, home, reporter.log),
@@ -254,13 +259,14 @@ async function runSweep(
 }
 
 const learnedJson = ({ maskSet, report }: Learned, file: string) => ({
-  ...{ file, name: maskSet.name, version: report.version },
-  ...{ masks: report.masks, clusters: report.clusters },
-  ...{
-    reached_sparsity: maskSet.reachedSparsity,
-    held_out: maskSet.heldOut,
-    collapse: report.routing.collapse,
-  },
+  file,
+  name: maskSet.name,
+  version: report.version,
+  masks: report.masks,
+  clusters: report.clusters,
+  reached_sparsity: maskSet.reachedSparsity,
+  held_out: maskSet.heldOut,
+  collapse: report.routing.collapse,
 });
 
 async function showLearned({ maskSet, report }: Learned, file: string): Promise<void> {

@@ -216,7 +216,11 @@ function pipelineStep(stage: string, done: number, total: number, detail: string
   const unit = run === undefined ? '' : ` ${run.unit}`;
   const whole = run === undefined ? '' : ' in all';
   return {
-    ...{ stage: title, done, total, detail, run },
+    stage: title,
+    done,
+    total,
+    detail,
+    run,
     bar: `${title.padEnd(10)} {bar} {value} of {total}${unit}{left} {detail}`,
     lines: 20,
     line(_, left_s) {
@@ -239,7 +243,9 @@ function importStep({ phase, done, total, unit }: ImportProgress): Step {
   const isBytes = unit === 'bytes' && total !== undefined;
   const detail = isBytes ? ` · ${(done / 1e6).toFixed(1)} of ${megabytes(total)}` : '';
   return {
-    ...{ done, total, detail },
+    done,
+    total,
+    detail,
     // A different stage, so that a bar begins once the total is known.
     stage: total === undefined ? `${title} …` : title,
     bar: `${title.padEnd(12)} {bar} {percentage}%{detail}{left}`,

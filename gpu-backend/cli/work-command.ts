@@ -55,8 +55,14 @@ export function addWorkCommand(program: Command): void {
         const { workUnits } = await import('../learning/units/unit-worker.ts');
         const home = maskrouteHome();
         await workUnits({
-          ...{ url: queue, journal: journalFolder(home, journal), home, model, signal },
-          ...{ threads: threads ?? computingThreads(), lease_ms: 1000 * lease, grace_ms: 1000 * grace },
+          url: queue,
+          journal: journalFolder(home, journal),
+          home,
+          model,
+          signal,
+          threads: threads ?? computingThreads(),
+          lease_ms: 1000 * lease,
+          grace_ms: 1000 * grace,
           say: (line) => console.error(line),
           onUnit: (unit) => json && console.log(JSON.stringify(unit)),
         });

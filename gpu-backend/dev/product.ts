@@ -140,7 +140,13 @@ const backendChild = (
 ) => ({
   name: 'backend',
   config: {
-    ...{ home, model: DEFAULT_MODEL, port, backendKey, jobEntry: CLI, threads, collector },
+    home,
+    model: DEFAULT_MODEL,
+    port,
+    backendKey,
+    jobEntry: CLI,
+    threads,
+    collector,
   } satisfies BackendConfig,
   logFile: logFile(home, 'backend'),
 });
@@ -156,7 +162,9 @@ const edgeChild = (
     stateFolder: path.join(home, 'edge'),
     port,
     bindings: {
-      ...{ BACKEND_URL: backendUrl, BACKEND_KEY: backendKey, ADMIN_KEY: adminKey },
+      BACKEND_URL: backendUrl,
+      BACKEND_KEY: backendKey,
+      ADMIN_KEY: adminKey,
       ...(allowedOrigins === undefined ? {} : { ALLOWED_ORIGINS: allowedOrigins }),
       ...(collector && variablesOf(collector)),
     },

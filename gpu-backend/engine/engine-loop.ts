@@ -207,7 +207,9 @@ export class EngineLoop {
     sequence.stepGap_ms = Math.max(sequence.stepGap_ms, begun_ms - (sequence.steppedAt_ms ?? begun_ms));
     const { computedCount } = part.request;
     return {
-      ...{ part, sequence, start: computedCount },
+      part,
+      sequence,
+      start: computedCount,
       input: {
         cache: sequence.cache!,
         tokenIds: sequence.tokenIds.slice(computedCount, computedCount + part.tokens),

@@ -72,7 +72,9 @@ export async function createEngine(options: EngineOptions): Promise<Engine> {
   });
   const page_bytes = PAGE_TOKENS * tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
   const model: EngineModel = {
-    ...{ hash, device, kv: { type: kvType, page_bytes } },
+    hash,
+    device,
+    kv: { type: kvType, page_bytes },
     blockCount: 2 * layerCount,
     contextTokens: config.contextTokens,
     vocabularySize: config.vocabularySize,

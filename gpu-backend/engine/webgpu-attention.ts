@@ -33,7 +33,11 @@ async function agrees(config: ModelConfig, type: FloatType): Promise<boolean> {
       };
       const outputs = await session.run(
         {
-          ...{ q: cut(queries), k: cut(keys), v: cut(values), past_k: past.k, past_v: past.v },
+          q: cut(queries),
+          k: cut(keys),
+          v: cut(values),
+          past_k: past.k,
+          past_v: past.v,
           last_keys: tensor('i32', Int32Array.of(to - 1), [1]),
           keys_max: tensor('i32', Int32Array.of(to), [1]),
         },

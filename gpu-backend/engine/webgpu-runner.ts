@@ -35,8 +35,12 @@ export async function openWebgpuRunner(
   const pieceMax = await pieceTokensMax({ ...config, headSize }, floatType);
   const session = await openGraph(modelDir, config, floatType, options);
   const caches = await DeviceCaches.open({
-    ...{ layerCount, kvHeadCount, headSize, contextTokens },
-    ...{ width: kvHeadCount * headSize, kvType: floatType },
+    layerCount,
+    kvHeadCount,
+    headSize,
+    contextTokens,
+    width: kvHeadCount * headSize,
+    kvType: floatType,
   });
   const parts = { session, caches, config, floatType, pieceMax };
   const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {

@@ -35,7 +35,13 @@ export type Spent = {
 const INCLUSION_EFFORT = 40_000;
 
 export const nothingSpent = (): Spent => ({
-  ...{ nodes: 0, literalChars: 0, countedChars: 0, patternStates: 0, items: 0, joined: 0, isFull: false },
+  nodes: 0,
+  literalChars: 0,
+  countedChars: 0,
+  patternStates: 0,
+  items: 0,
+  joined: 0,
+  isFull: false,
   inclusion: { left: INCLUSION_EFFORT },
   within: new Set(),
 });

@@ -71,13 +71,18 @@ function formatOf({ answer, calls }: GrammarSpec): library.StructuralTagFormat {
   const { trigger, separator, isRequired, isSingle } = calls;
   const tags = calls.tools.map(
     ({ begin, argumentsGrammar, end }): library.TagFormat => ({
-      ...{ type: 'tag', begin, end },
+      type: 'tag',
+      begin,
+      end,
       content: form(argumentsGrammar),
     }),
   );
   const only: library.TagsWithSeparatorFormat = {
-    ...{ type: 'tags_with_separator', tags, separator },
-    ...{ at_least_one: true, stop_after_first: isSingle },
+    type: 'tags_with_separator',
+    tags,
+    separator,
+    at_least_one: true,
+    stop_after_first: isSingle,
   };
   if (isRequired) return only;
   // In an `or` the library does not support a list of calls, so with an `answer` there is at most one call.

@@ -408,9 +408,15 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   id: `job_${randomBytes(12).toString('hex')}`,
   object: 'maskroute.job',
   status: 'waiting',
-  ...{ request, schedule },
+  request,
+  schedule,
   created_at: new Date().toISOString(),
-  ...{ started_at: null, finished_at: null, starts: 0, progress: null, error: null, result: null },
+  started_at: null,
+  finished_at: null,
+  starts: 0,
+  progress: null,
+  error: null,
+  result: null,
 });
 
 /** Fields in which a request must equal the job whose mask set it begins with. */

@@ -120,7 +120,10 @@ export class Schedules {
     const id = `schedule_${randomBytes(12).toString('hex')}`;
     const now_ms = Date.now();
     const schedule: Schedule = {
-      ...{ id, object: 'maskroute.schedule', every, job: withDefaults(job, this.#options.model) },
+      id,
+      object: 'maskroute.schedule',
+      every,
+      job: withDefaults(job, this.#options.model),
       created_at: new Date(now_ms).toISOString(),
       next_at: first_at ?? new Date(now_ms + 1000 * secondsOf(every)).toISOString(),
       last_job: null,

@@ -156,7 +156,12 @@ async function learnWith(
   const { model, surrogates, device, encoderOptions, seed, signal, maskCount } = settings;
   const { threads } = encoderOptions;
   await using units = await (settings.openUnits ?? openLocalUnits)({
-    ...{ model, surrogates, threads, device, signal, memory_bytes: settings.memory_bytes },
+    model,
+    surrogates,
+    threads,
+    device,
+    signal,
+    memory_bytes: settings.memory_bytes,
   });
   const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
   const parts = await openModelParts(asked, units, journal);
@@ -174,7 +179,14 @@ async function learnWith(
     return parts.score(sample, masks);
   };
   const masks = await learnMasks({
-    ...{ bench, prompts, texts, effort, known, maskCount, score, track },
+    bench,
+    prompts,
+    texts,
+    effort,
+    known,
+    maskCount,
+    score,
+    track,
     atOnce: units.atOnce,
   });
   return { masks, budget, effort };
@@ -283,7 +295,10 @@ async function assemble(
       data: data.map((path) => basename(path)),
       rows: prompts.rows.fit,
       heldOutRows: prompts.rows.heldOut,
-      ...{ seed, cost, blockWeights: { attention, ffn }, effort },
+      seed,
+      cost,
+      blockWeights: { attention, ffn },
+      effort,
       oneMask: maskBits(masks.masks[0]!.mask),
       ...(known && { from: known.version }),
       ...routingRecord(masks),

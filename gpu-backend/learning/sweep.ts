@@ -48,7 +48,10 @@ export async function sweepClusters(
     const { kl, agreement, perplexity } = heldOutOf(maskSet, 'learned');
     rows.push({
       clusters: clusterCount,
-      ...{ kl, agreement, perplexity, oneMask_kl: heldOutOf(maskSet, 'one-mask').kl },
+      kl,
+      agreement,
+      perplexity,
+      oneMask_kl: heldOutOf(maskSet, 'one-mask').kl,
       largestShare: report.routing.largestShare,
       silhouette: report.routing.silhouette,
       folder: out,

@@ -239,7 +239,11 @@ function placeMatrix(
       jobs.push({
         name,
         slice: {
-          ...{ from, rows, columns, turn, form },
+          from,
+          rows,
+          columns,
+          turn,
+          form,
           valuesAt: at(stored.values, row),
           scalesAt: codes === undefined ? 0 : at(codes.scales, row),
           zeroPointsAt: codes === undefined ? 0 : at(codes.zeroPoints, row),

@@ -178,7 +178,12 @@ async function convert(
   const files = await describeFiles(folder, names, signal);
   signal?.throwIfAborted();
   return {
-    ...{ format: MANIFEST_FORMAT, name, hash, source, weights: held.kind, config: weights.config },
+    format: MANIFEST_FORMAT,
+    name,
+    hash,
+    source,
+    weights: held.kind,
+    config: weights.config,
     ...(held.kind === 'q4' ? { fourBits: { version: FOUR_BITS_VERSION, text: held.origin } } : {}),
     ...text,
     files,

@@ -79,8 +79,10 @@ function storedLinear(
   }
   const scales = get(`${name}.scales`);
   return {
-    ...{ kind: form.bits === 8 ? 'q8' : 'q4', blockSize: form.blockSize },
-    ...{ outputs: scales.shape[0]!, inputs: scales.shape[1]! * form.blockSize },
+    kind: form.bits === 8 ? 'q8' : 'q4',
+    blockSize: form.blockSize,
+    outputs: scales.shape[0]!,
+    inputs: scales.shape[1]! * form.blockSize,
     values: get(`${name}.q`).range,
     scales: scales.range,
     zeroPoints: get(`${name}.zeros`).range,

@@ -231,7 +231,10 @@ function halfConstant(initializer: Initializer): Initializer {
 }
 
 const castNode = (from: string, to: string, type: ElementType): Node => ({
-  ...{ op: 'Cast', domain: '', inputs: [from], outputs: [to] },
+  op: 'Cast',
+  domain: '',
+  inputs: [from],
+  outputs: [to],
   attributes: { to: ELEMENT_TYPES[type] },
 });
 

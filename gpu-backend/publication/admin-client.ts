@@ -115,7 +115,9 @@ async function send(server: Server, { method, path, body }: AdminRequest): Promi
   let response: Response;
   try {
     response = await fetch(`${origin}${base}${path}`, {
-      ...{ method, headers, body: body === undefined ? null : JSON.stringify(body) },
+      method,
+      headers,
+      body: body === undefined ? null : JSON.stringify(body),
       signal: AbortSignal.timeout(timeout_ms),
     });
   } catch (error) {

@@ -119,7 +119,10 @@ function inSpans<T>(
 }
 
 const line = (name: string, colour: number, points: PointSeries['points']): PointSeries => ({
-  ...{ name, colour, joined: true, points },
+  name,
+  colour,
+  joined: true,
+  points,
 });
 
 /** Disturbances as marks at the height `y`. */

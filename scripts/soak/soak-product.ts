@@ -91,7 +91,10 @@ export async function startSoakProduct(say: (line: string) => void): Promise<Soa
       ADMIN_KEY: keys.adminKey,
     };
     const config: EdgeOptions = {
-      ...{ projectFolder: PROJECT_FOLDER, stateFolder: path.join(home, 'edge'), port: 0, bindings },
+      projectFolder: PROJECT_FOLDER,
+      stateFolder: path.join(home, 'edge'),
+      port: 0,
+      bindings,
       around: AROUND,
     };
     const edgeLog = path.join(home, 'edge.log');
@@ -109,8 +112,15 @@ export async function startSoakProduct(say: (line: string) => void): Promise<Soa
     const maskSets = await shareMaskSets(admin, publishers);
     const live = (await livePublication(admin, ''))!.version;
     return {
-      ...{ edge: edge.url, model: DEFAULT_MODEL, admin, database, backends },
-      ...{ tenants, publishers, maskSets, live },
+      edge: edge.url,
+      model: DEFAULT_MODEL,
+      admin,
+      database,
+      backends,
+      tenants,
+      publishers,
+      maskSets,
+      live,
       async stop(folder) {
         await stop();
         await rename(edgeLog, path.join(folder, 'edge.log')).catch(() => {});

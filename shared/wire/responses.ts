@@ -202,7 +202,15 @@ export function chatOfResponse(request: ResponsesRequest): ChatRequest {
   const { tools, tool_choice, parallel_tool_calls, max_output_tokens } = request;
   return inItsWords(() =>
     parse(chatOfItems.schema, {
-      ...{ model, stream, temperature, top_p, user, mask, kv, maskroute, parallel_tool_calls },
+      model,
+      stream,
+      temperature,
+      top_p,
+      user,
+      mask,
+      kv,
+      maskroute,
+      parallel_tool_calls,
       messages: messagesOf(request),
       max_completion_tokens: max_output_tokens,
       response_format: formatOf(request.text?.format),

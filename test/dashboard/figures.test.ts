@@ -71,7 +71,11 @@ describe('the map', () => {
 
 test('shares of one version add up to one at every step, and a step without requests is a gap', () => {
   const at = (start: string, cluster: number | null, requests: number, version = 'v_1') => ({
-    ...{ start, cluster, requests, errors: 0, version },
+    start,
+    cluster,
+    requests,
+    errors: 0,
+    version,
   });
   const routing = [
     at('2026-01-01T00:00:00Z', 10, 3),
@@ -99,7 +103,14 @@ test('clusters that share a mask are drawn once', () => {
 
 describe('quality', () => {
   const row = (method: string, sparsity: number, kl: number | null): QualityRow => ({
-    ...{ set: 's', method, matched: null, surrogate: false, sparsity, kl, agreement: null, perplexity: null },
+    set: 's',
+    method,
+    matched: null,
+    surrogate: false,
+    sparsity,
+    kl,
+    agreement: null,
+    perplexity: null,
     ms_per_token: null,
   });
 
@@ -121,12 +132,26 @@ describe('quality', () => {
     const found = evaluatedRows([...rows, ...equalTime], names);
     expect(found.slice(0, 2)).toEqual([
       {
-        ...{ set: null, method: 'dense', matched: 'count', surrogate: true, sparsity: 0 },
-        ...{ kl: 0, agreement: 1, perplexity: 22.8, ms_per_token: 5.9 },
+        set: null,
+        method: 'dense',
+        matched: 'count',
+        surrogate: true,
+        sparsity: 0,
+        kl: 0,
+        agreement: 1,
+        perplexity: 22.8,
+        ms_per_token: 5.9,
       },
       {
-        ...{ set: 'mine', method: 'learned', matched: 'count', surrogate: true, sparsity: 0.117 },
-        ...{ kl: 0.26, agreement: 0.78, perplexity: 25.6, ms_per_token: 5.2 },
+        set: 'mine',
+        method: 'learned',
+        matched: 'count',
+        surrogate: true,
+        sparsity: 0.117,
+        kl: 0.26,
+        agreement: 0.78,
+        perplexity: 25.6,
+        ms_per_token: 5.2,
       },
     ]);
     expect(found.at(-1)).toMatchObject({ set: null, method: 'blockpruner', matched: 'time' });
@@ -210,8 +235,16 @@ describe('the playground', () => {
       if (path === '/admin/v1/keys') {
         const at = '2031-01-01T00:00:00.000Z';
         return Response.json({
-          ...{ id: `k_${++made}`, kind: 'tenant', tenant: 'acme', name: 'Playground', prefix: 'key' },
-          ...{ created_at: at, expires_at: at, revoked_at: null, replaced_by: null, key: `key${made}` },
+          id: `k_${++made}`,
+          kind: 'tenant',
+          tenant: 'acme',
+          name: 'Playground',
+          prefix: 'key',
+          created_at: at,
+          expires_at: at,
+          revoked_at: null,
+          replaced_by: null,
+          key: `key${made}`,
         });
       }
       const key = headers.authorization!.replace('Bearer ', '');

@@ -91,11 +91,17 @@ async function maskSetOf(texts: readonly string[]): Promise<MaskSet> {
     clusters: data.map(({ embedding }, index) => {
       const mask = maskFromSkippedLayers(8, { skipAttention: [index], skipFfn: [2 + index] });
       return {
-        ...{ centroid: embedding, bits: maskBits(mask), mask: maskId(hash as ModelHash, mask) },
-        ...{ share: 0.5, label: texts[index]! },
+        centroid: embedding,
+        bits: maskBits(mask),
+        mask: maskId(hash as ModelHash, mask),
+        share: 0.5,
+        label: texts[index]!,
       };
     }),
-    ...{ targetSparsity: 2 / 8, reachedSparsity: 2 / 8, surrogate: false, learned: { method: 'by hand' } },
+    targetSparsity: 2 / 8,
+    reachedSparsity: 2 / 8,
+    surrogate: false,
+    learned: { method: 'by hand' },
     heldOut: { learned: { agreement: 0.9 } },
     createdAt: '2026-01-01T00:00:00Z',
   };

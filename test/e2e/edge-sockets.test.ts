@@ -156,8 +156,10 @@ describe('what was made for a client that hung up is counted', () => {
         const tokens = spent.reduce((sum, one) => sum + one, 0);
         expect(tokens).toBeGreaterThan(0);
         expect(await account(tenant)).toEqual({
-          ...{ requests, tokens },
-          ...{ budgetRequests: requests, budgetTokens: tokens },
+          requests,
+          tokens,
+          budgetRequests: requests,
+          budgetTokens: tokens,
         });
       },
       { timeout: 30_000, interval: 250 },

@@ -29,12 +29,20 @@ const TEMPLATE =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 const SHAPE = {
-  ...{ layerCount: 2, hiddenSize: 64, ffnSize: 96, headCount: 4, kvHeadCount: 2, headSize: 16 },
+  layerCount: 2,
+  hiddenSize: 64,
+  ffnSize: 96,
+  headCount: 4,
+  kvHeadCount: 2,
+  headSize: 16,
   vocabularySize: 288,
 };
 const FAMILIES: Readonly<Record<string, Partial<ModelConfig>>> = {
   'llama-3': {
-    ...{ ...SHAPE, architecture: 'llama', tiedEmbeddings: false, ropeTheta: 500_000 },
+    ...SHAPE,
+    architecture: 'llama',
+    tiedEmbeddings: false,
+    ropeTheta: 500_000,
     ropeScaling: {
       type: 'llama3',
       factor: 8,
@@ -100,7 +108,8 @@ async function filesOf(family: string, form: Form): Promise<string> {
     const { 'model.safetensors': _, 'tokenizer_config.json': written, ...tiny } = await tinyFolder();
     const tokenizer = JSON.parse(new TextDecoder().decode(written));
     await put({
-      ...{ ...tiny, ...safetensorsFiles(await readAll(source), form === 'shards' ? 3 : 1) },
+      ...tiny,
+      ...safetensorsFiles(await readAll(source), form === 'shards' ? 3 : 1),
       'config.json': JSON.stringify(hubConfig(source.config)),
       'tokenizer_config.json': JSON.stringify({ ...tokenizer, chat_template: TEMPLATE }),
     });

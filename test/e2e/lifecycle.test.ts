@@ -199,7 +199,10 @@ test(
     left.catch(() => {});
     await works(1);
     const stream = await first.client.chat.completions.create({
-      ...{ ...hello(model), max_completion_tokens: 1000, ignore_eos: true, stream: true },
+      ...hello(model),
+      max_completion_tokens: 1000,
+      ...{ ignore_eos: true },
+      stream: true,
       stream_options: { include_usage: true },
     } as const);
     let streamed: number | undefined;

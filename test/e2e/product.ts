@@ -52,7 +52,11 @@ export async function tinyPreset(): Promise<MaskSet> {
   });
   const [sparsity, surrogate] = [1 / blockCount, false];
   return {
-    ...{ ...preset, clusters, surrogate, targetSparsity: sparsity, reachedSparsity: sparsity },
+    ...preset,
+    clusters,
+    surrogate,
+    targetSparsity: sparsity,
+    reachedSparsity: sparsity,
     model: { name: DEFAULT_MODEL, hash, blockCount },
   };
 }

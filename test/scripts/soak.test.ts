@@ -45,14 +45,21 @@ const MASK_SETS = new Map([
 ]);
 
 const routed = (version: string, change: Partial<Routed> = {}): Routed => ({
-  ...{ version, maskSet: MASK_SETS.get(version)!.name, cluster: '1', mask: preset.clusters[1]!.mask },
+  version,
+  maskSet: MASK_SETS.get(version)!.name,
+  cluster: '1',
+  mask: preset.clusters[1]!.mask,
   ...change,
 });
 
 /** Seconds of the soak are milliseconds times a thousand: it begins at 0. */
 const outcome = (sent_s: number, ended_s: number, result: Result): Outcome => ({
-  ...{ tenant: 'counted', isStream: false, firstAt_ms: undefined, result },
-  ...{ sentAt_ms: sent_s * 1000, endedAt_ms: ended_s * 1000 },
+  tenant: 'counted',
+  isStream: false,
+  firstAt_ms: undefined,
+  result,
+  sentAt_ms: sent_s * 1000,
+  endedAt_ms: ended_s * 1000,
 });
 const answer = (
   requestId: string,
@@ -65,8 +72,13 @@ const error = (code: string, at_s: number): Outcome =>
   outcome(at_s, at_s + 1, { kind: 'error', code, requestId: `req_${code}` });
 
 const event = (request_id: string, version: string, change: Partial<CountedEvent> = {}): CountedEvent => ({
-  ...{ request_id, tenant: 'counted', version, mask: preset.clusters[1]!.mask, status: 200 },
-  ...{ prompt_tokens: 30, completion_tokens: 5 },
+  request_id,
+  tenant: 'counted',
+  version,
+  mask: preset.clusters[1]!.mask,
+  status: 200,
+  prompt_tokens: 30,
+  completion_tokens: 5,
   ...change,
 });
 
@@ -144,14 +156,22 @@ it.each([
   ['grows by a fifth in three minutes', 'backend', (at_s: number) => 300 + at_s / 3, false],
 ])('memory that %s, of %s', (_, name, rss, isKept) => {
   const samples: MemorySample[] = Array.from({ length: 300 }, (_, at_s) => ({
-    ...{ at_s, pid: 7, name, rss_MB: rss(at_s) },
+    at_s,
+    pid: 7,
+    name,
+    rss_MB: rss(at_s),
   }));
   expect(memoryIsFlat(samples).isKept).toBe(isKept);
 });
 
 describe('what a client saw', () => {
   const info = {
-    ...{ mask_set: 'set', version: OLD, cluster: 1, mask: 'm', prompt_tokens: 3, completion_tokens: 2 },
+    mask_set: 'set',
+    version: OLD,
+    cluster: 1,
+    mask: 'm',
+    prompt_tokens: 3,
+    completion_tokens: 2,
   };
   const chunk = `data: {"choices":[],"maskroute":${JSON.stringify(info)}}\n\n`;
   it.each([
@@ -178,8 +198,14 @@ describe('what goes on for half an hour', () => {
     const { port } = server.address() as AddressInfo;
     const begun_ms = performance.now();
     const { sent, outcomes } = await sendTraffic({
-      ...{ edge: `http://127.0.0.1:${port}`, model: 'm', tenants: [{ id: 'a', key: 'k' }] },
-      ...{ clients: 2, seconds: 600, rate: 5, hangUps: 0, random: createRandom(1) },
+      edge: `http://127.0.0.1:${port}`,
+      model: 'm',
+      tenants: [{ id: 'a', key: 'k' }],
+      clients: 2,
+      seconds: 600,
+      rate: 5,
+      hangUps: 0,
+      random: createRandom(1),
       signal: AbortSignal.timeout(500),
     });
     expect(performance.now() - begun_ms).toBeLessThan(10_000);
@@ -203,7 +229,13 @@ it('the page is one file with a picture of each thing, and says what did not hol
   const memory = [0, 1].map((at_s) => ({ at_s, pid: 7, name: 'workerd', rss_MB: 100 }));
   const settings = [['clients', '64']] as const;
   const html = soakPage({
-    ...{ begunAt_ms: 0, seconds: 300, settings, outcomes, disturbances: DONE, memory, checks },
+    begunAt_ms: 0,
+    seconds: 300,
+    settings,
+    outcomes,
+    disturbances: DONE,
+    memory,
+    checks,
   });
   expect(html).toContain('Did not hold: budgets, usage and events agree to the token.');
   expect(html.match(/<svg/g)).toHaveLength(4);

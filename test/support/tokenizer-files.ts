@@ -134,7 +134,10 @@ export function llama2Files(): { json: TokenizerJson; config: Json } {
         ],
       },
       model: {
-        ...{ type: 'BPE', unk_token: '<unk>', fuse_unk: true, byte_fallback: true },
+        type: 'BPE',
+        unk_token: '<unk>',
+        fuse_unk: true,
+        byte_fallback: true,
         vocab: Object.fromEntries(vocabById.map((token, id) => [token, id])),
         merges: [...merges].sort(([, a], [, b]) => a - b).map(([pair]) => pair),
       },

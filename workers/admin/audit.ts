@@ -23,7 +23,9 @@ export const audited = createMiddleware<AppEnv>(async (c, next) => {
   const { actor, tenant } = c.var.admin;
   const sequence = await d1(
     beginAudit(db, {
-      ...{ createdAt_ms: Date.now(), tenant: tenant ?? DEFAULT_TENANT, actor },
+      createdAt_ms: Date.now(),
+      tenant: tenant ?? DEFAULT_TENANT,
+      actor,
       address: addressOf(c.req.raw, config.TRUSTED_FRONT) ?? '',
       action: `${c.req.method} ${routeOf(c)}`,
       target: c.req.path.slice(PREFIX.length),

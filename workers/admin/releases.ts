@@ -111,7 +111,11 @@ export const publications = new Hono<AppEnv>()
     const { version, expected_version: expected } = body;
     const tenant = await scopedTenant(c, body.tenant);
     const request = {
-      ...{ tenant, version, expected, actor: c.var.admin.actor, hold: holdOf(c) },
+      tenant,
+      version,
+      expected,
+      actor: c.var.admin.actor,
+      hold: holdOf(c),
       activateAt_ms: body.activate_at === undefined ? undefined : Date.parse(body.activate_at),
       rollout: body.rollout,
       autoRollback: body.auto_rollback,
@@ -146,7 +150,9 @@ export const publications = new Hono<AppEnv>()
     // it.
     const { version, activate_at } = main;
     const parts = seen.map(({ publication, share }) => ({
-      ...{ tenant: publication?.tenant ?? tenant, version: publication?.version ?? null, share },
+      tenant: publication?.tenant ?? tenant,
+      version: publication?.version ?? null,
+      share,
     }));
     return c.json({ tenant: main.tenant, version, activate_at, parts } satisfies PublicationInUse);
   })

@@ -153,9 +153,14 @@ export const keys = new Hono<AppEnv>()
     const now_ms = Date.now();
     const rotated = await d1(
       rotateApiKey(db, {
-        ...{ id: old.id, tenant, now_ms, oldExpiresAt_ms: now_ms + overlap_s * 1000 },
+        id: old.id,
+        tenant,
+        now_ms,
+        oldExpiresAt_ms: now_ms + overlap_s * 1000,
         successor: {
-          ...{ id: newKeyId(), prefix, sha256 },
+          id: newKeyId(),
+          prefix,
+          sha256,
           expiresAt_ms: expires_at === undefined ? null : Date.parse(expires_at),
         },
       }),

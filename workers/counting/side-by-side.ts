@@ -27,8 +27,15 @@ import type { LiveState } from '../db/publication-rows.ts';
 
 const NO_VALUES: Moments = { count: 0, sum: 0, sq: 0 };
 const NOTHING: Sums = {
-  ...{ requests: 0, errors: 0, prompt_tokens: 0, ratings: 0, ratings_up: 0 },
-  ...{ ttft_ms: NO_VALUES, tpot_ms: NO_VALUES, completion_tokens: NO_VALUES, agreement: NO_VALUES },
+  requests: 0,
+  errors: 0,
+  prompt_tokens: 0,
+  ratings: 0,
+  ratings_up: 0,
+  ttft_ms: NO_VALUES,
+  tpot_ms: NO_VALUES,
+  completion_tokens: NO_VALUES,
+  agreement: NO_VALUES,
 };
 
 export function experimentResults(
@@ -48,7 +55,9 @@ export function experimentResults(
     region,
     alpha,
     variants: variants.map(({ name, mask_set, weight }) => ({
-      ...{ name, mask_set, weight },
+      name,
+      mask_set,
+      weight,
       figures: figuresOf(sumsOf(name), latencies.get(name)),
     })),
     comparisons: others.flatMap(({ name }) =>
@@ -116,7 +125,10 @@ function comparison(
   const found = compare(a, b, alpha);
   const none = { difference: null, low: null, high: null, p_value: null };
   return {
-    ...{ variant, metric, control_mean: meanOf(a), mean: meanOf(b) },
+    variant,
+    metric,
+    control_mean: meanOf(a),
+    mean: meanOf(b),
     ...(found ?? none),
     verdict: found === null ? 'too_few' : verdict(found, better),
   };
@@ -159,7 +171,9 @@ function sideOf(version: string, sums: readonly MinuteSums[]): ReleaseComparison
   const total = (name: keyof MinuteSums) => sums.reduce((sum, row) => sum + row[name], 0);
   const [requests, errors] = [total('requests'), total('errors')];
   return {
-    ...{ version, requests, errors },
+    version,
+    requests,
+    errors,
     error_rate: ratio(errors, requests),
     ttft_ms: ratio(total('ttft_sum'), total('ttft_count')),
     tpot_ms: ratio(total('tpot_sum'), total('tpot_count')),

@@ -51,7 +51,8 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
       start: isoTime(start_ms),
       version: version === '' ? null : version,
       cluster: cluster < 0 ? null : cluster,
-      ...{ requests, errors },
+      requests,
+      errors,
     })),
     balance: balances(series, clusterCounts),
     versions: versions.map(({ version, sparsity, sums }) => ({
@@ -68,7 +69,9 @@ export async function stats(db: Database, request: SeriesRequest): Promise<Stats
     fallbacks: fallbacks.map(({ fallback, requests }) => ({ reason: fallback, requests })),
     total: figuresOf(total.sums, mergeLatencies([...latencies.values()])),
     masks: masks.map(({ mask, sparsity, requests }) => ({
-      ...{ mask, requests, sparsity: sparsity < 0 ? null : sparsity },
+      mask,
+      requests,
+      sparsity: sparsity < 0 ? null : sparsity,
     })),
     saved: { ...meanOf(total.saved, ALPHA), pairs_min: PAIRS_MIN },
   };
@@ -114,7 +117,10 @@ function balances(
     const clusterCount = clusterCounts.get(version) ?? clusters.size;
     const largest_share = Math.max(0, ...shares);
     return {
-      ...{ version, requests, largest_share, clusters: clusterCount },
+      version,
+      requests,
+      largest_share,
+      clusters: clusterCount,
       entropy_bits: Math.max(0, -shares.reduce((sum, share) => sum + share * Math.log2(share), 0)),
       collapsed: clusterCount > 1 && requests >= COLLAPSE.requests_min && largest_share >= COLLAPSE.share,
     };
@@ -143,7 +149,11 @@ export async function driftOf(
   const distance = nearest === null ? null : farAway(samples.map(nearestOf), nearest.far);
   const clusters = clusterDrift(agreement);
   return {
-    ...{ version, since: isoTime(since_ms), distance, clusters, pairs_min: PAIRS_MIN },
+    version,
+    since: isoTime(since_ms),
+    distance,
+    clusters,
+    pairs_min: PAIRS_MIN,
     proposal: proposalFor(distance, clusters),
   };
 }

@@ -101,8 +101,13 @@ export const site = new Hono<AppEnv>()
 
 const [HTML, JSON_TYPE] = ['text/html', 'application/json'];
 const WHAT_THIS_IS = {
-  ...{ object: 'maskroute.edge', api: '/v1', admin: '/admin/v1', openapi: '/openapi.json' },
-  ...{ documentation: '/docs', dashboard: '/dashboard', ready: '/readyz' },
+  object: 'maskroute.edge',
+  api: '/v1',
+  admin: '/admin/v1',
+  openapi: '/openapi.json',
+  documentation: '/docs',
+  dashboard: '/dashboard',
+  ready: '/readyz',
 };
 
 async function built(c: AppContext, path: string): Promise<Response> {
@@ -147,7 +152,11 @@ const signIn = new Hono<AppEnv>()
     }
     // Lax: the provider redirects back from another site.
     await setSignedCookie(c, COOKIE, JSON.stringify(waiting), c.var.services.config.ADMIN_KEY, {
-      ...{ path: CALLBACK, httpOnly: true, sameSite: 'Lax', secure: isSecure(c), maxAge: SIGN_IN_s },
+      path: CALLBACK,
+      httpOnly: true,
+      sameSite: 'Lax',
+      secure: isSecure(c),
+      maxAge: SIGN_IN_s,
     });
     return c.redirect(to.href);
   })
@@ -210,7 +219,9 @@ async function providerOf(c: AppContext) {
       throw unavailable(reasonOf(error));
     });
   return {
-    ...{ server, options, client: { client_id: OIDC_CLIENT_ID } satisfies oauth.Client },
+    server,
+    options,
+    client: { client_id: OIDC_CLIENT_ID } satisfies oauth.Client,
     auth: OIDC_CLIENT_SECRET === undefined ? oauth.None() : oauth.ClientSecretBasic(OIDC_CLIENT_SECRET),
   };
 }

@@ -182,7 +182,10 @@ export async function rollback(
   const { owner, version, previousId } = target ?? NOTHING_LIVE;
   return await flip(dependencies, request.hold, seen, {
     ...basics,
-    ...{ owner, version, previousId, ...AT_ONCE },
+    owner,
+    version,
+    previousId,
+    ...AT_ONCE,
     action: 'rollback',
     autoRollback: null,
     reason: request.judged?.reason ?? null,

@@ -292,8 +292,12 @@ export class Answer {
   #overWith({ headers, status }: Response, how: How, heard: Heard): void {
     const sparsity = numberOrNull(headers.get(HEADERS.sparsity));
     this.#over({
-      ...{ ...endOf(how, heard, status), heard, ranAt: 'answerer' },
-      ...{ mask: headers.get(HEADERS.mask), sparsity, endedAt_ms: Date.now() },
+      ...endOf(how, heard, status),
+      heard,
+      ranAt: 'answerer',
+      mask: headers.get(HEADERS.mask),
+      sparsity,
+      endedAt_ms: Date.now(),
     });
   }
 

@@ -106,8 +106,14 @@ async function enter(
   const trace = c.get('trace')!;
   const source = trialOf(c) === undefined ? 'client' : 'playground';
   const asking: Asking = {
-    ...{ caller, routable, patience, source, hold, trace },
-    ...{ requestId: c.get('requestId'), signal: c.req.raw.signal },
+    caller,
+    routable,
+    patience,
+    source,
+    hold,
+    trace,
+    requestId: c.get('requestId'),
+    signal: c.req.raw.signal,
   };
   const begun_ms = Date.now();
   const [admission, routing] = await Promise.all([
@@ -200,8 +206,13 @@ function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
   const services = c.get('services');
   const place = placeOf(c.req.raw, services.config.TRUSTED_FRONT);
   return routeRequest(services, {
-    ...{ ...routable, caller: c.get('caller'), signal: c.req.raw.signal, hold: holdOf(c) },
-    ...{ region: regionOf(place), place, trial: trialOf(c) },
+    ...routable,
+    caller: c.get('caller'),
+    signal: c.req.raw.signal,
+    hold: holdOf(c),
+    region: regionOf(place),
+    place,
+    trial: trialOf(c),
   });
 }
 

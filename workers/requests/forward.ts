@@ -27,8 +27,13 @@ export type Progress = {
 };
 
 export const notAsked = (routed: Routed): Progress => ({
-  ...{ routed, wasAsked: false, gaveUp: false },
-  ...{ backend: undefined, affinity: undefined, backend_ms: undefined, retries: { left: RETRIES_MAX } },
+  routed,
+  wasAsked: false,
+  gaveUp: false,
+  backend: undefined,
+  affinity: undefined,
+  backend_ms: undefined,
+  retries: { left: RETRIES_MAX },
 });
 
 /** `rest`: reads a small non-streaming answer; undefined for any other. */
@@ -94,7 +99,9 @@ async function askUnder(
       stall_ms: config.BACKEND_STALL_MS,
     },
     retries: progress.retries,
-    ...{ signal, hold, trace },
+    signal,
+    hold,
+    trace,
   });
   progress.gaveUp ||= called.gaveUp;
   if (called.kind === 'error') throw called.error;

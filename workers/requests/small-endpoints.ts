@@ -167,8 +167,11 @@ async function readiness(c: AppContext): Promise<Report> {
   if (configuration !== OK) {
     const unknown = 'unknown until the configuration is right';
     const checks = {
-      ...{ configuration, routing_table: unknown, database: unknown },
-      ...{ encoder: unknown, backend: unknown },
+      configuration,
+      routing_table: unknown,
+      database: unknown,
+      encoder: unknown,
+      backend: unknown,
     };
     return { checks, routing_table_age_s: null };
   }

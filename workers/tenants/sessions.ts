@@ -172,8 +172,13 @@ const claimsOf = ({
   iat_ms,
   exp,
 }: z.output<typeof payloadSchema>): SessionClaims => ({
-  ...{ id: jti, actor: sub, keySha256: key, grant, csrf },
-  ...{ issuedAt_ms: iat_ms, expiresAt_s: exp },
+  id: jti,
+  actor: sub,
+  keySha256: key,
+  grant,
+  csrf,
+  issuedAt_ms: iat_ms,
+  expiresAt_s: exp,
 });
 
 const hasEnded = (cause?: unknown): MaskrouteError =>

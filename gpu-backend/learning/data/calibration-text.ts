@@ -93,8 +93,15 @@ type OwnTextOptions = {
 
 /** Varied, but without the unlikely tokens that a small model would sample by mistake. */
 const SAMPLING: Sampling = {
-  ...{ temperature: 1, topP: 1, topK: 0, minP: 0.01, repetitionPenalty: 1 },
-  ...{ presencePenalty: 0, frequencyPenalty: 0, logitBias: [], seed: undefined },
+  temperature: 1,
+  topP: 1,
+  topK: 0,
+  minP: 0.01,
+  repetitionPenalty: 1,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  logitBias: [],
+  seed: undefined,
 };
 
 /** Passages and as much generated text, alternating. @throws the signal's reason when it aborts. */

@@ -97,7 +97,10 @@ export async function groupPrompts(
   for (const [i, row] of heldOut.entries()) clusterOf.set(row, heldOutClusters[i]!);
   return {
     everybody: { ...searchAndChoice(fit), heldOut },
-    ...{ clusters, clusterOf, health, counts },
+    clusters,
+    clusterOf,
+    health,
+    counts,
     nearest: nearestDistances(
       heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
       clusters,
@@ -129,7 +132,8 @@ function clusterPoints(
     return { dimensions: of.dimensions, ...clustering };
   };
   const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
-    ...{ clusters, counts },
+    clusters,
+    counts,
     health: routingHealth(points, clusters, seed),
   });
   if (clusterCount !== 'auto') return found(cluster(clusterCount), []);

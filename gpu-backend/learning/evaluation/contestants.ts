@@ -37,7 +37,13 @@ export function toRow(
   const total = addScores(perRow);
   const dense = weightsRead(config, denseMask(2 * config.layerCount));
   return {
-    ...{ method, matched, maskSet, clusters, targetSparsity, surrogate, evaluations },
+    method,
+    matched,
+    maskSet,
+    clusters,
+    targetSparsity,
+    surrogate,
+    evaluations,
     sparsity: mean(sparsity),
     ...figuresOf(total),
     msPerToken: mean(timer.msOf),

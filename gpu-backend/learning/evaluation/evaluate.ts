@@ -58,8 +58,12 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     rows.map(({ routeText }) => routeText),
   );
   const lineUp: LineUp = {
-    ...{ rowCount: rows.length, blockCount: 2 * config.layerCount, sets },
-    ...{ baselines: options.baselines, flavours: options.flavours, sparsities: sparsitiesOf(options) },
+    rowCount: rows.length,
+    blockCount: 2 * config.layerCount,
+    sets,
+    baselines: options.baselines,
+    flavours: options.flavours,
+    sparsities: sparsitiesOf(options),
     orders: await search(context, data.calibration),
   };
   const { contestants, notes } = equalCountContestants(lineUp);
@@ -99,7 +103,9 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     ...(checked.checks === undefined ? {} : { checks: checked.checks }),
     data: data.counts,
     notes: [...inputs.notes, ...notes, ...tableNotes(options), ...deviceNotes(options), ...checked.notes],
-    ...{ model: model.manifest.name, weights: model.manifest.weights, threads: options.threads },
+    model: model.manifest.name,
+    weights: model.manifest.weights,
+    threads: options.threads,
     search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
     seed,
   };
@@ -154,7 +160,10 @@ function search({ options, scorer, text }: Context, calibration: readonly Calibr
   const total = greedy * flavours.length * options.evaluationsMax;
   let done = 0;
   return searchOrders({
-    ...{ ...options, scorer, samples, methods },
+    ...options,
+    scorer,
+    samples,
+    methods,
     skipCountMax: skipCountFor(blockCount, Math.max(...sparsitiesOf(options)) + EXTRA_SPARSITY),
     onEvaluation: (method) => onProgress(`search ${method}`, ++done, Math.max(done, total)),
   });

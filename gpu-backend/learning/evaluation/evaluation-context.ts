@@ -81,7 +81,10 @@ export async function openContext(options: EvaluateOptions): Promise<Context & A
   const tokensMax = Math.min(options.tokensMax, manifest.config.contextTokens);
   return {
     options: { ...options, tokensMax },
-    ...{ runner, session, text, scorer: createScorer(runner, session) },
+    runner,
+    session,
+    text,
+    scorer: createScorer(runner, session),
     [Symbol.asyncDispose]: () => stack.disposeAsync(),
   };
 }

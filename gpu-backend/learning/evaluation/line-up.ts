@@ -84,8 +84,13 @@ export function equalTimeContestants(
 
 function denseContestant({ rowCount, blockCount }: LineUp): Contestant {
   return {
-    ...{ method: 'dense', matched: 'count', maskSet: null, clusters: 1 },
-    ...{ targetSparsity: 0, surrogate: false, evaluations: null },
+    method: 'dense',
+    matched: 'count',
+    maskSet: null,
+    clusters: 1,
+    targetSparsity: 0,
+    surrogate: false,
+    evaluations: null,
     masks: forEveryRow(rowCount, [denseMask(blockCount)]),
   };
 }
@@ -99,11 +104,15 @@ function learnedContestants(
   const masks = clusterMasks(set).map((mask) => withSurrogates(mask, flavour));
   const common = {
     matched: 'count' as const,
-    ...{ maskSet: maskSetVersion(set), targetSparsity: set.targetSparsity },
-    ...{ surrogate: flavour !== null, evaluations: null },
+    maskSet: maskSetVersion(set),
+    targetSparsity: set.targetSparsity,
+    surrogate: flavour !== null,
+    evaluations: null,
   };
   const learned: Contestant = {
-    ...{ ...common, method: 'learned', clusters: masks.length },
+    ...common,
+    method: 'learned',
+    clusters: masks.length,
     masks: clusters.map((cluster) => [masks[cluster]!]),
   };
   if (!baselines.includes('one-mask')) return [learned];
@@ -125,7 +134,11 @@ function staticContestant(
 ): Contestant {
   const flavoured = masks.map((mask) => withSurrogates(mask, flavour));
   return {
-    ...{ method, matched: 'count', maskSet: null, clusters: 1, targetSparsity: target },
+    method,
+    matched: 'count',
+    maskSet: null,
+    clusters: 1,
+    targetSparsity: target,
     surrogate: flavour !== null,
     evaluations: removals.reduce((sum, { evaluations }) => sum + evaluations, 0),
     masks: forEveryRow(rowCount, flavoured),

@@ -27,7 +27,9 @@ export const openKeptAnswers = <T>(
   openKeptResults(
     home,
     {
-      ...{ version: SCORES_VERSION, model: modelKey(model.manifest), ...question },
+      version: SCORES_VERSION,
+      model: modelKey(model.manifest),
+      ...question,
       // Results of the CPU from before devices were told apart stay valid.
       ...(device.kind === 'cpu' ? {} : { device: deviceName(device) }),
     },

@@ -37,7 +37,10 @@ function subjectOf({ set, clusters }: RoutedSet, flavour: SurrogatesId | null): 
   const bits = [...new Set([one, ...own].map(maskBits))];
   const toMask = (text: string) => withSurrogates(maskFromBits(set.model.blockCount, text), flavour);
   return {
-    ...{ set, surrogate: flavour !== null, masks: bits.map(toMask), lighter: lighterBits(set).map(toMask) },
+    set,
+    surrogate: flavour !== null,
+    masks: bits.map(toMask),
+    lighter: lighterBits(set).map(toMask),
     routed: clusters.map((cluster) => bits.indexOf(maskBits(own[cluster]!))),
   };
 }
@@ -64,8 +67,12 @@ export function setHeadroom(
   const even = (row: number) => masks.map((mask) => scoreOf(row, mask).klEven);
   const headroom = headroomOf(
     rows.map(({ kind }, row) => ({
-      ...{ kind, positions: scoreOf(row, masks[0]!).positions, routed: routed[row]! },
-      ...{ kl: under(row, masks), klEven: even(row), lighter: under(row, lighter) },
+      kind,
+      positions: scoreOf(row, masks[0]!).positions,
+      routed: routed[row]!,
+      kl: under(row, masks),
+      klEven: even(row),
+      lighter: under(row, lighter),
     })),
     { masks: masks.map(skippedOf(set)), lighter: lighter.map(skippedOf(set)) },
   );

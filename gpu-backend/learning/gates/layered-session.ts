@@ -159,7 +159,8 @@ const headFeeds = (
   { scored_rows, target_ids, target_probabilities }: Feeds,
   before: RuntimeTensor,
 ): Feeds => ({
-  ...{ before, scored_rows: scored_rows! },
+  before,
+  scored_rows: scored_rows!,
   ...(target_ids && { target_ids, target_probabilities: target_probabilities! }),
 });
 

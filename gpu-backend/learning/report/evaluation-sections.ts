@@ -98,7 +98,10 @@ function seriesOf(rows: readonly EvaluationRow[], x: (row: EvaluationRow) => num
     if (row.method === 'dense' || row.kl <= 0) continue;
     const name = nameOf(row);
     const known = series.get(name) ?? {
-      ...{ name, colour: METHODS.indexOf(row.method) - 1, hollow: !row.surrogate, joined: true },
+      name,
+      colour: METHODS.indexOf(row.method) - 1,
+      hollow: !row.surrogate,
+      joined: true,
       points: [],
     };
     known.points.push({ x: x(row), y: row.kl });
@@ -232,7 +235,9 @@ const cliff = (points: NonNullable<Checks['cliff']>): Html =>
     plot(
       [
         {
-          ...{ name: 'FinerCut', colour: 5, joined: true },
+          name: 'FinerCut',
+          colour: 5,
+          joined: true,
           points: points.filter(({ kl }) => kl > 0).map(({ sparsity, kl }) => ({ x: 100 * sparsity, y: kl })),
         },
       ],

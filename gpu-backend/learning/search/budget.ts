@@ -71,9 +71,7 @@ export function resizeBudget(budget: Budget, targetSparsity: number): Budget | u
   const { blockWeights, attention, ffn } = budget;
   const weights = { attention: blockWeights[0]!, ffn: blockWeights[1]! };
   try {
-    return createBudget({
-      ...{ layerCount: blockWeights.length / 2, targetSparsity, weights, attention, ffn },
-    });
+    return createBudget({ layerCount: blockWeights.length / 2, targetSparsity, weights, attention, ffn });
   } catch (error) {
     if (error instanceof MaskrouteError) return undefined;
     throw error;

@@ -54,7 +54,8 @@ export function composeMasks(rows: readonly RowChanges[], options: ComposeOption
     return bestExchange(start, new Map(blocks.map((block, i) => [block, sums[i]!])), options.budget);
   };
   const points = {
-    ...{ count: predicted.length, dimensions: blocks.length },
+    count: predicted.length,
+    dimensions: blocks.length,
     values: Float32Array.from(predicted.flat()),
   };
   // Numbers that differ only by rounding count as equal.

@@ -60,7 +60,9 @@ export function earlierMasks(
   const maskOf = (bits: string) => maskFromBits(set.model.blockCount, bits);
   try {
     return {
-      ...{ name, version: maskSetVersion(set), sparsity: set.targetSparsity },
+      name,
+      version: maskSetVersion(set),
+      sparsity: set.targetSparsity,
       masks: [maskOf(one!), ...others.map(maskOf)],
       weights: blockWeights,
     };

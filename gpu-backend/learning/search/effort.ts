@@ -110,13 +110,15 @@ export const QUICK_EFFORT: LearnEffort = {
   ...LEARN_EFFORT,
   one: {
     ...LEARN_EFFORT.one,
-    ...{ searchPositions: 768, glanceParts: 1, greedyEvaluations: 60, gateSteps: 8 },
-    ...{ rounds: 0, exchanges: 10, triesMax: 5 },
+    searchPositions: 768,
+    glanceParts: 1,
+    greedyEvaluations: 60,
+    gateSteps: 8,
+    rounds: 0,
+    exchanges: 10,
+    triesMax: 5,
   },
-  group: {
-    ...LEARN_EFFORT.group,
-    ...{ searchPositions: 768, gateSteps: 6, rounds: 0, exchanges: 10, triesMax: 5 },
-  },
+  group: { ...LEARN_EFFORT.group, searchPositions: 768, gateSteps: 6, rounds: 0, exchanges: 10, triesMax: 5 },
   masksMax: 2,
   compose: { masks: 0, blocks: 0, positions: 0 },
   sizes: [0, 1.5],
@@ -130,7 +132,7 @@ export const QUICK_EFFORT: LearnEffort = {
 /** Effort of a run whose masks are known: it does not search, and assigns masks to clusters once. */
 export const withoutSearch = (effort: LearnEffort): LearnEffort => ({
   ...effort,
-  one: { ...effort.one, ...{ greedyEvaluations: 0, gateSteps: 0, rounds: 0, exchanges: 0 } },
+  one: { ...effort.one, greedyEvaluations: 0, gateSteps: 0, rounds: 0, exchanges: 0 },
   turns: 0,
 });
 

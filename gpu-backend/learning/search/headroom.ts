@@ -46,8 +46,10 @@ export function headroomOf(rows: readonly HeadroomRow[], skipped?: SkippedShares
       return changeOf(weightedRatio(weights, costs, one));
     };
     return {
-      ...{ kl: kl(once), interval: bootstrapInterval(rows.length, kl) },
-      ...{ change: change(once), changeInterval: bootstrapInterval(rows.length, change) },
+      kl: kl(once),
+      interval: bootstrapInterval(rows.length, kl),
+      change: change(once),
+      changeInterval: bootstrapInterval(rows.length, change),
     };
   };
   const once = new Uint8Array(rows.length).fill(1);

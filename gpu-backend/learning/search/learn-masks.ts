@@ -68,7 +68,11 @@ export async function learnMasks(context: LearnMasksContext): Promise<LearnedMas
   if (clusterCount === 1) {
     const heldOut = await measureHeldOut(context, [one.mask], [0], []);
     return {
-      ...{ masks: [one], clusters: [0], candidates, sharing: undefined, lighter: [] },
+      masks: [one],
+      clusters: [0],
+      candidates,
+      sharing: undefined,
+      lighter: [],
       heldOut: heldOut.rows,
     };
   }
@@ -102,7 +106,7 @@ async function learnShared(
   const { centroids: values, dimensions, sizes: promptsOf } = prompts.clusters;
   const centroids = { count: clusterCount, dimensions, values };
   const sizes = skipped && { skipped, centroids, prompts: promptsOf };
-  const options = { ...{ clusterCount, base, sizes, expected }, maskCount: most };
+  const options = { clusterCount, base, sizes, expected, maskCount: most };
   const validated = validateCounts(costs, options, bench.seed);
   const wanted = maskCount ?? countThatPays(validated);
   // Even where one mask is best, several are assigned, to report their headroom.
@@ -119,14 +123,19 @@ async function learnShared(
   );
   const reason = whyOneMask(maskCount, wanted, sharing, measured.headroom);
   const figures: SharingFigures = {
-    ...{ turns, rows: costs.length, validated, headroom: measured.headroom, reason },
+    turns,
+    rows: costs.length,
+    validated,
+    headroom: measured.headroom,
+    reason,
     pool: costs.length === 0 ? [] : candidatesOn(pool, costs),
   };
   if (reason === null) return { masks, clusters, sharing: figures, heldOut: measured.rows, lighter };
   return {
     masks: masks.slice(0, 1),
     clusters: clusters.map(() => 0),
-    ...{ sharing: figures, lighter },
+    sharing: figures,
+    lighter,
     heldOut: measured.rows.map((row) => ({ ...row, learned: row.one })),
   };
 }
@@ -197,7 +206,9 @@ async function measureHeldOut(
       ? undefined
       : headroomOf(
           rows.map(({ cluster, kind, dense: { positions }, under }) => ({
-            ...{ kind, positions, routed: clusters[cluster]! },
+            kind,
+            positions,
+            routed: clusters[cluster]!,
             kl: under.slice(0, masks.length).map(({ kl }) => kl),
             klEven: under.slice(0, masks.length).map(({ klEven }) => klEven),
             lighter: under.slice(masks.length).map(({ kl }) => kl),

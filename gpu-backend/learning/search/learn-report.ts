@@ -160,9 +160,17 @@ export function buildReport(
   return {
     format: REPORT_FORMAT,
     version: maskSetVersion(maskSet),
-    ...{ name, createdAt, model, encoder, targetSparsity, reachedSparsity, surrogate },
+    name,
+    createdAt,
+    model,
+    encoder,
+    targetSparsity,
+    reachedSparsity,
+    surrogate,
     budget: { cost, weights: { attention, ffn }, reached, allowed: [...budget.allowed] },
-    ...{ learned: maskSet.learned, heldOut: maskSet.heldOut, kinds: prompts.kinds },
+    learned: maskSet.learned,
+    heldOut: maskSet.heldOut,
+    kinds: prompts.kinds,
     information_bits: { fit: informationBits(fit), heldOut: informationBits(held) },
     routing: prompts.health,
     clusterCounts: [...prompts.counts],
@@ -177,7 +185,11 @@ export function buildReport(
       const [x, y] = prompts.positions[cluster]!;
       const rows = learned.heldOut.filter((row) => row.cluster === cluster);
       return {
-        ...{ label, share, mask, bits, maskIndex: learned.clusters[cluster]! },
+        label,
+        share,
+        mask,
+        bits,
+        maskIndex: learned.clusters[cluster]!,
         ...skippedLayers(maskOf(cluster)),
         rows: prompts.clusters.sizes[cluster]!,
         position: [x, y],
@@ -195,14 +207,18 @@ function maskReport({ mask, source, search }: FoundMask, share: number): Learned
     worth: [...search.worth],
     curve: gates?.curve.map((entry) => ({ ...entry })) ?? [],
     gates: gates === undefined ? null : { stochastic_kl: gates.stochastic, binary_kl: gates.best.cost },
-    ...{ source, share },
+    source,
+    share,
   };
 }
 
 const candidateReport = ({ source, mask, kl }: Candidate) => ({ source, bits: maskBits(mask), kl });
 
 const sharingReport = ({ turns, rows, pool, validated, headroom, reason }: SharingFigures) => ({
-  ...{ turns, rows, reason, headroom: headroom ?? null },
+  turns,
+  rows,
+  reason,
+  headroom: headroom ?? null,
   pool: pool.map(candidateReport),
   validated_kl: validated.map(({ kl }) => kl),
 });
@@ -218,7 +234,10 @@ export function heldOutFigures(
   const [learned, one] = [scoresOf(heldOut, 'learned'), scoresOf(heldOut, 'one')];
   if (learned === undefined || one === undefined) return { nearest };
   const figures = ({ positions, kl, agreement, perplexity }: HeldOutScores) => ({
-    ...{ positions, kl, agreement, perplexity },
+    positions,
+    kl,
+    agreement,
+    perplexity,
   });
   return {
     dense: { positions: learned.positions, perplexity: learned.densePerplexity },

@@ -90,7 +90,8 @@ export function planStages(effort: LearnEffort, size: RunSize): PlannedStage[] {
   const group = usualSearch(effort, 'group', size);
   const share = (masks: number) => ({
     stage: 'share' as const,
-    ...{ results: size.shareRows, tokens: (masks + 1) * rowTokens },
+    results: size.shareRows,
+    tokens: (masks + 1) * rowTokens,
   });
   const turns = Array.from({ length: groups > 1 ? effort.turns : 0 }, (_, turn): PlannedStage[] => {
     const fresh = FOUND_BY.group * groups + (turn === 0 ? FOUND_BY.one : 0);
@@ -168,7 +169,11 @@ export function trackProgress(
     const work = { done: workOf('done'), total: workOf('results') };
     if (journalSize() === sizeBefore) known = work.done;
     onProgress({
-      ...{ stage, done, total: results, unit: UNITS[stage], group: at.group },
+      stage,
+      done,
+      total: results,
+      unit: UNITS[stage],
+      group: at.group,
       at: { number: FIRST_STAGES + at.index + 1, count: FIRST_STAGES + stages.length },
       work: { ...work, known },
     });

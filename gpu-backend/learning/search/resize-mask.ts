@@ -48,7 +48,10 @@ async function nextSize(
 ): Promise<Mask> {
   const worth = await worthOfBlocks(cost.atAGlance, from, ranking);
   return exchangeBlocks(cheapestChange(from, worth, budget), worth, {
-    ...{ cost, budget, evaluationsMax, triesMax },
+    cost,
+    budget,
+    evaluationsMax,
+    triesMax,
   });
 }
 

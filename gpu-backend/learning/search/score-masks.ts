@@ -108,7 +108,8 @@ function createForward(runner: Runner): (sample: Sample, mask: Mask) => Promise<
     cache.length = 0;
     if (known !== undefined) cache.appendPage(known, from);
     const logits = await runner.run({
-      ...{ cache, tokenIds: sample.tokenIds.subarray(cache.length, -1) },
+      cache,
+      tokenIds: sample.tokenIds.subarray(cache.length, -1),
       logitRows: Array.from({ length: positions }, (_, i) => sample.scoreFrom - cache.length + i),
       plan: { mask, kv: 'preserve' },
     });

@@ -120,7 +120,11 @@ async function withComposed(
   });
   const { centroids: values, dimensions, sizes } = prompts.clusters;
   const found = composeMasks(changes, {
-    ...{ start: base.mask, blocks, budget: bench.budget, prompts: sizes, seed: bench.seed },
+    start: base.mask,
+    blocks,
+    budget: bench.budget,
+    prompts: sizes,
+    seed: bench.seed,
     centroids: { count: sizes.length, dimensions, values },
     maskCount: maskCount ?? masks,
   });
@@ -129,7 +133,9 @@ async function withComposed(
     addTo(pool, { mask, source: 'composed for some clusters', search: base.search });
   const expectedOf = new Map(found.map(({ mask, expected }) => [maskBits(mask), expected]));
   return {
-    ...{ ...state, pool, costs: await measureRows(context, rows, pool, 'compose') },
+    ...state,
+    pool,
+    costs: await measureRows(context, rows, pool, 'compose'),
     expected: pool.map(({ mask }) => expectedOf.get(maskBits(mask))),
   };
 }
@@ -148,14 +154,19 @@ async function withSizes(
   const found = await resizeMask(base.mask, {
     cost: bench.costOn('one sizes', prompts.everybody.search, searchPositions),
     ranking: state.pool[0]!.search.worth,
-    ...{ budget: bench.budget, sizes: effort.sizes, evaluationsMax: effort.sizeExchanges, triesMax },
+    budget: bench.budget,
+    sizes: effort.sizes,
+    evaluationsMax: effort.sizeExchanges,
+    triesMax,
   });
   const pool = [...state.pool];
   for (const { size, mask } of found)
     addTo(pool, { mask, source: `${size} times as much`, search: base.search });
   if (pool.length === state.pool.length) return state;
   return {
-    ...{ ...state, pool, costs: await measureRows(context, rows, pool, 'sizes') },
+    ...state,
+    pool,
+    costs: await measureRows(context, rows, pool, 'sizes'),
     skipped: pool.map(({ mask }) => weightSkipped(mask, bench.budget)),
   };
 }

@@ -54,7 +54,10 @@ type WorkbenchParts = Pick<Workbench, 'budget' | 'seed' | 'signal'> & {
 export function createWorkbench(parts: WorkbenchParts): Workbench {
   const { budget, seed, signal, texts } = parts;
   return {
-    ...{ budget, seed, signal, blockCount: budget.blockWeights.length },
+    budget,
+    seed,
+    signal,
+    blockCount: budget.blockWeights.length,
     costOn(name, rows, positions, glanceParts = 1) {
       const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
       const glance = Math.min(glanceParts, text.batchCount);

@@ -157,8 +157,10 @@ class RunOfUnits {
     this.#worker = new Worker<UnitJob>(QUEUE_NAME, (job, token) => this.#work(job, token!), {
       connection: redis,
       name: this.#name,
-      ...{ lockDuration: options.lease_ms, stalledInterval: options.lease_ms },
-      ...{ maxStalledCount: STALLED_MAX, runRetryDelay: BEAT_ms },
+      lockDuration: options.lease_ms,
+      stalledInterval: options.lease_ms,
+      maxStalledCount: STALLED_MAX,
+      runRetryDelay: BEAT_ms,
     });
     this.#broken.promise.catch(() => {});
     // The connection reports when the server is unreachable; other errors come from a flushed queue that no longer has

@@ -56,7 +56,9 @@ export function batchUnit(
 }
 
 export const scoreUnit = ({ tokenIds, scoreFrom }: Sample, masks: readonly Mask[]): ScoreUnit => ({
-  ...{ kind: 'score', tokenIds: Array.from(tokenIds), scoreFrom },
+  kind: 'score',
+  tokenIds: Array.from(tokenIds),
+  scoreFrom,
   masks: masks.map(maskBits),
 });
 
@@ -65,7 +67,10 @@ export const workSchema = z.strictObject({
   /** Version of the product, its units and its scores. */
   version: z.string(),
   model: z.strictObject({
-    ...{ name: z.string(), hash: z.string(), weights: z.string(), format: z.string() },
+    name: z.string(),
+    hash: z.string(),
+    weights: z.string(),
+    format: z.string(),
     fourBits: modelManifestSchema.shape.fourBits,
   }),
   surrogates: z.string().nullable(),

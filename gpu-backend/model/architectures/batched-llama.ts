@@ -76,7 +76,9 @@ function sharedValues(
   const keeps = g.input('keeps', 'bool', [L]);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   return {
-    ...{ config, kvType, positions },
+    config,
+    kvType,
+    positions,
     ...rotaryTable(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: run.lists,

@@ -208,7 +208,9 @@ function sharedValues(
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
   const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
-    ...{ config, kvType: form === 'heads' ? 'f32' : form, positions },
+    config,
+    kvType: form === 'heads' ? 'f32' : form,
+    positions,
     reach:
       form === 'heads'
         ? { kind: 'heads', lengths: headLengths(g) }

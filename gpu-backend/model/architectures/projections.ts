@@ -55,7 +55,10 @@ export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
   const { bits, blockSize, rows: outputs, columns: inputs } = codes;
   const { values, scales, zeroPoints } = packRows(codes);
   return {
-    ...{ kind: bits === 8 ? 'q8' : 'q4', blockSize, outputs, inputs },
+    kind: bits === 8 ? 'q8' : 'q4',
+    blockSize,
+    outputs,
+    inputs,
     values: file.append(values),
     scales: file.append(scales),
     zeroPoints: file.append(zeroPoints),
@@ -73,7 +76,10 @@ export function reserveLinear(
   checkForm(inputs, form);
   const blocks = blocksOf(inputs, form);
   return {
-    ...{ kind: form.bits === 8 ? 'q8' : 'q4', blockSize: form.blockSize, outputs, inputs },
+    kind: form.bits === 8 ? 'q8' : 'q4',
+    blockSize: form.blockSize,
+    outputs,
+    inputs,
     values: file.reserve((outputs * inputs * form.bits) / 8),
     scales: file.reserve(4 * outputs * blocks),
     zeroPoints: file.reserve(outputs * Math.ceil((blocks * form.bits) / 8)),

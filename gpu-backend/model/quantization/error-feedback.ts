@@ -33,10 +33,15 @@ export async function quantizeWithFeedback(
   checkForm(inputs, form);
   const damped = damp(moments, inputs);
   const work: Work = {
-    ...{ weights, outputs, inputs, form },
+    weights,
+    outputs,
+    inputs,
+    form,
     errors: new Float32Array(weights.length),
     codes: {
-      ...{ ...form, rows: outputs, columns: inputs },
+      ...form,
+      rows: outputs,
+      columns: inputs,
       codes: new Uint8Array(weights.length),
       scales: new Float32Array(weights.length / form.blockSize),
       zeroPoints: new Uint8Array(weights.length / form.blockSize),

@@ -111,7 +111,10 @@ async function measureLayers(
   await using steps = await openLayerSteps(source.config, ends.sequenceTokens, threads);
   const [first, ...others] = await embedText(source, basis, ends);
   return await measureSensitivity(source, basis, {
-    ...{ steps, products, every: MEASURED_EVERY, onProgress },
+    steps,
+    products,
+    every: MEASURED_EVERY,
+    onProgress,
     stream: Float32Array.from([first!, ...others].flatMap((chunk) => [...chunk])),
     rounded: (layer, name) => restored(codes[layer]![name]),
   });

@@ -70,8 +70,12 @@ export async function openLayerSteps(
       const all = BigInt64Array.from({ length: B * S }, (_, i) => positions[i % S]!);
       const session = await attentionOf(layer);
       const feeds: Feeds = {
-        ...{ x: tensor('f32', x, [B, S, H]), w: weights(qkv), positions: tensor('i64', all, [B, S]) },
-        ...{ order: tensor('i64', positions, [1, S]), cos: table(cos), sin: table(sin) },
+        x: tensor('f32', x, [B, S, H]),
+        w: weights(qkv),
+        positions: tensor('i64', all, [B, S]),
+        order: tensor('i64', positions, [1, S]),
+        cos: table(cos),
+        sin: table(sin),
       };
       // Without rotary embedding or a window, a graph lacks some of these inputs.
       return run(session, Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]!])));
@@ -79,7 +83,9 @@ export async function openLayerSteps(
     activate: (x, gateUp) => run(activate, { x: rows(x, H), w: weights(gateUp) }),
     add: (h, x, matrix, bias = noBias) =>
       run(add, {
-        ...{ h: rows(h, H), x: rows(x, matrix.inputs), w: weights(matrix) },
+        h: rows(h, H),
+        x: rows(x, matrix.inputs),
+        w: weights(matrix),
         bias: tensor('f32', bias, [H]),
       }),
     moments: (x, share) =>

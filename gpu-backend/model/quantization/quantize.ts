@@ -128,7 +128,10 @@ export function unpackRows(
 ): QuantCodes {
   const plain = form.bits === 8;
   return {
-    ...{ ...form, rows, columns, scales },
+    ...form,
+    rows,
+    columns,
+    scales,
     codes: plain ? values : unpackHalves(values, rows, columns),
     zeroPoints: plain ? zeroPoints : unpackHalves(zeroPoints, rows, blocksOf(columns, form)),
   };

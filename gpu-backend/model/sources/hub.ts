@@ -160,7 +160,12 @@ async function fetchFile({ repository, commit, entry, target, onBytes, signal }:
     // the token to the hub only.
     url: `${hubUrl}/${repository}/resolve/${commit}/${entry.path}`,
     ...(accessToken && { headers: { authorization: `Bearer ${accessToken}` } }),
-    ...{ bytes: entry.size, sha256: entry.lfs?.oid, target, onBytes, hints: ACCESS_HINTS, signal },
+    bytes: entry.size,
+    sha256: entry.lfs?.oid,
+    target,
+    onBytes,
+    hints: ACCESS_HINTS,
+    signal,
   });
 }
 

@@ -45,7 +45,8 @@ const PROBE_TOOL: Tool = {
 };
 const user: TemplateMessage = { role: 'user', content: 'probe_question' };
 const probeCall = (id: string) => ({
-  ...{ id, type: 'function' as const },
+  id,
+  type: 'function' as const,
   function: { name: 'probe_tool', arguments: { probe_key: 'probe_value' } },
 });
 /** Nine letters, as Mistral's template requires. */
@@ -119,7 +120,8 @@ function ownMessage(message: ChatMessage): TemplateMessage {
 
 /** Arguments are parsed, as templates write the JSON themselves. */
 const ownCall = ({ id, function: { name, arguments: json } }: ToolCall) => ({
-  ...{ id, type: 'function' as const },
+  id,
+  type: 'function' as const,
   function: { name, arguments: parsed(json) },
 });
 

@@ -80,8 +80,14 @@ test('the form asks for all that an experiment can be limited to', async () => {
   await row.getByText('draft').waitFor();
   expect(await row.textContent()).toContain('EU, US, T1, FRA, CDG');
   expect(await experiment('everything')).toMatchObject({
-    ...{ tenant: '', description: 'whether less is enough', sticky: 'user', state: 'draft' },
-    ...{ tenants: ['local'], models: [model], shadow_share: 0.025, alpha: 0.01 },
+    tenant: '',
+    description: 'whether less is enough',
+    sticky: 'user',
+    state: 'draft',
+    tenants: ['local'],
+    models: [model],
+    shadow_share: 0.025,
+    alpha: 0.01,
     regions: [{ continent: 'EU' }, { country: 'US' }, { country: 'T1' }, { colo: 'FRA' }, { colo: 'CDG' }],
     starts_at: new Date('2031-03-01T09:00').toISOString(),
     ends_at: new Date('2031-04-01T09:00').toISOString(),

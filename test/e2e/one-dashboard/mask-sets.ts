@@ -249,7 +249,11 @@ test('the time of a token in live traffic stands beside it, by the blocks that w
 test('what routing gains stands there, and how much is known of live traffic', async () => {
   const figure = { kl: 0.41, interval: [0.4, 0.42], change: -0.02, changeInterval: [-0.03, -0.01] };
   const headroom = {
-    ...{ rows: 90, positions: 4000, masks: 3, byKind: figure, bestAfterwards: figure },
+    rows: 90,
+    positions: 4000,
+    masks: 3,
+    byKind: figure,
+    bestAfterwards: figure,
     bestByOtherHalf: { ...figure, kl: 0.405 },
     oneMask: { ...figure, change: 0, changeInterval: [0, 0] },
     routed: { ...figure, kl: 0.4 },

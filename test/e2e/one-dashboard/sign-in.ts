@@ -22,12 +22,12 @@ beforeAll(async () => {
     stateFolder: undefined,
     port,
     bindings: {
-      ...{ BACKEND_URL: 'http://127.0.0.1:9', BACKEND_KEY: 'b'.repeat(32), ADMIN_KEY: 'a'.repeat(32) },
-      ...{
-        OIDC_ISSUER: provider.url,
-        OIDC_CLIENT_ID: OIDC_CLIENT.id,
-        OIDC_CLIENT_SECRET: OIDC_CLIENT.secret,
-      },
+      BACKEND_URL: 'http://127.0.0.1:9',
+      BACKEND_KEY: 'b'.repeat(32),
+      ADMIN_KEY: 'a'.repeat(32),
+      OIDC_ISSUER: provider.url,
+      OIDC_CLIENT_ID: OIDC_CLIENT.id,
+      OIDC_CLIENT_SECRET: OIDC_CLIENT.secret,
     },
   });
   page = await openPage(dashboard.browser);

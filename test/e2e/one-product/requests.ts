@@ -290,8 +290,11 @@ describe('keys', () => {
       const ask = request(`${product.dev.edge}/v1/chat/completions`, {
         method: 'POST',
         headers: {
-          ...{ host, 'x-forwarded-host': host, origin: `http://${host}` },
-          ...{ authorization: `Bearer ${product.dev.apiKey}`, 'content-type': 'application/json' },
+          host,
+          'x-forwarded-host': host,
+          origin: `http://${host}`,
+          authorization: `Bearer ${product.dev.apiKey}`,
+          'content-type': 'application/json',
         },
       });
       const mask = `m_${'f'.repeat(16)}${String(port).padStart(8, '0')}`;

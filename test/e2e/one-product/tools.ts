@@ -9,7 +9,10 @@ import { product } from './running.ts';
 const city = z.object({ name: z.enum(['Paris', 'Rome']), people: z.number().int().min(1).max(9) });
 const infoOf = (body: unknown): MaskrouteInfo => (body as { maskroute: MaskrouteInfo }).maskroute;
 const chat = (messages: ChatCompletionMessageParam[]) => ({
-  ...{ model: product.dev.model, messages, temperature: 0, max_completion_tokens: 80 },
+  model: product.dev.model,
+  messages,
+  temperature: 0,
+  max_completion_tokens: 80,
 });
 const question: ChatCompletionMessageParam = { role: 'user', content: 'Where is the Eiffel Tower? As JSON.' };
 
@@ -61,7 +64,8 @@ describe('runTools', () => {
   test('calls a named function once', async () => {
     const runner = product.client.chat.completions.runTools({
       ...chat([asked]),
-      ...{ tools: tools(), tool_choice: named },
+      tools: tools(),
+      tool_choice: named,
     });
     await runner.done();
     expect(called.splice(0)).toEqual([{ city: expect.stringMatching(/^(Paris|Rome)$/) }]);
@@ -84,7 +88,9 @@ describe('runTools', () => {
     const before = ['Paris', 'Rome', 'Oslo', 'Berlin'].flatMap((name) => round(`id_${name}`, name));
     const runner = product.client.chat.completions.runTools({
       ...chat([...before, { role: 'user', content: 'How many people live in Paris?' }]),
-      ...{ model: `${product.dev.model}:dense`, tools: tools(), stream: true as const },
+      model: `${product.dev.model}:dense`,
+      tools: tools(),
+      stream: true as const,
     });
     const answer = await runner.finalContent();
     expect(called.splice(0)).toEqual([{ city: 'Paris' }]);
@@ -183,16 +189,23 @@ describe('responses', () => {
   test('call a function and take its result, streamed', async () => {
     const tools = [
       {
-        ...{ type: 'function' as const, name: 'get_people', strict: true },
+        type: 'function' as const,
+        name: 'get_people',
+        strict: true,
         parameters: {
-          ...{ type: 'object', properties: { city: { enum: ['Paris', 'Rome'] } }, required: ['city'] },
+          type: 'object',
+          properties: { city: { enum: ['Paris', 'Rome'] } },
+          required: ['city'],
           additionalProperties: false,
         },
       },
     ];
     const input = [{ role: 'user' as const, content: 'How many people live in Rome?' }];
     const stream = product.client.responses.stream({
-      ...{ model: product.dev.model, temperature: 0, input, tools },
+      model: product.dev.model,
+      temperature: 0,
+      input,
+      tools,
       tool_choice: { type: 'function', name: 'get_people' },
     });
     const types: string[] = [];
@@ -202,7 +215,10 @@ describe('responses', () => {
     if (call?.type !== 'function_call') throw new Error('no call');
     expect(['Paris', 'Rome']).toContain(JSON.parse(call.arguments).city);
     const answer = await product.client.responses.create({
-      ...{ model: product.dev.model, temperature: 0, max_output_tokens: 40, tools },
+      model: product.dev.model,
+      temperature: 0,
+      max_output_tokens: 40,
+      tools,
       input: [...input, call, { type: 'function_call_output', call_id: call.call_id, output: '3 million' }],
     });
     expect(answer.output.length).toBeGreaterThan(0);

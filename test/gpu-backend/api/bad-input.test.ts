@@ -153,7 +153,8 @@ describe('bodies', () => {
     const body = gzipSync(JSON.stringify(chat()));
     const response = await fetch(server.url + CHAT, { method: 'POST', headers, body });
     expect(await errorOf(response)).toMatchObject({
-      ...{ status: 415, code: 'unsupported_media_type' },
+      status: 415,
+      code: 'unsupported_media_type',
       message: 'Send the body as it is: compressed bodies (content-encoding) are not unpacked.',
     });
   });

@@ -23,7 +23,10 @@ afterAll(() => rm(modelDir, { recursive: true }));
 async function openEngine() {
   const thread = new Promise<Worker>((resolve) => process.once('worker', resolve));
   const engine = await createEngine({
-    ...{ modelDir, hash: '0'.repeat(64) as ModelHash, config: source.config as never, threads: 1 },
+    modelDir,
+    hash: '0'.repeat(64) as ModelHash,
+    config: source.config as never,
+    threads: 1,
     onError: () => {},
   });
   return { engine, thread: await thread };

@@ -122,7 +122,10 @@ describe('chat completions', () => {
       });
       const ask = async () => {
         const { choices } = await api.client.chat.completions.create({
-          ...{ model: 'scripted', messages, n: 16, seed },
+          model: 'scripted',
+          messages,
+          n: 16,
+          seed,
         });
         return choices.map(({ message }) => message.content);
       };

@@ -18,7 +18,10 @@ export async function openRealBackend(): Promise<void> {
   home = await mkdtemp(join(tmpdir(), 'maskroute-real-'));
   await symlink(join(testHome, 'models'), join(home, 'models'));
   backend = await startBackend({
-    ...{ home, model: DEFAULT_MODEL, port: 0, backendKey: BACKEND_KEY },
+    home,
+    model: DEFAULT_MODEL,
+    port: 0,
+    backendKey: BACKEND_KEY,
     log: pino({ level: 'silent' }),
     // However slow the machine is: an answer's first event comes before its status.
     limits: { commit_ms: 60_000 },

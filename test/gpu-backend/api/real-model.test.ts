@@ -203,13 +203,11 @@ describe('a conversation', () => {
   const asked = (tenant: string, nonce: string) => async (messages: Messages) => {
     const now_s = Math.floor(Date.now() / 1000);
     const apiKey = await signToken(await importTokenKey(BACKEND_KEY), {
-      ...{
-        tenant,
-        issuedAt_s: now_s,
-        expiresAt_s: now_s + 60,
-        nonce: `${nonce}-${messages.length}`,
-        edge: '',
-      },
+      tenant,
+      issuedAt_s: now_s,
+      expiresAt_s: now_s + 60,
+      nonce: `${nonce}-${messages.length}`,
+      edge: '',
     });
     const by = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey, maxRetries: 0 });
     const { choices, usage } = await by.chat.completions.create({ ...ask(''), messages });

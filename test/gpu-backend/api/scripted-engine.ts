@@ -283,7 +283,8 @@ export const byteGrammars = createGrammars({
       },
       Object.entries(NAMES).map(([id, content]) => ({ id: Number(id), content, special: true })),
     ),
-    ...{ size: VOCABULARY, endTokenId: END_TOKEN },
+    size: VOCABULARY,
+    endTokenId: END_TOKEN,
   },
   onError: () => {},
 });

@@ -103,7 +103,10 @@ describe('failures', () => {
     const sent = events.map(({ data }) => JSON.parse(data));
     expect(sent.map(({ sequence_number }) => sequence_number)).toEqual(sent.map((_, i) => i));
     expect(sent.at(-1)).toMatchObject({
-      ...{ type: 'error', code: 'engine_failed', message: 'The runtime failed.', param: null },
+      type: 'error',
+      code: 'engine_failed',
+      message: 'The runtime failed.',
+      param: null,
       error: { message: 'The runtime failed.', type: 'server_error', param: null, code: 'engine_failed' },
       maskroute: { completion_tokens: 2 },
     });

@@ -9,7 +9,8 @@ import { client } from './real-backend.ts';
 const ask = (content: string, more: object = {}) => ({
   model: DEFAULT_MODEL,
   messages: [{ role: 'user' as const, content }],
-  ...{ temperature: 0, max_tokens: 120 },
+  temperature: 0,
+  max_tokens: 120,
   ...more,
 });
 const person = z.object({
@@ -28,8 +29,10 @@ describe('response_format', () => {
     for (const seed of [1, 2]) {
       const answer = await client.chat.completions.parse(
         ask('Anna is 31 and happy. Write her as JSON.', {
-          ...{ response_format: zodResponseFormat(person, 'person') },
-          ...{ temperature: 1, seed, mask },
+          response_format: zodResponseFormat(person, 'person'),
+          temperature: 1,
+          seed,
+          mask,
         }),
       );
       const { finish_reason, message } = answer.choices[0]!;
@@ -84,7 +87,9 @@ describe('response_format', () => {
       }),
     );
     await expect(refused).rejects.toMatchObject({
-      ...{ status: 400, code: 'invalid_schema', param: 'response_format.json_schema.schema' },
+      status: 400,
+      code: 'invalid_schema',
+      param: 'response_format.json_schema.schema',
       message: expect.stringContaining('/properties/a/format'),
     });
   });
@@ -116,11 +121,9 @@ describe('tools', () => {
   test.each(MASKS)('a named tool is called under the mask %j', { timeout: 120_000 }, async (mask) => {
     const { choices } = await client.chat.completions.create(
       ask('What is the weather in Paris?', {
-        ...{
-          tools: [add, weather],
-          tool_choice: { type: 'function', function: { name: 'get_weather' } },
-          mask,
-        },
+        tools: [add, weather],
+        tool_choice: { type: 'function', function: { name: 'get_weather' } },
+        mask,
       }),
     );
     const { message, finish_reason } = choices[0]!;
@@ -174,14 +177,17 @@ describe('tools', () => {
     const all = await client.chat.completions.create({ ...request, tool_choice: 'auto', max_tokens: 1 });
     expect(usage!.prompt_tokens).toBe(all.usage!.prompt_tokens);
     const newer = await client.responses.create({
-      ...{ model: DEFAULT_MODEL, input: 'What is the weather in Paris?', temperature: 0 },
+      model: DEFAULT_MODEL,
+      input: 'What is the weather in Paris?',
+      temperature: 0,
       tools: [weather, add].map(({ type, function: one }) => ({ strict: null, type, ...one })),
       tool_choice: {
         type: 'allowed_tools',
         mode: 'required',
         tools: [{ type: 'function', name: 'add' }],
       },
-      ...{ parallel_tool_calls: false, max_output_tokens: 60 },
+      parallel_tool_calls: false,
+      max_output_tokens: 60,
     });
     expect(newer.output).toMatchObject([{ type: 'function_call', name: 'add' }]);
   });

@@ -49,7 +49,10 @@ const POSITIVE = expect.toSatisfy((value: number) => value > 0);
 test('decoding: the adapter, its times, and why nothing is said of the bandwidth of a CPU', async () => {
   const { lines, figures } = await bench('decode');
   expect(figures).toMatchObject({
-    ...{ bench: 'decode', device: 'webgpu', adapter: ADAPTER, llamaCpp: 'not measured' },
+    bench: 'decode',
+    device: 'webgpu',
+    adapter: ADAPTER,
+    llamaCpp: 'not measured',
     at64: { dense_ms: POSITIVE, quarter_ms: POSITIVE, weightsRead_GBps: expect.any(Number) },
     at512: { dense_ms: POSITIVE },
   });
@@ -63,8 +66,14 @@ test('many streams: the adapter, and tokens a second under one mask and under ei
   const { lines, figures } = await bench('batch', '--float-type', 'f32', '--json');
   expect(lines).toHaveLength(1);
   expect(figures).toMatchObject({
-    ...{ bench: 'batch', device: 'webgpu', adapter: ADAPTER, floatType: 'f32', streams: 8 },
-    ...{ oneStream_tokensPerSecond: POSITIVE, eightStreams_tokensPerSecond: POSITIVE },
-    ...{ eightOneMask_tokensPerSecond: POSITIVE, eightMasks_tokensPerSecond: POSITIVE },
+    bench: 'batch',
+    device: 'webgpu',
+    adapter: ADAPTER,
+    floatType: 'f32',
+    streams: 8,
+    oneStream_tokensPerSecond: POSITIVE,
+    eightStreams_tokensPerSecond: POSITIVE,
+    eightOneMask_tokensPerSecond: POSITIVE,
+    eightMasks_tokensPerSecond: POSITIVE,
   });
 }, 120_000);

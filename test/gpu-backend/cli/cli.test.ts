@@ -379,7 +379,8 @@ test.skipIf(process.platform !== 'linux')('a full disk that takes no progress en
     setTimeout(() => console.log('all of it'), 50);`;
   const command = `exec "${process.execPath}" --input-type=module -e "${work}" 2> /dev/full`;
   expect(spawnSync('sh', ['-c', command], { encoding: 'utf8' })).toMatchObject({
-    ...{ status: 0, stdout: 'all of it\n' },
+    status: 0,
+    stdout: 'all of it\n',
   });
 });
 

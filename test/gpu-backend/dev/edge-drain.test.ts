@@ -35,10 +35,13 @@ beforeAll(async () => {
   }).listen(0, '127.0.0.1');
   await once(balancer, 'listening');
   edge = await startEdge({
-    ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
+    projectFolder: path.resolve('.'),
+    stateFolder: undefined,
+    port: 0,
     bindings: {
-      ...{ BACKEND_URL: `http://127.0.0.1:${(balancer.address() as AddressInfo).port}` },
-      ...{ BACKEND_KEY, ADMIN_KEY },
+      BACKEND_URL: `http://127.0.0.1:${(balancer.address() as AddressInfo).port}`,
+      BACKEND_KEY,
+      ADMIN_KEY,
     },
   });
 }, 60_000);

@@ -45,13 +45,16 @@ beforeAll(async () => {
   // What the jobs learn is the preset's, so its model is served.
   const { model: learned, surrogates } = await readMaskSet(PRESET);
   const served = {
-    ...{ hash: learned.hash as ModelHash, blockCount: learned.blockCount },
+    hash: learned.hash as ModelHash,
+    blockCount: learned.blockCount,
     ...(surrogates === undefined ? {} : { surrogates: surrogates as SurrogatesId }),
   };
   const model = scriptedModel(scriptedEngine({ answer: () => bytesOf('abc') }, served));
   server = await serveModel(model, {}, { jobs: { jobs, schedules }, audience: undefined });
   edge = await startEdge({
-    ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
+    projectFolder: path.resolve('.'),
+    stateFolder: undefined,
+    port: 0,
     bindings: { BACKEND_URL: server.url, BACKEND_KEY, ADMIN_KEY },
   });
 }, 60_000);
@@ -182,16 +185,14 @@ describe('a schedule', () => {
   const newTenant = (id: string) => answer(call('POST', '/tenants', { id, name: id }), 201);
   const newKey = (body: object) => answer<CreatedKey>(call('POST', '/keys', { name: 'x', ...body }), 201);
   const again = async (publish?: object) => ({
-    ...{ every: '24h', job: { ...learn, data: [{ upload: await upload('ok') }], publish } },
+    every: '24h',
+    job: { ...learn, data: [{ upload: await upload('ok') }], publish },
   });
 
   it('publishes here what it learned, by its own key, as by hand; and is rolled back as by hand', async () => {
     await newTenant('again');
     const { key, id: keyId } = await newKey({ kind: 'tenant_admin', tenant: 'again' });
-    const publish = {
-      ...{ tenant: 'again', activate: true, admin_key: key },
-      ...{ rollout, auto_rollback: bounds },
-    };
+    const publish = { tenant: 'again', activate: true, admin_key: key, rollout, auto_rollback: bounds };
     const body = { ...(await again(publish)), first_at: new Date().toISOString() };
     const made = await answer<Schedule>(call('POST', SCHEDULES, body), 201);
     expect(made.job.publish).toMatchObject({ edge: edge.url.replace('localhost', '127.0.0.1') });
@@ -233,7 +234,8 @@ describe('a schedule', () => {
     expect(gone).toEqual({ id: made.id, deleted: true });
     const audit = await answer<{ data: AuditEntry[] }>(call('GET', '/audit?limit=1'), 200);
     expect(audit.data[0]).toMatchObject({
-      ...{ action: 'DELETE /backends/:id/jobs/schedules/:schedule', actor: 'root' },
+      action: 'DELETE /backends/:id/jobs/schedules/:schedule',
+      actor: 'root',
       before: { id: made.id, every: '24h' },
     });
     expect(JSON.stringify(audit)).not.toContain(key);

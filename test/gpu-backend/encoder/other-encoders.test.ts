@@ -70,7 +70,9 @@ describe.each(figures.encoders)('$id', (encoder) => {
     );
     let lastDetail = '';
     const { table } = await distill(opened, [...new Set(sentences)], {
-      ...{ dimensions: 8, epochs: 2, seed: 1 },
+      dimensions: 8,
+      epochs: 2,
+      seed: 1,
       onProgress: (_stage, _done, _total, detail = '') => {
         lastDetail = detail;
       },

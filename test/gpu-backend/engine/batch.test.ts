@@ -141,7 +141,9 @@ describe.each([
     const alone = runner.newCache();
     await runner.run({ cache: alone, tokenIds, plan: { mask: MASKS[3]!, kv: 'preserve' }, logitRows: [] });
     const expected = await runner.run({
-      ...{ cache: alone, tokenIds: [7, 8], logitRows: [1] },
+      cache: alone,
+      tokenIds: [7, 8],
+      logitRows: [1],
       plan: { mask: MASKS[0]!, kv: 'preserve' },
     });
     found!.forEach((value, i) => {
@@ -168,7 +170,9 @@ describe.each([
 
   test('refuses more sequences than it has places, and other surrogates', async () => {
     const input = (mask: Mask): RunInput => ({
-      ...{ cache: runner.newCache(), tokenIds: [1], logitRows: [0] },
+      cache: runner.newCache(),
+      tokenIds: [1],
+      logitRows: [0],
       plan: { mask, kv: 'preserve' },
     });
     const many = Array.from({ length: 9 }, () => input(MASKS[0]!));
@@ -186,7 +190,9 @@ test('logits in memory that is used again are the same, in a step of several run
   const steps = (runner: Runner): RunInput[][] => {
     const caches = [0, 1, 2, 3, 4].map(() => runner.newCache());
     const input = (which: number, tokenIds: readonly number[], logitRows: readonly number[]): RunInput => ({
-      ...{ cache: caches[which]!, tokenIds, logitRows },
+      cache: caches[which]!,
+      tokenIds,
+      logitRows,
       plan: { mask: MASKS[which % 2]!, kv: 'preserve' },
     });
     return [
@@ -437,8 +443,13 @@ test.each(['f32', 'f16'] as const)(
   async (kvType) => {
     await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
     const limits: LoopLimits = {
-      ...{ runningMax: 8, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-      ...{ chunkTokens: 64, cacheTokensMax: 512, prefixTokensMax: 0 },
+      runningMax: 8,
+      waitingMax: 20,
+      queueTimeout_ms: 60_000,
+      stepMax_ms: 40,
+      chunkTokens: 64,
+      cacheTokensMax: 512,
+      prefixTokensMax: 0,
     };
     const history = Array.from({ length: 10 }, (_, i): Asked => {
       const common = { tenant: 'abc'[i % 3]!, mask: i % MASKS.length, leavesAfter: undefined };
@@ -465,8 +476,13 @@ test.each(['f32', 'f16'] as const)(
   async (kvType) => {
     await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
     const limits: LoopLimits = {
-      ...{ runningMax: 4, waitingMax: 20, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-      ...{ chunkTokens: 64, cacheTokensMax: 2048, prefixTokensMax: 40 * PAGE_TOKENS },
+      runningMax: 4,
+      waitingMax: 20,
+      queueTimeout_ms: 60_000,
+      stepMax_ms: 40,
+      chunkTokens: 64,
+      cacheTokensMax: 2048,
+      prefixTokensMax: 40 * PAGE_TOKENS,
     };
     const common = { tenant: 'a', mask: 1, maxTokens: 20, leavesAfter: undefined };
     const history = [0, 1, 2].map((i): Asked => {
@@ -489,17 +505,28 @@ test('an answer of a form ends where all that may follow are stop ids, though it
   const prepared = await player.grammars.prepare({ answer: 'root ::= "7" "8"', calls: undefined }, call);
   const open = await player.grammars.open(prepared, call);
   const limits: LoopLimits = {
-    ...{ runningMax: 1, waitingMax: 1, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-    ...{ chunkTokens: 64, cacheTokensMax: 160, prefixTokensMax: 0 },
+    runningMax: 1,
+    waitingMax: 1,
+    queueTimeout_ms: 60_000,
+    stepMax_ms: 40,
+    chunkTokens: 64,
+    cacheTokensMax: 160,
+    prefixTokensMax: 0,
   };
   const asked: Asked = {
-    ...{ tenant: 'a', mask: 0, comesAfter: 0, leavesAfter: undefined },
-    ...{ prompt: tokensOf(0, 5), maxTokens: 60 },
+    tenant: 'a',
+    mask: 0,
+    comesAfter: 0,
+    leavesAfter: undefined,
+    prompt: tokensOf(0, 5),
+    maxTokens: 60,
   };
   const [seven, eight] = ['7', '8'].map((digit) => player.text.tokenizer.tokenId(digit)!);
   const request: GenerateRequest = {
     ...requestOf(asked, 0),
-    ...{ grammar: open.session, minTokens: 9, stopTokenIds: [player.endTokenId, eight!] },
+    grammar: open.session,
+    minTokens: 9,
+    stopTokenIds: [player.endTokenId, eight!],
   };
   const { ended } = await play(runner, limits, [asked], [request]);
   open.close();
@@ -517,8 +544,13 @@ test('an answer of a form goes on in its form after its pages were given back, a
   const list = `root ::= "[" number ${'"," number '.repeat(9)}"]"\nnumber ::= [0-9] [0-9]? [0-9]? [0-9]?`;
   const prepared = await player.grammars.prepare({ answer: list, calls: undefined }, call);
   const limits: LoopLimits = {
-    ...{ runningMax: 4, waitingMax: 4, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-    ...{ chunkTokens: 64, cacheTokensMax: 160, prefixTokensMax: 0 },
+    runningMax: 4,
+    waitingMax: 4,
+    queueTimeout_ms: 60_000,
+    stepMax_ms: 40,
+    chunkTokens: 64,
+    cacheTokensMax: 160,
+    prefixTokensMax: 0,
   };
   const history = Array.from({ length: 4 }, (_, i): Asked => {
     const common = { tenant: 'abcd'[i]!, mask: 0, comesAfter: i, leavesAfter: undefined };
@@ -557,8 +589,13 @@ test('a sequence that makes the engine fail takes no other along', async () => {
     },
   };
   const limits: LoopLimits = {
-    ...{ runningMax: 4, waitingMax: 4, queueTimeout_ms: 60_000, stepMax_ms: 40 },
-    ...{ chunkTokens: 64, cacheTokensMax: 1024, prefixTokensMax: 0 },
+    runningMax: 4,
+    waitingMax: 4,
+    queueTimeout_ms: 60_000,
+    stepMax_ms: 40,
+    chunkTokens: 64,
+    cacheTokensMax: 1024,
+    prefixTokensMax: 0,
   };
   const asked = { tenant: 'a', mask: 0, maxTokens: 3, comesAfter: 0, leavesAfter: undefined };
   const history = [

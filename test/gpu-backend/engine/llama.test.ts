@@ -49,11 +49,19 @@ const FEATURES: [string, Partial<ModelConfig>][] = [
   [
     'all of it, YaRN and a head of its own',
     {
-      ...{ attentionBias: 'qkvo', headNorms: true, layersWithoutRope: [0], tiedEmbeddings: false },
+      attentionBias: 'qkvo',
+      headNorms: true,
+      layersWithoutRope: [0],
+      tiedEmbeddings: false,
       slidingWindow: { tokens: 13, layers: [1, 2, 3] },
       ropeScaling: {
-        ...{ type: 'yarn', factor: 4, originalContextTokens: 16, betaFast: 32, betaSlow: 1 },
-        ...{ wholeDimensions: true, attentionFactor: 1.1386 },
+        type: 'yarn',
+        factor: 4,
+        originalContextTokens: 16,
+        betaFast: 32,
+        betaSlow: 1,
+        wholeDimensions: true,
+        attentionFactor: 1.1386,
       },
     },
   ],

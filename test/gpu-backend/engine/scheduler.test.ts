@@ -31,8 +31,14 @@ const request = (
   requestId,
   // `a2` is tenant a's.
   tenant: /^[a-z](?=\d$)/.exec(requestId)?.[0] ?? '',
-  ...{ cacheTokens, promptCount, arrivedAt_ms, answerSince_ms: arrivedAt_ms },
-  ...{ isScored: false, tokenCount: promptCount, computedCount: 0, preemptions: 0 },
+  cacheTokens,
+  promptCount,
+  arrivedAt_ms,
+  answerSince_ms: arrivedAt_ms,
+  isScored: false,
+  tokenCount: promptCount,
+  computedCount: 0,
+  preemptions: 0,
 });
 
 const expected_ms = (scheduler: Scheduler, step: Step): number =>

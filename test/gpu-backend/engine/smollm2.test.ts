@@ -31,7 +31,9 @@ function firstOf({ rows, topIds, topLogits, nll, ...rest }: Expected, positions:
   const cut = <T>(values: readonly T[]) => values.slice(0, count);
   return {
     ...rest,
-    ...{ rows: cut(rows), topIds: cut(topIds), topLogits: cut(topLogits) },
+    rows: cut(rows),
+    topIds: cut(topIds),
+    topLogits: cut(topLogits),
     nll: nll.slice(0, positions / STRETCH),
   };
 }

@@ -180,7 +180,8 @@ describe.each([
       const marginsOfOthers: number[] = [];
       for (let token = 0; token < 30; token++) {
         const inputs = answers.map(({ next, ...input }) => ({
-          ...{ ...input, tokenIds: next },
+          ...input,
+          tokenIds: next,
           logitRows: [next.length - 1],
         }));
         const { found, expected } = await both(inputs);
@@ -540,23 +541,27 @@ test('the engine on a device answers many requests at once as the processor does
   await using emitted = await openEmitted(randomLlama(), 'f32');
   const answersOn = async (where: typeof device | undefined) => {
     const engine = await createEngine({
-      ...{ modelDir: emitted.folder, hash: `m_${'a'.repeat(24)}` as ModelHash },
-      ...{ config: emitted.config, threads: 1, device: where },
+      modelDir: emitted.folder,
+      hash: `m_${'a'.repeat(24)}` as ModelHash,
+      config: emitted.config,
+      threads: 1,
+      device: where,
     });
     expect(engine.model.device.kind).toBe(where?.kind ?? 'cpu');
     const ask = () =>
       Promise.all(
         [DENSE, SOME, OTHERS, DENSE].map(async (mask, i) => {
           const request = {
-            ...{ requestId: `r${i}`, tenant: '', promptTokenIds: Int32Array.from(tokensOf(i, 10 + 30 * i)) },
-            ...{
-              plan: planOf(mask),
-              sampling: PLAIN_SAMPLING,
-              maxTokens: 12,
-              minTokens: 0,
-              stopTokenIds: [],
-            },
-            ...{ logprobs: undefined, promptLogprobs: undefined },
+            requestId: `r${i}`,
+            tenant: '',
+            promptTokenIds: Int32Array.from(tokensOf(i, 10 + 30 * i)),
+            plan: planOf(mask),
+            sampling: PLAIN_SAMPLING,
+            maxTokens: 12,
+            minTokens: 0,
+            stopTokenIds: [],
+            logprobs: undefined,
+            promptLogprobs: undefined,
           };
           const tokens: number[] = [];
           for await (const event of engine.generate(request, new AbortController().signal))

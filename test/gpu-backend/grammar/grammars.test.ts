@@ -116,7 +116,10 @@ describe('calls', () => {
     answer,
     calls: {
       tools: [{ begin: `${begin}add${middle}`, argumentsGrammar, end }],
-      ...{ trigger, separator, isRequired, isSingle },
+      trigger,
+      separator,
+      isRequired,
+      isSingle,
     },
   });
   const written = `${begin}add${middle}{"a": 12}${end}`;
@@ -160,7 +163,8 @@ describe('a new grammar', () => {
       call(),
     );
     await expect(player.grammars.prepare(form('root ::= ('), call())).rejects.toMatchObject({
-      ...{ code: 'invalid_schema', param: 'schema' },
+      code: 'invalid_schema',
+      param: 'schema',
     });
     expect(player.errors.at(-1)).toContain('a grammar could not be compiled');
     follow(new SequenceGrammar(open.session), 'b');

@@ -20,7 +20,10 @@ afterAll(async () => {
 });
 
 const object = (properties: Record<string, unknown>, more: object = {}) => ({
-  ...{ type: 'object', properties, required: Object.keys(properties), additionalProperties: false },
+  type: 'object',
+  properties,
+  required: Object.keys(properties),
+  additionalProperties: false,
   ...more,
 });
 
@@ -79,8 +82,17 @@ const KEPT: Record<string, unknown> = {
   }),
   "zod's formats": z.toJSONSchema(
     z.object({
-      ...{ a: z.email(), b: z.uuid(), c: z.iso.datetime(), d: z.iso.date(), e: z.iso.duration() },
-      ...{ f: z.ipv4(), g: z.ipv6(), h: z.hostname(), i: z.url(), j: z.uuidv4(), k: z.guid() },
+      a: z.email(),
+      b: z.uuid(),
+      c: z.iso.datetime(),
+      d: z.iso.date(),
+      e: z.iso.duration(),
+      f: z.ipv4(),
+      g: z.ipv6(),
+      h: z.hostname(),
+      i: z.url(),
+      j: z.uuidv4(),
+      k: z.guid(),
     }),
   ),
   'bounds of numbers': object({

@@ -38,7 +38,11 @@ afterEach(async () => {
 });
 
 const options = () => ({
-  ...{ home, model: 'served', backendKeys: [KEY] as const, entry, dataFolder: undefined },
+  home,
+  model: 'served',
+  backendKeys: [KEY] as const,
+  entry,
+  dataFolder: undefined,
   note(message: string, detail: Record<string, unknown>) {
     notes += `${message} ${JSON.stringify(detail)}\n`;
   },
@@ -342,7 +346,8 @@ describe('publishing', () => {
     const reasons: string[] = [];
     const second = await openHomeJobs({
       ...options(),
-      ...{ warn: (reason: string) => reasons.push(reason), retry_ms: 50 },
+      warn: (reason: string) => reasons.push(reason),
+      retry_ms: 50,
     });
     await sleep(200);
     expect(second.held).toBeUndefined();
@@ -462,7 +467,10 @@ describe('data', () => {
 
   it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
     const data = new JobData(join(home, 'data'), undefined, {
-      ...{ uploadsMax: 2, uploadBytesMax: 60, allBytesMax: 100, idle_ms: 30_000 },
+      uploadsMax: 2,
+      uploadBytesMax: 60,
+      allBytesMax: 100,
+      idle_ms: 30_000,
     });
     const slow = () => {
       const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>();

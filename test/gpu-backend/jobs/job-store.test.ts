@@ -7,10 +7,17 @@ import type { Job } from '../../../shared/admin/job-wire.ts';
 
 const JOB: Job = {
   id: `job_${'0'.repeat(24)}`,
-  ...{ object: 'maskroute.job', status: 'running', schedule: null },
+  object: 'maskroute.job',
+  status: 'running',
+  schedule: null,
   request: { kind: 'learn', data: [{ path: 'a.jsonl' }], clusters: 2, sparsity: 0.1, encoder: 'static' },
   created_at: new Date(0).toISOString(),
-  ...{ started_at: null, finished_at: null, starts: 1, progress: null, error: null, result: null },
+  started_at: null,
+  finished_at: null,
+  starts: 1,
+  progress: null,
+  error: null,
+  result: null,
 };
 
 it('keeps what came last, also where the one before takes longer to write', async () => {

@@ -47,7 +47,11 @@ async function start(backendKey = KEY): Promise<{ jobs: Jobs; schedules: Schedul
 }
 
 const job = (behaviour: string, more: Partial<CreateJob> = {}): CreateJob => ({
-  ...{ kind: 'learn', data: [{ path: `${behaviour}.jsonl` }], clusters: 2, sparsity: 0.1, encoder: 'static' },
+  kind: 'learn',
+  data: [{ path: `${behaviour}.jsonl` }],
+  clusters: 2,
+  sparsity: 0.1,
+  encoder: 'static',
   ...more,
 });
 const at = (ms: number) => new Date(ms).toISOString();
@@ -59,7 +63,10 @@ const fileOf = ({ id }: Schedule) => join(home, 'jobs', 'schedules', id, 'schedu
 it('a schedule learns and publishes by the rollout and the bounds that it names', async () => {
   const { jobs, schedules } = await start();
   const publish = {
-    ...{ edge: 'https://edge.example.com', tenant: 'acme', activate: true, admin_key: ADMIN_KEY },
+    edge: 'https://edge.example.com',
+    tenant: 'acme',
+    activate: true,
+    admin_key: ADMIN_KEY,
     rollout: [
       { share: 0.07, duration_s: 600 },
       { share: 0.5, duration_s: 3600 },
@@ -148,7 +155,9 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
   const away = await start();
   await finished(away.jobs, 1);
   expect(away.jobs.list()[0]).toMatchObject({
-    ...{ status: 'failed', schedule: made.id, started_at: null },
+    status: 'failed',
+    schedule: made.id,
+    started_at: null,
     error: expect.stringContaining('There is no ok.jsonl'),
   });
   // The job stands there a moment before the schedule's next time does.
@@ -166,9 +175,7 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
 it('keeps its data, and is gone when it is removed', async () => {
   const { jobs, schedules } = await start();
   const { data } = await jobs.data.add('ok', new Blob(['{"text": "x"}\n']).stream());
-  const made = await schedules.create({
-    ...{ every: '7d', job: { ...job('ok'), data: [{ upload: data.id }] } },
-  });
+  const made = await schedules.create({ every: '7d', job: { ...job('ok'), data: [{ upload: data.id }] } });
   expect(() => schedules.requireUnneeded(data.id)).toThrow(/needs this data/);
   const removed = schedules.remove(made.id);
   // The disk answers in a later turn of the event loop: until then the schedule is there.

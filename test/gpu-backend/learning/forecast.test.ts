@@ -20,8 +20,15 @@ import { TINY_CONFIG } from '../../support/random-llama.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 
 const EIGHT_B: ModelConfig = {
-  ...{ ...TINY_CONFIG, layerCount: 32, hiddenSize: 4096, ffnSize: 14_336, headCount: 32, kvHeadCount: 8 },
-  ...{ headSize: 128, vocabularySize: 128_256, tiedEmbeddings: false },
+  ...TINY_CONFIG,
+  layerCount: 32,
+  hiddenSize: 4096,
+  ffnSize: 14_336,
+  headCount: 32,
+  kvHeadCount: 8,
+  headSize: 128,
+  vocabularySize: 128_256,
+  tiedEmbeddings: false,
 };
 const MACHINE = { clusterCounts: [8], pace: 1e11, available_bytes: 1e12 };
 

@@ -158,7 +158,9 @@ describe('families', () => {
       await opened.close();
       const plan = { mask: denseMask(2 * source.config.layerCount), kv: 'preserve' as const };
       const logits = await runner.run({
-        ...{ cache: runner.newCache(), tokenIds: figures.tokens, plan },
+        cache: runner.newCache(),
+        tokenIds: figures.tokens,
+        plan,
         logitRows: figures.rows,
       });
       const width = source.config.vocabularySize;

@@ -101,7 +101,8 @@ test.each(['main.ts', 'learning/units/unit-thread.ts'])(
     const { CI: _, ORT_DISABLE_TELEMETRY: __, ...own } = process.env;
     const env = { ...own, HOME: folder, XDG_CACHE_HOME: folder, TMPDIR: folder };
     const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', main, open], {
-      ...{ env, encoding: 'utf8' },
+      env,
+      encoding: 'utf8',
     });
     expect([status, stderr]).toEqual([0, '']);
     expect(readdirSync(folder)).toEqual([]);

@@ -141,10 +141,14 @@ describe('a mask set', () => {
     const bounds = { error_rate_max: 0.05, requests_min: 20 };
     const schedule = { auto_rollback: bounds, rollout: [{ share: 0.1, duration_s: 60 }] };
     expect(await publishMaskSet(client, now, { ...DEFAULT, schedule })).toEqual({
-      ...{ version: maskSetVersion(now), state: 'bounds_changed', replacedVersion: null },
+      version: maskSetVersion(now),
+      state: 'bounds_changed',
+      replacedVersion: null,
     });
     expect(await livePublication(client, '')).toMatchObject({
-      ...{ version: maskSetVersion(now), share: 1, auto_rollback: bounds },
+      version: maskSetVersion(now),
+      share: 1,
+      auto_rollback: bounds,
     });
     expect((await rollBack(client, '')).version).toBe(maskSetVersion(before));
   });

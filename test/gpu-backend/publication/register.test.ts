@@ -18,7 +18,9 @@ let edge: Edge;
 const servers: TestServer[] = [];
 beforeAll(async () => {
   edge = await startEdge({
-    ...{ projectFolder: path.resolve('.'), stateFolder: undefined, port: 0 },
+    projectFolder: path.resolve('.'),
+    stateFolder: undefined,
+    port: 0,
     bindings: { BACKEND_URL: NOBODY, BACKEND_KEY, ADMIN_KEY },
   });
 }, 60_000);
@@ -65,7 +67,10 @@ it('has an entry for each backend while it is ready, and keeps its hands off wha
   const addresses = new Map([['0', zero.url]]);
   const dns = await names(addresses);
   const look = createRegistrar(createAdminClient(edge.url, ADMIN_KEY), {
-    ...{ count: 4, id: 'pod-{n}', url: 'https://pod-{n}.example.com', probe: `${dns.url}/{n}` },
+    count: 4,
+    id: 'pod-{n}',
+    url: 'https://pod-{n}.example.com',
+    probe: `${dns.url}/{n}`,
     regions: ['EU', 'AF'],
   });
   const entry = (n: number, enabled = true) => `pod-${n} https://pod-${n}.example.com EU,AF ${enabled}`;
@@ -77,7 +82,10 @@ it('has an entry for each backend while it is ready, and keeps its hands off wha
 
   // One drains and says so; one is silent, which is believed the second time.
   const running = await one.post('/v1/chat/completions', {
-    ...{ model: 'scripted', messages: [{ role: 'user', content: 'go' }], stream: true, max_tokens: 20 },
+    model: 'scripted',
+    messages: [{ role: 'user', content: 'go' }],
+    stream: true,
+    max_tokens: 20,
   });
   const closing = one.close();
   addresses.delete('0');
@@ -118,7 +126,10 @@ it('leaves alone what has its name and another address: the backends of another 
   );
   const both = { ...fleet, count: 2, url: 'https://{n}.us.example.com', probe: `${dns.url}/{n}` };
   const running = await there.post('/v1/chat/completions', {
-    ...{ model: 'scripted', messages: [{ role: 'user', content: 'go' }], stream: true, max_tokens: 20 },
+    model: 'scripted',
+    messages: [{ role: 'user', content: 'go' }],
+    stream: true,
+    max_tokens: 20,
   });
   const closing = there.close();
   expect(await createRegistrar(client, both)()).toMatchObject({ added: ['same-1'], removed: [] });

@@ -140,7 +140,8 @@ it('where there is a difference, its interval keeps holding it, and soon leaves 
 
 it('gives the formula of the paper, its p-value is 5 % where the 95 % interval touches zero', () => {
   const moments = (count: number, mean: number, variance: number): Moments => ({
-    ...{ count, sum: count * mean },
+    count,
+    sum: count * mean,
     sq: (count - 1) * variance + count * mean ** 2,
   });
   const [a, b] = [moments(400, 5, 4), moments(400, 5, 4)];

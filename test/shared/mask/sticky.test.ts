@@ -53,7 +53,11 @@ describe('over 100,000 keys', () => {
 
 describe('scopes', () => {
   const scope = (change: Partial<Scope> = {}): Scope => ({
-    ...{ tenants: [], models: [], regions: [], startsAt_ms: 0, endsAt_ms: 100 },
+    tenants: [],
+    models: [],
+    regions: [],
+    startsAt_ms: 0,
+    endsAt_ms: 100,
     ...change,
   });
 

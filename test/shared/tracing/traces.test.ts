@@ -83,8 +83,18 @@ it.each([
 it('names of attributes are those of the conventions', () => {
   const names = new Set<unknown>(Object.values(conventions));
   const body = {
-    ...{ model: 'm', messages: [], max_tokens: 1, temperature: 1, top_p: 1, top_k: 1, n: 2, seed: 1 },
-    ...{ frequency_penalty: 1, presence_penalty: 1, stream: true, stop: ['secret'] },
+    model: 'm',
+    messages: [],
+    max_tokens: 1,
+    temperature: 1,
+    top_p: 1,
+    top_k: 1,
+    n: 2,
+    seed: 1,
+    frequency_penalty: 1,
+    presence_penalty: 1,
+    stream: true,
+    stop: ['secret'],
   };
   const facts = { id: 'a', input_tokens: 1, output_tokens: 1, cached_tokens: 1, first_ms: 1 };
   const attributes = {

@@ -20,8 +20,13 @@ describe('the audit log', () => {
     expect(changed.status).toBe(200);
     const [change] = await entries(`q=change-of-${tenant}`);
     expect(change).toMatchObject({
-      ...{ actor, tenant, address: '203.0.113.9', is_known: true, request_id: `change-of-${tenant}` },
-      ...{ action: 'PATCH /tenants/:id', target: `/tenants/${tenant}` },
+      actor,
+      tenant,
+      address: '203.0.113.9',
+      is_known: true,
+      request_id: `change-of-${tenant}`,
+      action: 'PATCH /tenants/:id',
+      target: `/tenants/${tenant}`,
       before: { name: tenant, requests_per_day: null },
       after: { name: 'Renamed', requests_per_day: 7 },
     });

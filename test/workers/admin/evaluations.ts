@@ -25,8 +25,15 @@ describe('an evaluation', () => {
     const { data } = await answer.json<{ data: EvaluatedRow[] }>();
     expect(data).toHaveLength(evaluation.rows.length + evaluation.equalTime.length);
     expect(data[1]).toEqual({
-      ...{ method: 'learned', matched: 'count', maskSet: version, sparsity: 0.117, surrogate: true },
-      ...{ kl: 0.26, agreement: 0.78, perplexity: 25.6, msPerToken: 5.2 },
+      method: 'learned',
+      matched: 'count',
+      maskSet: version,
+      sparsity: 0.117,
+      surrogate: true,
+      kl: 0.26,
+      agreement: 0.78,
+      perplexity: 25.6,
+      msPerToken: 5.2,
     });
     expect(await kept(version)).toEqual(data);
     expect((await put(version, { rows: evaluation.rows.slice(0, 2) })).status).toBe(200);

@@ -170,7 +170,11 @@ describe('a backend that drains', () => {
 
   const report = (draining: boolean): LoadReport => ({
     object: 'maskroute.load',
-    ...{ model: 'm', running: 0, waiting: 0, capacity: 64, draining },
+    model: 'm',
+    running: 0,
+    waiting: 0,
+    capacity: 64,
+    draining,
   });
 
   it('is known for ten seconds after its last word, and no longer than it drains', () => {

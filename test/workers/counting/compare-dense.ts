@@ -49,7 +49,11 @@ describe('a comparison with the dense model', () => {
     ] as const) {
       const { body } = (await recorded(`compare_${request}_${which}`)) as Recorded;
       expect(body).toEqual({
-        ...{ model: 'test-model', mask, temperature: 0, max_tokens: 16, logprobs: true },
+        model: 'test-model',
+        mask,
+        temperature: 0,
+        max_tokens: 16,
+        logprobs: true,
         messages: [{ role: 'user', content: 'north is cold' }],
       });
     }
@@ -88,8 +92,11 @@ it('a comparison that the platform ended with its request is not waited for', as
   const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}` };
   const compare = () =>
     void comparison.maybeCompare({
-      ...{ event: '0'.repeat(20), tenant: 'a', routable: { kind: 'chat', body: CHAT } },
-      ...{ routed: { decision, assignment: { arm: null } }, hold: () => {} },
+      event: '0'.repeat(20),
+      tenant: 'a',
+      routable: { kind: 'chat', body: CHAT },
+      routed: { decision, assignment: { arm: null } },
+      hold: () => {},
     } as never);
   compare();
   compare();
@@ -117,8 +124,11 @@ it('two answers of different weights are not compared', async () => {
   const send = vi.fn(async () => {});
   const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}`, mask: `m_${'0'.repeat(24)}` };
   await createDenseComparison({ backend: { call }, events: { send }, share: 1 }).maybeCompare({
-    ...{ event: '0'.repeat(20), tenant: 'a', routable: { kind: 'chat', body: CHAT } },
-    ...{ routed: { decision, assignment: { arm: null } }, hold: () => {} },
+    event: '0'.repeat(20),
+    tenant: 'a',
+    routable: { kind: 'chat', body: CHAT },
+    routed: { decision, assignment: { arm: null } },
+    hold: () => {},
   } as never);
   expect(answers).toEqual([]);
   expect(send).not.toHaveBeenCalled();

@@ -238,7 +238,11 @@ describe('a rating or a comparison', () => {
     await deliver([{ ...rating, key_id: 'k_2', rating: -1 }]);
     const { variants } = await results(id);
     expect(variants[1]!.figures).toMatchObject({
-      ...{ requests: 1, ratings: 2, rating_up: 0.5, compared: 1, agreement: 0.75 },
+      requests: 1,
+      ratings: 2,
+      rating_up: 0.5,
+      compared: 1,
+      agreement: 0.75,
     });
   });
 
@@ -318,7 +322,9 @@ describe('who answered', () => {
   it('takes a row a bucket and ten minutes, however many requests, tenants and versions there are', async () => {
     const events = Array.from({ length: 300 }, (_, i) =>
       at(10, {
-        ...{ tenant: `t-${i}`, version: `v_${i}`, backend: 'busy-one' },
+        tenant: `t-${i}`,
+        version: `v_${i}`,
+        backend: 'busy-one',
         created_at_ms: Date.now() - (i % 60_000),
       }),
     );
@@ -373,7 +379,12 @@ describe('drift', () => {
       const created_at_ms = Date.now() + at_ms;
       const requests = agreements.map(() => event({ tenant, version, cluster, mask: 'm_x', created_at_ms }));
       const comparisons = requests.map(({ id }, i) => ({
-        ...{ kind: 'comparison', request: id, tenant, created_at_ms, agreement: agreements[i], saved: null },
+        kind: 'comparison',
+        request: id,
+        tenant,
+        created_at_ms,
+        agreement: agreements[i],
+        saved: null,
       }));
       await deliver(requests);
       await deliver(comparisons);
@@ -497,7 +508,10 @@ describe('a version that does worse than it may', () => {
     const [newest, ...others] = await history();
     expect(others).toHaveLength(2);
     expect(newest).toMatchObject({
-      ...{ action: 'rollback', actor: 'auto-rollback', version: old, replaced_version: version },
+      action: 'rollback',
+      actor: 'auto-rollback',
+      version: old,
+      replaced_version: version,
     });
     expect(newest!.reason).toMatch(/10 of 20 requests failed/);
     await deliver([bad(), bad()]);

@@ -123,8 +123,11 @@ describe('where a request comes from', () => {
     const request = new Request(`${EDGE_URL}/v1/route`, {
       method: 'POST',
       headers: {
-        ...{ authorization: `Bearer ${key}`, 'content-type': 'application/json' },
-        ...{ 'cf-ipcountry': 'FR', 'cf-connecting-ip': '192.0.2.1', 'x-forwarded-for': '192.0.2.2' },
+        authorization: `Bearer ${key}`,
+        'content-type': 'application/json',
+        'cf-ipcountry': 'FR',
+        'cf-connecting-ip': '192.0.2.1',
+        'x-forwarded-for': '192.0.2.2',
       },
       body: JSON.stringify(CHAT),
       cf,

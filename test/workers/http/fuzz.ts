@@ -114,9 +114,16 @@ it('texts that are no JSON', async () => {
 });
 
 const EXPERIMENT = {
-  ...{ id: 'a', description: 'x', models: ['m'], regions: [{ country: 'DE' }], sticky: 'user' },
+  id: 'a',
+  description: 'x',
+  models: ['m'],
+  regions: [{ country: 'DE' }],
+  sticky: 'user',
   variants: ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' })),
-  ...{ starts_at: '2030-01-01T00:00:00Z', ends_at: '2031-01-01T00:00:00Z', shadow_share: 0.1, alpha: 0.05 },
+  starts_at: '2030-01-01T00:00:00Z',
+  ends_at: '2031-01-01T00:00:00Z',
+  shadow_share: 0.1,
+  alpha: 0.05,
 };
 
 it('the admin API', async () => {
@@ -132,7 +139,9 @@ it('the admin API', async () => {
     fc.tuple(
       fc.constant('/publications'),
       bodies({
-        ...{ version: `v_${'0'.repeat(24)}`, tenant: 'tenant-1', activate_at: '2030-01-01T00:00:00Z' },
+        version: `v_${'0'.repeat(24)}`,
+        tenant: 'tenant-1',
+        activate_at: '2030-01-01T00:00:00Z',
         rollout: [{ share: 0.1, duration_s: 60 }],
         auto_rollback: { error_rate_max: 0.1, requests_min: 10 },
       }),
@@ -165,8 +174,14 @@ it('changes of an experiment', async () => {
 
 it('changes of a tenant', async () => {
   const valid = {
-    ...{ name: 'a', routing_policy: 'last_user', enabled: true, models: ['m'], sparsity_max: 0.5 },
-    ...{ agreement_min: 0.5, requests_per_minute: 1, tokens_per_day: null },
+    name: 'a',
+    routing_policy: 'last_user',
+    enabled: true,
+    models: ['m'],
+    sparsity_max: 0.5,
+    agreement_min: 0.5,
+    requests_per_minute: 1,
+    tokens_per_day: null,
   };
   const { tenant } = await limitedTenant({});
   // So that there is something to be warned of.

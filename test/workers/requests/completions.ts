@@ -43,8 +43,10 @@ describe('a routed completion', () => {
     const response = await chat(key, say('north it is'));
     expect((await recorded(idOf(response)))!.body).toMatchObject({ mask: DENSE_MASK_ID });
     expect(Object.fromEntries(response.headers)).toMatchObject({
-      ...{ 'x-maskroute-version': version, 'x-maskroute-cluster': '0' },
-      ...{ 'x-maskroute-mask': DENSE_MASK_ID, 'x-maskroute-sparsity': '0' },
+      'x-maskroute-version': version,
+      'x-maskroute-cluster': '0',
+      'x-maskroute-mask': DENSE_MASK_ID,
+      'x-maskroute-sparsity': '0',
     });
     expect(response.headers.get('x-maskroute-fallback')).toBeNull();
     const answer = await response.json<{ maskroute: object }>();
@@ -113,7 +115,8 @@ describe('a routed completion', () => {
           headers: {
             authorization: `Bearer ${key}`,
             'content-type': 'application/json',
-            ...{ 'x-forwarded-host': 'localhost:6666', origin: 'http://localhost:6666' },
+            'x-forwarded-host': 'localhost:6666',
+            origin: 'http://localhost:6666',
           },
           body: JSON.stringify({ ...CHAT, mask: makeMaskSet('any').clusters[0]!.mask }),
         }),
@@ -166,7 +169,11 @@ describe("the client of OpenAI's package for Azure", () => {
     const fetch = (url: string | URL | Request, init?: RequestInit) =>
       freshIsolate()(new Request(url as string, init));
     return new AzureOpenAI({
-      ...{ endpoint: EDGE_URL, apiVersion: '2024-10-21', apiKey: key, maxRetries: 0, fetch },
+      endpoint: EDGE_URL,
+      apiVersion: '2024-10-21',
+      apiKey: key,
+      maxRetries: 0,
+      fetch,
       ...options,
     });
   };

@@ -57,8 +57,17 @@ describe('a request', () => {
     const { tenant, key, keyId } = await newTenant();
     const seen = await counted(key);
     expect(seen).toMatchObject({
-      ...{ tenant, key_id: keyId, version, cluster: 0, status: 200, error_code: null, source: 'client' },
-      ...{ fallback: null, endpoint: 'chat', rating: null, experiment: 'none' },
+      tenant,
+      key_id: keyId,
+      version,
+      cluster: 0,
+      status: 200,
+      error_code: null,
+      source: 'client',
+      fallback: null,
+      endpoint: 'chat',
+      rating: null,
+      experiment: 'none',
     });
     expect(seen.total_ms).toBeGreaterThanOrEqual(0);
     expect(seen.similarity).toBeGreaterThan(0.9);

@@ -51,9 +51,22 @@ describe('the event', () => {
     const text = await response.text();
     const told = await event();
     expect(told).toMatchObject({
-      ...{ tenant, key_id: keyId, endpoint: 'chat', model: MODEL.id, stream: true, status: 200 },
-      ...{ mask: set.clusters[1]!.mask, mask_set: 'compass', version, cluster: 1, experiment: 'none' },
-      ...{ error_code: null, fallback: null, counted: true, prompt_tokens: 3, completion_tokens: 3 },
+      tenant,
+      key_id: keyId,
+      endpoint: 'chat',
+      model: MODEL.id,
+      stream: true,
+      status: 200,
+      mask: set.clusters[1]!.mask,
+      mask_set: 'compass',
+      version,
+      cluster: 1,
+      experiment: 'none',
+      error_code: null,
+      fallback: null,
+      counted: true,
+      prompt_tokens: 3,
+      completion_tokens: 3,
       tpot_ms: 15,
     });
     expect(told.sparsity).toBeCloseTo(1 / 6);
@@ -72,8 +85,15 @@ describe('the event', () => {
     const isolate = freshIsolate({ EVENTS });
     await (await call('POST', '/v1/completions', { key, body }, isolate)).text();
     expect(await event()).toMatchObject({
-      ...{ endpoint: 'completion', model: MODEL.id, mask: 'dense', fallback: 'requested', stream: false },
-      ...{ prompt_tokens: 3, completion_tokens: 3, ttft_ms: 3, tpot_ms: 15 },
+      endpoint: 'completion',
+      model: MODEL.id,
+      mask: 'dense',
+      fallback: 'requested',
+      stream: false,
+      prompt_tokens: 3,
+      completion_tokens: 3,
+      ttft_ms: 3,
+      tpot_ms: 15,
     });
   });
 
@@ -237,7 +257,9 @@ describe('the event', () => {
       await (await call('POST', '/v1/chat/completions', { key, body, headers }, isolate)).text();
       expect(await event()).toMatchObject({
         ...expected,
-        ...{ counted: true, prompt_tokens: 2, completion_tokens: 3 },
+        counted: true,
+        prompt_tokens: 2,
+        completion_tokens: 3,
       });
       await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(5));
     },
@@ -249,8 +271,11 @@ describe('the event', () => {
     const body = { ...say('a b'), max_tokens: 10, user: 'too-long' };
     await (await chat(key, body, freshIsolate({ EVENTS }))).text();
     expect(await event()).toMatchObject({
-      ...{ status: 400, error_code: 'context_length_exceeded' },
-      ...{ counted: true, prompt_tokens: 2, completion_tokens: 0 },
+      status: 400,
+      error_code: 'context_length_exceeded',
+      counted: true,
+      prompt_tokens: 2,
+      completion_tokens: 0,
     });
     await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(2));
   });
@@ -356,7 +381,11 @@ describe('what the edge reads off an answer', () => {
     const content = JSON.stringify('"prompt_tokens":9,"completion_tokens":9,"usage":{"prompt_tokens":9}');
     const honest = '"maskroute":{"decode_ms":4.5,"prompt_tokens":1,"completion_tokens":2}';
     expect(figuresIn(`{"usage":{},${honest},"choices":[{"text":${content}}]}`)).toEqual({
-      ...{ prompt_tokens: 1, completion_tokens: 2, decode_ms: 4.5, queue_ms: null, prefill_ms: null },
+      prompt_tokens: 1,
+      completion_tokens: 2,
+      decode_ms: 4.5,
+      queue_ms: null,
+      prefill_ms: null,
     });
     expect(figuresIn(`{"text":${content}}`)).toBeNull();
     expect(figuresIn('"prompt_tokens":-1,"completion_tokens":2')).toBeNull();
@@ -387,7 +416,8 @@ describe('what the edge reads off an answer', () => {
       onConflictDoNothing: async () => answers.push(row.answer),
     });
     const account = {
-      ...{ event: '0'.repeat(20), caller: { tenant: 'a', policy: { textsKept_days: 1 } } },
+      event: '0'.repeat(20),
+      caller: { tenant: 'a', policy: { textsKept_days: 1 } },
       routable: { kind: 'chat', body: CHAT },
     };
     for (const wire of ['{"choices":[null]}', 'data: {"choices":[null]}\n\n', 'null']) {

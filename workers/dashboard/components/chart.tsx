@@ -102,9 +102,7 @@ export const steps = (palette: Palette, starts_ms: readonly number[], step_ms: n
 
 const hours = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' });
 const days = new Intl.DateTimeFormat(undefined, { month: 'short', day: 'numeric', timeZone: 'UTC' });
-const daysWithHours = new Intl.DateTimeFormat(undefined, {
-  ...{ month: 'short', day: 'numeric', hour: '2-digit' },
-});
+const daysWithHours = new Intl.DateTimeFormat(undefined, { month: 'short', day: 'numeric', hour: '2-digit' });
 
 function stepName(start_ms: number, step_ms: number): string {
   const format = step_ms >= 86_400_000 ? days : step_ms >= 3_600_000 ? daysWithHours : hours;

@@ -153,7 +153,13 @@ export const evaluatedRows = (
 ): QualityRow[] =>
   rows.map(({ method, matched, maskSet, surrogate, sparsity, kl, agreement, perplexity, msPerToken }) => ({
     set: maskSet === null || matched === 'time' ? null : (names.get(maskSet) ?? maskSet),
-    ...{ method, matched, surrogate, sparsity, kl, agreement, perplexity },
+    method,
+    matched,
+    surrogate,
+    sparsity,
+    kl,
+    agreement,
+    perplexity,
     ms_per_token: msPerToken,
   }));
 
@@ -197,7 +203,9 @@ export function qualityRows(set: MaskSet): QualityRow[] {
     const isDense = method === 'dense';
     return [
       {
-        ...{ set: set.name, method, matched: null },
+        set: set.name,
+        method,
+        matched: null,
         surrogate: !isDense && set.surrogate,
         sparsity: isDense ? 0 : set.reachedSparsity,
         kl: isDense ? 0 : (figures.kl ?? null),

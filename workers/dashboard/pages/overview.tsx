@@ -108,7 +108,11 @@ const requestsOption =
       bad[step] = (bad[step] ?? 0) + errors;
     }
     const bars = (name: string, data: (number | null)[], color: string) => ({
-      ...{ type: 'bar' as const, stack: 'all', name, data, itemStyle: { color } },
+      type: 'bar' as const,
+      stack: 'all',
+      name,
+      data,
+      itemStyle: { color },
     });
     return {
       grid: { left: 60, right: 20, top: 40, bottom: 40 },

@@ -50,7 +50,9 @@ export function Usage() {
 }
 
 const counted = (title: string, count: (row: UsageRow) => number): Column<UsageRow> => ({
-  ...{ title, sort: count, isNumber: true },
+  title,
+  sort: count,
+  isNumber: true,
   cell: (row) => number(count(row)),
 });
 

@@ -14,8 +14,15 @@ import type { ScoreSession } from '../../search/score-masks.ts';
 const WINDOWS = [256, 512, 640] as const;
 const CHUNK_TOKENS = 128;
 const SAMPLING: Sampling = {
-  ...{ temperature: 0.8, topP: 1, topK: 0, minP: 0, presencePenalty: 0, frequencyPenalty: 0 },
-  ...{ repetitionPenalty: 1, logitBias: [], seed: undefined },
+  temperature: 0.8,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: [],
+  seed: undefined,
 };
 
 type WindowFigures = {

@@ -80,7 +80,10 @@ async function recall(
   );
   return {
     recall: contestants.map(({ method, targetSparsity, surrogate }, i) => ({
-      ...{ method, targetSparsity, surrogate, facts: facts.length },
+      method,
+      targetSparsity,
+      surrogate,
+      facts: facts.length,
       ...figures[i]!,
     })),
     clustersByTask: sets.map(({ set, clusters }) => ({
@@ -116,7 +119,9 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
   return {
     ...curve,
     narrow: {
-      ...{ kind: narrow.kind, sparsity: target, general: named(everybody) },
+      kind: narrow.kind,
+      sparsity: target,
+      general: named(everybody),
       own: rows.some(({ kind }) => kind === narrow.kind) ? named(own) : null,
     },
   };
@@ -139,7 +144,11 @@ async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: Sur
   const samples = drawSamples(rows, text, eosTokenId, createRandom(seed), { positions, tokensMax });
   if (samples.length === 0) return undefined;
   const orders = await searchOrders({
-    ...{ ...options, scorer, samples, methods: ['finercut'], flavours: [flavour] },
+    ...options,
+    scorer,
+    samples,
+    methods: ['finercut'],
+    flavours: [flavour],
     skipCountMax: skipCountFor(lineUp.blockCount, lineUp.sparsities[0]!),
     onEvaluation: () => options.onProgress('search one kind', 0, 0),
   });

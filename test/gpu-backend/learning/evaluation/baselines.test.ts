@@ -32,8 +32,15 @@ beforeAll(async () => {
   await using open = await openTinyScorer(tiny);
   const methods = ['shortgpt', 'llm-drop', 'sleb', 'blockpruner', 'finercut', 'last-k', 'random'] as const;
   const found = await searchOrders({
-    ...{ ...tiny, scorer: open.scorer, samples: SAMPLES, methods, flavours: [null], threads: 1 },
-    ...{ skipCountMax: OUT, evaluationsMax: 1000, onEvaluation: () => {} },
+    ...tiny,
+    scorer: open.scorer,
+    samples: SAMPLES,
+    methods,
+    flavours: [null],
+    threads: 1,
+    skipCountMax: OUT,
+    evaluationsMax: 1000,
+    onEvaluation: () => {},
   });
   const removals = [...found.get(null)!];
   orders = new Map(removals.map(([method, [first]]) => [method, first!.order]));
@@ -166,7 +173,10 @@ describe('a greedy search on a budget', () => {
   const costs = [5, 1, 4, 2, 3, 9, 8, 7];
   const search = (evaluationsMax: number) =>
     greedyRemoval({
-      ...{ blockCount: BLOCKS, units: blocks, steps: 4, evaluationsMax },
+      blockCount: BLOCKS,
+      units: blocks,
+      steps: 4,
+      evaluationsMax,
       cost: async ({ runs }) => costs.reduce((sum, cost, block) => sum + (runs[block] === 0 ? cost : 0), 0),
     });
 

@@ -53,7 +53,10 @@ async function smallSet(): Promise<MaskSet> {
   await close();
   const hash = tiny.model.manifest.hash as ModelHash;
   return maskSetSchema.parse({
-    ...{ format: 'maskroute-mask-set-v1', name: 'small', targetSparsity: 0.25, reachedSparsity: 0.25 },
+    format: 'maskroute-mask-set-v1',
+    name: 'small',
+    targetSparsity: 0.25,
+    reachedSparsity: 0.25,
     model: { name: 'tiny', hash, blockCount: 8 },
     encoder: encoder.spec,
     clusters: MASKS.map((layers, i) => {
@@ -68,20 +71,30 @@ async function smallSet(): Promise<MaskSet> {
 }
 
 const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
-  ...{ home: tiny.home, model: tiny.model, maskSets: [set], data, calibration: [], baselines: BASELINES },
-  ...{ sparsities: [0.5], flavours: [null], openEncoder: () => openEncoder('static', encoderOptions) },
-  ...{
-    equalTime: true,
-    tasks: [],
-    taskLimit: 4,
-    checks: false,
-    facts: [],
-    longTokens: 300,
-    limit: 6,
-    tokensMax: 60,
-    evaluationsMax: 20,
-  },
-  ...{ searchPositions: 60, rounds: 1, threads: 1, seed: 1, onProgress: () => {}, onRows: () => {} },
+  home: tiny.home,
+  model: tiny.model,
+  maskSets: [set],
+  data,
+  calibration: [],
+  baselines: BASELINES,
+  sparsities: [0.5],
+  flavours: [null],
+  openEncoder: () => openEncoder('static', encoderOptions),
+  equalTime: true,
+  tasks: [],
+  taskLimit: 4,
+  checks: false,
+  facts: [],
+  longTokens: 300,
+  limit: 6,
+  tokensMax: 60,
+  evaluationsMax: 20,
+  searchPositions: 60,
+  rounds: 1,
+  threads: 1,
+  seed: 1,
+  onProgress: () => {},
+  onRows: () => {},
   ...changes,
 });
 
@@ -188,7 +201,10 @@ describe('evaluate', () => {
     const model = await installSurrogates(replaced.home, 'tiny', path, { preset: false });
     const found = await evaluate(
       options({
-        ...{ home: replaced.home, model, baselines: ['finercut', 'one-mask'], sparsities: [] },
+        home: replaced.home,
+        model,
+        baselines: ['finercut', 'one-mask'],
+        sparsities: [],
         flavours: [null, surrogatesOf(model)!],
       }),
     );
@@ -207,7 +223,7 @@ describe('evaluate', () => {
 
   it('checks what the paper asks for', async () => {
     const { checks, rows } = await evaluate(
-      options({ ...{ equalTime: false, checks: true, facts: data }, baselines: ['finercut'] }),
+      options({ equalTime: false, checks: true, facts: data, baselines: ['finercut'] }),
     );
     expect(checks!.recall!.map(({ method }) => method)).toEqual(rows.map(({ method }) => method));
     expect(checks!.recall![0]).toMatchObject({ method: 'dense', kl: 0, agreement: 1, facts: 6 });
@@ -250,7 +266,7 @@ describe('evaluate', () => {
   it('cuts rows where the context of the model ends', async () => {
     const files = ['long', 'calibration'].map((name) => join(tiny.home, `${name}.jsonl`));
     for (const file of files) writeFileSync(file, JSON.stringify({ text: `${file} and so on. `.repeat(60) }));
-    const long = { ...{ data: [files[0]!], calibration: [files[1]!] }, tokensMax: 100_000, equalTime: false };
+    const long = { data: [files[0]!], calibration: [files[1]!], tokensMax: 100_000, equalTime: false };
     const { rows } = await evaluate(options({ ...long, baselines: ['shortgpt'] }));
     expect(rows[0]!.positions).toBe(tiny.model.manifest.config.contextTokens - 1);
   }, 60_000);
@@ -282,7 +298,7 @@ describe('evaluate', () => {
   it('says what it cannot check, and whose rows it cannot know', async () => {
     const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
     const found = await evaluate(
-      options({ ...{ checks: true, baselines: ['last-k'], maskSets: [{ ...set, learned }] }, longTokens: 0 }),
+      options({ checks: true, baselines: ['last-k'], maskSets: [{ ...set, learned }], longTokens: 0 }),
     );
     expect(found.checks).toEqual({});
     expect(found.notes).toEqual([

@@ -23,7 +23,11 @@ const texts = (rows: readonly { routeText: string }[]) => rows.map(({ routeText 
 const overlap = (a: readonly string[], b: readonly string[]) => a.filter((text) => b.includes(text));
 
 const options = (changes: Partial<DataOptions>): DataOptions => ({
-  ...{ data: [file('a')], calibration: [], facts: [], learnedOn: [], calibrates: true },
+  data: [file('a')],
+  calibration: [],
+  facts: [],
+  learnedOn: [],
+  calibrates: true,
   ...changes,
 });
 const heldOutOf = async (name: string) => texts(splitRows(await readData([file(name)]), 0.1).heldOut);

@@ -59,7 +59,10 @@ describe('rows as questions', () => {
 
   it('HellaSwag: WikiHow’s leftovers go', () => {
     const row = {
-      ...{ activity_label: 'Home', ctx_a: '[header] How to [title] Sit.', ctx_b: 'the MAN', label: '1' },
+      activity_label: 'Home',
+      ctx_a: '[header] How to [title] Sit.',
+      ctx_b: 'the MAN',
+      label: '1',
       endings: ['stands  up [step]', 'sits.'],
     };
     expect(pairs(toQuestion('hellaswag', row))).toEqual([
@@ -119,7 +122,10 @@ describe('choices', () => {
     const { tokenizer } = await openModelText(tiny.model.folder, tiny.model.manifest);
     const mask = maskFromSkippedLayers(8, { skipAttention: [2], skipFfn: [1] });
     const asked = toQuestion('winogrande', {
-      ...{ sentence: 'A beat B so _ won it.', option1: 'A', option2: 'BB', answer: '1' },
+      sentence: 'A beat B so _ won it.',
+      option1: 'A',
+      option2: 'BB',
+      answer: '1',
     });
     const choices = encodeChoices(asked, tokenizer, 512);
     const parts = { ...open, cache: open.runner.newCache() };

@@ -50,14 +50,24 @@ describe('a method at a time', () => {
 it('a static method with the counts of a learned mask is as fast as it, whatever was measured', () => {
   const blockCount = 8;
   const learned: Contestant = {
-    ...{ method: 'learned', matched: 'count', maskSet: 'v', clusters: 2, targetSparsity: 0.25 },
-    ...{ surrogate: false, evaluations: null },
+    method: 'learned',
+    matched: 'count',
+    maskSet: 'v',
+    clusters: 2,
+    targetSparsity: 0.25,
+    surrogate: false,
+    evaluations: null,
     // Two attention blocks out for each row, not the same ones.
     masks: [[maskAlong([[0], [2]], 2, blockCount)], [maskAlong([[2], [6]], 2, blockCount)]],
   };
   const attention: Removal = { order: [[6], [4], [2], [0]], evaluations: 1 };
   const lineUp: LineUp = {
-    ...{ rowCount: 2, blockCount, sets: [], baselines: ['finercut'], sparsities: [0.25], flavours: [null] },
+    rowCount: 2,
+    blockCount,
+    sets: [],
+    baselines: ['finercut'],
+    sparsities: [0.25],
+    flavours: [null],
     orders: new Map([[null, new Map([['finercut', [attention]]])]]),
   };
   const slope_ms = 0.2;

@@ -28,7 +28,9 @@ export async function openTinyScorer({ model }: Pick<TinyHome, 'model'>) {
   const runner = await openRunner(model.folder, model.manifest.config, { threads: 1 });
   const session = await openScoreSession(1);
   return {
-    ...{ runner, session, scorer: createScorer(runner, session) },
+    runner,
+    session,
+    scorer: createScorer(runner, session),
     async [Symbol.asyncDispose]() {
       await session.close();
       await runner.close();

@@ -7,7 +7,8 @@ import {
 } from '../../../../gpu-backend/learning/search/centroid-ridge.ts';
 
 const pointsOf = (...points: readonly (readonly number[])[]) => ({
-  ...{ count: points.length, dimensions: points[0]!.length },
+  count: points.length,
+  dimensions: points[0]!.length,
   values: Float32Array.from(points.flat()),
 });
 

@@ -26,7 +26,8 @@ const start = without(1, 2, 4, 6);
 
 const CLUSTERS = 8;
 const centroids = {
-  ...{ count: CLUSTERS, dimensions: 2 },
+  count: CLUSTERS,
+  dimensions: 2,
   values: Float32Array.from({ length: 2 * CLUSTERS }, (_, i) => (i % 2 === 0 ? i / (CLUSTERS - 1) - 1 : 0)),
 };
 const blocks = Array.from({ length: BLOCKS }, (_, block) => block);
@@ -40,7 +41,12 @@ function rowOf(cluster: number, noise: () => number): RowChanges {
   return { cluster, positions, changes };
 }
 const options = {
-  ...{ start, blocks, centroids, budget: budgetOf(), maskCount: 2, seed: 1 },
+  start,
+  blocks,
+  centroids,
+  budget: budgetOf(),
+  maskCount: 2,
+  seed: 1,
   prompts: new Array<number>(CLUSTERS).fill(10),
 };
 
@@ -74,7 +80,8 @@ describe('composed masks', () => {
     const agreeing = Array.from(
       { length: CLUSTERS },
       (_, cluster): RowChanges => ({
-        ...{ cluster, positions: 50 },
+        cluster,
+        positions: 50,
         changes: blocks.map((block) => (start.runs[block] === 1 ? 5 : -1)),
       }),
     );

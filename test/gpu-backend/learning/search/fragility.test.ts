@@ -5,7 +5,8 @@ import { type ClusterText, fragilityOf } from '../../../../gpu-backend/learning/
 const MASKS = 3;
 /** Clusters on a line from -1 to 1. */
 const line = (count: number) => ({
-  ...{ count, dimensions: 2 },
+  count,
+  dimensions: 2,
   values: Float32Array.from({ length: 2 * count }, (_, i) =>
     i % 2 === 0 ? (2 * (i / 2)) / (count - 1) - 1 : 0,
   ),

@@ -9,7 +9,10 @@ import {
 import { headroomSchema } from '../../../../shared/mask/held-out.ts';
 
 const row = (kind: string, kl: number[], routed: number, lighter: number[] = []): HeadroomRow => ({
-  ...{ kind, kl, routed, lighter },
+  kind,
+  kl,
+  routed,
+  lighter,
   positions: 10,
   // Both halves of a prompt agree.
   klEven: kl.map((sum) => sum / 2),

@@ -28,13 +28,18 @@ const BLOCKS = 2 * LAYERS;
 const POSITIONS = 50;
 const any = { min: 0, max: LAYERS };
 const budget = createBudget({
-  ...{ layerCount: LAYERS, targetSparsity: 0.25, attention: any, ffn: any },
+  layerCount: LAYERS,
+  targetSparsity: 0.25,
+  attention: any,
+  ffn: any,
   weights: { attention: 1, ffn: 1 },
 });
 
 /** Text enough for all rows. */
 const EFFORT = {
-  ...{ ...SMALL_EFFORT, sharePositions: 5000, heldOutPositions: 5000 },
+  ...SMALL_EFFORT,
+  sharePositions: 5000,
+  heldOutPositions: 5000,
   compose: { masks: 0, blocks: 0, positions: 0 },
 };
 
@@ -100,7 +105,10 @@ function scripted(
   const known = new Map<string, readonly number[]>();
   const progress: StageProgress[] = [];
   const plan = planStages(effort, {
-    ...{ blocks: BLOCKS, groups: 2, batchTokens: POSITIONS, rowTokens: POSITIONS },
+    blocks: BLOCKS,
+    groups: 2,
+    batchTokens: POSITIONS,
+    rowTokens: POSITIONS,
     known: masks?.length ?? 0,
     shareRows: prompts.everybody.choice.length,
     composeRows: prompts.everybody.search.length,
@@ -111,7 +119,11 @@ function scripted(
   };
   const track = trackProgress(onProgress, plan, () => known.size);
   const bench = createWorkbench({
-    ...{ budget, seed: 1, signal: undefined, texts, onResult: track.onResult },
+    budget,
+    seed: 1,
+    signal: undefined,
+    texts,
+    onResult: track.onResult,
     journal: {
       async result(name, compute) {
         const values = known.get(name) ?? (await compute());
@@ -135,7 +147,7 @@ function scripted(
       const sums = { kl: POSITIONS * kl, klEven: (POSITIONS / 2) * kl, loss: POSITIONS * (1 + kl) };
       return { positions: POSITIONS, equalTops: 1, ...sums };
     });
-  return { ...{ bench, prompts, texts, score, track, atOnce: 1, effort, known: masks }, progress };
+  return { bench, prompts, texts, score, track, atOnce: 1, effort, known: masks, progress };
 }
 
 type Case = {
@@ -279,7 +291,9 @@ describe('masks and clusters', () => {
       runs: Uint8Array.from({ length: BLOCKS }, (_, block) => (out.includes(block) ? 0 : 1)),
     });
     const { found, progress } = await learned({
-      ...{ kinds, prices, known: [without(0, 2), without(0, 1)] },
+      kinds,
+      prices,
+      known: [without(0, 2), without(0, 1)],
       effort: withoutSearch({ ...EFFORT, compose }),
     });
     expect(found.candidates.map(({ source, mask }) => [source, maskBits(mask)])).toEqual([

@@ -10,7 +10,10 @@ const PRICES = [9, 1, 2, 3, 8, 4, 7, 5, 1, 6, 2, 7, 3, 8, 4, 9];
 const EIGHTH = 0.125;
 const any = { min: 0, max: LAYERS };
 const budget = createBudget({
-  ...{ layerCount: LAYERS, targetSparsity: EIGHTH, attention: any, ffn: any },
+  layerCount: LAYERS,
+  targetSparsity: EIGHTH,
+  attention: any,
+  ffn: any,
   weights: { attention: 1, ffn: 1 },
 });
 const costOf = ({ runs }: Mask) => PRICES.reduce((sum, price, block) => sum + price * (1 - runs[block]!), 0);
@@ -44,7 +47,12 @@ describe('sizes', () => {
   it('at which models fall apart are left out', async () => {
     const tooMuch = [2, 4];
     const found = await resizeMask(start, {
-      ...{ cost, budget, ranking: PRICES, sizes: tooMuch, evaluationsMax: 20, triesMax: 5 },
+      cost,
+      budget,
+      ranking: PRICES,
+      sizes: tooMuch,
+      evaluationsMax: 20,
+      triesMax: 5,
     });
     expect(found.map(({ size }) => size)).toEqual([2]);
   });
@@ -52,12 +60,20 @@ describe('sizes', () => {
   it('that the bounds forbid are left out', async () => {
     const exactly = (count: number) => ({ min: count, max: count });
     const fixed = createBudget({
-      ...{ layerCount: LAYERS, targetSparsity: 0.25, attention: exactly(3), ffn: exactly(1) },
+      layerCount: LAYERS,
+      targetSparsity: 0.25,
+      attention: exactly(3),
+      ffn: exactly(1),
       weights: { attention: 1, ffn: 1 },
     });
     expect(
       await resizeMask(start, {
-        ...{ cost, budget: fixed, ranking: PRICES, sizes, evaluationsMax: 9, triesMax: 3 },
+        cost,
+        budget: fixed,
+        ranking: PRICES,
+        sizes,
+        evaluationsMax: 9,
+        triesMax: 3,
       }),
     ).toEqual([]);
   });

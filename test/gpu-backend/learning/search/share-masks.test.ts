@@ -81,7 +81,8 @@ describe('shrinkage', () => {
 describe('what is expected of a mask', () => {
   /** Nothing is told apart by cluster 0's rows; cluster 2 has none. */
   const rows: RowCosts[] = Array.from({ length: 10 }, (_, i) => ({
-    ...{ cluster: i % 2, positions: 50 },
+    cluster: i % 2,
+    positions: 50,
     kl: i % 2 === 0 ? [10, 10] : [10, 14],
   }));
   const shared = (expected?: (number[] | undefined)[]) =>
@@ -102,11 +103,13 @@ describe('masks of several sizes', () => {
   /** Mask 0 leaves out a quarter, 1 is dense, 2 leaves out a half; clusters on a line, the last ones fragile. */
   const skipped = [0.25, 0, 0.5];
   const line = (count: number) => ({
-    ...{ count, dimensions: 1 },
+    count,
+    dimensions: 1,
     values: Float32Array.from({ length: count }, (_, cluster) => cluster / count),
   });
   const sizesOf = (clusters: number) => ({
-    ...{ skipped, centroids: line(clusters) },
+    skipped,
+    centroids: line(clusters),
     prompts: new Array<number>(clusters).fill(1),
   });
   const rowsOf = (clusters: number, seed: number, fragility: (cluster: number) => number): RowCosts[] => {
@@ -187,7 +190,8 @@ describe('the number of masks', () => {
     for (let seed = 1; seed <= 10; seed++) {
       const random = createRandom(seed);
       const rows = Array.from({ length: 160 }, (_, i) => ({
-        ...{ cluster: i % 8, positions: 60 },
+        cluster: i % 8,
+        positions: 60,
         kl: Array.from(
           { length: 4 },
           (_, mask) => 60 * (0.3 + (mask === 0 ? 0 : 0.01) + 0.2 * random.next()),
@@ -201,7 +205,8 @@ describe('the number of masks', () => {
   it('is that of the kinds of cluster that there are', () => {
     const random = createRandom(5);
     const rows = Array.from({ length: 240 }, (_, i) => ({
-      ...{ cluster: i % 8, positions: 60 },
+      cluster: i % 8,
+      positions: 60,
       kl: Array.from(
         { length: 4 },
         (_, mask) => 60 * (0.3 + (mask === (i % 8) % 3 ? -0.1 : 0) + 0.1 * random.next()),
@@ -216,7 +221,9 @@ describe('the number of masks', () => {
 
   it('is one without rows to tell by', () => {
     expect(shareMasks([], { ...options, base: 2 })).toEqual({
-      ...{ masks: [2], clusters: Array(8).fill(2), price: 0 },
+      masks: [2],
+      clusters: Array(8).fill(2),
+      price: 0,
     });
   });
 });
@@ -224,7 +231,8 @@ describe('the number of masks', () => {
 describe('the mask for everybody', () => {
   const rows = (lead: number, spread: number): RowCosts[] =>
     Array.from({ length: 20 }, (_, i) => ({
-      ...{ cluster: 0, positions: 10 },
+      cluster: 0,
+      positions: 10,
       kl: [5, 5 - lead + (i % 2 === 0 ? spread : -spread)],
     }));
 

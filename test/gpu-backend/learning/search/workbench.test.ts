@@ -35,7 +35,10 @@ function workbench(glanceParts = 2) {
   const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as SampleBatch);
   const text: Text = { name: 'text', batchCount: 3, batch: (index) => batches[index]! };
   const bench = createWorkbench({
-    ...{ budget, seed: 1, signal: undefined, onResult: () => {} },
+    budget,
+    seed: 1,
+    signal: undefined,
+    onResult: () => {},
     journal: {
       async result(name, compute) {
         const values = known.get(name) ?? (await compute());

@@ -69,7 +69,11 @@ async function cluster(workers: number) {
   const said: string[] = [];
   const open = openQueuedUnits({ url: server.url, journal, say: (line) => said.push(line) });
   return {
-    ...{ server, journal, machines, said, open },
+    server,
+    journal,
+    machines,
+    said,
+    open,
     learn: async (out: string) => {
       await learn({ ...(await options(out)), openUnits: open });
       return bytesOf(out);
@@ -99,7 +103,9 @@ const longUnit = (seed: number, sequences = 4): BatchUnit => {
   const tokenIds = Array.from({ length: sequences * LONG_TOKENS }, (_, i) => 3 + ((i * 7 + seed * 31) % 250));
   const scoredRows = [seed, seed + 1];
   return {
-    ...{ kind: 'step', targets: 'next-token', gates: new Array(8).fill(1) },
+    kind: 'step',
+    targets: 'next-token',
+    gates: new Array(8).fill(1),
     batch: { tokenIds, sequences, scoredRows, nextIds: scoredRows.map((row) => tokenIds[row + 1]!) },
   };
 };

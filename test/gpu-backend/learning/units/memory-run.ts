@@ -30,7 +30,10 @@ const units = {
   score: scoreUnit(samples(sampleTokens)[0]!, [denseMask(2 * layerCount), without]),
 };
 const computer = openUnitComputer({
-  ...{ model, surrogates: undefined, threads: availableParallelism(), memory_bytes: Number(memory) },
+  model,
+  surrogates: undefined,
+  threads: availableParallelism(),
+  memory_bytes: Number(memory),
 });
 const numbers: Record<string, number[]> = {};
 const seconds: Record<string, number[]> = {};

@@ -151,7 +151,9 @@ test.each([0, 1e-4])(
     await using runner = await openEmitted(changed, 'q8');
     const mask = denseMask(8);
     const logits = await runner.run({
-      ...{ cache: runner.newCache(), tokenIds: [7], logitRows: [0] },
+      cache: runner.newCache(),
+      tokenIds: [7],
+      logitRows: [0],
       plan: { mask, kv: 'preserve' },
     });
     const expected = naive.next(7, mask);

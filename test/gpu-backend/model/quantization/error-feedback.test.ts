@@ -88,7 +88,9 @@ test('weights that are on a grid already come out as they went in', async () => 
   const random = createRandom(4);
   // Codes of the whole range in every block, on grids with exact scales.
   const grid: QuantCodes = {
-    ...{ ...form, rows: N, columns: K },
+    ...form,
+    rows: N,
+    columns: K,
     codes: Uint8Array.from({ length: N * K }, (_, i) => (i % 32 < 2 ? (i % 32) * 15 : random.below(16))),
     scales: Float32Array.from({ length: (N * K) / 32 }, () => 2 ** -random.below(4)),
     zeroPoints: Uint8Array.from({ length: (N * K) / 32 }, () => random.below(16)),

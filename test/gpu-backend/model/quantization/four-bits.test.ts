@@ -131,18 +131,21 @@ describe('a model of four bits', () => {
     const vector = (count: number) => file.append(normals(count));
     const rows = narrow(source.config.vocabularySize, 8);
     const layers = Array.from({ length: source.config.layerCount }, (_, i) => ({
-      ...{
-        qkv: narrow(64, i % 2 ? 4 : 8),
-        output: narrow(32, 4),
-        gateUp: narrow(64, 8),
-        down: narrow(32, 4),
-      },
-      ...{ attentionNorm: vector(32), ffnNorm: vector(32) },
+      qkv: narrow(64, i % 2 ? 4 : 8),
+      output: narrow(32, 4),
+      gateUp: narrow(64, 8),
+      down: narrow(32, 4),
+      attentionNorm: vector(32),
+      ffnNorm: vector(32),
     }));
     const rope = vector((source.config.contextTokens * 16) / 2);
     const stored = {
-      ...{ layers, head: rows, embedding: { rows, correction: undefined } },
-      ...{ finalNorm: vector(32), ropeCos: rope, ropeSin: rope },
+      layers,
+      head: rows,
+      embedding: { rows, correction: undefined },
+      finalNorm: vector(32),
+      ropeCos: rope,
+      ropeSin: rope,
     };
     file.close();
     const out = await mkdtemp(join(folder, 'narrow'));

@@ -16,7 +16,10 @@ import { randomLlama } from '../../../support/random-llama.ts';
 const PLAIN = randomLlama({ layerCount: 2 });
 /** With everything that families add to attention. */
 const RICH = randomLlama({
-  ...{ layerCount: 2, attentionBias: 'qkvo', headNorms: true, layersWithoutRope: [0] },
+  layerCount: 2,
+  attentionBias: 'qkvo',
+  headNorms: true,
+  layersWithoutRope: [0],
   slidingWindow: { tokens: 5, layers: [1] },
 });
 const { vocabularySize: V, layerCount: L } = PLAIN.config;
@@ -73,7 +76,10 @@ test.each(CASES)('%s, case %#', async (_name, source, layer, name, files) => {
   const [first, second] = await embedText(source, fileBasis, { tokenIds, sequenceTokens: SEQUENCE });
   const fractions: number[] = [];
   const found = await measureSensitivity(source, fileBasis, {
-    ...{ steps, products, stream: Float32Array.from([...first!, ...second!]), every: EVERY },
+    steps,
+    products,
+    stream: Float32Array.from([...first!, ...second!]),
+    every: EVERY,
     rounded(at, which) {
       const { rows, outputs, inputs } = layers[at]![which];
       return { rows: rounded(rows, outputs, inputs), outputs, inputs };

@@ -65,7 +65,8 @@ const messages: ChatMessage[] = [
   { role: 'system', content: 'Be kind.' },
   { role: 'user', content: 'Hello' },
   {
-    ...{ role: 'assistant', content: null },
+    role: 'assistant',
+    content: null,
     tool_calls: [
       { id: '1', type: 'function', function: { name: 'f', arguments: '{"a": 1}' } },
       { id: '2', type: 'function', function: { name: 'f', arguments: 'broken {' } },
@@ -79,14 +80,13 @@ describe('a format', () => {
   test("is the template's own where it knows tools", () => {
     expect(open(HERMES).toolFormat).toEqual({ ...PLAIN_FORMAT, isOwn: true });
     expect(open(LLAMA).toolFormat).toEqual({
-      ...{
-        begin: '{"name": "',
-        middle: '", "parameters": ',
-        end: '}',
-        trigger: '{"name": "',
-        separator: '\n',
-      },
-      ...{ isSingle: true, isOwn: true },
+      begin: '{"name": "',
+      middle: '", "parameters": ',
+      end: '}',
+      trigger: '{"name": "',
+      separator: '\n',
+      isSingle: true,
+      isOwn: true,
     });
   });
 
@@ -130,7 +130,8 @@ describe('a conversation with tools', () => {
         [
           { role: 'user', content: word },
           {
-            ...{ role: 'assistant', content: word },
+            role: 'assistant',
+            content: word,
             tool_calls: [
               {
                 id: word,
