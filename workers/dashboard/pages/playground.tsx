@@ -105,7 +105,9 @@ function Bench({ tenant, models }: { readonly tenant: string; readonly models: r
   return (
     <>
       <PromptForm
-        {...{ tenant, models, isRunning }}
+        tenant={tenant}
+        models={models}
+        isRunning={isRunning}
         onRun={(prompt, isInTurn) => void run(prompt, isInTurn)}
         onStop={() => running.current?.abort()}
       />
