@@ -221,6 +221,7 @@ const STATES = {
   stored: 'stored, not live (--activate makes it so)',
   activated: 'live',
   scheduled: 'goes live as scheduled',
+  already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
 };
