@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
 import { heldOutAgreement } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { maskrouteHome } from '../files.ts';
+import { maskrouteHome, sizeOf } from '../files.ts';
 import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
@@ -219,6 +219,9 @@ const whereLearningComputes = (device: Device, isQueued: boolean): string =>
 /** Assumed clusters of `--clusters auto`, for the forecast. */
 const AUTO_CLUSTERS = 8;
 
+/** Bytes of a data file for each scored position at least: tokens are longer in most languages, and rows name their fields. */
+const BYTES_A_POSITION = 2;
+
 /** Prints how long the run will take, and what smaller runs would. */
 async function sayForecast(
   { manifest: { config, weights } }: InstalledModel,
@@ -227,9 +230,12 @@ async function sayForecast(
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
+  const sizes = await Promise.all(flags.data.map(sizeOf));
+  const bytes = sizes.reduce<number>((sum, size = 0) => sum + size, 0);
   const machine = {
     pace: await measurePace(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
+    positionsMax: bytes / BYTES_A_POSITION,
   };
   const of = (full: typeof LEARN_EFFORT, clusterCounts: readonly number[]) => {
     const effort = flags.from === undefined ? full : withoutSearch(full);
