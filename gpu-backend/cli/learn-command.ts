@@ -29,7 +29,7 @@ import {
   part,
   wholeNumber,
 } from './terminal.ts';
-import { journalFolder, journalOption, queueOption } from './work-command.ts';
+import { exitSoon, journalFolder, journalOption, queueOption } from './work-command.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -141,11 +141,10 @@ export function addLearnCommand(program: Command): void {
         '    --out out',
       ),
     )
-    .action(async (flags: LearnFlags, command: Command) => {
+    .action((flags: LearnFlags, command: Command) => {
       if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
-      await interruptible((signal) => runLearn(flags, signal));
-      // While the queue is away, BullMQ waits for it with timers that keep the process alive.
-      if (flags.queue !== undefined) process.exit();
+      const run = interruptible((signal) => runLearn(flags, signal));
+      return flags.queue === undefined ? run : run.finally(exitSoon);
     });
 }
 
