@@ -91,7 +91,7 @@ async function* runAdmitted(
   admission: Admission,
 ): AsyncGenerator<ChoiceEvent, void> {
   const { readmit_ms, signal } = admission;
-  const until_ms = Date.now() + readmit_ms;
+  const until_ms = performance.now() + readmit_ms;
   for (let wait_ms = 20; ; wait_ms = Math.min(2 * wait_ms, 1000)) {
     try {
       for await (const event of runFormed(model, job, progress, signal)) {
@@ -101,7 +101,7 @@ async function* runAdmitted(
       return;
     } catch (error) {
       const full = error instanceof MaskrouteError && error.code === 'queue_full';
-      if (!full || !admission.someoneIsIn || Date.now() > until_ms) throw error;
+      if (!full || !admission.someoneIsIn || performance.now() > until_ms) throw error;
     }
     await sleep(wait_ms, undefined, { signal }).catch(() => {
       throw cancellation(signal);

@@ -28,16 +28,13 @@ export type TokenRules = {
 };
 
 /**
+ * @param backendKey not empty, as the start of a backend checks.
  * @returns a function that rejects with MaskrouteError `invalid_api_key` or `expired_token`.
- * @throws Error when `backendKey` is empty.
  */
 export function createAuthenticator(
   backendKey: string,
   { audience, otherBackendKey }: TokenRules = {},
 ): Authenticate {
-  if (backendKey.trim() === '') {
-    throw new Error('The backend needs a key: set MASKROUTE_BACKEND_KEY.');
-  }
   const backendKeys = [backendKey, ...(otherBackendKey ? [otherBackendKey] : [])];
   const isBackendKey = isOneOf(backendKeys);
   const verify = createVerifier(backendKeys, 'backend');

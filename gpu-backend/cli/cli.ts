@@ -61,7 +61,7 @@ export async function main(args: readonly string[]): Promise<void> {
     // A backend sets it for its jobs.
     const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
     if (jobFolder) becomeJob(jobFolder);
-    await program.parseAsync(args, { from: 'user' });
+    await program.parseAsync(isHelpOfNothing(args) ? args.slice(1) : args, { from: 'user' });
   } catch (error) {
     // Commander has already printed the error, the help or the version.
     if (error instanceof CommanderError) {
@@ -71,6 +71,10 @@ export async function main(args: readonly string[]): Promise<void> {
     sayError(error);
   }
 }
+
+/** Commander answers it with the whole help and no error; it knows the error of the name itself, and suggests another. */
+const isHelpOfNothing = ([word, name]: readonly string[]): boolean =>
+  word === 'help' && name !== undefined && program.commands.every((command) => command.name() !== name);
 
 // Jobs start this file directly; `bin/maskroute.js` calls `main`.
 if (process.argv[1] === import.meta.filename) await main(process.argv.slice(2));

@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
 import { heldOutAgreement } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { maskrouteHome } from '../files.ts';
+import { maskrouteHome, sizeOf } from '../files.ts';
 import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
@@ -29,7 +29,7 @@ import {
   part,
   wholeNumber,
 } from './terminal.ts';
-import { journalFolder, journalOption, queueOption } from './work-command.ts';
+import { exitSoon, journalFolder, journalOption, queueOption } from './work-command.ts';
 
 const CLUSTER_COUNT_MAX = 256;
 const BLOCKS_MAX = BLOCK_COUNT_MAX / 2;
@@ -141,11 +141,10 @@ export function addLearnCommand(program: Command): void {
         '    --out out',
       ),
     )
-    .action(async (flags: LearnFlags, command: Command) => {
+    .action((flags: LearnFlags, command: Command) => {
       if (command.getOptionValueSource('journal') === 'cli') checkJournal(flags);
-      await interruptible((signal) => runLearn(flags, signal));
-      // While the queue is away, BullMQ waits for it with timers that keep the process alive.
-      if (flags.queue !== undefined) process.exit();
+      const run = interruptible((signal) => runLearn(flags, signal));
+      return flags.queue === undefined ? run : run.finally(exitSoon);
     });
 }
 
@@ -219,6 +218,9 @@ const whereLearningComputes = (device: Device, isQueued: boolean): string =>
 /** Assumed clusters of `--clusters auto`, for the forecast. */
 const AUTO_CLUSTERS = 8;
 
+/** Bytes of a data file for each scored position at least: tokens are longer in most languages, and rows name their fields. */
+const BYTES_A_POSITION = 2;
+
 /** Prints how long the run will take, and what smaller runs would. */
 async function sayForecast(
   { manifest: { config, weights } }: InstalledModel,
@@ -227,9 +229,12 @@ async function sayForecast(
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
+  const sizes = await Promise.all(flags.data.map(sizeOf));
+  const bytes = sizes.reduce<number>((sum, size = 0) => sum + size, 0);
   const machine = {
     pace: await measurePace(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
+    positionsMax: bytes / BYTES_A_POSITION,
   };
   const of = (full: typeof LEARN_EFFORT, clusterCounts: readonly number[]) => {
     const effort = flags.from === undefined ? full : withoutSearch(full);

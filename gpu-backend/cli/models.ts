@@ -115,9 +115,12 @@ async function requireOwnName(home: string, name: string, source: string): Promi
   throw new MaskrouteError('conflict', message);
 }
 
-/** The repository or package of a source, in any version and whichever of its files; this machine's files are one place. */
+/**
+ * The repository or package of a source, in any version and whichever of its files; this machine's files are one place. The
+ * hub and PyPI tell no names apart by case.
+ */
 const placeOf = (source: string): string =>
-  /^(file|folder):/.test(source) ? 'here' : source.replace(/(@[0-9a-f]{40}|==).*/, '');
+  /^(file|folder):/.test(source) ? 'here' : source.replace(/(@[0-9a-f]{40}|==).*/, '').toLowerCase();
 
 /* The calibration text of q4. */
 

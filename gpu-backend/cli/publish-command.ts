@@ -52,7 +52,7 @@ export function addPublishCommands(program: Command): void {
       '--rollout <steps>',
       'go live in steps: 1%:10m,10%:1h is 1 % of conversations for 10 minutes, then 10 % for an hour',
     )
-    .option('--max-error-rate <share>', 'roll back at a higher error rate, from 0 to 1', share)
+    .option('--max-error-rate <share>', 'roll back at a higher error rate, such as 0.02', share)
     .option(
       '--max-slowdown <ratio>',
       'roll back when ms/token is more than this many times that of the version before',
@@ -221,6 +221,7 @@ const STATES = {
   stored: 'stored, not live (--activate makes it so)',
   activated: 'live',
   scheduled: 'goes live as scheduled',
+  already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
 };

@@ -85,7 +85,10 @@ export const numberWhere =
 export const part = numberWhere('a number between 0 and 1, such as 0.125', (value) => value > 0 && value < 1);
 
 /** A share of a whole; may be 0. */
-export const share = numberWhere('a number from 0 to 1, such as 0.125', (value) => value >= 0 && value < 1);
+export const share = numberWhere(
+  'a number of at least 0 and below 1, such as 0.125',
+  (value) => value >= 0 && value < 1,
+);
 
 /** The values of `--device` and `--float-type`. */
 export type DeviceFlags = { readonly device: DeviceChoice; readonly floatType?: FloatType | undefined };

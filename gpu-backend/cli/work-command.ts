@@ -66,11 +66,15 @@ export function addWorkCommand(program: Command): void {
           say: (line) => console.error(line),
           onUnit: (unit) => json && console.log(JSON.stringify(unit)),
         });
-        // While the queue is away, BullMQ waits for it with timers that keep the process alive.
-        process.exit();
-      }),
+      }).finally(exitSoon),
     );
 }
+
+/**
+ * Ends the process once a command that used the queue is over and its error, if any, is printed: while the queue is away,
+ * BullMQ waits for it with connections and timers that keep the process alive.
+ */
+export const exitSoon = (): void => void setImmediate(() => process.exit());
 
 /** `--queue`, or MASKROUTE_QUEUE from the environment, which a backend passes to its jobs. */
 export const queueOption = (description: string): Option =>

@@ -349,14 +349,14 @@ export class Jobs {
       logFile: this.#store.logOf(id),
       signal,
     });
-    let savedAt_ms = 0;
+    let savedAt_ms = Number.NEGATIVE_INFINITY;
     for (;;) {
       const step = await command.next();
       if (step.done) return step.value;
       const job = { ...this.get(id), progress: step.value };
       this.#tell(job);
-      if (Date.now() - savedAt_ms < SAVE_EVERY_ms) continue;
-      savedAt_ms = Date.now();
+      if (performance.now() - savedAt_ms < SAVE_EVERY_ms) continue;
+      savedAt_ms = performance.now();
       void this.#store.save(job).catch((error: Error) => {
         this.#options.note('progress was not written', { job: id, reason: error.message });
       });

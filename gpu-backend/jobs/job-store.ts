@@ -23,8 +23,8 @@ import { oneAtATime } from '../one-at-a-time.ts';
 
 export type JobStore = {
   /**
-   * Jobs in order of creation. Damaged jobs are skipped. A folder without a job, left by a kill, is removed with its
-   * secret: the job's request was never answered. The secret of a finished job, left by a kill, is removed, too. Rejects with the disk's error when a job cannot be read.
+   * Jobs in order of creation. Damaged jobs are skipped. What a kill left is removed: a folder without a job, whose
+   * request was never answered, and the secret of a finished job. Rejects with the disk's error when a job cannot be read.
    */
   load(): Promise<Job[]>;
   /** Saves run one after the other, so that an older state never overwrites a newer one. */

@@ -14,7 +14,7 @@ import {
   weightCounts,
 } from './gates/step-memory.ts';
 import { sumOf } from './search/bootstrap.ts';
-import { type LearnEffort, STEP_PARTS } from './search/effort.ts';
+import { effortFor, type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
 export type Forecast = {
   /** Whether the model is computed as a whole or layer by layer. */
@@ -62,19 +62,23 @@ type ForecastOptions = {
   readonly pace: number;
   /** Memory that the process may use. */
   readonly available_bytes: number;
+  /** Scored positions that the data has at most. */
+  readonly positionsMax: number;
 };
 
 export function forecastLearning(
   config: ModelConfig,
   weights: WeightKind,
-  effort: LearnEffort,
-  { clusterCounts, maskCount, pace, available_bytes }: ForecastOptions,
+  fullEffort: LearnEffort,
+  { clusterCounts, maskCount, pace, available_bytes, positionsMax }: ForecastOptions,
 ): Forecast {
   const plan = planMemory(config, weights, available_bytes);
-  const batch = batchTimes(config, weights, plan, pace);
+  const effort = effortOn(fullEffort, positionsMax);
+  const batchTokens = Math.min(LOSS_BATCH_TOKENS, Math.max(1, TOKENS_A_POSITION * positionsMax));
+  const batch = batchTimes(config, weights, plan, pace, batchTokens);
   const { all } = weightCounts(config);
   const timeFor = (clusterCount: number) => {
-    const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount);
+    const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount, batchTokens);
     return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / (BLOCKS_PACE[weights] * pace);
   };
   // All numbers of clusters share the mask for everybody.
@@ -86,9 +90,24 @@ export function forecastLearning(
   };
 }
 
+/** The effort on data of so many scored positions: no stage computes more of them than there are. */
+function effortOn(full: LearnEffort, positions: number): LearnEffort {
+  const effort = effortFor(full, positions);
+  const few = (count: number) => Math.min(count, positions);
+  return {
+    ...effort,
+    one: { ...effort.one, searchPositions: few(effort.one.searchPositions) },
+    group: { ...effort.group, searchPositions: few(effort.group.searchPositions) },
+    compose: { ...effort.compose, positions: few(effort.compose.positions) },
+    choicePositions: few(effort.choicePositions),
+    sharePositions: few(effort.sharePositions),
+    heldOutPositions: few(effort.heldOutPositions),
+  };
+}
+
 /**
- * Seconds for the loss of a batch of `LOSS_BATCH_TOKENS`, and for a part of a training step of `STEP_PART_TOKENS`: the
- * matrix products and, layer by layer, packing the pieces that do not stay open. (Scoring uses the serving graph, which
+ * Seconds for the loss of a batch of `batchTokens`, and for a part of a training step of `STEP_PART_TOKENS`, or of
+ * `batchTokens` if these are fewer: the matrix products and, layer by layer, packing the pieces that do not stay open. (Scoring uses the serving graph, which
  * stays open.)
  */
 export function batchTimes(
@@ -96,6 +115,7 @@ export function batchTimes(
   weights: WeightKind,
   { kind, layersKept }: Pick<MemoryPlan, 'kind' | 'layersKept'>,
   pace: number,
+  batchTokens: number,
 ): { readonly loss_s: number; readonly step_s: number } {
   const { head, reads, writes, all } = weightCounts(config);
   const written = config.layerCount * writes;
@@ -104,14 +124,14 @@ export function batchTimes(
   // `training-weights.ts` says which matrices have which form.
   const forward_s = ((all - written) / columns + written / BLOCKS_PACE[weights]) / pace;
   const back_s = ((all - written) / back + written / columns) / pace;
-  if (kind === 'whole')
-    return { loss_s: LOSS_BATCH_TOKENS * forward_s, step_s: STEP_PART_TOKENS * (forward_s + back_s) };
+  const stepTokens = Math.min(STEP_PART_TOKENS, batchTokens);
+  if (kind === 'whole') return { loss_s: batchTokens * forward_s, step_s: stepTokens * (forward_s + back_s) };
   const opened = all - layersKept * (reads + writes);
   // The backward pass computes every layer forward again, with its weights for both directions.
   const openedForStep = opened - head + 2 * all;
   return {
-    loss_s: LOSS_BATCH_TOKENS * forward_s + opened / PACK_PACE,
-    step_s: STEP_PART_TOKENS * (2 * forward_s + back_s) + openedForStep / PACK_PACE,
+    loss_s: batchTokens * forward_s + opened / PACK_PACE,
+    step_s: stepTokens * (2 * forward_s + back_s) + openedForStep / PACK_PACE,
   };
 }
 
@@ -123,9 +143,10 @@ function workOf(
   effort: LearnEffort,
   clusterCount: number,
   maskCount: number | undefined,
+  batchTokens: number,
 ) {
   const blocks = 2 * layerCount;
-  const batches = (positions: number) => (TOKENS_A_POSITION * positions) / LOSS_BATCH_TOKENS;
+  const batches = (positions: number) => (TOKENS_A_POSITION * positions) / batchTokens;
   const search = ({ searchPositions, glanceParts, rounds, exchanges }: LearnEffort['one' | 'group']) =>
     (1 + rounds) * (glanceParts * blocks + exchanges * batches(searchPositions));
   const { one, group, turns } = effort;

@@ -35,19 +35,27 @@ const headSchema = z.strictObject({ key: z.string() });
 
 /**
  * The journal of one run; only that run writes it. `key`: {@link contentKey} of everything that results depend on, kept
- * in the first line; a journal with another key is started afresh. A damaged line and all lines after it are dropped.
+ * in the first line; a journal with another key is started afresh, and `say` receives a line about that. A damaged line
+ * and all lines after it are dropped.
  */
-export async function openRunJournal(path: string, key: string): Promise<RunJournal> {
+export async function openRunJournal(
+  path: string,
+  key: string,
+  say: (line: string) => void,
+): Promise<RunJournal> {
   await mkdir(dirname(path), { recursive: true });
   // Text after the last newline is an incomplete line.
   const [head, ...lines] = (await readOrNothing(path)).split('\n').slice(0, -1);
   const known = new Map<string, readonly number[]>();
-  if (headSchema.safeParse(parsed(head ?? '')).data?.key === key) {
+  const found = headSchema.safeParse(parsed(head ?? '')).data;
+  if (found?.key === key) {
     for (const line of lines) {
       const entry = entryOf(line, numbers);
       if (entry === undefined) break;
       known.set(...entry);
     }
+  } else if (found !== undefined && lines.length > 0) {
+    say(`The run begins anew: what ${path} has is of a run with other data or flags, and is dropped.`);
   }
   await removeOldParts(path);
   await writeWhole(path, [{ key }, ...known].map(toLine).join(''));

@@ -132,7 +132,8 @@ async function learnAlone(settings: Settings, state: string): Promise<Learned> {
     onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
     const { spec } = open.encoder;
     const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, settings.seed, signal);
-    const journal = await openRunJournal(state, await journalKey(settings, spec));
+    const { log } = settings.encoderOptions.hooks;
+    const journal = await openRunJournal(state, await journalKey(settings, spec), log);
     const { masks, budget, effort } = await learnWith(settings, prompts, journal);
     const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
     const report = buildReport(maskSet, prompts, masks, budget, settings.cost);

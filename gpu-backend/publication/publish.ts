@@ -3,10 +3,12 @@
  * set is stored under its content address, and the edge flips one pointer. Every step may be repeated. Of two
  * concurrent publications one gets a `conflict`; the live version is always one of the two.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import {
   type AutoRollback,
+  autoRollbackSchema,
   type LivePublication,
   livePublicationSchema,
   maskSetSummarySchema,
@@ -61,10 +63,16 @@ async function readArtefact<T>(
 type PublishOutcome = {
   readonly version: string;
   /**
-   * `stored`: not live; `activated`: live from now on; `scheduled`: not everyone sees it yet; `already_live`: nothing
-   * changed; `bounds_changed`: everyone saw the version before, and only its bounds changed.
+   * `stored`: not live; `activated`: live from now on; `scheduled`: not everyone sees it yet; `already_scheduled` and
+   * `already_live`: nothing changed; `bounds_changed`: everyone saw the version before, and only its bounds changed.
    */
-  readonly state: 'stored' | 'activated' | 'scheduled' | 'already_live' | 'bounds_changed';
+  readonly state:
+    | 'stored'
+    | 'activated'
+    | 'scheduled'
+    | 'already_scheduled'
+    | 'already_live'
+    | 'bounds_changed';
   readonly replacedVersion: string | null;
 };
 
@@ -88,7 +96,7 @@ export async function publishMaskSet(
   const version = maskSetVersion(set);
   if (figures !== undefined && !hasRowOf(figures, version)) throw invalid(`No row is of ${version}`);
   const live = await livePublication(client, tenant);
-  // A version in a partial rollout is activated again: for everyone, or with another schedule.
+  // A version in a partial rollout may be activated again: for everyone, or with another schedule.
   const isEveryones = live?.version === version && live.share === 1;
   if (!isEveryones) await storeMaskSet(client, set, tenant, 'publishable');
   if (figures !== undefined) await storeEvaluation(client, version, figures, tenant);
@@ -103,10 +111,26 @@ export async function publishMaskSet(
     return { version, state: 'bounds_changed', replacedVersion: null };
   }
   if (!activate) return { version, state: 'stored', replacedVersion: null };
+  // Repeated, as by a job that was killed: the rollout goes on, and does not begin again.
+  if (live?.version === version && isScheduledSo(live, schedule))
+    return { version, state: 'already_scheduled', replacedVersion: null };
   const publication = await publish(schedule);
   const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
   const state = isGradual ? 'scheduled' : 'activated';
   return { version, state, replacedVersion: publication.replaced_version };
+}
+
+/** Whether `live` was published with this schedule. */
+function isScheduledSo(
+  live: LivePublication,
+  { activate_at, rollout = [], auto_rollback }: PublishSchedule = {},
+) {
+  const bounds = auto_rollback === undefined ? null : autoRollbackSchema.parse(auto_rollback);
+  const isAtOnce = live.activate_at <= live.created_at;
+  return (
+    (activate_at === undefined ? isAtOnce : activate_at === live.activate_at) &&
+    isDeepStrictEqual([live.rollout, live.auto_rollback], [rollout, bounds])
+  );
 }
 
 /**

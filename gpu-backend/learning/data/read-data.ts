@@ -72,7 +72,7 @@ export async function readData(
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
-      const row = parseRow(line.text, kindOf(path), `${basename(path)}:${line.number}`);
+      const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
       if (row.routeText !== '') rows.push(row);
       if (rows.length > ROW_COUNT_MAX) {
         throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
@@ -169,12 +169,11 @@ type Line = { readonly number: number; readonly text: string };
  * when the file is unreadable or not a regular file.
  */
 export async function* readLines(path: string, charsMax: number): AsyncGenerator<Line> {
-  const name = basename(path);
   const decoder = new TextDecoder('utf-8', { fatal: true });
   let number = 1;
   let rest = '';
   const fail = (reason: string, cause?: unknown) =>
-    new MaskrouteError('invalid_data', `${name}:${number}: ${reason}`, { cause });
+    new MaskrouteError('invalid_data', `${path}:${number}: ${reason}`, { cause });
   const decode = (chunk?: Uint8Array): string => {
     try {
       return chunk === undefined ? decoder.decode() : decoder.decode(chunk, { stream: true });

@@ -15,7 +15,6 @@ import {
   BEAT_ms,
   connectQueue,
   describeLearns,
-  disconnectQueue,
   knownToQueue,
   type Learns,
   QUEUE_NAME,
@@ -58,7 +57,7 @@ export const openQueuedUnits =
       await waitForTurn(redis, learns, say, signal);
       return new QueuedUnits({ redis, journal, learns, say, signal });
     } catch (error) {
-      disconnectQueue(redis);
+      redis.disconnect();
       throw error;
     }
   };
@@ -117,6 +116,8 @@ class QueuedUnits implements Units {
   readonly atOnce = AT_ONCE;
   readonly #parts: Parts;
   readonly #queue: Queue<UnitJob>;
+  /** A connection of its own, since waiting for events blocks it. */
+  readonly #eventsRedis: Redis;
   readonly #events: QueueEvents;
   readonly #waiting = new Map<string, Waiting>();
   /** Names of units that may still be in the queue. */
@@ -132,10 +133,10 @@ class QueuedUnits implements Units {
     this.#parts = parts;
     const { redis, signal } = parts;
     this.#queue = new Queue(QUEUE_NAME, { connection: redis });
-    // A connection of its own, since waiting for events blocks it. The other one reports when the server is unreachable.
-    const eventsRedis = redis.duplicate();
-    eventsRedis.on('error', () => {});
-    this.#events = new QueueEvents(QUEUE_NAME, { connection: eventsRedis });
+    this.#eventsRedis = redis.duplicate();
+    this.#events = new QueueEvents(QUEUE_NAME, { connection: this.#eventsRedis });
+    // The other connection reports when the server is unreachable.
+    this.#eventsRedis.on('error', () => {});
     this.#queue.on('error', () => {});
     this.#events.on('error', () => {});
     // If the journal cannot be read, the next heartbeat notices and ends the run.
@@ -186,9 +187,8 @@ class QueuedUnits implements Units {
     };
     if (redis.status === 'ready')
       await Promise.race([goodbye().catch(() => {}), sleep(GOODBYE_ms, undefined, { ref: false })]);
-    // While the server is away this never settles, but it keeps BullMQ from trying again.
-    this.#events.close().catch(() => {});
-    disconnectQueue(redis);
+    this.#eventsRedis.disconnect();
+    redis.disconnect();
     await this.#watching;
   }
 

@@ -34,31 +34,9 @@ export type Learns = z.infer<typeof learnsSchema>;
 
 export const sameRun = (a: Learns, b: Learns): boolean => sameWork(a.work, b.work) && a.journal === b.journal;
 
-/** The copies of a connection, and theirs. */
-const copiesOf = new WeakMap<Redis, Redis[]>();
-
-function collectCopies(redis: Redis, copies: Redis[]): Redis {
-  const duplicate = redis.duplicate.bind(redis);
-  redis.duplicate = (options) => {
-    const copy = collectCopies(duplicate(options), copies);
-    copies.push(copy);
-    return copy;
-  };
-  return redis;
-}
-
 /**
- * Closes a connection and all its copies. BullMQ makes copies of its own; while the server is away it closes none of them,
- * and each would reconnect for ever and keep the process alive.
- */
-export function disconnectQueue(redis: Redis): void {
-  for (const copy of copiesOf.get(redis) ?? []) copy.disconnect();
-  redis.disconnect();
-}
-
-/**
- * Connects, and reconnects without limit; {@link disconnectQueue} ends it. `say` receives a line when the server is
- * unreachable or silent, and when it is back.
+ * Connects, and reconnects without limit. `say` receives a line when the server is unreachable or silent, and when it is
+ * back.
  */
 export function connectQueue(url: string, say: (line: string) => void): Redis {
   const { protocol, host } = new URL(url);
@@ -68,9 +46,6 @@ export function connectQueue(url: string, say: (line: string) => void): Redis {
     socketTimeout: SILENT_ms,
     retryStrategy: (tries) => Math.min(100 * tries, 1000),
   });
-  const copies: Redis[] = [];
-  copiesOf.set(redis, copies);
-  collectCopies(redis, copies);
   let isAway = false;
   redis.on('error', (error: NodeJS.ErrnoException) => {
     if (isAway) return;

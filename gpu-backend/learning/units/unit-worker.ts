@@ -17,7 +17,6 @@ import {
   BEAT_ms,
   claimUnit,
   connectQueue,
-  disconnectQueue,
   jobSchema,
   type Learns,
   QUEUE_NAME,
@@ -63,7 +62,7 @@ export async function workUnits(options: WorkOptions): Promise<void> {
     for (let learns = await nextRun(redis, signal); learns; learns = await nextRun(redis, signal))
       await serveRun(options, redis, journal, learns);
   } finally {
-    disconnectQueue(redis);
+    redis.disconnect();
   }
 }
 

@@ -49,6 +49,7 @@ const EVALUATE = ['evaluate', ...MODEL, '--mask-set', 'x', '--data', 'x'];
 const REFUSED: [string, string[], RegExp][] = [
   ['an unknown device', ['serve', ...MODEL, '--device', 'cuda'], /Allowed choices are cpu, webgpu, auto/],
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
+  ['help of an unknown command', ['help', 'nonsense'], /unknown command 'nonsense'/],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
   ['too many arguments', ['model', 'list', 'more'], /too many arguments/],
   ['a missing option', ['serve'], /required option '--model <name>'/],
@@ -137,9 +138,9 @@ const REFUSED: [string, string[], RegExp][] = [
     /docs is a folder, not a regular file/,
   ],
   [
-    'an error rate of more than all',
-    ['publish', PRESET, '--activate', '--max-error-rate', '2'],
-    /--max-error-rate.*a number from 0 to 1/,
+    'an error rate of all',
+    ['publish', PRESET, '--activate', '--max-error-rate', '1'],
+    /--max-error-rate.*at least 0 and below 1/,
   ],
   [
     'a slowdown that is a speedup',

@@ -12,7 +12,7 @@ import {
   forecastLines,
   measurePace,
 } from '../../../gpu-backend/learning/forecast.ts';
-import { planMemory } from '../../../gpu-backend/learning/gates/step-memory.ts';
+import { LOSS_BATCH_TOKENS, planMemory } from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
 import type { ModelConfig, ModelManifest } from '../../../gpu-backend/model/model-source.ts';
 import { installedModel } from '../../support/installed-model.ts';
@@ -30,7 +30,7 @@ const EIGHT_B: ModelConfig = {
   vocabularySize: 128_256,
   tiedEmbeddings: false,
 };
-const MACHINE = { clusterCounts: [8], pace: 1e11, available_bytes: 1e12 };
+const MACHINE = { clusterCounts: [8], pace: 1e11, available_bytes: 1e12, positionsMax: 1e9 };
 
 test('a larger model takes more memory, and more work more time', () => {
   const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, MACHINE);
@@ -58,6 +58,16 @@ test('every mask that is asked for, and every number of clusters, takes its time
   expect(timeOf([16, 64])).toBeCloseTo(timeOf([16]) + timeOf([64]) - timeOf([1]), 3);
 });
 
+test('little text takes little time, and more than there is work for no more', () => {
+  const timeOn = (positionsMax: number) =>
+    forecastLearning(EIGHT_B, 'f32', LEARN_EFFORT, { ...MACHINE, positionsMax }).time_s;
+  // Two rows of fifty tokens.
+  expect(timeOn(100)).toBeLessThan(timeOn(1e9) / 20);
+  expect(timeOn(100)).toBeGreaterThan(timeOn(0));
+  expect(timeOn(0)).toBeGreaterThan(0);
+  expect(timeOn(1e5)).toBe(timeOn(1e9));
+});
+
 test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, which takes longer', () => {
   const roomy = forecastLearning(EIGHT_B, 'q4', LEARN_EFFORT, MACHINE);
   const bounded = forecastLearning(EIGHT_B, 'q4', LEARN_EFFORT, { ...MACHINE, available_bytes: 16e9 });
@@ -74,7 +84,7 @@ test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, 
 test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   // `memory-run.ts` on two cores with other work, all of them at a pace of 7.9e10: a batch's loss took 71 s, a step's part 121 s.
   const plan = planMemory(EIGHT_B, 'q4', 1e9);
-  const { loss_s, step_s } = batchTimes(EIGHT_B, 'q4', plan, 7.9e10);
+  const { loss_s, step_s } = batchTimes(EIGHT_B, 'q4', plan, 7.9e10, LOSS_BATCH_TOKENS);
   for (const [said, measured] of [
     [loss_s, 71],
     [step_s, 121],
@@ -86,8 +96,8 @@ test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   expect(plan.memory_bytes).toBeGreaterThan(7.78e9);
   expect(plan.memory_bytes).toBeLessThan(1.2 * 7.78e9);
   // Layers that stay open are packed once; on the way back all are.
-  const roomy = batchTimes(EIGHT_B, 'q4', { kind: 'layers', layersKept: 32 }, 7.9e10);
-  const whole = batchTimes(EIGHT_B, 'q4', { kind: 'whole', layersKept: 0 }, 7.9e10);
+  const roomy = batchTimes(EIGHT_B, 'q4', { kind: 'layers', layersKept: 32 }, 7.9e10, LOSS_BATCH_TOKENS);
+  const whole = batchTimes(EIGHT_B, 'q4', { kind: 'whole', layersKept: 0 }, 7.9e10, LOSS_BATCH_TOKENS);
   expect(roomy.loss_s - whole.loss_s).toBeLessThan(3);
   expect(roomy.step_s - whole.step_s).toBeGreaterThan(40);
 });

@@ -29,8 +29,9 @@ const path = () => join(folder, 'deeper', 'state.jsonl');
 async function ask(
   names: readonly string[],
   key = 'key',
-): Promise<{ computed: string[]; values: number[][] }> {
-  const journal = await openRunJournal(path(), key);
+): Promise<{ computed: string[]; values: number[][]; said: string[] }> {
+  const said: string[] = [];
+  const journal = await openRunJournal(path(), key, (line) => said.push(line));
   const computed: string[] = [];
   const values: number[][] = [];
   for (const name of names) {
@@ -40,7 +41,7 @@ async function ask(
     });
     values.push([...found]);
   }
-  return { computed, values };
+  return { computed, values, said };
 }
 
 it('computes each result once, and reads back the same bits', async () => {
@@ -69,10 +70,12 @@ it('drops a damaged line and everything behind it', async () => {
   expect((await ask(['a', 'bb', 'ccc'])).computed).toEqual(['bb', 'ccc']);
 });
 
-it('is begun anew for other inputs, refuses what is no number, and can be removed', async () => {
-  await ask(['a']);
-  expect((await ask(['a'], 'other')).computed).toEqual(['a']);
-  const journal = await openRunJournal(path(), 'other');
+it('is begun anew for other inputs, and says so, refuses what is no number, and can be removed', async () => {
+  expect(await ask(['a'])).toMatchObject({ computed: ['a'], said: [] });
+  const said = [expect.stringContaining(`${path()} has is of a run with other data or flags`)];
+  expect(await ask(['a'], 'other')).toMatchObject({ computed: ['a'], said });
+  expect(await ask(['a'], 'other')).toMatchObject({ computed: [], said: [] });
+  const journal = await openRunJournal(path(), 'other', () => {});
   await expect(journal.result('nan', async () => [Number.NaN])).rejects.toThrow(/nan gave NaN/);
   await journal.remove();
   expect((await ask(['a'], 'other')).computed).toEqual(['a']);
@@ -110,19 +113,19 @@ it('clears what killed runs and workers left of unfinished files, but not what o
   }
   await openUnitJournal(units, () => {});
   expect(readdirSync(join(units, 'ab')).sort()).toEqual(['.abc.json.4567abcd', 'abd.json']);
-  await openRunJournal(path(), 'key');
+  await openRunJournal(path(), 'key', () => {});
   expect(readdirSync(join(folder, 'deeper'))).toEqual(['state.jsonl']);
 });
 
 it('on a full disk names the file that cannot be written, and resumes', async () => {
   const module = new URL('../../../gpu-backend/learning/journal.ts', import.meta.url).href;
-  const write = `const journal = await (await import('${module}')).openRunJournal('${path()}', 'key');
+  const write = `const journal = await (await import('${module}')).openRunJournal('${path()}', 'key', () => {});
     for (let i = 0; i < 9; i++) await journal.result('result ' + i, async () => Array(100).fill(1 / 3));`;
   // No file may have more than 8 KB.
   const shell = `ulimit -f 8; exec "${process.execPath}" --input-type=module -e "${write}"`;
   const { stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8' });
   expect(stderr).toContain(`EFBIG: file too large, write '${path()}'`);
-  const journal = await openRunJournal(path(), 'key');
+  const journal = await openRunJournal(path(), 'key', () => {});
   expect(journal.get('result 0')).toHaveLength(100);
   expect(journal.size).toBeLessThan(9);
 });

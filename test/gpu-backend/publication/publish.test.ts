@@ -129,6 +129,15 @@ describe('a mask set', () => {
       share: 0.01,
       base_version: maskSetVersion(before),
     });
+    // Its rollout does not begin again.
+    const history = await publicationHistory(client, '');
+    const again = await publishMaskSet(client, after, { ...DEFAULT, schedule });
+    expect(again).toMatchObject({ state: 'already_scheduled', replacedVersion: null });
+    expect(await publicationHistory(client, '')).toEqual(history);
+    for (const flags of [{ rollout: '2%:10m' }, { rollout: '2%:10m', maxErrorRate: 0.01 }]) {
+      const other = { ...DEFAULT, schedule: parseSchedule(flags) };
+      expect(await publishMaskSet(client, after, other)).toMatchObject({ state: 'scheduled' });
+    }
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'activated' });
     expect(await livePublication(client, '')).toMatchObject({ share: 1, version: maskSetVersion(after) });
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'already_live' });

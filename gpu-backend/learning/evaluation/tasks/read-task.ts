@@ -56,7 +56,7 @@ export async function readTask({ task, path }: TaskFile, limit: number): Promise
     if (questions.length >= limit) break;
     if (line.text.trim() === '') continue;
     const fail = (reason: string, cause: unknown) =>
-      new MaskrouteError('invalid_data', `${basename(path)}:${line.number}: ${reason}`, { cause });
+      new MaskrouteError('invalid_data', `${path}:${line.number}: ${reason}`, { cause });
     try {
       const row: unknown = JSON.parse(line.text);
       const label = labels?.[questions.length];

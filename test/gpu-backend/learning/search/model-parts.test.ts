@@ -54,7 +54,7 @@ function logSoftmax(logits: ArrayLike<number>): number[] {
 
 it('against the dense model, what the likeliest tokens leave to all others counts too', async () => {
   const model = await installTinyModel(join(folder, 'model'), 'f32');
-  const journal = await openRunJournal(join(folder, 'state.jsonl'), 'key');
+  const journal = await openRunJournal(join(folder, 'state.jsonl'), 'key', () => {});
   await using opened = await openParts(model, journal);
   const { parts } = opened;
   const [batch] = batchSamples([{ tokenIds: Int32Array.from(TOKENS), scoreFrom: 0 }], TOKENS.length);
@@ -71,7 +71,7 @@ it('against the dense model, what the likeliest tokens leave to all others count
 
 it('blocks are timed after as many tokens as are asked for, and no more than the model has room for', async () => {
   const model = await installTinyModel(join(folder, 'timed'), 'f32', { contextTokens: 400 });
-  const journal = await openRunJournal(join(folder, 'times.jsonl'), 'key');
+  const journal = await openRunJournal(join(folder, 'times.jsonl'), 'key', () => {});
   await using opened = await openParts(model, journal);
   const timed = (context: number) => opened.parts.budget({ sparsity: 0.25, cost: 'time', context });
   await expect(timed(390)).rejects.toMatchObject({ code: 'invalid_argument' });
@@ -86,7 +86,7 @@ it('a sample is scored once under each mask, whatever else is asked with it', as
   const lines = async () => (await readFile(path, 'utf8')).trim().split('\n').length;
   const sample = { tokenIds: Int32Array.from(TOKENS), scoreFrom: 0 };
   const [dense, mask] = [DENSE, RUNS].map((runs) => ({ runs: Uint8Array.from(runs) }));
-  const open = async () => openParts(model, await openRunJournal(path, 'key'));
+  const open = async () => openParts(model, await openRunJournal(path, 'key', () => {}));
   await using first = await open();
   const { parts } = first;
   const [masked] = await parts.score(sample, [mask!]);

@@ -121,6 +121,8 @@ describe('hf:OWNER/NAME', () => {
     });
     // It says so before it downloads anything.
     expect(hub.requests).toEqual([]);
+    // The first repository in other letters is no other one; this hub does not have it.
+    await expect(pull('hf:SOME-org/tiny-llama')).rejects.toMatchObject({ code: 'download_failed' });
     expect((await showModel(home, 'tiny-llama')).manifest).toEqual(first.manifest);
     const options = { home, weights: 'q8', force: true, onProgress: () => {}, log: () => {} } as const;
     const { manifest } = await pullModel('hf:Other-Org/tiny-llama', options);
