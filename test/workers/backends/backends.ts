@@ -21,6 +21,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   makeMaskSet,
   newKey,
   newTenant,
@@ -37,9 +38,6 @@ afterEach(async () => {
   vi.useRealTimers();
   await removeAll();
 });
-
-/** Later, as the edge's clock has it. */
-const passTime = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
 
 describe('the registry', () => {
   it('is the one backend of BACKEND_URL while it is empty', async () => {
@@ -91,7 +89,7 @@ describe('the registry', () => {
     expect(backendOf(await chat(key, {}, isolate))).toBe(id);
     for (const how of ['stalled', 'failing'] as const) {
       d1.be(how);
-      passTime(10 * SECOND_ms);
+      later(10 * SECOND_ms);
       // The first request finds out that D1 does not answer, for all that is asked of it.
       expect(backendOf(await chat(key, {}, isolate))).toBe(id);
       const started_ms = performance.now();
@@ -127,7 +125,7 @@ describe('the registry', () => {
     };
     expect(await models()).toEqual([MODEL.id, `${MODEL.id}:dense`]);
     await admin('PATCH', `/backends/${id}`, { enabled: false });
-    passTime(MODELS.fresh_ms + SECOND_ms);
+    later(MODELS.fresh_ms + SECOND_ms);
     await soon(async () => expect(await models()).toEqual([]));
   });
 });
@@ -164,11 +162,11 @@ describe('who is asked', () => {
     const places: (string | null)[] = [];
     for (const content of WORDS) {
       const { messages } = say(content);
-      const later = Array.from({ length: turns - 1 }, (_, i) => [
+      const turnsAfter = Array.from({ length: turns - 1 }, (_, i) => [
         { role: 'assistant', content: `answer ${i}` },
         { role: 'user', content: `and then ${i}?` },
       ]).flat();
-      const response = await chat(key, { messages: [...messages, ...later] }, isolate);
+      const response = await chat(key, { messages: [...messages, ...turnsAfter] }, isolate);
       await response.text();
       expect(affinityOf(response)).toBe('hit');
       places.push(backendOf(response));
@@ -211,7 +209,7 @@ describe('who is asked', () => {
     await admin('DELETE', `/backends/${only}`);
     await register();
     await register();
-    passTime(10 * SECOND_ms);
+    later(10 * SECOND_ms);
     await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull(), 20_000);
     for (const word of WORDS) {
       const { messages } = say(word);
@@ -497,7 +495,7 @@ describe('when a backend fails', () => {
     const isolate = freshIsolate();
     await (await chat(key, {}, isolate)).text();
     await mood(id, 'gateway-502');
-    passTime(MODELS.fresh_ms + SECOND_ms);
+    later(MODELS.fresh_ms + SECOND_ms);
     await soon(async () => {
       const listed = await call('GET', '/v1/models', { key }, isolate);
       expect(await listed.json()).toMatchObject({ data: [] });
@@ -627,7 +625,7 @@ describe('when a backend fails', () => {
     expect(await errorCode(refused)).toBe('503 backend_unreachable');
     await mood(id, 'good');
     expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
-    passTime(31 * SECOND_ms);
+    later(31 * SECOND_ms);
     for (let i = 0; i < 3; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
   });
 
