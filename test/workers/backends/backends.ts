@@ -43,6 +43,7 @@ describe('the registry', () => {
   it('is the one backend of BACKEND_URL while it is empty', async () => {
     const { data } = await (await admin('GET', '/backends')).json<{ data: BackendEntry[] }>();
     expect(data).toMatchObject([{ id: 'default', url: env.BACKEND_URL, regions: ['*'], created_at: null }]);
+    expect(await (await admin('GET', '/backends/default')).json()).toEqual(data[0]);
   });
 
   it('makes, changes, shows and removes entries', async () => {
