@@ -116,8 +116,8 @@ describe('the registry', () => {
     expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('503 backend_unreachable');
   });
 
-  it('whose last backend is disabled lists no models any more', async () => {
-    const { key } = await newTenant();
+  it('whose last backend is disabled lists no models any more, and a refused set’s message says so', async () => {
+    const { tenant, key } = await newTenant();
     const id = await register();
     const isolate = freshIsolate();
     const models = async () => {
@@ -128,6 +128,11 @@ describe('the registry', () => {
     await admin('PATCH', `/backends/${id}`, { enabled: false });
     later(MODELS.fresh_ms + SECOND_ms);
     await soon(async () => expect(await models()).toEqual([]));
+    const { version } = await upload(makeMaskSet('early'), tenant);
+    const refused = await admin('POST', '/publications', { tenant, version });
+    const { error } = await refused.json<{ error: { code: string; message: string } }>();
+    expect(error).toMatchObject({ code: 'mask_model_mismatch' });
+    expect(error.message).toContain('which no enabled backend serves');
   });
 });
 
