@@ -89,14 +89,15 @@ function inlineMask(mask: Exclude<MaskField, string>, entries: readonly ModelEnt
   const [first, ...others] = entries.map(({ maskroute }) => maskroute);
   if (first === undefined) return unknown;
   const { block_count, hash, surrogates } = first;
-  // Then the mask has another id at each backend.
-  if (others.some((other) => other?.hash !== hash || other.surrogates !== surrogates)) return unknown;
+  if (others.some((other) => other?.block_count !== block_count)) return unknown;
+  // With different weights the mask has another id at each backend, but skips as much.
+  const isOneId = others.every((other) => other?.hash === hash && other.surrogates === surrogates);
   try {
     // The backend itself refuses surrogates that its model lacks.
     if (mask.surrogate && surrogates == null) return unknown;
     const runs = maskFromSkippedLayers(block_count, mask);
     const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
-    return { maskId: maskId(hash as ModelHash, chosen), sparsity: sparsity(chosen) };
+    return { maskId: isOneId ? maskId(hash as ModelHash, chosen) : null, sparsity: sparsity(chosen) };
   } catch {
     // A layer is outside the model: the backend reports that itself.
     return unknown;

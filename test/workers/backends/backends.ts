@@ -494,6 +494,17 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('to serve the same weights as another, a tenant with a ceiling may write masks out all the same', async () => {
+    const { tenant, key } = await newTenant();
+    await admin('PATCH', `/tenants/${tenant}`, { sparsity_max: 0.5 });
+    const ids = [await register(), await register()];
+    await mood(ids[1]!, 'other-weights');
+    const body = { ...CHAT, mask: { skipFfn: [0] } };
+    const routed = await call('POST', '/v1/route', { key, body }, freshIsolate());
+    expect(routed.headers.get(HEADERS.mask)).toBe('custom');
+    expect(await routed.json()).toMatchObject({ sparsity: 1 / MODEL.blockCount });
+  });
+
   it('and nobody else lists its model, requests are still counted as that model’s', async () => {
     const { tenant, key } = await newTenant();
     const [id, other] = [await register(), await register()];
