@@ -149,7 +149,8 @@ const COMPLETION = `The edge picks a mask by the prompt, and the backend decodes
 is in the \`x-maskroute-*\` headers and under \`maskroute\`, when streaming in the last chunk.`;
 const PUBLISHING: readonly ErrorCode[] = [
   ...(['conflict', 'mask_model_mismatch', 'encoder_mismatch', 'surrogates_mismatch'] as const),
-  ...(['quality_unknown', 'quality_below_floor', 'sparsity_over_ceiling', 'model_not_allowed'] as const),
+  ...(['quality_unknown', 'quality_below_floor', 'sparsity_over_ceiling'] as const),
+  ...(['backend_unreachable', 'not_ready'] as const),
 ];
 
 /** Errors of endpoints that forward to a backend. */
@@ -306,7 +307,7 @@ export const GROUPS: readonly Group[] = [
       }),
       on('POST /admin/v1/publications/rollback', 'Roll back to the previous version', '201 Publication', {
         body: publications.changeLiveSchema,
-        errors: ['not_found', ...PUBLISHING],
+        errors: ['not_found', 'conflict'],
         more: 'Cancels a first publication whose rollout is not complete.',
       }),
       on('POST /admin/v1/publications/pause', 'Pause a rollout', '201 Publication', {

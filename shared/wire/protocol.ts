@@ -19,6 +19,7 @@ export const FALLBACK_REASONS = [
   'requested',
   'experiment',
   'no_mask_set',
+  'mask_set_unavailable',
   'model_mismatch',
   'encoder_mismatch',
   'encoder_failed',

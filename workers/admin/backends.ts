@@ -134,7 +134,7 @@ async function question(
   path: string,
   body?: JobQuestion['body'],
 ): Promise<JobQuestion> {
-  const { url } = await backendOf(c);
+  const { url } = await listedBackend(c);
   const { signal } = c.req.raw;
   return {
     url,
@@ -146,14 +146,16 @@ async function question(
   };
 }
 
-/** Also finds disabled backends: a backend without requests has time to learn. @throws MaskrouteError `not_found`. */
-async function backendOf(c: AppContext): Promise<{ url: string }> {
+/**
+ * A backend of the list, also a disabled one: a backend without requests has time to learn.
+ * @throws MaskrouteError `not_found`.
+ */
+async function listedBackend(c: AppContext): Promise<BackendRow> {
   const { db, config } = c.get('services');
   const id = c.req.param('id') ?? '';
-  const found = await d1(findBackend(db, id));
-  if (found !== null) return found;
-  if (id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0) return { url: config.BACKEND_URL };
-  throw new MaskrouteError('not_found', 'There is no such backend.');
+  const row = await d1(findBackend(db, id));
+  const isDefault = row === null && id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0;
+  return isDefault ? defaultBackend(config.BACKEND_URL) : found(row);
 }
 
 /**
@@ -189,10 +191,7 @@ export const backends = new Hono<AppEnv>()
     const { id, ...fields } = parse(createBackendSchema, await readJson(c.req.raw));
     return await changed(c, await d1(insertBackend(c.var.services.db, id, fields, Date.now())), 201);
   })
-  .get('/:id', async (c) => {
-    const { db, backend } = c.var.services;
-    return c.json(backend.describe(found(await d1(findBackend(db, c.req.param('id'))))));
-  })
+  .get('/:id', async (c) => c.json(c.var.services.backend.describe(await listedBackend(c))))
   .patch('/:id', async (c) => {
     const change = parse(updateBackendSchema, await readJson(c.req.raw));
     const { db } = c.var.services;

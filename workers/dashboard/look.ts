@@ -39,8 +39,11 @@ export function onThemeChange(listener: () => void): () => void {
 
 const timeOfDay = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' });
 const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+const exactTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 
 export const when = (iso: string | null): string => (iso === null ? '–' : dateTime.format(new Date(iso)));
+/** With seconds, for what is one among many. */
+export const whenExactly = (iso: string): string => exactTime.format(new Date(iso));
 export const percent = (share: number | null, digits = 1): string =>
   share === null ? '–' : `${(100 * share).toFixed(digits)} %`;
 /** A share in percent, with enough digits that a small share is not shown as 0 % nor a large one as 100 %. */
@@ -60,6 +63,8 @@ export function digitsOf(low: number | null, high: number | null): number {
 export const pValue = (p: number | null): string => (p !== null && p < 0.0001 ? '< 0.0001' : number(p, 4));
 export const time = (at_ms: number): string => timeOfDay.format(new Date(at_ms));
 export const shortVersion = (version: string): string => version.slice(0, 10);
+export const experimentName = (experiment: string, variant: string): string =>
+  experiment === 'none' ? 'none' : `${experiment} / ${variant}`;
 
 /** `1 h 5 min`, `4 min 10 s`, `9 s`: the two largest parts. */
 export function duration(length_ms: number): string {

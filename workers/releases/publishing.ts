@@ -295,7 +295,7 @@ async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<voi
   if (serving.length > 0) return checkSurrogates(set, serving);
   throw new MaskrouteError(
     'mask_model_mismatch',
-    `The set is for ${set.model.name} (${set.model.hash.slice(0, 12)}…), which no backend serves.`,
+    `The set is for ${set.model.name} (${set.model.hash.slice(0, 12)}…), which no enabled backend serves.`,
     { param: 'version' },
   );
 }
@@ -305,7 +305,7 @@ function checkSurrogates({ surrogates }: LiveSet, serving: readonly ModelEntry[]
   if (serving.some((entry) => entry.maskroute?.surrogates === surrogates)) return;
   throw new MaskrouteError(
     'surrogates_mismatch',
-    `The masks need the surrogates ${surrogates}, which no backend serves.`,
+    `The masks need the surrogates ${surrogates}, which no enabled backend serves.`,
     { param: 'version' },
   );
 }

@@ -89,14 +89,15 @@ function inlineMask(mask: Exclude<MaskField, string>, entries: readonly ModelEnt
   const [first, ...others] = entries.map(({ maskroute }) => maskroute);
   if (first === undefined) return unknown;
   const { block_count, hash, surrogates } = first;
-  // Then the mask has another id at each backend.
-  if (others.some((other) => other?.hash !== hash || other.surrogates !== surrogates)) return unknown;
+  if (others.some((other) => other?.block_count !== block_count)) return unknown;
+  // With different weights the mask has another id at each backend, but skips as much.
+  const isOneId = others.every((other) => other?.hash === hash && other.surrogates === surrogates);
   try {
     // The backend itself refuses surrogates that its model lacks.
     if (mask.surrogate && surrogates == null) return unknown;
     const runs = maskFromSkippedLayers(block_count, mask);
     const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
-    return { maskId: maskId(hash as ModelHash, chosen), sparsity: sparsity(chosen) };
+    return { maskId: isOneId ? maskId(hash as ModelHash, chosen) : null, sparsity: sparsity(chosen) };
   } catch {
     // A layer is outside the model: the backend reports that itself.
     return unknown;
@@ -233,6 +234,8 @@ export async function routeRequest(
 /** The data for a decision; cached in the isolate after the first request. */
 type Known = {
   readonly live: LiveSet | null;
+  /** Why there is no live set, if there is none. */
+  readonly whyNone: FallbackReason;
   /** What backends list under the model's name. */
   readonly entries: readonly ModelEntry[];
   readonly experiments: readonly RunningExperiment[];
@@ -254,8 +257,11 @@ async function lookUp(
 ): Promise<Known> {
   const { caller, body, hold } = request;
   const conversation = () => stickyKey('conversation', caller, request);
-  const [live, list, running] = await Promise.all([
-    table.liveFor(caller.tenant, conversation, hold).catch(() => null),
+  const [found, list, running] = await Promise.all([
+    table.liveFor(caller.tenant, conversation, hold).then(
+      (live) => ({ live, whyNone: 'no_mask_set' as const }),
+      () => ({ live: null, whyNone: 'mask_set_unavailable' as const }),
+    ),
     models.list(hold).catch((error): readonly ModelEntry[] => {
       log('warn', 'model_list_unavailable', { reason: reasonOf(error) });
       return [];
@@ -263,7 +269,7 @@ async function lookUp(
     experiments.list(hold),
   ]);
   const { model } = splitModelName(body.model);
-  return { live, entries: list.filter(({ id }) => id === model), experiments: running };
+  return { ...found, entries: list.filter(({ id }) => id === model), experiments: running };
 }
 
 /** Requests that name a mask or ask for dense take part in no experiment. */
@@ -278,7 +284,7 @@ function assignRequest({ experiments, entries }: Known, request: RouteRequest): 
 
 async function decide(
   { table, embedder, config, namedMasks }: RoutingDependencies,
-  { live, entries }: Known,
+  { live, whyNone, entries }: Known,
   { arm }: Assignment,
   request: RouteRequest,
   timings: RouteTimings,
@@ -299,7 +305,7 @@ async function decide(
   }
   if (dense) return unembedded(denseDecision(live, 'requested'));
   const set = arm === null ? live : arm.set;
-  if (set === null) return unembedded(denseDecision(null, arm === null ? 'no_mask_set' : 'experiment'));
+  if (set === null) return unembedded(denseDecision(null, arm === null ? whyNone : 'experiment'));
   if (!isModelOf(set, model, entries)) return unembedded(denseDecision(set, 'model_mismatch'));
   if (!meetsFloor(set, agreementMin)) return unembedded(denseDecision(set, 'under_floor'));
 

@@ -43,11 +43,14 @@ test('a request is found by its x-request-id, opens with the mask drawn and why,
       { timeout: 30_000, interval: 1_000 },
     )
     .toBe(true);
+  // With seconds: it is one among many.
+  expect(await page.locator('tbody time').first().textContent()).toMatch(/:\d\d:\d\d/);
   await open.click();
   const detail = page.getByRole('region', { name: /^Request / });
   await detail.getByText(/is the nearest, at a cosine of .*it got that cluster’s mask/).waitFor();
   await detail.getByRole('table', { name: 'Which blocks ran, by layer' }).waitFor();
   await detail.getByText('not what I asked').waitFor();
+  expect(await detail.locator('dt:text-is("Experiment") + dd').textContent()).toBe('none');
   await detail.getByText('The prompt and the answer are not kept.').waitFor();
   await expectAccessible(page, 'a request');
   await page.reload();

@@ -9,9 +9,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { APIError } from 'openai';
 import { describe, expect, test, vi } from 'vitest';
 import { dryRunSchema } from '../../../shared/wire/openai.ts';
-import { HEADERS, type MaskrouteInfo } from '../../../shared/wire/protocol.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { createSigner } from '../../../shared/wire/service-token.ts';
-import { home, product } from './running.ts';
+import { home, infoOf, product } from './running.ts';
 
 const KINDS = [
   'A baker sells 12 loaves a day at 3 dollars each. How much does she earn in a week?',
@@ -34,7 +34,6 @@ const chat = (content: string, more: object = {}) =>
       stream: false,
     })
     .withResponse();
-const infoOf = (body: unknown): MaskrouteInfo => (body as { maskroute: MaskrouteInfo }).maskroute;
 
 async function dryRun(content: string) {
   const response = await fetch(`${product.dev.edge}/v1/route`, {

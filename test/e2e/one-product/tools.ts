@@ -3,11 +3,10 @@ import { zodFunction, zodResponseFormat, zodTextFormat } from 'openai/helpers/zo
 import type { ChatCompletionMessageParam } from 'openai/resources';
 import { describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
-import { HEADERS, type MaskrouteInfo } from '../../../shared/wire/protocol.ts';
-import { product } from './running.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
+import { infoOf, product } from './running.ts';
 
 const city = z.object({ name: z.enum(['Paris', 'Rome']), people: z.number().int().min(1).max(9) });
-const infoOf = (body: unknown): MaskrouteInfo => (body as { maskroute: MaskrouteInfo }).maskroute;
 const chat = (messages: ChatCompletionMessageParam[]) => ({
   model: product.dev.model,
   messages,

@@ -114,6 +114,14 @@ export async function apiOptions(
   };
 }
 
+/** The JSON of a response. @throws Error with its text when it has another status. */
+export async function answer<T>(response: Promise<Response>, status: number): Promise<T> {
+  const got = await response;
+  const text = await got.text();
+  if (got.status !== status) throw new Error(`status ${got.status} in place of ${status}: ${text}`);
+  return JSON.parse(text);
+}
+
 /** Waits until `condition` holds. @throws Error after `limit_ms`. */
 export async function eventually(
   condition: () => boolean | Promise<boolean>,

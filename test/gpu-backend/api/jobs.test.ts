@@ -12,7 +12,7 @@ import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts
 import { type Served, serve } from '../../support/serve.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 import { writeSmallData } from '../learning/small-run.ts';
-import { BACKEND_KEY, eventually, parseSse } from './harness.ts';
+import { answer, BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 const LEARN_TIMEOUT_ms = 420_000;
 let home = '';
@@ -42,12 +42,6 @@ const call = (method: string, path: string, body?: unknown, key = BACKEND_KEY) =
     headers: { authorization: `Bearer ${key}`, 'content-type': 'application/json' },
     ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
   });
-async function answer<T>(response: Promise<Response>, status: number): Promise<T> {
-  const got = await response;
-  const text = await got.text();
-  expect(got.status, text).toBe(status);
-  return JSON.parse(text);
-}
 const job = async (id: string) => jobSchema.parse(await answer(call('GET', `/v1/jobs/${id}`), 200));
 
 async function createJob(): Promise<Job> {

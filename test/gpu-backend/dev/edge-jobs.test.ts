@@ -23,7 +23,7 @@ import {
 } from '../../../shared/admin/job-wire.ts';
 import type { LivePublication, MaskSetSummary, Publication } from '../../../shared/admin/publication-wire.ts';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
-import { BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
+import { answer, BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
@@ -76,12 +76,6 @@ const call = (method: string, route: string, body?: unknown, key = ADMIN_KEY) =>
     },
     ...(body === undefined ? {} : { body: typeof body === 'string' ? body : JSON.stringify(body) }),
   });
-async function answer<T>(response: Promise<Response>, status: number): Promise<T> {
-  const got = await response;
-  const text = await got.text();
-  expect(got.status, text).toBe(status);
-  return JSON.parse(text);
-}
 const JOBS = '/backends/default/jobs';
 const job = async (id: string) => jobSchema.parse(await answer(call('GET', `${JOBS}/${id}`), 200));
 

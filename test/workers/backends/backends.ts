@@ -21,6 +21,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   makeMaskSet,
   newKey,
   newTenant,
@@ -38,13 +39,11 @@ afterEach(async () => {
   await removeAll();
 });
 
-/** Later, as the edge's clock has it. */
-const passTime = (ms: number) => vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + ms });
-
 describe('the registry', () => {
   it('is the one backend of BACKEND_URL while it is empty', async () => {
     const { data } = await (await admin('GET', '/backends')).json<{ data: BackendEntry[] }>();
     expect(data).toMatchObject([{ id: 'default', url: env.BACKEND_URL, regions: ['*'], created_at: null }]);
+    expect(await (await admin('GET', '/backends/default')).json()).toEqual(data[0]);
   });
 
   it('makes, changes, shows and removes entries', async () => {
@@ -91,7 +90,7 @@ describe('the registry', () => {
     expect(backendOf(await chat(key, {}, isolate))).toBe(id);
     for (const how of ['stalled', 'failing'] as const) {
       d1.be(how);
-      passTime(10 * SECOND_ms);
+      later(10 * SECOND_ms);
       // The first request finds out that D1 does not answer, for all that is asked of it.
       expect(backendOf(await chat(key, {}, isolate))).toBe(id);
       const started_ms = performance.now();
@@ -117,8 +116,8 @@ describe('the registry', () => {
     expect(await errorCode(chat(key, {}, freshIsolate()))).toBe('503 backend_unreachable');
   });
 
-  it('whose last backend is disabled lists no models any more', async () => {
-    const { key } = await newTenant();
+  it('whose last backend is disabled lists no models any more, and a refused set’s message says so', async () => {
+    const { tenant, key } = await newTenant();
     const id = await register();
     const isolate = freshIsolate();
     const models = async () => {
@@ -127,8 +126,13 @@ describe('the registry', () => {
     };
     expect(await models()).toEqual([MODEL.id, `${MODEL.id}:dense`]);
     await admin('PATCH', `/backends/${id}`, { enabled: false });
-    passTime(MODELS.fresh_ms + SECOND_ms);
+    later(MODELS.fresh_ms + SECOND_ms);
     await soon(async () => expect(await models()).toEqual([]));
+    const { version } = await upload(makeMaskSet('early'), tenant);
+    const refused = await admin('POST', '/publications', { tenant, version });
+    const { error } = await refused.json<{ error: { code: string; message: string } }>();
+    expect(error).toMatchObject({ code: 'mask_model_mismatch' });
+    expect(error.message).toContain('which no enabled backend serves');
   });
 });
 
@@ -164,11 +168,11 @@ describe('who is asked', () => {
     const places: (string | null)[] = [];
     for (const content of WORDS) {
       const { messages } = say(content);
-      const later = Array.from({ length: turns - 1 }, (_, i) => [
+      const turnsAfter = Array.from({ length: turns - 1 }, (_, i) => [
         { role: 'assistant', content: `answer ${i}` },
         { role: 'user', content: `and then ${i}?` },
       ]).flat();
-      const response = await chat(key, { messages: [...messages, ...later] }, isolate);
+      const response = await chat(key, { messages: [...messages, ...turnsAfter] }, isolate);
       await response.text();
       expect(affinityOf(response)).toBe('hit');
       places.push(backendOf(response));
@@ -211,7 +215,7 @@ describe('who is asked', () => {
     await admin('DELETE', `/backends/${only}`);
     await register();
     await register();
-    passTime(10 * SECOND_ms);
+    later(10 * SECOND_ms);
     await vi.waitFor(async () => expect(await dryRun({})).not.toBeNull(), 20_000);
     for (const word of WORDS) {
       const { messages } = say(word);
@@ -490,6 +494,17 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('to serve the same weights as another, a tenant with a ceiling may write masks out all the same', async () => {
+    const { tenant, key } = await newTenant();
+    await admin('PATCH', `/tenants/${tenant}`, { sparsity_max: 0.5 });
+    const ids = [await register(), await register()];
+    await mood(ids[1]!, 'other-weights');
+    const body = { ...CHAT, mask: { skipFfn: [0] } };
+    const routed = await call('POST', '/v1/route', { key, body }, freshIsolate());
+    expect(routed.headers.get(HEADERS.mask)).toBe('custom');
+    expect(await routed.json()).toMatchObject({ sparsity: 1 / MODEL.blockCount });
+  });
+
   it('and nobody else lists its model, requests are still counted as that model’s', async () => {
     const { tenant, key } = await newTenant();
     const [id, other] = [await register(), await register()];
@@ -497,7 +512,7 @@ describe('when a backend fails', () => {
     const isolate = freshIsolate();
     await (await chat(key, {}, isolate)).text();
     await mood(id, 'gateway-502');
-    passTime(MODELS.fresh_ms + SECOND_ms);
+    later(MODELS.fresh_ms + SECOND_ms);
     await soon(async () => {
       const listed = await call('GET', '/v1/models', { key }, isolate);
       expect(await listed.json()).toMatchObject({ data: [] });
@@ -627,7 +642,7 @@ describe('when a backend fails', () => {
     expect(await errorCode(refused)).toBe('503 backend_unreachable');
     await mood(id, 'good');
     expect(await errorCode(chat(key, {}, isolate))).toBe('503 backend_unreachable');
-    passTime(31 * SECOND_ms);
+    later(31 * SECOND_ms);
     for (let i = 0; i < 3; i++) expect((await chat(key, {}, isolate)).status).toBe(200);
   });
 

@@ -24,6 +24,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   makeMaskSet,
   newKey,
   newTenant,
@@ -116,7 +117,7 @@ describe('publishing', () => {
     expect(await versionSeen(key, other)).toBe(one);
     const { version: two } = await goLive('two', tenant);
     expect(await versionSeen(key)).toBe(two);
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 5_000 });
+    later(5_000);
     expect(await versionSeen(key, other)).toBe(two);
   });
 
@@ -126,7 +127,7 @@ describe('publishing', () => {
     const { version: one } = await goLive('one', tenant);
     expect(await versionSeen(key, idle)).toBe(one);
     const { version: two } = await goLive('two', tenant);
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_600_000 });
+    later(3_600_000);
     expect(await versionSeen(key, idle)).toBe(two);
     vi.useRealTimers();
   });
@@ -139,7 +140,7 @@ describe('publishing', () => {
     expect(await versionSeen(key, idle)).toBe(one);
     const { version: two } = await goLive('two', tenant);
     d1.be('slow');
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_600_000 });
+    later(3_600_000);
     expect(await versionSeen(key, idle)).toBe(two);
     vi.useRealTimers();
   });
@@ -186,11 +187,11 @@ describe('publishing', () => {
     await expectInUse('', shared);
     await activate(own, { tenant });
     await expectInUse(tenant, own);
-    const { version: later } = await upload(makeMaskSet('later'), tenant);
-    await activate(later, { tenant, activate_at });
+    const { version: next } = await upload(makeMaskSet('next'), tenant);
+    await activate(next, { tenant, activate_at });
     await expectInUse(tenant, own);
-    await activate(later, { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] });
-    expect(await inUse(tenant)).toMatchObject({ version: later });
+    await activate(next, { tenant, rollout: [{ share: 0.5, duration_s: 3600 }] });
+    expect(await inUse(tenant)).toMatchObject({ version: next });
     const other = await newTenant();
     const foreign = admin('GET', `/publications/in-use?tenant=${other.tenant}`, undefined, tenantAdmin);
     expect(await errorCode(foreign)).toBe('403 forbidden');

@@ -12,6 +12,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  later,
   makeMaskSet,
   newTenant,
   say,
@@ -159,7 +160,7 @@ describe('a gradual publication', () => {
     ];
     expect((await chat(key, { messages })).headers.get('x-maskroute-version')).toBe(first[0]);
     expect(await seenBy(other)).toEqual(first);
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 121_000 });
+    later(121_000);
     expect((await live(tenant)).share).toBe(0.7);
     const second = await seenBy(other);
     expect(share(second)).toBeGreaterThan(0.55);
@@ -193,12 +194,12 @@ describe('a gradual publication', () => {
     expect(data.slice(0, 2).map(({ action }) => action)).toEqual(['pause', 'activate']);
     expect(await seen()).toEqual(first);
     // Long after its step would have been over.
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 7_200_000 });
+    later(7_200_000);
     expect(await live(tenant)).toMatchObject({ share: 0.5, base_version: old });
     await created(hold('resume'));
     expect(await errorCode(hold('resume'))).toBe('409 conflict');
     expect(await live(tenant)).toMatchObject({ share: 0.5, paused_at: null });
-    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 3_700_000 });
+    later(3_700_000);
     expect(await live(tenant)).toMatchObject({ share: 1 });
     // Everyone sees it: there is nothing to stop any more.
     expect(await errorCode(hold('pause'))).toBe('409 conflict');

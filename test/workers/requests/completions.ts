@@ -357,7 +357,7 @@ describe('D1 on a bad day', () => {
     const response = await chat(key, {}, isolate);
     // D1 itself would be silent for ever.
     expect(performance.now() - started).toBeLessThan(8_000);
-    expect(response.headers.get('x-maskroute-fallback')).toBe('no_mask_set');
+    expect(response.headers.get('x-maskroute-fallback')).toBe('mask_set_unavailable');
     d1.be('good');
     await vi.waitFor(
       async () => expect((await chat(key, {}, isolate)).headers.get('x-maskroute-cluster')).toBe('0'),

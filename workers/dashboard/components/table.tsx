@@ -4,7 +4,7 @@ import type { ComponentChildren } from 'preact';
 import { useMemo, useRef, useState } from 'preact/hooks';
 import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import type { List } from '../hooks.ts';
-import { number, percent, when } from '../look.ts';
+import { number, percent, whenExactly } from '../look.ts';
 import { Search, type SearchProps } from './controls.tsx';
 import { Empty, Loaded } from './dialog.tsx';
 
@@ -223,8 +223,8 @@ export function Scroll({
   );
 }
 
-/** A time in a table; in a narrow window in two lines, as the first column has little room. */
-export const When = ({ at }: { readonly at: string }) => <time dateTime={at}>{when(at)}</time>;
+/** A time in a table, with seconds; in a narrow window in two lines, as the first column has little room. */
+export const When = ({ at }: { readonly at: string }) => <time dateTime={at}>{whenExactly(at)}</time>;
 
 /** A text of any length, such as a prompt; a long one scrolls, also by keyboard. */
 export const LongText = ({ label, text }: { readonly label: string; readonly text: string }) => (

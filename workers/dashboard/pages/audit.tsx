@@ -5,7 +5,7 @@ import { RowButton } from '../components/controls.tsx';
 import { Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { Facts, ListTable, LongText, When } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
-import { when } from '../look.ts';
+import { whenExactly } from '../look.ts';
 
 const REFRESH_ms = 15_000;
 
@@ -67,7 +67,7 @@ function Change({ entry }: { readonly entry: AuditEntry }) {
       <Facts
         facts={[
           ['What', `${entry.action} of ${entry.target}`],
-          ['When', when(entry.created_at)],
+          ['When', whenExactly(entry.created_at)],
           ['Who', entry.actor],
           ['From', entry.address ?? 'unknown'],
           ['x-request-id', entry.request_id],

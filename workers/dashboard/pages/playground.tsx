@@ -14,7 +14,7 @@ import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx'
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
 import { useAddress, useCopy, useLoad, useScope } from '../hooks.ts';
-import { number, percent, shortVersion } from '../look.ts';
+import { experimentName, number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
   chatBody,
@@ -387,7 +387,7 @@ function Routing({ decision }: { readonly decision: DryRun }) {
     ['Attention skipped', layersOf(skip?.attention)],
     ['FFN skipped', layersOf(skip?.ffn)],
     ['Encoder', encoder === null ? 'none was needed' : `${encoder.id}, ${encoder.dimensions} dimensions`],
-    ['Experiment', `${maskroute.experiment ?? 'none'} / ${maskroute.variant ?? '–'}`],
+    ['Experiment', experimentName(maskroute.experiment ?? 'none', maskroute.variant ?? '–')],
     ['Region', maskroute.region ?? '–'],
     ['Time', `assign ${timings.assign}, embed ${timings.embed}, route ${timings.route} ms`],
   ];

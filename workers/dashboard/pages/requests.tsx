@@ -24,7 +24,7 @@ import {
   When,
 } from '../components/table.tsx';
 import { useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
-import { number, percent, shortVersion, when } from '../look.ts';
+import { experimentName, number, percent, shortVersion, when, whenExactly } from '../look.ts';
 
 const REFRESH_ms = 10_000;
 
@@ -207,7 +207,7 @@ function whyOf({ cluster, similarity, fallback, mask }: RequestDetail, label: st
 
 const factsOf = (request: RequestDetail, set: MaskSet | null): FactList => [
   ['x-request-id', request.request_id ?? '–'],
-  ['When', when(request.created_at)],
+  ['When', whenExactly(request.created_at)],
   ['Tenant and key', `${request.tenant}, ${request.key_id}`],
   ['From', request.source],
   ['Model', request.model],
@@ -220,7 +220,7 @@ const factsOf = (request: RequestDetail, set: MaskSet | null): FactList => [
   ['ms/token', number(request.tpot_ms, 1)],
   ['Total', `${number(request.total_ms)} ms`],
   ['Backend', request.backend ?? 'none answered'],
-  ['Experiment', `${request.experiment} / ${request.variant}`],
+  ['Experiment', experimentName(request.experiment, request.variant)],
   ['Region', request.region],
   ['Agreement with dense', request.agreement === null ? 'not compared' : percent(request.agreement)],
 ];

@@ -103,7 +103,7 @@ function TenantTable(props: {
           cell: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
           sort: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
         },
-        { title: 'Routing policy', cell: (tenant) => policyName(tenant.routing_policy) },
+        { title: 'Routing policy', cell: (tenant) => POLICY_NAMES[tenant.routing_policy] },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'all' },
         {
           title: 'Max blocks skipped',
@@ -176,7 +176,11 @@ function Budget({ id }: { readonly id: string }) {
 
 /* A tenant's form: its fields and their values. */
 
-const policyName = (policy: Tenant['routing_policy']): string => policy.replaceAll('_', ' ');
+const POLICY_NAMES: Record<Tenant['routing_policy'], string> = {
+  first_user: 'first user message',
+  last_user: 'last user message before an answer',
+  conversation: 'all messages before an answer',
+};
 
 /** Empty fields mean no limit. Shares are asked for in percent. */
 const LIMITS = [
@@ -219,7 +223,7 @@ function TenantFields({
         <select name="routing_policy">
           {ROUTING_POLICIES.map((policy) => (
             <option key={policy} value={policy} selected={policy === tenant?.routing_policy}>
-              {policyName(policy)}
+              {POLICY_NAMES[policy]}
             </option>
           ))}
         </select>
