@@ -203,7 +203,7 @@ async function judge(
       : await foreign(response, request, `content type ${type}`);
   }
   if (status < 400) {
-    const target = response.headers.get('location');
+    const target = response.headers.get('location') ?? 'nowhere';
     return await foreign(response, request, `a redirect to ${target}`);
   }
   if (!type.startsWith('application/json')) return await foreign(response, request, `content type ${type}`);
