@@ -37,7 +37,7 @@ describe('the dashboard', () => {
   describe('the playground', () => {
     test('streams a prompt dense and masked side by side, and says why', async () => {
       await visit(page, 'Playground');
-      await page.getByText('Pick the tenant').waitFor();
+      await page.getByText('Pick a tenant').waitFor();
       await page.getByLabel('Run as the tenant').selectOption('local');
       await page
         .getByRole('textbox', { name: 'Prompt', exact: true })
