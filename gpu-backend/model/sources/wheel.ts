@@ -261,7 +261,8 @@ async function run(
   return { status, lines };
 }
 
-const downloadFailed = (reason: string): MaskrouteError => new MaskrouteError('download_failed', reason);
+const downloadFailed = (reason: string, cause?: unknown): MaskrouteError =>
+  new MaskrouteError('download_failed', reason, { cause });
 
 /* Unpacks one file of a zip archive, checks its size and hash, and renames it when it is complete. */
 
@@ -311,7 +312,7 @@ async function withZip(
   } catch (error) {
     if (hooks.signal?.aborted || error instanceof MaskrouteError) throw error;
     const code = (error as NodeJS.ErrnoException).code;
-    if (code === 'ENOSPC') throw damaged('the disk is full', error);
+    if (code === 'ENOSPC') throw downloadFailed('the archive cannot be unpacked: the disk is full', error);
     throw damaged(`the archive cannot be unpacked (${(error as Error).message})`, error);
   }
 }
@@ -360,6 +361,4 @@ async function writeEntry(
 }
 
 const damaged = (reason: string, cause?: unknown): MaskrouteError =>
-  new MaskrouteError('download_failed', `the downloaded archive is not the expected one: ${reason}`, {
-    cause,
-  });
+  downloadFailed(`the downloaded archive is not the expected one: ${reason}`, cause);
