@@ -13,7 +13,7 @@ import {
   maskFromSkippedLayers,
   type SurrogatesId,
 } from '../../shared/mask/mask.ts';
-import type { Engine, EngineEvent, GenerateRequest } from '../engine/engine.ts';
+import { type Engine, type EngineEvent, type GenerateRequest, PLAIN_SAMPLING } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
 import type { KvType } from '../model/model-source.ts';
@@ -186,17 +186,7 @@ const requestOf = (
   tenant,
   promptTokenIds,
   plan: { mask, kv: 'preserve' },
-  sampling: {
-    temperature: 0,
-    topP: 1,
-    topK: 0,
-    minP: 0,
-    presencePenalty: 0,
-    frequencyPenalty: 0,
-    repetitionPenalty: 1,
-    logitBias: [],
-    seed: undefined,
-  },
+  sampling: { ...PLAIN_SAMPLING, temperature: 0 },
   maxTokens,
   minTokens: 0,
   stopTokenIds: [],

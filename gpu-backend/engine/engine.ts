@@ -84,6 +84,19 @@ export type Sampling = {
   readonly seed: number | undefined;
 };
 
+/** Draws from the model's own distribution. */
+export const PLAIN_SAMPLING: Sampling = {
+  temperature: 1,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: [],
+  seed: undefined,
+};
+
 /** `prompt` comes at most once and first; `finished` or a rejection ends the stream. */
 export type EngineEvent =
   /** One entry a prompt token; the first is null (nothing precedes it). */

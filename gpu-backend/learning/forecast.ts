@@ -107,8 +107,8 @@ function effortOn(full: LearnEffort, positions: number): LearnEffort {
 
 /**
  * Seconds for the loss of a batch of `batchTokens`, and for a part of a training step of `STEP_PART_TOKENS`, or of
- * `batchTokens` if these are fewer: the matrix products and, layer by layer, packing the pieces that do not stay open. (Scoring uses the serving graph, which
- * stays open.)
+ * `batchTokens` if these are fewer: the matrix products and, layer by layer, packing the pieces that do not stay open.
+ * (Scoring uses the serving graph, which stays open.)
  */
 export function batchTimes(
   config: ModelConfig,

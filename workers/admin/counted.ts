@@ -16,6 +16,7 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
+import { oneOfEachName } from '../backends/registry.ts';
 import { driftOf, stats as statsOf } from '../counting/traffic.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
@@ -55,8 +56,10 @@ export const drift = new Hono<AppEnv>().get('/', async (c) => {
 export const models = new Hono<AppEnv>().get('/', async (c) => {
   const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
   // Tenants and experiments name models without `:dense`.
-  const ids = new Set(served.map(({ id }) => id).filter((id) => !splitModelName(id).dense));
-  return c.json({ object: 'list', data: [...ids].map((id) => ({ id })) });
+  const ids = oneOfEachName(served)
+    .map(({ id }) => id)
+    .filter((id) => !splitModelName(id).dense);
+  return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });
 
 /* What tenants used. */

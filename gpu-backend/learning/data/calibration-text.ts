@@ -7,7 +7,7 @@
 import { fileURLToPath } from 'node:url';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import type { Sampling } from '../../engine/engine.ts';
+import { PLAIN_SAMPLING, type Sampling } from '../../engine/engine.ts';
 import type { RunInput } from '../../engine/run-input.ts';
 import { openRunner } from '../../engine/runner.ts';
 import type { Runner } from '../../engine/runner-interface.ts';
@@ -92,17 +92,7 @@ type OwnTextOptions = {
 };
 
 /** Varied, but without the unlikely tokens that a small model would sample by mistake. */
-const SAMPLING: Sampling = {
-  temperature: 1,
-  topP: 1,
-  topK: 0,
-  minP: 0.01,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  logitBias: [],
-  seed: undefined,
-};
+const SAMPLING: Sampling = { ...PLAIN_SAMPLING, minP: 0.01 };
 
 /** Passages and as much generated text, alternating. @throws the signal's reason when it aborts. */
 export async function writeOwnText(

@@ -180,7 +180,10 @@ export const fileBasis: Basis = {
   embeddingFromHead: () => undefined,
 };
 
-/** The stream x becomes x·Q. A matrix that reads x becomes W·diag(g)·Q, with the norm's weights g. A matrix that writes x becomes Qᵀ·W. */
+/**
+ * The stream x becomes x·Q. A matrix that reads x becomes W·diag(g)·Q, with the norm's weights g. A matrix that writes x
+ * becomes Qᵀ·W.
+ */
 export function rotatedBasis(hiddenSize: number): Basis {
   return {
     reads(matrix, norm) {

@@ -1,7 +1,13 @@
 /** Many sequences at once: the batched graph against the graph of one sequence, and the loop under anything that may happen. */
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { EngineEvent, GenerateRequest, KvMode, MaskPlan } from '../../../gpu-backend/engine/engine.ts';
+import {
+  type EngineEvent,
+  type GenerateRequest,
+  type KvMode,
+  type MaskPlan,
+  PLAIN_SAMPLING,
+} from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
@@ -21,7 +27,6 @@ import {
   randomSurrogates,
   TINY_CONFIG,
 } from '../../support/random-llama.ts';
-import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 const NEVER = new AbortController().signal;
 const V = TINY_CONFIG.vocabularySize;

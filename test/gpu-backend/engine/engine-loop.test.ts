@@ -1,13 +1,12 @@
 /** The engine's loop in this thread, on a small model whose runs of many scored tokens are made slow. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import type { GenerateRequest } from '../../../gpu-backend/engine/engine.ts';
+import { type GenerateRequest, PLAIN_SAMPLING } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop } from '../../../gpu-backend/engine/engine-loop.ts';
 import { HEADER, newSession } from '../../../gpu-backend/engine/grammar.ts';
 import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { denseMask } from '../../../shared/mask/mask.ts';
 import { openEmitted, randomLlama } from '../../support/random-llama.ts';
-import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 const LIMITS = {
   runningMax: 8,

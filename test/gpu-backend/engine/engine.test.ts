@@ -3,7 +3,12 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { Engine, EngineEvent, GenerateRequest } from '../../../gpu-backend/engine/engine.ts';
+import {
+  type Engine,
+  type EngineEvent,
+  type GenerateRequest,
+  PLAIN_SAMPLING,
+} from '../../../gpu-backend/engine/engine.ts';
 import type { LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
 import { emitModel } from '../../../gpu-backend/model/emit.ts';
@@ -15,7 +20,6 @@ import {
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { randomLlama } from '../../support/random-llama.ts';
-import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 /** Room for answers that do not end by themselves while a test looks on. */
 const CONTEXT_TOKENS = 8192;

@@ -1,11 +1,10 @@
 /** Sampling against its definition, on small rows of logits. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { Sampling } from '../../../gpu-backend/engine/engine.ts';
+import { PLAIN_SAMPLING, type Sampling } from '../../../gpu-backend/engine/engine.ts';
 import type { SamplerState } from '../../../gpu-backend/engine/sampler.ts';
 import { sample, tokenLogprob } from '../../../gpu-backend/engine/sampler.ts';
 import { seededRandom } from '../../../gpu-backend/random.ts';
-import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 
 const PROBABILITIES = [0.5, 0.25, 0.15, 0.1];
 const LOGITS = PROBABILITIES.map(Math.log);

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { quarterMask, somePrompt } from '../../../gpu-backend/bench/decode.ts';
-import type { MaskPlan } from '../../../gpu-backend/engine/engine.ts';
+import { type MaskPlan, PLAIN_SAMPLING } from '../../../gpu-backend/engine/engine.ts';
 import { PAGE_TOKENS, type PrefixOwner } from '../../../gpu-backend/engine/prefix-cache.ts';
 import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
@@ -32,7 +32,6 @@ import {
   randomSurrogates,
   TINY_CONFIG,
 } from '../../support/random-llama.ts';
-import { PLAIN_SAMPLING } from '../../support/sampling.ts';
 import families from '../model/architectures/fixtures/families.json' with { type: 'json' };
 
 /** What a run of any session takes from the host and brings back, and what stays on the device. */
@@ -556,7 +555,7 @@ test('the engine on a device answers many requests at once as the processor does
             tenant: '',
             promptTokenIds: Int32Array.from(tokensOf(i, 10 + 30 * i)),
             plan: planOf(mask),
-            sampling: PLAIN_SAMPLING,
+            sampling: { ...PLAIN_SAMPLING, seed: 1 },
             maxTokens: 12,
             minTokens: 0,
             stopTokenIds: [],

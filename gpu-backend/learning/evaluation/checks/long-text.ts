@@ -4,7 +4,7 @@
  * from window to window, or the text repeats itself.
  */
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
-import type { Sampling } from '../../../engine/engine.ts';
+import { PLAIN_SAMPLING, type Sampling } from '../../../engine/engine.ts';
 import type { Runner } from '../../../engine/runner-interface.ts';
 import { sample } from '../../../engine/sampler.ts';
 import { seededRandom } from '../../../random.ts';
@@ -13,17 +13,7 @@ import type { ScoreSession } from '../../search/score-masks.ts';
 /** Ends of the windows, in generated tokens. */
 const WINDOWS = [256, 512, 640] as const;
 const CHUNK_TOKENS = 128;
-const SAMPLING: Sampling = {
-  temperature: 0.8,
-  topP: 1,
-  topK: 0,
-  minP: 0,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  repetitionPenalty: 1,
-  logitBias: [],
-  seed: undefined,
-};
+const SAMPLING: Sampling = { ...PLAIN_SAMPLING, temperature: 0.8 };
 
 type WindowFigures = {
   /** The window's tokens `from` to `to` (exclusive), counted from the prompt's end. */
