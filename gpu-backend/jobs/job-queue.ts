@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -13,7 +13,7 @@ import {
   type Job,
   type JobRequest,
 } from '../../shared/admin/job-wire.ts';
-import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { canonicalJson, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
@@ -318,9 +318,29 @@ export class Jobs {
   async #learn(id: string, request: JobRequest, signal: AbortSignal): Promise<CommandEnd> {
     if ((await sizeOf(this.#setOf(id))) !== undefined) return { kind: 'done', lastLine: '' };
     const out = this.#store.outOf(id);
+    if ((await sizeOf(out)) === undefined) await this.#takeOver(id, request);
     await mkdir(out, { recursive: true, mode: 0o700 });
     const files = await this.data.files(request);
     return await this.#run(id, learnArguments(request, files, out, this.#earlierSet(request)), {}, signal);
+  }
+
+  /**
+   * Moves what an equal job computed before it failed, for example for lack of memory, or was cancelled: `learn` goes on
+   * from there, and drops what no longer fits.
+   */
+  async #takeOver(id: string, request: JobRequest): Promise<void> {
+    const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
+    for (const { id: earlier } of this.list().filter(isEqual)) {
+      if ((await sizeOf(this.#setOf(earlier))) !== undefined) continue;
+      try {
+        await rename(this.#store.outOf(earlier), this.#store.outOf(id));
+      } catch {
+        // It never began, or another job has taken its results over.
+        continue;
+      }
+      this.#options.note('a job goes on from an equal one', { job: id, earlier });
+      return;
+    }
   }
 
   /**
@@ -422,6 +442,9 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 /** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
+
+/** What a request asks `learn` to do, as text. */
+const asksOf = ({ publish: _, ...asked }: JobRequest): string => canonicalJson(asked);
 
 /** A request without its secrets. `model`: the default where the request names none. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {

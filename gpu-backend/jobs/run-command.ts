@@ -101,7 +101,8 @@ type Exit = [code: number | null, signal: string | null];
 
 /** `error`: the last message on standard error. */
 function reasonOf([code, signal]: Exit, error: string): string {
-  const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
+  const byWhom = signal === 'SIGKILL' ? ', which the system sends when memory runs out' : '';
+  const how = signal === null ? `exit code ${code}` : `signal ${signal}${byWhom}`;
   return error === '' ? how : `${error.replace(/^error: /, '')} (${how})`;
 }
 

@@ -269,6 +269,25 @@ describe('a restart', () => {
     expect(jobs.get(id)).toMatchObject({ status: 'failed', error: expect.stringContaining('SIGKILL') });
   });
 
+  it('is not needed to go on from a job that was killed or cancelled: an equal one does', async () => {
+    const jobs = await start();
+    const killed = await create(jobs, 'hang');
+    await hangs(killed.id);
+    process.kill(Number(starts(killed.id)[0]), 'SIGKILL');
+    await ended(jobs, killed.id);
+    const other = await create(jobs, 'hang', { sparsity: 0.2 });
+    await hangs(other.id);
+    await jobs.cancel(other.id);
+    // The first two of four steps are done.
+    for (const more of [{}, { sparsity: 0.2 }]) {
+      const { id } = await create(jobs, 'hang', more);
+      await ended(jobs, id);
+      expect(jobs.get(id)).toMatchObject({ status: 'succeeded', starts: 1 });
+    }
+    expect(notes).toContain(`"earlier":"${killed.id}"`);
+    expect(notes).toContain(`"earlier":"${other.id}"`);
+  });
+
   it('passes over a folder that holds no job', async () => {
     const first = await start();
     const { id } = await create(first, 'ok');
