@@ -236,15 +236,15 @@ const SQLITE_IOERR_LOCK = 3850;
 const held = new Set<DatabaseSync>();
 
 /**
- * Takes the lock `file`; blocks this thread for up to `wait_ms`.
+ * Takes the lock `file`.
  * @returns a function that releases it and may be called again; `undefined` when it is held elsewhere, in this process too.
  * @throws MaskrouteError `start_failed` when the file cannot be used as a lock: disk full, no permission, other content, a
  * file system without locks.
  */
-export function tryLock(file: string, wait_ms = 0): (() => void) | undefined {
+export function tryLock(file: string): (() => void) | undefined {
   let locked: DatabaseSync;
   try {
-    locked = lock(file, wait_ms);
+    locked = lock(file);
   } catch (cause) {
     const { errcode, message } = cause as SqliteError;
     if (errcode === SQLITE_BUSY && hasLocks(file)) return undefined;
@@ -267,8 +267,8 @@ function whyUnlocked(errcode: number | undefined, message: string): string {
 }
 
 /** @throws the error of SQLite. */
-function lock(file: string, wait_ms: number): DatabaseSync {
-  const database = new DatabaseSync(file, { timeout: wait_ms });
+function lock(file: string): DatabaseSync {
+  const database = new DatabaseSync(file);
   try {
     database.exec('BEGIN EXCLUSIVE');
     return database;
@@ -285,7 +285,7 @@ function lock(file: string, wait_ms: number): DatabaseSync {
 function hasLocks(file: string): boolean {
   const own = partOf(file);
   try {
-    lock(own, 0).close();
+    lock(own).close();
     return true;
   } catch (error) {
     return (error as SqliteError).errcode !== SQLITE_BUSY;
@@ -296,20 +296,25 @@ function hasLocks(file: string): boolean {
 
 const POLL_ms = 250;
 
+type WaitOptions = { readonly onWait: () => void; readonly signal?: AbortSignal | undefined };
+
 /**
- * Runs `work` under the lock `file`. Waits for another holder without a time limit; calls `onWait` once if it has to wait.
+ * Takes the lock `file`. Waits for another holder without a time limit; calls `onWait` once if it has to wait.
+ * @returns a function that releases it.
  * @throws MaskrouteError as {@link tryLock}; the reason of `signal`.
  */
-export async function withLock<T>(
-  file: string,
-  { onWait, signal }: { readonly onWait: () => void; readonly signal?: AbortSignal | undefined },
-  work: () => Promise<T>,
-): Promise<T> {
+export async function waitForLock(file: string, { onWait, signal }: WaitOptions): Promise<() => void> {
   let unlock = tryLock(file);
   if (unlock === undefined) onWait();
   for (; unlock === undefined; unlock = tryLock(file)) {
     await sleep(POLL_ms, undefined, signal ? { signal } : {});
   }
+  return unlock;
+}
+
+/** Runs `work` under the lock `file`. Waits and throws as {@link waitForLock}. */
+export async function withLock<T>(file: string, options: WaitOptions, work: () => Promise<T>): Promise<T> {
+  const unlock = await waitForLock(file, options);
   try {
     return await work();
   } finally {

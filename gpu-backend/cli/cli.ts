@@ -60,7 +60,7 @@ export async function main(args: readonly string[]): Promise<void> {
   try {
     // A backend sets it for its jobs.
     const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
-    if (jobFolder) becomeJob(jobFolder);
+    if (jobFolder) await becomeJob(jobFolder);
     await program.parseAsync(isHelpOfNothing(args) ? args.slice(1) : args, { from: 'user' });
   } catch (error) {
     // Commander has already printed the error, the help or the version.

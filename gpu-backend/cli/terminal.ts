@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { tryLock } from '../files.ts';
+import { waitForLock } from '../files.ts';
 import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
@@ -31,23 +31,20 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
   }
 }
 
-const OTHER_RUN_ENDS_WITHIN_ms = 60_000;
-
 /**
  * Makes this process a backend's job: it kills itself when its parent ends, so that no orphan is left. It waits for an
- * earlier run on the same folder, which may still be ending. The lock is an exclusive SQLite transaction, which the
- * operating system releases when the process ends.
- * @throws MaskrouteError `conflict` when the other run does not end, and as {@link tryLock}.
+ * earlier run on the same folder, which may still be ending, and shows that as its progress.
+ * @throws MaskrouteError as {@link waitForLock}.
  */
-export function becomeJob(folder: string): void {
+export async function becomeJob(folder: string): Promise<void> {
   const goWithParent = () => process.kill(process.pid, 'SIGKILL');
   // The parent may have ended before this process listened.
   if (process.connected === false) goWithParent();
   process.once('disconnect', goWithParent);
   // The channel alone must not keep the process alive.
   process.channel?.unref();
-  if (tryLock(join(folder, 'lock'), OTHER_RUN_ENDS_WITHIN_ms) === undefined)
-    throw new MaskrouteError('conflict', 'Another run of this job does not end.');
+  const onWait = () => createReporter().update('waiting for the end of an earlier run of this job', 0, 1);
+  await waitForLock(join(folder, 'lock'), { onWait });
 }
 
 /** The option of commands that can print their result as JSON. */

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it, vi } from 'vitest';
+import { tryLock } from '../../../gpu-backend/files.ts';
 import { runCommand } from '../../../gpu-backend/jobs/run-command.ts';
 
 it('a stop in the moment when the log is being opened ends the command, too', async () => {
@@ -49,6 +50,29 @@ it.each([
   const end = await runCommand({ entry, args: [], env: {}, logFile: join(folder, 'log'), signal }).next();
   const reason = 'RangeError: That is no number. (exit code 1)';
   expect(end).toEqual({ done: true, value: { kind: 'failed', reason } });
+  rmSync(folder, { recursive: true });
+});
+
+it('a job says that it waits for an earlier run, begins at its end, and ends with its parent meanwhile', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
+  const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
+  const args = ['learn', '--data', 'ok.jsonl', '--out', folder];
+  const env = { MASKROUTE_JOB_FOLDER: folder };
+  const unlock = tryLock(join(folder, 'lock'))!;
+  const orphan = fork(entry, args, {
+    env: { ...process.env, ...env, MASKROUTE_PROGRESS: 'json' },
+    stdio: 'pipe',
+  });
+  await once(orphan.stdout!, 'data');
+  orphan.disconnect();
+  expect(await once(orphan, 'exit')).toEqual([null, 'SIGKILL']);
+  const signal = new AbortController().signal;
+  const command = runCommand({ entry, args, env, logFile: join(folder, 'log'), signal });
+  expect((await command.next()).value).toMatchObject({ stage: expect.stringContaining('an earlier run') });
+  unlock();
+  let step = await command.next();
+  while (!step.done) step = await command.next();
+  expect(step.value).toMatchObject({ kind: 'done' });
   rmSync(folder, { recursive: true });
 });
 
