@@ -2,7 +2,7 @@
  * `maskroute`: every command of the project. A command's parts load when it runs, so that `--help` is quick.
  * An expected error prints one line; the exit code is 1, or 2 for wrong usage. An unexpected error prints its stack.
  */
-import { CommanderError } from 'commander';
+import { type Command, CommanderError } from 'commander';
 import manifest from '../../package.json' with { type: 'json' };
 import { addBenchCommands } from './bench-command.ts';
 import { addCompletionCommand } from './completion-command.ts';
@@ -61,7 +61,7 @@ export async function main(args: readonly string[]): Promise<void> {
     // A backend sets it for its jobs.
     const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
     if (jobFolder) await becomeJob(jobFolder);
-    await program.parseAsync(isHelpOfNothing(args) ? args.slice(1) : args, { from: 'user' });
+    await program.parseAsync(withoutHelpOfNothing(program, args), { from: 'user' });
   } catch (error) {
     // Commander has already printed the error, the help or the version.
     if (error instanceof CommanderError) {
@@ -72,9 +72,19 @@ export async function main(args: readonly string[]): Promise<void> {
   }
 }
 
-/** Commander answers it with the whole help and no error; it knows the error of the name itself, and suggests another. */
-const isHelpOfNothing = ([word, name]: readonly string[]): boolean =>
-  word === 'help' && name !== undefined && program.commands.every((command) => command.name() !== name);
+/**
+ * Without `help` before a name that no command has: Commander answers it with the help of `parent` and no error. Of the name
+ * alone it says that it is unknown, and suggests another.
+ */
+function withoutHelpOfNothing(parent: Command, args: readonly string[]): readonly string[] {
+  const [word, ...rest] = args;
+  const find = (name: string | undefined) => parent.commands.find((command) => command.name() === name);
+  if (word === 'help') return rest.length === 0 || find(rest[0]) !== undefined ? args : rest;
+  const group = find(word);
+  return group === undefined || group.commands.length === 0
+    ? args
+    : [group.name(), ...withoutHelpOfNothing(group, rest)];
+}
 
 // Jobs start this file directly; `bin/maskroute.js` calls `main`.
 if (process.argv[1] === import.meta.filename) await main(process.argv.slice(2));

@@ -50,6 +50,7 @@ const REFUSED: [string, string[], RegExp][] = [
   ['an unknown device', ['serve', ...MODEL, '--device', 'cuda'], /Allowed choices are cpu, webgpu, auto/],
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command', ['help', 'nonsense'], /unknown command 'nonsense'/],
+  ['help of an unknown command of a group', ['model', 'help', 'nonsense'], /unknown command 'nonsense'/],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
   ['too many arguments', ['model', 'list', 'more'], /too many arguments/],
   ['a missing option', ['serve'], /required option '--model <name>'/],
