@@ -7,6 +7,7 @@ import { constants, rmSync, type Stats } from 'node:fs';
 import {
   type FileHandle,
   link,
+  mkdir,
   open,
   readdir,
   readFile,
@@ -38,6 +39,25 @@ export function maskrouteHome(): string {
 export const COMPILED_FOLDER = path.resolve(import.meta.dirname, '../node_modules/.cache/node-compile');
 
 /* The product's own files. */
+
+/**
+ * Makes a folder and those above it, unless they exist. Node's recursive mkdir never ends in /proc: the system says that
+ * there is no such folder, and Node makes the one above again.
+ * @throws MaskrouteError `storage_failed`.
+ */
+export async function makeFolder(folder: string, mode?: number): Promise<void> {
+  try {
+    await mkdir(folder, { mode });
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && (await stat(folder).catch(() => undefined))?.isDirectory()) return;
+    const above = path.dirname(folder);
+    if (code !== 'ENOENT' || (await sizeOf(above)) !== undefined)
+      throw new MaskrouteError('storage_failed', `${folder} cannot be made: ${message}.`, { cause });
+    await makeFolder(above, mode);
+    await makeFolder(folder, mode);
+  }
+}
 
 /** Writes a file atomically: readers see the old or the new content, also with concurrent writers and after a power cut. */
 export async function writeWhole(

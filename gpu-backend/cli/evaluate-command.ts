@@ -1,5 +1,4 @@
 /** `evaluate`: learned masks against dense and every static baseline. The last line is one JSON object. */
-import { mkdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { STATIC_ENCODER_ID } from '../../shared/embedding/static-encoder.ts';
@@ -7,7 +6,7 @@ import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { ENCODERS } from '../encoder/encoder-service.ts';
-import { maskrouteHome } from '../files.ts';
+import { makeFolder, maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
@@ -161,7 +160,7 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
     signal,
   };
   // Made before hours of work, since it may fail.
-  if (flags.out !== undefined) await mkdir(flags.out, { recursive: true });
+  if (flags.out !== undefined) await makeFolder(flags.out);
   const evaluation = await evaluate(options).finally(reporter.stop);
   // Files are written before anything is printed: a closed pipe or a full disk at the output ends the command.
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);

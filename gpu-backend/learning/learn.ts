@@ -3,7 +3,7 @@
  * for everybody and masks for groups of clusters, assigns masks to clusters, measures and writes. Killed and started
  * again with the same inputs, it resumes and ends with the same bytes.
  */
-import { access, constants, mkdir, stat } from 'node:fs/promises';
+import { access, constants, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import {
   type Mask,
@@ -16,7 +16,7 @@ import {
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EncoderOptions } from '../encoder/full-encoder.ts';
-import { tryLock, writeWhole } from '../files.ts';
+import { makeFolder, tryLock, writeWhole } from '../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
@@ -227,8 +227,8 @@ export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Pro
   await requireFiles(data);
   if (earlier !== undefined) earlierMasks(earlier, options);
   await checkEncoder(encoder);
+  await makeFolder(out);
   try {
-    await mkdir(out, { recursive: true });
     await access(out, constants.W_OK);
   } catch (cause) {
     const message = `Nothing can be written to ${out}: ${(cause as Error).message}`;

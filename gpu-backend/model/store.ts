@@ -8,7 +8,7 @@ import { mkdir, open, readdir, rename, rm, stat, writeFile } from 'node:fs/promi
 import { join } from 'node:path';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { openRegular, readJson, sizeOf, withLock } from '../files.ts';
+import { makeFolder, openRegular, readJson, sizeOf, withLock } from '../files.ts';
 import { corruptModel, type ModelManifest, modelManifestSchema } from './model-source.ts';
 
 export const MANIFEST_FILE = 'model.json';
@@ -222,6 +222,6 @@ export async function withStoreLock<T>(
   work: () => Promise<T>,
 ): Promise<T> {
   const models = modelsFolder(home);
-  await mkdir(models, { recursive: true });
+  await makeFolder(models);
   return withLock(join(models, '.lock'), options, work);
 }

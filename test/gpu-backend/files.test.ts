@@ -1,12 +1,12 @@
-/** Pipes, devices and links in a circle are refused when they are named as files; locks. */
+/** Pipes, devices and links in a circle are refused when they are named as files; folders and locks. */
 import { execFileSync } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { tryLock, withLock } from '../../gpu-backend/files.ts';
+import { makeFolder, tryLock, withLock } from '../../gpu-backend/files.ts';
 import { JobData } from '../../gpu-backend/jobs/job-store.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
@@ -151,6 +151,27 @@ describe('a link', () => {
     await writeFile(secret(), '{"text": "some words"}\n');
     await symlink(secret(), path.join(folder, 'data.jsonl'));
     expect(await readData([path.join(folder, 'data.jsonl')])).toHaveLength(1);
+  });
+});
+
+describe('a folder', () => {
+  const made = () => path.join(folder, 'a', 'b');
+
+  test('is made with those above it, also where it is already', async () => {
+    for (let i = 0; i < 2; i++) await makeFolder(made(), 0o700);
+    expect((await stat(made())).mode & 0o777).toBe(0o700);
+  });
+
+  test.each([
+    ['a file is', () => path.join(folder, 'file'), 'EEXIST'],
+    ['a file is above it', () => path.join(folder, 'file', 'a', 'b'), 'ENOTDIR'],
+    ['the system makes none', () => '/proc/maskroute/models', 'ENOENT'],
+  ])('cannot be made where %s', async (_, where, reason) => {
+    await writeFile(path.join(folder, 'file'), '');
+    await expect(makeFolder(where())).rejects.toMatchObject({
+      code: 'storage_failed',
+      message: expect.stringMatching(`cannot be made: ${reason}`),
+    });
   });
 });
 

@@ -2,12 +2,12 @@
  * `maskroute surrogates`: makes a table of surrogates for one model from calibration files. Closed form first, then
  * distillation; killed and started again with the same inputs, it resumes from the last saved step.
  */
-import { mkdir, readFile, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { basename, dirname, resolve } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { writeWhole } from '../../files.ts';
+import { makeFolder, writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
@@ -79,7 +79,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const from = options.from === undefined ? undefined : await readSurrogates(options.from);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
-  await mkdir(dirname(resolve(out)), { recursive: true });
+  await makeFolder(dirname(resolve(out)));
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
   const begun = async (): Promise<SurrogateTable> =>
     from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);

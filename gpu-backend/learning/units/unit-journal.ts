@@ -9,7 +9,7 @@ import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { createWhole, readOwnJson, removeAllOldParts, writeWhole } from '../../files.ts';
+import { createWhole, makeFolder, readOwnJson, removeAllOldParts, writeWhole } from '../../files.ts';
 import { contentKey } from '../journal.ts';
 
 export type UnitJournal = {
@@ -67,7 +67,7 @@ export async function openUnitJournal(folder: string, say: (line: string) => voi
 async function idOf(folder: string): Promise<string> {
   const file = join(folder, HEAD_FILE);
   try {
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     await createWhole(file, JSON.stringify({ id: randomUUID() }));
   } catch (cause) {
     throw unusable(folder, cause);

@@ -2,11 +2,11 @@
  * Downloads a file over HTTP into `<target>.part`, resumes an earlier download, checks size and hash, then renames it. So a
  * file with its final name is complete.
  */
-import { mkdir, open, rename, rm } from 'node:fs/promises';
+import { open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { sizeOf, withLock } from '../../files.ts';
+import { makeFolder, sizeOf, withLock } from '../../files.ts';
 import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
 
@@ -16,7 +16,7 @@ export async function aloneIn<T>(
   { log, signal }: Pick<ImportHooks, 'log' | 'signal'>,
   work: () => Promise<T>,
 ): Promise<T> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const onWait = () => log('Another process downloads the same files; waiting for it to end.');
   return withLock(join(folder, '.lock'), { onWait, signal }, work);
 }
