@@ -61,13 +61,18 @@ export async function pullModel(specText: string, options: PullOptions): Promise
     if (options.signal?.aborted && !(error instanceof MaskrouteError)) {
       throw new MaskrouteError('cancelled', 'Stopped; nothing was installed.', { cause: error });
     }
-    const { code, message } = error as NodeJS.ErrnoException;
-    if (code === undefined || !DISK_ERRORS.has(code)) throw error;
-    throw new MaskrouteError('storage_failed', `The import failed at the disk: ${message}`, { cause: error });
+    throw refusedByDisk('The import failed at the disk', error);
   }
 }
 
 const DISK_ERRORS = new Set(['ENOSPC', 'EDQUOT', 'EFBIG', 'EACCES', 'EPERM', 'EROFS', 'EIO', 'ENOTDIR']);
+
+/** An error of the disk as `storage_failed`; any other error as it is. `what`: what failed, as the begin of the message. */
+function refusedByDisk(what: string, error: unknown): unknown {
+  const { code, message } = error as NodeJS.ErrnoException;
+  if (code === undefined || !DISK_ERRORS.has(code)) return error;
+  return new MaskrouteError('storage_failed', `${what}: ${message}`, { cause: error });
+}
 
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
   const { home, weights, force = false, data = [] } = options;
@@ -223,14 +228,29 @@ export async function showModel(
   return model;
 }
 
-/** @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`. */
-export const installOwnSurrogates = (
+/**
+ * Installs the table in `file`. When that fails, the model is as before.
+ * @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`,
+ * `storage_failed`.
+ */
+async function installTable(
   home: string,
   name: string,
   file: string,
   hooks: WaitHooks,
-): Promise<InstalledModel> =>
-  locked(home, hooks, () => installSurrogates(home, name, file, { preset: false }));
+  options: { readonly preset: boolean },
+): Promise<InstalledModel> {
+  try {
+    return await locked(home, hooks, () => installSurrogates(home, name, file, options));
+  } catch (error) {
+    const what = `${file} was not installed in ${name}. The disk may need room for a second copy of the model`;
+    throw refusedByDisk(what, error);
+  }
+}
+
+/** Installs a table that the user made. @throws as {@link installTable}. */
+export const installOwnSurrogates = (home: string, name: string, file: string, hooks: WaitHooks) =>
+  installTable(home, name, file, hooks, { preset: false });
 
 const PRESET_FILE = fileURLToPath(
   new URL(`../presets/${DEFAULT_MODEL}/surrogates.safetensors`, import.meta.url),
@@ -250,5 +270,5 @@ export async function withPresetSurrogates(
   const id = surrogatesIdOf(await sha256OfFiles([PRESET_FILE]));
   if (manifest.surrogates?.id === id) return model;
   hooks.log(`Installing the surrogates of ${manifest.name}`);
-  return locked(home, hooks, () => installSurrogates(home, manifest.name, PRESET_FILE, { preset: true }));
+  return installTable(home, manifest.name, PRESET_FILE, hooks, { preset: true });
 }

@@ -1,4 +1,5 @@
 /** Tables of surrogates on disk, in both bases, and inside an installed model. */
+import { spawnSync } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -148,6 +149,23 @@ test('its weights have one name all the time: ONNX Runtime refuses files with a 
   while (!isDone) most = Math.max(most, await namesOf(path.join(folder, 'weights.bin')));
   await installing;
   expect(most).toBe(1);
+});
+
+test('a full disk leaves the model as it was, and is said to need room for a second copy', async () => {
+  const source = path.join(home, 'tiny.gguf');
+  await writeFile(source, writeGguf(tinyLlama()));
+  const { folder, manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
+  const table = randomSurrogates(tiny, 32);
+  await writeSurrogates(file, { model: manifest.hash as ModelHash, table, fitted: '' });
+  const cli = path.resolve(import.meta.dirname, '../../../gpu-backend/cli/cli.ts');
+  // No file may have more than 8 KB.
+  const shell = `ulimit -f 8; exec "${process.execPath}" "${cli}" model surrogates ${manifest.name} "${file}"`;
+  const env = { ...process.env, MASKROUTE_HOME: home };
+  const { status, stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8', env });
+  expect(stderr).toMatch(/^error: .*was not installed in tiny.* a second copy of the model: EFBIG.*\n$/);
+  expect(status).toBe(1);
+  expect((await showModel(home, manifest.name, { verify: true })).manifest).toEqual(manifest);
+  expect((await readdir(path.dirname(folder))).filter((name) => name !== '.lock')).toEqual([manifest.name]);
 });
 
 test('another model’s table leaves the model as it was', async () => {
