@@ -8,10 +8,10 @@
  * for the whole activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate
  * and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  */
-import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { namingFile, partOf, removeOldParts, writeWhole } from '../../files.ts';
+import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
   formOf,
@@ -102,14 +102,16 @@ const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: p
 const indexSchema = z.record(z.string(), copiesSchema);
 type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
 
-/** The index is written last, so if it exists, the copies are complete. */
+/** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
 async function readIndex(folder: string): Promise<Copies | undefined> {
-  try {
-    const json = JSON.parse(await readFile(join(folder, INDEX_FILE), 'utf8'));
-    return new Map(Object.entries(indexSchema.parse(json)));
-  } catch {
-    return undefined;
-  }
+  const index = await readOwnJson(join(folder, INDEX_FILE), indexSchema);
+  const copies = new Map(Object.entries(index ?? {}));
+  const products = [...copies.values()].flatMap(({ forward, back }) => [back, ...(forward ? [forward] : [])]);
+  const ends_bytes = products.map((product) => {
+    const last = product.kind === 'q8' ? product.zeroPoints : product.scales;
+    return last.offset + last.bytes;
+  });
+  return (await sizeOf(join(folder, COPIES_FILE))) === Math.max(...ends_bytes) ? copies : undefined;
 }
 
 async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLinear>): Promise<Copies> {

@@ -138,7 +138,7 @@ describe('a small random model', () => {
     expect(cosine(gradients, differences)).toBeGreaterThan(least);
   });
 
-  test('transposed weights are written once, and again when their index is damaged', async () => {
+  test('transposed weights are written once, and again when they are cut off or their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
     const copies = join(folder, 'training-v3.bin');
     const result = async () => {
@@ -149,10 +149,17 @@ describe('a small random model', () => {
     };
     const first = await result();
     expect(await result()).toEqual(first);
-    await writeFile(join(folder, 'training-v3.json'), '{"head": ');
-    const again = await result();
-    expect(again.step).toEqual(first.step);
-    expect(again.written).toBeGreaterThan(first.written);
+    let before = first;
+    for (const damage of [
+      () => writeFile(join(folder, 'training-v3.json'), '{"head": '),
+      async () => truncate(copies, (await stat(copies)).size - 1),
+    ]) {
+      await damage();
+      const again = await result();
+      expect(again.step).toEqual(first.step);
+      expect(again.written).toBeGreaterThan(before.written);
+      before = again;
+    }
     expect((await readdir(folder)).filter((name) => name.startsWith('.'))).toEqual([]);
   });
 
