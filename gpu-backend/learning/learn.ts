@@ -27,6 +27,7 @@ import { readData, requireFiles } from './data/read-data.ts';
 import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
+import { LEARNING_RATE } from './gates/train-mask.ts';
 import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
 import type { Budget, CountRange } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
@@ -291,7 +292,7 @@ async function assemble(
     ...(surrogates === undefined ? {} : { surrogates: surrogates.id }),
     learned: {
       method: METHOD,
-      constants: { ...HARD_CONCRETE },
+      constants: { ...HARD_CONCRETE, learningRate: LEARNING_RATE },
       weights: manifest.weights,
       data: data.map((path) => basename(path)),
       rows: prompts.rows.fit,

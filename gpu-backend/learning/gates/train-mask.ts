@@ -50,13 +50,13 @@ export type TrainingOptions = {
   readonly parts: number;
   /** Loss and gate gradients on the text of a step's part; the same numbers give the same result. */
   sample(step: number, part: number, gates: readonly number[]): Promise<LossAndGradients>;
-  readonly gateLearningRate: number;
-  readonly multiplierLearningRate: number;
   readonly signal: AbortSignal | undefined;
 };
 
 export type LossAndGradients = { readonly loss: number; readonly gradients: ArrayLike<number> };
 
+/** Adam's learning rate of the gates and of the penalty's multipliers. */
+export const LEARNING_RATE = 0.1;
 /** logAlpha of the first-ranked and the last-ranked block before the shift. */
 const RANK_SPREAD = 2;
 
@@ -121,10 +121,10 @@ async function trainingStep(options: TrainingOptions, state: TrainingState): Pro
   const [linear, quadratic] = multipliers;
   const penalty = sparsityPenalty(logAlphas, weights, options.targetSparsity, { linear, quadratic });
   const total = gradients.map((gradient, i) => gradient + penalty.logAlphaGradients[i]!);
-  const gates = adamStep(logAlphas, total, state.gateAdam, options.gateLearningRate);
+  const gates = adamStep(logAlphas, total, state.gateAdam, LEARNING_RATE);
   const up = penalty.multiplierGradients;
   const ascent = [-up.linear, -up.quadratic];
-  const moved = adamStep(multipliers, ascent, state.multiplierAdam, options.multiplierLearningRate);
+  const moved = adamStep(multipliers, ascent, state.multiplierAdam, LEARNING_RATE);
   const next = gates.values.map(clampLogAlpha);
   return {
     step: step + 1,

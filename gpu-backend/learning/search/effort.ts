@@ -13,13 +13,9 @@ export type BlockCost = 'blocks' | 'time';
 /** Default number of tokens before the decoded token whose time is measured. */
 export const CONTEXT_TOKENS = 64;
 
-export type GateEffort = {
+type MaskEffort = {
+  /** Training steps of the gates. */
   readonly gateSteps: number;
-  readonly gateLearningRate: number;
-  readonly multiplierLearningRate: number;
-};
-
-type MaskEffort = GateEffort & {
   /** Scored positions that masks are searched on. */
   readonly searchPositions: number;
   /** How many of their batches rank blocks and drawn gates. */
@@ -76,8 +72,6 @@ export const LEARN_EFFORT: LearnEffort = {
     glanceParts: 2,
     greedyEvaluations: 300,
     gateSteps: 80,
-    gateLearningRate: 0.1,
-    multiplierLearningRate: 0.1,
     rounds: 1,
     exchanges: 40,
     triesMax: 12,
@@ -86,8 +80,6 @@ export const LEARN_EFFORT: LearnEffort = {
     searchPositions: 2560,
     glanceParts: 1,
     gateSteps: 30,
-    gateLearningRate: 0.1,
-    multiplierLearningRate: 0.1,
     rounds: 1,
     exchanges: 24,
     triesMax: 8,

@@ -7,7 +7,7 @@ import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { drawGates, type TrainedGates, trainMask } from '../gates/train-mask.ts';
 import { masksByScore } from './budget.ts';
-import type { GateEffort, LearnEffort } from './effort.ts';
+import type { LearnEffort } from './effort.ts';
 import {
   type CostedMask,
   exchangeBlocks,
@@ -65,7 +65,7 @@ export async function searchOneMask(
     return { mask, improved: await improved(mask) };
   };
   const byGates = async () => {
-    const gates = await learnGates(bench, 'one gates', rows, worth, on, effort);
+    const gates = await learnGates(bench, 'one gates', rows, worth, on, effort.gateSteps);
     const exchanged = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
     return { gates, improved: await improved(exchanged) };
   };
@@ -98,7 +98,7 @@ export async function searchGroupMask(
   const start = await bestStart(starts, on);
   const worth = await worthOfBlocks(on.atAGlance, start, ranking);
   const swapped = await exchangeBlocks(start, worth, options);
-  const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort);
+  const gates = await learnGates(bench, `${name} gates`, rows, worth, on, effort.gateSteps);
   const learned = await exchangeBlocks(gates.best.mask, gates.logAlphas, options);
   const best = (await on.isBetter(learned, swapped)) ? learned : swapped;
   const improved = await improveMask(best, worth, effort.rounds, options);
@@ -134,6 +134,7 @@ type LearnedGates = {
  * Learns gates on one group of prompts, and finds the best binary mask for them.
  * @param worth rise of the loss when each block is removed, `[2L]`: the ranking from which the gates start.
  * @param on the text on which binary masks are tried; the gates learn on other text.
+ * @param steps training steps.
  */
 async function learnGates(
   bench: Workbench,
@@ -141,22 +142,20 @@ async function learnGates(
   rows: readonly CalibrationRow[],
   worth: readonly number[],
   on: TextCost,
-  effort: GateEffort,
+  steps: number,
 ): Promise<LearnedGates> {
   const { budget, seed, signal } = bench;
   const { logAlphas, history } = await trainMask({
     importance: worth,
     blockWeights: budget.blockWeights,
     targetSparsity: budget.targetSparsity,
-    steps: effort.gateSteps,
+    steps,
     seed,
     signal,
-    gateLearningRate: effort.gateLearningRate,
-    multiplierLearningRate: effort.multiplierLearningRate,
-    ...bench.training(name, rows, effort.gateSteps),
+    ...bench.training(name, rows, steps),
   });
   const draws = Array.from({ length: DRAWS }, (_, draw) => {
-    const gates = drawGates(logAlphas, seed, effort.gateSteps, draw).map(({ gate }) => gate);
+    const gates = drawGates(logAlphas, seed, steps, draw).map(({ gate }) => gate);
     return on.ofGates(`${name} draw ${draw}`, gates);
   });
   const tried = masksByScore(logAlphas, budget, COUNTS_TRIED).map(

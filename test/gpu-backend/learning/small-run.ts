@@ -15,8 +15,6 @@ const mask = {
   searchPositions: 120,
   glanceParts: 1,
   gateSteps: 4,
-  gateLearningRate: 0.1,
-  multiplierLearningRate: 0.1,
   rounds: 1,
   exchanges: 4,
   triesMax: 3,

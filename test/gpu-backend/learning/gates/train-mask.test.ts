@@ -46,8 +46,6 @@ const options = (changes: Partial<TrainingOptions> = {}): TrainingOptions => ({
   seed: 5,
   parts: 2,
   sample: (step, index, gates) => session.step(part(step, index), gates),
-  gateLearningRate: 0.05,
-  multiplierLearningRate: 0.05,
   signal: undefined,
   ...changes,
 });
@@ -102,7 +100,6 @@ test('learning beats the ranking that it started from, and stays near the target
     importance,
     steps: 120,
     sample: (_, index, gates) => session.step(fixed[index]!, gates),
-    gateLearningRate: 0.1,
   });
   const before = await lossOf(lowest(startState(train).logAlphas));
   const { logAlphas, history } = await trainMask(train);
