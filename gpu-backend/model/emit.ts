@@ -15,7 +15,7 @@ import { convertSlices, type Job } from './conversion/convert-slices.ts';
 import type { Turn } from './conversion/slice.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
-import { type ModelConfig, unsupportedModel, type WeightSource } from './model-source.ts';
+import { type FileSource, type ModelConfig, unsupportedModel } from './model-source.ts';
 import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
 import {
   eightBitsOf,
@@ -37,7 +37,7 @@ export type Holding = 'f32' | 'q8' | 'q4' | (FourBitOptions & { readonly kind: '
 
 /** The source of tensors, the file to write, and the basis of the residual stream. */
 type Emission = {
-  readonly source: WeightSource;
+  readonly source: FileSource;
   readonly file: WeightsFile;
   readonly basis: Basis;
 };
@@ -49,7 +49,7 @@ type Emission = {
  * @throws MaskrouteError `unsupported_model` for widths that codes cannot have, `corrupt_model`.
  */
 export async function emitModel(
-  source: WeightSource,
+  source: FileSource,
   holding: Holding,
   outDir: string,
   onProgress: (fraction: number) => void,
@@ -197,7 +197,7 @@ async function storeInSlices(
   const rest = storeRest(emission, finalNorm);
   const total = jobs.reduce((sum, { slice }) => sum + slice.rows * slice.columns, 0);
   let done = 0;
-  await convertSlices(source, jobs, file.descriptor, {
+  await convertSlices(jobs, file.descriptor, {
     threads,
     onWeights(weights) {
       done += weights;
@@ -237,7 +237,7 @@ function placeMatrix(
       const row = above + from;
       const codes = stored.kind === 'f32' ? undefined : stored;
       jobs.push({
-        name,
+        place: source.place(name),
         slice: {
           from,
           rows,

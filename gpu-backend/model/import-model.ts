@@ -81,7 +81,7 @@ export async function describeLocal(local: LocalModel) {
   await weights.close();
   const sizes = decoderTensors(weights.config).map(({ name, shape }) => {
     const elements = shape.reduce((product, size) => product * size, 1);
-    const { blockSize, blockBytes } = tensorType(weights.place!(name).type)!;
+    const { blockSize, blockBytes } = tensorType(weights.place(name).type)!;
     return { elements, bytes: (elements / blockSize) * blockBytes };
   });
   return {

@@ -74,8 +74,11 @@ export interface WeightSource {
   shape(name: string): readonly number[];
   /** The whole tensor in fp32, row-major. Rows of Q and K are in half-split ("NeoX") order, whatever the file's order. */
   read(name: string): Promise<Float32Array>;
-  /** If the source is a file: the data that another thread needs to read a part of a tensor. */
-  place?(name: string): TensorPlace;
+}
+
+/** Weights in open files: any thread can read a part of a tensor. */
+export interface FileSource extends WeightSource {
+  place(name: string): TensorPlace;
 }
 
 /** The position of a tensor in a file that this process has open. Plain data, so that it can go to other threads. */
@@ -167,7 +170,7 @@ export function quoted(text: string): string {
 }
 
 /** An opened model file or folder, whatever its format. */
-export type OpenModelFile = WeightSource & {
+export type OpenModelFile = FileSource & {
   /** The files that the model's hash is computed from, in order. */
   readonly weightFiles: readonly string[];
   close(): Promise<void>;

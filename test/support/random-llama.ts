@@ -1,15 +1,18 @@
 /** A small Llama with random weights: every part of a real one, quick enough for plain loops. */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
+import { openSafetensors } from '../../gpu-backend/model/formats/safetensors.ts';
 import type { KvType, ModelConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import { type SurrogateTable, writeSurrogateGraph } from '../../gpu-backend/model/surrogates.ts';
 import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
 import type { SurrogatesId } from '../../shared/mask/mask.ts';
+import { readAll } from './family-files.ts';
+import { writeSafetensors } from './safetensors.ts';
 
 export const TINY_CONFIG: ModelConfig = {
   architecture: 'llama',
@@ -89,6 +92,23 @@ export function holding(kind: WeightKind, { vocabularySize }: ModelConfig): Hold
   return { kind, text: { tokenIds, sequenceTokens }, threads: 1 };
 }
 
+/** As `emitModel`, of weights that no file has: they are written to one. */
+export async function emitFromMemory(
+  source: WeightSource,
+  holding: Holding,
+  outDir: string,
+  onProgress: (fraction: number) => void,
+): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), 'maskroute-source-'));
+  await using opened = new AsyncDisposableStack();
+  opened.defer(() => rm(folder, { recursive: true }));
+  const path = join(folder, 'model.safetensors');
+  await writeFile(path, writeSafetensors(await readAll(source)));
+  const { place, close } = await openSafetensors(path);
+  opened.defer(close);
+  await emitModel({ ...source, place }, holding, outDir, onProgress);
+}
+
 /** Emits `source` into a folder of its own and opens it on a device; disposing removes both. */
 export async function openEmitted(
   source: WeightSource,
@@ -98,7 +118,7 @@ export async function openEmitted(
   kvType?: KvType,
 ): Promise<Runner & AsyncDisposable & { readonly folder: string }> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
-  await emitModel(source, holding(kind, source.config), folder, () => {});
+  await emitFromMemory(source, holding(kind, source.config), folder, () => {});
   const { config } = source;
   if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
   const surrogates = table && RANDOM_TABLE_ID;

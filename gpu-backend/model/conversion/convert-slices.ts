@@ -7,12 +7,12 @@ import { Worker } from 'node:worker_threads';
 import type { ErrorCode } from '../../../shared/wire/errors.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { tensorType } from '../formats/dequantize.ts';
-import { matrixInFile, matrixInMemory } from '../formats/tensor-parts.ts';
-import type { WeightSource } from '../model-source.ts';
+import { matrixInFile } from '../formats/tensor-parts.ts';
+import type { TensorPlace } from '../model-source.ts';
 import { convertSlice, type FromConversion, type Slice, sliceBytes, type ToConversion } from './slice.ts';
 
-/** A slice of the tensor `name`. */
-export type Job = { readonly name: string; readonly slice: Slice };
+/** A slice of the tensor at `place`. */
+export type Job = { readonly place: TensorPlace; readonly slice: Slice };
 
 /** Most memory of all slices in work; a single slice may take more. */
 const MEMORY_BYTES_MAX = 1.5 * 2 ** 30;
@@ -28,46 +28,36 @@ type ConversionOptions = {
 
 /** Writes all slices into the weights file `descriptor`. @throws MaskrouteError `corrupt_model`. */
 export async function convertSlices(
-  source: WeightSource,
   jobs: readonly Job[],
   descriptor: number,
-  { threads, onWeights }: ConversionOptions,
+  { threads = threadsFor(jobs), onWeights }: ConversionOptions,
 ): Promise<void> {
-  const count = source.place === undefined ? 1 : (threads ?? threadsFor(source, jobs));
-  if (count > 1) return inThreads(source, jobs, descriptor, { count, onWeights });
-  for (const { name, slice } of jobs) {
-    const parts = source.place
-      ? matrixInFile(source.place(name))
-      : matrixInMemory(await source.read(name), source.shape(name));
-    await convertSlice(slice, parts, descriptor);
+  if (threads > 1) return inThreads(jobs, descriptor, { threads, onWeights });
+  for (const { place, slice } of jobs) {
+    await convertSlice(slice, matrixInFile(place), descriptor);
     onWeights(weightsOf(slice));
   }
 }
 
 const weightsOf = ({ rows, columns }: Slice): number => rows * columns;
 
-function threadsFor(source: WeightSource, jobs: readonly Job[]): number {
+function threadsFor(jobs: readonly Job[]): number {
   const weights = jobs.reduce((sum, { slice }) => sum + weightsOf(slice), 0);
   if (weights < THREADS_FROM_WEIGHTS) return 1;
-  const bytesAWeight = (name: string): number => {
-    const { blockBytes, blockSize } = tensorType(source.place!(name).type)!;
-    return blockBytes / blockSize;
-  };
-  const largest_bytes = jobs.reduce(
-    (most, { name, slice }) => Math.max(most, sliceBytes(slice, bytesAWeight(name))),
-    0,
-  );
+  const largest_bytes = jobs.reduce((most, { place, slice }) => {
+    const { blockBytes, blockSize } = tensorType(place.type)!;
+    return Math.max(most, sliceBytes(slice, blockBytes / blockSize));
+  }, 0);
   return Math.max(1, Math.min(availableParallelism(), Math.floor(MEMORY_BYTES_MAX / largest_bytes)));
 }
 
 async function inThreads(
-  source: WeightSource,
   jobs: readonly Job[],
   descriptor: number,
-  { count, onWeights }: { readonly count: number; readonly onWeights: (weights: number) => void },
+  { threads, onWeights }: { readonly threads: number; readonly onWeights: (weights: number) => void },
 ): Promise<void> {
   const workers = Array.from(
-    { length: Math.min(count, jobs.length) },
+    { length: Math.min(threads, jobs.length) },
     () => new Worker(new URL('./slice.ts', import.meta.url)),
   );
   let next = 0;
@@ -75,9 +65,9 @@ async function inThreads(
     await Promise.all(
       workers.map(async (worker) => {
         while (next < jobs.length) {
-          const { name, slice } = jobs[next++]!;
-          await inThread(worker, { slice, place: source.place!(name), descriptor });
-          onWeights(weightsOf(slice));
+          const job = jobs[next++]!;
+          await inThread(worker, { ...job, descriptor });
+          onWeights(weightsOf(job.slice));
         }
       }),
     );

@@ -47,21 +47,6 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
   };
 }
 
-/** The parts of a matrix in memory. */
-export function matrixInMemory(values: Float32Array, [rows, columns]: readonly number[]): MatrixParts {
-  return {
-    rows: async (from, count) => values.slice(from * columns!, (from + count) * columns!),
-    async columns(from, count) {
-      const out = new Float32Array(rows! * count);
-      for (let row = 0; row < rows!; row++) {
-        const at = row * columns! + from;
-        out.set(values.subarray(at, at + count), row * count);
-      }
-      return out;
-    },
-  };
-}
-
 /** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
   readElements(

@@ -5,9 +5,8 @@ import { join } from 'node:path';
 import type { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { createEngine, Pulse } from '../../../gpu-backend/engine/start-engine.ts';
-import { emitModel } from '../../../gpu-backend/model/emit.ts';
 import type { ModelHash } from '../../../shared/mask/mask.ts';
-import { randomLlama } from '../../support/random-llama.ts';
+import { emitFromMemory, randomLlama } from '../../support/random-llama.ts';
 import { eventually, serveModel, type TestServer } from './harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -15,7 +14,7 @@ const source = randomLlama({ contextTokens: 8192 });
 let modelDir: string;
 beforeAll(async () => {
   modelDir = await mkdtemp(join(tmpdir(), 'maskroute-liveness-'));
-  await emitModel(source, 'q8', modelDir, () => {});
+  await emitFromMemory(source, 'q8', modelDir, () => {});
 });
 afterAll(() => rm(modelDir, { recursive: true }));
 

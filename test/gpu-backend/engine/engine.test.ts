@@ -11,7 +11,6 @@ import {
 } from '../../../gpu-backend/engine/engine.ts';
 import type { LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
-import { emitModel } from '../../../gpu-backend/model/emit.ts';
 import {
   denseMask,
   type ModelHash,
@@ -19,7 +18,7 @@ import {
   type SurrogatesId,
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
-import { randomLlama } from '../../support/random-llama.ts';
+import { emitFromMemory, randomLlama } from '../../support/random-llama.ts';
 
 /** Room for answers that do not end by themselves while a test looks on. */
 const CONTEXT_TOKENS = 8192;
@@ -30,7 +29,7 @@ const NEVER = new AbortController().signal;
 let modelDir: string;
 beforeAll(async () => {
   modelDir = await mkdtemp(join(tmpdir(), 'maskroute-engine-'));
-  await emitModel(source, 'q8', modelDir, () => {});
+  await emitFromMemory(source, 'q8', modelDir, () => {});
 });
 afterAll(() => rm(modelDir, { recursive: true }));
 

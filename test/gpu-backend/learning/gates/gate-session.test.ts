@@ -13,7 +13,7 @@ import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { installedModel, testModelFile } from '../../../support/installed-model.ts';
-import { holding, randomLlama } from '../../../support/random-llama.ts';
+import { emitFromMemory, holding, randomLlama } from '../../../support/random-llama.ts';
 import reference from './fixtures/gates.json' with { type: 'json' };
 
 const { ids, targetIds, targetProbabilities, uniform, mixed, distil } = reference;
@@ -103,7 +103,7 @@ describe('a small random model', () => {
   const emitted = async (kind: WeightKind, changes = {}) => {
     const folder = await temporary();
     const source = randomLlama(changes);
-    await emitModel(source, holding(kind, source.config), folder, () => {});
+    await emitFromMemory(source, holding(kind, source.config), folder, () => {});
     const open = (recompute?: boolean) =>
       openGateSession(folder, source.config, {
         threads: 1,

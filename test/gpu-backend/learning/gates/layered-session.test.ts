@@ -7,10 +7,9 @@ import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.t
 import { openGateSession, openLossSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { openLayeredSession } from '../../../../gpu-backend/learning/gates/layered-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
-import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import type { ModelConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { holding, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
+import { emitFromMemory, holding, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -33,7 +32,7 @@ const CASES: [string, WeightKind, Partial<ModelConfig>, number][] = [
 test.each(CASES)('%s: the same bits', async (_, weights, changes, rank) => {
   const source = randomLlama(changes);
   const { config } = source;
-  await emitModel(source, holding(weights, config), folder, () => {});
+  await emitFromMemory(source, holding(weights, config), folder, () => {});
   const surrogates = rank === 0 ? undefined : randomSurrogates(config, rank);
   const random = createRandom(3);
   const text = nextTokenBatch(

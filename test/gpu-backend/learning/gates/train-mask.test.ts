@@ -10,9 +10,8 @@ import { expectedSparsity, normalizedWeights } from '../../../../gpu-backend/lea
 import type { TrainingOptions } from '../../../../gpu-backend/learning/gates/train-mask.ts';
 import { startState, trainMask } from '../../../../gpu-backend/learning/gates/train-mask.ts';
 import { createBudget, masksByScore } from '../../../../gpu-backend/learning/search/budget.ts';
-import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import type { Mask } from '../../../../shared/mask/mask.ts';
-import { randomLlama } from '../../../support/random-llama.ts';
+import { emitFromMemory, randomLlama } from '../../../support/random-llama.ts';
 
 const BLOCKS = 8;
 const flat = Array<number>(BLOCKS).fill(1);
@@ -21,7 +20,7 @@ let session: GateSession;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-train-'));
   const source = randomLlama({ tiedEmbeddings: false });
-  await emitModel(source, 'f32', folder, () => {});
+  await emitFromMemory(source, 'f32', folder, () => {});
   session = await openGateSession(folder, source.config, { threads: 1 });
 });
 afterAll(async () => {

@@ -15,11 +15,10 @@ import {
   solvePositive,
 } from '../../../../gpu-backend/learning/surrogates/fit-surrogates.ts';
 import { openMomentSession } from '../../../../gpu-backend/learning/surrogates/moments.ts';
-import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { furthest } from '../../../support/furthest.ts';
-import { randomLlama } from '../../../support/random-llama.ts';
+import { emitFromMemory, randomLlama } from '../../../support/random-llama.ts';
 import golden from './fixtures/surrogate_fit.json' with { type: 'json' };
 
 const { tokens, hiddenSize: H, rank } = golden;
@@ -111,7 +110,7 @@ test('first positions and outliers are left out of the sums', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-outlier-'));
   try {
     const source = withLoudToken(randomLlama({ tiedEmbeddings: false }));
-    await emitModel(source, 'f32', folder, () => {});
+    await emitFromMemory(source, 'f32', folder, () => {});
     const tokenIds = Int32Array.from({ length: 4 * 16 }, (_, i) => i);
     // One of the three stands first.
     for (const at of [5, 16, 41]) tokenIds[at] = 300;
@@ -133,7 +132,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
   try {
     const source = randomLlama({ tiedEmbeddings: false });
     const { config } = source;
-    await emitModel(source, 'f32', folder, () => {});
+    await emitFromMemory(source, 'f32', folder, () => {});
     const session = await openMomentSession(folder, config, { threads: 1 });
     const random = createRandom(3);
     const text = (length: number) => Int32Array.from({ length }, () => random.below(320));

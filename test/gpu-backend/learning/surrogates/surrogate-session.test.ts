@@ -18,10 +18,14 @@ import {
   startDescent,
 } from '../../../../gpu-backend/learning/surrogates/distill-surrogates.ts';
 import { SURROGATE_PARTS } from '../../../../gpu-backend/learning/surrogates/surrogate-graph.ts';
-import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import type { SurrogateTable } from '../../../../gpu-backend/model/surrogates.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
-import { RANDOM_TABLE_ID, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
+import {
+  emitFromMemory,
+  RANDOM_TABLE_ID,
+  randomLlama,
+  randomSurrogates,
+} from '../../../support/random-llama.ts';
 
 const source = randomLlama({ tiedEmbeddings: false });
 const { config } = source;
@@ -49,7 +53,7 @@ const live: SurrogateTable = {
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-surrogates-'));
-  await emitModel(source, 'f32', folder, () => {});
+  await emitFromMemory(source, 'f32', folder, () => {});
   const options = { threads: 1, surrogates: live };
   gates = await openGateSession(folder, config, options);
   losses = await openLossSession(folder, config, options);

@@ -9,7 +9,6 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Runner } from '../../../../gpu-backend/engine/runner-interface.ts';
 import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
-import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import {
   configFromHuggingFace,
@@ -22,7 +21,7 @@ import { canBeGguf, ggufParts, readAll, safetensorsFiles } from '../../../suppor
 import { furthestInRows } from '../../../support/furthest.ts';
 import { splitGguf, writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
-import { openEmitted, randomLlama } from '../../../support/random-llama.ts';
+import { emitFromMemory, openEmitted, randomLlama } from '../../../support/random-llama.ts';
 import figures from './fixtures/families.json' with { type: 'json' };
 
 const { tokens, rows, skipped, gates } = figures;
@@ -134,7 +133,7 @@ describe.each(figures.variants)('$name', (variant) => {
   });
 
   test('loss and gradients of gates', async () => {
-    await emitModel(source, 'f32', folder, () => {});
+    await emitFromMemory(source, 'f32', folder, () => {});
     const session = await openGateSession(folder, config, { threads: 1 });
     const batch = nextTokenBatch(tokens, 1);
     const oneTarget = { ...batch, targetIds: Array.from(batch.targetIds, () => 7) };

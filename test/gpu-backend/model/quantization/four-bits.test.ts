@@ -12,7 +12,7 @@ import {
   storeCodes,
   storedRows,
 } from '../../../../gpu-backend/model/architectures/projections.ts';
-import { emitModel, MODEL_FILE, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
+import { MODEL_FILE, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
 import { chooseEightBits } from '../../../../gpu-backend/model/quantization/four-bits.ts';
 import {
   dequantize,
@@ -26,7 +26,7 @@ import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSession, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
+import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -100,7 +100,7 @@ describe('a model of four bits', () => {
     const bytes: Buffer[] = [];
     for (const run of ['a', 'b']) {
       const out = await mkdtemp(join(folder, run));
-      await emitModel(source, holding('q4', source.config), out, () => {});
+      await emitFromMemory(source, holding('q4', source.config), out, () => {});
       bytes.push(await readFile(join(out, WEIGHTS_FILE)), await readFile(join(out, MODEL_FILE)));
       const stored = await readStoredLlama(out, source.config);
       const kinds = stored.layers.flatMap(({ qkv, output, gateUp, down }) =>
@@ -163,7 +163,9 @@ describe('a model of four bits', () => {
       seen.push(fraction);
       throw new Error('enough');
     };
-    await expect(emitModel(source, holding('q4', source.config), out, onProgress)).rejects.toThrow('enough');
+    await expect(emitFromMemory(source, holding('q4', source.config), out, onProgress)).rejects.toThrow(
+      'enough',
+    );
     // One of two layers has its four bits, which all of them have after 0.65 of the work.
     expect(seen).toEqual([0.325]);
   });
