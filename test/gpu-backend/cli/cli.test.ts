@@ -51,6 +51,14 @@ const REFUSED: [string, string[], RegExp][] = [
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command', ['help', 'nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command of a group', ['model', 'help', 'nonsense'], /unknown command 'nonsense'/],
+  [
+    'a table that cannot be written anywhere',
+    [
+      ...['distill', '--encoder', 'all-minilm-l6-v2', '--out', '/proc/nowhere/table.bin'],
+      ...['--data', 'gpu-backend/learning/data/passages.jsonl'],
+    ],
+    /nowhere cannot be made/,
+  ],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
   ['too many arguments', ['model', 'list', 'more'], /too many arguments/],
   ['a missing option', ['serve'], /required option '--model <name>'/],
@@ -174,6 +182,7 @@ const FAILED = [
   'a model that is not installed',
   'a source that is nowhere',
   'a model to learn for that is missing',
+  'a table that cannot be written anywhere',
 ];
 
 const commandsOf = (command: Command, name: string): [string, Command][] => [
