@@ -23,7 +23,6 @@ import { type GateSession, openGateSession } from '../learning/gates/gate-sessio
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { learn, MASK_SET_FILE } from '../learning/learn.ts';
 import { LEARN_EFFORT, type LearnEffort } from '../learning/search/effort.ts';
-import { installedSurrogates } from '../learning/search/model-parts.ts';
 import { openQueuedUnits } from '../learning/units/queued-units.ts';
 import { batchUnit, scoreUnit, type Unit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
@@ -31,6 +30,7 @@ import { type BenchHooks, interleaved, rested, round, type Subject } from '../me
 import type { ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
+import { installedSurrogates } from '../model/surrogates.ts';
 import { createRandom } from '../random.ts';
 import { quarterMask, type SpeedOptions } from './decode.ts';
 import { startValkey, type Valkey } from './valkey-server.ts';

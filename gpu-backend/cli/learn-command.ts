@@ -317,7 +317,7 @@ async function unitsFor({ queue, journal }: LearnFlags, home: string, say: (line
 /** The model's surrogates, unless `--no-surrogate`. @throws MaskrouteError `invalid_argument` when requested but missing. */
 async function surrogatesFor(model: InstalledModel, wanted: boolean | undefined) {
   if (wanted === false) return undefined;
-  const { installedSurrogates } = await import('../learning/search/model-parts.ts');
+  const { installedSurrogates } = await import('../model/surrogates.ts');
   const found = await installedSurrogates(model);
   if (found !== undefined || wanted === undefined) return found;
   throw new MaskrouteError(

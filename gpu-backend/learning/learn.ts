@@ -29,9 +29,9 @@ import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { LEARNING_RATE } from './gates/train-mask.ts';
 import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
-import type { Budget, CountRange } from './search/budget.ts';
+import type { Budget, BudgetRequest } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
-import { type BlockCost, effortFor, fullText, type LearnEffort, withoutSearch } from './search/effort.ts';
+import { effortFor, fullText, type LearnEffort, withoutSearch } from './search/effort.ts';
 import { type LearnedMasks, learnMasks } from './search/learn-masks.ts';
 import { buildReport, heldOutFigures, type LearnReport } from './search/learn-report.ts';
 import { openModelParts } from './search/model-parts.ts';
@@ -53,7 +53,7 @@ const PIPELINE_VERSION = 10;
 /** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 
-export type LearnOptions = {
+export type LearnOptions = BudgetRequest & {
   readonly model: InstalledModel;
   /** Stand-ins for skipped blocks; without, skipped blocks add nothing. */
   readonly surrogates?: Surrogates | undefined;
@@ -63,14 +63,6 @@ export type LearnOptions = {
   readonly clusterCount: number | 'auto';
   /** Most masks that clusters share; undefined: as many as pay off. */
   readonly maskCount?: number | undefined;
-  /** Share of the blocks, or of their time, to leave out, in (0, 1). */
-  readonly sparsity: number;
-  readonly cost: BlockCost;
-  /** Tokens before those that blocks are timed with. */
-  readonly context?: number | undefined;
-  /** How many blocks of a kind may be left out. */
-  readonly attention?: CountRange | undefined;
-  readonly ffn?: CountRange | undefined;
   /** Device that runs and times masks; the CPU unless given. */
   readonly device?: Device | undefined;
   readonly encoder: string;

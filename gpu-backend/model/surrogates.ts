@@ -95,6 +95,14 @@ export async function readSurrogates(path: string): Promise<Surrogates> {
   }
 }
 
+/** The table that an installed model serves with, if any. @throws MaskrouteError `corrupt_model`. */
+export async function installedSurrogates({
+  folder,
+  manifest,
+}: InstalledModel): Promise<Surrogates | undefined> {
+  return manifest.surrogates && (await readSurrogates(join(folder, SURROGATES_FILE)));
+}
+
 /** Opens the file, and replaces errors that speak of a model file by errors about the table. */
 async function openTable(path: string): Promise<SafetensorsFile> {
   try {

@@ -6,6 +6,7 @@
 
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import type { BlockCost } from './effort.ts';
 
 /** Blocks of each kind that are left out. */
 export type BlockCounts = { readonly attention: number; readonly ffn: number };
@@ -13,7 +14,19 @@ export type BlockCounts = { readonly attention: number; readonly ffn: number };
 /** Bounds of how many blocks of a kind may be left out. */
 export type CountRange = { readonly min: number; readonly max: number };
 
-export type BudgetOptions = {
+/** What a run is asked to leave out. */
+export type BudgetRequest = {
+  /** Share of the blocks, or of their time, in (0, 1). */
+  readonly sparsity: number;
+  readonly cost: BlockCost;
+  /** Tokens before those that blocks are timed with. */
+  readonly context?: number | undefined;
+  /** How many blocks of a kind may be left out. */
+  readonly attention?: CountRange | undefined;
+  readonly ffn?: CountRange | undefined;
+};
+
+type BudgetOptions = {
   readonly layerCount: number;
   /** Share of the sum of all weights to leave out, 0 to 1. */
   readonly targetSparsity: number;

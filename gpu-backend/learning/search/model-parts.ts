@@ -1,6 +1,4 @@
 /** The model's functions for a run: losses, gradients and scores, computed as units, and the cost of blocks. */
-
-import { join } from 'node:path';
 import {
   denseMask,
   type Mask,
@@ -13,7 +11,7 @@ import { openRunner } from '../../engine/runner.ts';
 import type { Runner } from '../../engine/runner-interface.ts';
 import { interleaved, median } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
-import { readSurrogates, type Surrogates } from '../../model/surrogates.ts';
+import type { Surrogates } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
 import type { Device } from '../../onnx/device.ts';
 import type { Sample } from '../data/samples.ts';
@@ -22,8 +20,8 @@ import type { LossAndGradients } from '../gates/train-mask.ts';
 import { contentKey, type RunJournal, sampleKey } from '../journal.ts';
 import { batchUnit, scoreUnit } from '../units/unit.ts';
 import type { Units } from '../units/units.ts';
-import { type BlockCounts, type Budget, type BudgetOptions, createBudget, maskWithout } from './budget.ts';
-import { type BlockCost, CONTEXT_TOKENS, type TargetKind } from './effort.ts';
+import { type BlockCounts, type Budget, type BudgetRequest, createBudget, maskWithout } from './budget.ts';
+import { CONTEXT_TOKENS, type TargetKind } from './effort.ts';
 import { type SampleScores, SCORE_FIGURES, scoresBy } from './score-masks.ts';
 
 type ModelParts = {
@@ -34,15 +32,9 @@ type ModelParts = {
   step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
   /** @throws MaskrouteError `invalid_request` when no mask can meet it. */
   budget(
-    options: {
-      readonly sparsity: number;
-      readonly cost?: BlockCost | undefined;
-      /** Tokens before those that blocks are timed with. */
-      readonly context?: number | undefined;
+    request: BudgetRequest & {
       /** Known block times, ms; measured unless given. */
       readonly weights?: BlockCounts | undefined;
-    } & {
-      readonly [kind in 'attention' | 'ffn']?: BudgetOptions[kind] | undefined;
     },
   ): Promise<Budget>;
   /**
@@ -85,7 +77,7 @@ export async function openModelParts(
       const [loss, ...gradients] = await units.run(batchUnit('step', targets, batch, gates));
       return { loss: loss!, gradients };
     },
-    async budget({ sparsity, cost = 'blocks', context = CONTEXT_TOKENS, weights, attention, ffn }) {
+    async budget({ sparsity, cost, context = CONTEXT_TOKENS, weights, attention, ffn }) {
       const all = { min: 0, max: config.layerCount };
       const weighed = async (): Promise<BlockCounts> => {
         if (cost === 'blocks') return { attention: 1, ffn: 1 };
@@ -205,15 +197,4 @@ export async function openDecodeTimer(runner: Runner, context: number): Promise<
     }
     return median(times);
   };
-}
-
-const SURROGATES_FILE = 'surrogates.safetensors';
-
-/** The table that an installed model serves with, if any. @throws MaskrouteError `corrupt_model`. */
-export async function installedSurrogates({
-  folder,
-  manifest,
-}: InstalledModel): Promise<Surrogates | undefined> {
-  if (manifest.surrogates === undefined) return undefined;
-  return readSurrogates(join(folder, SURROGATES_FILE));
 }

@@ -9,8 +9,7 @@ import { DelayedError, type Job, UnrecoverableError, WaitingError, Worker } from
 import type { Redis } from 'ioredis';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { type InstalledModel, openInstalled } from '../../model/store.ts';
-import type { Surrogates } from '../../model/surrogates.ts';
-import { installedSurrogates } from '../search/model-parts.ts';
+import { installedSurrogates, type Surrogates } from '../../model/surrogates.ts';
 import { describeWork, sameWork, unitName, workOf } from './unit.ts';
 import { openUnitJournal, type UnitJournal } from './unit-journal.ts';
 import {
