@@ -285,6 +285,13 @@ describe('clients that leave', () => {
     await api.reader.cancel();
     await eventually(() => api.logs().includes('"completion_tokens":1'));
   });
+
+  it('before they read the first token leave nothing running', async () => {
+    await using api = await unserved('/v1/responses', { input: 'Hi' });
+    expect(await api.read()).toContain('response.created');
+    await api.reader.cancel();
+    await eventually(() => api.engine.ended.length === 1);
+  });
 });
 
 it('figures say how long requests wait: in the line, between their steps, and right now', async () => {
