@@ -26,7 +26,9 @@ export type RunningAnswer = {
   readonly begun: Promise<void>;
   /** `performance.now()`. */
   firstEventAt_ms: number | undefined;
-  readonly events: AsyncGenerator<ChoiceEvent, void>;
+  readonly events: AsyncIterable<ChoiceEvent>;
+  /** Ends the choices that still run, also when nobody has begun to read `events`. */
+  abandon(): void;
 };
 
 export function runAnswer(
@@ -61,6 +63,7 @@ export function runAnswer(
     begun,
     firstEventAt_ms: undefined,
     events: goOn(first, events),
+    abandon: () => void events.return().catch(() => {}),
   };
   return running;
 }
@@ -70,11 +73,10 @@ async function* goOn(
   first: Promise<IteratorResult<ChoiceEvent, void>>,
   events: AsyncGenerator<ChoiceEvent, void>,
 ): AsyncGenerator<ChoiceEvent, void> {
-  try {
-    for (let next = await first; !next.done; next = await events.next()) yield next.value;
-  } finally {
-    void events.return().catch(() => {});
-  }
+  const { done, value } = await first;
+  if (done) return;
+  yield value;
+  yield* events;
 }
 
 /** Shared by the choices of one answer: once one is admitted (`someoneIsIn`), the others retry while the queue is full. */

@@ -93,10 +93,11 @@ export async function* runChoice(
     for await (const event of engine.generate(job.request, AbortSignal.any([signal, own.signal]))) {
       // After a stop string only the engine's `finished` event counts.
       if (answer.stopped && event.type !== 'finished') continue;
+      // Before its text is handed out: a reader that leaves with it has still received the token.
+      if (event.type === 'token') noteToken(progress, performance.now());
       const { text, pieces } = answer.take(event);
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (answer.stopped) own.abort();
-      if (event.type === 'token') noteToken(progress, performance.now());
       if (event.type !== 'finished') continue;
       const { cachedTokens, timings } = event;
       Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });

@@ -279,8 +279,8 @@ function wholeTiming(running: RunningAnswer): string {
 }
 
 /**
- * Gives the place back and records the cost: for later queries, in the metrics and in the log. `running` is undefined for a
- * request that ended before it ran; it is charged for tokenizing its prompts.
+ * Gives the place back, ends choices that still run, and records the cost: for later queries, in the metrics and in the
+ * log. `running` is undefined for a request that ended before it ran; it is charged for tokenizing its prompts.
  */
 function end(
   parts: ApiParts,
@@ -291,6 +291,7 @@ function end(
   const { id, requestId, caller, endpoint, request, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
+  running?.abandon();
   completion.trace?.end(running, error);
   if (running === undefined) {
     const prompt_tokens = completion.spent.tokens;

@@ -30,48 +30,51 @@ const send = (message: FromEncoder, transfer: ArrayBuffer[] = []): void =>
 type Job = {
   readonly job: number;
   readonly texts: readonly string[];
-  vectors: Float32Array;
+  readonly vectors: Float32Array;
   done: number;
   tokens: number;
 };
 
 const encoder = await loadSentenceEncoder(start.id, start.folder, start.threads);
 const { dimensions } = encoder.spec;
-/** The queue; the first job runs next. */
-const line: Job[] = [];
+/** The queue, by the jobs' numbers: the first job runs, and keeps its place meanwhile. */
+const line = new Map<number, Job>();
 let running = false;
 
 port.on('message', (message: ToEncoder) => {
   switch (message.type) {
     case 'embed': {
       const { job, texts } = message;
-      line.push({ job, texts, vectors: new Float32Array(texts.length * dimensions), done: 0, tokens: 0 });
+      const vectors = new Float32Array(texts.length * dimensions);
+      line.set(job, { job, texts, vectors, done: 0, tokens: 0 });
       if (!running) void run();
       return;
     }
-    case 'cancel': {
-      const index = line.findIndex(({ job }) => job === message.job);
-      if (index >= 0) line.splice(index, 1);
+    case 'cancel':
+      line.delete(message.job);
       return;
-    }
     case 'close':
       // Ends this thread alone, between two runs of the graph.
       process.exit();
   }
 });
 
+const first = (): Job | undefined => line.values().next().value;
+
 async function run(): Promise<void> {
   running = true;
-  for (let job = line.shift(); job !== undefined; job = line.shift()) {
+  for (let job = first(); job !== undefined; job = first()) {
+    const { job: id, texts, vectors } = job;
     try {
       await turn(job);
-      if (job.done < job.texts.length) line.push(job);
-      else {
-        const { job: id, vectors, tokens } = job;
-        send({ type: 'done', job: id, vectors, tokens }, [vectors.buffer as ArrayBuffer]);
-      }
+      // A cancelled job is not there any more.
+      const isWanted = line.delete(id);
+      if (isWanted && job.done < texts.length) line.set(id, job);
+      else if (isWanted)
+        send({ type: 'done', job: id, vectors, tokens: job.tokens }, [vectors.buffer as ArrayBuffer]);
     } catch (error) {
-      send({ type: 'failed', job: job.job, detail: (error as Error).stack ?? String(error) });
+      line.delete(id);
+      send({ type: 'failed', job: id, detail: (error as Error).stack ?? String(error) });
     }
     // Lets messages in: new jobs and cancellations.
     await new Promise((resolve) => setImmediate(resolve));

@@ -176,11 +176,13 @@ export class EngineLoop {
     }
   }
 
-  /** Gives each admitted request a cache, filled from the prefix cache. */
+  /** Gives each admitted request a cache, filled from the prefix cache. A request that fails here lets in the next one. */
   #startAdmitted(): void {
-    for (const { requestId } of [...this.#scheduler.running]) {
-      const sequence = this.#sequences.get(requestId)!;
-      if (sequence.cache !== undefined) continue;
+    const next = (): Sequence | undefined =>
+      this.#scheduler.running
+        .map(({ requestId }) => this.#sequences.get(requestId)!)
+        .find(({ cache }) => cache === undefined);
+    for (let sequence = next(); sequence !== undefined; sequence = next()) {
       try {
         this.#start(sequence);
       } catch (error) {

@@ -101,7 +101,19 @@ class GrammarThreads implements Grammars {
     const { key, spec } = grammar;
     const thread = this.#slow.get(key) ?? this.#sharedThread();
     if (this.#slow.delete(key)) this.#slow.set(key, thread);
-    return await thread.open(key, spec);
+    try {
+      return await thread.open(key, spec);
+    } catch (error) {
+      this.#retire(thread);
+      throw error;
+    }
+  }
+
+  /** After a failure a thread's memory may be full or corrupted: later answers get a new thread. */
+  #retire(thread: GrammarThread): void {
+    if (this.#shared === thread) this.#shared = undefined;
+    for (const [key, slow] of this.#slow) if (slow === thread) this.#slow.delete(key);
+    thread.retire();
   }
 
   async close(): Promise<void> {
@@ -161,9 +173,11 @@ class GrammarThreads implements Grammars {
 
   /** The schema compiled a moment ago, so a failure here is the thread's. */
   async #share({ key, spec }: PreparedGrammar): Promise<void> {
+    const shared = this.#sharedThread();
     try {
-      await this.#sharedThread().compile(key, spec, this.#limits.compile_ms);
+      await shared.compile(key, spec, this.#limits.compile_ms);
     } catch (error) {
+      this.#retire(shared);
       this.#options.onError(`a grammar could not be compiled again: ${(error as Error).message}`);
       throw error instanceof MaskrouteError ? error : lost(error);
     }
@@ -199,6 +213,7 @@ class GrammarThread {
   isGone = false;
   /** Sessions of running answers. */
   readonly sessions = new Set<GrammarSession>();
+  #isRetired = false;
   readonly #worker: Worker;
   readonly #vocabularySize: number;
   readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
@@ -251,8 +266,9 @@ class GrammarThread {
     const session = newSession(this.#vocabularySize, this.#bell);
     this.sessions.add(session);
     const close = () => {
-      if (this.sessions.delete(session))
-        this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
+      if (!this.sessions.delete(session)) return;
+      this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
+      this.#closeIfUnused();
     };
     try {
       await this.#ready;
@@ -262,6 +278,16 @@ class GrammarThread {
       close();
       throw cause instanceof MaskrouteError ? cause : lost(cause);
     }
+  }
+
+  /** Closes the thread after its last answer. */
+  retire(): void {
+    this.#isRetired = true;
+    this.#closeIfUnused();
+  }
+
+  #closeIfUnused(): void {
+    if (this.#isRetired && this.sessions.size === 0) void this.close();
   }
 
   async close(): Promise<void> {

@@ -26,6 +26,11 @@ const PLAIN_ASCII: readonly CharRange[] = [
   [0x23, 0x5b],
   [0x5d, 0x7f],
 ];
+/** Without surrogates: half of a pair is no character. */
+const BEYOND_ASCII: readonly CharRange[] = [
+  [0x80, 0xd7ff],
+  [0xe000, LAST],
+];
 export const PLAIN: readonly CharRange[] = [...PLAIN_ASCII, [0x80, LAST]];
 const ESCAPES: readonly (readonly [code: number, text: string])[] = [
   [QUOTE, '\\"'],
@@ -55,6 +60,10 @@ const CLASSES: Readonly<Record<string, readonly CharRange[]>> = {
   W: complement(WORD),
   S: complement(SPACE),
 };
+const HEXADECIMAL = {
+  x: /^[0-9a-fA-F]{2}/,
+  u: /^[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|^[0-9a-fA-F]{4}/,
+} as const;
 const CONTROLS: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, 0: 0 };
 
 function overlap(a: readonly CharRange[], b: readonly CharRange[]): CharRange[] {
@@ -73,12 +82,12 @@ const NAMED_MAX = 64;
  * out, and so are non-ASCII characters unless it has all of them.
  */
 function character(ranges: readonly CharRange[]): Expression {
-  const beyond = overlap(ranges, [[0x80, LAST]]);
-  const all = beyond.some(([from, to]) => from === 0x80 && to === LAST);
+  const all = overlap(ranges, [[0x80, LAST]]).some(([from, to]) => from === 0x80 && to === LAST);
   const plain = [...overlap(ranges, PLAIN_ASCII), ...(all ? [[0x80, LAST] as const] : [])];
   if (plain.length > 0) return chars(...plain);
   const escapes = ESCAPES.filter(([code]) => ranges.some(([low, high]) => code >= low && code <= high));
   if (escapes.length > 0) return choice(...escapes.map(([, written]) => text(written)));
+  const beyond = overlap(ranges, BEYOND_ASCII);
   const named = beyond.reduce((sum, [from, to]) => sum + to - from + 1, 0);
   if (named === 0) throw new PatternError('a character class has no character that can be generated');
   if (named > NAMED_MAX)
@@ -164,9 +173,8 @@ class PatternReader {
     }
     const anchors = this.#anchors;
     const part = this.#atom(isBegin);
-    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(
-      this.#letters.slice(this.#at, this.#at + 16).join(''),
-    );
+    if (!'*+?{'.includes(this.#letters[this.#at] ?? ' ')) return part;
+    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(this.#letters.slice(this.#at).join(''));
     if (found === null) return part;
     this.#at += [...found[0]].length;
     const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
@@ -223,17 +231,24 @@ class PatternReader {
     if (known !== undefined) return known;
     const control = CONTROLS[letter];
     if (control !== undefined) return [[control, control]];
-    const hex = letter === 'x' ? 2 : letter === 'u' ? 4 : 0;
-    if (hex > 0) {
-      const digits = this.#letters.slice(this.#at, this.#at + hex).join('');
-      if (!/^[0-9a-fA-F]+$/.test(digits) || digits.length < hex)
-        throw new PatternError(`\\${letter} without its ${hex} hexadecimal digits is not supported`);
-      this.#at += hex;
-      const code = Number.parseInt(digits, 16);
+    if (letter === 'x' || letter === 'u') {
+      const code = this.#hexadecimal(letter);
       return [[code, code]];
     }
     if (/[A-Za-z1-9]/.test(letter)) throw new PatternError(`\\${letter} is not supported`);
     return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
+  }
+
+  /** The character of a `\x` or `\u`, or of the two `\u` of a surrogate pair. */
+  #hexadecimal(letter: 'x' | 'u'): number {
+    const digits = HEXADECIMAL[letter].exec(this.#letters.slice(this.#at, this.#at + 10).join(''))?.[0];
+    if (digits === undefined)
+      throw new PatternError(
+        `\\${letter} without its ${letter === 'x' ? 2 : 4} hexadecimal digits is not supported`,
+      );
+    this.#at += digits.length;
+    const units = digits.split('\\u').map((unit) => Number.parseInt(unit, 16));
+    return String.fromCharCode(...units).codePointAt(0)!;
   }
 
   #characterClass(): CharRange[] {

@@ -99,11 +99,25 @@ describe('/v1/embeddings', () => {
     controller.abort();
     await dropped;
     await embed('short');
-    const before = process.cpuUsage();
-    await new Promise((resolve) => setTimeout(resolve, 500));
-    const { user } = process.cpuUsage(before);
-    expect(user / 1000, 'nobody embeds any more').toBeLessThan(250);
+    await expectIdle();
   });
+});
+
+/** Nobody embeds any more. */
+async function expectIdle(): Promise<void> {
+  const before = process.cpuUsage();
+  await sleep(500);
+  expect(process.cpuUsage(before).user / 1000).toBeLessThan(250);
+}
+
+it('a client that leaves while the first of its texts are read lets all of them go', async () => {
+  const own = createEncoderService({ home: testHome, threads: 1, onError: () => {} });
+  await own.embed(MODEL, ['first'], new AbortController().signal);
+  const many = Array.from({ length: 300 }, (_, i) => `word${i} `.repeat(200));
+  await expect(own.embed(MODEL, many, AbortSignal.abort())).rejects.toMatchObject({ code: 'cancelled' });
+  await own.embed(MODEL, ['short'], new AbortController().signal);
+  await expectIdle();
+  await own.close();
 });
 
 it('an encoder that is not installed is an empty list and a 404 that says what to do', async () => {

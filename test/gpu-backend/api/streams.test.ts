@@ -4,11 +4,12 @@ import { EventEmitter, once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
+import { createApp } from '../../../gpu-backend/api/api-app.ts';
+import { type ApiLimits, openParts } from '../../../gpu-backend/api/parts.ts';
 import { oneATurn, readOneATurn } from '../../../gpu-backend/api/server.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
-import { AUDIENCE, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
+import { AUDIENCE, apiOptions, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
 import { bytesOf, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -262,6 +263,34 @@ describe('clients that leave', () => {
     ).text();
     const counted = /maskroute_tokens_total\{endpoint="chat",kind="completion",[^}]*\} (\d+)/.exec(metrics);
     expect(Number(counted?.[1])).toBeGreaterThanOrEqual(4);
+  });
+
+  /** An answer without a server: a chunk is made when the test reads it, and no sooner. */
+  async function unserved(path: string, fields: object) {
+    const engine = scriptedEngine(says('abc'));
+    const api = await apiOptions(scriptedModel(engine));
+    const response = await createApp(openParts(api.options)).request(path, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ model: 'scripted', stream: true, ...fields }),
+    });
+    const reader = response.body!.getReader();
+    const read = async () => new TextDecoder().decode((await reader.read()).value);
+    return { ...api, engine, reader, read, [Symbol.asyncDispose]: api.close };
+  }
+
+  it('with a token in their hands pay for it', async () => {
+    await using api = await unserved('/v1/completions', { prompt: 'Hi' });
+    expect(await api.read()).toContain('"text":"a"');
+    await api.reader.cancel();
+    await eventually(() => api.logs().includes('"completion_tokens":1'));
+  });
+
+  it('before they read the first token leave nothing running', async () => {
+    await using api = await unserved('/v1/responses', { input: 'Hi' });
+    expect(await api.read()).toContain('response.created');
+    await api.reader.cancel();
+    await eventually(() => api.engine.ended.length === 1);
   });
 });
 

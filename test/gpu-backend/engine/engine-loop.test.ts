@@ -238,3 +238,21 @@ test('a step that fails when a part of it is written is computed again alone, wi
   };
   expect(await answers(new Error('out of memory'))).toEqual(await answers(undefined));
 });
+
+test('a request for which there is no memory fails alone, and the next in the queue runs in its place', async () => {
+  await using runner = await openEmitted(randomLlama(), 'q8');
+  const heard: string[] = [];
+  let asked = 0;
+  const newCache = () => {
+    if (++asked <= 2) throw new RangeError('Array buffer allocation failed');
+    return runner.newCache();
+  };
+  const loop = new EngineLoop({ ...runner, newCache }, { ...LIMITS, runningMax: 2 }, TIMES, {
+    event: (requestId, { type }) => type === 'finished' && heard.push(`${requestId} ${type}`),
+    failed: (requestId, { code }) => heard.push(`${requestId} ${code}`),
+  });
+  for (const name of 'abcd') loop.add(request(name, {}));
+  loop.close();
+  await loop.run(() => {});
+  expect(heard).toEqual(['a engine_failed', 'b engine_failed', 'c finished', 'd finished']);
+});

@@ -172,7 +172,12 @@ describe('a new grammar', () => {
     open.close();
   });
 
-  test('that the shared thread alone cannot compile is no fault of the schema', async () => {
+  test('that the shared thread alone cannot compile is no fault of the schema, and later answers get a new thread', async () => {
+    const open = async () =>
+      player.grammars.open(await player.grammars.prepare(form('root ::= "ab"'), call()), call());
+    const before = await open();
+    const running = new SequenceGrammar(before.session);
+    follow(running, 'a');
     let reads = 0;
     // Read for its key, for the thread that tries it, and for the shared one.
     const spec: GrammarSpec = {
@@ -183,6 +188,12 @@ describe('a new grammar', () => {
     };
     await expect(player.grammars.prepare(spec, call())).rejects.toMatchObject({ code: 'engine_failed' });
     expect(player.errors.at(-1)).toContain('could not be compiled again');
+    const after = await open();
+    expect(after.session.bell).not.toBe(before.session.bell);
+    follow(new SequenceGrammar(after.session), 'ab');
+    follow(running, 'b');
+    before.close();
+    after.close();
     expect((await player.play(form('root ::= "after"'), 1)).text).toBe('after');
   });
 

@@ -63,6 +63,7 @@ const KEPT: Record<string, unknown> = {
     b: { type: 'string', pattern: '^(?:"\\w"|\\\\)$' },
     c: { type: 'string', pattern: '^[^a]\\s?x$' },
     d: { type: 'string', pattern: '(^a$)|(?:b|^c)$' },
+    e: { type: 'string', pattern: '^\\ud83d\\ude00[\\uD83D\\uDE80é]$' },
   }),
   'formats beside lengths that they keep': object({
     a: { type: 'string', format: 'uuid', minLength: 36, maxLength: 36 },
@@ -237,6 +238,16 @@ describe('what cannot be enforced', () => {
       'a pattern that repeats repetitions',
       { type: 'string', pattern: '^((a{99}){99}){99}$' },
       /at \/pattern: it has more than 2048 characters/,
+    ],
+    [
+      'a pattern that repeats a million times',
+      { type: 'string', pattern: '^a{1000000,1000000}$' },
+      /at \/pattern: it has more than 2048 characters/,
+    ],
+    [
+      'a pattern with half of a surrogate pair',
+      { type: 'string', pattern: '^\\ud83d$' },
+      /at \/pattern: a character class has no character that can be generated/,
     ],
     ['a pattern that looks ahead', { type: 'string', pattern: '^(?=a)b$' }, /look-ahead/],
     ['millions of items', { type: 'array', minItems: 5_000_000 }, /more than 2000 items/],
