@@ -8,7 +8,15 @@
  */
 import { z } from 'zod';
 import { STICKY_KINDS } from '../mask/sticky.ts';
-import { DEFAULT_TENANT, ownerId, slug, tenantId, timestamp, version } from './admin-wire.ts';
+import {
+  DEFAULT_TENANT,
+  ownerId,
+  slug,
+  tenantId,
+  tenantQuerySchema,
+  timestamp,
+  version,
+} from './admin-wire.ts';
 import type { Histogram, Moments } from './statistics.ts';
 
 /** The variant that runs every block. */
@@ -99,6 +107,10 @@ export const experimentSchema = z.object({
 export type Experiment = z.infer<typeof experimentSchema>;
 
 /* Results of an experiment. */
+
+export const resultsQuerySchema = tenantQuerySchema.extend({
+  region: z.string().optional().meta({ description: 'A region, as requests name it; absent or empty: all' }),
+});
 
 /** Counts of a group of requests. `errors`: failed requests, without those that the client caused. */
 export type Sums = {
