@@ -87,7 +87,13 @@ export type ExperimentDefinition = z.infer<typeof experimentDefinitionSchema>;
 
 /** Changes to a draft: absent fields stay, null resets a field to its default. */
 export const changeExperimentSchema = z.strictObject(
-  Object.fromEntries(Object.keys(definitionFields).map((name) => [name, z.unknown().optional()])),
+  Object.fromEntries(
+    Object.entries(definitionFields).map(([name, field]) => {
+      const given: z.ZodType = field instanceof z.ZodDefault ? field.unwrap() : field;
+      const hasDefault = field.safeParse(undefined).success;
+      return [name, hasDefault ? given.nullable().optional() : given.optional()];
+    }),
+  ),
 );
 
 const EXPERIMENT_STATES = ['draft', 'scheduled', 'running', 'ended', 'stopped'] as const;
