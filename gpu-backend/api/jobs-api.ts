@@ -8,8 +8,8 @@ import { searchQuerySchema } from '../../shared/admin/admin-wire.ts';
 import {
   createJobSchema,
   createScheduleSchema,
-  DATA_NAME_PATTERN,
   type Job,
+  uploadQuerySchema,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
@@ -18,8 +18,6 @@ import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
 import type { ApiEnv, ApiParts } from './parts.ts';
 import { sseBody, sseEvent } from './sse.ts';
-
-const DEFAULT_DATA_NAME = 'data';
 
 /** Whether a search text is in the job's id, status, name or model. */
 const hasText = ({ id, status, request }: Job, text: string): boolean =>
@@ -59,11 +57,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
     .use('/v1/jobs', operatorsOnly)
     .get('/v1/jobs/data', async (c) => c.json({ object: 'list', data: await jobs().data.list() }))
     .post('/v1/jobs/data', async (c) => {
-      const name = c.req.query('name') ?? DEFAULT_DATA_NAME;
-      if (!DATA_NAME_PATTERN.test(name)) {
-        const message = 'name: expected letters, digits, _ and -, at most 64.';
-        throw new MaskrouteError('invalid_request', message, { param: 'name' });
-      }
+      const { name } = parse(uploadQuerySchema, c.req.query());
       requireUnpacked(c.req.raw.headers);
       const body = c.req.raw.body ?? new ReadableStream({ start: (controller) => controller.close() });
       const { created, data } = await open().data.add(name, body);

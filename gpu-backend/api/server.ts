@@ -77,6 +77,8 @@ export async function startServer(
   const parts = openParts(options);
   const server = createAdaptorServer({
     fetch: oneATurn(createApp(parts).fetch),
+    // The host of a request in HTTP/1.0 that names none, such as a load balancer's probe.
+    hostname: 'localhost',
     overrideGlobalObjects: false,
     serverOptions: {
       headersTimeout: HEADERS_TIMEOUT_ms,

@@ -50,17 +50,28 @@ export type Cursor = { readonly at: number; readonly id: string };
 const CURSOR = /^(\d{1,15})~([A-Za-z0-9._-]{1,200})$/;
 export const writeCursor = ({ at, id }: Cursor): string => `${at}~${id}`;
 
+/** A parameter of a query that is on or off. */
+export const querySwitch = z
+  .enum(['true', 'false'])
+  .default('false')
+  .transform((text) => text === 'true');
+
 /**
- * The search parameter of every list, including lists without pages. Unknown parameters are refused, here and in the schemas
- * that extend this one: an unknown filter would be ignored and show too much.
+ * The query of what belongs to a tenant. Unknown parameters are refused, here and in all queries: an unknown filter would be
+ * ignored and show too much, and a misspelt tenant would be the default.
  */
+export const tenantQuerySchema = z.strictObject({
+  tenant: z.string().optional().meta({ description: 'The tenant; absent or empty: the default (no tenant)' }),
+});
+
+/** The search parameter of every list, including lists without pages. */
 export const searchQuerySchema = z.strictObject({
   /** Only items with this text in their id, name or another identifying field. */
   q: z.string().min(1).max(200).optional(),
 });
 
 export const pageQuerySchema = searchQuerySchema.extend({
-  limit: z.coerce.number().pipe(z.int().min(1).max(LIST_COUNT_MAX)).default(LIST_COUNT_MAX),
+  limit: z.coerce.number().int().min(1).max(LIST_COUNT_MAX).default(LIST_COUNT_MAX),
   before: z
     .string()
     .regex(CURSOR, 'expected the next of an earlier answer')
@@ -73,7 +84,7 @@ export const pageQuerySchema = searchQuerySchema.extend({
 export type PageQuery = z.infer<typeof pageQuerySchema>;
 
 /** `tenant`: absent or empty means those of no tenant, or all, as each list says. */
-export const tenantPageQuerySchema = pageQuerySchema.extend({ tenant: z.string().optional() });
+export const tenantPageQuerySchema = pageQuerySchema.extend(tenantQuerySchema.shape);
 
 /* Tenants. */
 
@@ -121,7 +132,8 @@ export type NewTenant = z.infer<typeof createTenantSchema>;
 export const updateTenantSchema = z
   .strictObject(tenantFields)
   .partial()
-  .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
+  .refine((change) => Object.keys(change).length > 0, 'names nothing to change')
+  .meta({ minProperties: 1 });
 export type TenantChange = z.infer<typeof updateTenantSchema>;
 export const OWN_TENANT_FIELDS: readonly string[] = ['name', 'routing_policy', 'texts_kept_days'];
 
@@ -227,22 +239,22 @@ const day = z.iso.date({ abort: true });
 const daysAgo = (days: number): string => new Date(Date.now() - days * 86_400_000).toISOString().slice(0, 10);
 
 /** `from` and `to` are UTC days, both included. */
-export const usageQuerySchema = z
-  .strictObject({
-    tenant: z.string().optional(),
+export const usageQuerySchema = tenantQuerySchema
+  .extend({
     from: day.default(() => daysAgo(USAGE_DAYS - 1)),
     to: day.default(() => daysAgo(0)),
-    /** One field, or several with commas. */
     group: z
       .string()
+      .meta({ description: `One of ${USAGE_GROUPS.join(', ')}, or several with commas` })
       .default('day')
       .transform((text) => text.split(','))
       .pipe(z.array(z.enum(USAGE_GROUPS)).max(USAGE_GROUPS.length)),
-    limit: z.coerce.number().pipe(z.int().min(1).max(USAGE_ROWS_MAX)).default(USAGE_ROWS_MAX),
-    /** The `next` of the previous page of the same query: the group of its last row. */
+    limit: z.coerce.number().int().min(1).max(USAGE_ROWS_MAX).default(USAGE_ROWS_MAX),
+    /** The group of the previous page's last row. */
     after: z
       .string()
       .max(AFTER_CHARS_MAX)
+      .meta({ description: 'The `next` of the previous page of the same query' })
       .transform(parseOrNull)
       .pipe(z.array(z.string(), 'expected the next of an earlier answer'))
       .optional(),
@@ -288,6 +300,8 @@ export const CSRF_HEADER = 'x-maskroute-csrf';
  * configured.
  */
 export const SIGN_IN_HEADER = 'x-maskroute-sign-in';
+
+export const logoutQuerySchema = z.strictObject({ everywhere: z.enum(['true']).optional() });
 
 export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 

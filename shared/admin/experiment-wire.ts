@@ -8,7 +8,15 @@
  */
 import { z } from 'zod';
 import { STICKY_KINDS } from '../mask/sticky.ts';
-import { DEFAULT_TENANT, ownerId, slug, tenantId, timestamp, version } from './admin-wire.ts';
+import {
+  DEFAULT_TENANT,
+  ownerId,
+  slug,
+  tenantId,
+  tenantQuerySchema,
+  timestamp,
+  version,
+} from './admin-wire.ts';
 import type { Histogram, Moments } from './statistics.ts';
 
 /** The variant that runs every block. */
@@ -79,7 +87,13 @@ export type ExperimentDefinition = z.infer<typeof experimentDefinitionSchema>;
 
 /** Changes to a draft: absent fields stay, null resets a field to its default. */
 export const changeExperimentSchema = z.strictObject(
-  Object.fromEntries(Object.keys(definitionFields).map((name) => [name, z.unknown().optional()])),
+  Object.fromEntries(
+    Object.entries(definitionFields).map(([name, field]) => {
+      const given: z.ZodType = field instanceof z.ZodDefault ? field.unwrap() : field;
+      const hasDefault = field.safeParse(undefined).success;
+      return [name, hasDefault ? given.nullable().optional() : given.optional()];
+    }),
+  ),
 );
 
 const EXPERIMENT_STATES = ['draft', 'scheduled', 'running', 'ended', 'stopped'] as const;
@@ -99,6 +113,10 @@ export const experimentSchema = z.object({
 export type Experiment = z.infer<typeof experimentSchema>;
 
 /* Results of an experiment. */
+
+export const resultsQuerySchema = tenantQuerySchema.extend({
+  region: z.string().optional().meta({ description: 'A region, as requests name it; absent or empty: all' }),
+});
 
 /** Counts of a group of requests. `errors`: failed requests, without those that the client caused. */
 export type Sums = {

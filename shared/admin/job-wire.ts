@@ -38,6 +38,11 @@ export const DATA_NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 export const JOBS_WAITING_MAX = 8;
 export const SCHEDULES_MAX = 32;
 
+/** The query of an upload. */
+export const uploadQuerySchema = z.strictObject({
+  name: z.string().regex(DATA_NAME_PATTERN, 'expected letters, digits, _ and -, at most 64').default('data'),
+});
+
 const dataSource = z.union([
   z.strictObject({ upload: z.string().regex(DATA_ID_PATTERN, 'expected the id of uploaded data') }),
   /** Path below the folder that the backend's operator opened for jobs, if any. */
@@ -150,17 +155,21 @@ export const isFinished = ({ status }: Pick<Job, 'status'>): boolean =>
 /* Schedules: the same job repeatedly, on its data at that time. */
 
 const EVERY_s = { m: 60, h: 3600, d: 86_400 } as const;
+const EVERY_PATTERN = /^(\d{1,6})([mhd])$/;
 const EVERY_MAX_s = 366 * EVERY_s.d;
 
 /** `30m`, `24h`, `7d` in seconds; NaN for other text. */
 export function secondsOf(every: string): number {
-  const [, count, unit] = /^(\d{1,6})([mhd])$/.exec(every) ?? [];
+  const [, count, unit] = EVERY_PATTERN.exec(every) ?? [];
   return Number(count) * EVERY_s[unit as keyof typeof EVERY_s];
 }
 
-const everySchema = z.string().refine((every) => secondsOf(every) >= 60 && secondsOf(every) <= EVERY_MAX_s, {
-  message: 'expected minutes, hours or days, at most a year: 30m, 24h, 7d',
-});
+const everySchema = z
+  .string()
+  .refine((every) => secondsOf(every) >= 60 && secondsOf(every) <= EVERY_MAX_s, {
+    message: 'expected minutes, hours or days, at most a year: 30m, 24h, 7d',
+  })
+  .meta({ pattern: EVERY_PATTERN.source });
 
 export const createScheduleSchema = z.strictObject({
   every: everySchema,

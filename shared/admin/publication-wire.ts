@@ -3,7 +3,7 @@
  * which steps and within which bounds requests see it.
  */
 import { z } from 'zod';
-import { DEFAULT_TENANT, ownerId, timestamp, version } from './admin-wire.ts';
+import { DEFAULT_TENANT, ownerId, querySwitch, tenantQuerySchema, timestamp, version } from './admin-wire.ts';
 
 export const maskSetSummarySchema = z.object({
   version: z.string(),
@@ -19,10 +19,9 @@ export const maskSetSummarySchema = z.object({
 export type MaskSetSummary = z.infer<typeof maskSetSummarySchema>;
 
 /** The query of `POST /admin/v1/mask-sets`. */
-export const storeMaskSetQuerySchema = z.strictObject({
-  tenant: z.string().optional(),
+export const storeMaskSetQuerySchema = tenantQuerySchema.extend({
   /** Refuses a set that a publication for the tenant would refuse now, instead of storing it. */
-  publishable: z.stringbool().default(false),
+  publishable: querySwitch,
 });
 
 /** The version that the caller believes is live; null: none; absent: not checked. */

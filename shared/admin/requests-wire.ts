@@ -7,7 +7,7 @@
  */
 import { z } from 'zod';
 import { FALLBACK_REASONS } from '../wire/protocol.ts';
-import { tenantPageQuerySchema, timestamp } from './admin-wire.ts';
+import { querySwitch, tenantPageQuerySchema, timestamp } from './admin-wire.ts';
 
 /** Unique for each request and made by the edge; never the client's request id, which it may send twice. */
 export const EVENT_ID_PATTERN = /^[0-9a-f]{20}$/;
@@ -174,7 +174,7 @@ export type RequestDetail = z.infer<typeof requestDetailSchema>;
 /** `GET /admin/v1/ratings`, the newest first. */
 export const ratingsQuerySchema = tenantPageQuerySchema.extend({
   /** Only those with a comment. */
-  commented: z.stringbool().default(false),
+  commented: querySwitch,
 });
 
 export const ratedSchema = z.object({

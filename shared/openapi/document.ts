@@ -177,7 +177,7 @@ function failures({ path, query, body, answers, errors = [] }: Endpoint, caller:
     ...BY_CALLER[caller],
     ...(body === undefined ? [] : OF_BODIES),
     ...(query === undefined ? [] : (['invalid_request'] as const)),
-    ...(path.includes('{') ? (['not_found'] as const) : []),
+    ...(path.includes('{') || query?.shape.tenant !== undefined ? (['not_found'] as const) : []),
     ...errors,
     ...(caller === 'anybody' ? [] : (['internal_error', 'configuration_unavailable'] as const)),
   ];
@@ -199,6 +199,11 @@ function jsonSchema(schema: z.ZodType, io: 'input' | 'output'): JsonSchema {
     io,
     unrepresentable: 'any',
     override({ zodSchema, jsonSchema: written }) {
+      const { def } = zodSchema._zod;
+      // A check of our own says nothing to a document; the schema behind it does.
+      if (def.type === 'pipe' && def.in._zod.def.type === 'custom') {
+        Object.assign(written, jsonSchema(def.out as z.ZodType, io));
+      }
       const from = drawnFrom(zodSchema);
       if (from?.kind === 'table') Object.assign(written, tableSchema(from.table, io));
       if (from?.kind === 'list') {

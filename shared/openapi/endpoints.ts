@@ -128,11 +128,9 @@ export type AnswerName = keyof typeof ANSWERS;
 
 /* Queries. */
 
-const tenant = z.object({
-  tenant: z.string().optional().meta({ description: 'The tenant; absent or empty: the default (no tenant)' }),
-});
+const tenant = wire.tenantQuerySchema;
 const page = wire.pageQuerySchema;
-const tenantPage = page.extend(tenant.shape);
+const tenantPage = wire.tenantPageQuerySchema;
 
 const ROUTED: readonly ErrorCode[] = [
   ...(['model_not_found', 'model_not_allowed', 'unknown_mask', 'sparsity_over_ceiling'] as const),
@@ -251,12 +249,10 @@ export const GROUPS: readonly Group[] = [
     endpoints: [
       on('POST /admin/v1/keys', 'Make a key', '201 CreatedKey', {
         body: wire.createKeySchema,
-        errors: ['conflict'],
+        errors: ['not_found', 'conflict'],
         more: 'The answer is the only place where the key is shown.',
       }),
-      on('GET /admin/v1/keys', 'List keys', '200 [ApiKey]', {
-        query: wire.keysQuerySchema.extend(tenant.shape),
-      }),
+      on('GET /admin/v1/keys', 'List keys', '200 [ApiKey]', { query: wire.keysQuerySchema }),
       on('POST /admin/v1/keys/{id}/rotate', 'Rotate a key', '201 CreatedKey', {
         body: wire.rotateKeySchema,
         errors: ['conflict'],
@@ -277,7 +273,7 @@ export const GROUPS: readonly Group[] = [
     caller: 'admin',
     endpoints: [
       on('POST /admin/v1/mask-sets', 'Store a mask set', ['200 MaskSetSummary', '201 MaskSetSummary'], {
-        query: publications.storeMaskSetQuerySchema.extend(tenant.shape),
+        query: publications.storeMaskSetQuerySchema,
         body: maskSetSchema,
         errors: ['invalid_mask_set', ...PUBLISHING],
         more: 'Returns 200 when the same content is already stored.',
@@ -347,7 +343,7 @@ export const GROUPS: readonly Group[] = [
     endpoints: [
       on('POST /admin/v1/experiments', 'Draft an experiment', '201 Experiment', {
         body: experiments.createExperimentSchema,
-        errors: ['conflict'],
+        errors: ['not_found', 'conflict'],
       }),
       on('GET /admin/v1/experiments', 'List experiments', '200 [Experiment]', { query: tenantPage }),
       on('GET /admin/v1/experiments/{id}', 'One experiment', '200 Experiment', {
@@ -373,7 +369,7 @@ export const GROUPS: readonly Group[] = [
         errors: ['conflict'],
       }),
       on('GET /admin/v1/experiments/{id}/results', 'Results of an experiment', '200 ExperimentResults', {
-        query: tenant.extend({ region: z.string().optional() }),
+        query: experiments.resultsQuerySchema,
         errors: ['conflict'],
       }),
     ],
@@ -448,7 +444,7 @@ export const GROUPS: readonly Group[] = [
         errors: AT_BACKEND,
       }),
       on('POST /admin/v1/backends/{id}/jobs/data', 'Upload data for jobs', '201 UploadedData', {
-        query: z.object({ name: z.string().regex(jobs.DATA_NAME_PATTERN).default('data') }),
+        query: jobs.uploadQuerySchema,
         body: 'application/jsonl',
         errors: ['invalid_data', ...AT_BACKEND],
       }),
@@ -514,12 +510,15 @@ export const GROUPS: readonly Group[] = [
       on('POST /dashboard/session', 'Log in', '200 Session', { body: wire.loginSchema }),
       on('GET /dashboard/session', 'Who is logged in', ['200 Session', '204']),
       on('DELETE /dashboard/session', 'Log out', '204', {
-        query: z.object({ everywhere: z.enum(['true']).optional() }),
+        query: wire.logoutQuerySchema,
       }),
       on('GET /dashboard/sign-in', 'Sign in with the OpenID Connect provider', '302', {
+        errors: ['not_found'],
         more: 'Redirects to the provider, if one is configured.',
       }),
-      on('GET /dashboard/sign-in/callback', 'The redirect URI for the provider', '302'),
+      on('GET /dashboard/sign-in/callback', 'The redirect URI for the provider', '302', {
+        errors: ['not_found'],
+      }),
     ],
   },
   {

@@ -39,7 +39,8 @@ export const createBackendSchema = z.strictObject({
 export const updateBackendSchema = z
   .strictObject(fields)
   .partial()
-  .refine((change) => Object.keys(change).length > 0, 'names nothing to change');
+  .refine((change) => Object.keys(change).length > 0, 'names nothing to change')
+  .meta({ minProperties: 1 });
 
 /** The state of a backend as one isolate of the edge sees it. */
 const backendStateSchema = z.object({

@@ -13,7 +13,7 @@ import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../d
 import { d1 } from '../db/d1.ts';
 import { SAFE_METHODS } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { listed, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
+import { listed, namedTenant, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
 
 const PREFIX = '/admin/v1';
 
@@ -85,13 +85,13 @@ export const audit = new Hono<AppEnv>()
     return c.json(listed(await d1(listAudit(c.var.services.db, tenant, page))));
   })
   .get('/export', async (c) => {
-    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const tenant = await scopedTenantOrAll(c, namedTenant(c));
     const rows = allRows(c, tenant);
     c.header('content-disposition', 'attachment; filename="audit.jsonl"');
     return c.body(rows, 200, { 'content-type': 'application/x-ndjson; charset=utf-8' });
   })
   .get('/:id', async (c) => {
-    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const tenant = await scopedTenantOrAll(c, namedTenant(c));
     const found = await d1(findAudit(c.var.services.db, tenant, Number(c.req.param('id'))));
     if (found === null)
       throw new MaskrouteError('not_found', 'There is no such change, or it is no longer kept.');

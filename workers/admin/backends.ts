@@ -8,13 +8,13 @@ import { deletedSchema, listSchema, searchQuerySchema } from '../../shared/admin
 import {
   createEdgeJobSchema,
   createEdgeScheduleSchema,
-  DATA_NAME_PATTERN,
   JOB_ID_PATTERN,
   jobSchema,
   SCHEDULE_ID_PATTERN,
   scheduleSchema,
   storeJobSchema,
   uploadedDataSchema,
+  uploadQuerySchema,
 } from '../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
@@ -36,13 +36,13 @@ import { adminOf } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
-import { requireGlobal, scopedTenant } from './scope.ts';
+import { readQuery, readScopedBody, requireGlobal, scopedTenant } from './scope.ts';
 
 /* Jobs of a backend and their schedules; `shared/admin/job-wire.ts` describes them. */
 
 const jobs = new Hono<AppEnv>()
   .get('/', async (c) => {
-    const { q } = parse(searchQuerySchema, c.req.query());
+    const { q } = readQuery(c, searchQuerySchema);
     const query = q === undefined ? '' : `?q=${encodeURIComponent(q)}`;
     return c.json(await ask(c, listSchema(jobSchema), 'GET', query));
   })
@@ -52,11 +52,7 @@ const jobs = new Hono<AppEnv>()
   })
   .get('/data', async (c) => c.json(await ask(c, listSchema(uploadedDataSchema), 'GET', '/data')))
   .post('/data', async (c) => {
-    const name = c.req.query('name') ?? 'data';
-    if (!DATA_NAME_PATTERN.test(name)) {
-      const message = 'name: expected letters, digits, _ and -, at most 64.';
-      throw new MaskrouteError('invalid_request', message, { param: 'name' });
-    }
+    const { name } = readQuery(c, uploadQuerySchema);
     const { body, headers } = c.req.raw;
     requireUnpacked(headers);
     if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
@@ -85,7 +81,7 @@ const jobs = new Hono<AppEnv>()
   })
   .post('/:job/cancel', async (c) => c.json(await ask(c, jobSchema, 'POST', `${jobPath(c)}/cancel`)))
   .post('/:job/store', async (c) => {
-    const { tenant: named } = parse(storeJobSchema, await readJson(c.req.raw));
+    const { tenant: named } = await readScopedBody(c, storeJobSchema);
     const tenant = await scopedTenant(c, named);
     const set = await ask(c, maskSetSchema, 'GET', `${jobPath(c)}/mask-set`);
     const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));
@@ -180,7 +176,7 @@ export const backends = new Hono<AppEnv>()
   })
   .route('/:id/jobs', jobs)
   .get('/', async (c) => {
-    const { q } = parse(searchQuerySchema, c.req.query());
+    const { q } = readQuery(c, searchQuerySchema);
     const { db, backend, config } = c.var.services;
     const rows = await d1(listBackends(db, q));
     const isEmpty = rows.length === 0 && (q === undefined || (await d1(listBackends(db))).length === 0);

@@ -14,7 +14,6 @@ import {
   trafficQuerySchema,
 } from '../../shared/admin/stats-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parse } from '../../shared/wire/parse-body.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import { oneOfEachName } from '../backends/registry.ts';
 import { driftOf, stats as statsOf } from '../counting/traffic.ts';
@@ -22,10 +21,10 @@ import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
 import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
-import { listed, scopedTenant, scopedTenantOrAll } from './scope.ts';
+import { listed, namedTenant, readQuery, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
-  const { tenant: named, ...times } = parse(statsQuerySchema, c.req.query());
+  const { tenant: named, ...times } = readQuery(c, statsQuerySchema);
   const tenant = await scopedTenantOrAll(c, named);
   return c.json((await d1(statsOf(c.var.services.db, { ...times, tenant }))) satisfies Stats);
 });
@@ -33,7 +32,7 @@ export const stats = new Hono<AppEnv>().get('/', async (c) => {
 /* Positions of recent requests among the centroids of a version. */
 
 export const traffic = new Hono<AppEnv>().get('/', async (c) => {
-  const { tenant: named, version } = parse(trafficQuerySchema, c.req.query());
+  const { tenant: named, version } = readQuery(c, trafficQuerySchema);
   const tenant = await scopedTenantOrAll(c, named);
   return c.json({ object: 'list', data: await d1(listTrafficSamples(c.var.services.db, version, tenant)) });
 });
@@ -41,7 +40,7 @@ export const traffic = new Hono<AppEnv>().get('/', async (c) => {
 /* Drift of a version's requests and answers. */
 
 export const drift = new Hono<AppEnv>().get('/', async (c) => {
-  const { tenant: named, version, since } = parse(driftQuerySchema, c.req.query());
+  const { tenant: named, version, since } = readQuery(c, driftQuerySchema);
   const tenant = await scopedTenant(c, named);
   const { db } = c.var.services;
   const stored = await d1(findMaskSet(db, tenant, version));
@@ -65,7 +64,7 @@ export const models = new Hono<AppEnv>().get('/', async (c) => {
 /* What tenants used. */
 
 export const usage = new Hono<AppEnv>().get('/', async (c) => {
-  const { tenant: named, ...query } = parse(usageQuerySchema, c.req.query());
+  const { tenant: named, ...query } = readQuery(c, usageQuerySchema);
   const tenant = await scopedTenantOrAll(c, named);
   const { data, next } = await d1(sumUsage(c.var.services.db, { ...query, tenant }));
   const more = { has_more: next !== null, next: next === null ? null : JSON.stringify(next) };
@@ -76,12 +75,12 @@ export const usage = new Hono<AppEnv>().get('/', async (c) => {
 
 export const requests = new Hono<AppEnv>()
   .get('/', async (c) => {
-    const query = parse(requestsQuerySchema, c.req.query());
+    const query = readQuery(c, requestsQuerySchema);
     const tenant = await scopedTenantOrAll(c, query.tenant);
     return c.json(listed(await d1(listRequests(c.var.services.db, tenant, query))));
   })
   .get('/:id', async (c) => {
-    const tenant = await scopedTenantOrAll(c, c.req.query('tenant'));
+    const tenant = await scopedTenantOrAll(c, namedTenant(c));
     const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
     if (found === null)
       throw new MaskrouteError('not_found', 'There is no such request, or it is no longer kept.');
@@ -89,7 +88,7 @@ export const requests = new Hono<AppEnv>()
   });
 
 export const ratings = new Hono<AppEnv>().get('/', async (c) => {
-  const { tenant: named, ...query } = parse(ratingsQuerySchema, c.req.query());
+  const { tenant: named, ...query } = readQuery(c, ratingsQuerySchema);
   const tenant = await scopedTenantOrAll(c, named);
   return c.json(listed(await d1(listRatings(c.var.services.db, tenant, query))));
 });

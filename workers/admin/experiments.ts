@@ -8,6 +8,7 @@ import {
   type ExperimentDefinition,
   type ExperimentResults,
   experimentDefinitionSchema,
+  resultsQuerySchema,
 } from '../../shared/admin/experiment-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
@@ -29,11 +30,20 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
-import { listed, requireRoom, scopedTenant, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
+import {
+  listed,
+  namedTenant,
+  readQuery,
+  readScopedBody,
+  requireRoom,
+  scopedTenant,
+  scopedTenantOrAll,
+  tenantPageQuery,
+} from './scope.ts';
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
+    const { id, tenant, ...definition } = await readScopedBody(c, createExperimentSchema);
     const owner = await scopedTenant(c, tenant);
     await checkDefinition(c, owner, definition);
     await requireRoom(c.var.services.db, c.var.admin.tenant, 'experiments');
@@ -47,9 +57,9 @@ export const experiments = new Hono<AppEnv>()
     const now_ms = Date.now();
     return c.json(listed({ data: data.map((experiment) => toExperiment(experiment, now_ms)), next }));
   })
-  .get('/:id', async (c) => answer(c, await find(c)))
+  .get('/:id', async (c) => answer(c, await find(c, namedTenant(c))))
   .patch('/:id', async (c) => {
-    const draft = await find(c);
+    const draft = await find(c, namedTenant(c));
     // One schema finds unknown fields and wrong values, so that the error names all at once.
     const change = parse(z.record(z.string(), z.unknown()), await readJson(c.req.raw));
     const { shape } = changeExperimentSchema;
@@ -64,13 +74,14 @@ export const experiments = new Hono<AppEnv>()
     return answer(c, { ...draft, definition });
   })
   .delete('/:id', async (c) => {
-    const draft = await find(c);
+    const draft = await find(c, namedTenant(c));
     if (!(await d1(deleteDraft(c.var.services.db, draft)))) throw started(draft.id);
     return answer(c, draft);
   })
   .get('/:id/results', async (c) => {
-    const experiment = await find(c);
-    const region = (c.req.query('region') ?? '').replace(/\/+$/, '');
+    const query = readQuery(c, resultsQuerySchema);
+    const experiment = await find(c, query.tenant);
+    const region = (query.region ?? '').replace(/\/+$/, '');
     const { db } = c.var.services;
     const counted = Promise.all([
       sumsOfVariants(db, experiment, region),
@@ -80,27 +91,30 @@ export const experiments = new Hono<AppEnv>()
     const { id, definition } = experiment;
     return c.json(experimentResults(id, definition, region, sums, latencies) satisfies ExperimentResults);
   })
-  .post('/:id/start', async (c) => answer(c, await start(c.var.services, await find(c), holdOf(c))))
-  .post('/:id/stop', async (c) => answer(c, await stop(c.var.services, await find(c), holdOf(c))));
+  .post('/:id/start', async (c) =>
+    answer(c, await start(c.var.services, await find(c, namedTenant(c)), holdOf(c))),
+  )
+  .post('/:id/stop', async (c) =>
+    answer(c, await stop(c.var.services, await find(c, namedTenant(c)), holdOf(c))),
+  );
 
 const answer = (c: AppContext, experiment: StoredExperiment, status: 200 | 201 = 200): Response =>
   c.json(toExperiment(experiment, Date.now()), status);
 
 /**
- * The experiment of the caller's tenant, or of the tenant in `?tenant=`. For an administrator of the edge without
- * `?tenant=` it is the experiment that belongs to no tenant, or else the only one with this id.
+ * The experiment of the caller's tenant, or of the named tenant. For an administrator of the edge who names none it is
+ * the experiment that belongs to no tenant, or else the only one with this id.
  * @throws MaskrouteError `not_found`, `conflict` when several tenants have it, and what `scopedTenant` throws.
  */
-async function find(c: AppContext): Promise<StoredExperiment> {
-  const found = await findStored(c);
+async function find(c: AppContext, named: string | undefined): Promise<StoredExperiment> {
+  const found = await findStored(c, named);
   c.set('before', toExperiment(found, Date.now()));
   return found;
 }
 
-async function findStored(c: AppContext): Promise<StoredExperiment> {
+async function findStored(c: AppContext, named: string | undefined): Promise<StoredExperiment> {
   const { db } = c.var.services;
   const id = c.req.param('id') ?? '';
-  const named = c.req.query('tenant');
   if (named !== undefined || c.var.admin.tenant !== undefined) {
     const found = await d1(findExperiment(db, { owner: await scopedTenant(c, named), id }));
     if (found === null) throw notFound();

@@ -43,11 +43,19 @@ import {
   storeMaskSet,
 } from '../releases/publishing.ts';
 import { decodeMaskSet } from '../routing/live-sets.ts';
-import { listed, requireRoom, scopedTenant, tenantPageQuery } from './scope.ts';
+import {
+  listed,
+  namedTenant,
+  readQuery,
+  readScopedBody,
+  requireRoom,
+  scopedTenant,
+  tenantPageQuery,
+} from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const { tenant: named, publishable } = parse(storeMaskSetQuerySchema, c.req.query());
+    const { tenant: named, publishable } = readQuery(c, storeMaskSetQuerySchema);
     const tenant = await scopedTenant(c, named);
     const { db } = c.var.services;
     const written = writeMaskSet(parse(maskSetSchema, await readJson(c.req.raw), 'invalid_mask_set'));
@@ -97,7 +105,7 @@ export const maskSets = new Hono<AppEnv>()
 
 /** @throws MaskrouteError `not_found` for a set that is neither the tenant's nor the default owner's. */
 async function find(c: AppContext): Promise<StoredMaskSet> {
-  const tenant = await scopedTenant(c, c.req.query('tenant'));
+  const tenant = await scopedTenant(c, namedTenant(c));
   const stored = await d1(findMaskSet(c.var.services.db, tenant, c.req.param('version') ?? ''));
   if (stored === null) throw new MaskrouteError('not_found', 'There is no such mask set.');
   return stored;
@@ -107,7 +115,7 @@ async function find(c: AppContext): Promise<StoredMaskSet> {
 
 export const publications = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const body = parse(publishSchema, await readJson(c.req.raw));
+    const body = await readScopedBody(c, publishSchema);
     const { version, expected_version: expected } = body;
     const tenant = await scopedTenant(c, body.tenant);
     const request = {
@@ -136,13 +144,13 @@ export const publications = new Hono<AppEnv>()
     return c.json(listed(await d1(listPublications(c.var.services.db, tenant, page))));
   })
   .get('/live', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const tenant = await scopedTenant(c, namedTenant(c));
     const state = await d1(findLive(c.var.services.db, tenant));
     if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
     return c.json(livePublication(state, Date.now()));
   })
   .get('/in-use', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const tenant = await scopedTenant(c, namedTenant(c));
     const seen = await findSeen(c.var.services.db, tenant, Date.now());
     const main = seen.find(({ publication }) => publication !== null)?.publication;
     if (main == null) throw new MaskrouteError('not_found', 'Nothing is live.');
@@ -157,7 +165,7 @@ export const publications = new Hono<AppEnv>()
     return c.json({ tenant: main.tenant, version, activate_at, parts } satisfies PublicationInUse);
   })
   .get('/comparison', async (c) => {
-    const tenant = await scopedTenant(c, c.req.query('tenant'));
+    const tenant = await scopedTenant(c, namedTenant(c));
     const { db } = c.var.services;
     const state = await d1(findLive(db, tenant));
     if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
@@ -191,7 +199,7 @@ async function findSeen(db: Database, tenant: string, now_ms: number): Promise<S
 }
 
 async function changeLive(c: AppContext, change: typeof rollback): Promise<Response> {
-  const body = parse(changeLiveSchema, await readJson(c.req.raw));
+  const body = await readScopedBody(c, changeLiveSchema);
   const { services, admin } = c.var;
   const tenant = await scopedTenant(c, body.tenant);
   const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };

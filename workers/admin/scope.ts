@@ -2,6 +2,7 @@
  * Checks that all resources of the admin API share: which tenant the caller may access, how much it may store, and
  * which page of a list it requests; and warnings when a tenant's limits conflict with its live mask set.
  */
+import type { z } from 'zod';
 import {
   DEFAULT_TENANT,
   type PageQuery,
@@ -9,6 +10,7 @@ import {
   type Tenant,
   type TenantWarning,
   tenantPageQuerySchema,
+  tenantQuerySchema,
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -18,6 +20,7 @@ import { type Database, d1, findStored, type Page, type Stored } from '../db/d1.
 import { findLive } from '../db/publication-rows.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import type { AppContext } from '../http/context.ts';
+import { readJson } from '../http/request-body.ts';
 import { TENANT_ROOM } from '../limits.ts';
 import { percent } from '../releases/publishing.ts';
 import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
@@ -59,10 +62,40 @@ export function requireGlobal(c: AppContext): void {
 
 const forbidden = () => new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
 
-/** @throws MaskrouteError `invalid_request` for a malformed limit or cursor, and for a field that lists do not know. */
-export const pageQuery = (c: AppContext): PageQuery => parse(pageQuerySchema, c.req.query());
-/** The same where a list is about a tenant. */
-export const tenantPageQuery = (c: AppContext) => parse(tenantPageQuerySchema, c.req.query());
+/**
+ * A request's query by its schema. A parameter that is given twice is refused: only one of them would count.
+ * @throws MaskrouteError `invalid_request`.
+ */
+export function readQuery<S extends z.ZodType>(c: AppContext, schema: S): z.output<S> {
+  for (const [name, values] of Object.entries(c.req.queries())) {
+    if (values.length > 1) {
+      throw new MaskrouteError('invalid_request', `${name}: it is given more than once.`, { param: name });
+    }
+  }
+  return parse(schema, c.req.query());
+}
+
+/**
+ * Refuses a query beside a body that names its tenant: a tenant in the query would be ignored, and the change would be the
+ * default's. @throws MaskrouteError `invalid_request`.
+ */
+export function requireNoQuery(c: AppContext): void {
+  const [name] = Object.keys(c.req.query());
+  if (name === undefined) return;
+  const message = `${name}: there is no query here; the body names the tenant.`;
+  throw new MaskrouteError('invalid_request', message, { param: name });
+}
+
+/** A body that names its tenant. @throws what `requireNoQuery`, `readJson` and `parse` throw. */
+export async function readScopedBody<S extends z.ZodType>(c: AppContext, schema: S): Promise<z.output<S>> {
+  requireNoQuery(c);
+  return parse(schema, await readJson(c.req.raw));
+}
+
+export const pageQuery = (c: AppContext): PageQuery => readQuery(c, pageQuerySchema);
+export const tenantPageQuery = (c: AppContext) => readQuery(c, tenantPageQuerySchema);
+/** The tenant in the query of a single resource, which takes nothing else. */
+export const namedTenant = (c: AppContext): string | undefined => readQuery(c, tenantQuerySchema).tenant;
 
 /** A page in the wire format. */
 export const listed = <T>({ data, next }: Page<T>) => ({

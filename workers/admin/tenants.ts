@@ -33,7 +33,9 @@ import type { BudgetState } from '../tenants/ledger.ts';
 import {
   listed,
   pageQuery,
+  readQuery,
   requireGlobal,
+  requireNoQuery,
   requireRoom,
   scopedTenant,
   scopedTenantOrAll,
@@ -113,6 +115,7 @@ export const keys = new Hono<AppEnv>()
   .post('/', async (c) => {
     const { db } = c.var.services;
     const own = c.var.admin.tenant;
+    requireNoQuery(c);
     const raw = await readJson(c.req.raw);
     // A tenant's administrator need not name the tenant.
     const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;
@@ -132,7 +135,7 @@ export const keys = new Hono<AppEnv>()
     return c.json({ ...created, key } satisfies CreatedKey, 201);
   })
   .get('/', async (c) => {
-    const { tenant: named, state, ...page } = parse(keysQuerySchema, c.req.query());
+    const { tenant: named, state, ...page } = readQuery(c, keysQuerySchema);
     const tenant = await scopedTenantOrAll(c, named);
     const filter = {
       tenant,

@@ -9,7 +9,7 @@ import { deleteCookie, getSignedCookie, setSignedCookie } from 'hono/cookie';
 import { secureHeaders } from 'hono/secure-headers';
 import * as oauth from 'oauth4webapi';
 import { z } from 'zod';
-import { loginSchema, SIGN_IN_HEADER, tenantId } from '../../shared/admin/admin-wire.ts';
+import { loginSchema, logoutQuerySchema, SIGN_IN_HEADER, tenantId } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { sha256Hex } from '../base/secrets.ts';
@@ -274,7 +274,8 @@ export const dashboard = new Hono<AppEnv>()
   })
   .delete('/session', async (c) => {
     const { sessions } = c.var.services;
-    if (c.req.query('everywhere') === 'true') {
+    const { everywhere } = parse(logoutQuerySchema, c.req.query());
+    if (everywhere !== undefined) {
       // An ended session must not end others.
       const session = await readSession(c);
       if (session !== undefined) await sessions.endAll(session.claims.actor);

@@ -1,7 +1,9 @@
 /** What probes are told: of an engine that works, one whose thread died, and one that is stuck. */
 import { mkdtemp, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import type { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { createEngine, Pulse } from '../../../gpu-backend/engine/start-engine.ts';
@@ -50,6 +52,13 @@ const chat = (server: TestServer, more: object = {}) =>
     max_tokens: 4,
     ...more,
   });
+
+it('a probe in HTTP/1.0, which names no host, is answered', async () => {
+  await using server = await serveModel(scriptedModel(scriptedEngine({ answer: () => bytesOf('ok') })));
+  const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+  socket.write('GET /healthz HTTP/1.0\r\n\r\n');
+  expect(await text(socket)).toMatch(/^HTTP\/1\.1 200 /);
+});
 
 it('an engine whose thread has died makes the process one to start again', async () => {
   const { engine, thread } = await openEngine();

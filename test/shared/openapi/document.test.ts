@@ -37,6 +37,7 @@ test('a body names its fields, which must be there, and what becomes of the othe
   });
   expect(chat.properties.use_beam_search).toMatchObject({ 'x-field': 'refused', enum: [null, false] });
   expect(chat.properties.metadata).toMatchObject({ 'x-field': 'ignored' });
+  expect(chat.properties.logit_bias).toMatchObject({ anyOf: [{ type: 'object' }, { type: 'null' }] });
   expect(chat.properties.messages).toMatchObject({ type: 'array', items: { required: ['role'] } });
   expect(bodyOf('/admin/v1/tenants', 'post').required).toEqual(['id', 'name']);
 });
@@ -48,6 +49,34 @@ test('an answer names its codes by status', () => {
   expect(security).toEqual([{ adminKey: [] }, { session: [] }]);
   expect(responses['409']!.description).toBe('`conflict`');
   expect(responses['400']!.description).toContain('`invalid_json`');
+});
+
+test('a query has the bounds and values that it is checked against', () => {
+  const schemaOf = (path: string, name: string, method = 'get') =>
+    api.paths[path]![method]!.parameters.find((parameter) => parameter.name === name)!.schema;
+  expect(schemaOf('/admin/v1/keys', 'limit')).toMatchObject({ type: 'integer', minimum: 1, maximum: 200 });
+  expect(schemaOf('/admin/v1/usage', 'limit')).toMatchObject({ type: 'integer', minimum: 1, maximum: 1000 });
+  expect(schemaOf('/admin/v1/ratings', 'commented')).toMatchObject({ enum: ['true', 'false'] });
+  expect(schemaOf('/admin/v1/mask-sets', 'publishable', 'post')).toMatchObject({ enum: ['true', 'false'] });
+});
+
+test('what may name a tenant may not find it', () => {
+  for (const [path, methods] of Object.entries(api.paths)) {
+    for (const { parameters, responses } of Object.values(methods)) {
+      if (!parameters.some(({ name }) => name === 'tenant')) continue;
+      expect(responses['404']?.description, path).toContain('`not_found`');
+    }
+  }
+});
+
+test('a change has fields of its own, at least one where an empty one is refused', () => {
+  expect(bodyOf('/admin/v1/tenants/{id}', 'patch')).toMatchObject({ minProperties: 1 });
+  expect(bodyOf('/admin/v1/backends/{id}', 'patch')).toMatchObject({ minProperties: 1 });
+  const { properties } = bodyOf('/admin/v1/experiments/{id}', 'patch');
+  expect(properties.alpha).toEqual({
+    anyOf: [{ type: 'number', minimum: 0.001, maximum: 0.2 }, { type: 'null' }],
+  });
+  expect(properties.variants).toMatchObject({ type: 'array', minItems: 2 });
 });
 
 test('no default depends on the day when the document was made', () => {

@@ -91,12 +91,25 @@ describe('pages', () => {
 
 it.each([
   ...['/tenants', '/keys', '/mask-sets', '/publications', '/experiments', '/audit', '/backends', '/ratings'],
-  ...['/usage', '/requests'],
+  ...['/usage', '/requests', '/audit/export', '/audit/1', '/requests/x'],
+  // About the default they would answer, and not about the tenant.
+  ...['/publications/live', '/publications/in-use', '/publications/comparison'],
+  ...['/mask-sets/x', '/mask-sets/x/evaluation', '/experiments/x', '/experiments/x/results'],
 ])('%s refuses a field that it does not know', async (path) => {
   const response = await admin('GET', `${path}?sate=working`);
   const { error } = await response.clone().json<{ error: { message: string } }>();
   expect(await errorCode(response)).toBe('400 invalid_request');
   expect(error.message).toMatch(/^sate: there is no such field here, only /);
+});
+
+it.each([
+  ...['/keys', '/mask-sets', '/publications', '/publications/live', '/experiments', '/experiments/x'],
+  ...['/usage', '/stats', '/requests', '/ratings', '/audit/export'],
+])('%s refuses a field that it is given twice', async (path) => {
+  const response = await admin('GET', `${path}?tenant=&tenant=nobody`);
+  expect(await response.json()).toMatchObject({
+    error: { code: 'invalid_request', param: 'tenant', message: 'tenant: it is given more than once.' },
+  });
 });
 
 it('backends are found by their id, their address and their regions', async () => {

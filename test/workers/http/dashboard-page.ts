@@ -184,6 +184,8 @@ describe('a session that is ended', () => {
     // It may log out again, but end no others.
     expect((await logOut(mine.asPage)).status).toBe(204);
     expect(await errorCode(logOut(mine.asPage, '?everywhere=true'))).toBe(ENDED);
+    // Else one session would end, and its owner would believe that all had.
+    expect(await errorCode(logOut(other.asPage, '?everywhere=1'))).toBe('400 invalid_request');
     expect((await ask(other.cookie)).status).toBe(200);
   });
 

@@ -471,6 +471,22 @@ describe('the admin API', () => {
     expect(await errorCode(admin('POST', '/keys', { name: 'x', tenant: 'nobody' }))).toBe('404 not_found');
   });
 
+  it.each([
+    ['/publications', { version: `v_${'0'.repeat(24)}` }],
+    ['/publications/rollback', {}],
+    ['/publications/pause', {}],
+    ['/publications/resume', {}],
+    ['/experiments', { id: 'astray', variants: [] }],
+    ['/keys', { kind: 'viewer', name: 'x' }],
+    ['/backends/default/jobs/job_0123456789abcdef01234567/store', {}],
+  ])('refuses a tenant in the query of %s, whose body names it', async (path, body) => {
+    const response = await admin('POST', `${path}?tenant=acme`, body);
+    expect(response.status).toBe(400);
+    expect(await response.json()).toMatchObject({
+      error: { param: 'tenant', message: 'tenant: there is no query here; the body names the tenant.' },
+    });
+  });
+
   it('says of a wrong time, limit or cursor what it may be, and nothing else', async () => {
     const messageOf = async (answer: Promise<Response>) =>
       ((await (await answer).json()) as { error: { message: string } }).error.message;
