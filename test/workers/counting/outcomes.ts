@@ -470,10 +470,28 @@ describe('expired rows', () => {
       `insert into feedback select 'long-ago', 'k', value, 1, null, 0 from json_each('[${Array.from({ length: 2_500 }, (_, i) => i)}]')`,
     );
     const none = { now_ms: 0, eventsSince_ms: 0, auditSince_ms: 0, minutesSince_ms: 0 };
-    await forget(openDatabase(env.DB), { ...none, feedbackSince_ms: 1 }, 2);
+    const db = openDatabase(env.DB);
+    const kept = { ...none, feedbackSince_ms: 1 };
+    await forget(db, kept, 0);
+    expect(await leftOf('long-ago')).toBe(2_500);
+    // One portion of every kind, and one more of the only kind that has more.
+    await forget(db, kept, 60_000, 7 + 1);
     expect(await leftOf('long-ago')).toBe(500);
     await edge.scheduled({} as never, env as never);
     expect(await leftOf('long-ago')).toBe(0);
+  });
+
+  it('that cannot be deleted hold up no counting', async () => {
+    await env.DB.exec(`insert into feedback values ('stuck', 'k', 'c', 1, null, 0)`);
+    await env.DB.exec(
+      `create trigger stuck before delete on feedback when old.tenant_id = 'stuck' begin select raise(abort, 'stuck'); end`,
+    );
+    const id = await experiment();
+    expect(await deliver([event({ experiment: id, variant: 'a' })])).toMatchObject({ retriedAll: false });
+    expect((await results(id)).variants[0]!.figures.requests).toBe(1);
+    await env.DB.exec('drop trigger stuck');
+    await edge.scheduled({} as never, env as never);
+    expect(await leftOf('stuck')).toBe(0);
   });
 
   it('stay while D1 fails, and the log says so', async () => {
