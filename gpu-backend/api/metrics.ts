@@ -1,11 +1,8 @@
 /**
- * Prometheus metrics, and a memory of requests that made the engine fail. Metric names follow OpenTelemetry's GenAI
- * conventions (`gen_ai.server.*`, in Prometheus spelling), and vLLM's for the engine.
+ * Prometheus metrics. Their names follow OpenTelemetry's GenAI conventions (`gen_ai.server.*`, in Prometheus spelling), and
+ * vLLM's for the engine.
  */
-import { createHash } from 'node:crypto';
-import { LRUCache } from 'lru-cache';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { Engine, EngineStats, Timings } from '../engine/engine.ts';
 
 type FinishedAnswer = {
@@ -278,45 +275,4 @@ function engineMetrics(engine: Engine, registry: Registry): void {
       },
     });
   }
-}
-
-/*
- * Requests that made the engine fail. After the second failure the same request is refused, so that a client's retries do
- * not disturb others. Each backend learns this separately, and the edge does not count it against the backend.
- */
-
-const REMEMBERED_MAX = 1000;
-/** The cause may have been the machine, so after this long a request may be tried again. */
-const REMEMBERED_ms = 10 * 60_000;
-const FAILURES_MAX = 2;
-
-export class FailedRequests {
-  /** How often each request has failed, by the hash of its tenant, endpoint and body. */
-  readonly #failures = new LRUCache<string, number>({ max: REMEMBERED_MAX, ttl: REMEMBERED_ms });
-
-  /** @throws MaskrouteError `request_fails_engine`. */
-  expectHarmless(request: object): void {
-    // Usually nothing has failed, and no hash is computed.
-    if (this.#failures.size === 0) return;
-    if ((this.#failures.get(hashOf(request)) ?? 0) < FAILURES_MAX) return;
-    throw new MaskrouteError(
-      'request_fails_engine',
-      'This request made the engine fail twice; it is not run again.',
-    );
-  }
-
-  failed(request: object): void {
-    const hash = hashOf(request);
-    this.#failures.set(hash, (this.#failures.get(hash) ?? 0) + 1);
-  }
-
-  succeeded(request: object): void {
-    if (this.#failures.size > 0) this.#failures.delete(hashOf(request));
-  }
-}
-
-/** Without the edge's field `maskroute`, which differs on every attempt. */
-function hashOf(request: object): string {
-  const text = JSON.stringify({ ...request, maskroute: undefined });
-  return createHash('sha256').update(text).digest('base64');
 }

@@ -2,6 +2,7 @@
  * What routes use: the parts that `main.ts` wires together, the API's own state, and all its limits and timeouts. Tests
  * shorten the timeouts and use an engine of their own.
  */
+import { createHash } from 'node:crypto';
 import type { HttpBindings } from '@hono/node-server';
 import type { Tracer } from '@opentelemetry/api';
 import type { Context } from 'hono';
@@ -24,7 +25,7 @@ import {
   type TokenRules,
 } from './auth.ts';
 import { type ArrivalLimits, Bodies } from './body.ts';
-import { createMetrics, FailedRequests, type Metrics } from './metrics.ts';
+import { createMetrics, type Metrics } from './metrics.ts';
 
 /** Everything that the API needs to start. */
 export type ApiOptions = {
@@ -140,6 +141,47 @@ export class Lifecycle {
     clearTimeout(end);
     clearTimeout(giveUp);
   }
+}
+
+/*
+ * Requests that made the engine fail. After the second failure the same request is refused, so that a client's retries do
+ * not disturb others. Each backend learns this separately, and the edge does not count it against the backend.
+ */
+
+const REMEMBERED_MAX = 1000;
+/** The cause may have been the machine, so after this long a request may be tried again. */
+const REMEMBERED_ms = 10 * 60_000;
+const FAILURES_MAX = 2;
+
+export class FailedRequests {
+  /** How often each request has failed, by the hash of its tenant, endpoint and body. */
+  readonly #failures = new LRUCache<string, number>({ max: REMEMBERED_MAX, ttl: REMEMBERED_ms });
+
+  /** @throws MaskrouteError `request_fails_engine`. */
+  expectHarmless(request: object): void {
+    // Usually nothing has failed, and no hash is computed.
+    if (this.#failures.size === 0) return;
+    if ((this.#failures.get(hashOf(request)) ?? 0) < FAILURES_MAX) return;
+    throw new MaskrouteError(
+      'request_fails_engine',
+      'This request made the engine fail twice; it is not run again.',
+    );
+  }
+
+  failed(request: object): void {
+    const hash = hashOf(request);
+    this.#failures.set(hash, (this.#failures.get(hash) ?? 0) + 1);
+  }
+
+  succeeded(request: object): void {
+    if (this.#failures.size > 0) this.#failures.delete(hashOf(request));
+  }
+}
+
+/** Without the edge's field `maskroute`, which differs on every attempt. */
+function hashOf(request: object): string {
+  const text = JSON.stringify({ ...request, maskroute: undefined });
+  return createHash('sha256').update(text).digest('base64');
 }
 
 export type ApiEnv = {

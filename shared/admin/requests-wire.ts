@@ -6,7 +6,6 @@
  * counts once.
  */
 import { z } from 'zod';
-import { FALLBACK_REASONS } from '../wire/protocol.ts';
 import { querySwitch, tenantPageQuerySchema, timestamp } from './admin-wire.ts';
 
 /** Unique for each request and made by the edge; never the client's request id, which it may send twice. */
@@ -17,7 +16,11 @@ export type RequestSource = (typeof REQUEST_SOURCES)[number];
 
 const duration_ms = z.number().min(0).nullable();
 
-export const requestEventSchema = z.strictObject({
+/**
+ * During a gradual deployment an older edge counts the events of a newer one. So fields that it does not know are left
+ * out, and reasons that it does not know are kept: otherwise the event, with its tokens, would not be counted.
+ */
+export const requestEventSchema = z.object({
   kind: z.literal('request'),
   id: z.string().regex(EVENT_ID_PATTERN),
   tenant: z.string(),
@@ -43,7 +46,8 @@ export const requestEventSchema = z.strictObject({
   region: z.string(),
   /** The backend that answered; null when none did. */
   backend: z.string().nullable(),
-  fallback: z.enum(FALLBACK_REASONS).nullable(),
+  /** A `FallbackReason`, or a newer edge's. */
+  fallback: z.string().max(100).nullable(),
   stream: z.boolean(),
   /** HTTP status of the answer; 499 when the client hung up, or its deadline passed, before there was one. */
   status: z.int(),
@@ -75,7 +79,7 @@ const ofRequest = {
 };
 
 /** A rating of an answer; one for each key. */
-const ratingEventSchema = z.strictObject({
+const ratingEventSchema = z.object({
   kind: z.literal('rating'),
   ...ofRequest,
   key_id: z.string(),
@@ -84,7 +88,7 @@ const ratingEventSchema = z.strictObject({
 export type RatingEvent = z.infer<typeof ratingEventSchema>;
 
 /** Agreement with the dense model, from running the request again in the background. */
-const comparisonEventSchema = z.strictObject({
+const comparisonEventSchema = z.object({
   kind: z.literal('comparison'),
   ...ofRequest,
   /** The share of the compared tokens before the first that differs, 0 to 1. */

@@ -15,23 +15,21 @@ import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PAT
 export const UNREAD_MAX_ms = 30_000;
 
 /** Why a request went dense although routing was on. */
-export const FALLBACK_REASONS = [
-  'requested',
-  'experiment',
-  'no_mask_set',
-  'mask_set_unavailable',
-  'model_mismatch',
-  'encoder_mismatch',
-  'encoder_failed',
-  'encoder_timeout',
-  'low_similarity',
-  'empty_prompt',
-  'token_prompt',
-  'unknown_mask',
-  'over_ceiling',
-  'under_floor',
-] as const;
-export type FallbackReason = (typeof FALLBACK_REASONS)[number];
+export type FallbackReason =
+  | 'requested'
+  | 'experiment'
+  | 'no_mask_set'
+  | 'mask_set_unavailable'
+  | 'model_mismatch'
+  | 'encoder_mismatch'
+  | 'encoder_failed'
+  | 'encoder_timeout'
+  | 'low_similarity'
+  | 'empty_prompt'
+  | 'token_prompt'
+  | 'unknown_mask'
+  | 'over_ceiling'
+  | 'under_floor';
 
 /** The edge's own completion ids; never the client's request id, which it may send twice. */
 const COMPLETION_PATTERN = /^[A-Za-z0-9_.-]{1,100}$/;
@@ -45,7 +43,7 @@ export const routeEchoSchema = z.looseObject({
   experiment: z.string().max(200).nullish(),
   variant: z.string().max(200).nullish(),
   region: z.string().max(100).nullish(),
-  /** One of {@link FALLBACK_REASONS}, or a newer edge's reason: a backend returns it unchecked. */
+  /** A {@link FallbackReason}, or a newer edge's: a backend returns it unchecked. */
   fallback: z.string().max(100).nullish(),
   /** The edge's name of the completion, by which it recognises it later; the answer's `id` ends with it. */
   completion: z.string().regex(COMPLETION_PATTERN).nullish(),

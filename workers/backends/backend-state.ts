@@ -4,6 +4,7 @@
  */
 import type { BackendState, Load, LoadReport } from '../../shared/wire/backend-load.ts';
 import { systemTime_ms, UnderWay } from '../base/waiting.ts';
+import type { ServedModels } from './choose.ts';
 
 export type LiveBackend = {
   readonly id: string;
@@ -27,7 +28,7 @@ const PROBE_EVERY_WHILE_OPEN_ms = 500;
 export class Observed {
   readonly breaker = new Breaker();
   /** The models that it lists; undefined while unknown. */
-  models: ReadonlySet<string> | undefined;
+  models: ServedModels | undefined;
   readonly #inFlight = new UnderWay();
   #report: { readonly load: Load; readonly at_ms: number } | undefined;
   /** When it last said that it drains; undefined: it does not. */

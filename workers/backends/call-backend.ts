@@ -17,7 +17,15 @@ import {
   unreachable,
 } from './attempt.ts';
 import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-state.ts';
-import { affinityOf, type Candidate, homeOf, orderBackends, pagesKey, type Wish } from './choose.ts';
+import {
+  affinityOf,
+  type Candidate,
+  homeOf,
+  type MaskNeeds,
+  orderBackends,
+  pagesKey,
+  type Wish,
+} from './choose.ts';
 
 export type Call = {
   readonly request: BackendRequest;
@@ -36,6 +44,8 @@ export type Purpose =
       readonly model: string;
       /** The mask's id, or another name for it. */
       readonly mask: string;
+      /** Undefined for dense, and for a mask that the client chose. */
+      readonly needs: MaskNeeds | undefined;
       readonly conversation: StickySource;
     }
   /** Its result says nothing about completions, so it does not affect breakers. */
@@ -308,10 +318,10 @@ const sum = (counts: Iterable<number>): number => [...counts].reduce((total, cou
 /** With a single backend nothing is hashed. */
 function wishOf(purpose: Purpose, tenant: string, isChoice: boolean): Wish {
   if (purpose.kind === 'aside') {
-    return { region: purpose.region, model: undefined, key: '' };
+    return { region: purpose.region, model: undefined, needs: undefined, key: '' };
   }
-  const { region, model, mask, conversation } = purpose;
-  return { region, model, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };
+  const { region, model, mask, needs, conversation } = purpose;
+  return { region, model, needs, key: isChoice ? pagesKey(tenant, mask, conversation) : '' };
 }
 
 /** The conversation's own backend (while all are healthy and idle); undefined with a single backend. */

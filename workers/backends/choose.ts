@@ -7,6 +7,7 @@
  */
 import { conversationKey, type StickySource, stickyFraction } from '../../shared/mask/sticky.ts';
 import { ANYWHERE, type BackendAffinity } from '../../shared/wire/backend-load.ts';
+import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import { LOCAL_REGION } from '../base/place.ts';
 import { sha256Hex } from '../base/secrets.ts';
 
@@ -20,15 +21,23 @@ export type Candidate = {
   readonly waiting: number;
   /** It is shutting down and would refuse, or it does not answer. */
   readonly isAway: boolean;
-  /** Undefined: not known. */
-  readonly models: ReadonlySet<string> | undefined;
+  /** What it lists, by the model's name; undefined: not known. */
+  readonly models: ServedModels | undefined;
 };
+
+/** An entry is undefined for a backend that does not say which weights it serves. */
+export type ServedModels = ReadonlyMap<string, ModelEntry['maskroute']>;
+
+/** What a backend must serve so that it can use a mask: the model's weights, and the mask's surrogates if it has any. */
+export type MaskNeeds = { readonly modelHash: string; readonly surrogates: string | undefined };
 
 export type Wish = {
   /** The request's region, as `regionOf` returns it: `EU/DE/FRA`. */
   readonly region: string;
   /** Undefined: any model. */
   readonly model: string | undefined;
+  /** Undefined: any weights will do. */
+  readonly needs: MaskNeeds | undefined;
   /** Requests with the same key go to the same backend, as long as it has room. */
   readonly key: string;
 };
@@ -63,6 +72,10 @@ const distance = ({ regions, isAway }: Candidate, region: string): number =>
 
 /**
  * All of them, the best first. Backends that are known not to serve the model are included only if there are no others.
+ *
+ * Backends may serve different weights under one name, for example while one after the other gets new ones. Those that
+ * can use the mask come first, wherever they are, unless requests wait there: the last one of the old weights must not
+ * get the traffic of all.
  */
 export function orderBackends<C extends Candidate>(candidates: readonly C[], wish: Wish): C[] {
   if (candidates.length < 2) return [...candidates];
@@ -71,6 +84,21 @@ export function orderBackends<C extends Candidate>(candidates: readonly C[], wis
     ({ models }) => model === undefined || models === undefined || models.has(model),
   );
   const pool = serving.length === 0 ? candidates : serving;
+  if (pool.every((candidate) => canUseMask(candidate, wish))) return orderPool(pool, wish);
+  const isFirst = (one: C) => canUseMask(one, wish) && one.waiting === 0 && !one.isAway;
+  const { first = [], later = [] } = Object.groupBy(pool, (one) => (isFirst(one) ? 'first' : 'later'));
+  return [...orderPool(first, wish), ...orderPool(later, wish)];
+}
+
+/** Whether a backend can use the mask, as far as it is known. */
+function canUseMask({ models }: Candidate, { model, needs }: Wish): boolean {
+  const served = model === undefined ? undefined : models?.get(model);
+  if (needs === undefined || served === undefined) return true;
+  const { modelHash, surrogates } = needs;
+  return served.hash === modelHash && (surrogates === undefined || served.surrogates === surrogates);
+}
+
+function orderPool<C extends Candidate>(pool: readonly C[], wish: Wish): C[] {
   const tiers = Map.groupBy(pool, (candidate) => distance(candidate, wish.region));
   return [...tiers].sort(([near], [far]) => near - far).flatMap(([, tier]) => orderTier(tier, wish.key));
 }

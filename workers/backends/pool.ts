@@ -5,6 +5,7 @@
 import { type BackendEntry, type LoadReport, loadReportSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readAnswer } from '../../shared/wire/parse-body.ts';
+import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { DeadlineError, type Hold, steadyNow_ms } from '../base/waiting.ts';
@@ -22,6 +23,7 @@ import {
   homeBackend,
   type Purpose,
 } from './call-backend.ts';
+import type { ServedModels } from './choose.ts';
 import { createRegistry, type Given, type Registry } from './registry.ts';
 
 /** One backend's answer; `status` null: it gave none, or a proxy answered in its place. */
@@ -90,7 +92,7 @@ export class BackendPool {
    */
   async modelLists(timeout_ms: number, hold: Hold): Promise<Given[]> {
     return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
-      const models = modelIds(answer);
+      const models = servedModels(answer);
       if (models !== undefined) seen.models = models;
     });
   }
@@ -226,9 +228,14 @@ const nobodyEnabled = (): Error => new Error('no backend is enabled');
 const isSilence = (error: unknown): boolean =>
   error instanceof DeadlineError || (error instanceof MaskrouteError && error.code === 'backend_unreachable');
 
-/** The ids of a model list; undefined for anything else. */
-function modelIds(answer: unknown): ReadonlySet<string> | undefined {
+/** The models of a list; undefined for anything else. Backends of other versions may list them in other forms. */
+function servedModels(answer: unknown): ServedModels | undefined {
   const data = (answer as { data?: unknown } | null)?.data;
   if (!Array.isArray(data)) return undefined;
-  return new Set(data.map((entry) => String((entry as { id?: unknown } | null)?.id)));
+  return new Map(
+    (data as (Partial<ModelEntry> | null)[]).map((entry) => [
+      String(entry?.id),
+      entry?.maskroute ?? undefined,
+    ]),
+  );
 }

@@ -10,7 +10,7 @@ import type { BackendPool } from '../backends/pool.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { type Hold, UnderWay } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';
-import type { RoutableBody, Routed } from '../routing/decision.ts';
+import { needsOf, type RoutableBody, type Routed } from '../routing/decision.ts';
 import { type Events, lotOf } from './events.ts';
 
 type ComparisonOf = {
@@ -120,7 +120,9 @@ async function greedyAnswer(
       kind: 'completion',
       region: routed.assignment.region,
       model,
-      mask: which === 'dense' ? DENSE_MASK_ID : (routed.decision.maskId ?? DENSE_MASK_ID),
+      // The same for both: only answers of the same weights are compared, and only times of the same backend.
+      mask: routed.decision.maskId ?? DENSE_MASK_ID,
+      needs: needsOf(routed.decision),
       conversation: routable,
     },
     time: { timeout_ms: COMPARISON.timeout_ms, isFullTime: false },

@@ -16,24 +16,24 @@ import { readMessage } from './events.ts';
 type ConsumeDependencies = {
   readonly db: Database;
   readonly table: RoutingTable;
+};
+
+type ForgetDependencies = {
+  readonly db: Database;
   readonly config: Pick<Config, 'AUDIT_KEPT_DAYS'>;
 };
 
-const keptAt = (now_ms: number, audit_days: number): Kept => ({
-  now_ms,
-  eventsSince_ms: now_ms - EVENTS.kept_ms,
-  feedbackSince_ms: now_ms - FEEDBACK_KEPT_ms,
-  auditSince_ms: now_ms - audit_days * 86_400_000,
-  minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
-});
-
-/**
- * Deletes expired rows; called by the cron trigger, so that it also happens without requests. A failure is logged: the
- * next minute tries again.
- */
-export async function forgetOld({ db, config }: Pick<ConsumeDependencies, 'db' | 'config'>): Promise<void> {
-  const forgetting = forget(db, keptAt(Date.now(), config.AUDIT_KEPT_DAYS));
-  await withDeadline(forgetting, EVENTS.forget_ms, 'deleting expired rows').catch((error) => {
+/** Deletes expired rows; called by the cron trigger. A failure is logged: the next minute tries again. */
+export async function forgetOld({ db, config }: ForgetDependencies): Promise<void> {
+  const now_ms = Date.now();
+  const kept: Kept = {
+    now_ms,
+    eventsSince_ms: now_ms - EVENTS.kept_ms,
+    feedbackSince_ms: now_ms - FEEDBACK_KEPT_ms,
+    auditSince_ms: now_ms - config.AUDIT_KEPT_DAYS * 86_400_000,
+    minutesSince_ms: now_ms - EVENTS.minutesKept_ms,
+  };
+  await forget(db, kept, EVENTS.forget_ms).catch((error) => {
     log('error', 'expired_rows_not_deleted', { reason: reasonOf(error) });
   });
 }
@@ -55,8 +55,7 @@ export async function consumeEvents(
   const notes = events.filter((event) => event.kind !== 'request');
   let left: ReadonlySet<EdgeEvent>;
   try {
-    const kept = keptAt(now_ms, dependencies.config.AUDIT_KEPT_DAYS);
-    left = await countAll(dependencies.db, requests, notes, kept);
+    left = await countAll(dependencies.db, requests, notes);
   } catch (error) {
     log('error', 'events_not_counted', { events: events.length, reason: reasonOf(error) });
     batch.retryAll({ delaySeconds: EVENTS.retryDelay_s });
@@ -88,13 +87,12 @@ async function countAll(
   db: Database,
   requests: readonly RequestEvent[],
   notes: readonly NoteEvent[],
-  kept: Kept,
 ): Promise<ReadonlySet<EdgeEvent>> {
   let at = 0;
   for (; requests.length - at > COUNTED_AT_ONCE_MAX; at += COUNTED_AT_ONCE_MAX) {
-    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), [], kept);
+    await count(db, requests.slice(at, at + COUNTED_AT_ONCE_MAX), []);
   }
-  const { notesLeft } = await count(db, requests.slice(at), notes, kept);
+  const { notesLeft } = await count(db, requests.slice(at), notes);
   return new Set(notesLeft);
 }
 
@@ -102,15 +100,9 @@ const count = (
   db: Database,
   requests: readonly RequestEvent[],
   notes: readonly NoteEvent[],
-  kept: Kept,
 ): Promise<Counted> =>
   withDeadline(
-    countEvents(db, {
-      batch: crypto.randomUUID(),
-      requests,
-      notes,
-      kept,
-    }),
+    countEvents(db, { batch: crypto.randomUUID(), requests, notes }),
     EVENTS.count_ms,
     'counting events',
   );

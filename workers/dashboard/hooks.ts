@@ -238,9 +238,12 @@ async function loadLive(tenant: string, picked: string, signal: AbortSignal): Pr
   const part = found.parts.find(({ version }) => version === picked);
   const publication =
     part?.version == null ? found : { ...found, version: part.version, tenant: part.tenant };
-  const path = `/mask-sets/${publication.version}${query({ tenant })}`;
-  return { publication, set: await admin(maskSetSchema, path, { signal }) };
+  return { publication, set: await loadMaskSet(publication.version, tenant, signal) };
 }
+
+/** A stored set that the tenant may use. @throws ApiError */
+export const loadMaskSet = (version: string, tenant: string, signal: AbortSignal): Promise<MaskSet> =>
+  admin(maskSetSchema, `/mask-sets/${version}${query({ tenant })}`, { signal });
 
 /** Null when nothing is live. @throws ApiError */
 export async function publicationInUse(

@@ -8,6 +8,8 @@ import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/requests-wire.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
 import type { ErrorCode } from '../../shared/wire/errors.ts';
+import { steadyNow_ms, withDeadline } from '../base/waiting.ts';
+import { D1_TIMEOUT_ms } from '../limits.ts';
 import { type Database, minuteOf } from './d1.ts';
 import { countLatencies } from './latencies.ts';
 import {
@@ -30,17 +32,29 @@ export type Counted = {
   readonly notesLeft: readonly NoteEvent[];
 };
 
-/** Most expired rows that are deleted with a batch: more than a batch adds, but few enough to be fast. */
-const PRUNED_ROWS_MAX = 1_000;
-
 type CountRequest = {
   /** A name that was never used before, not even for the same events. */
   readonly batch: string;
   readonly requests: readonly RequestEvent[];
   readonly notes: readonly NoteEvent[];
-  /** Rows older than these times are deleted as well. */
-  readonly kept: Kept;
 };
+
+export async function countEvents(db: Database, { batch, requests, notes }: CountRequest): Promise<Counted> {
+  const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
+  const [, , , , , known] = await db.batch([
+    insertRequests(db, batch, requests),
+    insertNotes(db, batch, notes),
+    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
+    add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
+    add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
+    db.select({ id: events.id }).from(events).where(isNote),
+    ...countLatencies(db, batch),
+  ]);
+  const found = new Set(known.map(({ id }) => id));
+  return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
+}
+
+/* Expired rows. They are deleted by themselves, so that no deletion holds up counting. */
 
 /** Rows from before these times have expired; kept texts have their own expiry times. */
 export type Kept = {
@@ -51,54 +65,46 @@ export type Kept = {
   readonly minutesSince_ms: number;
 };
 
-export async function countEvents(db: Database, request: CountRequest): Promise<Counted> {
-  const { batch, requests, notes, kept } = request;
-  const isNote = sql`${events.id} in (select value from json_each(${JSON.stringify(notes.map(noteId))}))`;
-  const [, , , , , known] = await db.batch([
-    insertRequests(db, batch, requests),
-    insertNotes(db, batch, notes),
-    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
-    add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
-    add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
-    db.select({ id: events.id }).from(events).where(isNote),
-    ...countLatencies(db, batch),
-    ...deletions(db, kept),
-  ]);
-  const found = new Set(known.map(({ id }) => id));
-  return { notesLeft: notes.filter((note) => !found.has(noteId(note))) };
-}
+/** Most rows of one statement: reads of requests wait for it. Deleting a thousand events takes some 50 ms. */
+const PORTION_ROWS = 1_000;
+/** A kept text has up to 0.4 MB, and an event 0.4 kB. */
+const PORTION_TEXTS = 50;
 
-/** Statements that delete some expired rows of every kind. */
-const deletions = (db: Database, kept: Kept) => {
-  const minutesSince = minuteOf(kept.minutesSince_ms);
-  return [
-    db.delete(events).where(firstOf(events, lt(events.createdAt_ms, kept.eventsSince_ms))),
-    db.delete(outcomes).where(firstOf(outcomes, lt(outcomes.minute, minutesSince))),
-    db.delete(latencies).where(firstOf(latencies, lt(latencies.minute, minutesSince))),
-    db.delete(backendLatencies).where(firstOf(backendLatencies, lt(backendLatencies.minute, minutesSince))),
-    db.delete(feedback).where(firstOf(feedback, lt(feedback.createdAt_ms, kept.feedbackSince_ms))),
-    db.delete(texts).where(firstOf(texts, lt(texts.expiresAt_ms, kept.now_ms))),
-    db.delete(auditLog).where(firstOf(auditLog, lt(auditLog.createdAt_ms, kept.auditSince_ms))),
-  ] as const;
-};
+/** D1 takes a thousand statements of an invocation. */
+const PORTIONS_MAX = 700;
 
 /**
- * Most portions at a time. Each is seven statements, and D1 takes a thousand of an invocation. Reads of requests wait for
- * one portion: deleting a thousand events takes some 50 ms.
+ * Deletes expired rows, in portions, every kind in turn. What is left after `portionsMax` of them, or `limit_ms`, is for
+ * the next call.
+ * @throws Error when D1 fails, or stalls at a portion.
  */
-const PORTIONS_MAX = 100;
-
-/** Deletes expired rows, in portions; also for an edge that counts nothing for weeks. The next call deletes more. */
-export async function forget(db: Database, kept: Kept, portionsMax = PORTIONS_MAX): Promise<void> {
-  for (let portion = 0; portion < portionsMax; portion++) {
-    const [first, ...rest] = deletions(db, kept);
-    const done = await db.batch([first, ...rest]);
-    if (done.every(({ meta }) => meta.changes < PRUNED_ROWS_MAX)) return;
+export async function forget(
+  db: Database,
+  kept: Kept,
+  limit_ms: number,
+  portionsMax = PORTIONS_MAX,
+): Promise<void> {
+  const until_ms = steadyNow_ms() + limit_ms;
+  const minutesSince = minuteOf(kept.minutesSince_ms);
+  const kinds: [table: SQLiteTable, isExpired: SQL, rowsMax: number][] = [
+    [events, lt(events.createdAt_ms, kept.eventsSince_ms), PORTION_ROWS],
+    [outcomes, lt(outcomes.minute, minutesSince), PORTION_ROWS],
+    [latencies, lt(latencies.minute, minutesSince), PORTION_ROWS],
+    [backendLatencies, lt(backendLatencies.minute, minutesSince), PORTION_ROWS],
+    [feedback, lt(feedback.createdAt_ms, kept.feedbackSince_ms), PORTION_ROWS],
+    [texts, lt(texts.expiresAt_ms, kept.now_ms), PORTION_TEXTS],
+    [auditLog, lt(auditLog.createdAt_ms, kept.auditSince_ms), PORTION_ROWS],
+  ];
+  for (let portion = 0; portion < portionsMax && steadyNow_ms() < until_ms; portion++) {
+    const kind = kinds.shift();
+    if (kind === undefined) return;
+    const [table, isExpired, rowsMax] = kind;
+    const rows = sql`rowid in (select rowid from ${table} where ${isExpired} limit ${rowsMax})`;
+    const deleted = db.delete(table).where(rows);
+    const { meta } = await withDeadline(deleted, D1_TIMEOUT_ms, 'deleting expired rows');
+    if (meta.changes === rowsMax) kinds.push(kind);
   }
 }
-
-const firstOf = (table: SQLiteTable, condition: SQL): SQL =>
-  sql`rowid in (select rowid from ${table} where ${condition} limit ${PRUNED_ROWS_MAX})`;
 
 /** The columns of `events` in the table's order, without its key. */
 const EVENT_COLUMNS = Object.values(getTableColumns(events))

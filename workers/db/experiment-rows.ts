@@ -2,7 +2,7 @@
  * Experiments in D1. The caller checks for overlaps on what it has read; a start is written only if no experiment
  * changed since (optimistic locking by revision), so of two overlapping experiments only one starts.
  */
-import { and, desc, eq, isNull, sql } from 'drizzle-orm';
+import { and, desc, eq, gt, isNull, or, type SQL, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import {
   type Experiment,
@@ -102,11 +102,7 @@ export async function listStarted(
       .select()
       .from(experiments)
       .where(
-        and(
-          sql`${experiments.startsAt_ms} is not null`,
-          isNull(experiments.stoppedAt_ms),
-          sql`(${experiments.endsAt_ms} is null or ${experiments.endsAt_ms} > ${now_ms})`,
-        ),
+        and(sql`${experiments.startsAt_ms} is not null`, isNull(experiments.stoppedAt_ms), isNotOver(now_ms)),
       ),
     db.select({ revision: sql<number>`coalesce(max(${experiments.revision}), 0)` }).from(experiments),
   ]);
@@ -133,12 +129,12 @@ export async function startExperiment(
   return rows[0] === undefined ? null : toStored(rows[0]);
 }
 
-/** Sets the stop time, once. */
+/** Sets the stop time, once; none for an experiment that is over. */
 export async function stopExperiment(db: Database, key: ExperimentKey, now_ms: number): Promise<void> {
   await db
     .update(experiments)
     .set({ stoppedAt_ms: now_ms, revision: nextRevision })
-    .where(and(named(key), isNull(experiments.stoppedAt_ms)));
+    .where(and(named(key), isNull(experiments.stoppedAt_ms), isNotOver(now_ms)));
 }
 
 /** False when it is no longer a draft, or was changed since its text was read. */
@@ -193,6 +189,9 @@ function stateOf(
   if (now_ms < startsAt_ms) return 'scheduled';
   return endsAt_ms !== null && endsAt_ms <= now_ms ? 'ended' : 'running';
 }
+
+const isNotOver = (now_ms: number): SQL | undefined =>
+  or(isNull(experiments.endsAt_ms), gt(experiments.endsAt_ms, now_ms));
 
 const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner), eq(experiments.id, id));
 

@@ -100,7 +100,9 @@ const errorRule =
     const { requests, errors } = await now();
     if (requests < requestsMin) return undefined;
     if (errors / requests <= rateMax) return null;
-    return `${errors} of ${requests} requests failed, more than ${100 * rateMax} %`;
+    // 100 times 0.07 is 7.000000000000001.
+    const most_percent = Number((100 * rateMax).toPrecision(6));
+    return `${errors} of ${requests} requests failed, more than ${most_percent} %`;
   };
 
 const timeRule =

@@ -25,6 +25,7 @@ import {
   type RouteEcho,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
+import type { MaskNeeds } from '../backends/choose.ts';
 import type { Models } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -55,6 +56,12 @@ export type Decision = {
   readonly similarity: number | null;
   readonly fallback: FallbackReason | null;
 };
+
+/** What a mask that routing chose needs of a backend; undefined for dense, and for a mask that the client chose. */
+export function needsOf({ set, cluster, fallback }: Decision): MaskNeeds | undefined {
+  if (set === null || cluster === null || fallback !== null) return undefined;
+  return { modelHash: set.model.hash, surrogates: set.surrogates };
+}
 
 const NOT_ROUTED = { cluster: null, distance: null, similarity: null } as const;
 

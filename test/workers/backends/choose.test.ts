@@ -8,6 +8,7 @@ import {
   affinityOf,
   type Candidate,
   homeOf,
+  type MaskNeeds,
   orderBackends,
   pagesKey,
   regionDistance,
@@ -24,7 +25,12 @@ const candidate = (id: string, change: Partial<Candidate> = {}): Candidate => ({
   models: undefined,
   ...change,
 });
-const wish = (key: string, region = 'local', model?: string) => ({ key, region, model });
+const wish = (key: string, region = 'local', model?: string, needs?: MaskNeeds) => ({
+  key,
+  region,
+  model,
+  needs,
+});
 const ids = (candidates: readonly Candidate[]) => candidates.map(({ id }) => id);
 
 describe('the order of backends', () => {
@@ -136,13 +142,48 @@ describe('the order of backends', () => {
 
   it('leaves out who is known to serve another model, unless nobody else is there', () => {
     const backends = [
-      candidate('x', { models: new Set(['other']) }),
-      candidate('y', { models: new Set(['mine']) }),
+      candidate('x', { models: new Map([['other', undefined]]) }),
+      candidate('y', { models: new Map([['mine', undefined]]) }),
       candidate('z'),
     ];
     expect(ids(orderBackends(backends, wish('m', 'local', 'mine'))).toSorted()).toEqual(['y', 'z']);
     expect(orderBackends([backends[0]!, backends[1]!], wish('m', 'local', 'third'))).toHaveLength(2);
     expect(orderBackends([], wish('m'))).toEqual([]);
+  });
+});
+
+describe('where backends serve different weights under one name', () => {
+  const serving = (hash: string, surrogates: string | null = null) => {
+    const served = { hash, surrogates, block_count: 2, context_tokens: 8, dense: true };
+    return new Map([['mine', served]]);
+  };
+  const needs = { modelHash: 'old', surrogates: undefined };
+  const first = (candidates: readonly Candidate[], wanted: MaskNeeds | undefined = needs) =>
+    ids(orderBackends(candidates, wish('m', 'EU/DE/FRA', 'mine', wanted)))[0];
+  const near = candidate('near', { regions: ['FRA'], models: serving('new') });
+  const far = candidate('far', { models: serving('old') });
+
+  it('a mask goes to those that can use it, wherever they are; dense goes to the nearest', () => {
+    expect(first([near, far])).toBe('far');
+    expect(first([near, far], { modelHash: 'other', surrogates: undefined })).toBe('near');
+    expect(ids(orderBackends([near, far], wish('m', 'EU/DE/FRA', 'mine')))).toEqual(['near', 'far']);
+    expect(homeOf([near, far], wish('m', 'EU/DE/FRA', 'mine', needs))).toBe('far');
+  });
+
+  it('a mask with surrogates goes to those that have them', () => {
+    const table = candidate('table', { models: serving('old', 's_1') });
+    expect(first([{ ...near, models: serving('old') }, table], { ...needs, surrogates: 's_1' })).toBe(
+      'table',
+    );
+  });
+
+  it('one where requests wait, or that is away, is no better than the others', () => {
+    expect(first([near, { ...far, waiting: 1 }])).toBe('near');
+    expect(first([near, { ...far, isAway: true }])).toBe('near');
+  });
+
+  it('one that does not say what it serves is asked', () => {
+    expect(first([candidate('silent', { regions: ['FRA'] }), near, far])).toBe('silent');
   });
 });
 

@@ -2,6 +2,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire.ts';
+import type { Purpose } from '../../../workers/backends/call-backend.ts';
 import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
 import { COMPARISON } from '../../../workers/limits.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
@@ -89,7 +90,7 @@ it('a comparison that the platform ended with its request is not waited for', as
   const call = vi.fn(() => new Promise<never>(() => {}));
   const events = { send: async () => {} };
   const comparison = createDenseComparison({ backend: { call }, events, share: 1 });
-  const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}` };
+  const decision = { set: null, cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}` };
   const compare = () =>
     void comparison.maybeCompare({
       event: '0'.repeat(20),
@@ -109,7 +110,9 @@ it('a comparison that the platform ended with its request is not waited for', as
 
 it('two answers of different weights are not compared', async () => {
   const answers = ['fp_aaaaaaaaaaaa_dense', `fp_bbbbbbbbbbbb_m_${'0'.repeat(24)}`];
-  const call = async () => {
+  const wanted: Purpose[] = [];
+  const call = async ({ purpose }: { readonly purpose: Purpose }) => {
+    wanted.push(purpose);
     const choices = [{ logprobs: { content: [{ token: 'x' }] } }];
     const response = Response.json({ choices, system_fingerprint: answers.shift() });
     return {
@@ -122,7 +125,10 @@ it('two answers of different weights are not compared', async () => {
     };
   };
   const send = vi.fn(async () => {});
-  const decision = { cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}`, mask: `m_${'0'.repeat(24)}` };
+  const decision = {
+    ...{ set: { model: { hash: 'a'.repeat(64) } }, cluster: 0, fallback: null },
+    ...{ maskId: `m_${'0'.repeat(24)}`, mask: `m_${'0'.repeat(24)}` },
+  };
   await createDenseComparison({ backend: { call }, events: { send }, share: 1 }).maybeCompare({
     event: '0'.repeat(20),
     tenant: 'a',
@@ -131,6 +137,9 @@ it('two answers of different weights are not compared', async () => {
     hold: () => {},
   } as never);
   expect(answers).toEqual([]);
+  // Both were sent to the same backend, as far as it can be chosen.
+  expect(wanted[0]).toMatchObject({ mask: decision.maskId, needs: { modelHash: 'a'.repeat(64) } });
+  expect(wanted[1]).toEqual(wanted[0]);
   expect(send).not.toHaveBeenCalled();
 });
 

@@ -149,7 +149,10 @@ describe('an experiment', () => {
     await soon(async () => expect(await experimentOf()).toBe('none'));
     expect(Date.now()).toBeGreaterThanOrEqual(begin_ms + 1_500);
     expect((await assigned(key, 'north', isolate)).version).toBe(live);
-    expect(await (await admin('GET', `/experiments/${id}`)).json()).toMatchObject({ state: 'ended' });
+    const ended = await (await admin('GET', `/experiments/${id}`)).json();
+    expect(ended).toMatchObject({ state: 'ended', stopped_at: null });
+    // A page that was loaded before its end may still offer to stop it.
+    expect(await (await act(id, 'stop')).json()).toEqual(ended);
   });
 
   it('that is stopped takes in nobody more, within 5 s everywhere', async () => {

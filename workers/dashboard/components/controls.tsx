@@ -9,7 +9,7 @@ import {
   type PublishBody,
 } from '../../../shared/admin/publication-wire.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
-import { type Loading, useAddressOf, useLoad, useScope } from '../hooks.ts';
+import { type Loading, useAddress, useAddressOf, useLoad, useScope } from '../hooks.ts';
 
 /** A select that applies at once. `options`: values with their titles, in order. */
 export function Choice<T extends string>(props: {
@@ -74,6 +74,15 @@ export type SearchProps = {
   readonly value: string;
   readonly onSearch: (text: string) => void;
 };
+
+/** A search whose text is in the URL as `name`. `q`: the parameter of a list; undefined without a search. */
+export function useSearch(
+  title: string,
+  name = 'q',
+): { readonly q: string | undefined; readonly search: SearchProps } {
+  const [value, onSearch] = useAddress(name, '');
+  return { q: value || undefined, search: { title, value, onSearch } };
+}
 
 /** A search field; it searches when the person stops typing or presses Enter, and not after the page is left. */
 export function Search(props: SearchProps) {

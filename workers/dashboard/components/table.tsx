@@ -4,7 +4,7 @@ import type { ComponentChildren } from 'preact';
 import { useMemo, useRef, useState } from 'preact/hooks';
 import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import type { List } from '../hooks.ts';
-import { number, percent, whenExactly } from '../look.ts';
+import { number, percent, shortVersion, whenExactly } from '../look.ts';
 import { Search, type SearchProps } from './controls.tsx';
 import { Empty, Loaded } from './dialog.tsx';
 
@@ -161,9 +161,9 @@ function Head<Row>(props: {
   );
 }
 
-/** The text in place of rows; `q`: the search. */
-export const emptyText = <T extends string | undefined>(q: string, empty: T): string | T =>
-  q === '' ? empty : `Nothing matches “${q}”.`;
+/** The text in place of rows; `q`: the search, if there is one. */
+export const emptyText = <T extends string | undefined>(q: string | undefined, empty: T): string | T =>
+  q === undefined || q === '' ? empty : `Nothing matches “${q}”.`;
 
 /** A paginated list: a search field, the rows loaded so far, and a button for more. */
 export function ListTable<Row>(props: {
@@ -176,7 +176,7 @@ export function ListTable<Row>(props: {
   readonly sorted?: Sorted;
 }) {
   const { list, search } = props;
-  const empty = emptyText(search?.value ?? '', props.empty);
+  const empty = emptyText(search?.value, props.empty);
   return (
     <>
       {search !== undefined && <Search {...search} />}
@@ -225,6 +225,10 @@ export function Scroll({
 
 /** A time in a table, with seconds; in a narrow window in two lines, as the first column has little room. */
 export const When = ({ at }: { readonly at: string }) => <time dateTime={at}>{whenExactly(at)}</time>;
+
+/** The version of a mask set, in short; `none`: what null means. */
+export const Version = ({ of, none = 'none' }: { readonly of: string | null; readonly none?: string }) =>
+  of === null ? none : <code title={of}>{shortVersion(of)}</code>;
 
 /** A text of any length, such as a prompt; a long one scrolls, also by keyboard. */
 export const LongText = ({ label, text }: { readonly label: string; readonly text: string }) => (

@@ -1,7 +1,7 @@
 /** The audit log: who changed what, when, from where, and the state before and after. */
 import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-wire.ts';
 import { admin, query } from '../api.ts';
-import { RowButton } from '../components/controls.tsx';
+import { RowButton, useSearch } from '../components/controls.tsx';
 import { Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { Facts, ListTable, LongText, When } from '../components/table.tsx';
 import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
@@ -11,10 +11,10 @@ const REFRESH_ms = 15_000;
 
 export function Audit() {
   const { tenant } = useScope();
-  const [q, setQ] = useAddress('q', '');
+  const { q, search } = useSearch('Search: who, what, from where, or an x-request-id');
   const [shown, show] = useAddress('entry', '');
   const scope = { tenant: tenant || undefined };
-  const list = useList(auditEntrySchema, '/audit', { ...scope, q: q || undefined }, { every_ms: REFRESH_ms });
+  const list = useList(auditEntrySchema, '/audit', { ...scope, q }, { every_ms: REFRESH_ms });
   return (
     <>
       <p class="row">
@@ -27,7 +27,7 @@ export function Audit() {
         caption="Changes by administrators"
         list={list}
         empty="No changes yet."
-        search={{ title: 'Search: who, what, from where, or an x-request-id', value: q, onSearch: setQ }}
+        search={search}
         rowKey={({ id }) => String(id)}
         columns={[
           { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },

@@ -5,11 +5,11 @@ import { isFinished, type Job, jobSchema } from '../../../shared/admin/job-wire.
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
-import { ForChange, itemsIn, RowButton, Search } from '../components/controls.tsx';
+import { ForChange, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
-import { emptyText, Table } from '../components/table.tsx';
+import { emptyText, Table, Version } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
-import { duration, percent, shortVersion, when, whose } from '../look.ts';
+import { duration, percent, when, whose } from '../look.ts';
 import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
 
 const REFRESH_ms = 5_000;
@@ -21,10 +21,10 @@ export function Backends() {
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddress('jobs', '');
   const { error, attempt } = useRetried();
-  const [q, setQ] = useAddress('q', '');
+  const { q, search } = useSearch('Search backends: an id, an address or a region');
   const backends = useLoad(
     ['backends', q],
-    (signal) => admin(listSchema(backendSchema), `/backends${query({ q: q || undefined })}`, { signal }),
+    (signal) => admin(listSchema(backendSchema), `/backends${query({ q })}`, { signal }),
     REFRESH_ms,
   );
   const change = (id: string, enabled: boolean) =>
@@ -40,7 +40,7 @@ export function Backends() {
         </button>
       </ForChange>
       {error !== undefined && <Failure error={error} />}
-      <Search title="Search backends: an id, an address or a region" value={q} onSearch={setQ} />
+      <Search {...search} />
       <Loaded load={backends}>
         {({ data }) => (
           <>
@@ -79,7 +79,7 @@ export function Backends() {
 
 function BackendTable(props: {
   readonly backends: readonly BackendEntry[];
-  readonly q: string;
+  readonly q: string | undefined;
   readonly onSwitch: (id: string, enabled: boolean) => void;
   readonly onRemove: (id: string) => void;
   readonly onShow: (id: string) => void;
@@ -178,10 +178,10 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
   const [open, setOpen] = useState<OpenJob>();
   const [stored, setStored] = useState<string>();
   const path = `/backends/${backend}/jobs`;
-  const [q, setQ] = useAddress('job', '');
+  const { q, search } = useSearch('Search jobs: an id, a name, a model or a state', 'job');
   const jobs = useLoad(
     ['jobs', backend, q],
-    (signal) => admin(listSchema(jobSchema), path + query({ q: q || undefined }), { signal }),
+    (signal) => admin(listSchema(jobSchema), path + query({ q }), { signal }),
     JOBS_REFRESH_ms,
   );
   const close = () => setOpen(undefined);
@@ -197,7 +197,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
           {stored} is stored for {whose(tenant)}. You can activate it on the Releases page.
         </Notice>
       )}
-      <Search title="Search jobs: an id, a name, a model or a state" value={q} onSearch={setQ} />
+      <Search {...search} />
       <Loaded load={jobs}>{({ data }) => <JobList jobs={data} q={q} onOpen={setOpen} />}</Loaded>
       <Schedules backend={backend} />
       {open?.what === 'new' && (
@@ -247,7 +247,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
 
 function JobList(props: {
   readonly jobs: readonly Job[];
-  readonly q: string;
+  readonly q: string | undefined;
   readonly onOpen: (open: OpenJob) => void;
 }) {
   return (
@@ -295,6 +295,6 @@ function JobState({ job: { status, progress, error, result, id } }: { readonly j
     );
   }
   if (error !== null) return <>failed: {error}</>;
-  if (result !== null) return <code title={result.version}>{shortVersion(result.version)}</code>;
+  if (result !== null) return <Version of={result.version} />;
   return <>{status}</>;
 }

@@ -12,7 +12,7 @@ import {
 import type { StickyKind } from '../../../shared/mask/sticky.ts';
 import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
-import { Choice, ForChange, RowButton, type SearchProps } from '../components/controls.tsx';
+import { Choice, ForChange, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
@@ -27,8 +27,8 @@ export function Experiments() {
   const { tenant } = useScope();
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddress('experiment', '');
-  const [q, setQ] = useAddress('q', '');
-  const experiments = useList(experimentSchema, '/experiments', { tenant, q: q || undefined });
+  const { q, search } = useSearch('Search experiments: an id or a tenant');
+  const experiments = useList(experimentSchema, '/experiments', { tenant, q });
   const close = () => setOpen(undefined);
   return (
     <>
@@ -39,7 +39,7 @@ export function Experiments() {
       </ForChange>
       <ExperimentTable
         experiments={experiments}
-        search={{ title: 'Search experiments: an id or a tenant', value: q, onSearch: setQ }}
+        search={search}
         onAct={(what, experiment) => setOpen({ what, experiment })}
         onShow={(experiment) => setShown(keyOf(experiment))}
       />

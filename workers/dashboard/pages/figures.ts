@@ -4,9 +4,9 @@ import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type EvaluatedRow, evaluatedRowSchema, type Stats } from '../../../shared/admin/stats-wire.ts';
-import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
 import { admin, query } from '../api.ts';
-import { publicationInUse } from '../hooks.ts';
+import { loadMaskSet, publicationInUse } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
 
 /*
@@ -242,10 +242,10 @@ export async function loadFigures(tenant: string, signal: AbortSignal): Promise<
   const versions = [...new Set(sets.map(({ version }) => version))].slice(0, SET_COUNT_MAX);
   const found = await Promise.all(
     versions.map(async (version) => {
-      const path = `/mask-sets/${version}`;
+      const path = `/mask-sets/${version}/evaluation${scope}`;
       const [set, { data: evaluation }] = await Promise.all([
-        admin(maskSetSchema, `${path}${scope}`, { signal }),
-        admin(listSchema(evaluatedRowSchema), `${path}/evaluation${scope}`, { signal }),
+        loadMaskSet(version, tenant, signal),
+        admin(listSchema(evaluatedRowSchema), path, { signal }),
       ]);
       return { version, set, evaluation };
     }),

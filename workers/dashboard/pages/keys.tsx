@@ -17,10 +17,11 @@ import {
   type SearchProps,
   TenantChoice,
   timeIn,
+  useSearch,
 } from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddress, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
+import { type List, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
 import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
@@ -39,9 +40,9 @@ export function Keys() {
   const { tenant } = useScope();
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddressOf('keys', ['working', 'all'] as const, 'working');
-  const [q, setQ] = useAddress('q', '');
+  const { q, search } = useSearch('Search keys: a name, a tenant, or how a key begins');
   const state = shown === 'working' ? shown : undefined;
-  const keys = useList(apiKeySchema, '/keys', { tenant: tenant || undefined, state, q: q || undefined });
+  const keys = useList(apiKeySchema, '/keys', { tenant: tenant || undefined, state, q });
   return (
     <>
       <div class="row spread">
@@ -59,11 +60,7 @@ export function Keys() {
           Show expired and revoked keys
         </label>
       </div>
-      <KeyTable
-        keys={keys}
-        search={{ title: 'Search keys: a name, a tenant, or how a key begins', value: q, onSearch: setQ }}
-        onAct={(what, key) => setOpen({ what, key })}
-      />
+      <KeyTable keys={keys} search={search} onAct={(what, key) => setOpen({ what, key })} />
       {open !== undefined && <OpenDialog open={open} onOpen={setOpen} />}
     </>
   );

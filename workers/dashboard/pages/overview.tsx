@@ -40,7 +40,7 @@ export function Overview() {
 function Picture({ stats, range }: { readonly stats: Stats; readonly range: Range }) {
   const option = useMemo(() => requestsOption(stats, range), [stats, range.name]);
   if (stats.routing.length === 0) {
-    return <Empty>No requests in this time. Requests appear here after some seconds.</Empty>;
+    return <NoRequests />;
   }
   return (
     <>
@@ -75,6 +75,10 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
     </>
   );
 }
+
+export const NoRequests = () => (
+  <Empty>No requests in this time. Requests appear here after some seconds.</Empty>
+);
 
 function factsOf({ total, saved }: Stats): FactList {
   return [

@@ -6,14 +6,12 @@
 import { diffWordsWithSpace } from 'diff';
 import type { ComponentChildren } from 'preact';
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks';
-import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { type DryRun, dryRunSchema } from '../../../shared/wire/openai.ts';
 import { modelListSchema, splitModelName } from '../../../shared/wire/protocol.ts';
-import { admin, query } from '../api.ts';
 import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { useAddress, useCopy, useLoad, useScope } from '../hooks.ts';
+import { loadMaskSet, useAddress, useCopy, useLoad, useScope } from '../hooks.ts';
 import { experimentName, number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
@@ -179,9 +177,7 @@ function useMaskChoice(tenant: string) {
   const [mask, setMask] = useAddress('mask', '');
   const picked = sets.some((set) => set.version === version) ? version : '';
   const set = useLoad(['mask set', tenant, picked || null], (signal) =>
-    picked === ''
-      ? Promise.resolve(null)
-      : admin(maskSetSchema, `/mask-sets/${picked}${query({ tenant })}`, { signal }),
+    picked === '' ? Promise.resolve(null) : loadMaskSet(picked, tenant, signal),
   );
   const clusters = set.state === 'ready' ? (set.data?.clusters ?? []) : [];
   const held = clusters.some((cluster) => cluster.mask === mask) ? mask : '';

@@ -9,7 +9,7 @@ import { admin, edgeNow_ms, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded, Notice } from '../components/dialog.tsx';
-import { quantiles, Table } from '../components/table.tsx';
+import { quantiles, Table, Version } from '../components/table.tsx';
 import { type LiveSet, useAddressOf, useLiveSet, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { type Figures, loadFigures, type Measure, type QualityRow } from './figures.ts';
@@ -141,10 +141,7 @@ function LiveTimes() {
               .sort((a, b) => a.sparsity - b.sparsity)}
             rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
             columns={[
-              {
-                title: 'Version',
-                cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
-              },
+              { title: 'Version', cell: ({ version }) => <Version of={version} /> },
               { title: 'Blocks skipped', cell: ({ sparsity }) => percent(sparsity), isNumber: true },
               { title: 'Requests', cell: ({ figures }) => number(figures.requests), isNumber: true },
               { title: 'ms/token', cell: ({ figures }) => number(figures.tpot_ms!, 2), isNumber: true },

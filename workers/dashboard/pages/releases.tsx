@@ -14,10 +14,10 @@ import {
 } from '../../../shared/admin/publication-wire.ts';
 import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, edgeNow_ms, noneIfNotFound, query } from '../api.ts';
-import { RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
+import { RolloutFields, RowButton, rolloutIn, timeIn, useSearch } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
-import { ListTable, Table, When } from '../components/table.tsx';
-import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
+import { ListTable, Table, Version, When } from '../components/table.tsx';
+import { useList, useLoad, useScope } from '../hooks.ts';
 import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
 
 /** The action that the person is about to confirm. */
@@ -200,7 +200,7 @@ function Comparison(props: {
         rows={sides}
         rowKey={({ version }) => version}
         columns={[
-          { title: 'Version', cell: ({ version }) => <code title={version}>{shortVersion(version)}</code> },
+          { title: 'Version', cell: ({ version }) => <Version of={version} /> },
           { title: 'Requests', cell: ({ requests }) => number(requests), isNumber: true },
           { title: 'Errors', cell: ({ error_rate }) => percent(error_rate), isNumber: true },
           { title: 'First token, ms', cell: ({ ttft_ms }) => number(ttft_ms), isNumber: true },
@@ -224,32 +224,22 @@ function Comparison(props: {
 
 function History() {
   const { tenant } = useScope();
-  const [q, setQ] = useAddress('history', '');
-  const list = useList(
-    publicationSchema,
-    '/publications',
-    { tenant, q: q || undefined },
-    { every_ms: REFRESH_ms },
-  );
+  const { q, search } = useSearch('Search the history: a version, who, or why', 'history');
+  const list = useList(publicationSchema, '/publications', { tenant, q }, { every_ms: REFRESH_ms });
   return (
     <ListTable
       caption="History"
       list={list}
       empty="No publications yet."
-      search={{ title: 'Search the history: a version, who, or why', value: q, onSearch: setQ }}
+      search={search}
       rowKey={({ id }) => id}
       columns={[
         { title: 'When', cell: (row) => <When at={row.created_at} /> },
         { title: 'What', cell: (row) => row.action },
-        {
-          title: 'Version',
-          cell: ({ version }) =>
-            version === null ? 'nothing' : <code title={version}>{shortVersion(version)}</code>,
-        },
+        { title: 'Version', cell: ({ version }) => <Version of={version} none="nothing" /> },
         {
           title: 'Instead of',
-          cell: ({ replaced_version: old }) =>
-            old === null ? 'nothing' : <code title={old}>{shortVersion(old)}</code>,
+          cell: ({ replaced_version: old }) => <Version of={old} none="nothing" />,
         },
         { title: 'How', cell: howOf },
         { title: 'By', cell: (row) => <code>{row.actor}</code> },
@@ -277,22 +267,17 @@ function MaskSets(props: {
 }) {
   const { live } = props;
   const { tenant } = useScope();
-  const [q, setQ] = useAddress('set', '');
-  const list = useList(
-    maskSetSummarySchema,
-    '/mask-sets',
-    { tenant, q: q || undefined },
-    { every_ms: REFRESH_ms },
-  );
+  const { q, search } = useSearch('Search mask sets: a name, version or model', 'set');
+  const list = useList(maskSetSummarySchema, '/mask-sets', { tenant, q }, { every_ms: REFRESH_ms });
   return (
     <ListTable
       caption="Mask sets"
       list={list}
       empty="No mask sets yet. “maskroute publish FILE” uploads one."
-      search={{ title: 'Search mask sets: a name, version or model', value: q, onSearch: setQ }}
+      search={search}
       rowKey={({ version }) => version}
       columns={[
-        { title: 'Version', cell: (set) => <code title={set.version}>{shortVersion(set.version)}</code> },
+        { title: 'Version', cell: ({ version }) => <Version of={version} /> },
         { title: 'Name', cell: (set) => set.name, sort: (set) => set.name },
         { title: 'Model', cell: (set) => set.model.name, sort: (set) => set.model.name },
         { title: 'Clusters', cell: (set) => set.clusters, sort: (set) => set.clusters, isNumber: true },

@@ -8,9 +8,9 @@ import {
   type SeenRequest,
   seenRequestSchema,
 } from '../../../shared/admin/requests-wire.ts';
-import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
-import { admin, noneIfNotFound, query } from '../api.ts';
-import { Choice, RowButton, startOf_ms, useRange } from '../components/controls.tsx';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { admin, noneIfNotFound } from '../api.ts';
+import { Choice, RowButton, startOf_ms, useRange, useSearch } from '../components/controls.tsx';
 import { Detail, Loaded } from '../components/dialog.tsx';
 import { MaskStrip } from '../components/mask-heat-map.tsx';
 import {
@@ -23,7 +23,7 @@ import {
   Table,
   When,
 } from '../components/table.tsx';
-import { useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
+import { loadMaskSet, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
 import { experimentName, number, percent, shortVersion, when, whenExactly } from '../look.ts';
 
 const REFRESH_ms = 10_000;
@@ -44,20 +44,20 @@ const SORT_TITLES: Partial<Record<string, (typeof REQUEST_SORTS)[number]>> = {
 export function Requests() {
   const { tenant, isGlobal } = useScope();
   const { range, picker } = useRange();
-  const [q, setQ] = useAddress('q', '');
+  const { q, search } = useSearch('Find by x-request-id or completion id');
   const [outcome, setOutcome] = useAddressOf('outcome', REQUEST_OUTCOMES, 'all');
   const [sort, setSort] = useAddressOf('sort', REQUEST_SORTS, 'created_at');
   const [shown, show] = useAddress('request', '');
   const list = useList(
     seenRequestSchema,
     '/requests',
-    { tenant: tenant || undefined, outcome, sort, q: q || undefined },
+    { tenant: tenant || undefined, outcome, sort, q },
     {
       every_ms: REFRESH_ms,
       // A search by id finds requests of any age.
       from: {
         name: range.name,
-        at: () => (q === '' ? new Date(startOf_ms(range)).toISOString() : undefined),
+        at: () => (q === undefined ? new Date(startOf_ms(range)).toISOString() : undefined),
       },
     },
   );
@@ -80,7 +80,7 @@ export function Requests() {
         caption="Requests, kept for seven days"
         list={list}
         empty="No requests in this time."
-        search={{ title: 'Find by x-request-id or completion id', value: q, onSearch: setQ }}
+        search={search}
         sorted={{ by: sortedBy === undefined ? undefined : { title: sortedBy, isFalling: true }, onSort }}
         rowKey={({ id }) => id}
         columns={columnsOf(isGlobal, show)}
@@ -145,9 +145,8 @@ function OneRequest({ id, onClose }: { readonly id: string; readonly onClose: ()
 
 async function loadDetail(id: string, signal: AbortSignal) {
   const request = await admin(requestDetailSchema, `/requests/${id}`, { signal });
-  const path = `/mask-sets/${request.version}${query({ tenant: request.tenant })}`;
-  const set =
-    request.version === null ? null : await admin(maskSetSchema, path, { signal }).catch(noneIfNotFound);
+  const { version, tenant } = request;
+  const set = version === null ? null : await loadMaskSet(version, tenant, signal).catch(noneIfNotFound);
   return { request, set };
 }
 

@@ -1,16 +1,16 @@
 /** Routing: each cluster's share over time, the balance, and fallbacks to dense with their reasons. */
 import { useMemo } from 'preact/hooks';
 import { COLLAPSE, type Stats } from '../../../shared/admin/stats-wire.ts';
-import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
-import { admin, noneIfNotFound, query } from '../api.ts';
+import type { MaskSet } from '../../../shared/mask/mask-set.ts';
+import { noneIfNotFound } from '../api.ts';
 import { axis, Chart, type ChartOption, legend, type Palette, steps, tooltip } from '../components/chart.tsx';
 import { Choice, type Range, startOf_ms, useRange } from '../components/controls.tsx';
-import { Empty, Loaded, Notice } from '../components/dialog.tsx';
-import { FIGURE_COLUMNS, quantileColumn, Table } from '../components/table.tsx';
-import { useAddress, useLoad, useScope } from '../hooks.ts';
+import { Loaded, Notice } from '../components/dialog.tsx';
+import { FIGURE_COLUMNS, quantileColumn, Table, Version } from '../components/table.tsx';
+import { loadMaskSet, useAddress, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { type Series, sharesOverTime, versionsIn } from './figures.ts';
-import { useStats } from './overview.tsx';
+import { NoRequests, useStats } from './overview.tsx';
 
 export function RoutingShares() {
   const { range, picker } = useRange();
@@ -31,7 +31,7 @@ function Picture({ stats, range }: { readonly stats: Stats; readonly range: Rang
   const versions = useMemo(() => versionsIn(stats.routing), [stats]);
   const version = versions.find((one) => (one ?? NONE) === named) ?? versions[0] ?? null;
   if (stats.routing.length === 0) {
-    return <Empty>No requests in this time. Requests appear here after some seconds.</Empty>;
+    return <NoRequests />;
   }
   return (
     <>
@@ -70,7 +70,7 @@ function Balance({ rows }: { readonly rows: Stats['balance'] }) {
         rows={rows}
         rowKey={({ version }) => version}
         columns={[
-          { title: 'Version', cell: (row) => <code title={row.version}>{shortVersion(row.version)}</code> },
+          { title: 'Version', cell: ({ version }) => <Version of={version} /> },
           { title: 'Requests', cell: (row) => number(row.requests), isNumber: true },
           { title: 'Clusters', cell: (row) => row.clusters, isNumber: true },
           { title: 'Largest share', cell: (row) => percent(row.largest_share), isNumber: true },
@@ -97,10 +97,7 @@ const Versions = ({ rows }: { readonly rows: Stats['versions'] }) => (
     rows={rows}
     rowKey={({ version, sparsity }) => `${version} ${sparsity}`}
     columns={[
-      {
-        title: 'Version',
-        cell: ({ version }) => (version === null ? 'none' : <code>{shortVersion(version)}</code>),
-      },
+      { title: 'Version', cell: ({ version }) => <Version of={version} /> },
       {
         title: 'Blocks skipped',
         cell: ({ sparsity }) => (sparsity === null ? 'unknown' : percent(sparsity)),
@@ -146,9 +143,7 @@ function Shares(props: { readonly stats: Stats; readonly version: string | null;
   const { stats, version, range } = props;
   const { tenant } = useScope();
   const set = useLoad(['mask set', tenant, version], (signal) =>
-    version === null
-      ? Promise.resolve(null)
-      : admin(maskSetSchema, `/mask-sets/${version}${query({ tenant })}`, { signal }).catch(noneIfNotFound),
+    version === null ? Promise.resolve(null) : loadMaskSet(version, tenant, signal).catch(noneIfNotFound),
   );
   const known = set.state === 'ready' ? set.data : null;
   const series = useMemo(() => {

@@ -10,7 +10,7 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
-import { RowButton, type SearchProps, Several, useModelIds } from '../components/controls.tsx';
+import { RowButton, type SearchProps, Several, useModelIds, useSearch } from '../components/controls.tsx';
 import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
@@ -22,9 +22,9 @@ export function Tenants() {
   const { isGlobal, mayChange } = useScope();
   const [open, setOpen] = useState<Open>();
   const [shown, setShown] = useAddress('budget', '');
-  const [q, setQ] = useAddress('q', '');
+  const { q, search } = useSearch('Search tenants: an id or a name');
   const [changed, setChanged] = useState<Tenant>();
-  const tenants = useList(tenantSchema, '/tenants', { q: q || undefined });
+  const tenants = useList(tenantSchema, '/tenants', { q });
   const close = () => setOpen(undefined);
   return (
     <>
@@ -45,7 +45,7 @@ export function Tenants() {
       )}
       <TenantTable
         tenants={tenants}
-        search={{ title: 'Search tenants: an id or a name', value: q, onSearch: setQ }}
+        search={search}
         onEdit={(tenant) => setOpen({ what: 'edit', tenant })}
         onShow={setShown}
       />
