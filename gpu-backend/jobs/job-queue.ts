@@ -404,7 +404,10 @@ export class Jobs {
     const job: Job = { ...this.get(id), finished_at: new Date().toISOString(), progress: null, ...fields };
     await this.#store.save(job);
     // Not before: if the disk refuses the job's end, the next start publishes again.
-    await rm(this.#store.secretOf(id), { force: true });
+    await rm(this.#store.secretOf(id), { force: true }).catch((error: Error) => {
+      // The next start deletes it.
+      this.#options.note('the secret of an ended job was not deleted', { job: id, reason: error.message });
+    });
     this.#tell(job);
     return job;
   }
