@@ -329,6 +329,7 @@ export class Jobs {
   async #takeOver(id: string, request: JobRequest): Promise<void> {
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
     for (const { id: earlier } of this.list().filter(isEqual)) {
+      // It has learned, so `learn` has deleted what another run could go on from.
       if ((await sizeOf(this.#setOf(earlier))) !== undefined) continue;
       try {
         await rename(this.#store.outOf(earlier), this.#store.outOf(id));
