@@ -49,8 +49,9 @@ export async function makeFolder(folder: string, mode?: number): Promise<void> {
   try {
     await mkdir(folder, { mode });
   } catch (cause) {
+    // Systems differ in what they say of a folder that exists: EEXIST, EISDIR, EROFS.
+    if ((await stat(folder).catch(() => undefined))?.isDirectory()) return;
     const { code, message } = cause as NodeJS.ErrnoException;
-    if (code === 'EEXIST' && (await stat(folder).catch(() => undefined))?.isDirectory()) return;
     const above = path.dirname(folder);
     if (code !== 'ENOENT' || (await sizeOf(above)) !== undefined)
       throw new MaskrouteError('storage_failed', `${folder} cannot be made: ${message}.`, { cause });

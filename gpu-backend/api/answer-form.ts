@@ -22,7 +22,7 @@ const FREE: AnswerForm = { grammar: undefined, tools: [], calls: undefined };
 /** Rejects with MaskrouteError `invalid_schema`, and as `Grammars.prepare`. */
 export async function answerForm(
   { grammars, text }: ServedModel,
-  call: Pick<GrammarCall, 'tenant' | 'signal'>,
+  call: GrammarCall,
   request: ChatRequest,
 ): Promise<AnswerForm> {
   const tools = readToolChoice(request.tool_choice).mode === 'none' ? [] : (request.tools ?? []);

@@ -120,7 +120,7 @@ async function* runFormed(
 ): AsyncGenerator<ChoiceEvent, void> {
   const { grammar, calls } = job.form ?? {};
   if (grammar === undefined) return yield* runChoice(engine, text, job, progress, signal);
-  const open = await grammars.open(grammar, { tenant: job.request.tenant, signal, param: 'response_format' });
+  const open = await grammars.open(grammar, { tenant: job.request.tenant, signal });
   try {
     const formed = { ...job, request: { ...job.request, grammar: open.session } };
     const events = runChoice(engine, text, formed, progress, signal);

@@ -49,7 +49,8 @@ export async function wholeChoices({ plan, events }: RunningAnswer): Promise<Who
     switch (event.type) {
       case 'text':
         choice.text += event.text;
-        choice.pieces.push(...event.pieces);
+        // Not spread: a prompt may have more tokens than a call may have arguments.
+        for (const piece of event.pieces) choice.pieces.push(piece);
         break;
       case 'call':
         choice.calls.push({ id: event.id, name: event.name, arguments: '' });

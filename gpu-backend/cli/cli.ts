@@ -73,8 +73,8 @@ export async function main(args: readonly string[]): Promise<void> {
 }
 
 /**
- * Without `help` before a name that no command has: Commander answers it with the help of `parent` and no error. Of the name
- * alone it says that it is unknown, and suggests another.
+ * Without `help` before a name that no command has. Commander answers `help xyz` with the help of `parent` and no error, but
+ * `xyz` with an error that suggests another name.
  */
 function withoutHelpOfNothing(parent: Command, args: readonly string[]): readonly string[] {
   const [word, ...rest] = args;

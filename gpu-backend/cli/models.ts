@@ -243,7 +243,7 @@ async function installTable(
   try {
     return await locked(home, hooks, () => installSurrogates(home, name, file, options));
   } catch (error) {
-    const what = `${file} was not installed in ${name}. The disk may need room for a second copy of the model`;
+    const what = `${file} was not installed in ${name}. It needs a second copy of the model, which failed`;
     throw refusedByDisk(what, error);
   }
 }

@@ -43,7 +43,7 @@ export function addStatusCommands(program: Command): void {
     .addHelpText('after', examples('maskroute history', 'maskroute history --tenant acme --limit 5 --json'))
     .action(async ({ edge, tenant, json, limit }: Flags & { limit: number }) => {
       const client = await adminClient(edge);
-      const publications = (await publicationHistory(client, tenant)).slice(0, limit);
+      const publications = await publicationHistory(client, tenant, limit);
       const versions = publications.flatMap(({ version }) => version ?? []);
       const names = await namesOfVersions(client, tenant, versions);
       const named = publications.map((publication) => ({

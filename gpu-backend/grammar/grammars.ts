@@ -17,7 +17,12 @@ import type {
   Vocabulary,
 } from './xgrammar.ts';
 
-export type PreparedGrammar = { readonly key: string; readonly spec: GrammarSpec };
+export type PreparedGrammar = {
+  readonly key: string;
+  readonly spec: GrammarSpec;
+  /** The field of the request that errors name. */
+  readonly param: string;
+};
 
 type OpenGrammar = { readonly session: GrammarSession; close(): void };
 
@@ -26,13 +31,13 @@ export type Grammars = {
    * Compiles a grammar unless it is known. Rejects with MaskrouteError `invalid_schema` when it cannot be compiled in time,
    * `queue_full`, `engine_failed`, or the reason of `signal`.
    */
-  prepare(spec: GrammarSpec, call: GrammarCall): Promise<PreparedGrammar>;
+  prepare(spec: GrammarSpec, call: GrammarCall & { readonly param: string }): Promise<PreparedGrammar>;
   /** Opens a session for one answer; rejects as `prepare`. */
   open(grammar: PreparedGrammar, call: GrammarCall): Promise<OpenGrammar>;
   close(): Promise<void>;
 };
 
-export type GrammarCall = { readonly tenant: string; readonly signal: AbortSignal; readonly param: string };
+export type GrammarCall = { readonly tenant: string; readonly signal: AbortSignal };
 
 export type GrammarLimits = {
   /** CPU time up to which a grammar counts as quick and may delay others in the shared thread. */
@@ -88,9 +93,12 @@ class GrammarThreads implements Grammars {
     this.#limits = limits;
   }
 
-  async prepare(spec: GrammarSpec, call: GrammarCall): Promise<PreparedGrammar> {
+  async prepare(
+    spec: GrammarSpec,
+    { param, ...call }: GrammarCall & { readonly param: string },
+  ): Promise<PreparedGrammar> {
     const key = createHash('sha256').update(JSON.stringify(spec)).digest('base64');
-    const grammar = { key, spec };
+    const grammar = { key, spec, param };
     await this.#ensure(grammar, call);
     return grammar;
   }
@@ -123,7 +131,7 @@ class GrammarThreads implements Grammars {
   }
 
   async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
-    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar, call.param));
+    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar));
   }
 
   #isKnown(key: string): boolean {
@@ -149,7 +157,7 @@ class GrammarThreads implements Grammars {
     if (signal.aborted) throw cancellation(signal);
   }
 
-  async #try({ key, spec }: PreparedGrammar, param: string): Promise<void> {
+  async #try({ key, spec, param }: PreparedGrammar): Promise<void> {
     // Another request may have compiled it meanwhile.
     if (this.#isKnown(key)) return;
     if (this.#isClosed) throw lost();
@@ -165,14 +173,14 @@ class GrammarThreads implements Grammars {
       this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
       throw error instanceof MaskrouteError ? error : unusable(param);
     }
-    if (took_ms <= this.#limits.quick_ms) return await this.#share({ key, spec });
+    if (took_ms <= this.#limits.quick_ms) return await this.#share(key, spec);
     this.#makeRoom();
     this.#trial = undefined;
     this.#slow.set(key, trial);
   }
 
   /** The schema compiled a moment ago, so a failure here is the thread's. */
-  async #share({ key, spec }: PreparedGrammar): Promise<void> {
+  async #share(key: string, spec: GrammarSpec): Promise<void> {
     const shared = this.#sharedThread();
     try {
       await shared.compile(key, spec, this.#limits.compile_ms);

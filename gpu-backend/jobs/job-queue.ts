@@ -329,6 +329,7 @@ export class Jobs {
   async #takeOver(id: string, request: JobRequest): Promise<void> {
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
     for (const { id: earlier } of this.list().filter(isEqual)) {
+      // It has learned, so `learn` has deleted what another run could go on from.
       if ((await sizeOf(this.#setOf(earlier))) !== undefined) continue;
       try {
         await rename(this.#store.outOf(earlier), this.#store.outOf(id));
@@ -404,7 +405,10 @@ export class Jobs {
     const job: Job = { ...this.get(id), finished_at: new Date().toISOString(), progress: null, ...fields };
     await this.#store.save(job);
     // Not before: if the disk refuses the job's end, the next start publishes again.
-    await rm(this.#store.secretOf(id), { force: true });
+    await rm(this.#store.secretOf(id), { force: true }).catch((error: Error) => {
+      // The next start deletes it.
+      this.#options.note('the secret of an ended job was not deleted', { job: id, reason: error.message });
+    });
     this.#tell(job);
     return job;
   }

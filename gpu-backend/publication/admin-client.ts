@@ -86,17 +86,18 @@ function requestsTo(server: Server): Requests {
   };
 }
 
-/** Everything in a list, page by page; `path` may have a query. @throws what `request` throws. */
+/** The first `countMax` items of a list, or all, page by page; `path` may have a query. @throws what `request` throws. */
 export async function listAll<T extends z.ZodType>(
   client: AdminClient,
   path: string,
   item: T,
+  countMax = Number.POSITIVE_INFINITY,
 ): Promise<z.output<T>[]> {
   const items: z.output<T>[] = [];
   for (let from = path; ; ) {
     const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
     items.push(...data);
-    if (next == null) return items;
+    if (next == null || items.length >= countMax) return items.slice(0, countMax);
     from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
   }
 }

@@ -182,9 +182,13 @@ export async function livePublication(
   }
 }
 
-/** Newest first. */
-export const publicationHistory = (client: AdminClient, tenant: string): Promise<Publication[]> =>
-  listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
+/** The newest `countMax`, or all; newest first. */
+export const publicationHistory = (
+  client: AdminClient,
+  tenant: string,
+  countMax?: number,
+): Promise<Publication[]> =>
+  listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema, countMax);
 
 /**
  * Names of mask sets by version: the tenant's own sets, and those of `versions` that it inherits from the default

@@ -180,7 +180,8 @@ async function findPip(signal: AbortSignal | undefined): Promise<Pip> {
       return { command, version: [Number(match[1]), Number(match[2])] };
   }
   const tried = PIP_COMMANDS.map((command) => command.join(' ')).join(', ');
-  throw downloadFailed(`no pip on this machine (tried ${tried})`);
+  const limit_s = PIP_CHECK_TIMEOUT_ms / 1000;
+  throw downloadFailed(`no pip on this machine, or none that answers within ${limit_s} s (tried ${tried})`);
 }
 
 /** Downloads a wheel into `folder`, and returns its path. */

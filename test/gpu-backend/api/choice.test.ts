@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import type { RunningAnswer } from '../../../gpu-backend/api/answer.ts';
 import {
   type ChoiceJob,
   notBegun,
@@ -7,6 +8,7 @@ import {
   StopMatcher,
 } from '../../../gpu-backend/api/choice.ts';
 import type { TokenText } from '../../../gpu-backend/api/parts.ts';
+import { wholeChoices } from '../../../gpu-backend/api/wire.ts';
 import type { Engine } from '../../../gpu-backend/engine/engine.ts';
 import { createTokenReader, tokenTable } from '../../../gpu-backend/model/tokenizer/token-bytes.ts';
 
@@ -70,6 +72,14 @@ describe('stop strings', () => {
 });
 
 describe('an echoed prompt', () => {
+  it('may have more tokens than a call may have arguments', async () => {
+    const piece = { tokenId: 0, offset: 0, offset_codePoints: 0, logprob: null };
+    const pieces = Array<typeof piece>(200_000).fill(piece);
+    const events = [{ type: 'text', index: 0, text: '', pieces }];
+    const running = { plan: { jobs: [{}] }, events } as unknown as RunningAnswer;
+    expect((await wholeChoices(running))[0]!.pieces).toHaveLength(pieces.length);
+  });
+
   const names = ['<s>', '\u2581', '\u2581Hello', '\u2581world', '\u2581Hé'];
   const json = {
     model: { vocab: Object.fromEntries(names.map((name, id) => [name, id])) },

@@ -214,6 +214,25 @@ describe('a new grammar', () => {
   });
 });
 
+test('a schema that cannot be compiled once more is refused under the field that it came in', async () => {
+  await using slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 1 });
+  let reads = 0;
+  // Read for its key, for its first thread, and for the next one.
+  const spec: GrammarSpec = {
+    get answer() {
+      return ++reads < 3 ? 'root ::= "once"' : 'root ::= (';
+    },
+    calls: undefined,
+  };
+  const prepared = await slow.grammars.prepare(spec, { ...call(), param: 'tools' });
+  await slow.play(form('root ::= "other"'), 1);
+  const { tenant, signal } = call();
+  await expect(slow.grammars.open(prepared, { tenant, signal })).rejects.toMatchObject({
+    code: 'invalid_schema',
+    param: 'tools',
+  });
+});
+
 test('a grammar that takes long has a thread of its own, and one that takes too long ends with it', {
   timeout: 60_000,
 }, async () => {

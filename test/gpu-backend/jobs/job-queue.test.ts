@@ -103,6 +103,25 @@ describe('a job', () => {
     expect(readFileSync(join(folderOf(id), 'log.txt'), 'utf8')).toContain('of no use');
   });
 
+  it('goes on from what an equal one had computed when it was killed or cancelled', async () => {
+    const jobs = await start();
+    const killed = await create(jobs, 'hang');
+    await hangs(killed.id);
+    process.kill(Number(starts(killed.id)[0]), 'SIGKILL');
+    await ended(jobs, killed.id);
+    const other = await create(jobs, 'hang', { sparsity: 0.2 });
+    await hangs(other.id);
+    await jobs.cancel(other.id);
+    // The first two of four steps are done.
+    for (const more of [{}, { sparsity: 0.2 }]) {
+      const { id } = await create(jobs, 'hang', more);
+      await ended(jobs, id);
+      expect(jobs.get(id)).toMatchObject({ status: 'succeeded', starts: 1 });
+    }
+    expect(notes).toContain(`"earlier":"${killed.id}"`);
+    expect(notes).toContain(`"earlier":"${other.id}"`);
+  });
+
   it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
@@ -269,25 +288,6 @@ describe('a restart', () => {
     expect(jobs.get(id)).toMatchObject({ status: 'failed', error: expect.stringContaining('SIGKILL') });
   });
 
-  it('is not needed to go on from a job that was killed or cancelled: an equal one does', async () => {
-    const jobs = await start();
-    const killed = await create(jobs, 'hang');
-    await hangs(killed.id);
-    process.kill(Number(starts(killed.id)[0]), 'SIGKILL');
-    await ended(jobs, killed.id);
-    const other = await create(jobs, 'hang', { sparsity: 0.2 });
-    await hangs(other.id);
-    await jobs.cancel(other.id);
-    // The first two of four steps are done.
-    for (const more of [{}, { sparsity: 0.2 }]) {
-      const { id } = await create(jobs, 'hang', more);
-      await ended(jobs, id);
-      expect(jobs.get(id)).toMatchObject({ status: 'succeeded', starts: 1 });
-    }
-    expect(notes).toContain(`"earlier":"${killed.id}"`);
-    expect(notes).toContain(`"earlier":"${other.id}"`);
-  });
-
   it('passes over a folder that holds no job', async () => {
     const first = await start();
     const { id } = await create(first, 'ok');
@@ -404,6 +404,15 @@ describe('publishing', () => {
     const next = await start();
     await ended(next, id);
     expect(next.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
+  });
+
+  it('has succeeded, also where its secret cannot be deleted, which the log says', async () => {
+    const jobs = await start();
+    const { id } = await create(jobs, 'ok');
+    mkdirSync(join(folderOf(id), 'secret'));
+    await ended(jobs, id);
+    expect(jobs.get(id)).toMatchObject({ status: 'succeeded', error: null });
+    expect(notes).toContain('the secret of an ended job was not deleted');
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {

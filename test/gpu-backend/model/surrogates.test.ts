@@ -162,7 +162,9 @@ test('a full disk leaves the model as it was, and is said to need room for a sec
   const shell = `ulimit -f 8; exec "${process.execPath}" "${cli}" model surrogates ${manifest.name} "${file}"`;
   const env = { ...process.env, MASKROUTE_HOME: home };
   const { status, stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8', env });
-  expect(stderr).toMatch(/^error: .*was not installed in tiny.* a second copy of the model: EFBIG.*\n$/);
+  expect(stderr).toMatch(
+    /^error: .*was not installed in tiny.* a second copy of the model, which failed: EFBIG.*\n$/,
+  );
   expect(status).toBe(1);
   expect((await showModel(home, manifest.name, { verify: true })).manifest).toEqual(manifest);
   expect((await readdir(path.dirname(folder))).filter((name) => name !== '.lock')).toEqual([manifest.name]);

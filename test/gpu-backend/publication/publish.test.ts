@@ -112,6 +112,11 @@ describe('a mask set', () => {
     const history = await publicationHistory(client, '');
     expect(history.map(({ version }) => version)).toEqual([first, second, first].map(maskSetVersion));
     expect(await listAll(client, '/publications?limit=1', publicationSchema)).toEqual(history);
+    const request = vi.spyOn(client, 'request');
+    const two = await listAll(client, '/publications?limit=1', publicationSchema, 2);
+    expect(two).toEqual(history.slice(0, 2));
+    expect(request).toHaveBeenCalledTimes(2);
+    request.mockRestore();
   });
 
   test('goes live by a schedule, and for everyone when it is published again without one', async () => {
