@@ -213,9 +213,10 @@ describe('an event', () => {
     expect((await results(id)).variants.map(({ figures }) => figures.requests)).toEqual([350, 350]);
   });
 
-  it('of a newer edge, with a reason and a field that this one does not know, counts', async () => {
+  it('of a newer edge, with names and a field that this one does not know, counts', async () => {
     const { tenant } = await newTenant();
-    await deliver([{ ...event({ tenant, fallback: 'mask_worn_out' }), of_a_newer_edge: 1 }]);
+    const names = { fallback: 'mask_worn_out', endpoint: 'speech', source: 'batch' };
+    await deliver([{ ...event({ tenant, ...names }), of_a_newer_edge: 1 }]);
     const { fallbacks } = await stats(`tenant=${tenant}`);
     expect(fallbacks).toEqual([{ reason: 'mask_worn_out', requests: 1 }]);
   });
