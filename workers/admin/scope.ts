@@ -82,7 +82,7 @@ export function readQuery<S extends z.ZodType>(c: AppContext, schema: S): z.outp
 export function requireNoQuery(c: AppContext): void {
   const [name] = Object.keys(c.req.query());
   if (name === undefined) return;
-  const message = `${name}: there is no query here; the body names the tenant.`;
+  const message = `${name}: this request takes no query; name the tenant in its body.`;
   throw new MaskrouteError('invalid_request', message, { param: name });
 }
 
