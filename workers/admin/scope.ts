@@ -22,8 +22,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import type { AppContext } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { TENANT_ROOM } from '../limits.ts';
-import { percent } from '../releases/publishing.ts';
-import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
+import { isOverCeiling, meetsFloor, percent } from '../routing/decision.ts';
 import type { LiveSet, RoutingTable } from '../routing/live-sets.ts';
 
 /**
