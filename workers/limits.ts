@@ -263,7 +263,7 @@ export const TRACES = { wait_ms: 200, lost_ms: 2_000, post_ms: 5_000, postsMax: 
 /**
  * Counting of events. Ids are kept for longer than an event may take to arrive (a queue keeps messages for four days),
  * so that none counts twice; minutes are kept for charts over a month. Versions are judged before a delivery is
- * acknowledged, so a D1 that stalls may not hold it for ever. Expired rows are deleted every minute, and for less than one.
+ * acknowledged, so a D1 that stalls may not hold it for ever. Expired rows are deleted every minute, for at most `forget_ms`.
  */
 export const EVENTS = {
   kept_ms: 7 * 86_400_000,

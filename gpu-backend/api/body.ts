@@ -39,8 +39,9 @@ export class Bodies {
    */
   async readJson(request: Request, tenant: string | undefined): Promise<unknown> {
     requireJsonType(request.headers.get('content-type'));
+    requireUnpacked(request.headers);
     const bytes = await this.#receive(request, tenant ?? '');
-    return parseJson(decodeUtf8(bytes, request.headers));
+    return parseJson(decodeUtf8(bytes));
   }
 
   async #receive(request: Request, tenant: string): Promise<Uint8Array> {
@@ -119,11 +120,10 @@ function requireJsonType(contentType: string | null): void {
   throw new MaskrouteError('unsupported_media_type', 'Send `content-type: application/json` in UTF-8.');
 }
 
-function decodeUtf8(bytes: Uint8Array, headers: Headers): string {
+function decodeUtf8(bytes: Uint8Array): string {
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
   } catch (cause) {
-    requireUnpacked(headers);
     throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause });
   }
 }

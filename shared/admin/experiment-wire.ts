@@ -7,6 +7,7 @@
  * several tenants.
  */
 import { z } from 'zod';
+import { plainName } from '../mask/mask-set.ts';
 import { STICKY_KINDS } from '../mask/sticky.ts';
 import {
   DEFAULT_TENANT,
@@ -27,7 +28,7 @@ const SCOPE_MAX = 50;
 const experimentId = slug.refine((id) => id !== 'none', { message: '"none" stands for no experiment' });
 
 const variantSchema = z.strictObject({
-  name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+  name: plainName,
   /** Relative to the other variants' weights. */
   weight: z.number().gt(0).max(1_000_000),
   /** The version of a stored mask set, or `dense`. */
@@ -38,9 +39,9 @@ const variantSchema = z.strictObject({
  * Codes as Cloudflare reports them for a request. `NA` is both a continent and a country, so a place names its kind.
  */
 const placeSchema = z.union([
-  z.strictObject({ continent: z.string().regex(/^[A-Z]{2}$/) }),
-  z.strictObject({ country: z.string().regex(/^[A-Z0-9]{2}$/) }),
-  z.strictObject({ colo: z.string().regex(/^[A-Z]{3,4}$/) }),
+  z.strictObject({ continent: z.string().regex(/^[A-Z]{2}$/, 'expected a code such as EU') }),
+  z.strictObject({ country: z.string().regex(/^[A-Z0-9]{2}$/, 'expected a code such as DE') }),
+  z.strictObject({ colo: z.string().regex(/^[A-Z]{3,4}$/, 'expected a code such as FRA') }),
 ]);
 export type PlaceScope = z.infer<typeof placeSchema>;
 

@@ -38,10 +38,10 @@ export const DATA_NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 export const JOBS_WAITING_MAX = 8;
 export const SCHEDULES_MAX = 32;
 
+const dataName = z.string().regex(DATA_NAME_PATTERN, 'expected letters, digits, _ and -, at most 64');
+
 /** The query of an upload. */
-export const uploadQuerySchema = z.strictObject({
-  name: z.string().regex(DATA_NAME_PATTERN, 'expected letters, digits, _ and -, at most 64').default('data'),
-});
+export const uploadQuerySchema = z.strictObject({ name: dataName.default('data') });
 
 const dataSource = z.union([
   z.strictObject({ upload: z.string().regex(DATA_ID_PATTERN, 'expected the id of uploaded data') }),
@@ -90,7 +90,7 @@ export const createJobSchema = z.strictObject({
     .union([z.literal('last'), z.string().regex(JOB_ID_PATTERN, 'expected "last" or the id of a job')])
     .optional(),
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),
-  name: z.string().regex(DATA_NAME_PATTERN).optional(),
+  name: dataName.optional(),
   rows: z.int().min(1).max(10_000_000).optional(),
   seed: z.int().min(0).optional(),
   publish: z

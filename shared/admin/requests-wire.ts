@@ -15,10 +15,12 @@ const REQUEST_SOURCES = ['client', 'playground'] as const;
 export type RequestSource = (typeof REQUEST_SOURCES)[number];
 
 const duration_ms = z.number().min(0).nullable();
+/** A name to which a newer edge may add others. */
+const openName = z.string().max(100);
 
 /**
  * During a gradual deployment an older edge counts the events of a newer one. So fields that it does not know are left
- * out, and reasons that it does not know are kept: otherwise the event, with its tokens, would not be counted.
+ * out, and names that it does not know are kept: otherwise the event, with its tokens, would not be counted.
  */
 export const requestEventSchema = z.object({
   kind: z.literal('request'),
@@ -28,7 +30,8 @@ export const requestEventSchema = z.object({
   /** `YYYY-MM-DD`, UTC, of `created_at_ms`. */
   day: z.iso.date(),
   created_at_ms: z.int(),
-  endpoint: z.enum(['chat', 'completion']),
+  /** `chat`, `completion`, or a newer edge's. */
+  endpoint: openName,
   /** The model's name without `:dense`. */
   model: z.string(),
   /** A mask id, `dense`, or `custom` for a client's own layers that this edge could not name. */
@@ -47,7 +50,7 @@ export const requestEventSchema = z.object({
   /** The backend that answered; null when none did. */
   backend: z.string().nullable(),
   /** A `FallbackReason`, or a newer edge's. */
-  fallback: z.string().max(100).nullable(),
+  fallback: openName.nullable(),
   stream: z.boolean(),
   /** HTTP status of the answer; 499 when the client hung up, or its deadline passed, before there was one. */
   status: z.int(),
@@ -66,8 +69,8 @@ export const requestEventSchema = z.object({
   total_ms: z.number().min(0),
   /** The client's request id; several requests may have the same. */
   request_id: z.string().max(200),
-  /** `playground`: a trial in the dashboard, not customer traffic. */
-  source: z.enum(REQUEST_SOURCES),
+  /** A `RequestSource`, or a newer edge's. `playground`: a trial in the dashboard, not customer traffic. */
+  source: openName,
 });
 export type RequestEvent = z.infer<typeof requestEventSchema>;
 

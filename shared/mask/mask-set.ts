@@ -38,12 +38,20 @@ export type EncoderSpec = z.infer<typeof encoderSpecSchema>;
 export const sameEncoder = (a: EncoderSpec, b: EncoderSpec): boolean =>
   a.id === b.id && a.revision === b.revision && a.pooling === b.pooling && a.dimensions === b.dimensions;
 
+/** A name that people give and that may be part of a file's name. */
+export const plainName = z
+  .string()
+  .regex(
+    /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/,
+    'expected letters, digits, points, dashes and underscores, at most 64',
+  );
+
 const clusterSchema = z.strictObject({
   /** The centroid, `dimensions` numbers; vectors are L2-normalised before the distance is taken. */
   centroid: listOf(z.number().min(-FLOAT32_MAX).max(FLOAT32_MAX), { min: 1, max: DIMENSIONS_MAX }),
   /** The mask's bits, as `maskBits` writes them. */
   bits: z.string().max(BLOCK_COUNT_MAX / 4),
-  mask: z.string().regex(MASK_ID_PATTERN),
+  mask: z.string().regex(MASK_ID_PATTERN, 'expected "dense" or a mask id'),
   /** Share of the calibration set that fell into this cluster. */
   share: z.number().min(0).max(1),
   /** A short label for people: the most common kinds of prompt in the cluster. */
@@ -53,10 +61,10 @@ const clusterSchema = z.strictObject({
 export const maskSetSchema = z
   .strictObject({
     format: z.literal('maskroute-mask-set-v1'),
-    name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+    name: plainName,
     model: z.strictObject({
       name: z.string().min(1).max(200),
-      hash: z.string().regex(MODEL_HASH_PATTERN),
+      hash: z.string().regex(MODEL_HASH_PATTERN, 'expected 64 hexadecimal digits'),
       blockCount: z.int().min(2).max(BLOCK_COUNT_MAX),
     }),
     encoder: encoderSpecSchema,
@@ -67,7 +75,7 @@ export const maskSetSchema = z
     /** Whether skipped blocks are replaced by surrogates. */
     surrogate: z.boolean(),
     /** The table of surrogates that the masks were learned with; present exactly when `surrogate` is true. */
-    surrogates: z.string().regex(SURROGATES_ID_PATTERN).optional(),
+    surrogates: z.string().regex(SURROGATES_ID_PATTERN, 'expected s_ and 24 hexadecimal digits').optional(),
     /** How it was made: method, seed, calibration counts, constants. */
     learned: z.record(z.string(), z.json()),
     /** Figures on held-out data, by method where there are several. */

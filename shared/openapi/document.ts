@@ -1,5 +1,6 @@
 /** The edge's API as an OpenAPI 3.1 document, generated from the schemas that check requests and answers. */
 import { z } from 'zod';
+import { COMPLETION_HEADERS } from '../wire/backend-load.ts';
 import { ERROR_CODES, type ErrorCode } from '../wire/errors.ts';
 import { drawnFrom, type FieldTable, type Rule } from '../wire/fields.ts';
 import { HEADERS } from '../wire/protocol.ts';
@@ -131,7 +132,7 @@ const json = (schema: JsonSchema): Content => ({ 'application/json': { schema } 
 
 const COMPLETION_NAMES: readonly unknown[] = ['ChatCompletion', 'Response', 'TextCompletion'];
 const HEADER_SCHEMAS = Object.fromEntries(
-  Object.values(HEADERS).map((name) => [name, { schema: { type: 'string' } }]),
+  COMPLETION_HEADERS.map((name) => [name, { schema: { type: 'string' } }]),
 );
 
 function success(answer: Endpoint['answers'][number] | undefined) {

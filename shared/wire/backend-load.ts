@@ -5,6 +5,7 @@
 import { z } from 'zod';
 import { slug, timestamp } from '../admin/admin-wire.ts';
 import { encoderSpecSchema } from '../mask/mask-set.ts';
+import { HEADERS } from './protocol.ts';
 
 /** The region of a backend that serves everywhere. */
 export const ANYWHERE = '*';
@@ -83,6 +84,15 @@ export const BACKEND_HEADERS = {
   /** A {@link BackendAffinity}, on the edge's answers if there are several backends. */
   affinity: 'x-maskroute-backend-affinity',
 } as const;
+
+/** All headers of a completion, as far as they apply; those of its tenant's budgets are OpenAI's. */
+export const COMPLETION_HEADERS: readonly string[] = [
+  ...Object.values(HEADERS),
+  ...[BACKEND_HEADERS.backend, BACKEND_HEADERS.affinity],
+  ...['requests', 'tokens'].flatMap((unit) =>
+    ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
+  ),
+];
 
 /**
  * Which backend answered a conversation's request. `hit`: the conversation's own backend, which has its KV cache pages.

@@ -502,7 +502,7 @@ export type DryRun = z.infer<typeof dryRunSchema>;
 /** The body of `POST /v1/feedback`. */
 export const feedbackSchema = z.strictObject({
   /** The `id` of the completion, of the last six days. */
-  id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/),
+  id: z.string().regex(/^[A-Za-z0-9_.:-]{1,200}$/, 'expected the id of a completion'),
   rating: z.union([z.literal(1), z.literal(-1)]),
   comment: z.string().max(2000).optional(),
 });

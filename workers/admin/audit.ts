@@ -92,7 +92,9 @@ export const audit = new Hono<AppEnv>()
   })
   .get('/:id', async (c) => {
     const tenant = await scopedTenantOrAll(c, namedTenant(c));
-    const found = await d1(findAudit(c.var.services.db, tenant, Number(c.req.param('id'))));
+    const id = c.req.param('id');
+    // `Number` also reads `0x1` and `1e0`.
+    const found = /^\d{1,15}$/.test(id) ? await d1(findAudit(c.var.services.db, tenant, Number(id))) : null;
     if (found === null)
       throw new MaskrouteError('not_found', 'There is no such change, or it is no longer kept.');
     return c.json(found);

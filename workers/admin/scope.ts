@@ -22,8 +22,7 @@ import { tenantExists } from '../db/tenant-rows.ts';
 import type { AppContext } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
 import { TENANT_ROOM } from '../limits.ts';
-import { percent } from '../releases/publishing.ts';
-import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
+import { isOverCeiling, meetsFloor, percent } from '../routing/decision.ts';
 import type { LiveSet, RoutingTable } from '../routing/live-sets.ts';
 
 /**
@@ -82,7 +81,7 @@ export function readQuery<S extends z.ZodType>(c: AppContext, schema: S): z.outp
 export function requireNoQuery(c: AppContext): void {
   const [name] = Object.keys(c.req.query());
   if (name === undefined) return;
-  const message = `${name}: there is no query here; the body names the tenant.`;
+  const message = `${name}: this request takes no query; name the tenant in its body.`;
   throw new MaskrouteError('invalid_request', message, { param: name });
 }
 

@@ -20,6 +20,7 @@ import type { Breaker, KnownBackend, LiveBackend, Observed } from './backend-sta
 import {
   affinityOf,
   type Candidate,
+  canUseMask,
   homeOf,
   type MaskNeeds,
   orderBackends,
@@ -193,12 +194,13 @@ class Way {
     // A backend that may still answer is not abandoned for one that would refuse or stay silent.
     const fresh =
       second !== undefined && !this.#asked.has(second.id) && !second.seen.isAway(now_ms) ? second : undefined;
+    // A hedge must not take the single trial of a half-open backend. A backend that cannot use the mask would refuse at
+    // once, and the first one would be called off for that.
+    const mayHedge =
+      fresh?.seen.breaker.state(now_ms) === 'closed' && canUseMask(candidateOf(fresh), this.#wish);
     this.#last = await hedged(
       (signal) => this.#ask(first, signal, fresh !== undefined),
-      // A hedge must not take the single trial of a half-open backend.
-      fresh && fresh.seen.breaker.state(now_ms) === 'closed'
-        ? (signal) => this.#ask(fresh, signal, false)
-        : undefined,
+      mayHedge ? (signal) => this.#ask(fresh, signal, false) : undefined,
       this.#parts.hedge_ms,
       this.#call.signal,
     );

@@ -91,7 +91,7 @@ export function orderBackends<C extends Candidate>(candidates: readonly C[], wis
 }
 
 /** Whether a backend can use the mask, as far as it is known. */
-function canUseMask({ models }: Candidate, { model, needs }: Wish): boolean {
+export function canUseMask({ models }: Candidate, { model, needs }: Wish): boolean {
   const served = model === undefined ? undefined : models?.get(model);
   if (needs === undefined || served === undefined) return true;
   const { modelHash, surrogates } = needs;

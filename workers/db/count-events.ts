@@ -3,7 +3,7 @@
  * then the rows with that name are summed into the tables of outcomes. This is one transaction, so a delivery counts
  * entirely or not at all.
  */
-import { getTableColumns, lt, type SQL, sql } from 'drizzle-orm';
+import { getTableColumns, getTableName, lt, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core';
 import type { ComparisonEvent, RatingEvent, RequestEvent } from '../../shared/admin/requests-wire.ts';
 import { bucketOf } from '../../shared/admin/statistics.ts';
@@ -74,9 +74,9 @@ const PORTION_TEXTS = 50;
 const PORTIONS_MAX = 700;
 
 /**
- * Deletes expired rows, in portions, every kind in turn. What is left after `portionsMax` of them, or `limit_ms`, is for
- * the next call.
- * @throws Error when D1 fails, or stalls at a portion.
+ * Deletes expired rows in portions, of every kind in turn. After `portionsMax` portions, or `limit_ms`, the next call goes
+ * on. A kind that fails or stalls waits for it, too, and does not keep the others from being deleted.
+ * @throws Error afterwards, the first of these failures.
  */
 export async function forget(
   db: Database,
@@ -95,15 +95,21 @@ export async function forget(
     [texts, lt(texts.expiresAt_ms, kept.now_ms), PORTION_TEXTS],
     [auditLog, lt(auditLog.createdAt_ms, kept.auditSince_ms), PORTION_ROWS],
   ];
+  const errors: unknown[] = [];
   for (let portion = 0; portion < portionsMax && steadyNow_ms() < until_ms; portion++) {
     const kind = kinds.shift();
-    if (kind === undefined) return;
+    if (kind === undefined) break;
     const [table, isExpired, rowsMax] = kind;
     const rows = sql`rowid in (select rowid from ${table} where ${isExpired} limit ${rowsMax})`;
     const deleted = db.delete(table).where(rows);
-    const { meta } = await withDeadline(deleted, D1_TIMEOUT_ms, 'deleting expired rows');
-    if (meta.changes === rowsMax) kinds.push(kind);
+    try {
+      const { meta } = await withDeadline(deleted, D1_TIMEOUT_ms, `deleting from ${getTableName(table)}`);
+      if (meta.changes === rowsMax) kinds.push(kind);
+    } catch (error) {
+      errors.push(error);
+    }
   }
+  if (errors.length > 0) throw errors[0];
 }
 
 /** The columns of `events` in the table's order, without its key. */

@@ -5,7 +5,7 @@ import { createMiddleware } from 'hono/factory';
 import { routePath } from 'hono/route';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { Role } from '../../shared/admin/admin-wire.ts';
-import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
+import { COMPLETION_HEADERS } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
 import { log, type RequestTrace, reasonOf } from '../base/telemetry.ts';
@@ -77,14 +77,7 @@ export const browsers: MiddlewareHandler<AppEnv> = (c, next) => {
   })(c, next);
 };
 
-const EXPOSED_HEADERS = [
-  ...Object.values(HEADERS),
-  ...[BACKEND_HEADERS.backend, BACKEND_HEADERS.affinity],
-  ...['retry-after', 'x-should-retry'],
-  ...['requests', 'tokens'].flatMap((unit) =>
-    ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
-  ),
-];
+const EXPOSED_HEADERS = [...COMPLETION_HEADERS, ...['retry-after', 'x-should-retry']];
 
 /* The id: the client's when it is well-formed, else a new one. It names the request everywhere. */
 

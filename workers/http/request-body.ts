@@ -24,6 +24,7 @@ export async function readBody(request: Request): Promise<{ value: unknown; text
   if (type !== null && !/^application\/(.+\+)?json\b/i.test(type)) {
     throw new MaskrouteError('unsupported_media_type', 'Send the body as application/json.');
   }
+  requireUnpacked(request.headers);
   const text = await readText(request);
   if (isDeeperThan(text, JSON_DEPTH_MAX)) {
     throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
@@ -57,7 +58,6 @@ async function readText(request: Request): Promise<string> {
     }
     if (error instanceof TooLargeError) throw tooLarge();
     if (error instanceof TypeError && !request.signal.aborted) {
-      requireUnpacked(request.headers);
       throw new MaskrouteError('invalid_json', 'The body is not valid UTF-8.', { cause: error });
     }
     throw new MaskrouteError('cancelled', 'The body ended early.', { cause: error });

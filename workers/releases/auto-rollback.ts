@@ -10,6 +10,7 @@ import type { Database } from '../db/d1.ts';
 import { type Judged, judgedOfVersion } from '../db/outcomes.ts';
 import { type LiveState, listGuarded } from '../db/publication-rows.ts';
 import { JUDGED_ms, JUDGED_ROWS_MAX } from '../limits.ts';
+import { percent } from '../routing/decision.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { rollback } from './publishing.ts';
 
@@ -100,9 +101,7 @@ const errorRule =
     const { requests, errors } = await now();
     if (requests < requestsMin) return undefined;
     if (errors / requests <= rateMax) return null;
-    // 100 times 0.07 is 7.000000000000001.
-    const most_percent = Number((100 * rateMax).toPrecision(6));
-    return `${errors} of ${requests} requests failed, more than ${most_percent} %`;
+    return `${errors} of ${requests} requests failed, more than ${percent(rateMax)}`;
   };
 
 const timeRule =

@@ -25,7 +25,7 @@ import {
 } from '../db/publication-rows.ts';
 import { findTenant } from '../db/tenant-rows.ts';
 import { MASK_SET_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
-import { isOverCeiling, meetsFloor } from '../routing/decision.ts';
+import { isOverCeiling, meetsFloor, percent } from '../routing/decision.ts';
 import type { Embedder } from '../routing/embed.ts';
 import { decodeMaskSet, type LiveSet, type RoutingTable } from '../routing/live-sets.ts';
 
@@ -264,8 +264,6 @@ async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promis
     );
   }
 }
-
-export const percent = (share: number): string => `${Number((100 * share).toFixed(1))} %`;
 
 async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
   const { spec } = await embedder.encoder(hold).catch((error) => {

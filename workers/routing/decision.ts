@@ -160,18 +160,19 @@ export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementM
 export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boolean =>
   sparsityMax !== null && sparsity > sparsityMax + SPARSITY_SLACK;
 
+/** A share in messages; with four digits, so that one that just misses a limit does not read like the limit. */
+export const percent = (share: number): string => `${Number((100 * share).toPrecision(4))} %`;
+
 /**
  * @throws MaskrouteError `sparsity_over_ceiling` for a mask that is sparser than allowed, or whose sparsity is unknown.
  */
 function requireAllowed(sparsity: number | null, sparsityMax: number | null): void {
-  if (sparsityMax === null || (sparsity !== null && sparsity <= sparsityMax + SPARSITY_SLACK)) return;
+  if (sparsityMax === null || (sparsity !== null && !isOverCeiling(sparsity, sparsityMax))) return;
   const found =
-    sparsity === null
-      ? 'how much this mask skips is not known here'
-      : `this mask skips ${Math.round(sparsity * 100)} %`;
+    sparsity === null ? 'how much this mask skips is not known here' : `this mask skips ${percent(sparsity)}`;
   throw new MaskrouteError(
     'sparsity_over_ceiling',
-    `This tenant's masks skip at most ${Math.round(sparsityMax * 100)} % of blocks; ${found}.`,
+    `This tenant's masks skip at most ${percent(sparsityMax)} of blocks; ${found}.`,
     { param: 'mask' },
   );
 }

@@ -51,6 +51,13 @@ test('an answer names its codes by status', () => {
   expect(responses['400']!.description).toContain('`invalid_json`');
 });
 
+test('a completion names its headers', () => {
+  const { headers } = api.paths['/v1/chat/completions']!.post!.responses['200']!;
+  expect(Object.keys(headers!)).toEqual(
+    expect.arrayContaining(['x-maskroute-mask', 'x-maskroute-backend', 'x-ratelimit-remaining-tokens']),
+  );
+});
+
 test('a query has the bounds and values that it is checked against', () => {
   const schemaOf = (path: string, name: string, method = 'get') =>
     api.paths[path]![method]!.parameters.find((parameter) => parameter.name === name)!.schema;

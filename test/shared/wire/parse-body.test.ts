@@ -1,6 +1,8 @@
 /** Bodies whose size nobody promised: what is read, and what becomes of the rest. */
 import { expect, it } from 'vitest';
 import { z } from 'zod';
+import { createExperimentSchema } from '../../../shared/admin/experiment-wire.ts';
+import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { check, readAnswer, readBounded, TooLargeError } from '../../../shared/wire/parse-body.ts';
 
 /** A body of these pieces, and whether it was called off. */
@@ -57,5 +59,20 @@ it('lists the valid fields once for many unknown ones', () => {
       'two: there is no such field here',
     ].join('; '),
     param: 'inner.three',
+  });
+});
+
+it('says in words, and not as a pattern, what a text has to look like', () => {
+  const set = check(maskSetSchema, {
+    name: 'a b',
+    model: { name: 'm', hash: 'x', blockCount: 2 },
+    surrogates: 'x',
+  });
+  const draft = check(createExperimentSchema, { regions: [{ country: 'de' }], variants: [{ name: 'a b' }] });
+  for (const refused of [set, draft]) {
+    expect(refused).toMatchObject({ message: expect.not.stringContaining('/^') });
+  }
+  expect(set).toMatchObject({
+    message: expect.stringContaining('model.hash: expected 64 hexadecimal digits'),
   });
 });

@@ -72,7 +72,8 @@ describe('the audit log', () => {
     expect(await (await one(own[2]!.id, key)).json()).toEqual(own[2]);
     const [ofAnother] = await entries(`tenant=${(await newTenant()).tenant}`);
     expect(await (await one(ofAnother!.id)).json()).toEqual(ofAnother);
-    for (const hidden of [ofAnother!.id, 'x', 1e9]) {
+    const inHex = `0x${own[2]!.id.toString(16)}`;
+    for (const hidden of [ofAnother!.id, 'x', 1e9, inHex, `${own[2]!.id}e0`, '9'.repeat(400)]) {
       expect(await errorCode(one(hidden, key))).toBe('404 not_found');
     }
     const { tenant: other } = await newTenant();

@@ -869,6 +869,20 @@ describe('time', () => {
     expect(JSON.parse(whole!)).toHaveProperty('maskroute');
   });
 
+  it('a second backend that cannot use the mask is not asked where hedging is on', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('hedged', tenant);
+    const ids = [await register(), await register()];
+    for (const other of ids) {
+      await mood(other, 'other-weights');
+      const isolate = freshIsolate({ BACKEND_HEDGE_MS: '50' });
+      const response = await chat(key, { ...say('north'), user: 'slow-first' }, isolate);
+      expect(response.headers.get(HEADERS.fallback)).toBeNull();
+      expect(await askedOf(response)).toEqual(ids.filter((id) => id !== other));
+      await mood(other, 'good');
+    }
+  });
+
   it('a second backend is asked for a silent one where hedging is on', async () => {
     const { key } = await newTenant();
     const ids = [await register(), await register()];

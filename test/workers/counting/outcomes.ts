@@ -213,9 +213,10 @@ describe('an event', () => {
     expect((await results(id)).variants.map(({ figures }) => figures.requests)).toEqual([350, 350]);
   });
 
-  it('of a newer edge, with a reason and a field that this one does not know, counts', async () => {
+  it('of a newer edge, with names and a field that this one does not know, counts', async () => {
     const { tenant } = await newTenant();
-    await deliver([{ ...event({ tenant, fallback: 'mask_worn_out' }), of_a_newer_edge: 1 }]);
+    const names = { fallback: 'mask_worn_out', endpoint: 'speech', source: 'batch' };
+    await deliver([{ ...event({ tenant, ...names }), of_a_newer_edge: 1 }]);
     const { fallbacks } = await stats(`tenant=${tenant}`);
     expect(fallbacks).toEqual([{ reason: 'mask_worn_out', requests: 1 }]);
   });
@@ -488,14 +489,21 @@ describe('expired rows', () => {
     expect(await leftOf('long-ago')).toBe(0);
   });
 
-  it('that cannot be deleted hold up no counting', async () => {
+  it('that cannot be deleted hold up neither counting nor other kinds', async () => {
     await env.DB.exec(`insert into feedback values ('stuck', 'k', 'c', 1, null, 0)`);
+    await env.DB.exec(`insert into texts values ('stuck', 'stuck', 1, 'a prompt', 'an answer')`);
     await env.DB.exec(
       `create trigger stuck before delete on feedback when old.tenant_id = 'stuck' begin select raise(abort, 'stuck'); end`,
     );
     const id = await experiment();
     expect(await deliver([event({ experiment: id, variant: 'a' })])).toMatchObject({ retriedAll: false });
     expect((await results(id)).variants[0]!.figures.requests).toBe(1);
+    const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
+    await edge.scheduled({} as never, env as never);
+    expect(logged.mock.calls.join()).toContain('expired_rows_not_deleted');
+    logged.mockRestore();
+    expect(await env.DB.prepare("select * from texts where event = 'stuck'").first()).toBeNull();
+    expect(await leftOf('stuck')).toBe(1);
     await env.DB.exec('drop trigger stuck');
     await edge.scheduled({} as never, env as never);
     expect(await leftOf('stuck')).toBe(0);

@@ -483,7 +483,10 @@ describe('the admin API', () => {
     const response = await admin('POST', `${path}?tenant=acme`, body);
     expect(response.status).toBe(400);
     expect(await response.json()).toMatchObject({
-      error: { param: 'tenant', message: 'tenant: there is no query here; the body names the tenant.' },
+      error: {
+        param: 'tenant',
+        message: 'tenant: this request takes no query; name the tenant in its body.',
+      },
     });
   });
 

@@ -121,6 +121,14 @@ describe('a ceiling of sparsity', () => {
     expect((await named({ skipFfn: [1] })).status).toBe(200);
     expect((await named('dense')).status).toBe(200);
   });
+
+  it('tells a mask that is just over it from the ceiling', async () => {
+    const { key } = await limitedTenant({ sparsity_max: 1 / MODEL.blockCount - 0.001 });
+    const refused = await chat(key, { mask: { skipFfn: [1] } }, freshIsolate());
+    const { error } = await refused.json<{ error: { message: string } }>();
+    const [, most, skipped] = /at most (\S+) % of blocks; this mask skips (\S+) %/.exec(error.message)!;
+    expect(Number(most)).toBeLessThan(Number(skipped));
+  });
 });
 
 describe('a floor of agreement', () => {
