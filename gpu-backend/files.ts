@@ -46,17 +46,17 @@ export const COMPILED_FOLDER = path.resolve(import.meta.dirname, '../node_module
  * @throws MaskrouteError `storage_failed`.
  */
 export async function makeFolder(folder: string, mode?: number): Promise<void> {
+  const exists = async () => (await stat(folder).catch(() => undefined))?.isDirectory() === true;
+  if (await exists()) return;
+  await makeFolder(path.dirname(folder), mode);
   try {
     await mkdir(folder, { mode });
   } catch (cause) {
-    // Systems differ in what they say of a folder that exists: EEXIST, EISDIR, EROFS.
-    if ((await stat(folder).catch(() => undefined))?.isDirectory()) return;
-    const { code, message } = cause as NodeJS.ErrnoException;
-    const above = path.dirname(folder);
-    if (code !== 'ENOENT' || (await sizeOf(above)) !== undefined)
-      throw new MaskrouteError('storage_failed', `${folder} cannot be made: ${message}.`, { cause });
-    await makeFolder(above, mode);
-    await makeFolder(folder, mode);
+    // Another process, or another call, may have made it meanwhile.
+    if (await exists()) return;
+    throw new MaskrouteError('storage_failed', `${folder} cannot be made: ${(cause as Error).message}.`, {
+      cause,
+    });
   }
 }
 

@@ -162,9 +162,14 @@ describe('a folder', () => {
     expect((await stat(made())).mode & 0o777).toBe(0o700);
   });
 
+  test('is made by several at once', async () => {
+    const deep = (i: number) => path.join(folder, String(i % 99), ...'abcd'.slice(0, 1 + (i % 4)));
+    await Promise.all(Array.from({ length: 800 }, (_, i) => makeFolder(deep(i))));
+  });
+
   test.each([
     ['a file is', () => path.join(folder, 'file'), 'EEXIST'],
-    ['a file is above it', () => path.join(folder, 'file', 'a', 'b'), 'ENOTDIR'],
+    ['a file is above it', () => path.join(folder, 'file', 'a', 'b'), 'EEXIST'],
     ['the system makes none', () => '/proc/maskroute/models', 'ENOENT'],
   ])('cannot be made where %s', async (_, where, reason) => {
     await writeFile(path.join(folder, 'file'), '');
