@@ -137,8 +137,9 @@ function requirePlace({ lifecycle, limits, model }: ApiParts, tenant: string): v
 const DEADLINE_MAX_ms = 2 ** 31 - 1;
 
 /**
- * How long the caller waits for the first byte; after that the answer would be computed for nobody. Undefined without the
- * header. @throws MaskrouteError `invalid_request` when the header is not a number of milliseconds.
+ * How long the caller waits for the first token of a stream, or for a whole answer; after that it would be computed for
+ * nobody. Undefined without the header.
+ * @throws MaskrouteError `invalid_request` when the header is not a number of milliseconds.
  */
 function deadline_ms(header: string | undefined): number | undefined {
   if (header === undefined) return undefined;

@@ -75,8 +75,8 @@ export const BACKEND_HEADERS = {
   /** `running=2;waiting=0;capacity=64`, on the backend's answers. */
   load: 'x-maskroute-load',
   /**
-   * How long the caller waits for the first byte, ms; a client may shorten it, and the edge passes on the remaining
-   * time.
+   * How long the caller waits for the first token of a stream, or for a whole answer, ms; a client may shorten it, and
+   * the edge passes on the remaining time.
    */
   deadline: 'x-maskroute-deadline-ms',
   /** The id of the backend that answered, on the edge's answers. */
