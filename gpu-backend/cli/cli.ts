@@ -61,7 +61,7 @@ export async function main(args: readonly string[]): Promise<void> {
     // A backend sets it for its jobs.
     const jobFolder = process.env.MASKROUTE_JOB_FOLDER;
     if (jobFolder) await becomeJob(jobFolder);
-    await program.parseAsync(withoutHelpOfNothing(program, args), { from: 'user' });
+    await program.parseAsync(asUnderstood(program, args), { from: 'user' });
   } catch (error) {
     // Commander has already printed the error, the help or the version.
     if (error instanceof CommanderError) {
@@ -73,17 +73,17 @@ export async function main(args: readonly string[]): Promise<void> {
 }
 
 /**
- * Without `help` before a name that no command has. Commander answers `help xyz` with the help of `parent` and no error, but
- * `xyz` with an error that suggests another name.
+ * `help` as Commander understands it. It answers `help xyz` with the help of `parent` and no error, but `xyz` with an error
+ * that suggests another name; and `help model pull` with the help of `model`, but `model help pull` with that of `pull`.
  */
-function withoutHelpOfNothing(parent: Command, args: readonly string[]): readonly string[] {
+function asUnderstood(parent: Command, args: readonly string[]): readonly string[] {
   const [word, ...rest] = args;
-  const find = (name: string | undefined) => parent.commands.find((command) => command.name() === name);
-  if (word === 'help') return rest.length === 0 || find(rest[0]) !== undefined ? args : rest;
-  const group = find(word);
-  return group === undefined || group.commands.length === 0
-    ? args
-    : [group.name(), ...withoutHelpOfNothing(group, rest)];
+  const isHelp = word === 'help' && rest.length > 0;
+  const [name, ...more] = isHelp ? rest : args;
+  const command = parent.commands.find((command) => command.name() === name);
+  if (command === undefined) return isHelp ? rest : args;
+  if (command.commands.length === 0) return args;
+  return [command.name(), ...asUnderstood(command, isHelp ? ['help', ...more] : more)];
 }
 
 // Jobs start this file directly; `bin/maskroute.js` calls `main`.

@@ -51,6 +51,7 @@ const REFUSED: [string, string[], RegExp][] = [
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command', ['help', 'nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command of a group', ['model', 'help', 'nonsense'], /unknown command 'nonsense'/],
+  ['help that begins with the group', ['help', 'model', 'nonsense'], /unknown command 'nonsense'/],
   [
     'a table that cannot be written anywhere',
     [
@@ -332,6 +333,13 @@ describe('the command line', () => {
       "complete -c maskroute -n '__fish_seen_subcommand_from model; and __fish_seen_subcommand_from show' -l verify",
     );
     expect(maskroute('completion', 'tcsh').status).toBe(2);
+  });
+
+  test.each([[['help', 'model', 'pull']], [['model', 'help', 'pull']]])('%j is the help of pull', (args) => {
+    expect(maskroute(...args)).toMatchObject({
+      status: 0,
+      stdout: expect.stringMatching(/^Usage: maskroute model pull/),
+    });
   });
 
   test('tells of every command', () => {
