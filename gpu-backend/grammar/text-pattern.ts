@@ -173,8 +173,10 @@ class PatternReader {
     }
     const anchors = this.#anchors;
     const part = this.#atom(isBegin);
-    if (!'*+?{'.includes(this.#letters[this.#at] ?? ' ')) return part;
-    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(this.#letters.slice(this.#at).join(''));
+    // No more than a quantifier has: the rest of the pattern would be copied for each of its parts.
+    const end = this.#letters[this.#at] === '{' ? this.#letters.indexOf('}', this.#at) : this.#at;
+    const quantifier = this.#letters.slice(this.#at, end + 2).join('');
+    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(quantifier);
     if (found === null) return part;
     this.#at += [...found[0]].length;
     const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
