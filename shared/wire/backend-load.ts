@@ -88,7 +88,8 @@ export const BACKEND_HEADERS = {
 /** All headers of a completion, as far as they apply; those of its tenant's budgets are OpenAI's. */
 export const COMPLETION_HEADERS: readonly string[] = [
   ...Object.values(HEADERS),
-  ...[BACKEND_HEADERS.backend, BACKEND_HEADERS.affinity],
+  BACKEND_HEADERS.backend,
+  BACKEND_HEADERS.affinity,
   ...['requests', 'tokens'].flatMap((unit) =>
     ['limit', 'remaining', 'reset'].map((what) => `x-ratelimit-${what}-${unit}`),
   ),

@@ -2,7 +2,7 @@
  * Experiments in D1. The caller checks for overlaps on what it has read; a start is written only if no experiment
  * changed since (optimistic locking by revision), so of two overlapping experiments only one starts.
  */
-import { and, desc, eq, gt, isNull, or, type SQL, sql } from 'drizzle-orm';
+import { and, desc, eq, gt, isNotNull, isNull, or, type SQL, sql } from 'drizzle-orm';
 import type { PageQuery } from '../../shared/admin/admin-wire.ts';
 import {
   type Experiment,
@@ -101,9 +101,7 @@ export async function listStarted(
     db
       .select()
       .from(experiments)
-      .where(
-        and(sql`${experiments.startsAt_ms} is not null`, isNull(experiments.stoppedAt_ms), isNotOver(now_ms)),
-      ),
+      .where(and(isNotNull(experiments.startsAt_ms), isNull(experiments.stoppedAt_ms), isNotOver(now_ms))),
     db.select({ revision: sql<number>`coalesce(max(${experiments.revision}), 0)` }).from(experiments),
   ]);
   return { experiments: rows.map(toStored), revision: revisions[0]!.revision };

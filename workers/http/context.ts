@@ -77,7 +77,7 @@ export const browsers: MiddlewareHandler<AppEnv> = (c, next) => {
   })(c, next);
 };
 
-const EXPOSED_HEADERS = [...COMPLETION_HEADERS, ...['retry-after', 'x-should-retry']];
+const EXPOSED_HEADERS = [...COMPLETION_HEADERS, 'retry-after', 'x-should-retry'];
 
 /* The id: the client's when it is well-formed, else a new one. It names the request everywhere. */
 

@@ -160,7 +160,7 @@ export const meetsFloor = ({ agreement }: Pick<LiveSet, 'agreement'>, agreementM
 export const isOverCeiling = (sparsity: number, sparsityMax: number | null): boolean =>
   sparsityMax !== null && sparsity > sparsityMax + SPARSITY_SLACK;
 
-/** A share in messages; with four digits, so that one that just misses a limit does not read like the limit. */
+/** A share in messages. It has four digits: a share just over a limit must not read like the limit. */
 export const percent = (share: number): string => `${Number((100 * share).toPrecision(4))} %`;
 
 /**

@@ -177,12 +177,12 @@ describe('where backends serve different weights under one name', () => {
     );
   });
 
-  it('one where requests wait, or that is away, is no better than the others', () => {
+  it('a backend where requests wait, or that is away, is no better than the others', () => {
     expect(first([near, { ...far, waiting: 1 }])).toBe('near');
     expect(first([near, { ...far, isAway: true }])).toBe('near');
   });
 
-  it('one that does not say what it serves is asked', () => {
+  it('a backend that does not say what it serves is asked', () => {
     expect(first([candidate('silent', { regions: ['FRA'] }), near, far])).toBe('silent');
   });
 });

@@ -126,8 +126,11 @@ it('two answers of different weights are not compared', async () => {
   };
   const send = vi.fn(async () => {});
   const decision = {
-    ...{ set: { model: { hash: 'a'.repeat(64) } }, cluster: 0, fallback: null },
-    ...{ maskId: `m_${'0'.repeat(24)}`, mask: `m_${'0'.repeat(24)}` },
+    set: { model: { hash: 'a'.repeat(64) } },
+    cluster: 0,
+    fallback: null,
+    maskId: `m_${'0'.repeat(24)}`,
+    mask: `m_${'0'.repeat(24)}`,
   };
   await createDenseComparison({ backend: { call }, events: { send }, share: 1 }).maybeCompare({
     event: '0'.repeat(20),

@@ -163,7 +163,7 @@ function Head<Row>(props: {
 
 /** The text in place of rows; `q`: the search, if there is one. */
 export const emptyText = <T extends string | undefined>(q: string | undefined, empty: T): string | T =>
-  q === undefined || q === '' ? empty : `Nothing matches “${q}”.`;
+  q ? `Nothing matches “${q}”.` : empty;
 
 /** A paginated list: a search field, the rows loaded so far, and a button for more. */
 export function ListTable<Row>(props: {
