@@ -181,33 +181,32 @@ async function toOptions(
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
   const threads = flags.threads ?? computingThreads();
   return {
-    home,
-    model,
-    maskSets,
-    data: flags.data,
-    calibration: flags.calibration,
-    baselines: flags.baselines,
-    sparsities: flags.sparsity,
-    equalTime: flags.equalTime,
-    flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
-    openEncoder: async (set) => {
-      const { openEncoder } = await import('../learning/data/encoders.ts');
-      return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks: downloads });
+    evaluated: { home, model, threads, device: await chosenDevice(flags) },
+    compared: {
+      maskSets,
+      openEncoder: async (set) => {
+        const { openEncoder } = await import('../learning/data/encoders.ts');
+        return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks: downloads });
+      },
+      baselines: flags.baselines,
+      sparsities: flags.sparsity,
+      flavours: flavoursOf(flags.surrogate, surrogatesOf(model)),
     },
-    tasks: flags.tasks.map(parseTaskFile),
-    taskLimit: flags.taskLimit,
-    checks: flags.checks,
-    facts: flags.facts,
-    longTokens: LONG_TOKENS,
-    limit: flags.limit,
-    rowsMax: flags.rows,
-    tokensMax: flags.tokens,
-    evaluationsMax: flags.budget,
-    searchPositions: flags.searchPositions,
-    rounds: flags.rounds,
-    threads,
-    device: await chosenDevice(flags),
-    seed: flags.seed,
+    rows: {
+      data: flags.data,
+      calibration: flags.calibration,
+      rowsMax: flags.rows,
+      limit: flags.limit,
+      tokensMax: flags.tokens,
+      seed: flags.seed,
+    },
+    search: { evaluationsMax: flags.budget, positions: flags.searchPositions },
+    timing: { rounds: flags.rounds, equalTime: flags.equalTime },
+    tasks:
+      flags.tasks.length === 0
+        ? undefined
+        : { files: flags.tasks.map(parseTaskFile), limit: flags.taskLimit },
+    checks: flags.checks ? { facts: flags.facts, longTokens: LONG_TOKENS } : undefined,
   };
 }
 

@@ -8,18 +8,17 @@ import type { Mask } from '../../../shared/mask/mask.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { CPU, deviceName } from '../../onnx/device.ts';
-import { createRandom } from '../../random.ts';
 import { kindTable } from '../data/clusters.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample } from '../data/samples.ts';
-import { createSampler, drawSamples, tryTemplate } from '../data/samples.ts';
+import { createSampler, tryTemplate } from '../data/samples.ts';
 import { countsOf, skipCountFor } from '../search/budget.ts';
 import { searchOrders } from './baselines/search-orders.ts';
 import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './evaluation-context.ts';
-import { openContext, routeSets, surrogatesOf } from './evaluation-context.ts';
+import { drawCalibration, openContext, routeSets, surrogatesOf } from './evaluation-context.ts';
 import type { Inputs } from './inputs.ts';
 import { readInputs } from './inputs.ts';
 import type { LineUp } from './line-up.ts';
@@ -44,14 +43,15 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
 }
 
 async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation> {
-  const { options, runner } = context;
-  const { model, seed } = options;
+  const { options, runner, scorer } = context;
+  const { evaluated, compared } = options;
+  const { model } = evaluated;
+  const { limit, seed } = options.rows;
   const { config } = model.manifest;
   const { data } = inputs;
   checkTasks(context, inputs.tasks);
   // Other rows are encoded at the start, but those of the checks only at the end, so the template is tried on them now.
-  if (options.checks)
-    tryTemplate([...data.calibration, ...pickRows(data.facts, options.limit, seed)], context.text);
+  if (options.checks) tryTemplate([...data.calibration, ...pickRows(data.facts, limit, seed)], context.text);
   const { rows, samples } = scoredSamples(context, data.scored);
   const sets = await routeSets(
     options,
@@ -61,8 +61,8 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     rowCount: rows.length,
     blockCount: 2 * config.layerCount,
     sets,
-    baselines: options.baselines,
-    flavours: options.flavours,
+    baselines: compared.baselines,
+    flavours: compared.flavours,
     sparsities: sparsitiesOf(options),
     orders: await search(context, data.calibration),
   };
@@ -73,10 +73,11 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   const subjects = headroomSubjects(lineUp);
   const scoresOf = await scoreRows(
     {
-      ...options,
-      ...context,
+      evaluated,
+      scorer,
       samples,
       onProgress: (done, total) => options.onProgress('score', done, total),
+      signal: options.signal,
     },
     rows.map((_, row) => [
       ...all.flatMap(({ masks }) => masks[row]!),
@@ -89,7 +90,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   };
   const tasks = await runTasks(context, lineUp, inputs.tasks);
   const checked = options.checks
-    ? await runChecks({ context, inputs, lineUp, rows, samples })
+    ? await runChecks({ context, asked: options.checks, inputs, lineUp, rows, samples })
     : { checks: undefined, notes: [] };
   return {
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
@@ -105,29 +106,31 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     notes: [...inputs.notes, ...notes, ...tableNotes(options), ...deviceNotes(options), ...checked.notes],
     model: model.manifest.name,
     weights: model.manifest.weights,
-    threads: options.threads,
-    search: { evaluations: options.evaluationsMax, positions: options.searchPositions },
+    threads: evaluated.threads,
+    search: { evaluations: options.search.evaluationsMax, positions: options.search.positions },
     seed,
   };
 }
 
 /** Notes the device that ran and timed the masks, unless it is the CPU. */
-const deviceNotes = ({ device = CPU }: EvaluateOptions): string[] =>
+const deviceNotes = ({ evaluated: { device = CPU } }: EvaluateOptions): string[] =>
   device.kind === 'cpu' ? [] : [`Masks were run and timed on ${deviceName(device)}.`];
 
 /** Notes the sets that were learned with another table of surrogates than the model has now. */
-const tableNotes = ({ maskSets, model }: EvaluateOptions): string[] =>
-  maskSets
-    .filter(({ surrogates }) => surrogates !== undefined && surrogates !== surrogatesOf(model))
-    .map(({ name, surrogates }) => {
-      const present = surrogatesOf(model) ?? 'none';
-      return `${name} was learned with the surrogates ${surrogates}; the model has ${present}.`;
-    });
+function tableNotes({ compared, evaluated }: EvaluateOptions): string[] {
+  const present = surrogatesOf(evaluated.model);
+  return compared.maskSets
+    .filter(({ surrogates }) => surrogates !== undefined && surrogates !== present)
+    .map(
+      ({ name, surrogates }) =>
+        `${name} was learned with the surrogates ${surrogates}; the model has ${present ?? 'none'}.`,
+    );
+}
 
 /** Rows that are long enough to score, at most `limit`. */
 function scoredSamples({ options, text }: Context, scored: readonly CalibrationRow[]) {
-  const { limit, model, seed, tokensMax } = options;
-  const sampleOf = createSampler(text, model.manifest.eosTokenIds[0]!, tokensMax);
+  const { limit, seed, tokensMax } = options.rows;
+  const sampleOf = createSampler(text, options.evaluated.model.manifest.eosTokenIds[0]!, tokensMax);
   const rows: CalibrationRow[] = [];
   const samples: Sample[] = [];
   for (const row of pickRows(scored, limit, seed)) {
@@ -141,32 +144,30 @@ function scoredSamples({ options, text }: Context, scored: readonly CalibrationR
   return { rows, samples };
 }
 
-function search({ options, scorer, text }: Context, calibration: readonly CalibrationRow[]) {
-  const { model, seed, searchPositions, tokensMax, onProgress, flavours } = options;
-  const methods = options.baselines.filter((name): name is StaticMethod => name !== 'one-mask');
-  // Rows are picked in a random order, equally many of each kind.
-  const rows = pickRows(calibration, searchPositions, seed);
-  const samples = drawSamples(rows, text, model.manifest.eosTokenIds[0]!, createRandom(seed), {
-    positions: searchPositions,
-    tokensMax,
-  });
-  const blockCount = 2 * model.manifest.config.layerCount;
+function search(context: Context, calibration: readonly CalibrationRow[]) {
+  const { options, scorer } = context;
+  const { evaluated, onProgress, signal } = options;
+  const { baselines, flavours } = options.compared;
+  const { evaluationsMax } = options.search;
+  const methods = baselines.filter((name): name is StaticMethod => name !== 'one-mask');
+  const samples = drawCalibration(context, calibration);
   if (samples.length === 0 && hasAny(methods, CALIBRATED))
     throw new MaskrouteError(
       'invalid_data',
-      `No row to calibrate on has a token among its first ${tokensMax}.`,
+      `No row to calibrate on has a token among its first ${options.rows.tokensMax}.`,
     );
+  const blockCount = 2 * evaluated.model.manifest.config.layerCount;
+  const skipCountMax = skipCountFor(blockCount, Math.max(...sparsitiesOf(options)) + EXTRA_SPARSITY);
   const greedy = methods.filter((name) => hasAny(SEARCHED, [name])).length;
-  const total = greedy * flavours.length * options.evaluationsMax;
+  const total = greedy * flavours.length * evaluationsMax;
   let done = 0;
-  return searchOrders({
-    ...options,
-    scorer,
-    samples,
-    methods,
-    skipCountMax: skipCountFor(blockCount, Math.max(...sparsitiesOf(options)) + EXTRA_SPARSITY),
-    onEvaluation: (method) => onProgress(`search ${method}`, ++done, Math.max(done, total)),
-  });
+  const onEvaluation = (method: StaticMethod) =>
+    onProgress(`search ${method}`, ++done, Math.max(done, total));
+  return searchOrders(
+    { evaluated, scorer, samples },
+    { methods, flavours, skipCountMax, evaluationsMax },
+    { onEvaluation, signal },
+  );
 }
 
 /** Searches go this much beyond the highest sparsity, so that a method can also be taken at a learned set's time. */
@@ -182,27 +183,28 @@ async function matchTimes(
   contestants: readonly Contestant[],
   timer: Timer,
 ): Promise<Contestant[]> {
+  const { rounds, equalTime } = options.timing;
   const masksOf = (some: readonly Contestant[]): Mask[] => some.flatMap(({ masks }) => masks.flat());
   options.onProgress('time', 0, 2);
-  await timer.measure(masksOf(contestants), options.equalTime ? ROUGH_ROUNDS : options.rounds);
+  await timer.measure(masksOf(contestants), equalTime ? ROUGH_ROUNDS : rounds);
   options.onProgress('time', 1, 2);
-  if (!options.equalTime) return [];
+  if (!equalTime) return [];
   const learned = contestants.filter(({ method }) => method === 'learned');
   const timed = equalTimeContestants(lineUp, learned, (flavour) => {
     const dense = masksOf(contestants.filter(({ method }) => method === 'dense')).slice(0, 1);
     const masks = masksOf(contestants).filter((mask) => (mask.surrogates ?? null) === flavour);
     const measured = [...dense, ...masks].map((mask) => ({ ...countsOf(mask), ms: timer.msOf(mask) }));
-    const weights = weightPoints(options.model.manifest.config, measured[0]!.ms);
+    const weights = weightPoints(options.evaluated.model.manifest.config, measured[0]!.ms);
     // The weights count as much as the measurements: an attention block saves less time than measurements vary by
     // chance.
     return timePlane([...measured, ...measured.flatMap(() => weights)]);
   });
-  await timer.measure([...masksOf(contestants), ...masksOf(timed)], options.rounds);
+  await timer.measure([...masksOf(contestants), ...masksOf(timed)], rounds);
   options.onProgress('time', 2, 2);
   return timed;
 }
 
-const sparsitiesOf = ({ sparsities, maskSets }: EvaluateOptions): number[] =>
-  [...new Set([...sparsities, ...maskSets.map(({ targetSparsity }) => targetSparsity)])].sort(
-    (a, b) => a - b,
-  );
+const sparsitiesOf = ({ compared }: EvaluateOptions): number[] =>
+  [
+    ...new Set([...compared.sparsities, ...compared.maskSets.map(({ targetSparsity }) => targetSparsity)]),
+  ].sort((a, b) => a - b);

@@ -5,56 +5,87 @@ import { openRunner } from '../../engine/runner.ts';
 import type { Runner } from '../../engine/runner-interface.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
-import type { Device } from '../../onnx/device.ts';
+import { createRandom } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
+import type { CalibrationRow } from '../data/read-data.ts';
+import { drawSamples, type Sample } from '../data/samples.ts';
 import type { ScoreSession } from '../search/score-masks.ts';
 import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
 import type { RoutedSet } from './line-up.ts';
 import type { Baseline, RowCounts } from './result.ts';
-import { routeTexts } from './scored-rows.ts';
+import type { Evaluated } from './score-rows.ts';
+import { pickRows, routeTexts } from './scored-rows.ts';
 import type { TaskFile } from './tasks/read-task.ts';
 
 export type EvaluateOptions = {
-  readonly home: string;
-  readonly model: InstalledModel;
+  readonly evaluated: Evaluated;
+  readonly compared: Compared;
+  readonly rows: RowOptions;
+  readonly search: SearchEffort;
+  readonly timing: TimingOptions;
+  /** Multiple-choice sets that all methods answer. */
+  readonly tasks?: TaskOptions | undefined;
+  /** The paper's own checks (`checks/run-checks.ts`). */
+  readonly checks?: CheckOptions | undefined;
+  /** Called before scoring, with how many rows of the data are used and left out. */
+  readonly onRows: (counts: RowCounts) => void;
+  readonly onProgress: (stage: string, done: number, total: number) => void;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** The methods, each at its sparsities and in each flavour. */
+type Compared = {
   readonly maskSets: readonly MaskSet[];
-  readonly data: readonly string[];
-  readonly calibration: readonly string[];
+  readonly openEncoder: (set: MaskSet) => Promise<OpenEncoder>;
   readonly baselines: readonly Baseline[];
   /** Sparsities of the static methods, in addition to those of the mask sets. */
   readonly sparsities: readonly number[];
   /** `null`: holes. A table: the model's surrogates stand in for skipped blocks. */
   readonly flavours: readonly (SurrogatesId | null)[];
-  readonly openEncoder: (set: MaskSet) => Promise<OpenEncoder>;
+};
+
+/** The text, and how much of it is used. */
+type RowOptions = {
+  /** Files whose rows are scored. */
+  readonly data: readonly string[];
+  /** Files to calibrate on; without any, a share of `data` calibrates. */
+  readonly calibration: readonly string[];
+  /** Rows read from each file. */
+  readonly rowsMax?: number | undefined;
+  /** Rows that are scored. */
+  readonly limit: number;
+  /** Tokens of a row; no more than the model has room for. */
+  readonly tokensMax: number;
+  /** The same seed picks the same rows. */
+  readonly seed: number;
+};
+
+/** What each search of a static method may use. */
+type SearchEffort = {
+  /** Model evaluations. */
+  readonly evaluationsMax: number;
+  /** Scored positions of one of them. */
+  readonly positions: number;
+};
+
+type TimingOptions = {
+  /** Interleaved rounds; their median is the time. */
+  readonly rounds: number;
+  /** Whether static methods are also compared at the times of the learned sets. */
   readonly equalTime: boolean;
-  /** Multiple-choice sets that all methods answer, and how many questions of each. */
-  readonly tasks: readonly TaskFile[];
-  readonly taskLimit: number;
-  /** Whether to run the paper's own checks (`checks/run-checks.ts`). */
-  readonly checks: boolean;
-  /** Files whose answers are facts, for the check of recall; without them, the right answers of `tasks`. */
+};
+
+type TaskOptions = {
+  readonly files: readonly TaskFile[];
+  /** Questions of each file. */
+  readonly limit: number;
+};
+
+export type CheckOptions = {
+  /** Files whose answers are facts, for the check of recall; without any, the right answers of the tasks. */
   readonly facts: readonly string[];
   /** Tokens that the check of long text generates. */
   readonly longTokens: number;
-  /** Rows that are scored. */
-  readonly limit: number;
-  /** Rows read from each file. */
-  readonly rowsMax?: number | undefined;
-  /** Tokens of a row; no more than the model has room for. */
-  readonly tokensMax: number;
-  /** Model evaluations of each search. */
-  readonly evaluationsMax: number;
-  /** Scored positions of one such evaluation. */
-  readonly searchPositions: number;
-  readonly rounds: number;
-  readonly threads: number;
-  /** What runs and times the model; the CPU unless given. */
-  readonly device?: Device | undefined;
-  readonly seed: number;
-  /** Called before scoring, with how many rows of `data` are used and left out. */
-  readonly onRows: (counts: RowCounts) => void;
-  readonly onProgress: (stage: string, done: number, total: number) => void;
-  readonly signal?: AbortSignal | undefined;
 };
 
 /** What every stage needs. */
@@ -68,7 +99,7 @@ export type Context = {
 
 /** Opens the model once for all stages. */
 export async function openContext(options: EvaluateOptions): Promise<Context & AsyncDisposable> {
-  const { model, threads, device } = options;
+  const { model, threads, device } = options.evaluated;
   const { folder, manifest } = model;
   await using opening = new AsyncDisposableStack();
   const text = await openModelText(folder, manifest);
@@ -78,9 +109,9 @@ export async function openContext(options: EvaluateOptions): Promise<Context & A
   const session = await openScoreSession(threads);
   opening.defer(() => session.close());
   const stack = opening.move();
-  const tokensMax = Math.min(options.tokensMax, manifest.config.contextTokens);
+  const tokensMax = Math.min(options.rows.tokensMax, manifest.config.contextTokens);
   return {
-    options: { ...options, tokensMax },
+    options: { ...options, rows: { ...options.rows, tokensMax } },
     runner,
     session,
     text,
@@ -90,17 +121,29 @@ export async function openContext(options: EvaluateOptions): Promise<Context & A
 }
 
 /** The cluster of each text under each mask set. */
-export async function routeSets(options: EvaluateOptions, texts: readonly string[]): Promise<RoutedSet[]> {
+export async function routeSets(
+  { compared, signal }: EvaluateOptions,
+  texts: readonly string[],
+): Promise<RoutedSet[]> {
   const sets: RoutedSet[] = [];
-  for (const set of options.maskSets) {
-    const open = await options.openEncoder(set);
+  for (const set of compared.maskSets) {
+    const open = await compared.openEncoder(set);
     try {
-      sets.push({ set, clusters: await routeTexts(set, open, texts, options.signal) });
+      sets.push({ set, clusters: await routeTexts(set, open, texts, signal) });
     } finally {
       await open.close();
     }
   }
   return sets;
+}
+
+/** Samples for one search, of rows in a random order, equally many of each kind. Empty where no row has a token to score. */
+export function drawCalibration({ options, text }: Context, rows: readonly CalibrationRow[]): Sample[] {
+  const { positions } = options.search;
+  const { seed, tokensMax } = options.rows;
+  const eosTokenId = options.evaluated.model.manifest.eosTokenIds[0]!;
+  const picked = pickRows(rows, positions, seed);
+  return drawSamples(picked, text, eosTokenId, createRandom(seed), { positions, tokensMax });
 }
 
 /** The table that the model's graph holds, if any. */

@@ -20,12 +20,13 @@ const NAMES_MAX = 4;
 
 /** @throws MaskrouteError `invalid_mask_set` for a set of another model, `invalid_data`, `invalid_argument`. */
 export async function readInputs(options: EvaluateOptions): Promise<Inputs> {
-  checkMaskSets(options.maskSets, options.model);
+  const { maskSets, baselines } = options.compared;
+  checkMaskSets(maskSets, options.evaluated.model);
   const data = await readEvaluationData({
-    ...options,
-    facts: options.checks ? options.facts : [],
-    learnedOn: options.maskSets.flatMap(learnedOn),
-    calibrates: hasAny(options.baselines, CALIBRATED),
+    ...options.rows,
+    facts: options.checks?.facts ?? [],
+    learnedOn: maskSets.flatMap(learnedOn),
+    calibrates: hasAny(baselines, CALIBRATED),
   });
   options.onRows(data.counts);
   return { data, tasks: await readTasks(options), notes: unknownRows(options) };
@@ -57,15 +58,16 @@ function otherModel(
   return `another ${name} (SHA-256 ${hash.slice(0, 12)}…) than the installed one (${installed.hash.slice(0, 12)}…)`;
 }
 
-async function readTasks({ tasks, taskLimit }: EvaluateOptions): Promise<LoadedTask[]> {
+async function readTasks({ tasks }: EvaluateOptions): Promise<LoadedTask[]> {
+  if (tasks === undefined) return [];
   const loaded: LoadedTask[] = [];
-  for (const file of tasks) {
+  for (const file of tasks.files) {
     if (loaded.some(({ task }) => task === file.task))
       throw new MaskrouteError(
         'invalid_argument',
         `--tasks names two files of ${file.task}; one is answered.`,
       );
-    loaded.push({ task: file.task, questions: await readTask(file, taskLimit) });
+    loaded.push({ task: file.task, questions: await readTask(file, tasks.limit) });
   }
   return loaded;
 }
@@ -77,9 +79,9 @@ const learnedOn = ({ learned }: MaskSet): string[] =>
 /**
  * Notes the files that sets were learned on but that were not given: their rows cannot be recognised in other files.
  */
-function unknownRows({ maskSets, data, calibration }: EvaluateOptions): string[] {
-  const given = [...data, ...calibration].map((path) => basename(path));
-  const missing = [...new Set(maskSets.flatMap(learnedOn))].filter((name) => !given.includes(name));
+function unknownRows({ compared, rows }: EvaluateOptions): string[] {
+  const given = [...rows.data, ...rows.calibration].map((path) => basename(path));
+  const missing = [...new Set(compared.maskSets.flatMap(learnedOn))].filter((name) => !given.includes(name));
   if (missing.length === 0) return [];
   const names = missing.slice(0, NAMES_MAX).join(', ');
   const more = missing.length > NAMES_MAX ? ` and ${missing.length - NAMES_MAX} more` : '';

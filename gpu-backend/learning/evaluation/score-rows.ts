@@ -8,10 +8,12 @@ import type { Sample } from '../data/samples.ts';
 import { type Journal, modelKey, openKeptResults, sampleKey } from '../journal.ts';
 import { type SampleScores, SCORES_VERSION, type Scorer, sampleScoresSchema } from '../search/score-masks.ts';
 
-/** Whose answers are kept, and where. `device`: the CPU unless given. */
-type KeptOf = {
+/** The model under evaluation, what computes it, and where its answers are kept. */
+export type Evaluated = {
   readonly home: string;
   readonly model: InstalledModel;
+  readonly threads: number;
+  /** What runs and times the model; the CPU unless given. */
   readonly device?: Device | undefined;
 };
 
@@ -20,7 +22,7 @@ type KeptOf = {
  * otherwise, and figures are only compared with what was computed alike.
  */
 export const openKeptAnswers = <T>(
-  { home, model, device = CPU }: KeptOf,
+  { home, model, device = CPU }: Evaluated,
   question: { readonly kind: string } & Record<string, unknown>,
   schema: z.ZodType<T>,
 ): Promise<Journal<T>> =>
@@ -36,7 +38,8 @@ export const openKeptAnswers = <T>(
     schema,
   );
 
-type RowScoring = KeptOf & {
+type RowScoring = {
+  readonly evaluated: Evaluated;
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];
   readonly onProgress: (done: number, total: number) => void;
@@ -50,25 +53,27 @@ type ScoresOf = (row: number, mask: Mask) => SampleScores;
  * Returns a function that gives the scores. `masks[row]`: the masks to score on each sample. Rejects when `signal`
  * aborts; the next run reuses finished scores.
  */
-export async function scoreRows(options: RowScoring, masks: readonly (readonly Mask[])[]): Promise<ScoresOf> {
-  const { model, samples, onProgress, signal } = options;
-  const hash = model.manifest.hash as ModelHash;
+export async function scoreRows(
+  { evaluated, scorer, samples, onProgress, signal }: RowScoring,
+  masks: readonly (readonly Mask[])[],
+): Promise<ScoresOf> {
+  const hash = evaluated.model.manifest.hash as ModelHash;
   const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);
   const journals: Journal<SampleScores>[] = [];
   let done = 0;
   for (const [row, sample] of samples.entries()) {
     const question = { kind: 'scores', sample: sampleKey([sample]) };
-    const journal = await openKeptAnswers(options, question, sampleScoresSchema);
+    const journal = await openKeptAnswers(evaluated, question, sampleScoresSchema);
     journals.push(journal);
     const wanted = distinct(hash, masks[row]!);
     const missing = [...wanted].filter(([id]) => journal.get(id) === undefined);
     done += wanted.size - missing.length;
     if (missing.length > 0) {
       signal?.throwIfAborted();
-      const reference = await options.scorer.reference(sample);
+      const reference = await scorer.reference(sample);
       for (const [id, mask] of missing) {
         signal?.throwIfAborted();
-        const scores = isDense(mask) ? reference.scores : await options.scorer.score(reference, mask);
+        const scores = isDense(mask) ? reference.scores : await scorer.score(reference, mask);
         await journal.set(id, scores);
         onProgress(++done, total);
       }

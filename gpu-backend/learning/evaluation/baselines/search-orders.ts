@@ -2,32 +2,33 @@
 import { z } from 'zod';
 import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask/mask.ts';
 import { maskId, withSurrogates } from '../../../../shared/mask/mask.ts';
-import type { InstalledModel } from '../../../model/store.ts';
-import type { Device } from '../../../onnx/device.ts';
 import type { Sample } from '../../data/samples.ts';
 import { type Journal, sampleKey } from '../../journal.ts';
 import type { Reference, Scorer } from '../../search/score-masks.ts';
 import { addScores } from '../../search/score-masks.ts';
 import type { StaticMethod } from '../result.ts';
-import { openKeptAnswers } from '../score-rows.ts';
+import { type Evaluated, openKeptAnswers } from '../score-rows.ts';
 import type { Similarities } from './similarity.ts';
 import { measureSimilarities } from './similarity.ts';
 import type { Removal, SearchCosts } from './static-orders.ts';
 import { staticOrders } from './static-orders.ts';
 
-type SearchOptions = {
-  readonly home: string;
-  readonly model: InstalledModel;
-  /** What `scorer` computes on; the CPU unless given. */
-  readonly device?: Device | undefined;
+/** What evaluations of the model are made of. `samples`: the calibration text. */
+type Calibrated = {
+  readonly evaluated: Evaluated;
   readonly scorer: Scorer;
   readonly samples: readonly Sample[];
+};
+
+type WantedOrders = {
   readonly methods: readonly StaticMethod[];
   /** Orders are searched once with holes and once with each table of surrogates, as their masks will be served. */
   readonly flavours: readonly (SurrogatesId | null)[];
   readonly skipCountMax: number;
   readonly evaluationsMax: number;
-  readonly threads: number;
+};
+
+type SearchHooks = {
   readonly onEvaluation: (method: StaticMethod) => void;
   readonly signal?: AbortSignal | undefined;
 };
@@ -42,24 +43,28 @@ const journalSchema = z.union([
 type Entry = z.infer<typeof journalSchema>;
 
 /** Orders by flavour. Rejects when `signal` aborts; finished evaluations stay on disk. */
-export async function searchOrders(options: SearchOptions): Promise<Map<SurrogatesId | null, Orders>> {
-  const { model, samples } = options;
+export async function searchOrders(
+  calibrated: Calibrated,
+  { methods, flavours, skipCountMax, evaluationsMax }: WantedOrders,
+  { onEvaluation, signal }: SearchHooks,
+): Promise<Map<SurrogatesId | null, Orders>> {
+  const { evaluated, samples } = calibrated;
   const question = { kind: 'search', samples: sampleKey(samples) };
-  const journal = await openKeptAnswers<Entry>(options, question, journalSchema);
-  const evaluate = createEvaluator(options, journal);
-  const similarities = once(() => loadSimilarities(options, journal));
+  const journal = await openKeptAnswers<Entry>(evaluated, question, journalSchema);
+  const evaluate = createEvaluator(calibrated, journal);
+  const similarities = once(() => loadSimilarities(calibrated, journal, signal));
   const found = new Map<SurrogatesId | null, Orders>();
-  for (const flavour of options.flavours) {
+  for (const flavour of flavours) {
     const orders = new Map<StaticMethod, readonly Removal[]>();
-    for (const method of options.methods) {
+    for (const method of methods) {
       const removals = await staticOrders(method, {
-        layerCount: model.manifest.config.layerCount,
-        skipCountMax: options.skipCountMax,
-        evaluationsMax: options.evaluationsMax,
+        layerCount: evaluated.model.manifest.config.layerCount,
+        skipCountMax,
+        evaluationsMax,
         similarities,
         costs: (mask) => evaluate(withSurrogates(mask, flavour)),
-        onEvaluation: () => options.onEvaluation(method),
-        signal: options.signal,
+        onEvaluation: () => onEvaluation(method),
+        signal,
       });
       orders.set(method, removals);
     }
@@ -69,7 +74,7 @@ export async function searchOrders(options: SearchOptions): Promise<Map<Surrogat
 }
 
 function createEvaluator(
-  { model, samples, scorer }: SearchOptions,
+  { evaluated, samples, scorer }: Calibrated,
   journal: Journal<Entry>,
 ): (mask: Mask) => Promise<SearchCosts> {
   const references = once(async () => {
@@ -78,7 +83,7 @@ function createEvaluator(
     return all;
   });
   return async (mask) => {
-    const name = maskId(model.manifest.hash as ModelHash, mask);
+    const name = maskId(evaluated.model.manifest.hash as ModelHash, mask);
     const known = journal.get(name);
     if (known !== undefined && 'kl' in known) return known;
     const scores = [];
@@ -90,11 +95,15 @@ function createEvaluator(
   };
 }
 
-async function loadSimilarities(options: SearchOptions, journal: Journal<Entry>): Promise<Similarities> {
+async function loadSimilarities(
+  { evaluated: { model, threads }, samples }: Calibrated,
+  journal: Journal<Entry>,
+  signal: AbortSignal | undefined,
+): Promise<Similarities> {
   const known = journal.get('similarities');
   if (known !== undefined && 'blocks' in known) return known;
-  const sequences = options.samples.map(({ tokenIds }) => tokenIds);
-  const found = await measureSimilarities(options.model, sequences, options.threads, options.signal);
+  const sequences = samples.map(({ tokenIds }) => tokenIds);
+  const found = await measureSimilarities(model, sequences, threads, signal);
   await journal.set('similarities', { blocks: [...found.blocks], layers: [...found.layers] });
   return found;
 }

@@ -10,15 +10,14 @@ import {
   withSurrogates,
 } from '../../../../shared/mask/mask.ts';
 import type { ModelText } from '../../../model/tokenizer/model-text.ts';
-import { createRandom } from '../../../random.ts';
 import { kindTable } from '../../data/clusters.ts';
 import type { CalibrationRow } from '../../data/read-data.ts';
-import { createSampler, drawSamples, type Sample } from '../../data/samples.ts';
+import { createSampler, type Sample } from '../../data/samples.ts';
 import { skipCountFor } from '../../search/budget.ts';
 import { addScores, figuresOf, type SampleScores } from '../../search/score-masks.ts';
 import { searchOrders } from '../baselines/search-orders.ts';
 import { maskAlong } from '../baselines/static-orders.ts';
-import { type Context, routeSets } from '../evaluation-context.ts';
+import { type CheckOptions, type Context, drawCalibration, routeSets } from '../evaluation-context.ts';
 import type { Inputs } from '../inputs.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
 import type { Checks } from '../result.ts';
@@ -30,6 +29,7 @@ import { judgeLongText } from './long-text.ts';
 
 type CheckInput = {
   readonly context: Context;
+  readonly asked: CheckOptions;
   readonly inputs: Inputs;
   readonly lineUp: LineUp;
   readonly rows: readonly CalibrationRow[];
@@ -129,39 +129,37 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
 
 /** The kind with most calibration rows, and FinerCut's order on it alone; undefined when it is too short for that. */
 async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: SurrogatesId | null) {
-  const { options, scorer, text } = context;
-  const { model, searchPositions: positions, seed, tokensMax } = options;
+  const { options, scorer } = context;
+  const { evaluated, search, signal } = options;
   const { calibration } = inputs.data;
   const counts = new Map<string, number>();
   for (const { kind } of calibration) counts.set(kind, (counts.get(kind) ?? 0) + 1);
   const [kind] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))[0]!;
-  const rows = pickRows(
+  const samples = drawCalibration(
+    context,
     calibration.filter((row) => row.kind === kind),
-    positions,
-    seed,
   );
-  const eosTokenId = model.manifest.eosTokenIds[0]!;
-  const samples = drawSamples(rows, text, eosTokenId, createRandom(seed), { positions, tokensMax });
   if (samples.length === 0) return undefined;
-  const orders = await searchOrders({
-    ...options,
-    scorer,
-    samples,
-    methods: ['finercut'],
-    flavours: [flavour],
-    skipCountMax: skipCountFor(lineUp.blockCount, lineUp.sparsities[0]!),
-    onEvaluation: () => options.onProgress('search one kind', 0, 0),
-  });
+  const orders = await searchOrders(
+    { evaluated, scorer, samples },
+    {
+      methods: ['finercut'],
+      flavours: [flavour],
+      skipCountMax: skipCountFor(lineUp.blockCount, lineUp.sparsities[0]!),
+      evaluationsMax: search.evaluationsMax,
+    },
+    { onEvaluation: () => options.onProgress('search one kind', 0, 0), signal },
+  );
   return { kind, order: orders.get(flavour)!.get('finercut')![0]!.order };
 }
 
 /** The dense model, and each set with the mask that routing picks, on the prompts of a few scored rows. */
-async function longText({ context, lineUp, samples }: CheckInput): Promise<Pick<Checks, 'longText'>> {
+async function longText({ context, asked, lineUp, samples }: CheckInput): Promise<Pick<Checks, 'longText'>> {
   const { options, runner, session } = context;
+  const { manifest } = options.evaluated.model;
   const prompts = samples.slice(0, LONG_TEXTS).map(({ tokenIds }) => tokenIds.subarray(0, PROMPT_TOKENS_MAX));
-  const endIds = options.model.manifest.eosTokenIds;
-  const { contextTokens } = options.model.manifest.config;
-  const tokens = Math.min(options.longTokens, contextTokens - PROMPT_TOKENS_MAX - 1);
+  const endIds = manifest.eosTokenIds;
+  const tokens = Math.min(asked.longTokens, manifest.config.contextTokens - PROMPT_TOKENS_MAX - 1);
   if (tokens < 1) return {};
   const { contestants } = equalCountContestants(lineUp);
   const found: NonNullable<Checks['longText']> = [];
@@ -189,7 +187,13 @@ async function scored(
   counts: (row: number) => boolean = () => true,
 ): Promise<Figures[]> {
   const scoresOf = await scoreRows(
-    { ...options, scorer, samples, onProgress: (done, total) => options.onProgress('checks', done, total) },
+    {
+      evaluated: options.evaluated,
+      scorer,
+      samples,
+      onProgress: (done, total) => options.onProgress('checks', done, total),
+      signal: options.signal,
+    },
     samples.map((_, row) => subjects.flatMap((masks) => masks[row]!)),
   );
   return subjects.map((masks) => {
@@ -207,13 +211,13 @@ const servedFlavour = ({ flavours }: LineUp): SurrogatesId | null => flavours.at
 type Fact = { readonly kind: string; readonly routeText: string; readonly sample: Sample };
 
 /** From the rows of `--facts`; without them, the right answers of the tasks. */
-function gatherFacts({ context, inputs }: CheckInput): Fact[] {
+function gatherFacts({ context, asked, inputs }: CheckInput): Fact[] {
   const { options, text } = context;
-  const { model, limit, seed } = options;
-  const { contextTokens } = model.manifest.config;
-  if (options.facts.length > 0) {
-    const rows = pickRows(inputs.data.facts, limit, seed);
-    return factsOfRows(rows, text, model.manifest.eosTokenIds[0]!, contextTokens);
+  const { manifest } = options.evaluated.model;
+  const { contextTokens } = manifest.config;
+  if (asked.facts.length > 0) {
+    const rows = pickRows(inputs.data.facts, options.rows.limit, options.rows.seed);
+    return factsOfRows(rows, text, manifest.eosTokenIds[0]!, contextTokens);
   }
   return inputs.tasks.flatMap(({ task, questions }) =>
     factsOfQuestions(task, questions, text, contextTokens),

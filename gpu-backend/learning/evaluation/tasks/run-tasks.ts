@@ -77,14 +77,14 @@ async function answerTask(
   { masks }: Pick<Contestant, 'masks'>,
   onQuestion: () => void,
 ): Promise<Verdicts> {
-  const { model, signal } = options;
-  const journal = await openKeptAnswers(options, { kind: 'task', task, questions }, z.array(z.number()));
+  const { evaluated, signal } = options;
+  const journal = await openKeptAnswers(evaluated, { kind: 'task', task, questions }, z.array(z.number()));
   const cache = runner.newCache();
   const verdicts: Verdicts = { acc: [], accNorm: [] };
   for (const [index, asked] of questions.entries()) {
     const judged = [];
     for (const mask of masks[index]!) {
-      const name = `${index} ${maskId(model.manifest.hash as ModelHash, mask)}`;
+      const name = `${index} ${maskId(evaluated.model.manifest.hash as ModelHash, mask)}`;
       const found = await journal.result(name, () => {
         signal?.throwIfAborted();
         const choices = encodeChoices(asked, text.tokenizer, runner.config.contextTokens);

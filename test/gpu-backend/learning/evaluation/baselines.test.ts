@@ -31,17 +31,12 @@ beforeAll(async () => {
   tiny = await tinyHome();
   await using open = await openTinyScorer(tiny);
   const methods = ['shortgpt', 'llm-drop', 'sleb', 'blockpruner', 'finercut', 'last-k', 'random'] as const;
-  const found = await searchOrders({
-    ...tiny,
-    scorer: open.scorer,
-    samples: SAMPLES,
-    methods,
-    flavours: [null],
-    threads: 1,
-    skipCountMax: OUT,
-    evaluationsMax: 1000,
-    onEvaluation: () => {},
-  });
+  const { home, model } = tiny;
+  const found = await searchOrders(
+    { evaluated: { home, model, threads: 1 }, scorer: open.scorer, samples: SAMPLES },
+    { methods, flavours: [null], skipCountMax: OUT, evaluationsMax: 1000 },
+    { onEvaluation: () => {} },
+  );
   const removals = [...found.get(null)!];
   orders = new Map(removals.map(([method, [first]]) => [method, first!.order]));
   evaluations = new Map(removals.map(([method, [first]]) => [method, first!.evaluations]));
@@ -114,8 +109,9 @@ it('what one device answered is not taken for what another would', async () => {
     },
   } as unknown as Scorer;
   const score = async (device: Device) => {
-    const options = { ...tiny, device, scorer, samples: SAMPLES.slice(0, 1), onProgress: () => {} };
-    await scoreRows(options, [[denseMask(BLOCKS)]]);
+    const evaluated = { home: tiny.home, model: tiny.model, threads: 1, device };
+    const samples = SAMPLES.slice(0, 1);
+    await scoreRows({ evaluated, scorer, samples, onProgress: () => {} }, [[denseMask(BLOCKS)]]);
     return asked;
   };
   const gpu = { kind: 'webgpu', adapter: 'a card', isSoftware: false } as const;

@@ -70,33 +70,28 @@ async function smallSet(): Promise<MaskSet> {
   });
 }
 
-const options = (changes: Partial<EvaluateOptions> = {}): EvaluateOptions => ({
-  home: tiny.home,
-  model: tiny.model,
-  maskSets: [set],
-  data,
-  calibration: [],
-  baselines: BASELINES,
-  sparsities: [0.5],
-  flavours: [null],
-  openEncoder: () => openEncoder('static', encoderOptions),
-  equalTime: true,
-  tasks: [],
-  taskLimit: 4,
-  checks: false,
-  facts: [],
-  longTokens: 300,
-  limit: 6,
-  tokensMax: 60,
-  evaluationsMax: 20,
-  searchPositions: 60,
-  rounds: 1,
-  threads: 1,
-  seed: 1,
+type Changes = Partial<Omit<EvaluateOptions, 'evaluated' | 'compared' | 'rows'>> & {
+  readonly [Group in 'evaluated' | 'compared' | 'rows']?: Partial<EvaluateOptions[Group]>;
+};
+const options = ({ evaluated, compared, rows, ...others }: Changes = {}): EvaluateOptions => ({
+  evaluated: { home: tiny.home, model: tiny.model, threads: 1, ...evaluated },
+  compared: {
+    maskSets: [set],
+    openEncoder: () => openEncoder('static', encoderOptions),
+    baselines: BASELINES,
+    sparsities: [0.5],
+    flavours: [null],
+    ...compared,
+  },
+  rows: { data, calibration: [], limit: 6, tokensMax: 60, seed: 1, ...rows },
+  search: { evaluationsMax: 20, positions: 60 },
+  timing: { rounds: 1, equalTime: true },
   onProgress: () => {},
   onRows: () => {},
-  ...changes,
+  ...others,
 });
+const equalCount = { timing: { rounds: 1, equalTime: false } };
+const withoutFacts = { facts: [], longTokens: 300 };
 
 /** All but the times, which are never equal twice. */
 const figures = ({ rows }: Evaluation) =>
@@ -146,50 +141,54 @@ describe('evaluate', () => {
       maskBits(maskFromSkippedLayers(8, layers)),
     );
     const withSteps = { ...set, learned: { ...set.learned, lighterMasks } };
-    const small = { baselines: ['one-mask'] as const, equalTime: false };
-    const { headroom } = await evaluate(options({ ...small, maskSets: [withSteps] }));
-    expect(headroom[0]!.blocks).not.toBeNull();
+    const headroomOf = async (maskSet: MaskSet) => {
+      const compared = { baselines: ['one-mask'] as const, maskSets: [maskSet] };
+      return (await evaluate(options({ ...equalCount, compared }))).headroom;
+    };
+    expect((await headroomOf(withSteps))[0]!.blocks).not.toBeNull();
     const odd = { ...set, learned: { ...set.learned, lighterMasks: ['ffff', 3] } };
-    expect((await evaluate(options({ ...small, maskSets: [odd] }))).headroom[0]!.blocks).toBeNull();
+    expect((await headroomOf(odd))[0]!.blocks).toBeNull();
     // A set made by hand: nothing is out for everybody.
     const light = { ...set, learned: { ...set.learned, oneMask: maskBits(denseMask(8)) } };
-    expect((await evaluate(options({ ...small, maskSets: [light] }))).headroom).toEqual([]);
+    expect(await headroomOf(light)).toEqual([]);
     // Clusters that share one mask route nobody.
     const [first] = set.clusters;
     const clusters = set.clusters.map(({ centroid }) => ({ ...first!, centroid }));
-    expect((await evaluate(options({ ...small, maskSets: [{ ...set, clusters }] }))).headroom).toEqual([]);
+    expect(await headroomOf({ ...set, clusters })).toEqual([]);
   }, 60_000);
 
   it('computes nothing twice, whatever a kill left in its files', async () => {
     const home = join(tiny.home, 'again');
     mkdirSync(home);
-    const whole = await evaluate(options({ home, equalTime: false }));
+    const whole = await evaluate(options({ ...equalCount, evaluated: { home } }));
     const folder = join(home, 'evaluations');
     const sizes = () => readdirSync(folder).map((file) => readFileSync(join(folder, file)).length);
     const before = sizes();
-    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    expect(figures(await evaluate(options({ ...equalCount, evaluated: { home } })))).toEqual(figures(whole));
     expect(sizes()).toEqual(before);
     // Half of one file is gone, another ends in the middle of a line.
     const [first, second] = readdirSync(folder).map((file) => join(folder, file));
     const lines = readFileSync(first!, 'utf8').split('\n');
     writeFileSync(first!, lines.slice(0, lines.length >> 1).join('\n'));
     appendFileSync(second!, '["m_0000');
-    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    expect(figures(await evaluate(options({ ...equalCount, evaluated: { home } })))).toEqual(figures(whole));
     rmSync(home, { recursive: true });
   }, 60_000);
 
   it('stopped at any moment goes on to the same figures', async () => {
     const home = join(tiny.home, 'stopped');
-    const whole = await evaluate(options({ equalTime: false }));
+    const whole = await evaluate(options(equalCount));
     for (const steps of [3, 17, 40, 200]) {
       const stop = new AbortController();
       let left = steps;
       const onProgress = () => {
         if (--left === 0) stop.abort();
       };
-      await evaluate(options({ home, equalTime: false, onProgress, signal: stop.signal })).catch(() => {});
+      await evaluate(options({ ...equalCount, evaluated: { home }, onProgress, signal: stop.signal })).catch(
+        () => {},
+      );
     }
-    expect(figures(await evaluate(options({ home, equalTime: false })))).toEqual(figures(whole));
+    expect(figures(await evaluate(options({ ...equalCount, evaluated: { home } })))).toEqual(figures(whole));
   }, 60_000);
 
   it('compares holes with surrogates, where a method is searched with what it is judged by', async () => {
@@ -201,11 +200,12 @@ describe('evaluate', () => {
     const model = await installSurrogates(replaced.home, 'tiny', path, { preset: false });
     const found = await evaluate(
       options({
-        home: replaced.home,
-        model,
-        baselines: ['finercut', 'one-mask'],
-        sparsities: [],
-        flavours: [null, surrogatesOf(model)!],
+        evaluated: { home: replaced.home, model },
+        compared: {
+          baselines: ['finercut', 'one-mask'],
+          sparsities: [],
+          flavours: [null, surrogatesOf(model)!],
+        },
       }),
     );
     expect(found.rows.map(({ method, surrogate }) => [method, surrogate])).toEqual([
@@ -223,7 +223,11 @@ describe('evaluate', () => {
 
   it('checks what the paper asks for', async () => {
     const { checks, rows } = await evaluate(
-      options({ equalTime: false, checks: true, facts: data, baselines: ['finercut'] }),
+      options({
+        ...equalCount,
+        checks: { facts: data, longTokens: 300 },
+        compared: { baselines: ['finercut'] },
+      }),
     );
     expect(checks!.recall!.map(({ method }) => method)).toEqual(rows.map(({ method }) => method));
     expect(checks!.recall![0]).toMatchObject({ method: 'dense', kl: 0, agreement: 1, facts: 6 });
@@ -241,7 +245,7 @@ describe('evaluate', () => {
       [256, 300],
     ]);
     const html = reportHtml({
-      evaluation: { ...(await evaluate(options({ baselines: [] }))), checks: checks! },
+      evaluation: { ...(await evaluate(options({ compared: { baselines: [] } }))), checks: checks! },
     });
     for (const title of ['Where quality falls off', 'Recall of 6 right answers', 'judged by the dense model'])
       expect(html).toContain(title);
@@ -254,7 +258,9 @@ describe('evaluate', () => {
     const files = ['one', 'other'].map((name) => join(tiny.home, `${name}.jsonl`));
     writeFileSync(files[0]!, JSON.stringify(row));
     writeFileSync(files[1]!, JSON.stringify({ ...row, question: 'How many legs has a cat?' }));
-    const found = await evaluate(options({ data: [files[0]!], calibration: [files[1]!], checks: true }));
+    const found = await evaluate(
+      options({ rows: { data: [files[0]!], calibration: [files[1]!] }, checks: withoutFacts }),
+    );
     expect(evaluationSchema.parse(JSON.parse(JSON.stringify(found)))).toEqual(found);
     expect([...new Set(found.rows.map(({ method }) => method))]).toEqual(METHODS);
     expect(found.rows[0]).toMatchObject({ rows: 1, intervals: { kl: null } });
@@ -266,8 +272,10 @@ describe('evaluate', () => {
   it('cuts rows where the context of the model ends', async () => {
     const files = ['long', 'calibration'].map((name) => join(tiny.home, `${name}.jsonl`));
     for (const file of files) writeFileSync(file, JSON.stringify({ text: `${file} and so on. `.repeat(60) }));
-    const long = { data: [files[0]!], calibration: [files[1]!], tokensMax: 100_000, equalTime: false };
-    const { rows } = await evaluate(options({ ...long, baselines: ['shortgpt'] }));
+    const long = { data: [files[0]!], calibration: [files[1]!], tokensMax: 100_000 };
+    const { rows } = await evaluate(
+      options({ ...equalCount, rows: long, compared: { baselines: ['shortgpt'] } }),
+    );
     expect(rows[0]!.positions).toBe(tiny.model.manifest.config.contextTokens - 1);
   }, 60_000);
 
@@ -283,22 +291,27 @@ describe('evaluate', () => {
     const work: string[] = [];
     const onProgress = (stage: string) => void work.push(stage);
     const asked = options({
-      model,
-      calibration: [many],
-      baselines: ['shortgpt'],
-      equalTime: false,
+      ...equalCount,
+      evaluated: { model },
+      rows: { calibration: [many] },
+      compared: { baselines: ['shortgpt'] },
       onProgress,
     });
     expect((await evaluate(asked)).rows[0]!.rows).toBe(6);
     work.length = 0;
-    await expect(evaluate({ ...asked, checks: true })).rejects.toThrow(/"user speaks" \(system, user\)/);
+    await expect(evaluate({ ...asked, checks: withoutFacts })).rejects.toThrow(
+      /"user speaks" \(system, user\)/,
+    );
     expect(work).toEqual([]);
   }, 60_000);
 
   it('says what it cannot check, and whose rows it cannot know', async () => {
     const learned = { ...set.learned, data: ['sums.jsonl', 'a.jsonl', 'b.jsonl'] };
     const found = await evaluate(
-      options({ checks: true, baselines: ['last-k'], maskSets: [{ ...set, learned }], longTokens: 0 }),
+      options({
+        checks: { facts: [], longTokens: 0 },
+        compared: { baselines: ['last-k'], maskSets: [{ ...set, learned }] },
+      }),
     );
     expect(found.checks).toEqual({});
     expect(found.notes).toEqual([
@@ -310,7 +323,7 @@ describe('evaluate', () => {
   }, 60_000);
 
   it('refuses, before the work, what would end in the middle of it', async () => {
-    const refused = (changes: Partial<EvaluateOptions>) =>
+    const refused = (changes: Changes) =>
       expect(evaluate(options({ ...changes, onProgress: () => expect.unreachable() }))).rejects;
     const write = (name: string, rows: readonly object[]) => {
       const path = join(tiny.home, name);
@@ -318,34 +331,40 @@ describe('evaluate', () => {
       return path;
     };
     const short = write('short.jsonl', [{ text: 'a' }]);
-    await refused({ calibration: [short] }).toThrow(/No row to calibrate on has a token/);
-    await refused({ data: [short], calibration: data }).toThrow(/No row has a token to score/);
-    await refused({ checks: true, facts: [join(tiny.home, 'none.jsonl')] }).toThrow(/none\.jsonl/);
+    await refused({ rows: { calibration: [short] } }).toThrow(/No row to calibrate on has a token/);
+    await refused({ rows: { data: [short], calibration: data } }).toThrow(/No row has a token to score/);
+    await refused({ checks: { facts: [join(tiny.home, 'none.jsonl')], longTokens: 300 } }).toThrow(
+      /none\.jsonl/,
+    );
     const ask = { goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 };
     const path = write('two.jsonl', [ask, { ...ask, sol2: 'and '.repeat(2000) }]);
     const task = { task: 'piqa', path } as const;
-    await refused({ tasks: [task] }).toThrow(/^piqa, question 2: a choice has more than \d+ tokens\.$/);
-    await refused({ tasks: [task, task] }).toThrow(/two files of piqa/);
+    await refused({ tasks: { files: [task], limit: 4 } }).toThrow(
+      /^piqa, question 2: a choice has more than \d+ tokens\.$/,
+    );
+    await refused({ tasks: { files: [task, task], limit: 4 } }).toThrow(/two files of piqa/);
     const learned = { ...set.learned, oneMask: 'ffff' };
-    await refused({ maskSets: [{ ...set, learned }] }).toThrow(
+    await refused({ compared: { maskSets: [{ ...set, learned }] } }).toThrow(
       /^small: learned\.oneMask: mask bits must be 2/,
     );
   }, 60_000);
 
   it('refuses a set of another model or encoder', async () => {
     const other = { ...set, model: { ...set.model, hash: 'b'.repeat(64) } };
-    await expect(evaluate(options({ maskSets: [other] }))).rejects.toMatchObject({
+    await expect(evaluate(options({ compared: { maskSets: [other] } }))).rejects.toMatchObject({
       code: 'invalid_mask_set',
       message: expect.stringMatching(/another tiny \(SHA-256 b{12}…\) than the installed one/),
     });
     const named = { ...other, model: { ...other.model, name: 'huge' } };
-    await expect(evaluate(options({ maskSets: [named] }))).rejects.toThrow(
+    await expect(evaluate(options({ compared: { maskSets: [named] } }))).rejects.toThrow(
       'for another model (huge), not for tiny',
     );
     const longer = { ...set, model: { ...set.model, blockCount: 12 } };
-    await expect(evaluate(options({ maskSets: [longer] }))).rejects.toThrow('for 12 blocks, and tiny has 8');
+    await expect(evaluate(options({ compared: { maskSets: [longer] } }))).rejects.toThrow(
+      'for 12 blocks, and tiny has 8',
+    );
     const changed = { ...set, encoder: { ...set.encoder, revision: 'another' } };
-    await expect(evaluate(options({ maskSets: [changed] }))).rejects.toMatchObject({
+    await expect(evaluate(options({ compared: { maskSets: [changed] } }))).rejects.toMatchObject({
       code: 'encoder_mismatch',
     });
   });
