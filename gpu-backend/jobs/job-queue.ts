@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -17,7 +17,7 @@ import { canonicalJson, maskSetSchema, maskSetVersion } from '../../shared/mask/
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { createJobStore, JobData, type JobStore, seal, unseal } from './job-store.ts';
+import { createJobStore, JobData, type JobStore, type Note, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 export type JobsOptions = {
@@ -31,7 +31,7 @@ export type JobsOptions = {
   /** The folder whose files requests may name; undefined: requests may name no files. */
   readonly dataFolder: string | undefined;
   /** For the log: a job began, went on, failed. */
-  readonly note: (message: string, detail: Record<string, unknown>) => void;
+  readonly note: Note;
   /** How long an answer to a cancel waits for the job's end. */
   readonly cancelWait_ms?: number | undefined;
 };
@@ -54,9 +54,11 @@ export async function openJobs(options: JobsOptions): Promise<Jobs | undefined> 
   const unlock = tryLock(join(folder, '.lock'));
   if (unlock === undefined) return undefined;
   try {
-    const store = createJobStore(folder);
+    const store = createJobStore(folder, options.note);
     const data = new JobData(join(folder, 'data'), options.dataFolder);
-    await data.removeParts();
+    await data.removeParts().catch((error: Error) => {
+      options.note('unfinished uploads were not deleted', { reason: error.message });
+    });
     return new Jobs(options, store, data, await store.load(), unlock);
   } catch (error) {
     unlock();
@@ -405,10 +407,7 @@ export class Jobs {
     const job: Job = { ...this.get(id), finished_at: new Date().toISOString(), progress: null, ...fields };
     await this.#store.save(job);
     // Not before: if the disk refuses the job's end, the next start publishes again.
-    await rm(this.#store.secretOf(id), { force: true }).catch((error: Error) => {
-      // The next start deletes it.
-      this.#options.note('the secret of an ended job was not deleted', { job: id, reason: error.message });
-    });
+    await this.#store.removeSecret(id);
     this.#tell(job);
     return job;
   }

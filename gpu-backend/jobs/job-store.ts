@@ -21,15 +21,21 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 
+/** Writes to the backend's log. */
+export type Note = (message: string, detail: Record<string, unknown>) => void;
+
 export type JobStore = {
   /**
    * Jobs in order of creation. Damaged jobs are skipped. What a kill left is removed: a folder without a job, whose
-   * request was never answered, and the secret of a finished job. Rejects with the disk's error when a job cannot be read.
+   * request was never answered, and the secret of a finished job; the log says what cannot be removed. Rejects with the
+   * disk's error when a job cannot be read.
    */
   load(): Promise<Job[]>;
   /** Saves run one after the other, so that an older state never overwrites a newer one. */
   save(job: Job): Promise<void>;
   remove(id: string): Promise<void>;
+  /** Removes the secret of an ended job, if it has one. Where the disk refuses, the log says so; the next start tries again. */
+  removeSecret(id: string): Promise<void>;
   readonly folderOf: (id: string) => string;
   /** The folder that `learn` writes to and resumes from. */
   readonly outOf: (id: string) => string;
@@ -37,7 +43,7 @@ export type JobStore = {
   readonly secretOf: (id: string) => string;
 };
 
-export function createJobStore(folder: string): JobStore {
+export function createJobStore(folder: string, note: Note): JobStore {
   const folderOf = (id: string) => join(folder, id);
   const fileOf = (id: string) => join(folderOf(id), 'job.json');
   const secretOf = (id: string) => join(folderOf(id), 'secret');
@@ -46,6 +52,10 @@ export function createJobStore(folder: string): JobStore {
     await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
   };
   const remove = (id: string) => rm(folderOf(id), { recursive: true, force: true });
+  const noting = (message: string, job: string) => (error: Error) =>
+    note(message, { job, reason: error.message });
+  const removeSecret = (id: string) =>
+    rm(secretOf(id), { force: true }).catch(noting('the secret of an ended job was not deleted', id));
   const inTurn = oneAtATime();
   return {
     async load() {
@@ -55,8 +65,9 @@ export function createJobStore(folder: string): JobStore {
         ids.map(async (id) => {
           // Read before removing anything: this throws when the disk cannot say whether the job exists.
           const job = await readOwnJson(fileOf(id), jobSchema);
-          if (job === undefined && (await sizeOf(fileOf(id))) === undefined) await remove(id);
-          if (job !== undefined && isFinished(job)) await rm(secretOf(id), { force: true });
+          if (job === undefined && (await sizeOf(fileOf(id))) === undefined)
+            await remove(id).catch(noting('what a kill left of a job was not deleted', id));
+          if (job !== undefined && isFinished(job)) await removeSecret(id);
           return job;
         }),
       );
@@ -66,6 +77,7 @@ export function createJobStore(folder: string): JobStore {
     },
     save: (job) => inTurn(() => write(job)),
     remove,
+    removeSecret,
     folderOf,
     outOf: (id) => join(folderOf(id), 'out'),
     logOf: (id) => join(folderOf(id), 'log.txt'),

@@ -41,7 +41,12 @@ export async function openSchedules(options: SchedulesOptions, jobs: Jobs): Prom
       const file = join(folder, id, 'schedule.json');
       const schedule = await readOwnJson(file, scheduleSchema);
       if (schedule === undefined && (await sizeOf(file)) === undefined)
-        await rm(join(folder, id), { recursive: true, force: true });
+        await rm(join(folder, id), { recursive: true, force: true }).catch((error: Error) => {
+          options.note('what a kill left of a schedule was not deleted', {
+            schedule: id,
+            reason: error.message,
+          });
+        });
       return schedule;
     }),
   );

@@ -151,7 +151,7 @@ describe('a job', () => {
 
   it('that is cancelled in the moment when its turn comes does not run', async () => {
     const folder = join(home, 'jobs');
-    const store = createJobStore(folder);
+    const store = createJobStore(folder, options().note);
     let saving: Promise<unknown> = Promise.resolve();
     const firstEnds = Promise.withResolvers<void>();
     const save = (job: Job) => {
@@ -388,7 +388,7 @@ describe('publishing', () => {
   });
 
   it('keeps its secret where the disk does not take its end, for the next start', async () => {
-    const store = createJobStore(join(home, 'jobs'));
+    const store = createJobStore(join(home, 'jobs'), options().note);
     const save = (job: Job) =>
       isFinished(job) ? Promise.reject(new Error('the disk is full')) : store.save(job);
     const jobs = new Jobs(
@@ -406,17 +406,21 @@ describe('publishing', () => {
     expect(next.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
   });
 
-  it('has succeeded, also where its secret cannot be deleted, which the log says', async () => {
+  it('has succeeded, also where its secret cannot be deleted, which the log says at every start', async () => {
     const jobs = await start();
     const { id } = await create(jobs, 'ok');
     mkdirSync(join(folderOf(id), 'secret'));
     await ended(jobs, id);
     expect(jobs.get(id)).toMatchObject({ status: 'succeeded', error: null });
     expect(notes).toContain('the secret of an ended job was not deleted');
+    await jobs.close();
+    notes = '';
+    expect((await start()).get(id)).toMatchObject({ status: 'succeeded' });
+    expect(notes).toContain('the secret of an ended job was not deleted');
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {
-    const store = createJobStore(join(home, 'jobs'));
+    const store = createJobStore(join(home, 'jobs'), options().note);
     const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
     const jobs = new Jobs(options(), full, new JobData(join(home, 'jobs', 'data'), undefined), []);
     const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };

@@ -22,7 +22,7 @@ const JOB: Job = {
 
 it('keeps what came last, also where the one before takes longer to write', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'maskroute-store-'));
-  const store = createJobStore(folder);
+  const store = createJobStore(folder, () => {});
   const slow = store.save({ ...JOB, error: 'x'.repeat(50_000_000) });
   await store.save({ ...JOB, status: 'succeeded' });
   await slow;
