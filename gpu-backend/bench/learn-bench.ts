@@ -266,19 +266,15 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       await learn({
         model,
         surrogates,
-        data: [data],
-        clusterCount: 1,
-        sparsity: 0.25,
-        cost: 'blocks',
-        out,
-        effort: EFFORT,
-        seed: 1,
+        data: { files: [data] },
         encoder: 'static',
-        name: 'bench',
-        openUnits: open,
-        signal,
-        onProgress: () => {},
-        encoderOptions: { home, threads: 1, hooks: { onProgress: () => {}, log: say } },
+        clusterCount: 1,
+        budget: { sparsity: 0.25, cost: 'blocks' },
+        search: { effort: EFFORT },
+        machine: { home, threads: 1, openUnits: open },
+        output: { folder: out, name: 'bench' },
+        seed: 1,
+        hooks: { onProgress: () => {}, onDownload: () => {}, log: say, signal },
       });
       const took_s = (performance.now() - start_ms) / 1000;
       const units = machines.units() - before;

@@ -275,14 +275,14 @@ async function fitRank(
   const model = await openInstalled(home, DEFAULT_MODEL);
   const { start } = await learnSurrogates({
     model,
-    data,
-    rank,
+    data: { files: data },
+    start: { rank },
+    distillation: { steps: 0 },
+    seed: RANKS_SEED,
     out,
     threads,
-    signal,
-    steps: 0,
-    seed: RANKS_SEED,
     onProgress: () => undefined,
+    signal,
   });
   await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });
   return { kl: start, engine: await openEngine(scratch, DEFAULT_MODEL) };

@@ -27,6 +27,7 @@ import {
   JSON_OPTION,
   numberWhere,
   part,
+  type Reporter,
   wholeNumber,
 } from './terminal.ts';
 import { exitSoon, journalFolder, journalOption, queueOption } from './work-command.ts';
@@ -158,41 +159,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   const model = await openInstalled(home, flags.model);
   checkSparsity(flags, 2 * model.manifest.config.layerCount);
   checkContext(flags);
-  const device = await chosenDevice(flags);
-  if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
-  const options = {
-    model,
-    surrogates: await surrogatesFor(model, flags.surrogate),
-    data: flags.data,
-    maskCount: flags.masks,
-    sparsity: flags.sparsity,
-    cost: flags.cost,
-    context: flags.context,
-    attention: flags.attention,
-    ffn: flags.ffn,
-    device,
-    encoder: flags.encoder,
-    encoderOptions: { home, threads: computingThreads(), hooks: reporter },
-    out: flags.out,
-    name: flags.name ?? path.basename(path.resolve(flags.out)),
-    effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
-    rowsMax: flags.rows,
-    seed: flags.seed,
-    signal,
-    memory_bytes: flags.memory,
-    earlier: flags.from === undefined ? undefined : await readMaskSet(flags.from),
-    openUnits: await unitsFor(flags, home, reporter.log),
-    onProgress(progress: LearnProgress) {
-      // What was under way when the run was stopped still ends.
-      if (signal.aborted) return;
-      const { number, count } = progress.at;
-      if (!('done' in progress))
-        return reporter.log(`stage ${number} of ${count}, ${STAGE_LINES[progress.stage]}`);
-      const { stage, done, total, unit, group, work } = progress;
-      const detail = group === undefined ? '' : `group ${group + 1}`;
-      reporter.update(stage, done, total, detail, { unit, work, stage: `stage ${number} of ${count}` });
-    },
-  };
+  const options = await toOptions(flags, home, model, reporter, signal);
   await checkRun(options);
   await sayForecast(model, flags, reporter);
   try {
@@ -207,6 +174,63 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   } finally {
     reporter.stop();
   }
+}
+
+async function toOptions(
+  flags: LearnFlags,
+  home: string,
+  model: InstalledModel,
+  reporter: Reporter,
+  signal: AbortSignal,
+): Promise<Omit<LearnOptions, 'clusterCount'>> {
+  const device = await chosenDevice(flags);
+  if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
+  return {
+    model,
+    surrogates: await surrogatesFor(model, flags.surrogate),
+    data: { files: flags.data, rowsMax: flags.rows },
+    encoder: flags.encoder,
+    budget: {
+      sparsity: flags.sparsity,
+      cost: flags.cost,
+      context: flags.context,
+      attention: flags.attention,
+      ffn: flags.ffn,
+    },
+    search: {
+      effort: { ...(flags.quick ? QUICK_EFFORT : LEARN_EFFORT), targets: flags.loss, scored: flags.score },
+      maskCount: flags.masks,
+      earlier: flags.from === undefined ? undefined : await readMaskSet(flags.from),
+    },
+    machine: {
+      home,
+      threads: computingThreads(),
+      device,
+      memory_bytes: flags.memory,
+      openUnits: await unitsFor(flags, home, reporter.log),
+    },
+    output: { folder: flags.out, name: flags.name ?? path.basename(path.resolve(flags.out)) },
+    seed: flags.seed,
+    hooks: {
+      onProgress: (progress) => showProgress(progress, reporter, signal),
+      onDownload: reporter.onProgress,
+      log: reporter.log,
+      signal,
+    },
+  };
+}
+
+function showProgress(progress: LearnProgress, reporter: Reporter, signal: AbortSignal): void {
+  // What was under way when the run was stopped still ends.
+  if (signal.aborted) return;
+  const at = `stage ${progress.at.number} of ${progress.at.count}`;
+  if (!('done' in progress)) {
+    reporter.log(`${at}, ${STAGE_LINES[progress.stage]}`);
+    return;
+  }
+  const { stage, done, total, unit, group, work } = progress;
+  const detail = group === undefined ? '' : `group ${group + 1}`;
+  reporter.update(stage, done, total, detail, { unit, work, stage: at });
 }
 
 /** Gradients need operators that ONNX Runtime has for the CPU only. With a queue, workers choose their own devices. */
@@ -250,7 +274,7 @@ async function sayForecast(
 }
 
 async function runSweep(
-  options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
+  options: Omit<LearnOptions, 'clusterCount'>,
   clusterCounts: readonly number[],
   json: boolean,
 ): Promise<void> {

@@ -60,16 +60,23 @@ export function addSurrogatesCommand(program: Command): void {
     .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
 }
 
-async function run({ install, json, rows, around, ...flags }: Flags, signal: AbortSignal): Promise<void> {
+async function run(flags: Flags, signal: AbortSignal): Promise<void> {
+  const { out, install, json, around } = flags;
   const { learnSurrogates } = await import('../learning/surrogates/learn-surrogates.ts');
   const { openInstalled } = await import('../model/store.ts');
   const reporter = createReporter();
   const model = await openInstalled(maskrouteHome(), flags.model);
   const learned = await learnSurrogates({
-    ...flags,
     model,
-    rowsMax: rows,
-    around: around.length === 0 ? undefined : await masksInUse(around, model),
+    data: { files: flags.data, rowsMax: flags.rows },
+    start: { rank: flags.rank, from: flags.from },
+    distillation: {
+      steps: flags.steps,
+      learningRate: flags.learningRate,
+      around: around.length === 0 ? undefined : await masksInUse(around, model),
+    },
+    seed: flags.seed,
+    out,
     threads: computingThreads(),
     onProgress: reporter.update,
     signal,
@@ -77,13 +84,13 @@ async function run({ install, json, rows, around, ...flags }: Flags, signal: Abo
   // Installed before anything is printed: a closed pipe or a full disk at the output ends the command.
   const surrogates = install ? await installTable(flags, { log: reporter.log, signal }) : undefined;
   const { start, distilled, steps } = learned;
-  const told = { out: flags.out, start_kl: start, kl: distilled, steps, installed: install, surrogates };
+  const told = { out, start_kl: start, kl: distilled, steps, installed: install, surrogates };
   if (json) return console.log(JSON.stringify(told));
   console.log(
-    `${flags.out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
+    `${out}: held-out KL ${start.toFixed(4)} at first, ${distilled.toFixed(4)} after ${steps} steps`,
   );
   if (install) console.log(`${model.manifest.name} has the surrogates ${surrogates}`);
-  else console.log(`Next: maskroute model surrogates ${flags.model} ${flags.out}`);
+  else console.log(`Next: maskroute model surrogates ${flags.model} ${out}`);
 }
 
 /** @returns the table's id. */

@@ -15,8 +15,8 @@ import {
 } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import type { EncoderOptions } from '../encoder/full-encoder.ts';
 import { makeFolder, tryLock, writeWhole } from '../files.ts';
+import type { ImportHooks } from '../model/model-source.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
@@ -53,54 +53,80 @@ const PIPELINE_VERSION = 10;
 /** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 
-export type LearnOptions = BudgetRequest & {
+export type LearnOptions = {
   readonly model: InstalledModel;
   /** Stand-ins for skipped blocks; without, skipped blocks add nothing. */
   readonly surrogates?: Surrogates | undefined;
-  readonly data: readonly string[];
+  readonly data: LearnData;
+  /** Name of what embeds prompts, as {@link openEncoder} takes it. */
+  readonly encoder: string;
+  readonly clusterCount: number | 'auto';
+  readonly budget: BudgetRequest;
+  readonly search: SearchOptions;
+  readonly machine: Machine;
+  readonly output: Output;
+  readonly seed: number;
+  readonly hooks: LearnHooks;
+};
+
+type LearnData = {
+  readonly files: readonly string[];
   /** Rows taken from each file. */
   readonly rowsMax?: number | undefined;
-  readonly clusterCount: number | 'auto';
+};
+
+type SearchOptions = {
+  readonly effort: LearnEffort;
   /** Most masks that clusters share; undefined: as many as pay off. */
   readonly maskCount?: number | undefined;
-  /** Device that runs and times masks; the CPU unless given. */
-  readonly device?: Device | undefined;
-  readonly encoder: string;
-  readonly encoderOptions: EncoderOptions;
-  /** Folder for the mask set, the report, and the state of an unfinished run. */
-  readonly out: string;
-  /** Name of the mask set. */
-  readonly name: string;
-  readonly seed: number;
-  readonly effort: LearnEffort;
   /** An earlier set for this model and budget, whose masks the run begins with instead of searching. */
   readonly earlier?: MaskSet | undefined;
-  /** Journal file that several runs share; undefined: the journal is in `out`, and removed at the end. */
-  readonly sharedState?: string | undefined;
+};
+
+/** Where the run computes. */
+type Machine = {
+  /** Home folder, where an encoder is kept that has to be downloaded. */
+  readonly home: string;
+  readonly threads: number;
+  /** Device that runs and times masks; the CPU unless given. */
+  readonly device?: Device | undefined;
   /** Memory that the work in this process may use; all that is available unless given. */
   readonly memory_bytes?: number | undefined;
   /** Who computes the run's units; this process unless given. */
   readonly openUnits?: OpenUnits | undefined;
+};
+
+type Output = {
+  /** For the mask set, the report, and the state of an unfinished run. */
+  readonly folder: string;
+  /** Name of the mask set. */
+  readonly name: string;
+};
+
+type LearnHooks = {
   readonly onProgress: (progress: LearnProgress) => void;
+  readonly onDownload: ImportHooks['onProgress'];
+  /** Gets lines for the user. */
+  readonly log: (line: string) => void;
   readonly signal?: AbortSignal | undefined;
 };
+
 type Settings = LearnOptions & { readonly known: EarlierMasks | undefined };
 
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
 /**
- * @throws MaskrouteError as {@link checkRun}, and `conflict` while another run learns in the folder. Rejects when `signal`
- * aborts; the state stays.
+ * @param sharedState journal file that several runs share; without, the journal is in the output folder, and removed at
+ * the end.
+ * @throws MaskrouteError as {@link checkRun}, and `conflict` while another run learns in the folder. Rejects when the
+ * hooks' `signal` aborts; the state stays.
  */
-export async function learn(options: LearnOptions): Promise<Learned> {
-  const { earlier } = options;
-  const settings: Settings = {
-    ...options,
-    effort: earlier === undefined ? options.effort : withoutSearch(options.effort),
-    known: earlier && earlierMasks(earlier, options),
-  };
+export async function learn(options: LearnOptions, sharedState?: string): Promise<Learned> {
+  const known = knownMasks(options);
+  const { effort } = options.search;
+  const search = { ...options.search, effort: known === undefined ? effort : withoutSearch(effort) };
   await checkRun(options);
-  const state = options.sharedState ?? join(options.out, STATE_FILE);
+  const state = sharedState ?? join(options.output.folder, STATE_FILE);
   const folder = dirname(state);
   const unlock = tryLock(join(folder, LOCK_FILE));
   if (unlock === undefined) {
@@ -108,63 +134,63 @@ export async function learn(options: LearnOptions): Promise<Learned> {
     throw new MaskrouteError('conflict', message);
   }
   try {
-    return await learnAlone(settings, state);
+    const journal = { path: state, isShared: sharedState !== undefined };
+    return await learnAlone({ ...options, search, known }, journal);
   } finally {
     unlock();
   }
 }
 
-/** `state`: the file of the run's journal. */
-async function learnAlone(settings: Settings, state: string): Promise<Learned> {
-  const { out, signal, onProgress, ...options } = settings;
-  const groups = options.maskCount === 1 || options.clusterCount === 1 ? 1 : 2;
-  onProgress({ stage: 'read', at: firstStage(1, settings.effort, groups) });
-  const rows = distinctRows(await readData(options.data, options.rowsMax));
-  const open = await openEncoder(options.encoder, options.encoderOptions);
+async function learnAlone(
+  settings: Settings,
+  { path, isShared }: { readonly path: string; readonly isShared: boolean },
+): Promise<Learned> {
+  const { data, encoder, clusterCount, seed, machine } = settings;
+  const { folder } = settings.output;
+  const { onProgress, onDownload, log, signal } = settings.hooks;
+  const { effort, maskCount } = settings.search;
+  const groups = maskCount === 1 || clusterCount === 1 ? 1 : 2;
+  onProgress({ stage: 'read', at: firstStage(1, effort, groups) });
+  const rows = distinctRows(await readData(data.files, data.rowsMax));
+  const { home, threads } = machine;
+  const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log } });
   try {
-    onProgress({ stage: 'embed', at: firstStage(2, settings.effort, groups) });
+    onProgress({ stage: 'embed', at: firstStage(2, effort, groups) });
     const { spec } = open.encoder;
-    const prompts = await groupPrompts(rows, open.encoder, options.clusterCount, settings.seed, signal);
-    const { log } = settings.encoderOptions.hooks;
-    const journal = await openRunJournal(state, await journalKey(settings, spec), log);
-    const { masks, budget, effort } = await learnWith(settings, prompts, journal);
-    const maskSet = await assemble({ ...settings, effort }, spec, prompts, masks, budget);
-    const report = buildReport(maskSet, prompts, masks, budget, settings.cost);
+    const prompts = await groupPrompts(rows, open.encoder, clusterCount, seed, signal);
+    const journal = await openRunJournal(path, await journalKey(settings, spec), log);
+    const found = await learnWith(settings, prompts, journal);
+    const maskSet = await assemble(settings, spec, prompts, found);
+    const report = buildReport(maskSet, prompts, found.masks, found.budget, settings.budget.cost);
     // Loaded lazily: the chart library loads slowly, and a run without a report does not need it.
     const { LEARN_REPORT_FILE, writeReportHtml } = await import('./report/write-report.ts');
-    await writeWhole(join(out, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
-    await writeReportHtml(out);
-    await writeWhole(join(out, MASK_SET_FILE), `${JSON.stringify(maskSet)}\n`);
-    if (options.sharedState === undefined) await journal.remove();
+    await writeWhole(join(folder, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
+    await writeReportHtml(folder);
+    await writeWhole(join(folder, MASK_SET_FILE), `${JSON.stringify(maskSet)}\n`);
+    if (!isShared) await journal.remove();
     return { maskSet, report };
   } finally {
     await open.close();
   }
 }
 
-async function learnWith(
-  settings: Settings,
-  prompts: Prompts,
-  journal: RunJournal,
-): Promise<{ masks: LearnedMasks; budget: Budget; effort: LearnEffort }> {
-  const { model, surrogates, device, encoderOptions, seed, signal, maskCount } = settings;
-  const { threads } = encoderOptions;
-  await using units = await (settings.openUnits ?? openLocalUnits)({
-    model,
-    surrogates,
-    threads,
-    device,
-    signal,
-    memory_bytes: settings.memory_bytes,
-  });
-  const asked = { model, surrogates, threads, device, targets: settings.effort.targets };
+/** `effort`: what the amount of text justified. */
+type Found = { readonly masks: LearnedMasks; readonly budget: Budget; readonly effort: LearnEffort };
+
+async function learnWith(settings: Settings, prompts: Prompts, journal: RunJournal): Promise<Found> {
+  const { model, surrogates, seed } = settings;
+  const { maskCount, effort: wanted } = settings.search;
+  const { signal, onProgress } = settings.hooks;
+  const { threads, device, memory_bytes, openUnits = openLocalUnits } = settings.machine;
+  await using units = await openUnits({ model, surrogates, threads, device, memory_bytes, signal });
+  const asked = { model, surrogates, threads, device, targets: wanted.targets };
   const parts = await openModelParts(asked, units, journal);
   tryTemplate(prompts.clusterOf.keys(), parts.text);
-  const budget = await parts.budget({ ...settings, weights: settings.known?.weights });
+  const budget = await parts.budget(settings.budget, settings.known?.weights);
   const known = settings.known && masksWithin(settings.known, budget);
-  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...settings.effort });
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...wanted });
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
-  const track = trackProgress(settings.onProgress, plan, () => journal.size);
+  const track = trackProgress(onProgress, plan, () => journal.size);
   const { loss, step } = parts;
   const { onResult } = track;
   const bench = createWorkbench({ budget, journal, seed, signal, texts, loss, step, onResult });
@@ -188,7 +214,7 @@ async function learnWith(
 
 /** The effort that the amount of text justifies, and the stages of the run. */
 function planRun(
-  { effort: wanted, maskCount, known: earlier }: Settings,
+  { search: { effort: wanted, maskCount }, known }: Settings,
   { everybody, clusters }: Prompts,
   texts: TextMaker,
   blocks: number,
@@ -200,7 +226,7 @@ function planRun(
   const plan = planStages(effort, {
     blocks,
     groups: Math.min(maskCount ?? effort.masksMax, clusters.sizes.length),
-    known: earlier?.masks.length ?? 0,
+    known: known?.masks.length ?? 0,
     batchTokens: Math.min(LOSS_BATCH_TOKENS, tokens),
     shareRows: texts.draw('share', everybody.choice, effort.sharePositions).length,
     composeRows: texts.draw('compose', everybody.search, effort.compose.positions).length,
@@ -215,18 +241,24 @@ function planRun(
  * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `invalid_encoder`, `storage_failed`.
  */
 export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Promise<void> {
-  const { name, data, encoder, earlier, out } = options;
+  const { folder, name } = options.output;
   checkName(name);
-  await requireFiles(data);
-  if (earlier !== undefined) earlierMasks(earlier, options);
-  await checkEncoder(encoder);
-  await makeFolder(out);
+  await requireFiles(options.data.files);
+  knownMasks(options);
+  await checkEncoder(options.encoder);
+  await makeFolder(folder);
   try {
-    await access(out, constants.W_OK);
+    await access(folder, constants.W_OK);
   } catch (cause) {
-    const message = `Nothing can be written to ${out}: ${(cause as Error).message}`;
+    const message = `Nothing can be written to ${folder}: ${(cause as Error).message}`;
     throw new MaskrouteError('storage_failed', message, { cause });
   }
+}
+
+/** The masks to begin with, if any. @throws MaskrouteError `invalid_request`. */
+function knownMasks({ model, surrogates, budget, search }: Omit<LearnOptions, 'clusterCount'>) {
+  const { earlier } = search;
+  return earlier && earlierMasks(earlier, { model, surrogates, cost: budget.cost });
 }
 
 function checkName(name: string): void {
@@ -242,21 +274,23 @@ function checkName(name: string): void {
  * changes no bit.
  */
 async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Promise<string> {
-  const { model, surrogates, data, rowsMax, sparsity, cost, context, attention, ffn, effort, seed } =
-    settings;
+  const { model, surrogates, data, seed, known } = settings;
+  const { sparsity, cost, context, attention, ffn } = settings.budget;
+  const { effort } = settings.search;
+  const { device } = settings.machine;
   return contentKey({
     version: PIPELINE_VERSION,
     model: modelKey(model.manifest),
     surrogates: surrogates?.id ?? null,
-    data: await sha256OfFiles(data),
-    names: data.map((path) => basename(path)),
-    rowsMax: rowsMax ?? null,
+    data: await sha256OfFiles(data.files),
+    names: data.files.map((path) => basename(path)),
+    rowsMax: data.rowsMax ?? null,
     budget: [sparsity, cost, context ?? null, attention ?? null, ffn ?? null],
     effort,
     seed,
     encoder,
-    ...(settings.known && { from: settings.known.version }),
-    ...(settings.device?.kind === 'webgpu' && { device: deviceName(settings.device) }),
+    ...(known && { from: known.version }),
+    ...(device?.kind === 'webgpu' && { device: deviceName(device) }),
   });
 }
 
@@ -265,20 +299,21 @@ async function assemble(
   settings: Settings,
   encoder: MaskSet['encoder'],
   prompts: Prompts,
-  masks: LearnedMasks,
-  budget: Budget,
+  { masks, budget, effort }: Found,
 ): Promise<MaskSet> {
-  const { data, effort, name, surrogates, seed, cost, known } = settings;
+  const { surrogates, seed, known } = settings;
+  const { files } = settings.data;
+  const { sparsity: targetSparsity, cost } = settings.budget;
   const { manifest } = settings.model;
   const [attention, ffn] = budget.blockWeights as [number, number];
   const clusters = clusterEntries(settings, prompts, masks);
   return maskSetSchema.parse({
     format: 'maskroute-mask-set-v1',
-    name,
+    name: settings.output.name,
     model: { name: manifest.name, hash: manifest.hash, blockCount: 2 * manifest.config.layerCount },
     encoder,
     clusters,
-    targetSparsity: settings.sparsity,
+    targetSparsity,
     reachedSparsity: clusters.reduce((sum, { share }, i) => sum + share * sparsity(maskOf(masks, i)), 0),
     surrogate: surrogates !== undefined,
     ...(surrogates === undefined ? {} : { surrogates: surrogates.id }),
@@ -286,7 +321,7 @@ async function assemble(
       method: METHOD,
       constants: { ...HARD_CONCRETE, learningRate: LEARNING_RATE },
       weights: manifest.weights,
-      data: data.map((path) => basename(path)),
+      data: files.map((path) => basename(path)),
       rows: prompts.rows.fit,
       heldOutRows: prompts.rows.heldOut,
       seed,
@@ -298,7 +333,7 @@ async function assemble(
       ...routingRecord(masks),
     },
     heldOut: heldOutFigures(masks, prompts),
-    createdAt: (await newestChange(data)).toISOString(),
+    createdAt: (await newestChange(files)).toISOString(),
   });
 }
 

@@ -35,16 +35,18 @@ export type SweepRow = {
  * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
  */
 export async function sweepClusters(
-  options: Omit<LearnOptions, 'clusterCount' | 'sharedState'>,
+  options: Omit<LearnOptions, 'clusterCount'>,
   clusterCounts: readonly number[],
   onRow: (row: SweepRow) => void,
 ): Promise<SweepRow[]> {
-  await mkdir(options.out, { recursive: true });
-  const sharedState = join(options.out, STATE_FILE);
+  const { output } = options;
+  await mkdir(output.folder, { recursive: true });
+  const sharedState = join(output.folder, STATE_FILE);
   const rows: SweepRow[] = [];
   for (const clusterCount of clusterCounts) {
-    const out = join(options.out, `clusters-${clusterCount}`);
-    const { maskSet, report } = await learn({ ...options, clusterCount, out, sharedState });
+    const folder = join(output.folder, `clusters-${clusterCount}`);
+    const own = { ...options, clusterCount, output: { folder, name: output.name } };
+    const { maskSet, report } = await learn(own, sharedState);
     const { kl, agreement, perplexity } = heldOutOf(maskSet, 'learned');
     rows.push({
       clusters: clusterCount,
@@ -54,9 +56,9 @@ export async function sweepClusters(
       oneMask_kl: heldOutOf(maskSet, 'one-mask').kl,
       largestShare: report.routing.largestShare,
       silhouette: report.routing.silhouette,
-      folder: out,
+      folder,
     });
-    await writeWhole(join(options.out, SWEEP_FILE), `${JSON.stringify({ rows }, null, 1)}\n`);
+    await writeWhole(join(output.folder, SWEEP_FILE), `${JSON.stringify({ rows }, null, 1)}\n`);
     onRow(rows.at(-1)!);
   }
   await rm(sharedState, { force: true });

@@ -30,13 +30,11 @@ type ModelParts = {
   loss(batch: SampleBatch, gates: ArrayLike<number>): Promise<number>;
   /** The same with its gradient by each gate. */
   step(batch: SampleBatch, gates: ArrayLike<number>): Promise<LossAndGradients>;
-  /** @throws MaskrouteError `invalid_request` when no mask can meet it. */
-  budget(
-    request: BudgetRequest & {
-      /** Known block times, ms; measured unless given. */
-      readonly weights?: BlockCounts | undefined;
-    },
-  ): Promise<Budget>;
+  /**
+   * @param weights known weights of the blocks; without, each weighs 1, or its measured milliseconds.
+   * @throws MaskrouteError `invalid_request` when no mask can meet it.
+   */
+  budget(request: BudgetRequest, weights?: BlockCounts): Promise<Budget>;
   /**
    * Exact scores of several masks on one sample, by the serving engine; each is journalled by the content of mask and
    * sample.
@@ -77,7 +75,7 @@ export async function openModelParts(
       const [loss, ...gradients] = await units.run(batchUnit('step', targets, batch, gates));
       return { loss: loss!, gradients };
     },
-    async budget({ sparsity, cost, context = CONTEXT_TOKENS, weights, attention, ffn }) {
+    async budget({ sparsity, cost, context = CONTEXT_TOKENS, attention, ffn }, weights) {
       const all = { min: 0, max: config.layerCount };
       const weighed = async (): Promise<BlockCounts> => {
         if (cost === 'blocks') return { attention: 1, ffn: 1 };

@@ -40,27 +40,39 @@ const METHOD = 'closed-form-and-distillation-6';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
-  readonly data: readonly string[];
-  /** Rows taken from each file. */
-  readonly rowsMax?: number | undefined;
-  /** Rank of the closed form's surrogates. */
-  readonly rank: number;
-  /** File of a table to start from instead of the closed form; its rank is used. */
-  readonly from?: string;
-  /** Steps of distillation; 0: the closed form alone. */
-  readonly steps: number;
-  readonly learningRate?: number;
-  /** Masks in use, `[2L]` each, the most important first: distillation mostly trains on them. */
-  readonly around?: readonly Uint8Array[] | undefined;
-  /** Sequences of 128 tokens that the closed form is fitted on. */
-  readonly fitSequences?: number;
+  readonly data: {
+    readonly files: readonly string[];
+    /** Rows taken from each file. */
+    readonly rowsMax?: number | undefined;
+  };
+  readonly start: StartOptions;
+  readonly distillation: DistillationOptions;
   readonly seed: number;
   /** The table's file; the state of an unfinished run is kept beside it. */
   readonly out: string;
   readonly threads: number;
   readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 };
+
+/** The table that distillation begins with. */
+type StartOptions = {
+  /** Rank of the closed form's surrogates. */
+  readonly rank: number;
+  /** Sequences of 128 tokens that the closed form is fitted on. */
+  readonly fitSequences?: number | undefined;
+  /** File of a table to start from instead of the closed form; its rank is used. */
+  readonly from?: string | undefined;
+};
+
+type DistillationOptions = {
+  /** 0: the table of the start is the result. */
+  readonly steps: number;
+  readonly learningRate?: number | undefined;
+  /** Masks in use, `[2L]` each, the most important first: distillation mostly trains on them. */
+  readonly around?: readonly Uint8Array[] | undefined;
+};
+
 type SurrogateStage = 'moments' | 'fit' | 'rank' | 'distil';
 
 type LearnedSurrogates = {
@@ -73,10 +85,11 @@ type LearnedSurrogates = {
 /** @throws MaskrouteError `invalid_request`, `invalid_data`. Rejects when `signal` aborts; the state stays. */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
   const { model, out, threads } = options;
+  const { rank, from: file } = options.start;
   const { folder, manifest } = model;
-  checkRank(options.rank);
-  if (options.from === undefined) checkWidth(options.rank, manifest.config.hiddenSize);
-  const from = options.from === undefined ? undefined : await readSurrogates(options.from);
+  checkRank(rank);
+  if (file === undefined) checkWidth(rank, manifest.config.hiddenSize);
+  const from = file === undefined ? undefined : await readSurrogates(file);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
   await makeFolder(dirname(resolve(out)));
@@ -93,7 +106,8 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
   const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
   if (run.costs === undefined) await store.write({ ...run, costs });
-  const judgeTable = (table: SurrogateTable) => judge.kl(table, judgedMasks(costs, options.around));
+  const judgeTable = (table: SurrogateTable) =>
+    judge.kl(table, judgedMasks(costs, options.distillation.around));
   const start = run.state ?? (await startDistillation(run.table, judgeTable));
   const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
   const { best, judgements } = state;
@@ -119,8 +133,10 @@ function checkWidth(rank: number, hiddenSize: number): void {
 type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
-  const { model, data, rowsMax, seed, steps, fitSequences = FIT_SEQUENCES } = options;
-  const rows = distinctRows(await readData(data, rowsMax));
+  const { model, data, seed } = options;
+  const { fitSequences = FIT_SEQUENCES } = options.start;
+  const { steps } = options.distillation;
+  const rows = distinctRows(await readData(data.files, data.rowsMax));
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;
@@ -139,7 +155,7 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
 }
 
 async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<SurrogateTable> {
-  const { model, threads, rank, signal, onProgress } = options;
+  const { model, start, threads, signal, onProgress } = options;
   const { config } = model.manifest;
   const session = await openMomentSession(model.folder, config, { threads });
   try {
@@ -152,7 +168,7 @@ async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<S
   } finally {
     await session.close();
   }
-  return fitSurrogates(session.moments, config.hiddenSize, rank, (done) =>
+  return fitSurrogates(session.moments, config.hiddenSize, start.rank, (done) =>
     onProgress('fit', done, 2 * config.layerCount),
   );
 }
@@ -170,7 +186,8 @@ async function descendAll(
   { teacher, texts, costs, judgeTable, store }: DistillParts,
   start: DistillState,
 ): Promise<DistillState> {
-  const { model, threads, steps, seed, learningRate, around, onProgress, signal } = options;
+  const { model, threads, seed, onProgress, signal } = options;
+  const { steps, learningRate, around } = options.distillation;
   if (steps === 0) return start;
   const { rank } = start.descent.table;
   const { config } = model.manifest;
@@ -226,14 +243,16 @@ async function taughtBatches(teacher: Teacher, text: PackedText): Promise<Taught
 
 /** Hash of everything that the result depends on; the number of threads does not change it. */
 async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undefined): Promise<string> {
-  const { model, data, rowsMax, rank, steps, seed, learningRate, fitSequences, around } = options;
+  const { model, data, seed } = options;
+  const { rank, fitSequences } = options.start;
+  const { steps, learningRate, around } = options.distillation;
   const inputs = {
     method: METHOD,
     model: modelKey(model.manifest),
-    data: await sha256OfFiles(data),
+    data: await sha256OfFiles(data.files),
     // File names are the kinds of rows, and kinds alternate.
-    names: data.map((path) => basename(path)),
-    rowsMax: rowsMax ?? null,
+    names: data.files.map((path) => basename(path)),
+    rowsMax: data.rowsMax ?? null,
     learningRate: learningRate ?? null,
     fitSequences: fitSequences ?? null,
     from: from ?? null,

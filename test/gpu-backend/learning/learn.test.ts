@@ -31,10 +31,21 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 const read = (out: string, file: string) => readFileSync(join(folder, out, file), 'utf8');
-const options = async (out: string, changes: Partial<LearnOptions> = {}): Promise<LearnOptions> => ({
-  ...(await smallRun(folder, out)),
-  ...changes,
-});
+type Grouped = 'budget' | 'search' | 'machine' | 'output';
+type Changes = Partial<Omit<LearnOptions, Grouped>> & {
+  readonly [Group in Grouped]?: Partial<LearnOptions[Group]>;
+};
+async function options(out: string, changes: Changes = {}): Promise<LearnOptions> {
+  const small = await smallRun(folder, out);
+  return {
+    ...small,
+    ...changes,
+    budget: { ...small.budget, ...changes.budget },
+    search: { ...small.search, ...changes.search },
+    machine: { ...small.machine, ...changes.machine },
+    output: { ...small.output, ...changes.output },
+  };
+}
 
 /** Killed after so many results, or ends by itself; resolves to whether it ended by itself. Rejects when it fails. */
 async function runChild(out: string, killAfter: number): Promise<boolean> {
@@ -70,7 +81,7 @@ describe('learn', () => {
 
   it('has its folder for itself: a second run there would mix its results with those of the first', async () => {
     const unlock = tryLock(join(folder, 'whole', '.lock'))!;
-    await expect(learn(await options('whole', { sparsity: 0.5 }))).rejects.toMatchObject({
+    await expect(learn(await options('whole', { budget: { sparsity: 0.5 } }))).rejects.toMatchObject({
       code: 'conflict',
       message: expect.stringMatching(/Another run learns in .*whole: .*--out/),
     });
@@ -119,9 +130,9 @@ describe('learn', () => {
   it('layer by layer, for want of memory, comes to the same bytes', async () => {
     const mask = { ...SMALL_EFFORT.one, searchPositions: 60, gateSteps: 1, rounds: 0, exchanges: 1 };
     const little = { ...SMALL_EFFORT, one: { ...mask, greedyEvaluations: 2 }, choicePositions: 30 };
-    const one = { clusterCount: 1, effort: { ...little, heldOutPositions: 30 } };
+    const one = { clusterCount: 1, search: { effort: { ...little, heldOutPositions: 30 } } };
     await learn(await options('one', one));
-    await learn(await options('layers', { ...one, memory_bytes: 1 }));
+    await learn(await options('layers', { ...one, machine: { memory_bytes: 1 } }));
     expect(read('layers', 'mask-set.json')).toBe(read('one', 'mask-set.json'));
     // The graphs of its pieces lie beside the model.
     const pieces = readdirSync(join(folder, 'model')).filter((name) => name.includes('piece'));
@@ -130,16 +141,18 @@ describe('learn', () => {
 
   it('keeps the counts that it is told', async () => {
     const exactly = (count: number) => ({ min: count, max: count });
-    const { report } = await learn(await options('counts', { attention: exactly(1), ffn: exactly(3) }));
+    const { report } = await learn(
+      await options('counts', { budget: { attention: exactly(1), ffn: exactly(3) } }),
+    );
     for (const { skipAttention, skipFfn } of [...report.masks, ...report.clusters])
       expect([skipAttention.length, skipFfn.length]).toEqual([1, 3]);
-    const impossible = await options('impossible', { attention: exactly(0), ffn: exactly(3) });
+    const impossible = await options('impossible', { budget: { attention: exactly(0), ffn: exactly(3) } });
     await expect(learn(impossible)).rejects.toThrow(/No mask leaves out 25.0 %/);
   }, 60_000);
 
   it('measures the mask for everybody in other sizes, too, and leaves out what was asked for on average', async () => {
     const effort = { ...SMALL_EFFORT, sizes: [0, 0.5, 1.5] };
-    const { report, maskSet } = await learn(await options('sizes', { effort }));
+    const { report, maskSet } = await learn(await options('sizes', { search: { effort } }));
     const outOf = (bits: string) =>
       [...bits].reduce(
         (sum, digit) => sum + [...Number.parseInt(digit, 16).toString(2)].filter((bit) => bit === '1').length,
@@ -160,7 +173,9 @@ describe('learn', () => {
   }, 60_000);
 
   it('by time: leaves out at least the share of the measured milliseconds', async () => {
-    const { report, maskSet } = await learn(await options('time', { cost: 'time', clusterCount: 1 }));
+    const { report, maskSet } = await learn(
+      await options('time', { budget: { cost: 'time' }, clusterCount: 1 }),
+    );
     expect(report.budget.cost).toBe('time');
     expect(report.budget.weights.ffn).toBeGreaterThan(0);
     expect(report.budget.reached).toBeGreaterThanOrEqual(0.25 - 1e-9);
@@ -169,7 +184,9 @@ describe('learn', () => {
 
   it('begins with the masks of an earlier set, and refuses a set that it cannot begin with', async () => {
     const earlier = whole.maskSet;
-    const { maskSet, report } = await learn(await options('again', { earlier, name: 'again' }));
+    const { maskSet, report } = await learn(
+      await options('again', { search: { earlier }, output: { name: 'again' } }),
+    );
     const from = whole.report.version;
     expect(maskSet.learned).toMatchObject({ from, oneMask: whole.report.oneMask.bits, effort: { turns: 0 } });
     expect(report.masks.every(({ curve, gates }) => curve.length === 0 && gates === null)).toBe(true);
@@ -182,22 +199,28 @@ describe('learn', () => {
       ...earlier,
       clusters: earlier.clusters.map((cluster) => ({ ...cluster, bits: 'f'.repeat(cluster.bits.length) })),
     };
-    const within = await learn(await options('lighter', { earlier: lighter }));
+    const within = await learn(await options('lighter', { search: { earlier: lighter } }));
     expect(within.maskSet.learned.oneMask).toBe(earlier.learned.oneMask);
     expect(within.maskSet.reachedSparsity).toBe(0.25);
-    const refusals: [Partial<LearnOptions>, RegExp][] = [
-      [{ sparsity: 0.5 }, /leaves out .* blocks, for a sparsity of 0.25, not of 0.5/],
-      [{ cost: 'time' }, /its sparsity is a share of blocks, not of time/],
+    const refusals: [Pick<Changes, 'budget' | 'search'>, RegExp][] = [
+      [{ budget: { sparsity: 0.5 } }, /leaves out .* blocks, for a sparsity of 0.25, not of 0.5/],
+      [{ budget: { cost: 'time' } }, /its sparsity is a share of blocks, not of time/],
       [
-        { earlier: { ...earlier, model: { ...earlier.model, hash: '0'.repeat(64) } } },
+        { search: { earlier: { ...earlier, model: { ...earlier.model, hash: '0'.repeat(64) } } } },
         /it is for .*, not for/,
       ],
-      [{ earlier: { ...earlier, surrogate: true, surrogates: `s_${'0'.repeat(24)}` } }, /other surrogates/],
-      [{ earlier: { ...earlier, learned: {} } }, /does not say how it was learned/],
-      [{ earlier: { ...earlier, learned: { ...earlier.learned, oneMask: 'fff' } } }, /is damaged/],
+      [
+        { search: { earlier: { ...earlier, surrogate: true, surrogates: `s_${'0'.repeat(24)}` } } },
+        /other surrogates/,
+      ],
+      [{ search: { earlier: { ...earlier, learned: {} } } }, /does not say how it was learned/],
+      [
+        { search: { earlier: { ...earlier, learned: { ...earlier.learned, oneMask: 'fff' } } } },
+        /is damaged/,
+      ],
     ];
     for (const [changes, why] of refusals)
-      await expect(learn(await options('refused', { earlier, ...changes }))).rejects.toThrow(why);
+      await expect(learn(await options('refused', { search: { earlier }, ...changes }))).rejects.toThrow(why);
   }, 60_000);
 
   it('compares numbers of clusters, and learns the mask for everybody once', async () => {
@@ -225,7 +248,7 @@ describe('learn', () => {
   it('does not compare numbers of clusters where no prompt is held out', async () => {
     const data = join(folder, 'data', 'one.jsonl');
     writeFileSync(data, '{"text": "This is the only row that there is to learn from."}');
-    const { clusterCount: _, ...rest } = await options('few', { data: [data] });
+    const { clusterCount: _, ...rest } = await options('few', { data: { files: [data] } });
     await expect(sweepClusters(rest, [1], () => {})).rejects.toMatchObject({ code: 'invalid_data' });
   }, 60_000);
 
@@ -246,9 +269,9 @@ describe('learn', () => {
     const one = { ...SMALL_EFFORT.one, searchPositions: 1 };
     const changes = {
       model: { ...model, manifest: { ...model.manifest, chatTemplate } },
-      data: [...data, refused],
+      data: { files: [...data.files, refused] },
       seed: 2,
-      effort: { ...SMALL_EFFORT, one, compose: { masks: 0, blocks: 0, positions: 0 } },
+      search: { effort: { ...SMALL_EFFORT, one, compose: { masks: 0, blocks: 0, positions: 0 } } },
     };
     await expect(learn(await options('template', changes))).rejects.toMatchObject({
       code: 'invalid_data',
@@ -260,6 +283,6 @@ describe('learn', () => {
   }, 60_000);
 
   it('refuses a name that no mask set can have before any work', async () => {
-    await expect(learn(await options('named', { name: 'a b' }))).rejects.toThrow(/cannot name/);
+    await expect(learn(await options('named', { output: { name: 'a b' } }))).rejects.toThrow(/cannot name/);
   });
 });

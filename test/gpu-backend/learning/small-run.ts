@@ -69,22 +69,21 @@ async function smallModel(folder: string): Promise<InstalledModel> {
 export async function smallRun(folder: string, out: string): Promise<LearnOptions> {
   return {
     model: await smallModel(join(folder, 'model')),
-    data: ['sums', 'trips'].map((kind) => join(folder, 'data', `${kind}.jsonl`)),
-    clusterCount: 2,
-    sparsity: 0.25,
-    cost: 'blocks',
+    data: { files: ['sums', 'trips'].map((kind) => join(folder, 'data', `${kind}.jsonl`)) },
     encoder: 'static',
-    encoderOptions: { home: testHome, threads: 1, hooks: { onProgress: () => {}, log: () => {} } },
+    clusterCount: 2,
+    budget: { sparsity: 0.25, cost: 'blocks' },
+    search: { effort: SMALL_EFFORT },
+    machine: { home: testHome, threads: 1 },
+    output: { folder: join(folder, out), name: 'small' },
     seed: 1,
-    effort: SMALL_EFFORT,
-    out: join(folder, out),
-    name: 'small',
-    onProgress: () => {},
+    hooks: { onProgress: () => {}, onDownload: () => {}, log: () => {} },
   };
 }
 
 if (import.meta.main) {
   const [folder, out] = process.argv.slice(2) as [string, string];
   let results = 0;
-  await learn({ ...(await smallRun(folder, out)), onProgress: () => process.send?.(++results) });
+  const run = await smallRun(folder, out);
+  await learn({ ...run, hooks: { ...run.hooks, onProgress: () => process.send?.(++results) } });
 }

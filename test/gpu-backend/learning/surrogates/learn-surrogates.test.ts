@@ -33,23 +33,26 @@ beforeAll(async () => {
 afterAll(() => rm(home, { recursive: true }));
 
 const STEPS = 24;
-const learn = (out: string, changes: Partial<LearnSurrogatesOptions> & { stopAt?: number } = {}) => {
+type Changes = Pick<Partial<LearnSurrogatesOptions>, 'model' | 'data'> & {
+  readonly start?: Partial<LearnSurrogatesOptions['start']>;
+  readonly steps?: number;
+  readonly stopAt?: number;
+};
+const learn = (out: string, { start, steps = STEPS, stopAt, ...changes }: Changes = {}) => {
   const stop = new AbortController();
-  const { stopAt, ...options } = changes;
   return learnSurrogates({
     model,
-    data: [data],
-    rank: 32,
-    steps: STEPS,
+    data: { files: [data] },
+    start: { rank: 32, fitSequences: 48, ...start },
+    distillation: { steps },
     seed: 3,
-    fitSequences: 48,
     out: path.join(home, out),
     threads: 1,
     onProgress: (stage, done) => {
       if (stage === 'distil' && done === stopAt) stop.abort(new Error('stopped'));
     },
     signal: stop.signal,
-    ...options,
+    ...changes,
   });
 };
 const bytes = (out: string) => readFile(path.join(home, out));
@@ -63,7 +66,7 @@ test('distillation lowers the held-out KL; stopped and started again it ends wit
   expect(table).toMatchObject({ blockCount: 4, hiddenSize: 64, rank: 32 });
   expect(fitted).toMatch(/^closed form, 24 steps of distillation$/);
   const from = path.join(home, 'whole.safetensors');
-  const more = await learn('more.safetensors', { steps: 1, from });
+  const more = await learn('more.safetensors', { steps: 1, start: { from } });
   expect(Math.abs(more.start - whole.distilled)).toBeLessThan(0.02);
   await expect(learn('stopped.safetensors', { stopAt: 15 })).rejects.toThrow('stopped');
   expect(existsSync(path.join(home, 'stopped.safetensors'))).toBe(false);
@@ -91,9 +94,9 @@ test('the same rows as other kinds are other inputs: a run that was stopped does
     [await half('letters.jsonl', 0), await half('logs.jsonl', 600)],
     [await half('first/rows.jsonl', 0), await half('second/rows.jsonl', 600)],
   ];
-  await expect(learn('kinds.safetensors', { data: two, stopAt: 15 })).rejects.toThrow('stopped');
-  await learn('kinds.safetensors', { data: one });
-  await learn('fresh.safetensors', { data: one });
+  await expect(learn('kinds.safetensors', { data: { files: two }, stopAt: 15 })).rejects.toThrow('stopped');
+  await learn('kinds.safetensors', { data: { files: one } });
+  await learn('fresh.safetensors', { data: { files: one } });
   expect(await bytes('kinds.safetensors')).toEqual(await bytes('fresh.safetensors'));
 });
 
@@ -114,7 +117,7 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
   const fitOn = async (name: string, some: readonly object[]) => {
     const file = path.join(home, `${name}.jsonl`);
     await writeFile(file, some.map((row) => JSON.stringify(row)).join('\n'));
-    await learn(name, { steps: 0, model: chat, data: [file], fitSequences: 400 });
+    await learn(name, { steps: 0, model: chat, data: { files: [file] }, start: { fitSequences: 400 } });
     return bytes(name);
   };
   const table = await fitOn('as-it-is', rows);
@@ -127,17 +130,19 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
 });
 
 test('what cannot be is refused before the work', async () => {
-  await expect(learn('wide.safetensors', { rank: 96 })).rejects.toThrow(
+  await expect(learn('wide.safetensors', { start: { rank: 96 } })).rejects.toThrow(
     /at most 64, its hidden size, not 96/,
   );
-  await expect(learn('odd.safetensors', { rank: 33 })).rejects.toThrow(/multiple of 32/);
-  await expect(learn('from.safetensors', { from: data })).rejects.toThrow(
+  await expect(learn('odd.safetensors', { start: { rank: 33 } })).rejects.toThrow(/multiple of 32/);
+  await expect(learn('from.safetensors', { start: { from: data } })).rejects.toThrow(
     /rows\.jsonl is no table of surrogates/,
   );
-  await expect(learn('from-nowhere.safetensors', { from: '/nowhere' })).rejects.toThrow(
+  await expect(learn('from-nowhere.safetensors', { start: { from: '/nowhere' } })).rejects.toThrow(
     /^\/nowhere cannot be read: there is no such file\.$/,
   );
-  await expect(learn('few.safetensors', { rowsMax: 20 })).rejects.toMatchObject({ code: 'invalid_data' });
+  await expect(learn('few.safetensors', { data: { files: [data], rowsMax: 20 } })).rejects.toMatchObject({
+    code: 'invalid_data',
+  });
 });
 
 test('masks are drawn within their bounds, the dear blocks never, the cheap ones more often', () => {

@@ -56,7 +56,7 @@ const bytesOf = (out: string): Bytes => ({
 const options = async (out: string): Promise<LearnOptions> => ({
   ...(await smallRun(folder, out)),
   model: tiny.model,
-  data,
+  data: { files: data },
 });
 
 /** A queue of its own, and a journal folder of its own, with as many workers. */
@@ -75,7 +75,8 @@ async function cluster(workers: number) {
     said,
     open,
     learn: async (out: string) => {
-      await learn({ ...(await options(out)), openUnits: open });
+      const run = await options(out);
+      await learn({ ...run, machine: { ...run.machine, openUnits: open } });
       return bytesOf(out);
     },
     /** What a worker tells of a unit comes a moment after the unit's numbers. */
