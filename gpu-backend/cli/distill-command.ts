@@ -47,9 +47,8 @@ async function runDistill({ json, ...flags }: DistillFlags, signal: AbortSignal)
     ...flags,
     home: maskrouteHome(),
     threads: computingThreads(),
-    hooks: reporter,
+    hooks: { onProgress: reporter.onProgress, log: reporter.log, signal },
     onProgress: reporter.update,
-    signal,
   }).finally(reporter.stop);
   const { texts, tokens } = report;
   const text = `${flags.out}: from ${texts} texts of ${tokens} tokens`;

@@ -154,10 +154,9 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
   const { dataLine, formatEvaluation } = await import('../learning/evaluation/result.ts');
   const reporter = createReporter();
   const options: EvaluateOptions = {
-    ...(await toOptions(flags, reporter)),
+    ...(await toOptions(flags, reporter, signal)),
     onRows: (counts) => reporter.log(`data: ${dataLine(counts)}`),
     onProgress: reporter.update,
-    signal,
   };
   // Made before hours of work, since it may fail.
   if (flags.out !== undefined) await makeFolder(flags.out);
@@ -170,8 +169,9 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
 
 async function toOptions(
   flags: EvaluateFlags,
-  downloads: Reporter,
-): Promise<Omit<EvaluateOptions, 'onRows' | 'onProgress' | 'signal'>> {
+  { onProgress, log }: Reporter,
+  signal: AbortSignal,
+): Promise<Omit<EvaluateOptions, 'onRows' | 'onProgress'>> {
   const { openInstalled } = await import('../model/store.ts');
   const { readMaskSet } = await import('../publication/publish.ts');
   const { parseTaskFile } = await import('../learning/evaluation/tasks/read-task.ts');
@@ -186,7 +186,8 @@ async function toOptions(
       maskSets,
       openEncoder: async (set) => {
         const { openEncoder } = await import('../learning/data/encoders.ts');
-        return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks: downloads });
+        const hooks = { onProgress, log, signal };
+        return openEncoder(flags.encoder ?? encoderName(set), { home, threads, hooks });
       },
       baselines: flags.baselines,
       sparsities: flags.sparsity,
@@ -207,6 +208,7 @@ async function toOptions(
         ? undefined
         : { files: flags.tasks.map(parseTaskFile), limit: flags.taskLimit },
     checks: flags.checks ? { facts: flags.facts, longTokens: LONG_TOKENS } : undefined,
+    signal,
   };
 }
 

@@ -153,7 +153,7 @@ async function learnAlone(
   onProgress({ stage: 'read', at: firstStage(1, effort, groups) });
   const rows = distinctRows(await readData(data.files, data.rowsMax));
   const { home, threads } = machine;
-  const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log } });
+  const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log, signal } });
   try {
     onProgress({ stage: 'embed', at: firstStage(2, effort, groups) });
     const { spec } = open.encoder;

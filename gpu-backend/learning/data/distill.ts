@@ -28,9 +28,9 @@ type DistillTableOptions = {
   readonly threads: number;
   readonly dimensions: number;
   readonly seed: number;
+  /** For a teacher that has to be downloaded; their signal stops all of the work. */
   readonly hooks: ImportHooks;
   readonly onProgress: NonNullable<DistillOptions['onProgress']>;
-  readonly signal?: AbortSignal;
 };
 
 /**
@@ -38,7 +38,7 @@ type DistillTableOptions = {
  * `download_failed`, `storage_failed`.
  */
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
-  const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress, signal } = options;
+  const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress } = options;
   const rows = await readData(data);
   // Made before the long work, since it may fail.
   await makeFolder(dirname(resolve(out)));
@@ -46,7 +46,7 @@ export async function distillTable(options: DistillTableOptions): Promise<Distil
   try {
     const settings = { dimensions, epochs: EPOCHS, seed, onProgress };
     const texts = snippets(rows, SENTENCES_PER_ROW_MAX);
-    const { table, report } = await distill(teacher, texts, settings, signal);
+    const { table, report } = await distill(teacher, texts, settings, hooks.signal);
     await writeWhole(out, table);
     return report;
   } finally {

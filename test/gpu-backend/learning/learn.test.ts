@@ -5,7 +5,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { tryLock } from '../../../gpu-backend/files.ts';
 import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
@@ -17,6 +17,7 @@ import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
+import { startFakeHub } from '../../support/fake-hub.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 
 const KILLS = 3;
@@ -281,6 +282,17 @@ describe('learn', () => {
     });
     expect(read('template', 'state.jsonl').trim().split('\n')).toHaveLength(1);
   }, 60_000);
+
+  it('told to stop downloads no encoder', async () => {
+    const hub = await startFakeHub({ repository: 'owner/encoder', files: {} });
+    vi.stubEnv('HF_ENDPOINT', hub.url);
+    const run = await options('stopped', { encoder: 'hf:owner/encoder', machine: { home: folder } });
+    const hooks = { ...run.hooks, signal: AbortSignal.abort(new Error('stopped')) };
+    await expect(learn({ ...run, hooks })).rejects.toThrow();
+    expect(hub.requests).toEqual([]);
+    vi.unstubAllEnvs();
+    await hub.close();
+  });
 
   it('refuses a name that no mask set can have before any work', async () => {
     await expect(learn(await options('named', { output: { name: 'a b' } }))).rejects.toThrow(/cannot name/);
