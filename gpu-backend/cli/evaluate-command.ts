@@ -229,15 +229,13 @@ function flavoursOf(
   return choice === 'with' ? [table] : [null, table];
 }
 
-/** Writes evaluation.json and report.html; the page includes learning reports found beside the mask sets. */
+/** Writes evaluation.json and report.html; the page has the learning report of an evaluated set, too, if it is found. */
 async function writeOut(folder: string, maskSets: readonly string[], evaluation: Evaluation): Promise<void> {
   const { writeWhole } = await import('../files.ts');
-  const { EVALUATION_FILE, writeReportHtml } = await import('../learning/report/write-report.ts');
+  const { EVALUATION_FILE, writeEvaluationPage } = await import('../learning/report/write-report.ts');
   await writeWhole(join(folder, EVALUATION_FILE), `${JSON.stringify(evaluation, null, 1)}\n`);
-  await writeReportHtml(
-    folder,
-    maskSets.map((file) => dirname(file)),
-  );
+  const besideSets = maskSets.map((file) => dirname(file));
+  await writeEvaluationPage(folder, evaluation, besideSets);
 }
 
 function baselineNames(text: string): readonly Baseline[] {

@@ -163,9 +163,9 @@ async function learnAlone(
     const maskSet = await assemble(settings, spec, prompts, found);
     const report = buildReport(maskSet, prompts, found.masks, found.budget, settings.budget.cost);
     // Loaded lazily: the chart library loads slowly, and a run without a report does not need it.
-    const { LEARN_REPORT_FILE, writeReportHtml } = await import('./report/write-report.ts');
+    const { LEARN_REPORT_FILE, writeLearnPage } = await import('./report/write-report.ts');
     await writeWhole(join(folder, LEARN_REPORT_FILE), `${JSON.stringify(report, null, 1)}\n`);
-    await writeReportHtml(folder);
+    await writeLearnPage(folder, report);
     await writeWhole(join(folder, MASK_SET_FILE), `${JSON.stringify(maskSet)}\n`);
     if (!isShared) await journal.remove();
     return { maskSet, report };

@@ -31,18 +31,27 @@ type ReportParts = {
   readonly evaluation?: Evaluation | undefined;
 };
 
-/**
- * Reads the results in `folder` and writes `report.html` there; files by another version are ignored. `learnFrom`:
- * other folders to look for the learning run's report in.
- */
-export async function writeReportHtml(folder: string, learnFrom: readonly string[] = []): Promise<void> {
-  let learn: LearnReport | undefined;
-  for (const place of [folder, ...learnFrom]) {
-    learn ??= await readAs(join(place, LEARN_REPORT_FILE), learnReportSchema);
-  }
-  const evaluation = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
+/** Writes the page of a learning run; an evaluation in the folder is on it if it judged this set, not an earlier one. */
+export async function writeLearnPage(folder: string, learn: LearnReport): Promise<void> {
+  const found = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
+  const evaluation = found && hasJudged(found, learn) ? found : undefined;
   await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
 }
+
+/** Writes the page of an evaluation, with the first learning report in the folder or in `others` that is of a judged set. */
+export async function writeEvaluationPage(
+  folder: string,
+  evaluation: Evaluation,
+  others: readonly string[],
+): Promise<void> {
+  const places = [folder, ...others].map((place) => join(place, LEARN_REPORT_FILE));
+  const reports = await Promise.all(places.map((path) => readAs(path, learnReportSchema)));
+  const learn = reports.find((report) => report !== undefined && hasJudged(evaluation, report));
+  await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
+}
+
+const hasJudged = ({ routing }: Evaluation, { version }: LearnReport): boolean =>
+  routing.some(({ maskSet }) => maskSet === version);
 
 export function reportHtml({ learn, evaluation }: ReportParts): string {
   const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
@@ -76,6 +85,7 @@ function routingVerdict({ routing, sharing, masks }: LearnReport): string {
   return `Routing among ${masks.length} masks takes ${percent(-change)}${between} off the KL of one mask`;
 }
 
+/** Undefined for a file that is missing, or by another version. */
 async function readAs<T>(path: string, schema: z.ZodType<T>): Promise<T | undefined> {
   try {
     return schema.safeParse(JSON.parse(await readFile(path, 'utf8'))).data;

@@ -1,7 +1,7 @@
 /** A learning run as a whole: killed again and again, and what it leaves behind. */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,13 +10,18 @@ import { tryLock } from '../../../gpu-backend/files.ts';
 import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
 import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
-import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
+import {
+  reportHtml,
+  writeEvaluationPage,
+  writeLearnPage,
+} from '../../../gpu-backend/learning/report/write-report.ts';
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
+import { madeUpEvaluation } from '../../support/evaluation.ts';
 import { startFakeHub } from '../../support/fake-hub.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from './small-run.ts';
 
@@ -127,6 +132,31 @@ describe('learn', () => {
     );
     await expectFits(join(folder, 'whole', 'report.html'));
   }, 60_000);
+
+  it('shows an evaluation on its page only if that judged the same set', async () => {
+    const { report } = whole;
+    const at = join(folder, 'pages');
+    mkdirSync(at);
+    const verdict = () => /<p class="verdict">(.*?)<\/p>/s.exec(read('pages', 'report.html'))![1]!;
+    const write = (version: string) =>
+      writeFileSync(join(at, 'evaluation.json'), JSON.stringify(madeUpEvaluation(version)));
+    write('v_of_an_earlier_set');
+    await writeLearnPage(at, report);
+    expect(verdict()).toMatch(/^The masks skip 25.0 % /);
+    write(report.version);
+    await writeLearnPage(at, report);
+    expect(verdict()).toMatch(/^The learned masks take 11.9 % less time/);
+    // The other way round: the folder has the report of a set that was not evaluated.
+    const mine = madeUpEvaluation(report.version);
+    writeFileSync(
+      join(at, 'report.json'),
+      JSON.stringify({ ...report, version: 'v_another', name: 'another' }),
+    );
+    await writeEvaluationPage(at, mine, [join(folder, 'whole')]);
+    expect(read('pages', 'report.html')).toContain('<title>small');
+    await writeEvaluationPage(at, mine, []);
+    expect(read('pages', 'report.html')).not.toContain('another');
+  });
 
   it('layer by layer, for want of memory, comes to the same bytes', async () => {
     const mask = { ...SMALL_EFFORT.one, searchPositions: 60, gateSteps: 1, rounds: 0, exchanges: 1 };
