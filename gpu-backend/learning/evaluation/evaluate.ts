@@ -18,14 +18,13 @@ import { runChecks } from './checks/run-checks.ts';
 import type { Contestant } from './contestants.ts';
 import { toRow } from './contestants.ts';
 import type { Context, EvaluateOptions } from './evaluation-context.ts';
-import { drawCalibration, openContext, routeSets, surrogatesOf } from './evaluation-context.ts';
+import { drawCalibration, openContext, routeSets, scoreSamples, surrogatesOf } from './evaluation-context.ts';
 import type { Inputs } from './inputs.ts';
 import { readInputs } from './inputs.ts';
 import type { LineUp } from './line-up.ts';
 import { equalCountContestants, equalTimeContestants } from './line-up.ts';
 import type { Evaluation, EvaluationRow, StaticMethod } from './result.ts';
 import { CALIBRATED, hasAny, SEARCHED } from './result.ts';
-import { scoreRows } from './score-rows.ts';
 import { pickRows } from './scored-rows.ts';
 import { headroomSubjects, setHeadroom } from './set-headroom.ts';
 import { checkTasks, runTasks } from './tasks/run-tasks.ts';
@@ -43,42 +42,24 @@ export async function evaluate(options: EvaluateOptions): Promise<Evaluation> {
 }
 
 async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation> {
-  const { options, runner, scorer } = context;
-  const { evaluated, compared } = options;
-  const { model } = evaluated;
+  const { options, runner } = context;
+  const { model, threads } = options.evaluated;
   const { limit, seed } = options.rows;
-  const { config } = model.manifest;
   const { data } = inputs;
   checkTasks(context, inputs.tasks);
   // Other rows are encoded at the start, but those of the checks only at the end, so the template is tried on them now.
   if (options.checks) tryTemplate([...data.calibration, ...pickRows(data.facts, limit, seed)], context.text);
   const { rows, samples } = scoredSamples(context, data.scored);
-  const sets = await routeSets(
-    options,
-    rows.map(({ routeText }) => routeText),
-  );
-  const lineUp: LineUp = {
-    rowCount: rows.length,
-    blockCount: 2 * config.layerCount,
-    sets,
-    baselines: compared.baselines,
-    flavours: compared.flavours,
-    sparsities: sparsitiesOf(options),
-    orders: await search(context, data.calibration),
-  };
+  const lineUp = await drawUp(context, rows, data.calibration);
   const { contestants, notes } = equalCountContestants(lineUp);
   const timer = createTimer(runner, options.signal);
   const timed = await matchTimes(context, lineUp, contestants, timer);
   const all = [...contestants, ...timed];
   const subjects = headroomSubjects(lineUp);
-  const scoresOf = await scoreRows(
-    {
-      evaluated,
-      scorer,
-      samples,
-      onProgress: (done, total) => options.onProgress('score', done, total),
-      signal: options.signal,
-    },
+  const scoresOf = await scoreSamples(
+    context,
+    'score',
+    samples,
     rows.map((_, row) => [
       ...all.flatMap(({ masks }) => masks[row]!),
       ...subjects.flatMap(({ masks, lighter }) => [...masks, ...lighter]),
@@ -86,7 +67,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
   );
   const toFigures = (contestant: Contestant): EvaluationRow => {
     const perRow = contestant.masks.map((masks, row) => masks.map((mask) => scoresOf(row, mask)));
-    return toRow(contestant, rows, perRow, timer, config);
+    return toRow(contestant, rows, perRow, timer, model.manifest.config);
   };
   const tasks = await runTasks(context, lineUp, inputs.tasks);
   const checked = options.checks
@@ -96,7 +77,7 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     rows: contestants.map((contestant, i) => ({ ...toFigures(contestant), ...tasks[i] })),
     equalTime: timed.map(toFigures),
     headroom: subjects.map((subject) => setHeadroom(subject, rows, scoresOf)),
-    routing: sets.map(({ set, clusters }) => ({
+    routing: lineUp.sets.map(({ set, clusters }) => ({
       maskSet: maskSetVersion(set),
       name: set.name,
       kinds: kindTable(rows, clusters, set.clusters.length),
@@ -106,9 +87,32 @@ async function evaluateIn(context: Context, inputs: Inputs): Promise<Evaluation>
     notes: [...inputs.notes, ...notes, ...tableNotes(options), ...deviceNotes(options), ...checked.notes],
     model: model.manifest.name,
     weights: model.manifest.weights,
-    threads: evaluated.threads,
+    threads,
     search: { evaluations: options.search.evaluationsMax, positions: options.search.positions },
     seed,
+  };
+}
+
+/** Routes the rows, and searches the orders of the static methods. */
+async function drawUp(
+  context: Context,
+  rows: readonly CalibrationRow[],
+  calibration: readonly CalibrationRow[],
+): Promise<LineUp> {
+  const { options } = context;
+  const { baselines, flavours } = options.compared;
+  const sets = await routeSets(
+    options,
+    rows.map(({ routeText }) => routeText),
+  );
+  return {
+    rowCount: rows.length,
+    blockCount: 2 * options.evaluated.model.manifest.config.layerCount,
+    sets,
+    baselines,
+    flavours,
+    sparsities: sparsitiesOf(options),
+    orders: await search(context, calibration),
   };
 }
 

@@ -1,7 +1,6 @@
 /** The options of an evaluation, and what all its stages share: the model, opened once. */
-import type { SurrogatesId } from '../../../shared/mask/mask.ts';
+import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { openRunner } from '../../engine/runner.ts';
 import type { Runner } from '../../engine/runner-interface.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
@@ -9,11 +8,10 @@ import { createRandom } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { drawSamples, type Sample } from '../data/samples.ts';
-import type { ScoreSession } from '../search/score-masks.ts';
-import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
+import { openScoring, type Scorer, type ScoreSession } from '../search/score-masks.ts';
 import type { RoutedSet } from './line-up.ts';
 import type { Baseline, RowCounts } from './result.ts';
-import type { Evaluated } from './score-rows.ts';
+import { type Evaluated, scoreRows } from './score-rows.ts';
 import { pickRows, routeTexts } from './scored-rows.ts';
 import type { TaskFile } from './tasks/read-task.ts';
 
@@ -101,22 +99,20 @@ export type Context = {
 export async function openContext(options: EvaluateOptions): Promise<Context & AsyncDisposable> {
   const { model, threads, device } = options.evaluated;
   const { folder, manifest } = model;
-  await using opening = new AsyncDisposableStack();
   const text = await openModelText(folder, manifest);
-  const surrogates = surrogatesOf(model);
-  const runner = await openRunner(folder, manifest.config, { threads, surrogates, device });
-  opening.defer(() => runner.close());
-  const session = await openScoreSession(threads);
-  opening.defer(() => session.close());
-  const stack = opening.move();
+  const { runner, session, scorer, close } = await openScoring(model, {
+    threads,
+    device,
+    surrogates: surrogatesOf(model),
+  });
   const tokensMax = Math.min(options.rows.tokensMax, manifest.config.contextTokens);
   return {
     options: { ...options, rows: { ...options.rows, tokensMax } },
     runner,
     session,
     text,
-    scorer: createScorer(runner, session),
-    [Symbol.asyncDispose]: () => stack.disposeAsync(),
+    scorer,
+    [Symbol.asyncDispose]: close,
   };
 }
 
@@ -136,6 +132,24 @@ export async function routeSets(
   }
   return sets;
 }
+
+/** Scores as {@link scoreRows} gives them; their progress is that of `stage`. */
+export const scoreSamples = (
+  { options, scorer }: Context,
+  stage: string,
+  samples: readonly Sample[],
+  masks: readonly (readonly Mask[])[],
+) =>
+  scoreRows(
+    {
+      evaluated: options.evaluated,
+      scorer,
+      samples,
+      onProgress: (done, total) => options.onProgress(stage, done, total),
+      signal: options.signal,
+    },
+    masks,
+  );
 
 /** Samples for one search, of rows in a random order, equally many of each kind. Empty where no row has a token to score. */
 export function drawCalibration({ options, text }: Context, rows: readonly CalibrationRow[]): Sample[] {

@@ -12,7 +12,9 @@ import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
 import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { KvValues, SequenceCache } from '../../engine/kv-cache.ts';
-import type { Runner } from '../../engine/runner-interface.ts';
+import { openRunner } from '../../engine/runner.ts';
+import type { Runner, RunnerOptions } from '../../engine/runner-interface.ts';
+import type { InstalledModel } from '../../model/store.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, integers, type Session, tensor } from '../../onnx/session.ts';
@@ -59,6 +61,28 @@ export type Scorer = {
 
 /** Cache of the prompts' common beginnings, under all masks. */
 const BEGINNINGS_BYTES_MAX = 64 * 1024 * 1024;
+
+/** The serving engine, and what compares its outputs. */
+export type Scoring = {
+  readonly runner: Runner;
+  readonly session: ScoreSession;
+  readonly scorer: Scorer;
+  close(): Promise<void>;
+};
+
+/** `surrogates`: the table that the masks name, if any. */
+export async function openScoring(
+  { folder, manifest }: InstalledModel,
+  options: Pick<RunnerOptions, 'threads' | 'device' | 'surrogates'>,
+): Promise<Scoring> {
+  await using opening = new AsyncDisposableStack();
+  const runner = await openRunner(folder, manifest.config, options);
+  opening.defer(() => runner.close());
+  const session = await openScoreSession(options.threads);
+  opening.defer(() => session.close());
+  const opened = opening.move();
+  return { runner, session, scorer: createScorer(runner, session), close: () => opened.disposeAsync() };
+}
 
 /** Scores one sequence at a time. */
 export function createScorer(runner: Runner, session: ScoreSession): Scorer {

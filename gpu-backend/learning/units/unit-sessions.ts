@@ -2,7 +2,6 @@
  * The model's sessions that compute units. If memory has room, all sessions stay open once used; else the model is
  * computed layer by layer, and closed while the serving engine scores masks.
  */
-import { openRunner } from '../../engine/runner.ts';
 import { toInstalledBasis } from '../../model/surrogates.ts';
 import type { GateBatch, TextBatch } from '../gates/batches.ts';
 import { type GateStep, openGateSession, openLossSession } from '../gates/gate-session.ts';
@@ -10,7 +9,7 @@ import { openLayeredSession } from '../gates/layered-session.ts';
 import { type MemoryPlan, planMemory } from '../gates/step-memory.ts';
 import { openTeacher, type TaughtBatch } from '../gates/teacher.ts';
 import type { TargetKind } from '../search/effort.ts';
-import { createScorer, openScoreSession, type Scorer } from '../search/score-masks.ts';
+import { openScoring, type Scorer, type Scoring } from '../search/score-masks.ts';
 import type { UnitsOptions } from './units.ts';
 
 type UnitSessions = {
@@ -71,7 +70,7 @@ function wholeSessions(options: Options): UnitSessions {
   const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates, tail }));
   const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates, tail }));
   const teacher = onDemand(() => openTeacher(folder, config, { threads }));
-  const scoring = onDemand(() => openScoring(options));
+  const scoring = onDemand(() => scoringOf(options));
   return {
     loss: async (targets, batch, open) => (await losses[targets]()).loss(batch, open),
     step: async (targets, batch, open) => (await gates[targets]()).step(batch, open),
@@ -103,7 +102,7 @@ function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSess
     loss: async (targets, batch, gates) => (await layers(hasTail(targets))).loss(batch, gates),
     step: async (targets, batch, gates) => (await layers(hasTail(targets))).step(batch, gates),
     teach: async (text) => (await layers(true)).teach(text),
-    scorer: async () => (await only('scoring', () => openScoring(options))).scorer,
+    scorer: async () => (await only('scoring', () => scoringOf(options))).scorer,
     async close() {
       await current?.opened.close();
       current = undefined;
@@ -111,16 +110,5 @@ function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSess
   };
 }
 
-/** Opens the serving engine and the session that compares its logits. */
-async function openScoring({ model, threads, device, surrogates }: Options) {
-  const { folder, manifest } = model;
-  const runner = await openRunner(folder, manifest.config, { threads, device, surrogates: surrogates?.id });
-  const session = await openScoreSession(threads);
-  return {
-    scorer: createScorer(runner, session),
-    async close() {
-      await session.close();
-      await runner.close();
-    },
-  };
-}
+const scoringOf = ({ model, threads, device, surrogates }: Options): Promise<Scoring> =>
+  openScoring(model, { threads, device, surrogates: surrogates?.id });

@@ -17,11 +17,16 @@ import { skipCountFor } from '../../search/budget.ts';
 import { addScores, figuresOf, type SampleScores } from '../../search/score-masks.ts';
 import { searchOrders } from '../baselines/search-orders.ts';
 import { maskAlong } from '../baselines/static-orders.ts';
-import { type CheckOptions, type Context, drawCalibration, routeSets } from '../evaluation-context.ts';
+import {
+  type CheckOptions,
+  type Context,
+  drawCalibration,
+  routeSets,
+  scoreSamples,
+} from '../evaluation-context.ts';
 import type { Inputs } from '../inputs.ts';
 import { equalCountContestants, type LineUp } from '../line-up.ts';
 import type { Checks } from '../result.ts';
-import { scoreRows } from '../score-rows.ts';
 import { pickRows } from '../scored-rows.ts';
 import type { Question } from '../tasks/read-task.ts';
 import { encodeChoices } from '../tasks/score-question.ts';
@@ -181,19 +186,15 @@ type Figures = { kl: number; agreement: number; perplexity: number };
 
 /** Pooled figures of each subject, over the rows that `counts` keeps. */
 async function scored(
-  { options, scorer }: Context,
+  context: Context,
   samples: readonly Sample[],
   subjects: readonly (readonly (readonly Mask[])[])[],
   counts: (row: number) => boolean = () => true,
 ): Promise<Figures[]> {
-  const scoresOf = await scoreRows(
-    {
-      evaluated: options.evaluated,
-      scorer,
-      samples,
-      onProgress: (done, total) => options.onProgress('checks', done, total),
-      signal: options.signal,
-    },
+  const scoresOf = await scoreSamples(
+    context,
+    'checks',
+    samples,
     samples.map((_, row) => subjects.flatMap((masks) => masks[row]!)),
   );
   return subjects.map((masks) => {

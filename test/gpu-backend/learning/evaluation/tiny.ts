@@ -2,9 +2,8 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { openRunner } from '../../../../gpu-backend/engine/runner.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
-import { createScorer, openScoreSession } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import { openScoring } from '../../../../gpu-backend/learning/search/score-masks.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
@@ -25,15 +24,6 @@ export async function tinyHome(): Promise<TinyHome> {
 }
 
 export async function openTinyScorer({ model }: Pick<TinyHome, 'model'>) {
-  const runner = await openRunner(model.folder, model.manifest.config, { threads: 1 });
-  const session = await openScoreSession(1);
-  return {
-    runner,
-    session,
-    scorer: createScorer(runner, session),
-    async [Symbol.asyncDispose]() {
-      await session.close();
-      await runner.close();
-    },
-  };
+  const opened = await openScoring(model, { threads: 1 });
+  return { ...opened, [Symbol.asyncDispose]: opened.close };
 }
