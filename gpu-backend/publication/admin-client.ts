@@ -86,7 +86,21 @@ function requestsTo(server: Server): Requests {
   };
 }
 
-/** The first `countMax` items of a list, or all, page by page; `path` may have a query. @throws what `request` throws. */
+/** The items of a list; a page is read when its first item is wanted. `path` may have a query. @throws what `request` throws. */
+export async function* itemsOf<T extends z.ZodType>(
+  client: AdminClient,
+  path: string,
+  item: T,
+): AsyncGenerator<z.output<T>, void> {
+  for (let from = path; ; ) {
+    const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
+    yield* data;
+    if (next == null) return;
+    from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
+  }
+}
+
+/** The first `countMax` items of a list, or all, as {@link itemsOf} reads them. */
 export async function listAll<T extends z.ZodType>(
   client: AdminClient,
   path: string,
@@ -94,12 +108,11 @@ export async function listAll<T extends z.ZodType>(
   countMax = Number.POSITIVE_INFINITY,
 ): Promise<z.output<T>[]> {
   const items: z.output<T>[] = [];
-  for (let from = path; ; ) {
-    const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
-    items.push(...data);
-    if (next == null || items.length >= countMax) return items.slice(0, countMax);
-    from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
+  for await (const one of itemsOf(client, path, item)) {
+    items.push(one);
+    if (items.length >= countMax) break;
   }
+  return items;
 }
 
 type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };

@@ -18,6 +18,7 @@ import {
 } from '../../../gpu-backend/publication/admin-client.ts';
 import {
   livePublication,
+  namesOfVersions,
   parseSchedule,
   publicationHistory,
   publishMaskSet,
@@ -117,6 +118,27 @@ describe('a mask set', () => {
     expect(two).toEqual(history.slice(0, 2));
     expect(request).toHaveBeenCalledTimes(2);
     request.mockRestore();
+  });
+
+  test('is named without reading the list of all sets to its end', async () => {
+    const [older, newest] = [maskSet('older', 1), maskSet('newest', 2)];
+    for (const set of [older, newest]) await storeMaskSet(client, set, '');
+    let requests = 0;
+    /** One set a page. */
+    const paging: AdminClient = {
+      edge: client.edge,
+      request({ path, ...asked }, schema) {
+        requests++;
+        return client.request({ ...asked, path: `${path}${path.includes('?') ? '&' : '?'}limit=1` }, schema);
+      },
+    };
+    const versions = [newest, older].map(maskSetVersion);
+    const first = await namesOfVersions(paging, '', versions.slice(0, 1));
+    expect([...first]).toEqual([[versions[0], 'newest']]);
+    expect(requests).toBe(1);
+    expect([...(await namesOfVersions(paging, '', versions)).values()]).toEqual(['newest', 'older']);
+    expect((await namesOfVersions(paging, '', [])).size).toBe(0);
+    expect(requests).toBe(3);
   });
 
   test('goes live by a schedule, and for everyone when it is published again without one', async () => {
