@@ -1,6 +1,7 @@
 /** `publish`, `rollback` and `register`: commands that change an edge. `gpu-backend/publication` does the work. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
+import type { LivePublication } from '../../shared/admin/publication-wire.ts';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -89,7 +90,8 @@ export function addPublishCommands(program: Command): void {
       const client = await adminClient(flags.edge);
       if (flags.activate) {
         const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
-        const change = async () => `${await liveNow(client, flags.tenant)}
+        const change =
+          async () => `${await liveNow(client, flags.tenant, await livePublication(client, flags.tenant))}
 It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
         await confirmChange(client.edge, change, flags.yes);
       }
@@ -120,9 +122,12 @@ It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : '
       ),
     )
     .action(async (flags: EdgeFlags) => {
+      const { tenant } = flags;
       const client = await adminClient(flags.edge);
-      await confirmChange(client.edge, () => whatComesBack(client, flags.tenant), flags.yes);
-      const publication = await rollBack(client, flags.tenant);
+      // What was confirmed is what happens, or nothing: meanwhile another version may go live.
+      const live = await livePublication(client, tenant);
+      await confirmChange(client.edge, () => whatComesBack(client, tenant, live), flags.yes);
+      const publication = await rollBack(client, tenant, live);
       if (flags.json) return console.log(JSON.stringify({ ...publication, edge: client.edge }));
       const { version, replaced_version } = publication;
       const now = version === null ? 'nothing is live any more' : `${version}: live again`;
@@ -130,15 +135,15 @@ It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : '
     });
 }
 
-const liveNow = async (client: AdminClient, tenant: string): Promise<string> => {
-  const live = await livePublication(client, tenant);
-  return `At ${client.edge}, for ${whose(tenant)}.
-Live now: ${live === undefined ? 'nothing' : await named(client, tenant, live.version)}`;
-};
+type Live = LivePublication | undefined;
 
-async function whatComesBack(client: AdminClient, tenant: string): Promise<string> {
-  const previous = (await livePublication(client, tenant))?.previous_version ?? null;
-  return `${await liveNow(client, tenant)}
+const liveNow = async (client: AdminClient, tenant: string, live: Live): Promise<string> =>
+  `At ${client.edge}, for ${whose(tenant)}.
+Live now: ${live === undefined ? 'nothing' : await named(client, tenant, live.version)}`;
+
+async function whatComesBack(client: AdminClient, tenant: string, live: Live): Promise<string> {
+  const previous = live?.previous_version ?? null;
+  return `${await liveNow(client, tenant, live)}
 It will be: ${previous === null ? 'nothing' : await named(client, tenant, previous)}`;
 }
 

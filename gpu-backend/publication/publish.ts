@@ -158,9 +158,15 @@ export async function storeEvaluation(
   await client.request({ method: 'PUT', path, body: figures }, listSchema(evaluatedRowSchema));
 }
 
-/** Makes the previously live version live again. @throws MaskrouteError `conflict` when there is none. */
-export async function rollBack(client: AdminClient, tenant: string): Promise<Publication> {
-  const live = await livePublication(client, tenant);
+/**
+ * Makes the version live again that was live before `live`.
+ * @throws MaskrouteError `conflict` when there is none, or when another version than `live` is live by now.
+ */
+export async function rollBack(
+  client: AdminClient,
+  tenant: string,
+  live: LivePublication | undefined,
+): Promise<Publication> {
   const body = { tenant, expected_version: live?.version ?? null };
   return client.request({ method: 'POST', path: '/publications/rollback', body }, publicationSchema);
 }

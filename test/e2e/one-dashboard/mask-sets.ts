@@ -96,7 +96,7 @@ test('a set goes live by click, and comes back by click; somebody faster wins', 
   await page.getByRole('alert').getByText('conflict', { exact: true }).waitFor();
   expect(complaints.splice(0)).toEqual([expect.stringContaining('409')]);
   await page.keyboard.press('Escape');
-  await rollBack(client, '');
+  await rollBack(client, '', await live());
 });
 
 test('a set goes live step by step and watched, as the dialog says, and is called off', async () => {

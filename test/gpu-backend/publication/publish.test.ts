@@ -85,6 +85,7 @@ afterAll(async () => {
 });
 
 const liveVersion = async (tenant = '') => (await livePublication(client, tenant))?.version;
+const rollBackNow = async (at: AdminClient) => rollBack(at, '', await livePublication(at, ''));
 const DEFAULT = { tenant: '', activate: true };
 
 describe('a mask set', () => {
@@ -107,7 +108,7 @@ describe('a mask set', () => {
       state: 'activated',
       replacedVersion: maskSetVersion(first),
     });
-    expect(await rollBack(client, '')).toMatchObject({ version: maskSetVersion(first) });
+    expect(await rollBackNow(client)).toMatchObject({ version: maskSetVersion(first) });
     expect(await liveVersion()).toBe(maskSetVersion(first));
 
     const history = await publicationHistory(client, '');
@@ -118,6 +119,18 @@ describe('a mask set', () => {
     expect(two).toEqual(history.slice(0, 2));
     expect(request).toHaveBeenCalledTimes(2);
     request.mockRestore();
+  });
+
+  test('is not rolled back where another one went live since its rollback was confirmed', async () => {
+    const tenant = 'meanwhile';
+    const path = '/tenants';
+    await client.request({ method: 'POST', path, body: { id: tenant, name: tenant } }, z.unknown());
+    for (const layer of [0, 1])
+      await publishMaskSet(client, maskSet('steady', layer), { tenant, activate: true });
+    const confirmed = await livePublication(client, tenant);
+    await publishMaskSet(client, maskSet('sudden', 2), { tenant, activate: true });
+    await expect(rollBack(client, tenant, confirmed)).rejects.toMatchObject({ code: 'conflict' });
+    expect(await liveVersion(tenant)).toBe(maskSetVersion(maskSet('sudden', 2)));
   });
 
   test('is named without reading the list of all sets to its end', async () => {
@@ -186,7 +199,7 @@ describe('a mask set', () => {
       share: 1,
       auto_rollback: bounds,
     });
-    expect((await rollBack(client, '')).version).toBe(maskSetVersion(before));
+    expect((await rollBackNow(client)).version).toBe(maskSetVersion(before));
   });
 
   test('made for another encoder is refused with the reason', async () => {
@@ -235,7 +248,7 @@ describe('the preset of a fresh start', () => {
     expect(await ensurePreset(client, newer)).toBe('published');
     expect(await ensurePreset(client, newer)).toBe('live');
     expect(await liveVersion()).toBe(maskSetVersion(newer));
-    await rollBack(client, '');
+    await rollBackNow(client);
     expect(await ensurePreset(client, newer)).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(older));
     await publishMaskSet(client, own, DEFAULT);
@@ -325,12 +338,12 @@ describe('an edge that is not there', () => {
 
   test('nobody listens', async () => {
     const nobody = createAdminClient('http://127.0.0.1:9', ADMIN_KEY);
-    await expect(rollBack(nobody, '')).rejects.toMatchObject({ code: 'edge_unreachable' });
+    await expect(rollBackNow(nobody)).rejects.toMatchObject({ code: 'edge_unreachable' });
     const closed = createServer().listen(0);
     const { port } = closed.address() as AddressInfo;
     closed.close();
     const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
-    await expect(rollBack(client, '')).rejects.toThrow(
+    await expect(rollBackNow(client)).rejects.toThrow(
       `No edge answers at http://127.0.0.1:${port}: connect ECONNREFUSED 127.0.0.1:${port}.`,
     );
   });
@@ -348,7 +361,7 @@ describe('an edge that is not there', () => {
     ).listen(0);
     const { port } = slow.address() as AddressInfo;
     const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY, 500);
-    await expect(rollBack(client, '')).rejects.toMatchObject({
+    await expect(rollBackNow(client)).rejects.toMatchObject({
       code: 'edge_unreachable',
       message: expect.stringMatching(reason),
     });
@@ -357,7 +370,7 @@ describe('an edge that is not there', () => {
   });
 
   test('a wrong key', async () => {
-    await expect(rollBack(createAdminClient(edge.url, 'wrong'), '')).rejects.toMatchObject({
+    await expect(rollBackNow(createAdminClient(edge.url, 'wrong'))).rejects.toMatchObject({
       code: 'invalid_api_key',
     });
   });
@@ -369,7 +382,7 @@ describe('an edge that is not there', () => {
     }).listen(0);
     const { port } = dying.address() as AddressInfo;
     const client = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
-    await expect(rollBack(client, '')).rejects.toMatchObject({
+    await expect(rollBackNow(client)).rejects.toMatchObject({
       code: 'edge_unreachable',
       message: `The edge at http://127.0.0.1:${port} did not end its answer.`,
     });
@@ -380,7 +393,7 @@ describe('an edge that is not there', () => {
     const other = createServer((_request, response) => response.writeHead(status).end('<html>')).listen(0);
     const { port } = other.address() as AddressInfo;
     const stranger = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
-    await expect(rollBack(stranger, '')).rejects.toMatchObject({ code: 'backend_error' });
+    await expect(rollBackNow(stranger)).rejects.toMatchObject({ code: 'backend_error' });
     other.close();
   });
 });
