@@ -2,7 +2,7 @@
  * Compares numbers of clusters on the user's data (the paper leaves the best number open): the same run for several
  * numbers of clusters. What the runs have in common (the mask for everybody) is learned once.
  */
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
@@ -40,7 +40,6 @@ export async function sweepClusters(
   onRow: (row: SweepRow) => void,
 ): Promise<SweepRow[]> {
   const { output } = options;
-  await mkdir(output.folder, { recursive: true });
   const sharedState = join(output.folder, STATE_FILE);
   const rows: SweepRow[] = [];
   for (const clusterCount of clusterCounts) {
