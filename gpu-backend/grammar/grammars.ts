@@ -83,8 +83,8 @@ class GrammarThreads implements Grammars {
   /** The threads of slow grammars, by key; least recently used first. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
-  /** The tenant of each grammar that waits to be compiled. */
-  readonly #waiting: string[] = [];
+  /** A place for each grammar that waits to be compiled. */
+  readonly #waiting = new Set<{ readonly tenant: string }>();
   readonly #oneAtATime = oneAtATime();
   #isClosed = false;
 
@@ -140,21 +140,24 @@ class GrammarThreads implements Grammars {
     return this.#slow.has(key) || this.#quick.has(key);
   }
 
-  /** Compiles one new grammar at a time. Rejects as soon as the caller's signal aborts. */
+  /** Compiles one new grammar at a time. Rejects, and gives its place back, as soon as the caller's signal aborts. */
   async #inTurn({ tenant, signal }: GrammarCall, work: () => Promise<void>): Promise<void> {
     const { waitingMax, waitingOfOneMax } = this.#limits;
-    const own = this.#waiting.filter((one) => one === tenant).length;
-    if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
+    const own = [...this.#waiting].filter((one) => one.tenant === tenant).length;
+    if (this.#waiting.size >= waitingMax || own >= waitingOfOneMax)
       throw new MaskrouteError('queue_full', 'Too many new schemas are waiting to be compiled.', {
         retryAfter_s: 1,
       });
-    this.#waiting.push(tenant);
+    const place = { tenant };
+    this.#waiting.add(place);
     const done = this.#oneAtATime(async () => {
-      this.#waiting.splice(this.#waiting.indexOf(tenant), 1);
+      this.#waiting.delete(place);
       if (!signal.aborted) await work();
     });
     await Promise.race([done, aborted(signal)]);
-    if (signal.aborted) throw cancellation(signal);
+    if (!signal.aborted) return;
+    this.#waiting.delete(place);
+    throw cancellation(signal);
   }
 
   async #try({ key, spec, param }: PreparedGrammar): Promise<void> {

@@ -212,6 +212,19 @@ describe('a new grammar', () => {
     left.abort();
     await expect(waiting).rejects.toMatchObject({ code: 'cancelled' });
   });
+
+  test('gives its place to another of its tenant when its client leaves', async () => {
+    const running = player.grammars.prepare(form('root ::= "running"'), call());
+    const left = new AbortController();
+    const leaving = [1, 2].map((i) =>
+      player.grammars.prepare(form(`root ::= "gone${i}"`), call('crowd', left.signal)),
+    );
+    const gone = Promise.allSettled(leaving);
+    left.abort();
+    await gone;
+    await expect(player.grammars.prepare(form('root ::= "next"'), call('crowd'))).resolves.toBeDefined();
+    await running;
+  });
 });
 
 test('a schema that cannot be compiled once more is refused under the field that it came in', async () => {
