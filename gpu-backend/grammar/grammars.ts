@@ -230,6 +230,7 @@ class GrammarThread {
   readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
   readonly #pending = new Map<number, Pending>();
   #ids = 0;
+  #compilations = 0;
   readonly #ready: Promise<void>;
 
   constructor({ vocabulary, onError }: GrammarsOptions) {
@@ -262,13 +263,17 @@ class GrammarThread {
 
   /** @returns CPU time, ms. Rejects with Error when the grammar cannot be compiled in time. */
   async compile(key: string, spec: GrammarSpec, limit_ms: number): Promise<number> {
-    await this.#ready;
     const late = Promise.withResolvers<never>();
-    const timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
+    let timer: NodeJS.Timeout | undefined;
+    this.#compilations++;
     try {
+      await this.#ready;
+      timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
       return await Promise.race([this.#ask({ type: 'compile', id: this.#ids++, key, spec }), late.promise]);
     } finally {
       clearTimeout(timer);
+      this.#compilations--;
+      this.#closeIfUnused();
     }
   }
 
@@ -291,25 +296,25 @@ class GrammarThread {
     }
   }
 
-  /** Closes the thread after its last answer. */
+  /** Closes the thread after its last answer and its last compilation. */
   retire(): void {
     this.#isRetired = true;
     this.#closeIfUnused();
   }
 
   #closeIfUnused(): void {
-    if (this.#isRetired && this.sessions.size === 0) void this.close();
+    if (this.#isRetired && this.sessions.size === 0 && this.#compilations === 0) void this.close();
   }
 
   async close(): Promise<void> {
     await this.#worker.terminate();
   }
 
-  #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
+  async #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
+    if (this.isGone) throw lost();
     const { promise, resolve, reject } = Promise.withResolvers<number>();
-    if (this.isGone) reject(lost());
-    this.#pending.set(message.id, { resolve, reject });
     this.#worker.postMessage(message);
+    this.#pending.set(message.id, { resolve, reject });
     return promise;
   }
 }
