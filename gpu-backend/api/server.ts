@@ -21,8 +21,8 @@ const SWEEP_ms = 500;
 export type RunningServer = {
   readonly url: string;
   /**
-   * `/readyz` returns 503, new completions are refused and connections are not kept alive; resolves when the running
-   * completions have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
+   * `/readyz` returns 503, new requests are refused and connections are not kept alive; resolves when the running
+   * completions and embeddings have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
    */
   drain(): Promise<void>;
   /** Drains, then closes the port. */
