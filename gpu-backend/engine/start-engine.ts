@@ -124,7 +124,9 @@ class ThreadEngine implements Engine {
     this.#stats = stats;
     worker.on('message', (message: FromThread) => this.#receive(message));
     worker.on('error', (error) => this.#fail(error.stack ?? String(error)));
-    worker.on('exit', () => this.#fail(''));
+    worker.on('exit', (code) => {
+      this.#fail(this.#queues.size === 0 ? undefined : `The engine's thread ended with code ${code}.`);
+    });
     this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()));
   }
 
@@ -213,10 +215,10 @@ class ThreadEngine implements Engine {
     }
   }
 
-  /** The thread has ended: all its requests fail. */
-  #fail(detail: string): void {
+  /** The thread has ended: all its requests fail. `detail`: for the log. */
+  #fail(detail: string | undefined): void {
     this.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
-    if (this.#queues.size > 0 || detail !== '') this.#onError?.(detail);
+    if (detail !== undefined) this.#onError?.(detail);
     for (const queue of this.#queues.values()) queue.fail(this.failure);
     this.#queues.clear();
     this.#unstarted.clear();
