@@ -130,10 +130,14 @@ class ThreadEngine implements Engine {
     this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()));
   }
 
-  async *generate(request: GenerateRequest, signal: AbortSignal): AsyncGenerator<EngineEvent> {
+  async *generate(
+    request: GenerateRequest,
+    signal: AbortSignal,
+    onToken?: () => void,
+  ): AsyncGenerator<EngineEvent> {
     if (this.failure !== undefined) throw this.failure;
     const { requestId } = request;
-    const queue = new EventQueue<EngineEvent>();
+    const queue = new EventQueue<EngineEvent>(({ type }) => type === 'token' && onToken?.());
     const cancel = () => this.#post({ type: 'cancel', requestId });
     this.#queues.set(requestId, queue);
     this.#unstarted.set(requestId, request);
@@ -237,9 +241,15 @@ class EventQueue<T> implements AsyncIterable<T> {
   readonly #events: T[] = [];
   #error: MaskrouteError | undefined;
   #wake: (() => void) | undefined;
+  readonly #onPush: (event: T) => void;
+
+  constructor(onPush: (event: T) => void) {
+    this.#onPush = onPush;
+  }
 
   push(event: T): void {
     this.#events.push(event);
+    this.#onPush(event);
     this.#wake?.();
   }
 
