@@ -26,6 +26,7 @@ import { openInstalled } from './model/store.ts';
 import { openTextService, type TextService } from './model/tokenizer/text-service.ts';
 import { chooseDevice, type DeviceChoice, deviceName } from './onnx/device.ts';
 import type { FloatType } from './onnx/graph.ts';
+import { portInUse } from './ports.ts';
 import { onStopSignal } from './stop-signals.ts';
 
 /** For `audience`: the address that the backend listens on. */
@@ -197,10 +198,7 @@ async function serve(
     { ...parts, masks, keys, limits },
     { port: options.port, hostname: options.host ?? '127.0.0.1' },
   ).catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === 'EADDRINUSE') {
-      const message = `Port ${options.port} is in use by another program. Set BACKEND_PORT to another port, or to 0 for any.`;
-      throw new MaskrouteError('port_in_use', message, { cause });
-    }
+    if (cause.code === 'EADDRINUSE') throw portInUse(options.port, 'BACKEND_PORT', cause);
     throw new MaskrouteError('start_failed', `The backend cannot listen: ${cause.message}.`, { cause });
   });
   own.resolve(server.url);

@@ -14,7 +14,7 @@ import {
 import type { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ChatRequest, CompletionRequest } from '../../shared/wire/openai.ts';
 import type { RunningAnswer } from './answer.ts';
-import type { Progress } from './choice.ts';
+import { computedTokens, type Progress } from './choice.ts';
 import type { Endpoint } from './plan.ts';
 import { answerId, usageOf } from './wire.ts';
 
@@ -75,7 +75,7 @@ export class AnswerTrace {
       const options = { startTime: epoch_ms(from_ms), attributes: { ...attributes, ...more } };
       this.#tracer.startSpan(name, options, this.#context).end(epoch_ms(to_ms));
     };
-    const decoded = { 'gen_ai.usage.output_tokens': choice.completionTokens };
+    const decoded = { 'gen_ai.usage.output_tokens': computedTokens(choice) };
     if (timings === undefined || finishedAt_ms === undefined) {
       const { firstTokenAt_ms } = choice;
       if (firstTokenAt_ms !== undefined) part('decode', firstTokenAt_ms, now_ms, decoded);

@@ -197,7 +197,10 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
       const { body: request, ignored } = readFields(embeddingsRequest, raw);
       setHeaders(c, ignored);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;
-      const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
+      const abort = new AbortController();
+      const signal = AbortSignal.any([c.req.raw.signal, abort.signal]);
+      const leave = lifecycle.beginEmbeddings(abort);
+      const { vectors, tokens } = await encoders.embed(request.model, texts, signal).finally(leave);
       const width = vectors[0]!.length;
       if (request.dimensions != null && request.dimensions !== width) {
         const message = `dimensions: this encoder has ${width}, and its vectors cannot be shortened.`;

@@ -27,6 +27,8 @@ export type ChoiceJob = {
 /** The state of a choice, kept up to date while it runs, so that an aborted one is accounted for too. */
 export type Progress = {
   completionTokens: number;
+  /** Tokens that were computed and not read yet: they are paid for when the client leaves. None after a stop string. */
+  unreadTokens: number;
   cachedTokens: number;
   /** This and the next two are undefined until the engine has finished the choice. Times are `performance.now()`. */
   timings: Timings | undefined;
@@ -38,8 +40,15 @@ export type Progress = {
   readonly tokenGaps_ms: number[];
 };
 
+/** Those that were read, and those that were not. */
+export const computedTokens = ({
+  completionTokens,
+  unreadTokens,
+}: Pick<Progress, 'completionTokens' | 'unreadTokens'>): number => completionTokens + unreadTokens;
+
 export const notBegun = (): Progress => ({
   completionTokens: 0,
+  unreadTokens: 0,
   cachedTokens: 0,
   tokenGaps_ms: [],
   firstTokenAt_ms: undefined,
@@ -89,15 +98,21 @@ export async function* runChoice(
   const { index } = job;
   const own = new AbortController();
   const answer = new ChoiceText(tokens, job);
+  const onToken = () => {
+    if (!answer.stopped) progress.unreadTokens++;
+  };
   try {
-    for await (const event of engine.generate(job.request, AbortSignal.any([signal, own.signal]))) {
+    for await (const event of engine.generate(job.request, AbortSignal.any([signal, own.signal]), onToken)) {
       // After a stop string only the engine's `finished` event counts.
       if (answer.stopped && event.type !== 'finished') continue;
       // Before its text is handed out: a reader that leaves with it has still received the token.
       if (event.type === 'token') noteToken(progress, performance.now());
       const { text, pieces } = answer.take(event);
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
-      if (answer.stopped) own.abort();
+      if (answer.stopped) {
+        progress.unreadTokens = 0;
+        own.abort();
+      }
       if (event.type !== 'finished') continue;
       const { cachedTokens, timings } = event;
       Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });
@@ -114,6 +129,7 @@ export async function* runChoice(
 
 function noteToken(progress: Progress, now_ms: number): void {
   progress.completionTokens++;
+  progress.unreadTokens--;
   if (progress.tokenAt_ms !== undefined) progress.tokenGaps_ms.push(now_ms - progress.tokenAt_ms);
   progress.firstTokenAt_ms ??= now_ms;
   progress.tokenAt_ms = now_ms;

@@ -121,11 +121,11 @@ function requirePlace({ lifecycle, limits, model }: ApiParts, tenant: string): v
   lifecycle.stopping.throwIfAborted();
   model.engine.expectRoom(tenant);
   const { inFlightMax } = limits;
-  if (lifecycle.running >= inFlightMax) {
+  if (lifecycle.completions >= inFlightMax) {
     throw new MaskrouteError('queue_full', `${inFlightMax} requests are already running or waiting.`);
   }
   const shareMax = Math.ceil(TENANT_SHARE_MAX * inFlightMax);
-  if (lifecycle.runningOf(tenant) >= shareMax) {
+  if (lifecycle.completionsOf(tenant) >= shareMax) {
     throw new MaskrouteError(
       'queue_full',
       `${shareMax} requests of this tenant are already running or waiting.`,
@@ -198,7 +198,7 @@ function begin(
     request,
     abort,
     deadline,
-    leave: lifecycle.begin(abort, tenantOf(c)),
+    leave: lifecycle.beginCompletion(abort, tenantOf(c)),
   };
 }
 

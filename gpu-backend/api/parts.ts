@@ -95,10 +95,11 @@ export function openParts({ keys, ...given }: ApiOptions): ApiParts {
   };
 }
 
-/** Tracks running completions, so that a shutdown can wait for them and, after a while, abort them. */
+/** Tracks what runs, so that a shutdown can wait for it and, after a while, abort it. */
 export class Lifecycle {
   /** Each completion's controller and its tenant. */
-  readonly #running = new Map<AbortController, string>();
+  readonly #completions = new Map<AbortController, string>();
+  readonly #embeddings = new Set<AbortController>();
   readonly #stop = new AbortController();
   readonly #idle = Promise.withResolvers<void>();
 
@@ -111,30 +112,43 @@ export class Lifecycle {
     return this.#stop.signal.aborted;
   }
 
-  get running(): number {
-    return this.#running.size;
+  /** Running completions, of all tenants. */
+  get completions(): number {
+    return this.#completions.size;
   }
 
-  runningOf(tenant: string): number {
-    return [...this.#running.values()].filter((one) => one === tenant).length;
+  completionsOf(tenant: string): number {
+    return [...this.#completions.values()].filter((one) => one === tenant).length;
   }
 
   /** Registers a completion. @returns a function to call when it has ended, successfully or not. */
-  begin(abort: AbortController, tenant: string): () => void {
-    this.#running.set(abort, tenant);
-    return () => {
-      this.#running.delete(abort);
-      if (this.draining && this.#running.size === 0) this.#idle.resolve();
-    };
+  beginCompletion(abort: AbortController, tenant: string): () => void {
+    this.#completions.set(abort, tenant);
+    return () => this.#leave(this.#completions, abort);
   }
 
-  /** Refuses new completions, aborts running ones after `limit_ms`, and resolves when none runs, at most `ending_ms` later. */
+  /** The same for embeddings, which take no place from completions. */
+  beginEmbeddings(abort: AbortController): () => void {
+    this.#embeddings.add(abort);
+    return () => this.#leave(this.#embeddings, abort);
+  }
+
+  #leave(group: { delete(abort: AbortController): void }, abort: AbortController): void {
+    group.delete(abort);
+    if (this.draining && this.#isIdle) this.#idle.resolve();
+  }
+
+  get #isIdle(): boolean {
+    return this.#completions.size === 0 && this.#embeddings.size === 0;
+  }
+
+  /** Refuses new work, aborts what runs after `limit_ms`, and resolves when nothing runs, at most `ending_ms` later. */
   async drain(limit_ms: number, ending_ms: number): Promise<void> {
     const shutDown = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
     this.#stop.abort(shutDown);
-    if (this.#running.size === 0) return;
+    if (this.#isIdle) return;
     const end = setTimeout(() => {
-      for (const abort of this.#running.keys()) abort.abort(shutDown);
+      for (const abort of [...this.#completions.keys(), ...this.#embeddings]) abort.abort(shutDown);
     }, limit_ms);
     const giveUp = setTimeout(this.#idle.resolve, limit_ms + ending_ms);
     await this.#idle.promise;

@@ -1,11 +1,19 @@
 /** Serves the app on a port, with time limits for slow senders and a graceful shutdown. */
 import { once } from 'node:events';
-import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import {
+  createServer,
+  type IncomingMessage,
+  maxHeaderSize,
+  type Server,
+  type ServerResponse,
+  STATUS_CODES,
+} from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { createAdaptorServer } from '@hono/node-server';
+import { getRequestListener, RequestError } from '@hono/node-server';
+import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { createApp } from './api-app.ts';
-import { type ApiOptions, openParts } from './parts.ts';
+import { type ApiOptions, type ApiParts, openParts } from './parts.ts';
 
 /** Longest time for a request's headers. */
 const HEADERS_TIMEOUT_ms = 10_000;
@@ -21,8 +29,8 @@ const SWEEP_ms = 500;
 export type RunningServer = {
   readonly url: string;
   /**
-   * `/readyz` returns 503, new completions are refused and connections are not kept alive; resolves when the running
-   * completions have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
+   * `/readyz` returns 503, new requests are refused and connections are not kept alive; resolves when the running
+   * completions and embeddings have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
    */
   drain(): Promise<void>;
   /** Drains, then closes the port. */
@@ -69,24 +77,98 @@ function keepNoUnreadBody({ method, headers }: IncomingMessage, response: Server
   if (hasBody && (method === 'GET' || method === 'HEAD')) response.shouldKeepAlive = false;
 }
 
+/** In HTTP/1.0 a request need not name a host; a load balancer's probe does not. */
+function nameHost({ httpVersion, headers }: IncomingMessage): void {
+  if (httpVersion === '1.0') headers.host ??= 'localhost';
+}
+
+/** What never reaches the app is refused in the same form: Node and the adaptor would send a status without a body. */
+function refuseMalformed(server: Server, parts: ApiParts): void {
+  /** The unfinished answers of each connection: one that has begun leaves no place for another. */
+  const unfinished = new WeakMap<Socket, Set<ServerResponse>>();
+  server.prependListener('request', ({ socket }: IncomingMessage, response: ServerResponse) => {
+    const answers = unfinished.get(socket) ?? new Set();
+    unfinished.set(socket, answers.add(response));
+    response.once('close', () => answers.delete(response));
+  });
+  server.on('clientError', (thrown: MalformedError, socket: Socket) => {
+    const hasBegun = [...(unfinished.get(socket) ?? [])].some(({ headersSent }) => headersSent);
+    if (socket.writable && !hasBegun) {
+      const error = malformed(thrown);
+      note(parts, error);
+      socket.write(rawAnswer(error));
+    }
+    socket.destroySoon();
+  });
+}
+
+/** `reason`: what the parser does not accept. */
+type MalformedError = NodeJS.ErrnoException & { readonly reason?: string };
+
+function malformed({ code, reason }: MalformedError): MaskrouteError {
+  switch (code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new MaskrouteError(
+        'headers_too_large',
+        `The request's headers are over the limit of ${maxHeaderSize} bytes.`,
+      );
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new MaskrouteError('request_timeout', 'The request was not complete in time.');
+    case 'HPE_INVALID_EOF_STATE':
+      return notHttp('it ended early');
+    default:
+      return notHttp(reason ?? 'it cannot be read');
+  }
+}
+
+const notHttp = (reason: string): MaskrouteError =>
+  new MaskrouteError('invalid_request', `This is no valid HTTP request: ${reason}.`);
+
+function note({ log, metrics }: ApiParts, { status, code, message, cause }: MaskrouteError): void {
+  metrics.request('other', status, code);
+  if (status >= 500) log.error({ status, code, err: cause }, 'request failed');
+  else log.info({ status, code, message }, 'request refused');
+}
+
+function rawAnswer(error: MaskrouteError): string {
+  const body = JSON.stringify(error.toWire());
+  return [
+    `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status]}`,
+    'content-type: application/json',
+    `content-length: ${Buffer.byteLength(body)}`,
+    'connection: close',
+    '',
+    body,
+  ].join('\r\n');
+}
+
 /** `port` 0 picks a free one. Rejects when the port is taken or the backend key is empty. */
 export async function startServer(
   options: ApiOptions,
   { port, hostname }: { readonly port: number; readonly hostname: string },
 ): Promise<RunningServer> {
   const parts = openParts(options);
-  const server = createAdaptorServer({
-    fetch: oneATurn(createApp(parts).fetch),
-    // The host of a request in HTTP/1.0 that names none, such as a load balancer's probe.
-    hostname: 'localhost',
+  const listener = getRequestListener(oneATurn(createApp(parts).fetch), {
     overrideGlobalObjects: false,
-    serverOptions: {
+    errorHandler: (thrown) => {
+      const error = thrown instanceof RequestError ? notHttp(thrown.message) : toMaskrouteError(thrown);
+      note(parts, error);
+      return Response.json(error.toWire(), { status: error.status });
+    },
+  });
+  const server = createServer(
+    {
       headersTimeout: HEADERS_TIMEOUT_ms,
       requestTimeout: REQUEST_TIMEOUT_ms,
       keepAliveTimeout: KEEP_ALIVE_ms,
+      // The listener refuses requests without a host, and says why.
+      requireHostHeader: false,
     },
-  }) as Server;
+    listener,
+  );
   readOneATurn(server);
+  refuseMalformed(server, parts);
+  server.prependListener('request', nameHost);
   server.prependListener('request', keepNoUnreadBody);
   server.listen(port, hostname);
   await once(server, 'listening');

@@ -12,7 +12,7 @@ import type {
 } from '../../shared/wire/openai.ts';
 import { type MaskrouteInfo, systemFingerprint } from '../../shared/wire/protocol.ts';
 import type { RunningAnswer } from './answer.ts';
-import type { ChoiceEvent, ChoiceJob, Piece } from './choice.ts';
+import { type ChoiceEvent, type ChoiceJob, computedTokens, type Piece } from './choice.ts';
 import type { ServedModel, TokenText } from './parts.ts';
 import type { AnswerPlan, Endpoint } from './plan.ts';
 import { sseData, sseEvent } from './sse.ts';
@@ -137,11 +137,10 @@ export function usageOf({ plan, progress }: RunningAnswer): Usage {
   let cachedTokens = 0;
   let completionTokens = 0;
   plan.jobs.forEach((job, position) => {
-    const { completionTokens: tokens, cachedTokens: cached } = progress[position]!;
-    completionTokens += tokens;
+    completionTokens += computedTokens(progress[position]!);
     if (!job.countsPrompt) return;
     promptTokens += job.request.promptTokenIds.length;
-    cachedTokens += cached;
+    cachedTokens += progress[position]!.cachedTokens;
   });
   return {
     prompt_tokens: promptTokens,

@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { portInUse } from '../ports.ts';
 import { DRAIN_CRON } from './drainable.ts';
 import { bundleEdge, DOOR, type EdgeConfig, readEdgeConfig } from './edge-bundle.ts';
 import { applyMigrations } from './local-database.ts';
@@ -49,7 +49,7 @@ export async function startEdge(options: EdgeOptions): Promise<Edge> {
   process.env.MINIFLARE_WORKERD_V8_FLAGS ??= V8_FLAGS;
   const front = await openFront(options.port).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'EADDRINUSE') throw error;
-    throw new MaskrouteError('port_in_use', `Port ${options.port} is in use.`, { cause: error });
+    throw portInUse(options.port, 'PORT', error);
   });
   // 127.0.0.1 and not `localhost`: that may resolve to ::1, where another program may listen.
   const bindings = { EDGE_URL: `http://127.0.0.1:${front.port}`, ...options.bindings };

@@ -2,9 +2,7 @@
  * Runs the whole product on one machine: the default model, a backend, the edge in workerd with a local D1, a key, a live
  * mask set. All persistent data is under `home`; a killed run does not prevent the next start.
  */
-import { once } from 'node:events';
 import { rename } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -15,6 +13,7 @@ import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/terminal.ts';
 import { makeFolder } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
+import { expectFreePort } from '../ports.ts';
 import { type BackendConfig, type Supervised, supervise } from './children.ts';
 import {
   type DevFile,
@@ -89,6 +88,7 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
     const message = `PORT and BACKEND_PORT are both ${options.port}. Set one of them to another port.`;
     throw new MaskrouteError('invalid_argument', message);
   }
+  // Before anything slow starts.
   await expectFreePort(options.port, 'PORT');
   await expectFreePort(options.backendPort, 'BACKEND_PORT');
   for (const name of ['backend', 'edge']) await keepPrevious(logFile(home, name));
@@ -235,37 +235,7 @@ const howToRestore = (copy: string | undefined, how = 'start with'): string =>
     ? 'There is no copy to go back to.'
     : `To go back to the newest copy, ${how}: npm start -- --restore=${copy}`;
 
-/* Checks that ports are free, before anything slow starts, and that servers are ready. */
-
-/** The children of a killed run need a moment to end. */
-const FREED_WITHIN_ms = 3000;
-const PORT_POLL_ms = 100;
-
-/** @throws MaskrouteError `port_in_use` when another program keeps it. */
-async function expectFreePort(port: number, name: string): Promise<void> {
-  const deadline_ms = performance.now() + FREED_WITHIN_ms;
-  while (port !== 0 && !(await isFree(port))) {
-    if (performance.now() > deadline_ms) {
-      const message = `Port ${port} is in use by another program. Set ${name} to another port, or to 0 for any.`;
-      throw new MaskrouteError('port_in_use', message);
-    }
-    await sleep(PORT_POLL_ms);
-  }
-}
-
-async function isFree(port: number): Promise<boolean> {
-  const server = createServer();
-  try {
-    server.listen(port, '127.0.0.1');
-    await once(server, 'listening');
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EADDRINUSE') return false;
-    throw error;
-  } finally {
-    server.close();
-  }
-}
+/* Checks that servers are ready. */
 
 const READY_POLL_ms = 50;
 const ANSWER_TIMEOUT_ms = 5000;

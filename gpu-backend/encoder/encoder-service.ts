@@ -7,7 +7,7 @@ import { basename, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { z } from 'zod';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf } from '../files.ts';
 import type { EncoderStart, FromEncoder, ToEncoder } from './encoder-thread.ts';
 
@@ -64,7 +64,7 @@ export type EncoderService = {
   /**
    * @param name a key or a value of `ENCODERS`.
    * @throws MaskrouteError `model_not_found` for an unknown name or an encoder that is not installed, `queue_full`,
-   * `engine_failed`, `cancelled`.
+   * `engine_failed`, and the reason of `signal` when it aborts.
    */
   embed(name: string, texts: readonly string[], signal: AbortSignal): Promise<Embedded>;
   close(): Promise<void>;
@@ -186,7 +186,7 @@ class EncoderThread {
     const cancel = () => {
       this.#post({ type: 'cancel', job });
       this.#waiting.delete(job);
-      done.reject(new MaskrouteError('cancelled', 'The request was cancelled.'));
+      done.reject(cancellation(signal));
     };
     this.#waiting.set(job, done);
     this.#post({ type: 'embed', job, texts });

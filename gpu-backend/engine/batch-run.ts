@@ -85,7 +85,7 @@ async function runOnce(
 ): Promise<void> {
   const { config, heads } = parts;
   if (heads === undefined) for (const { cache, tokenIds } of placed) cache.reserveRows(tokenIds.length);
-  const neighbours = heads === undefined || tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(heads, tokens);
+  const neighbours = tokens.length === 0 ? NO_NEIGHBOURS : neighboursOf(tokens);
   const rows = rowsOf(neighbours, placed);
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, parts, rows) };
   const wanted = rows.inputs.reduce((sum, { logitRows }) => sum + logitRows.length, 0);

@@ -13,9 +13,10 @@ export interface Engine {
   /**
    * @throws MaskrouteError `queue_full` at once when the queue is full, `queue_timeout` when the request waited too
    * long, `engine_failed` when the runtime failed. Aborting `signal` ends the stream with a
-   * `finished` event of reason `cancelled` within one step.
+   * `finished` event of reason `cancelled` within one step. `onToken` is called for each token when it is computed, which
+   * may be long before its event is read.
    */
-  generate(request: GenerateRequest, signal: AbortSignal): AsyncIterable<EngineEvent>;
+  generate(request: GenerateRequest, signal: AbortSignal, onToken?: () => void): AsyncIterable<EngineEvent>;
   /**
    * Call it before reading a request: a full queue is the most common reason for a refusal.
    * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the queue.

@@ -108,7 +108,8 @@ export async function runHeads(
   const { tokenIds, logitRows } = inputs[0]!;
   const tokens = tokenIds.length;
   for (const { cache } of inputs) cache.expect(tokens);
-  const neighbours = neighboursOf(heads, inputs);
+  heads.place(inputs.map(({ cache }) => cache));
+  const neighbours = neighboursOf(inputs);
   const { rows } = neighbours;
   const pasts = rows.map((input) => input?.cache.length ?? 0);
   const each = Array.from({ length: tokens }, (_, token) => token);

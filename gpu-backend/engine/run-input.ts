@@ -117,9 +117,8 @@ export type Neighbours = {
   readonly empty: readonly number[];
 };
 
-/** Gives each token's sequence a place. @returns the smallest range of places that has all of them. */
-export function neighboursOf(heads: HeadCaches, tokens: readonly HostInput[]): Neighbours {
-  heads.place(tokens.map(({ cache }) => cache));
+/** The smallest range of places that has all of `tokens`, whose sequences have places. */
+export function neighboursOf(tokens: readonly HostInput[]): Neighbours {
   const byPlace = new Map(tokens.map((input) => [input.cache.place!, input]));
   const from = Math.min(...byPlace.keys());
   const places = Array.from({ length: Math.max(...byPlace.keys()) + 1 - from }, (_, i) => from + i);

@@ -8,7 +8,7 @@
  * long as their tokens alone. Late in a long prompt even the smallest piece takes longer. The cuts do not change an answer
  * (`pieceOf`).
  * If not all fit into a step, tenants take turns, and so do the requests of a tenant (bounds in `turns.ts`). Tokens and
- * pieces of prompts have separate turns, so that neither wait for the other.
+ * pieces of prompts have separate turns, so that neither waits for the other.
  *
  * Requests are not grouped by mask: a block's weights are read once for all rows that run it, so one step with the rows of
  * two masks takes less time than two steps with one mask each (measured by `bench batch`).

@@ -124,14 +124,20 @@ class ThreadEngine implements Engine {
     this.#stats = stats;
     worker.on('message', (message: FromThread) => this.#receive(message));
     worker.on('error', (error) => this.#fail(error.stack ?? String(error)));
-    worker.on('exit', () => this.#fail(''));
+    worker.on('exit', (code) => {
+      this.#fail(this.#queues.size === 0 ? undefined : `The engine's thread ended with code ${code}.`);
+    });
     this.#exited = new Promise((resolve) => worker.once('exit', () => resolve()));
   }
 
-  async *generate(request: GenerateRequest, signal: AbortSignal): AsyncGenerator<EngineEvent> {
+  async *generate(
+    request: GenerateRequest,
+    signal: AbortSignal,
+    onToken?: () => void,
+  ): AsyncGenerator<EngineEvent> {
     if (this.failure !== undefined) throw this.failure;
     const { requestId } = request;
-    const queue = new EventQueue<EngineEvent>();
+    const queue = new EventQueue<EngineEvent>(({ type }) => type === 'token' && onToken?.());
     const cancel = () => this.#post({ type: 'cancel', requestId });
     this.#queues.set(requestId, queue);
     this.#unstarted.set(requestId, request);
@@ -213,10 +219,10 @@ class ThreadEngine implements Engine {
     }
   }
 
-  /** The thread has ended: all its requests fail. */
-  #fail(detail: string): void {
+  /** The thread has ended: all its requests fail. `detail`: for the log. */
+  #fail(detail: string | undefined): void {
     this.failure ??= new MaskrouteError('engine_failed', 'The engine has stopped.');
-    if (this.#queues.size > 0 || detail !== '') this.#onError?.(detail);
+    if (detail !== undefined) this.#onError?.(detail);
     for (const queue of this.#queues.values()) queue.fail(this.failure);
     this.#queues.clear();
     this.#unstarted.clear();
@@ -235,9 +241,15 @@ class EventQueue<T> implements AsyncIterable<T> {
   readonly #events: T[] = [];
   #error: MaskrouteError | undefined;
   #wake: (() => void) | undefined;
+  readonly #onPush: (event: T) => void;
+
+  constructor(onPush: (event: T) => void) {
+    this.#onPush = onPush;
+  }
 
   push(event: T): void {
     this.#events.push(event);
+    this.#onPush(event);
     this.#wake?.();
   }
 

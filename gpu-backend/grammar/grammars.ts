@@ -83,8 +83,8 @@ class GrammarThreads implements Grammars {
   /** The threads of slow grammars, by key; least recently used first. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
-  /** The tenant of each grammar that waits to be compiled. */
-  readonly #waiting: string[] = [];
+  /** A place for each grammar that waits to be compiled. */
+  readonly #waiting = new Set<{ readonly tenant: string }>();
   readonly #oneAtATime = oneAtATime();
   #isClosed = false;
 
@@ -140,21 +140,24 @@ class GrammarThreads implements Grammars {
     return this.#slow.has(key) || this.#quick.has(key);
   }
 
-  /** Compiles one new grammar at a time. Rejects as soon as the caller's signal aborts. */
+  /** Compiles one new grammar at a time. Rejects, and gives its place back, as soon as the caller's signal aborts. */
   async #inTurn({ tenant, signal }: GrammarCall, work: () => Promise<void>): Promise<void> {
     const { waitingMax, waitingOfOneMax } = this.#limits;
-    const own = this.#waiting.filter((one) => one === tenant).length;
-    if (this.#waiting.length >= waitingMax || own >= waitingOfOneMax)
+    const own = [...this.#waiting].filter((one) => one.tenant === tenant).length;
+    if (this.#waiting.size >= waitingMax || own >= waitingOfOneMax)
       throw new MaskrouteError('queue_full', 'Too many new schemas are waiting to be compiled.', {
         retryAfter_s: 1,
       });
-    this.#waiting.push(tenant);
+    const place = { tenant };
+    this.#waiting.add(place);
     const done = this.#oneAtATime(async () => {
-      this.#waiting.splice(this.#waiting.indexOf(tenant), 1);
+      this.#waiting.delete(place);
       if (!signal.aborted) await work();
     });
     await Promise.race([done, aborted(signal)]);
-    if (signal.aborted) throw cancellation(signal);
+    if (!signal.aborted) return;
+    this.#waiting.delete(place);
+    throw cancellation(signal);
   }
 
   async #try({ key, spec, param }: PreparedGrammar): Promise<void> {
@@ -227,6 +230,7 @@ class GrammarThread {
   readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
   readonly #pending = new Map<number, Pending>();
   #ids = 0;
+  #compilations = 0;
   readonly #ready: Promise<void>;
 
   constructor({ vocabulary, onError }: GrammarsOptions) {
@@ -259,13 +263,17 @@ class GrammarThread {
 
   /** @returns CPU time, ms. Rejects with Error when the grammar cannot be compiled in time. */
   async compile(key: string, spec: GrammarSpec, limit_ms: number): Promise<number> {
-    await this.#ready;
     const late = Promise.withResolvers<never>();
-    const timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
+    let timer: NodeJS.Timeout | undefined;
+    this.#compilations++;
     try {
+      await this.#ready;
+      timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
       return await Promise.race([this.#ask({ type: 'compile', id: this.#ids++, key, spec }), late.promise]);
     } finally {
       clearTimeout(timer);
+      this.#compilations--;
+      this.#closeIfUnused();
     }
   }
 
@@ -288,25 +296,25 @@ class GrammarThread {
     }
   }
 
-  /** Closes the thread after its last answer. */
+  /** Closes the thread after its last answer and its last compilation. */
   retire(): void {
     this.#isRetired = true;
     this.#closeIfUnused();
   }
 
   #closeIfUnused(): void {
-    if (this.#isRetired && this.sessions.size === 0) void this.close();
+    if (this.#isRetired && this.sessions.size === 0 && this.#compilations === 0) void this.close();
   }
 
   async close(): Promise<void> {
     await this.#worker.terminate();
   }
 
-  #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
+  async #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
+    if (this.isGone) throw lost();
     const { promise, resolve, reject } = Promise.withResolvers<number>();
-    if (this.isGone) reject(lost());
-    this.#pending.set(message.id, { resolve, reject });
     this.#worker.postMessage(message);
+    this.#pending.set(message.id, { resolve, reject });
     return promise;
   }
 }

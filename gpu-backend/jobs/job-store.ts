@@ -3,10 +3,11 @@
  * uploaded data are stored beside these folders. Files are replaced atomically.
  */
 import { createCipheriv, createDecipheriv, createHash, hkdfSync, randomBytes, randomUUID } from 'node:crypto';
-import { createWriteStream } from 'node:fs';
+import { createReadStream, createWriteStream } from 'node:fs';
 import { mkdir, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
 import {
   DATA_ID_PATTERN,
@@ -246,7 +247,7 @@ export class JobData {
     }
     const file = createWriteStream(part, { mode: 0o600, flush: true });
     await pipeline(fromClient(body, idle_ms), measured, file);
-    if (arrived.bytes === 0) throw new MaskrouteError('invalid_data', 'The data is empty.');
+    await expectRows(part);
     return `data_${hash.digest('hex').slice(0, 24)}`;
   }
 
@@ -287,6 +288,32 @@ export class JobData {
     }
     if ((await stat(file)).isFile()) return file;
     throw new MaskrouteError('invalid_data', `${path} is not a regular file.`, { param: 'data' });
+  }
+}
+
+/** Longer than any row of ordinary data; a longer first row is left to the job that reads it. */
+const FIRST_ROW_BYTES_MAX = 1024 * 1024;
+
+/** @throws MaskrouteError `invalid_data` when the first line that is not empty is no JSON object: then it is no JSONL. */
+async function expectRows(path: string): Promise<void> {
+  const { size } = await stat(path);
+  const bytes = await buffer(createReadStream(path, { end: FIRST_ROW_BYTES_MAX - 1 }));
+  const lines = new TextDecoder().decode(bytes).split('\n');
+  const at = lines.findIndex((line) => line.trim() !== '');
+  const isCut = size > FIRST_ROW_BYTES_MAX && (at < 0 || at === lines.length - 1);
+  if (isCut) return;
+  if (at < 0) throw new MaskrouteError('invalid_data', 'The data is empty.');
+  if (isObject(lines[at]!)) return;
+  const message = `The data is not JSONL, which has a JSON object in each line: line ${at + 1} is none.`;
+  throw new MaskrouteError('invalid_data', message);
+}
+
+function isObject(json: string): boolean {
+  try {
+    const value = JSON.parse(json);
+    return typeof value === 'object' && value !== null && !Array.isArray(value);
+  } catch {
+    return false;
   }
 }
 

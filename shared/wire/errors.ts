@@ -38,6 +38,7 @@ export const ERROR_CODES = {
   rate_limit_exceeded: [429, 'rate_limit_error'],
   budget_exceeded: [429, 'rate_limit_error'],
   queue_full: [429, 'rate_limit_error'],
+  headers_too_large: [431, 'invalid_request_error'],
   cancelled: [499, 'invalid_request_error'],
   internal_error: [500, 'server_error'],
   engine_failed: [500, 'server_error'],

@@ -1,6 +1,8 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
 import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { gzipSync } from 'node:zlib';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { UsedTokens } from '../../../gpu-backend/api/auth.ts';
@@ -173,6 +175,89 @@ describe('bodies', () => {
     await new Promise((resolve) => setTimeout(resolve, 30));
     socket.destroy();
     expect((await server.post(CHAT, chat())).status).toBe(200);
+  });
+});
+
+describe('what is no valid HTTP', () => {
+  const post = (...headers: string[]) =>
+    [`POST ${CHAT} HTTP/1.1`, 'host: x', `authorization: Bearer ${BACKEND_KEY}`, ...headers, '', ''].join(
+      '\r\n',
+    );
+  const asJson = 'content-type: application/json';
+  /** What comes back for these bytes until the server ends the connection. */
+  async function sent(bytes: string, { ends = false } = {}): Promise<string> {
+    const socket = connect({
+      port: Number(new URL(server.url).port),
+      host: '127.0.0.1',
+      allowHalfOpen: true,
+    });
+    if (ends) socket.end(bytes);
+    else socket.write(bytes);
+    const got = await text(socket);
+    socket.destroy();
+    return got;
+  }
+
+  it.each<[string, string, string, RegExp]>([
+    [
+      'a request line of another protocol',
+      'HELO there\r\n\r\n',
+      '400 invalid_request',
+      /^This is no valid HTTP/,
+    ],
+    [
+      'headers that are too large',
+      post(`x-long: ${'x'.repeat(20_000)}`),
+      '431 headers_too_large',
+      /16384 bytes/,
+    ],
+    ['a length that is no number', post('content-length: ten'), '400 invalid_request', /Content-Length/],
+    ['two lengths', post('content-length: 1', 'content-length: 2'), '400 invalid_request', /Content-Length/],
+    [
+      'a piece whose length is no number',
+      `${post(asJson, 'transfer-encoding: chunked')}x\r\n`,
+      '400 invalid_request',
+      /chunk/,
+    ],
+    ['no host', 'GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n', '400 invalid_request', /host/],
+    [
+      'a host that is none',
+      'GET /healthz HTTP/1.1\r\nhost: a b\r\nconnection: close\r\n\r\n',
+      '400 invalid_request',
+      /Invalid URL/,
+    ],
+  ])('%s is refused with the reason', async (_, bytes, refusal, reason) => {
+    const [head, body] = (await sent(bytes)).split('\r\n\r\n');
+    const { error } = JSON.parse(body!);
+    expect(`${head!.split(' ')[1]} ${error.code}`).toBe(refusal);
+    expect(error).toEqual({
+      message: expect.stringMatching(reason),
+      type: 'invalid_request_error',
+      param: null,
+      code: error.code,
+    });
+    expect(head!.toLowerCase()).toContain('content-type: application/json');
+  });
+
+  it('a body that its client cuts off is refused, too', async () => {
+    const [head, body] = (await sent(`${post(asJson, 'content-length: 100')}{`, { ends: true })).split(
+      '\r\n\r\n',
+    );
+    expect(head).toMatch(/^HTTP\/1\.1 400 /);
+    const message = 'This is no valid HTTP request: it ended early.';
+    expect(JSON.parse(body!)).toMatchObject({ error: { code: 'invalid_request', message } });
+  });
+
+  it('behind a request whose answer has begun ends the connection, and is no part of that answer', async () => {
+    const body = JSON.stringify(chat({ stream: true, max_tokens: 50, ignore_eos: true }));
+    const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+    socket.write(`${post(asJson, `content-length: ${body.length}`)}${body}`);
+    engine.script = { ...engine.script, step_ms: 20 };
+    const got = text(socket);
+    await once(socket, 'data');
+    socket.write('HELO there\r\n\r\n');
+    expect((await got).match(/HTTP\/1\.1/g)).toHaveLength(1);
+    engine.script = { ...engine.script, step_ms: 0 };
   });
 });
 

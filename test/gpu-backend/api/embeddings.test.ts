@@ -103,6 +103,32 @@ describe('/v1/embeddings', () => {
   });
 });
 
+describe('a server that stops while texts are embedded', () => {
+  const many = Array.from({ length: 32 }, (_, i) => `text ${i} ${'and more words '.repeat(40)}`);
+  /** The answer to a request that runs when the server stops. */
+  async function stopped(drain_ms: number): Promise<Response> {
+    await using own = await serveModel(scriptedModel(scriptedEngine({ answer: () => bytesOf('x') })), {
+      drain_ms,
+    });
+    expect((await own.post('/v1/embeddings', { model: MODEL, input: 'first' })).status).toBe(200);
+    const running = own.post('/v1/embeddings', { model: MODEL, input: many });
+    await sleep(200);
+    await own.close();
+    return await running;
+  }
+
+  it('answers first', async () => {
+    const { data } = (await (await stopped(60_000)).json()) as { data: unknown[] };
+    expect(data).toHaveLength(many.length);
+  });
+
+  it('says so when that takes too long', async () => {
+    const answer = await stopped(10);
+    expect(answer.status).toBe(503);
+    expect(await answer.json()).toMatchObject({ error: { code: 'not_ready' } });
+  });
+});
+
 /** Nobody embeds any more. */
 async function expectIdle(): Promise<void> {
   const before = process.cpuUsage();

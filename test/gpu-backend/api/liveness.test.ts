@@ -6,8 +6,9 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import type { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { PLAIN_SAMPLING } from '../../../gpu-backend/engine/engine.ts';
 import { createEngine, Pulse } from '../../../gpu-backend/engine/start-engine.ts';
-import type { ModelHash } from '../../../shared/mask/mask.ts';
+import { denseMask, type ModelHash } from '../../../shared/mask/mask.ts';
 import { emitFromMemory, randomLlama } from '../../support/random-llama.ts';
 import { eventually, serveModel, type TestServer } from './harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './scripted-engine.ts';
@@ -20,17 +21,18 @@ beforeAll(async () => {
 });
 afterAll(() => rm(modelDir, { recursive: true }));
 
-/** The real engine, and its thread. */
+/** The real engine, its thread, and what it says for the log. */
 async function openEngine() {
+  const errors: string[] = [];
   const thread = new Promise<Worker>((resolve) => process.once('worker', resolve));
   const engine = await createEngine({
     modelDir,
     hash: '0'.repeat(64) as ModelHash,
     config: source.config as never,
     threads: 1,
-    onError: () => {},
+    onError: (detail) => errors.push(detail),
   });
-  return { engine, thread: await thread };
+  return { engine, thread: await thread, errors };
 }
 
 async function probes(server: TestServer): Promise<[number, number]> {
@@ -72,6 +74,26 @@ it('an engine whose thread has died makes the process one to start again', async
   expect(await said(server)).toEqual(DOWN);
   expect(server.logs()).toContain('"why":"The engine has stopped."');
   expect((await chat(server)).status).toBe(500);
+});
+
+it('a request to a thread that is about to end fails, and the log has the reason', async () => {
+  const { engine, thread, errors } = await openEngine();
+  await using server = await serveModel(scriptedModel(engine));
+  expect((await chat(server)).status).toBe(200);
+  await eventually(() => engine.stats().requestsRunning === 0);
+  const ended = thread.terminate();
+  const { sampling, plan } = {
+    sampling: PLAIN_SAMPLING,
+    plan: { mask: denseMask(8), kv: 'preserve' },
+  } as const;
+  const request = {
+    ...{ requestId: 'late', tenant: '', promptTokenIds: Int32Array.of(1, 2), sampling, plan, maxTokens: 4 },
+    ...{ minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
+  };
+  const events = engine.generate(request, new AbortController().signal)[Symbol.asyncIterator]();
+  await expect(events.next()).rejects.toMatchObject({ code: 'engine_failed' });
+  await ended;
+  expect(errors).toEqual(["The engine's thread ended with code 1."]);
 });
 
 it('an engine that works answers between its steps, however busy it is', async () => {

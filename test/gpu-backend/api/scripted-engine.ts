@@ -33,6 +33,8 @@ export type Script = {
   readonly step_ms?: number | ((token: number) => number);
   /** The answer ends no sooner than this. */
   readonly lastToken?: Promise<void>;
+  /** All tokens, of `maxTokens`, are computed before the first one is read. */
+  readonly computesAhead?: boolean;
   /** Thrown after so many tokens. */
   readonly failure?: { readonly afterTokens: number; readonly error: Error };
   /** After so many tokens it is silent, until the request is cancelled. */
@@ -93,7 +95,7 @@ export function scriptedEngine(
       },
       vocabularySize: VOCABULARY,
     },
-    async *generate(request, signal): AsyncGenerator<EngineEvent, void> {
+    async *generate(request, signal, onToken): AsyncGenerator<EngineEvent, void> {
       engine.requests.push(request);
       const script = { ...engine.script, ...engine.script.of?.(request) };
       const admitted = await slots.admit(script, signal);
@@ -102,8 +104,10 @@ export function scriptedEngine(
         if (script.hangs) await new Promise(() => {});
         if (script.prefill_ms) await sleep(script.prefill_ms, undefined, { signal }).catch(() => {});
         if (request.promptLogprobs !== undefined && !signal.aborted) yield promptLogprobs(request);
+        if (script.computesAhead) for (let token = 0; token < request.maxTokens; token++) onToken?.();
         for await (const event of say(script, request, { answer, signal })) {
           generated++;
+          if (!script.computesAhead) onToken?.();
           yield event;
         }
         yield finished(script, request, answer);

@@ -461,6 +461,16 @@ describe('what an answer cost', () => {
     expect(engine.requests).toEqual([]);
   });
 
+  it('has the tokens that were computed and not read when the client left', async () => {
+    await using api = await start({ ...endless, step_ms: 10, computesAhead: true });
+    const fields = { max_tokens: 400, maskroute: { completion: 'ahead' } };
+    const reader = (await api.chat(fields)).body!.getReader();
+    await reader.read();
+    await reader.cancel();
+    await eventually(async () => (await ask(api, 'ahead')).body.finished === true);
+    expect(await ask(api, 'ahead')).toMatchObject({ body: { completion_tokens: 400 } });
+  });
+
   it('is told under the name that the edge gave, also when the client left', async () => {
     await using api = await start({ ...endless, step_ms: 10 });
     const leave = new AbortController();

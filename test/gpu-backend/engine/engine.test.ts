@@ -231,6 +231,15 @@ test('a consumer that walks away cancels, and so does a signal that was aborted 
   expect(aborted.finished.reason).toBe('cancelled');
 });
 
+test('tokens are told as they are computed, before anybody reads them', async () => {
+  await using engine = await open();
+  let computed = 0;
+  const events = engine.generate(request({ maxTokens: 12 }), NEVER, () => computed++)[Symbol.asyncIterator]();
+  await events.next();
+  await expect.poll(() => computed, { timeout: 20_000 }).toBe(12);
+  await events.return?.();
+});
+
 /** Runs on until `stop`; resolves once its first token is there. */
 async function occupy(engine: Engine) {
   const controller = new AbortController();

@@ -197,6 +197,26 @@ describe('a new grammar', () => {
     expect((await player.play(form('root ::= "after"'), 1)).text).toBe('after');
   });
 
+  test('that compiles in the shared thread while an answer fails there is compiled all the same', async () => {
+    const known = await player.grammars.prepare(form('root ::= "known"'), call());
+    const broken = { ...known, spec: form((() => {}) as never) };
+    let [reads, failing] = [0, Promise.resolve<unknown>(undefined)];
+    const spec: GrammarSpec = {
+      get answer() {
+        // Read for its key, for the thread that tries it, and for the shared one.
+        if (++reads === 3) failing = expect(player.grammars.open(broken, call())).rejects.toThrow();
+        // Its compilation takes longer than a thread takes to end.
+        return 'root ::= "whole" [a-z]{0,4}';
+      },
+      calls: undefined,
+    };
+    const open = await player.grammars.open(await player.grammars.prepare(spec, call()), call());
+    expect(reads).toBeGreaterThanOrEqual(3);
+    await failing;
+    follow(new SequenceGrammar(open.session), 'whole');
+    open.close();
+  });
+
   test('waits in a line in which a tenant has so many places', async () => {
     const waiting = [1, 2, 3].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
     const other = player.grammars.prepare(form('root ::= "v"'), call('other'));
@@ -211,6 +231,19 @@ describe('a new grammar', () => {
     const waiting = player.grammars.prepare(form('root ::= "left"'), call('a', left.signal));
     left.abort();
     await expect(waiting).rejects.toMatchObject({ code: 'cancelled' });
+  });
+
+  test('gives its place to another of its tenant when its client leaves', async () => {
+    const running = player.grammars.prepare(form('root ::= "running"'), call());
+    const left = new AbortController();
+    const leaving = [1, 2].map((i) =>
+      player.grammars.prepare(form(`root ::= "gone${i}"`), call('crowd', left.signal)),
+    );
+    const gone = Promise.allSettled(leaving);
+    left.abort();
+    await gone;
+    await expect(player.grammars.prepare(form('root ::= "next"'), call('crowd'))).resolves.toBeDefined();
+    await running;
   });
 });
 

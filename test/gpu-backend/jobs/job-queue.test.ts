@@ -461,6 +461,17 @@ describe('data', () => {
     await expect(jobs.data.add('a', streamOf(''))).rejects.toMatchObject({ code: 'invalid_data' });
   });
 
+  it('whose first line is no JSON object is refused, and leaves nothing', async () => {
+    const jobs = await start();
+    for (const text of ['question,answer\n1,2\n', '[{"text": "x"}]', '\n\n"text"\n', '{"text": "x"', ' \n'])
+      await expect(jobs.data.add('a', streamOf(text)), text).rejects.toMatchObject({ code: 'invalid_data' });
+    await expect(jobs.data.add('a', streamOf('\n1\n'))).rejects.toThrow(/JSONL.*: line 2 is none/);
+    expect(await jobs.data.list()).toEqual([]);
+    const long = JSON.stringify({ text: 'ä'.repeat(1024 * 1024) });
+    for (const text of ['\uFEFF\r\n{"text": "x"}\r\nno row', long])
+      expect((await jobs.data.add('a', streamOf(text))).created).toBe(true);
+  });
+
   it('that breaks off leaves nothing', async () => {
     const jobs = await start();
     const broken = new ReadableStream<Uint8Array>({
@@ -486,15 +497,15 @@ describe('data', () => {
     const limits = { uploadsMax: 1, uploadBytesMax: 60, allBytesMax: 100, idle_ms: 50 };
     const data = new JobData(join(home, 'data'), undefined, limits);
     await expect(data.add('a', new ReadableStream())).rejects.toMatchObject({ code: 'request_timeout' });
-    expect((await data.add('a', streamOf('x'))).created).toBe(true);
+    expect((await data.add('a', streamOf('{}'))).created).toBe(true);
   });
 
   it('that the disk does not take is no fault of its client', async () => {
     const data = new JobData(join(home, 'data'), undefined);
-    const { id } = (await data.add('a', streamOf('x'))).data;
+    const { id } = (await data.add('a', streamOf('{}'))).data;
     await data.remove(id);
     writeFileSync(join(home, 'data', id), 'in the way');
-    await expect(data.add('a', streamOf('x'))).rejects.toMatchObject({ code: 'EEXIST' });
+    await expect(data.add('a', streamOf('{}'))).rejects.toMatchObject({ code: 'EEXIST' });
   });
 
   it('that arrives beside others shares the room with them, and is refused where too many arrive', async () => {
@@ -509,7 +520,7 @@ describe('data', () => {
       const writer = writable.getWriter();
       return {
         readable,
-        send: (count: number) => writer.write(new Uint8Array(count)),
+        send: (count: number) => writer.write(Buffer.from('{}'.padEnd(count))),
         end: () => writer.close(),
       };
     };
@@ -517,16 +528,16 @@ describe('data', () => {
     const first = data.add('one', one.readable);
     const second = data.add('two', two.readable);
     second.catch(() => {});
-    await expect(data.add('three', streamOf('x'))).rejects.toMatchObject({ code: 'queue_full' });
+    await expect(data.add('three', streamOf('{}'))).rejects.toMatchObject({ code: 'queue_full' });
     await one.send(60);
     await two.send(60).catch(() => {});
     await expect(second).rejects.toMatchObject({ code: 'body_too_large' });
     await one.end();
     expect((await first).data.bytes).toBe(60);
-    await expect(data.add('three', streamOf('x'.repeat(41)))).rejects.toMatchObject({
+    await expect(data.add('three', streamOf('{}'.padEnd(41)))).rejects.toMatchObject({
       code: 'body_too_large',
     });
-    expect((await data.add('three', streamOf('x'.repeat(40)))).created).toBe(true);
+    expect((await data.add('three', streamOf('{}'.padEnd(40)))).created).toBe(true);
   });
 
   it('by path comes from the open folder and nowhere else', async () => {
