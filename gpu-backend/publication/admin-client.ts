@@ -86,7 +86,21 @@ function requestsTo(server: Server): Requests {
   };
 }
 
-/** The first `countMax` items of a list, or all, page by page; `path` may have a query. @throws what `request` throws. */
+/** A list page by page, each read when it is wanted; `path` may have a query. @throws what `request` throws. */
+export async function* pagesOf<T extends z.ZodType>(
+  client: AdminClient,
+  path: string,
+  item: T,
+): AsyncGenerator<z.output<T>[], void, void> {
+  for (let from = path; ; ) {
+    const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
+    yield data;
+    if (next == null) return;
+    from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
+  }
+}
+
+/** The first `countMax` items of a list, or all. @throws as `pagesOf`. */
 export async function listAll<T extends z.ZodType>(
   client: AdminClient,
   path: string,
@@ -94,12 +108,11 @@ export async function listAll<T extends z.ZodType>(
   countMax = Number.POSITIVE_INFINITY,
 ): Promise<z.output<T>[]> {
   const items: z.output<T>[] = [];
-  for (let from = path; ; ) {
-    const { data, next } = await client.request({ method: 'GET', path: from }, listSchema(item));
-    items.push(...data);
-    if (next == null || items.length >= countMax) return items.slice(0, countMax);
-    from = `${path}${path.includes('?') ? '&' : '?'}before=${encodeURIComponent(next)}`;
+  for await (const page of pagesOf(client, path, item)) {
+    items.push(...page);
+    if (items.length >= countMax) break;
   }
+  return items.slice(0, countMax);
 }
 
 type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };

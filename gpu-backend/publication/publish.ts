@@ -27,7 +27,7 @@ import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import { readJson, unreadable } from '../files.ts';
-import { type AdminClient, listAll } from './admin-client.ts';
+import { type AdminClient, listAll, pagesOf } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
 const FILE_BYTES_MAX = 16 * 1024 * 1024;
@@ -191,8 +191,8 @@ export const publicationHistory = (
   listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema, countMax);
 
 /**
- * Names of mask sets by version: the tenant's own sets, and those of `versions` that it inherits from the default
- * tenant.
+ * Names of these mask sets by version: the tenant's own, which are read from the newest on until all are found, and those
+ * that it inherits from the default tenant.
  */
 export async function namesOfVersions(
   client: AdminClient,
@@ -200,10 +200,14 @@ export async function namesOfVersions(
   versions: readonly string[],
 ): Promise<ReadonlyMap<string, string>> {
   const query = tenantQuery(tenant);
-  const own = await listAll(client, `/mask-sets${query}`, maskSetSummarySchema);
-  const names = new Map(own.map(({ version, name }) => [version, name]));
-  const others = new Set(versions.filter((version) => !names.has(version)));
-  for (const version of others) {
+  const names = new Map<string, string>();
+  const unnamed = new Set(versions);
+  if (unnamed.size === 0) return names;
+  for await (const page of pagesOf(client, `/mask-sets${query}`, maskSetSummarySchema)) {
+    for (const { version, name } of page) if (unnamed.delete(version)) names.set(version, name);
+    if (unnamed.size === 0) return names;
+  }
+  for (const version of unnamed) {
     const path = `/mask-sets/${version}${query}`;
     names.set(version, (await client.request({ method: 'GET', path }, namedSchema)).name);
   }

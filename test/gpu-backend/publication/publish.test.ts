@@ -18,6 +18,7 @@ import {
 } from '../../../gpu-backend/publication/admin-client.ts';
 import {
   livePublication,
+  namesOfVersions,
   parseSchedule,
   publicationHistory,
   publishMaskSet,
@@ -117,6 +118,32 @@ describe('a mask set', () => {
     expect(two).toEqual(history.slice(0, 2));
     expect(request).toHaveBeenCalledTimes(2);
     request.mockRestore();
+  });
+
+  test('is found by its version without reading those that are older', async () => {
+    const sets = [maskSet('older', 0), maskSet('newer', 1)];
+    for (const set of sets) await storeMaskSet(client, set, '');
+    const [older, newer] = sets.map(maskSetVersion);
+    const asked: string[] = [];
+    const onePage: AdminClient = {
+      ...client,
+      request(request, schema) {
+        asked.push(request.path);
+        const path = `${request.path}${request.path.includes('?') ? '&' : '?'}limit=1`;
+        return client.request({ ...request, path }, schema);
+      },
+    };
+    expect(await namesOfVersions(onePage, '', [newer!])).toEqual(new Map([[newer, 'newer']]));
+    expect(asked).toHaveLength(1);
+    expect(await namesOfVersions(onePage, '', [older!, newer!])).toEqual(
+      new Map([
+        [newer, 'newer'],
+        [older, 'older'],
+      ]),
+    );
+    expect(asked).toHaveLength(3);
+    expect(await namesOfVersions(onePage, '', [])).toEqual(new Map());
+    expect(asked).toHaveLength(3);
   });
 
   test('goes live by a schedule, and for everyone when it is published again without one', async () => {
