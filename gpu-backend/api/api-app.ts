@@ -197,7 +197,7 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
       const { body: request, ignored } = readFields(embeddingsRequest, raw);
       setHeaders(c, ignored);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;
-      const { vectors, tokens } = await encoders.embed(request.model, texts, c.req.raw.signal);
+      const { vectors, tokens, spec } = await encoders.embed(request.model, texts, c.req.raw.signal);
       const width = vectors[0]!.length;
       if (request.dimensions != null && request.dimensions !== width) {
         const message = `dimensions: this encoder has ${width}, and its vectors cannot be shortened.`;
@@ -210,6 +210,8 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
         model: request.model,
         data: vectors.map((vector, index) => ({ object: 'embedding', index, embedding: encode(vector) })),
         usage: { prompt_tokens: tokens, total_tokens: tokens },
+        // The edge compares it with the encoder of its mask sets.
+        maskroute: { encoder: spec },
       });
     });
 

@@ -229,7 +229,7 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const known = await tried(dependencies, await lookUp(dependencies, request), request);
+  const known = await withTrialSet(dependencies, await lookUp(dependencies, request), request);
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
@@ -249,10 +249,15 @@ type Known = {
 };
 
 /**
+ * With the set that a trial names, if it names one, in place of the live set.
  * @throws MaskrouteError `not_found` for a set that this tenant does not have, `configuration_unavailable` when D1
  * fails or stalls.
  */
-async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
+async function withTrialSet(
+  { table }: RoutingDependencies,
+  known: Known,
+  request: RouteRequest,
+): Promise<Known> {
   const version = request.trial?.version;
   if (version === undefined) return known;
   return { ...known, live: await d1(table.versionOf(request.caller.tenant, version)) };
