@@ -40,6 +40,8 @@ export type EdgeEncoder = {
 export interface Embedder {
   /** The loaded encoder. @throws Error when it can't be loaded; a later call tries again. */
   encoder(hold: Hold): Promise<EdgeEncoder>;
+  /** The same, but one that may have changed is asked for first. @throws as `encoder`. */
+  askAgain(hold: Hold): Promise<EdgeEncoder>;
   embed(text: string, of: Asker & { readonly hold: Hold }): Promise<Embedding>;
 }
 
@@ -60,6 +62,10 @@ export function createEmbedder(load: () => Promise<EdgeEncoder>, policy: SwrPoli
   const encoder = async (hold: Hold) => (await cache.get('', hold))!;
   return {
     encoder,
+    async askAgain(hold) {
+      if (policy.fresh_ms !== Number.POSITIVE_INFINITY) await cache.refresh('', hold).catch(() => {});
+      return await encoder(hold);
+    },
     async embed(text, { region, signal, hold }) {
       try {
         const ready = await encoder(hold);

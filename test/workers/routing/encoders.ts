@@ -188,10 +188,13 @@ it('a backend that has another encoder than before gives no vectors until the ed
   // Its vector of the encoder before is still right for the sets of that one, and was kept.
   expect(await embed('north')).toMatchObject({ ok: true, spec: { revision: 'r1' } });
   expect(asked.filter((text) => text === 'north')).toHaveLength(1);
+  expect(await embedder.askAgain(() => {})).toMatchObject({ spec: { revision: 'r1' } });
   canAskAgain = true;
   await soon(async () => {
     expect(await embed('east')).toMatchObject({ ok: true, spec: { revision: 'r2' } });
   });
+  await mood(id, 'good');
+  expect(await embedder.askAgain(() => {})).toMatchObject({ spec: { revision: 'r1' } });
   await admin('DELETE', `/backends/${id}`);
 });
 
