@@ -5,6 +5,7 @@ import { backends } from './admin/backends.ts';
 import { drift, ratings, requests, models as servedModels, stats, traffic, usage } from './admin/counted.ts';
 import { experiments } from './admin/experiments.ts';
 import { maskSets, publications } from './admin/releases.ts';
+import { noStrayQuery } from './admin/scope.ts';
 import { keys, ownSessions, tenants } from './admin/tenants.ts';
 import { adminOnly, mayChange, noStore } from './http/authentication.ts';
 import {
@@ -27,6 +28,7 @@ const admin = new Hono<AppEnv>()
   .use(noStore)
   .use(adminOnly)
   .use(mayChange)
+  .use(noStrayQuery)
   .use(audited)
   .route('/tenants', tenants)
   .route('/keys', keys)

@@ -122,7 +122,7 @@ export const NAMED_MASKS_MAX = 1_000;
 export const VECTORS_MAX = 4_000;
 
 /**
- * The encoder is loaded once an isolate; the static one is a local asset. A request waits up to 5 s, and a load goes on
+ * An encoder that this edge's configuration names is loaded once an isolate; the static one is a local asset. A request waits up to 5 s, and a load goes on
  * for later requests.
  */
 export const ENCODER_LOAD = {
@@ -131,6 +131,13 @@ export const ENCODER_LOAD = {
   wait_ms: 5_000,
   load_ms: 10_000,
   retry_ms: 0,
+} as const;
+
+/** The encoder of the backends, which may restart with another one, is asked for again and again, behind requests. */
+export const BACKEND_ENCODER_LOAD = {
+  ...ENCODER_LOAD,
+  fresh_ms: MODELS.fresh_ms,
+  retry_ms: MODELS.retry_ms,
 } as const;
 
 /** -1 routes everything: similarity is a cosine. */

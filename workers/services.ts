@@ -19,7 +19,7 @@ import { askForTables, findLive } from './db/publication-rows.ts';
 import { insertTrafficSample } from './db/request-rows.ts';
 import { findTenant } from './db/tenant-rows.ts';
 import { type Config, type Env, parseConfig } from './env.ts';
-import { BURST, MODEL_LIST_ms, READINESS } from './limits.ts';
+import { BACKEND_ENCODER_LOAD, BURST, ENCODER_LOAD, MODEL_LIST_ms, READINESS } from './limits.ts';
 import { createRunningExperiments, type RunningExperiments } from './routing/assignment.ts';
 import { createEmbedder, type Embedder, loadEncoder } from './routing/embed.ts';
 import {
@@ -148,7 +148,10 @@ function createServices(env: Env): Services {
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),
-    embedder: createEmbedder(() => loadEncoder(config, env, backend)),
+    embedder: createEmbedder(
+      () => loadEncoder(config, env, backend),
+      config.ENCODER === 'backend' ? BACKEND_ENCODER_LOAD : ENCODER_LOAD,
+    ),
     models: createModels(() => backend.modelLists(MODEL_LIST_ms, () => {})),
   };
 }

@@ -200,7 +200,7 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
       const abort = new AbortController();
       const signal = AbortSignal.any([c.req.raw.signal, abort.signal]);
       const leave = lifecycle.beginEmbeddings(abort);
-      const { vectors, tokens } = await encoders.embed(request.model, texts, signal).finally(leave);
+      const { vectors, tokens, spec } = await encoders.embed(request.model, texts, signal).finally(leave);
       const width = vectors[0]!.length;
       if (request.dimensions != null && request.dimensions !== width) {
         const message = `dimensions: this encoder has ${width}, and its vectors cannot be shortened.`;
@@ -213,6 +213,8 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
         model: request.model,
         data: vectors.map((vector, index) => ({ object: 'embedding', index, embedding: encode(vector) })),
         usage: { prompt_tokens: tokens, total_tokens: tokens },
+        // The edge compares it with the encoder of its mask sets.
+        maskroute: { encoder: spec },
       });
     });
 

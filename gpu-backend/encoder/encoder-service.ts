@@ -75,6 +75,7 @@ type Embedded = {
   readonly vectors: Float32Array[];
   /** Tokens of all texts, after truncation. */
   readonly tokens: number;
+  readonly spec: EncoderSpec;
 };
 
 type EncoderServiceOptions = {
@@ -194,10 +195,12 @@ class EncoderThread {
     if (signal.aborted) cancel();
     try {
       const { vectors, tokens } = await done.promise;
-      const { dimensions } = await this.ready;
+      const spec = await this.ready;
+      const { dimensions } = spec;
       return {
         vectors: texts.map((_, i) => vectors.subarray(i * dimensions, (i + 1) * dimensions)),
         tokens,
+        spec,
       };
     } finally {
       signal.removeEventListener('abort', cancel);

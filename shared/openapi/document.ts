@@ -177,7 +177,8 @@ function failures({ path, query, body, answers, errors = [] }: Endpoint, caller:
   const codes: ErrorCode[] = [
     ...BY_CALLER[caller],
     ...(body === undefined ? [] : OF_BODIES),
-    ...(query === undefined ? [] : (['invalid_request'] as const)),
+    // The admin API refuses queries that its endpoints do not have.
+    ...(query === undefined && caller !== 'admin' ? [] : (['invalid_request'] as const)),
     ...(path.includes('{') || query?.shape.tenant !== undefined ? (['not_found'] as const) : []),
     ...errors,
     ...(caller === 'anybody' ? [] : (['internal_error', 'configuration_unavailable'] as const)),

@@ -136,3 +136,10 @@ export const encoderListSchema = z.looseObject({
   object: z.literal('list'),
   data: z.array(encoderEntrySchema).max(16),
 });
+
+/** A backend's answer of `POST /v1/embeddings`, as far as the edge reads it: OpenAI's format, and which encoder it was. */
+export const embeddingsSchema = z.looseObject({
+  data: z.array(z.looseObject({ embedding: z.array(z.number()) })),
+  /** Absent from backends of earlier versions. */
+  maskroute: z.looseObject({ encoder: encoderSpecSchema }).optional(),
+});

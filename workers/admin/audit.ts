@@ -4,7 +4,6 @@
  */
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
-import { matchedRoutes } from 'hono/route';
 import { type Cursor, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { addressOf } from '../base/place.ts';
@@ -13,7 +12,7 @@ import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../d
 import { d1 } from '../db/d1.ts';
 import { SAFE_METHODS } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { listed, namedTenant, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
+import { listed, namedTenant, routeOf, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
 
 const PREFIX = '/admin/v1';
 
@@ -27,7 +26,7 @@ export const audited = createMiddleware<AppEnv>(async (c, next) => {
       tenant: tenant ?? DEFAULT_TENANT,
       actor,
       address: addressOf(c.req.raw, config.TRUSTED_FRONT) ?? '',
-      action: `${c.req.method} ${routeOf(c)}`,
+      action: `${c.req.method} ${(routeOf(c) ?? c.req.path).slice(PREFIX.length)}`,
       target: c.req.path.slice(PREFIX.length),
       requestId: c.get('requestId'),
     }),
@@ -63,15 +62,6 @@ function tenantOf(c: AppContext, after: Record<string, unknown>): string {
   const isTenant = c.req.path.startsWith(`${PREFIX}/tenants`);
   const named = isTenant ? after.id : after.tenant;
   return typeof named === 'string' ? named : (c.get('admin').tenant ?? DEFAULT_TENANT);
-}
-
-/** The route's pattern without its parameters' values. */
-function routeOf(c: AppContext): string {
-  const last = matchedRoutes(c)
-    .map(({ path }) => path)
-    .filter((path) => !path.endsWith('*'))
-    .at(-1);
-  return (last ?? c.req.path).slice(PREFIX.length);
 }
 
 /* Reading it. */

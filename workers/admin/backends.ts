@@ -34,9 +34,9 @@ import { d1 } from '../db/d1.ts';
 import { writeMaskSet } from '../db/mask-set-rows.ts';
 import { adminOf } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { readJson } from '../http/request-body.ts';
+import { readJson, readQuery } from '../http/request-body.ts';
 import { storeMaskSet } from '../releases/publishing.ts';
-import { readQuery, readScopedBody, requireGlobal, scopedTenant } from './scope.ts';
+import { requireGlobal, scopedTenant } from './scope.ts';
 
 /* Jobs of a backend and their schedules; `shared/admin/job-wire.ts` describes them. */
 
@@ -81,7 +81,7 @@ const jobs = new Hono<AppEnv>()
   })
   .post('/:job/cancel', async (c) => c.json(await ask(c, jobSchema, 'POST', `${jobPath(c)}/cancel`)))
   .post('/:job/store', async (c) => {
-    const { tenant: named } = await readScopedBody(c, storeJobSchema);
+    const { tenant: named } = parse(storeJobSchema, await readJson(c.req.raw));
     const tenant = await scopedTenant(c, named);
     const set = await ask(c, maskSetSchema, 'GET', `${jobPath(c)}/mask-set`);
     const { created, summary } = await storeMaskSet(c.var.services.db, tenant, writeMaskSet(set));

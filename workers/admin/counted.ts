@@ -21,7 +21,8 @@ import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
 import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
-import { listed, namedTenant, readQuery, scopedTenant, scopedTenantOrAll } from './scope.ts';
+import { readQuery } from '../http/request-body.ts';
+import { listed, namedTenant, scopedTenant, scopedTenantOrAll } from './scope.ts';
 
 export const stats = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, ...times } = readQuery(c, statsQuerySchema);

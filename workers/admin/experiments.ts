@@ -28,13 +28,11 @@ import { latenciesOfVariants } from '../db/latencies.ts';
 import { sumsOfVariants } from '../db/outcomes.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { readJson } from '../http/request-body.ts';
+import { readJson, readQuery } from '../http/request-body.ts';
 import { start, stop } from '../releases/experiment-life.ts';
 import {
   listed,
   namedTenant,
-  readQuery,
-  readScopedBody,
   requireRoom,
   scopedTenant,
   scopedTenantOrAll,
@@ -43,7 +41,7 @@ import {
 
 export const experiments = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const { id, tenant, ...definition } = await readScopedBody(c, createExperimentSchema);
+    const { id, tenant, ...definition } = parse(createExperimentSchema, await readJson(c.req.raw));
     const owner = await scopedTenant(c, tenant);
     await checkDefinition(c, owner, definition);
     await requireRoom(c.var.services.db, c.var.admin.tenant, 'experiments');

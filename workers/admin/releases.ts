@@ -33,7 +33,7 @@ import {
   type PublicationState,
 } from '../db/publication-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
-import { readJson } from '../http/request-body.ts';
+import { readJson, readQuery } from '../http/request-body.ts';
 import {
   checkPublishable,
   checkSet,
@@ -43,15 +43,7 @@ import {
   storeMaskSet,
 } from '../releases/publishing.ts';
 import { decodeMaskSet } from '../routing/live-sets.ts';
-import {
-  listed,
-  namedTenant,
-  readQuery,
-  readScopedBody,
-  requireRoom,
-  scopedTenant,
-  tenantPageQuery,
-} from './scope.ts';
+import { listed, namedTenant, requireRoom, scopedTenant, tenantPageQuery } from './scope.ts';
 
 export const maskSets = new Hono<AppEnv>()
   .post('/', async (c) => {
@@ -115,7 +107,7 @@ async function find(c: AppContext): Promise<StoredMaskSet> {
 
 export const publications = new Hono<AppEnv>()
   .post('/', async (c) => {
-    const body = await readScopedBody(c, publishSchema);
+    const body = parse(publishSchema, await readJson(c.req.raw));
     const { version, expected_version: expected } = body;
     const tenant = await scopedTenant(c, body.tenant);
     const request = {
@@ -199,7 +191,7 @@ async function findSeen(db: Database, tenant: string, now_ms: number): Promise<S
 }
 
 async function changeLive(c: AppContext, change: typeof rollback): Promise<Response> {
-  const body = await readScopedBody(c, changeLiveSchema);
+  const body = parse(changeLiveSchema, await readJson(c.req.raw));
   const { services, admin } = c.var;
   const tenant = await scopedTenant(c, body.tenant);
   const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };

@@ -1,8 +1,11 @@
 /**
- * Checks that all resources of the admin API share: which tenant the caller may access, how much it may store, and
- * which page of a list it requests; and warnings when a tenant's limits conflict with its live mask set.
+ * Checks that all resources of the admin API share: whether the endpoint takes a query, which tenant the caller may
+ * access, how much it may store, and which page of a list it requests; and warnings when a tenant's limits conflict
+ * with its live mask set.
  */
-import type { z } from 'zod';
+import { createMiddleware } from 'hono/factory';
+import { matchedRoutes } from 'hono/route';
+import { z } from 'zod';
 import {
   DEFAULT_TENANT,
   type PageQuery,
@@ -13,14 +16,14 @@ import {
   tenantQuerySchema,
   writeCursor,
 } from '../../shared/admin/admin-wire.ts';
+import { GROUPS } from '../../shared/openapi/endpoints.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parse } from '../../shared/wire/parse-body.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { type Database, d1, findStored, type Page, type Stored } from '../db/d1.ts';
 import { findLive } from '../db/publication-rows.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
-import type { AppContext } from '../http/context.ts';
-import { readJson } from '../http/request-body.ts';
+import type { AppContext, AppEnv } from '../http/context.ts';
+import { readQuery } from '../http/request-body.ts';
 import { TENANT_ROOM } from '../limits.ts';
 import { isOverCeiling, meetsFloor, percent } from '../routing/decision.ts';
 import type { LiveSet, RoutingTable } from '../routing/live-sets.ts';
@@ -61,35 +64,39 @@ export function requireGlobal(c: AppContext): void {
 
 const forbidden = () => new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
 
+/** The endpoints of the API's document, by method and route as the app has it. */
+const ENDPOINTS = new Map(
+  GROUPS.flatMap(({ endpoints }) => endpoints).map((endpoint) => [
+    `${endpoint.method} ${endpoint.path.replaceAll(/\{(\w+)\}/g, ':$1')}`,
+    endpoint,
+  ]),
+);
+
+/** The pattern of the request's route, without its parameters' values; undefined when there is no such route. */
+export const routeOf = (c: AppContext): string | undefined =>
+  matchedRoutes(c)
+    .map(({ path }) => path)
+    .find((path) => !path.endsWith('*'));
+
 /**
- * A request's query by its schema. A parameter that is given twice is refused: only one of them would count.
+ * Refuses a query where the API's document has none: it would be ignored, and a change meant for a tenant would be the
+ * default's. Where it has one, `readQuery` checks it.
  * @throws MaskrouteError `invalid_request`.
  */
-export function readQuery<S extends z.ZodType>(c: AppContext, schema: S): z.output<S> {
-  for (const [name, values] of Object.entries(c.req.queries())) {
-    if (values.length > 1) {
-      throw new MaskrouteError('invalid_request', `${name}: it is given more than once.`, { param: name });
-    }
-  }
-  return parse(schema, c.req.query());
-}
-
-/**
- * Refuses a query beside a body that names its tenant: a tenant in the query would be ignored, and the change would be the
- * default's. @throws MaskrouteError `invalid_request`.
- */
-export function requireNoQuery(c: AppContext): void {
+export const noStrayQuery = createMiddleware<AppEnv>(async (c, next) => {
   const [name] = Object.keys(c.req.query());
-  if (name === undefined) return;
-  const message = `${name}: this request takes no query; name the tenant in its body.`;
-  throw new MaskrouteError('invalid_request', message, { param: name });
-}
-
-/** A body that names its tenant. @throws what `requireNoQuery`, `readJson` and `parse` throw. */
-export async function readScopedBody<S extends z.ZodType>(c: AppContext, schema: S): Promise<z.output<S>> {
-  requireNoQuery(c);
-  return parse(schema, await readJson(c.req.raw));
-}
+  const method = c.req.method === 'HEAD' ? 'GET' : c.req.method;
+  const endpoint = name === undefined ? undefined : ENDPOINTS.get(`${method} ${routeOf(c)}`);
+  if (name !== undefined && endpoint !== undefined && endpoint.query === undefined) {
+    const { body } = endpoint;
+    const isInBody = body instanceof z.ZodObject && 'tenant' in body.shape;
+    const advice = isInBody ? '; name the tenant in its body' : '';
+    throw new MaskrouteError('invalid_request', `${name}: this request takes no query${advice}.`, {
+      param: name,
+    });
+  }
+  await next();
+});
 
 export const pageQuery = (c: AppContext): PageQuery => readQuery(c, pageQuerySchema);
 export const tenantPageQuery = (c: AppContext) => readQuery(c, tenantPageQuerySchema);

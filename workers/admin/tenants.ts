@@ -26,16 +26,14 @@ import {
 } from '../db/key-rows.ts';
 import { type BudgetLimits, findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
-import { readJson } from '../http/request-body.ts';
+import { readJson, readQuery } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
 import { generateKey } from '../tenants/api-keys.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
 import {
   listed,
   pageQuery,
-  readQuery,
   requireGlobal,
-  requireNoQuery,
   requireRoom,
   scopedTenant,
   scopedTenantOrAll,
@@ -115,7 +113,6 @@ export const keys = new Hono<AppEnv>()
   .post('/', async (c) => {
     const { db } = c.var.services;
     const own = c.var.admin.tenant;
-    requireNoQuery(c);
     const raw = await readJson(c.req.raw);
     // A tenant's administrator need not name the tenant.
     const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;

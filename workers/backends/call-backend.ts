@@ -45,7 +45,7 @@ export type Purpose =
       readonly model: string;
       /** The mask's id, or another name for it. */
       readonly mask: string;
-      /** Undefined for dense, and for a mask that the client chose. */
+      /** As the decision's. */
       readonly needs: MaskNeeds | undefined;
       readonly conversation: StickySource;
     }

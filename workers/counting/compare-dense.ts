@@ -10,7 +10,7 @@ import type { BackendPool } from '../backends/pool.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { type Hold, UnderWay } from '../base/waiting.ts';
 import { COMPARISON } from '../limits.ts';
-import { needsOf, type RoutableBody, type Routed } from '../routing/decision.ts';
+import type { RoutableBody, Routed } from '../routing/decision.ts';
 import { type Events, lotOf } from './events.ts';
 
 type ComparisonOf = {
@@ -122,7 +122,7 @@ async function greedyAnswer(
       model,
       // The same for both: only answers of the same weights are compared, and only times of the same backend.
       mask: routed.decision.maskId ?? DENSE_MASK_ID,
-      needs: needsOf(routed.decision),
+      needs: routed.decision.needs,
       conversation: routable,
     },
     time: { timeout_ms: COMPARISON.timeout_ms, isFullTime: false },

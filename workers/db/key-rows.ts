@@ -121,9 +121,10 @@ const ownedKey = (id: string, tenant: string | undefined) =>
 const worksAt = (now_ms: number) =>
   and(isNull(apiKeys.revokedAt_ms), or(isNull(apiKeys.expiresAt_ms), gt(apiKeys.expiresAt_ms, now_ms)));
 
-/** Deletes expired keys; only counted figures refer to them, by id. */
+/** Deletes a tenant's expired keys, or those of no tenant; only counted figures refer to them, by id. */
 export async function deleteExpiredKeys(db: Database, tenant: string, before_ms: number): Promise<void> {
-  await db.delete(apiKeys).where(and(eq(apiKeys.tenantId, tenant), lt(apiKeys.expiresAt_ms, before_ms)));
+  const owned = tenant === DEFAULT_TENANT ? isNull(apiKeys.tenantId) : eq(apiKeys.tenantId, tenant);
+  await db.delete(apiKeys).where(and(owned, lt(apiKeys.expiresAt_ms, before_ms)));
 }
 
 /**

@@ -31,7 +31,7 @@ import {
   toSession,
 } from './authentication.ts';
 import { type AppContext, type AppEnv, requestIdHeader } from './context.ts';
-import { readJson } from './request-body.ts';
+import { readJson, readQuery } from './request-body.ts';
 
 const NONE = ["'none'"];
 const SELF = ["'self'"];
@@ -274,7 +274,7 @@ export const dashboard = new Hono<AppEnv>()
   })
   .delete('/session', async (c) => {
     const { sessions } = c.var.services;
-    const { everywhere } = parse(logoutQuerySchema, c.req.query());
+    const { everywhere } = readQuery(c, logoutQuerySchema);
     if (everywhere !== undefined) {
       // An ended session must not end others.
       const session = await readSession(c);

@@ -1,15 +1,22 @@
 /**
- * Reads request bodies: with limits of size and time, and strict decoding. `shared/wire/parse-body.ts` validates their
- * content.
+ * Reads request bodies: with limits of size and time, and strict decoding; and queries. `shared/wire/parse-body.ts`
+ * validates their content.
  */
 
 import { createMiddleware } from 'hono/factory';
+import type { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BODY_BYTES_MAX } from '../../shared/wire/openai.ts';
-import { parseJson, readBounded, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
+import {
+  parse,
+  parseJson,
+  readBounded,
+  requireUnpacked,
+  TooLargeError,
+} from '../../shared/wire/parse-body.ts';
 import { DeadlineError, withDeadline } from '../base/waiting.ts';
 import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
-import type { AppEnv } from './context.ts';
+import type { AppContext, AppEnv } from './context.ts';
 
 /** The JSON value of a request's body. @throws what `readBody` throws. */
 export const readJson = async (request: Request): Promise<unknown> => (await readBody(request)).value;
@@ -84,6 +91,19 @@ function isDeeperThan(text: string, depthMax: number): boolean {
 const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
   0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d,
 ];
+
+/**
+ * A request's query by its schema. A parameter that is given twice is refused: only one of them would count.
+ * @throws MaskrouteError `invalid_request`.
+ */
+export function readQuery<S extends z.ZodType>(c: AppContext, schema: S): z.output<S> {
+  for (const [name, values] of Object.entries(c.req.queries())) {
+    if (values.length > 1) {
+      throw new MaskrouteError('invalid_request', `${name}: it is given more than once.`, { param: name });
+    }
+  }
+  return parse(schema, c.req.query());
+}
 
 /*
  * Drains the body of a refused request. The runtime closes the connection of a request with an unread body, and a

@@ -266,7 +266,7 @@ async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promis
 }
 
 async function checkEncoder(set: LiveSet, embedder: Embedder, hold: Hold): Promise<void> {
-  const { spec } = await embedder.encoder(hold).catch((error) => {
+  const { spec } = await embedder.askAgain(hold).catch((error) => {
     throw new MaskrouteError('not_ready', 'The edge cannot load its encoder, so no set can be checked.', {
       cause: error,
     });

@@ -5,7 +5,7 @@
 
 import { type FallbackReason, splitModelName } from '../../shared/wire/protocol.ts';
 import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
-import { denseDecision, needsOf, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
+import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
 
@@ -116,7 +116,7 @@ export const purposeOf = ({ decision, assignment }: Routed, conversation: Routab
   region: assignment.region,
   model: splitModelName(conversation.body.model).model,
   mask: decision.maskId ?? JSON.stringify(decision.mask),
-  needs: needsOf(decision),
+  needs: decision.needs,
   conversation,
 });
 

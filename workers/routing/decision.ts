@@ -55,13 +55,11 @@ export type Decision = {
   readonly distance: number | null;
   readonly similarity: number | null;
   readonly fallback: FallbackReason | null;
+  /** What the mask needs of a backend; undefined for dense, and for a mask of which no set is held here. */
+  readonly needs: MaskNeeds | undefined;
 };
 
-/** What a mask that routing chose needs of a backend; undefined for dense, and for a mask that the client chose. */
-export function needsOf({ set, cluster, fallback }: Decision): MaskNeeds | undefined {
-  if (set === null || cluster === null || fallback !== null) return undefined;
-  return { modelHash: set.model.hash, surrogates: set.surrogates };
-}
+const needsOf = ({ model, surrogates }: LiveSet): MaskNeeds => ({ modelHash: model.hash, surrogates });
 
 const NOT_ROUTED = { cluster: null, distance: null, similarity: null } as const;
 
@@ -72,24 +70,25 @@ export const denseDecision = (set: LiveSet | null, fallback: FallbackReason): De
   sparsity: 0,
   set,
   fallback,
+  needs: undefined,
 });
 
-/** A client's own mask is passed on unchanged; `findSparsity` knows the masks of this edge. */
+/** A client's own mask is passed on unchanged; `findMask` knows the masks of this edge. */
 function requestedDecision(
   mask: MaskField,
   set: LiveSet | null,
   entries: readonly ModelEntry[],
-  findSparsity: (id: string) => number | undefined,
+  findMask: RoutingTable['findMask'],
 ): Decision {
   if (mask === DENSE_MASK_ID) return denseDecision(set, 'requested');
-  const known = typeof mask === 'string' ? heldMask(mask, findSparsity) : inlineMask(mask, entries);
-  return { ...NOT_ROUTED, ...known, mask, set, fallback: null };
+  if (typeof mask !== 'string') {
+    return { ...NOT_ROUTED, ...inlineMask(mask, entries), mask, set, fallback: null, needs: undefined };
+  }
+  const held = findMask(mask);
+  const sparsity = held?.cluster.sparsity ?? null;
+  const needs = held && needsOf(held.set);
+  return { ...NOT_ROUTED, mask, maskId: mask as MaskId, sparsity, set, fallback: null, needs };
 }
-
-const heldMask = (id: string, findSparsity: (id: string) => number | undefined) => ({
-  maskId: id as MaskId,
-  sparsity: findSparsity(id) ?? null,
-});
 
 function inlineMask(mask: Exclude<MaskField, string>, entries: readonly ModelEntry[]) {
   const unknown = { maskId: null, sparsity: null };
@@ -144,7 +143,7 @@ function nearestDecision(
     : nearestAllowed(embedding.vector, set.centroids, isAllowed);
   if (allowed === null) return { ...denseDecision(set, 'over_ceiling'), ...nearest };
   const { mask, sparsity: skipped } = set.clusters[allowed.cluster]!;
-  return { ...allowed, mask, maskId: mask, sparsity: skipped, set, fallback: null };
+  return { ...allowed, mask, maskId: mask, sparsity: skipped, set, fallback: null, needs: needsOf(set) };
 }
 
 /** Tolerance for rounding: a ceiling of 0.3 must allow 3 of 10 blocks. */
@@ -230,7 +229,7 @@ export async function routeRequest(
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
   const started_ms = performance.now();
-  const known = await tried(dependencies, await lookUp(dependencies, request), request);
+  const known = await withTrialSet(dependencies, await lookUp(dependencies, request), request);
   const found_ms = performance.now();
   const assignment = assignRequest(known, request);
   timings.assign_ms = performance.now() - found_ms;
@@ -250,10 +249,15 @@ type Known = {
 };
 
 /**
+ * With the set that a trial names, if it names one, in place of the live set.
  * @throws MaskrouteError `not_found` for a set that this tenant does not have, `configuration_unavailable` when D1
  * fails or stalls.
  */
-async function tried({ table }: RoutingDependencies, known: Known, request: RouteRequest): Promise<Known> {
+async function withTrialSet(
+  { table }: RoutingDependencies,
+  known: Known,
+  request: RouteRequest,
+): Promise<Known> {
   const version = request.trial?.version;
   if (version === undefined) return known;
   return { ...known, live: await d1(table.versionOf(request.caller.tenant, version)) };
@@ -303,8 +307,7 @@ async function decide(
   const { sparsityMax, agreementMin } = request.caller.policy;
   if (mask != null) {
     if (typeof mask === 'string') await namedMasks.enter(request.caller.tenant, mask);
-    const heldSparsity = (id: string) => table.findMask(id)?.cluster.sparsity;
-    const decision = requestedDecision(mask, live, entries, heldSparsity);
+    const decision = requestedDecision(mask, live, entries, table.findMask);
     if (sparsityMax === null) return unembedded(decision);
     const sparsity =
       decision.sparsity ?? (decision.maskId === null ? null : await namedMasks.sparsityOf(decision.maskId));

@@ -7,17 +7,17 @@ import { z } from 'zod';
 import { type Encoder, normalise } from '../../shared/embedding/encoder.ts';
 import { loadStaticEncoder } from '../../shared/embedding/static-encoder.ts';
 import { type EncoderSpec, sameEncoder } from '../../shared/mask/mask-set.ts';
-import { encoderListSchema } from '../../shared/wire/backend-load.ts';
+import { embeddingsSchema, encoderListSchema } from '../../shared/wire/backend-load.ts';
 import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { FallbackReason } from '../../shared/wire/protocol.ts';
 import { RETRIES_MAX } from '../backends/call-backend.ts';
 import type { BackendPool } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
-import { SwrCache } from '../base/swr-cache.ts';
+import { SwrCache, type SwrPolicy } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
 import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
-import { EMBEDDINGS, ENCODER_LOAD, VECTORS_MAX } from '../limits.ts';
+import { EMBEDDINGS, VECTORS_MAX } from '../limits.ts';
 
 export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
@@ -40,23 +40,32 @@ export type EdgeEncoder = {
 export interface Embedder {
   /** The loaded encoder. @throws Error when it can't be loaded; a later call tries again. */
   encoder(hold: Hold): Promise<EdgeEncoder>;
+  /** The same, but one that may have changed is asked for first. @throws as `encoder`. */
+  askAgain(hold: Hold): Promise<EdgeEncoder>;
   embed(text: string, of: Asker & { readonly hold: Hold }): Promise<Embedding>;
 }
 
-/** The encoder is loaded once in an isolate. */
-export function createEmbedder(load: () => Promise<EdgeEncoder>): Embedder {
-  const cache = new SwrCache(
+/** `policy`: how often `load` is asked again. As long as it gives the same encoder, the first one stays, with its cache. */
+export function createEmbedder(load: () => Promise<EdgeEncoder>, policy: SwrPolicy): Embedder {
+  const cache: SwrCache<EdgeEncoder> = new SwrCache(
     'the encoder',
-    () =>
-      load().catch((error) => {
+    async () => {
+      const loaded = await load().catch((error) => {
         log('error', 'encoder_load_failed', { reason: reasonOf(error) });
         throw error;
-      }),
-    ENCODER_LOAD,
+      });
+      const held = cache.peek('');
+      return held !== undefined && sameEncoder(held.spec, loaded.spec) ? held : loaded;
+    },
+    policy,
   );
   const encoder = async (hold: Hold) => (await cache.get('', hold))!;
   return {
     encoder,
+    async askAgain(hold) {
+      if (policy.fresh_ms !== Number.POSITIVE_INFINITY) await cache.refresh('', hold).catch(() => {});
+      return await encoder(hold);
+    },
     async embed(text, { region, signal, hold }) {
       try {
         const ready = await encoder(hold);
@@ -138,10 +147,13 @@ export function createRemoteEncoder(
  * completions. It runs in its own thread there, so its failures say nothing about completions, nor the reverse.
  */
 
-const answerSchema = z.looseObject({ data: z.array(z.looseObject({ embedding: z.array(z.number()) })) });
 const nothing = () => {};
 
-/** @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare. */
+/**
+ * A backend may restart with another encoder. `createEmbedder` asks again for that; until then an answer by another encoder
+ * is an error, as its vectors would be near the wrong centroids.
+ * @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare.
+ */
 async function loadBackendEncoder(
   backends: Pick<BackendPool, 'askAll' | 'call'>,
   timeout_ms: number,
@@ -172,7 +184,11 @@ async function loadBackendEncoder(
     const { response } = called;
     const answer = await readAnswer(response, EMBEDDINGS.bytesMax);
     if (!response.ok) throw new Error(`the backend answered ${response.status}: ${answer.slice(0, 200)}`);
-    return answerSchema.parse(JSON.parse(answer)).data.map(({ embedding }) => embedding);
+    const { data, maskroute } = embeddingsSchema.parse(JSON.parse(answer));
+    if (maskroute !== undefined && !sameEncoder(maskroute.encoder, spec)) {
+      throw new Error(`the backend's encoder is not ${spec.id} of revision ${spec.revision} any more`);
+    }
+    return data.map(({ embedding }) => embedding);
   });
 }
 

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createEncoderService, FULL_ENCODER } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { fetchFullEncoder } from '../../../gpu-backend/encoder/full-encoder.ts';
-import { encoderListSchema } from '../../../shared/wire/backend-load.ts';
+import { embeddingsSchema, encoderListSchema } from '../../../shared/wire/backend-load.ts';
 import { furthest } from '../../support/furthest.ts';
 import { testHome } from '../../support/installed-model.ts';
 import { TEACHER_TIMEOUT_ms } from '../../support/teacher.ts';
@@ -84,6 +84,12 @@ describe('/v1/embeddings', () => {
     });
     const { data } = encoderListSchema.parse(await response.json());
     expect(data).toMatchObject([{ id: MODEL, encoder: { pooling: 'mean', dimensions: 384 } }]);
+    const answer = await server.post('/v1/embeddings', {
+      model: MODEL,
+      input: 'x',
+      encoding_format: 'float',
+    });
+    expect(embeddingsSchema.parse(await answer.json()).maskroute).toEqual({ encoder: data[0]!.encoder });
     expect((await fetch(`${server.url}/v1/encoders`)).status).toBe(401);
     expect((await server.post('/v1/encoders', {})).status).toBe(405);
   });

@@ -49,6 +49,8 @@ test('an answer names its codes by status', () => {
   expect(security).toEqual([{ adminKey: [] }, { session: [] }]);
   expect(responses['409']!.description).toBe('`conflict`');
   expect(responses['400']!.description).toContain('`invalid_json`');
+  const { parameters, responses: others } = api.paths['/admin/v1/models']!.get!;
+  expect([parameters, others['400']!.description]).toEqual([[], '`invalid_request`']);
 });
 
 test('a completion names its headers', () => {

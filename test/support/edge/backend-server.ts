@@ -95,6 +95,7 @@ type Setup = {
   readonly knowsMasks?: boolean;
   /** Of the weights that it serves under the model's name. */
   readonly modelHash?: string;
+  readonly encoderRevision?: string;
 };
 const SMALL: Setup = { script: { contextTokens: 1 } };
 const SETUPS: Readonly<Record<string, Setup>> = {
@@ -106,6 +107,7 @@ const SETUPS: Readonly<Record<string, Setup>> = {
   'queue-full': { script: { slots: 0, queueCapacity: 0, retryAfter_s: 7 } },
   'masks-unknown': { knowsMasks: false },
   'other-weights': { modelHash: 'b'.repeat(64) },
+  'other-encoder': { encoderRevision: 'r2' },
   'too-long': SMALL,
   'too-long-unmeasured': SMALL,
   'slow-tokens': { limits: { commit_ms: 1, keepalive_ms: STREAM_PAUSE_ms } },
@@ -116,7 +118,7 @@ const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {
   'odd-models': [{ name: 'a list of another version' }],
 };
 /** Those that are so whatever is asked. */
-const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights']);
+const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights', 'other-encoder']);
 
 const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
 
@@ -255,7 +257,7 @@ class Backends {
   async #createApp(
     place: string,
     { lifecycle, recentAnswers, met }: Backend,
-    { script, limits, door, isNew, knowsMasks = true, modelHash = MODEL.hash }: Setup,
+    { script, limits, door, isNew, knowsMasks = true, modelHash = MODEL.hash, encoderRevision }: Setup,
   ): Promise<App> {
     const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
     const { options, close } = await apiOptions(servedModel({ ...USUAL, ...script, of }, modelHash), limits, {
@@ -265,7 +267,7 @@ class Backends {
     const audience = place === '' ? this.#url : `${this.#url}/at/${place}`;
     return createApp({
       ...openParts(options),
-      encoders,
+      encoders: encodersOf(encoderRevision),
       lifecycle,
       recentAnswers: isNew ? newAnswers() : recentAnswers,
       authenticate:
@@ -386,16 +388,19 @@ const wordText: TokenText = {
 };
 
 /** The faults are those of the encoder server. */
-const encoders: EncoderService = {
-  installed: async () => ({ id: 'test-encoder', spec: ENCODER }),
-  async embed(_name, texts, signal) {
-    const is = (fault: string) => texts.some((text) => text.startsWith(fault));
-    if (is('!hang')) await new Promise((resolve) => signal.addEventListener('abort', resolve));
-    if (is('!fail')) throw error('engine_failed');
-    return { vectors: texts.map((text) => Float32Array.from(vectorOf(text))), tokens: texts.length };
-  },
-  close: async () => {},
-};
+function encodersOf(revision: string = ENCODER.revision): EncoderService {
+  const spec = { ...ENCODER, revision };
+  return {
+    installed: async () => ({ id: 'test-encoder', spec }),
+    async embed(_name, texts, signal) {
+      const is = (fault: string) => texts.some((text) => text.startsWith(fault));
+      if (is('!hang')) await new Promise((resolve) => signal.addEventListener('abort', resolve));
+      if (is('!fail')) throw error('engine_failed');
+      return { vectors: texts.map((text) => Float32Array.from(vectorOf(text))), tokens: texts.length, spec };
+    },
+    close: async () => {},
+  };
+}
 
 const embeddingsOf = (vectors: readonly unknown[]) =>
   vectors.map((embedding, index) => ({ object: 'embedding', index, embedding }));

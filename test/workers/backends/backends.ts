@@ -494,6 +494,22 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('to serve the same weights as another, a mask that a client names goes to the other one, too', async () => {
+    const { tenant, key } = await newTenant();
+    const { set } = await goLive('named-of-some', tenant);
+    const ids = [await register(), await register()];
+    for (const other of ids) {
+      await mood(other, 'other-weights');
+      const isolate = freshIsolate();
+      for (let i = 0; i < 12; i++) {
+        const response = await chat(key, { ...say(`north ${i}`), mask: set.clusters[0]!.mask }, isolate);
+        expect(response.status, await response.clone().text()).toBe(200);
+        expect(await askedOf(response)).not.toContain(other);
+      }
+      await mood(other, 'good');
+    }
+  });
+
   it('to serve the same weights as another, a tenant with a ceiling may write masks out all the same', async () => {
     const { tenant, key } = await newTenant();
     await admin('PATCH', `/tenants/${tenant}`, { sparsity_max: 0.5 });

@@ -126,9 +126,9 @@ it('two answers of different weights are not compared', async () => {
   };
   const send = vi.fn(async () => {});
   const decision = {
-    set: { model: { hash: 'a'.repeat(64) } },
     cluster: 0,
     fallback: null,
+    needs: { modelHash: 'a'.repeat(64), surrogates: undefined },
     maskId: `m_${'0'.repeat(24)}`,
     mask: `m_${'0'.repeat(24)}`,
   };

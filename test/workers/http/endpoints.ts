@@ -1,6 +1,7 @@
 /** The endpoints beside the completions. */
 import { env } from 'cloudflare:workers';
 import { afterEach, describe, expect, it, vi } from 'vitest';
+import { GROUPS } from '../../../shared/openapi/endpoints.ts';
 import { dryRunSchema } from '../../../shared/wire/openai.ts';
 import { maskRecordSchema } from '../../../shared/wire/protocol.ts';
 import {
@@ -488,6 +489,26 @@ describe('the admin API', () => {
         message: 'tenant: this request takes no query; name the tenant in its body.',
       },
     });
+  });
+
+  const withoutQuery = GROUPS.flatMap(({ caller, endpoints }) =>
+    endpoints.filter(({ query }) => caller === 'admin' && query === undefined),
+  );
+  it.each(withoutQuery)(
+    'refuses a query at $method $path, which has none in the document',
+    async (endpoint) => {
+      const path = endpoint.path.replace('/admin/v1', '').replaceAll(/\{\w+\}/g, 'default');
+      const hasBody = typeof endpoint.body === 'object';
+      const response = await admin(endpoint.method, `${path}?nobody=1`, hasBody ? {} : undefined);
+      const { error } = await response.json<{ error: { param: string; message: string } }>();
+      expect([response.status, error.param]).toEqual([400, 'nobody']);
+      expect(error.message).toMatch(/^nobody: this request takes no query/);
+    },
+  );
+
+  it('says of a path or method that it lacks what it says without a query', async () => {
+    expect(await errorCode(admin('GET', '/nothing?nobody=1'))).toBe('404 not_found');
+    expect(await errorCode(admin('DELETE', '/tenants?nobody=1'))).toBe('405 method_not_allowed');
   });
 
   it('says of a wrong time, limit or cursor what it may be, and nothing else', async () => {

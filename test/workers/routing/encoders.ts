@@ -9,15 +9,18 @@ import { sender } from '../../../workers/backends/attempt.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { openDatabase } from '../../../workers/db/d1.ts';
 import { type Env, parseConfig } from '../../../workers/env.ts';
+import { BACKEND_ENCODER_LOAD } from '../../../workers/limits.ts';
 import {
   cached,
+  createEmbedder,
   createRemoteEncoder,
   type EdgeEncoder,
   loadEncoder,
 } from '../../../workers/routing/embed.ts';
 import { ENCODER, MODEL } from '../../support/edge/constants.ts';
 import golden from '../../support/static-golden.json' with { type: 'json' };
-import { admin, created } from '../support/edge.ts';
+import { mood } from '../support/backends.ts';
+import { admin, created, soon } from '../support/edge.ts';
 
 const URL_OF_PROVIDERS = env.HF_ENDPOINT_URL!;
 
@@ -160,6 +163,39 @@ it('the encoder of the backends is asked in the region that the text comes from'
   }
   for (const id of ['eu', 'na']) await admin('DELETE', `/backends/${id}`);
   expect(asked.map((url) => /encoder-(..)/.exec(url)![1])).toEqual(['EU', 'NA', 'EU', 'NA']);
+});
+
+it('a backend that has another encoder than before gives no vectors until the edge has asked for it again', async () => {
+  const id = 'encoder-changes';
+  await created(admin('POST', '/backends', { id, url: `${env.BACKEND_URL}/at/${id}` }));
+  const config = parseConfig(env);
+  const asked: string[] = [];
+  const pool = new BackendPool(openDatabase(env.DB), config, (url, init) => {
+    if (url.endsWith('/v1/embeddings')) asked.push(JSON.parse(String(init.body)).input[0]);
+    return fetch(url, init);
+  });
+  let canAskAgain = true;
+  const load = async () => {
+    if (!canAskAgain) throw new Error('not now');
+    return await loadEncoder({ ...config, ENCODER: 'backend' }, env, pool);
+  };
+  const embedder = createEmbedder(load, { ...BACKEND_ENCODER_LOAD, fresh_ms: 0, retry_ms: 0 });
+  const embed = (text: string) => embedder.embed(text, { ...ASKER, hold: () => {} });
+  expect(await embed('north')).toMatchObject({ ok: true, spec: { revision: 'r1' } });
+  canAskAgain = false;
+  await mood(id, 'other-encoder');
+  expect(await embed('east')).toEqual({ ok: false, fallback: 'encoder_failed' });
+  // Its vector of the encoder before is still right for the sets of that one, and was kept.
+  expect(await embed('north')).toMatchObject({ ok: true, spec: { revision: 'r1' } });
+  expect(asked.filter((text) => text === 'north')).toHaveLength(1);
+  expect(await embedder.askAgain(() => {})).toMatchObject({ spec: { revision: 'r1' } });
+  canAskAgain = true;
+  await soon(async () => {
+    expect(await embed('east')).toMatchObject({ ok: true, spec: { revision: 'r2' } });
+  });
+  await mood(id, 'good');
+  expect(await embedder.askAgain(() => {})).toMatchObject({ spec: { revision: 'r1' } });
+  await admin('DELETE', `/backends/${id}`);
 });
 
 it('backends that were asked for their encoders are still known to serve their models', async () => {

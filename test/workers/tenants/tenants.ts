@@ -418,6 +418,24 @@ describe('one tenant', () => {
     await created(admin('POST', `/keys/${id}/rotate`, {}, key));
   });
 
+  it('is not needed for a key that expired long ago to be deleted', async () => {
+    const expired = await Promise.all(
+      [31, 29].map((days) =>
+        newKey({ kind: 'viewer' }).then(async ({ id }) => {
+          await env.DB.prepare('UPDATE api_keys SET expires_at_ms = ?2 WHERE id = ?1')
+            .bind(id, Date.now() - days * 86_400_000)
+            .run();
+          return id;
+        }),
+      ),
+    );
+    const { id } = await newKey({ kind: 'viewer' });
+    const { results } = await env.DB.prepare('SELECT id FROM api_keys WHERE id IN (?, ?, ?) ORDER BY id')
+      .bind(...expired, id)
+      .all();
+    expect(results.map((row) => row.id)).toEqual([expired[1], id].sort());
+  });
+
   it('that is out of budget or floods slows nobody else', async () => {
     const { key: greedy } = await limitedTenant({ requests_per_minute: 1 });
     const { key } = await limitedTenant({ requests_per_minute: 100 });
