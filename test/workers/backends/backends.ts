@@ -641,6 +641,17 @@ describe('when a backend fails', () => {
     expect(await errorCode(response)).toBe('503 backend_unreachable');
   });
 
+  it('again and again, and is only full in between, it is asked all the same', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    for (const how of ['html', 'queue-full', 'html']) {
+      await mood(id, how);
+      const code = how === 'html' ? '502 backend_error' : '429 queue_full';
+      for (let i = 0; i < 4; i++) expect(await errorCode(chat(key, {}, isolate))).toBe(code);
+    }
+  });
+
   it('again and again, it is left alone, and tried after a while', async () => {
     const { key } = await newTenant();
     const id = await register();
