@@ -185,7 +185,8 @@ class Way {
     const now_ms = steadyNow_ms();
     const open = this.#open();
     const [first, second] = open;
-    if (first === undefined || !this.#mayAsk(first, now_ms)) {
+    // An aside does not take the single trial of a half-open backend.
+    if (first === undefined || !(this.#isAside || first.seen.breaker.admit(now_ms))) {
       this.#last ??= { ...this.#nobody(now_ms), backend: '', affinity: undefined, hadAll: false };
       return this.#last;
     }
@@ -222,10 +223,6 @@ class Way {
   /** Whether a backend is the conversation's own and passed over only because of its load. */
   #isPassedOver({ id, seen }: KnownBackend, now_ms: number): boolean {
     return id === this.#home && !this.#asked.has(id) && !seen.isAway(now_ms);
-  }
-
-  #mayAsk({ seen: { breaker } }: KnownBackend, now_ms: number): boolean {
-    return this.#isAside ? breaker.admits(now_ms) : breaker.admit(now_ms);
   }
 
   #nobody(now_ms: number): Attempted {

@@ -153,8 +153,7 @@ export async function compareReleases(
   const versions = base === null || base.version === version ? [version] : [version, base.version];
   const found = await Promise.all(versions.map((of) => minuteSumsOfVersion(db, of, tenant, from_ms)));
   const [first, second] = found;
-  const isShared = (minute: number) => second === undefined || (first!.has(minute) && second.has(minute));
-  const minutes = [...first!.keys()].filter(isShared);
+  const minutes = [...first!.keys()].filter((minute) => second === undefined || second.has(minute));
   return {
     from: isoTime(from_ms),
     minutes: minutes.length,

@@ -340,7 +340,7 @@ const routeText = (request: RouteRequest): string | null =>
 
 /** The decision as it is sent to the backend and returned in the body's `maskroute`. */
 export const routeEcho = ({ decision, assignment }: Routed): RouteEcho => ({
-  mask_set: setName(decision.set),
+  mask_set: decision.set?.name ?? null,
   version: decision.set?.version ?? null,
   cluster: decision.cluster,
   similarity: decision.similarity,
@@ -349,5 +349,3 @@ export const routeEcho = ({ decision, assignment }: Routed): RouteEcho => ({
   region: assignment.region,
   fallback: decision.fallback,
 });
-
-const setName = (set: LiveSet | null): string | null => set?.name ?? null;

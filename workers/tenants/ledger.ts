@@ -42,7 +42,7 @@ export type ReserveAnswer =
   | {
       readonly granted: false;
       readonly refusedBy: BudgetState;
-      /** False: it would not fit into an unused window either, so a retry is useless. */
+      /** False: it would not fit into an unused window of `refusedBy` either, so a retry is useless. */
       readonly everFits: boolean;
       readonly states: readonly BudgetState[];
     };
@@ -86,9 +86,11 @@ export class Ledger {
     if (known !== undefined) {
       return { granted: true, tokens: known.tokens, states: statesOf(counters, now_ms) };
     }
-    const refusedBy = this.#tightest(counters, least_tokens, now_ms);
+    // A limit that never has room is named before any that is only used up: waiting for that would be useless.
+    const tooSmall = counters.filter((counter) => counter.limit < needOf(counter, least_tokens));
+    const everFits = tooSmall.length === 0;
+    const refusedBy = this.#tightest(everFits ? counters : tooSmall, least_tokens, now_ms);
     if (refusedBy !== undefined) {
-      const everFits = counters.every((counter) => counter.limit >= needOf(counter, least_tokens));
       return { granted: false, refusedBy, everFits, states: statesOf(counters, now_ms) };
     }
     const tokens = Math.min(wanted_tokens, ...counters.filter(isOfTokens).map(remaining));

@@ -1,5 +1,11 @@
-// What a mask's id depends on: model, blocks, and the table of surrogates if there is one.
+// What a mask's id depends on: model, blocks, and the table of surrogates if there is one. And which centroid is nearest.
 import { expect, test } from 'vitest';
+import {
+  centroidDistances,
+  nearestAllowed,
+  nearestCentroid,
+  packCentroids,
+} from '../../../shared/mask/centroids.ts';
 import {
   DENSE_MASK_ID,
   denseMask,
@@ -9,6 +15,7 @@ import {
   maskId,
   SURROGATES_ID_PATTERN,
   type SurrogatesId,
+  skippedLayers,
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../../shared/mask/mask-set.ts';
@@ -59,4 +66,42 @@ test('a mask set names its table exactly when it uses surrogates, and its ids ar
   expect(problems(set(undefined, plain, true))?.[0]).toMatch(/no table/);
   expect(problems(set(TABLE, replaced, false))?.[0]).toMatch(/uses none/);
   expect((maskSetSchema.parse(set(TABLE, replaced)) as MaskSet).surrogates).toBe(TABLE);
+});
+
+test('skipped layers are said as they were named', () => {
+  const skipped = { skipAttention: [0, 3], skipFfn: [1] };
+  expect(skippedLayers(maskFromSkippedLayers(8, skipped))).toEqual(skipped);
+  for (const layer of [-1, 4, 0.5]) {
+    expect(() => maskFromSkippedLayers(8, { skipAttention: [], skipFfn: [layer] })).toThrow(RangeError);
+  }
+});
+
+test('the nearest centroid is that of the least Euclidean distance, the first of equals, among those allowed', () => {
+  const rows = [
+    [4, 3],
+    [-4, 0],
+    [4, 3],
+    [0, 0],
+  ];
+  const centroids = packCentroids(rows);
+  const vector = Float32Array.of(3, 4);
+  const nearest = { cluster: 0, distance: Math.SQRT2, similarity: 24 / 25 };
+  expect(nearestCentroid(vector, centroids)).toEqual(nearest);
+  expect(nearestAllowed(vector, centroids, (cluster) => cluster > 0)).toEqual({ ...nearest, cluster: 2 });
+  expect(nearestAllowed(vector, centroids, () => false)).toBeNull();
+  const distances = rows.map(([x, y]) => Math.hypot(3 - x!, 4 - y!));
+  expect([...centroidDistances(vector, centroids)]).toEqual(distances);
+  // The zero vector has no direction.
+  expect(nearestAllowed(vector, centroids, (cluster) => cluster === 3)!.similarity).toBe(0);
+  expect(nearestAllowed(new Float32Array(2), centroids, (cluster) => cluster === 1)!.similarity).toBe(0);
+});
+
+test('vectors and centroids of different lengths are refused', () => {
+  expect(() => packCentroids([[1, 2], [3]])).toThrow(RangeError);
+  const centroids = packCentroids([[1, 2]]);
+  for (const length of [1, 3]) {
+    expect(() => nearestCentroid(new Float32Array(length), centroids)).toThrow(RangeError);
+    expect(() => centroidDistances(new Float32Array(length), centroids)).toThrow(RangeError);
+  }
+  expect(() => nearestCentroid(new Float32Array(0), packCentroids([]))).toThrow(RangeError);
 });

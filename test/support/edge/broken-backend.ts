@@ -7,10 +7,11 @@
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Recorded, STREAM_PAUSE_ms } from './constants.ts';
+import { LONG_WHOLE_EVENT, type Recorded, STREAM_PAUSE_ms } from './constants.ts';
 
 const JSON_TYPE = { 'content-type': 'application/json' };
 const STREAM_TYPE = { 'content-type': 'text/event-stream' };
+const LONG_EVENT_CHARS = 1536 * 1024;
 
 /** No app is asked. By name, as in a request's `user` or a backend's mood. */
 export const UNASKED: Readonly<Record<string, (out: ServerResponse, entry: Recorded) => unknown>> = {
@@ -30,9 +31,9 @@ export const UNASKED: Readonly<Record<string, (out: ServerResponse, entry: Recor
   },
   /** Longer than the edge holds an event; its end never comes. */
   'long-event': (out) => out.writeHead(200, STREAM_TYPE).write(`data: {"x":"${'x'.repeat(LONG_EVENT_CHARS)}`),
+  'long-whole-event': (out) => out.writeHead(200, STREAM_TYPE).end(LONG_WHOLE_EVENT),
   flood,
 };
-const LONG_EVENT_CHARS = 1536 * 1024;
 
 /** The rest never comes. */
 export const halfObject = (out: ServerResponse, status: number) =>

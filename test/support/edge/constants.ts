@@ -11,6 +11,8 @@ export const TEST_MASKS = [1, 2, 3].map((layer) =>
 
 /** The pause between two chunks of a stream. */
 export const STREAM_PAUSE_ms = 150;
+/** A stream whose first event is longer than the edge holds one; a byte of it that is lost or sent twice shows. */
+export const LONG_WHOLE_EVENT = `data: [${Array.from({ length: 250_000 }, (_, i) => i)}]\n\ndata: [DONE]\n\n`;
 /** What a backend takes at least to find out that nobody knows a mask. */
 export const UNKNOWN_MASK_ms = 200;
 

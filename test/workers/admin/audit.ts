@@ -42,6 +42,16 @@ describe('the audit log', () => {
     expect(JSON.stringify(await entries())).not.toContain(made.key);
   });
 
+  it('has the size of a state that is too long to keep', async () => {
+    const { tenant } = await newTenant();
+    const variants = ['a', 'b'].map((name) => ({ name, weight: 1, mask_set: 'dense' }));
+    const models = Array.from({ length: 50 }, (_, i) => `${i}${'"'.repeat(250)}`);
+    const made = await created(admin('POST', '/experiments', { id: 'long', tenant, variants, models }));
+    const [entry] = await entries(`tenant=${tenant}`);
+    const after = { omitted_chars: JSON.stringify(made).length };
+    expect(entry).toMatchObject({ action: 'POST /experiments', is_known: true, before: null, after });
+  });
+
   it('has nothing of what was refused or only asked', async () => {
     const { tenant } = await newTenant();
     const before = await entries(`tenant=${tenant}`);

@@ -10,7 +10,7 @@ import { HEADERS } from '../../../shared/wire/protocol.ts';
 import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { BackendPool } from '../../../workers/backends/pool.ts';
 import { LOAD_PROBE, MODELS } from '../../../workers/limits.ts';
-import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, MODEL } from '../../support/edge/constants.ts';
+import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, LONG_WHOLE_EVENT, MODEL } from '../../support/edge/constants.ts';
 import { askedOf, backendOf, idOf, mood, testBackends } from '../support/backends.ts';
 import {
   admin,
@@ -586,6 +586,17 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('in silence, once a comment was sent, nobody else is asked, and the stream says so', async () => {
+    const { key } = await newTenant();
+    for (const id of [await register(), await register()]) await mood(id, 'hang');
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '50', BACKEND_SILENCE_MS: '400' });
+    const response = await chat(key, { stream: true }, isolate);
+    expect(await response.text()).toMatch(
+      /^(: keepalive\n\n)+event: error\ndata: \{"error":\{.*backend_unreachable.*\n\n$/,
+    );
+    expect(await askedOf(response)).toHaveLength(1);
+  });
+
   it('half-way through its error, the next one answers', async () => {
     const { key } = await newTenant();
     const ids = [await register(), await register()];
@@ -644,6 +655,17 @@ describe('when a backend fails', () => {
     expect(performance.now() - started_ms).toBeLessThan(15 * SECOND_ms);
     expect(response.headers.get('retry-after')).toBe('1');
     expect(await errorCode(response)).toBe('503 backend_unreachable');
+  });
+
+  it('again and again, and is only full in between, it is asked all the same', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    for (const how of ['html', 'queue-full', 'html']) {
+      await mood(id, how);
+      const code = how === 'html' ? '502 backend_error' : '429 queue_full';
+      for (let i = 0; i < 4; i++) expect(await errorCode(chat(key, {}, isolate))).toBe(code);
+    }
   });
 
   it('again and again, it is left alone, and tried after a while', async () => {
@@ -838,6 +860,13 @@ describe('time', () => {
     expect(begun).toMatch(/^data: \{"x":"x{1000000,}$/);
     expect(error).toMatch(/^event: error\ndata: \{.*"code":"backend_error"/);
     expect(more).toEqual(['']);
+  });
+
+  it('in an event that is too long to be held changes no byte of it', async () => {
+    const { key } = await newTenant();
+    const response = await chat(key, { stream: true, user: 'long-whole-event' }, freshIsolate());
+    // A difference of megabytes is nothing to print.
+    expect((await response.text()) === LONG_WHOLE_EVENT).toBe(true);
   });
 
   it('with comments of the backend is no end', async () => {

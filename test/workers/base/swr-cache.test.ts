@@ -366,6 +366,22 @@ describe('bounds', () => {
     for (const { key, answer } of asked) answer(key);
     expect(await Promise.all(results)).toEqual(keys.slice(0, -1));
   });
+
+  it('loads whose requests were torn down leave their places once they must be over', async () => {
+    const load_ms = 3_600_000;
+    const { get, asked, settle, pass } = setup({ load_ms, wait_ms: load_ms });
+    // Their timers do not fire: they went with the requests.
+    const torn = Array.from({ length: LOADS_MAX }, (_, index) => get(String(index)));
+    await settle();
+    pass(load_ms + 1_000);
+    await expect(get('next')).rejects.toThrow('too many loads');
+    pass(1);
+    const result = get('next');
+    await settle();
+    for (const { key, answer } of asked) answer(key);
+    expect(await result).toBe('next');
+    await Promise.all(torn);
+  });
 });
 
 it('what was forgotten does not come back with a load that began before', async () => {

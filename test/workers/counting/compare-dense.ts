@@ -2,7 +2,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire.ts';
-import type { Purpose } from '../../../workers/backends/call-backend.ts';
+import type { Call, Called, Purpose } from '../../../workers/backends/call-backend.ts';
 import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
 import { COMPARISON } from '../../../workers/limits.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
@@ -83,6 +83,85 @@ describe('a comparison with the dense model', () => {
       await response.text();
     }
     await soon(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(30));
+  });
+});
+
+describe('what a comparison says', () => {
+  type Said = { decode_ms?: number; backend?: string; weights?: string; tokens?: string[] };
+  const EVEN = '0'.repeat(20);
+  const ROUTABLE = { kind: 'chat', body: CHAT } as const;
+
+  /** What becomes of two answers, and the requests for them. */
+  async function compared(masked: Said, dense: Said, event = EVEN, routable: object = ROUTABLE) {
+    const asked: { path: string; body: Record<string, unknown> }[] = [];
+    const sent: EdgeEvent[] = [];
+    const call = async ({ request: { path, body = '' } }: Call): Promise<Called> => {
+      asked.push({ path, body: JSON.parse(body) });
+      const {
+        decode_ms,
+        backend = 'one',
+        weights = 'w',
+        tokens = ['a', 'b', 'c'],
+      } = asked.at(-1)!.body.mask === 'dense' ? dense : masked;
+      const logprobs =
+        path === '/v1/completions' ? { tokens } : { content: tokens.map((token) => ({ token })) };
+      const maskroute = decode_ms === undefined ? {} : { maskroute: { decode_ms } };
+      const response = Response.json({ choices: [{ logprobs }], system_fingerprint: weights, ...maskroute });
+      return { kind: 'answer', response, backend, affinity: undefined, rest: undefined, gaveUp: false };
+    };
+    const events = { send: async (one: EdgeEvent) => void sent.push(one) };
+    const decision = { set: null, cluster: 0, fallback: null, maskId: 'm_1', mask: 'm_1' };
+    const routed = { decision, assignment: { arm: null, region: 'local' } };
+    await createDenseComparison({ backend: { call }, events, share: 1 }).maybeCompare({
+      ...{ event, tenant: 'a', routable, routed, hold: () => {} },
+    } as never);
+    return { sent, asked };
+  }
+
+  it('is the share of a token’s time that the mask saves', async () => {
+    // Of three tokens two come after the first.
+    const { sent } = await compared({ decode_ms: 6 }, { decode_ms: 8 });
+    expect(sent).toMatchObject([{ kind: 'comparison', request: EVEN, agreement: 1, saved: 0.25 }]);
+    const longer = await compared({ decode_ms: 6 }, { decode_ms: 8, tokens: ['a', 'b', 'x', 'y', 'z'] });
+    expect(longer.sent).toMatchObject([{ agreement: 2 / 5, saved: 1 - 3 / 2 }]);
+  });
+
+  it.each<[string, Said, Said]>([
+    ['of two backends', { decode_ms: 6, backend: 'two' }, { decode_ms: 8 }],
+    ['without a time of the masked answer', {}, { decode_ms: 8 }],
+    ['without a time of the dense answer', { decode_ms: 6 }, {}],
+    ['where the dense one took none', { decode_ms: 6 }, { decode_ms: 0 }],
+    ['of one token', { decode_ms: 6, tokens: ['a'] }, { decode_ms: 8 }],
+  ])('is nothing of times %s', async (_, masked, dense) => {
+    expect((await compared(masked, dense)).sent).toMatchObject([{ kind: 'comparison', saved: null }]);
+  });
+
+  it('is nothing at all of answers of different weights', async () => {
+    expect((await compared({ weights: 'v' }, { weights: 'w' })).sent).toEqual([]);
+  });
+
+  it('does not depend on which of the two goes first, and half of them begin with the dense one', async () => {
+    const said = [{ decode_ms: 6 }, { decode_ms: 8 }] as const;
+    for (const [event, masks] of [
+      [`${EVEN.slice(1)}2`, ['m_1', 'dense']],
+      [`${EVEN.slice(1)}3`, ['dense', 'm_1']],
+    ] as const) {
+      const { sent, asked } = await compared(...said, event);
+      expect(asked.map(({ body }) => body.mask)).toEqual(masks);
+      expect(sent).toMatchObject([{ saved: 0.25 }]);
+    }
+  });
+
+  it('is of a prompt, too, and not of one of token ids', async () => {
+    const prompt = (of: string | number[]) => ({
+      kind: 'completion',
+      body: { model: CHAT.model, prompt: of },
+    });
+    const { sent, asked } = await compared({}, {}, EVEN, prompt('north'));
+    expect(sent).toMatchObject([{ agreement: 1 }]);
+    const body = { model: CHAT.model, temperature: 0, max_tokens: 16, prompt: 'north', logprobs: 1 };
+    expect(asked[0]).toEqual({ path: '/v1/completions', body: { ...body, mask: 'm_1' } });
+    expect((await compared({}, {}, EVEN, prompt([1, 2]))).asked).toEqual([]);
   });
 });
 

@@ -8,6 +8,7 @@ import type { EdgeEvent, RequestEvent } from '../../../shared/admin/requests-wir
 import {
   type Drift,
   driftSchema,
+  releaseComparisonSchema,
   type Stats,
   statsSchema,
   TRAFFIC_SAMPLES_MAX,
@@ -268,7 +269,11 @@ describe('a rating or a comparison', () => {
 it('differences come with intervals, once there is enough to say something', async () => {
   const id = await experiment();
   const of = (variant: string, tpot_ms: number, region = 'EU/DE/FRA') =>
-    event({ experiment: id, variant, tpot_ms, region });
+    event({
+      ...{ experiment: id, variant, tpot_ms, region },
+      // As b is quicker, it is later to begin, and says more.
+      ...{ ttft_ms: 30 - tpot_ms, completion_tokens: 20 - tpot_ms },
+    });
   const few = Array.from({ length: 50 }, (_, i) => [of('a', 10 + (i % 3)), of('b', 6 + (i % 3))]).flat();
   await deliver(few);
   const tpot = async (query = '') =>
@@ -282,6 +287,8 @@ it('differences come with intervals, once there is enough to say something', asy
   expect(found.high).toBeGreaterThan(-4);
   expect(found.high).toBeLessThan(0);
   expect(found.p_value).toBeLessThan(0.001);
+  const verdicts = (await results(id)).comparisons.map(({ metric, verdict }) => [metric, verdict]);
+  expect(Object.fromEntries(verdicts)).toMatchObject({ ttft_ms: 'worse', completion_tokens: 'differs' });
   expect(await tpot('?region=EU/DE')).toMatchObject({ verdict: 'better' });
   expect(await tpot('?region=EU/D')).toMatchObject({ verdict: 'too_few' });
 });
@@ -465,6 +472,43 @@ it('a version is judged by the newest of its rows where there are very many', as
     expect(await judged(3, of)).toMatchObject({ requests: 3, errors: 1 });
   }
   expect(await judged(10, 'else')).toMatchObject({ requests: 0, errors: 0 });
+});
+
+it('a publication is compared with the one that it replaces, in the minutes in which both answered', async () => {
+  const { tenant } = await newTenant();
+  const compared = async () => {
+    const response = await admin('GET', `/publications/comparison?tenant=${tenant}`);
+    return releaseComparisonSchema.parse(await response.json());
+  };
+  const { version: before } = await goLive('compared-before', tenant);
+  const now_ms = Date.now();
+  const of = (version: string, minute: number, change: Partial<RequestEvent> = {}) =>
+    event({ tenant, version, cluster: 0, created_at_ms: now_ms + minute * 60_000, ...change });
+  const failed = { status: 500, error_code: 'engine_failed', ttft_ms: null, tpot_ms: null };
+  await deliver([
+    of(before, -10),
+    ...[of(before, 1), of(before, 1, failed), of(before, 2, { ttft_ms: 99 })],
+    // An outage, and what has none of its masks, say nothing of it.
+    of(before, 1, { status: 503, error_code: 'backend_unreachable', ttft_ms: null, tpot_ms: null }),
+    ...[of(before, 1, { cluster: null }), of(before, 1, { fallback: 'over_ceiling' })],
+  ]);
+  const alone = { requests: 3, errors: 1, error_rate: 1 / 3, ttft_ms: (20 + 99) / 2, tpot_ms: 6 };
+  expect(await compared()).toMatchObject({ minutes: 2, sides: [{ version: before, ...alone }] });
+
+  const { version: after } = await goLive('compared-after', tenant);
+  expect(await compared()).toMatchObject({ minutes: 0, sides: [{ requests: 0, error_rate: null }, {}] });
+  await deliver([
+    ...[of(after, 1, { ttft_ms: 10, tpot_ms: 4 }), of(after, 1, { ttft_ms: 40, tpot_ms: 5 }), of(after, 3)],
+    // The same set, live for other tenants.
+    of(after, 1, { tenant: 'else' }),
+  ]);
+  expect(await compared()).toMatchObject({
+    minutes: 1,
+    sides: [
+      { version: after, requests: 2, errors: 0, error_rate: 0, ttft_ms: 25, tpot_ms: 4.5 },
+      { version: before, requests: 2, errors: 1, error_rate: 0.5, ttft_ms: 20, tpot_ms: 6 },
+    ],
+  });
 });
 
 describe('expired rows', () => {

@@ -1,4 +1,5 @@
 /** Experiments: who takes part, in which variant, from when to when, and what two of them may not do. */
+import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
@@ -183,6 +184,32 @@ describe('an experiment', () => {
     const missing = { ...variants[1], mask_set: `v_${'0'.repeat(24)}` };
     await admin('PATCH', `/experiments/${id}`, { variants: [variants[0], missing] });
     expect(await errorCode(act(id, 'start'))).toBe('404 not_found');
+  });
+
+  it('whose mask set is damaged in the database does not run, and the others do', async () => {
+    const [damaged, other] = [await newTenant(), await newTenant()];
+    const { id, variants } = await draft({ tenants: [damaged.tenant] });
+    const { id: good } = await draft({ tenants: [other.tenant] });
+    for (const one of [id, good]) await start(one);
+    for (const content of ['{', '{}']) {
+      await env.DB.prepare('UPDATE mask_sets SET content = ? WHERE version = ?')
+        .bind(content, variants[1]!.mask_set)
+        .run();
+      const isolate = freshIsolate();
+      expect((await assigned(damaged.key, 'x', isolate)).experiment).toBe('none');
+      expect((await assigned(other.key, 'x', isolate)).experiment).toBe(good);
+    }
+    for (const one of [id, good]) expect((await act(one, 'stop')).status).toBe(200);
+  });
+
+  it('that would be over before it starts is not started, and a draft is not stopped', async () => {
+    const ends_at = new Date(Date.now() - 1).toISOString();
+    const { id } = await draft({ ends_at });
+    const late = await act(id, 'start');
+    expect(await late.clone().json()).toMatchObject({ error: { param: 'ends_at' } });
+    expect(await errorCode(late)).toBe('409 conflict');
+    expect(await errorCode(act(id, 'stop'))).toBe('409 conflict');
+    expect(await (await admin('GET', `/experiments/${id}`)).json()).toMatchObject({ state: 'draft' });
   });
 
   it('may be changed and deleted as a draft, and not once it was started', async () => {

@@ -1,4 +1,5 @@
 /** Making a mask set live, taking it back, and what readers see meanwhile. */
+import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type {
   LivePublication,
@@ -15,10 +16,14 @@ import {
   withSurrogates,
 } from '../../../shared/mask/mask.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import type { Env } from '../../../workers/env.ts';
+import { ADMIN_KEY } from '../../support/edge/constants.ts';
+import { mood } from '../support/backends.ts';
 import {
   activate,
   admin,
   badD1,
+  call,
   chat,
   created,
   errorCode,
@@ -226,6 +231,18 @@ describe('publishing', () => {
     }
     const unknown = { version: `v_${'0'.repeat(24)}`, tenant: 'nobody' };
     expect(await errorCode(admin('POST', '/publications', unknown))).toBe('404 not_found');
+  });
+
+  it('is refused while the encoder or every backend is missing, so that the set cannot be checked', async () => {
+    const { version } = await upload(makeMaskSet('unchecked'));
+    const ask = (overrides: Partial<Env>) =>
+      call('POST', '/admin/v1/publications', { key: ADMIN_KEY, body: { version } }, freshIsolate(overrides));
+    const noEncoder = { ENCODER: 'static', ASSETS: { fetch: async () => new Response('') } as never };
+    expect(await errorCode(ask(noEncoder))).toBe('503 not_ready');
+    await mood('never-publishes', 'down');
+    const gone = await ask({ BACKEND_URL: `${env.BACKEND_URL}/at/never-publishes` });
+    expect(gone.headers.get('retry-after')).not.toBeNull();
+    expect(await errorCode(gone)).toBe('503 backend_unreachable');
   });
 
   it('can be checked without being done', async () => {

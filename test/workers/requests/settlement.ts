@@ -330,6 +330,16 @@ describe('the event', () => {
     expect(tries.count).toBeLessThan(15);
   });
 
+  it('goes with at most a hundred at a time', async () => {
+    const told = await someEvent();
+    const { EVENTS, sent, tries } = queue();
+    const events = createEvents(EVENTS, undefined);
+    const all = Array.from({ length: 150 }, (_, i) => i.toString(16).padStart(20, '0'));
+    await Promise.all(all.map((id) => events.send({ ...told, id })));
+    expect(sent.map(({ id }) => id)).toEqual(all);
+    expect(tries.count).toBe(2);
+  });
+
   /** A request that is gone before it sends: its timer never fires. */
   const tornDown = (send: () => Promise<void>): void => {
     const timer = vi.spyOn(globalThis, 'setTimeout').mockImplementationOnce(() => 0 as never);

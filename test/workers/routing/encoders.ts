@@ -146,6 +146,31 @@ it('a provider that answers numbers that are none is not believed', async () => 
   }
 });
 
+it('a provider that is late is called off', async () => {
+  const spec = { id: 'x', revision: 'x', pooling: 'mean', dimensions: 1 } as const;
+  const signals: AbortSignal[] = [];
+  const encoder = createRemoteEncoder(spec, 10, (_text, { signal }) => {
+    signals.push(signal);
+    return new Promise(() => {});
+  });
+  await expect(encoder.embed('x', ASKER)).rejects.toThrow('more than 10 ms');
+  expect(signals.map(({ aborted }) => aborted)).toEqual([true]);
+});
+
+it('backends with different encoders, or none, are an error that says so', async () => {
+  const listed = (revision: string) => ({
+    object: 'list',
+    data: [{ id: 'x', object: 'maskroute.encoder', encoder: { ...ENCODER, revision } }],
+  });
+  const loadFrom = async (...answers: object[]) => {
+    const backends = { askAll: async () => answers, call: () => Promise.reject(new Error('no')) };
+    return await loadEncoder({ ...parseConfig(env), ENCODER: 'backend' }, env as Env, backends);
+  };
+  expect((await loadFrom(listed('r1'), listed('r1'))).spec).toEqual({ ...ENCODER, revision: 'r1' });
+  await expect(loadFrom(listed('r1'), listed('r2'))).rejects.toThrow('different encoders');
+  await expect(loadFrom({ object: 'list', data: [] })).rejects.toThrow('no backend has an encoder');
+});
+
 it('the encoder of the backends is asked in the region that the text comes from', async () => {
   const asked: string[] = [];
   for (const region of ['EU', 'NA']) {

@@ -7,6 +7,7 @@ import type { ReserveRequest } from '../../../workers/tenants/ledger.ts';
 import { EDGE_URL } from '../../support/edge/constants.ts';
 import {
   CHAT,
+  call,
   chat,
   errorCode,
   freshIsolate,
@@ -113,6 +114,21 @@ describe('a budget of tokens', () => {
     expect(tooLong.headers.get('retry-after')).toBeNull();
     expect(await errorCode(tooLong)).toBe('429 budget_exceeded');
     expect((await chat(key, { ...say('north'), max_tokens: 50 })).status).toBe(200);
+  });
+
+  it('cuts each choice to its part of what is left, by the name that the wire has for it', async () => {
+    const bodyOf = async (path: string, body: object) => {
+      const { key } = await limitedTenant({ tokens_per_day: 100 });
+      const response = await call('POST', path, { key, body: { model: CHAT.model, ...body } });
+      await response.text();
+      return (await recorded(response.headers.get('x-request-id')!))!.body;
+    };
+    const left_tokens = 100 - 45;
+    const choices = await bodyOf('/v1/chat/completions', { ...say('north'), n: 2 });
+    expect(choices).toMatchObject({ max_tokens: Math.floor(left_tokens / 2) });
+    const newer = await bodyOf('/v1/responses', { input: 'north' });
+    expect(newer).toMatchObject({ max_output_tokens: left_tokens });
+    expect(newer).not.toHaveProperty('max_tokens');
   });
 
   it('counts choices and prompts', async () => {

@@ -118,6 +118,18 @@ describe('a reservation', () => {
       });
     });
   });
+
+  it('that never fits is refused by the limit that is too small, whatever else is used up', async () => {
+    await withLedger((ledger) => {
+      const all = { requestsPerDay: 1, tokensPerMinute: 50, tokensPerDay: 100 };
+      expect(ledger.reserve(want('a', 50, all), START_ms).granted).toBe(true);
+      expect(ledger.reserve(want('b', 51, all), START_ms + MINUTE_ms)).toMatchObject({
+        granted: false,
+        everFits: false,
+        refusedBy: { unit: 'tokens', window: 'minute', limit: 50 },
+      });
+    });
+  });
 });
 
 describe('a minute', () => {
