@@ -457,6 +457,15 @@ describe('data', () => {
     await expect(jobs.data.add('a', streamOf(''))).rejects.toMatchObject({ code: 'invalid_data' });
   });
 
+  it('of a job that is just being created is kept, too', async () => {
+    const jobs = await start();
+    const asked = await request(jobs, 'hang');
+    const [source] = asked.data as { upload: string }[];
+    const created = jobs.create(asked);
+    await expect(jobs.removeData(source!.upload)).rejects.toMatchObject({ code: 'conflict' });
+    await jobs.cancel((await created).id);
+  });
+
   it('that breaks off leaves nothing', async () => {
     const jobs = await start();
     const broken = new ReadableStream<Uint8Array>({
