@@ -65,9 +65,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
     })
     .delete('/v1/jobs/data/:id', async (c) => {
       const id = c.req.param('id');
-      const held = heldBy(parts);
-      held.schedules.requireUnneeded(id);
-      await held.jobs.removeData(id);
+      await heldBy(parts).schedules.removeData(id);
       return c.json({ id, deleted: true });
     })
     .route('/v1/jobs/schedules', scheduleRoutes(parts))

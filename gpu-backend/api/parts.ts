@@ -167,7 +167,7 @@ const REMEMBERED_MAX = 1000;
 const REMEMBERED_ms = 10 * 60_000;
 const FAILURES_MAX = 2;
 
-export class FailedRequests {
+class FailedRequests {
   /** How often each request has failed, by the hash of its tenant, endpoint and body. */
   readonly #failures = new LRUCache<string, number>({ max: REMEMBERED_MAX, ttl: REMEMBERED_ms });
 

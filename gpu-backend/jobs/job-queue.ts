@@ -194,13 +194,18 @@ export class Jobs {
     }
   }
 
-  /** @throws MaskrouteError `not_found`, `conflict` while a job needs it. */
-  async removeData(id: string): Promise<void> {
-    const needs = (job: Job) =>
-      !isFinished(job) && job.request.data.some((source) => 'upload' in source && source.upload === id);
-    const job = [...this.#jobs.values()].find(needs);
-    if (job !== undefined) throw new MaskrouteError('conflict', `The job ${job.id} needs this data.`);
-    await this.data.remove(id);
+  /**
+   * In turn with new jobs: one that is being created has found the data already.
+   * @throws MaskrouteError `not_found`, `conflict` while a job needs it.
+   */
+  removeData(id: string): Promise<void> {
+    return this.#inTurn(async () => {
+      const needs = (job: Job) =>
+        !isFinished(job) && job.request.data.some((source) => 'upload' in source && source.upload === id);
+      const job = [...this.#jobs.values()].find(needs);
+      if (job !== undefined) throw new MaskrouteError('conflict', `The job ${job.id} needs this data.`);
+      await this.data.remove(id);
+    });
   }
 
   /** Stops the running job and begins no other; the next start of the backend resumes it. */

@@ -97,13 +97,19 @@ export class Schedules {
     });
   }
 
-  /** @throws MaskrouteError `conflict` while a schedule needs the data. */
-  requireUnneeded(data: string): void {
-    const needs = ({ job }: Schedule) =>
-      job.data.some((source) => 'upload' in source && source.upload === data);
-    const schedule = this.list().find(needs);
-    if (schedule !== undefined)
-      throw new MaskrouteError('conflict', `The schedule ${schedule.id} needs this data.`);
+  /**
+   * In turn with new schedules: one that is being created has found the data already.
+   * @throws MaskrouteError `conflict` while a schedule needs the data, and as {@link Jobs.removeData}.
+   */
+  removeData(id: string): Promise<void> {
+    return this.#inTurn(async () => {
+      const needs = ({ job }: Schedule) =>
+        job.data.some((source) => 'upload' in source && source.upload === id);
+      const schedule = this.list().find(needs);
+      if (schedule !== undefined)
+        throw new MaskrouteError('conflict', `The schedule ${schedule.id} needs this data.`);
+      await this.#jobs.removeData(id);
+    });
   }
 
   async close(): Promise<void> {
@@ -156,7 +162,7 @@ export class Schedules {
 
   /* When jobs begin. */
 
-  /** Begins the jobs that are due, and sets a timer for the next one. */
+  /** Begins the jobs that are due, and sets a timer for the next one. Runs in turn with changes of the schedules. */
   async #look(): Promise<void> {
     let hasFailed = false;
     for (const schedule of this.#schedules.values()) {
@@ -184,7 +190,7 @@ export class Schedules {
     // After a kill between starting the job and saving the next time, the job must not begin twice.
     const begun = own.find((job) => Date.parse(job.created_at) >= due_ms) ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
-    if (this.#schedules.has(schedule.id)) await this.#save({ ...schedule, next_at, last_job: begun.id });
+    await this.#save({ ...schedule, next_at, last_job: begun.id });
   }
 
   /** A job that cannot begin is listed like the others, with its error. */

@@ -8,6 +8,7 @@ import {
   type EngineEvent,
   type GenerateRequest,
   PLAIN_SAMPLING,
+  type Sampling,
 } from '../../../gpu-backend/engine/engine.ts';
 import type { LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
@@ -188,6 +189,20 @@ test('stop ids end the answer without being part of it; min_tokens holds them of
   const held = await collect(engine, request({ stopTokenIds: [stop], minTokens: 12 }));
   expect(held.tokenIds.length).toBeGreaterThanOrEqual(12);
   expect(held.tokenIds.slice(0, 12)).not.toContain(stop);
+});
+
+test('penalties count the tokens of the answer so far, and repetition_penalty those of the prompt too', async () => {
+  await using engine = await open();
+  const tokensUnder = async (sampling: Partial<Sampling>) =>
+    (await collect(engine, request({ sampling: { ...PLAIN_SAMPLING, temperature: 0, ...sampling } })))
+      .tokenIds;
+  // 1000, 600, 200, and then less than any other token.
+  const thrice = await tokensUnder({ logitBias: [[7, 1000]], frequencyPenalty: 400 });
+  expect(thrice.filter((id) => id === 7)).toHaveLength(3);
+  expect(new Set(await tokensUnder({ presencePenalty: 1000 })).size).toBe(20);
+  const isInPrompt = new Set(request().promptTokenIds);
+  const fresh = await tokensUnder({ repetitionPenalty: 1e9 });
+  expect([new Set(fresh).size, fresh.filter((id) => isInPrompt.has(id))]).toEqual([20, []]);
 });
 
 test('a prompt is scored without generating, and scoring equals what generating would say', async () => {

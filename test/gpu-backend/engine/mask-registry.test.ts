@@ -16,11 +16,11 @@ const MODEL = { hash: 'cd'.repeat(32) as ModelHash, blockCount: 12 };
 const OTHER = 'ef'.repeat(32) as ModelHash;
 const mask = maskFromSkippedLayers(12, { skipAttention: [2], skipFfn: [0, 5] });
 const ID = maskId(MODEL.hash, mask);
-const recordOf = (hash: ModelHash): MaskRecord => ({
-  id: maskId(hash, mask),
+const recordOf = (hash: ModelHash, of = mask): MaskRecord => ({
+  id: maskId(hash, of),
   modelHash: hash,
-  blockCount: 12,
-  bits: maskBits(mask),
+  blockCount: of.runs.length,
+  bits: maskBits(of),
 });
 
 let folder: string;
@@ -121,8 +121,13 @@ describe('mask registry', () => {
     expect(asked.length).toBe(1);
   });
 
-  it('refuses a mask that exists for another model', async () => {
-    const record = recordOf(OTHER);
+  it.each([
+    ['another model', recordOf(OTHER)],
+    [
+      'another number of blocks',
+      recordOf(MODEL.hash, maskFromSkippedLayers(14, { skipAttention: [2], skipFfn: [] })),
+    ],
+  ])('refuses a mask that exists for %s', async (_, record) => {
     records[record.id] = record;
     for (let time = 0; time < 2; time++) {
       await expect(registry().resolve(record.id as MaskId, undefined)).rejects.toMatchObject({

@@ -47,6 +47,11 @@ describe('draws follow the distribution', () => {
     ['bias', { logitBias: [[0, -100]] }, [0, 0.5, 0.3, 0.2]],
   ])('%s', (_name, sampling, expected) => expectShares(shares(sampling), expected));
 
+  test('top_p keeps no more than the tokens that just reach it', () => {
+    expectShares(shares({ topP: 0.5 }, {}, [0, 0, 0, 0]), [0.5, 0.5, 0, 0]);
+    expectShares(shares({ topK: 3, topP: 2 / 3 }, {}, [0, 0, 0, 0]), [0.5, 0.5, 0, 0]);
+  });
+
   test('penalties on what was generated', () => {
     const generated = new Map([[0, 2]]);
     const penalized = normalized([0.5 * Math.exp(-0.5 - 2 * 0.25), 0.25, 0.15, 0.1]);

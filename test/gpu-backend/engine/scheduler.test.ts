@@ -1,9 +1,11 @@
 /** The scheduler alone: requests and token counts, no model. */
 import fc from 'fast-check';
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
+import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import type { ScheduledRequest, SchedulerLimits, Step } from '../../../gpu-backend/engine/scheduler.ts';
 import { Scheduler } from '../../../gpu-backend/engine/scheduler.ts';
-import { addLoads, StepCost } from '../../../gpu-backend/engine/step-cost.ts';
+import { addLoads, measureStepTimes, StepCost } from '../../../gpu-backend/engine/step-cost.ts';
 
 const LIMITS: SchedulerLimits = {
   runningMax: 2,
@@ -88,6 +90,10 @@ test('a piece is as large as its time, and a step without answers as long as a s
   ]);
   scheduler.remove('a1');
   expect(runStep(scheduler)).toEqual([['b1', 51]]);
+  // Where a token alone takes longer, a step may take as long as four.
+  const slow = open({ chunkTokens: 1000, cacheTokensMax: 4000 }, { ...TIMES, fixed_ms: 90 });
+  slow.add(request('a1', 1000));
+  expect(runStep(slow)).toEqual([['a1', 274]]);
 });
 
 test('a piece shrinks where keys are many, and while the machine is slow', () => {
@@ -106,6 +112,14 @@ test('a piece shrinks where keys are many, and while the machine is slow', () =>
   // Not so small that reading the weights takes most of the time.
   expect(slow).toBeLessThan(near / 2);
   expect(slow).toBeGreaterThan(8);
+});
+
+test('the first prompt of a step advances by eight tokens however long that takes, and no other beside it', () => {
+  // Four rows would take as long as a step may.
+  const scheduler = open({ cacheTokensMax: 1000 }, { ...TIMES, row_ms: 1000 });
+  scheduler.add(request('a1', 100));
+  scheduler.add(request('b1', 100));
+  expect([runStep(scheduler), runStep(scheduler)]).toEqual([[['a1', 8]], [['b1', 8]]]);
 });
 
 test('no piece of several tokens leaves one, or is one', () => {
@@ -222,6 +236,49 @@ test('a step as long as several counts as so many turns', () => {
     scheduler.charge(next, tenant === 'a' ? 420 : 5);
   }
   expect(found.join('')).toMatch(/^abc(bc){3,6}abc(bc){5}/);
+});
+
+test('a step with several requests of a tenant counts as that of the longest', () => {
+  const scheduler = open(PROMPTS);
+  scheduler.add(request('a1', 6));
+  endless(scheduler, 'a2');
+  expect(runStep(scheduler, 1680)).toEqual([
+    ['a1', 6],
+    ['a2', 2],
+  ]);
+  scheduler.remove('a1');
+  endless(scheduler, 'b1');
+  // Of 1680 ms the prompt of six tokens took 969, which are 14 turns.
+  expect(turns(scheduler, 15)).toMatch(/^(b1 ){13}a2 b1$/);
+});
+
+test('who leaves after a long step and comes back waits as if it had stayed, but not longer', () => {
+  const scheduler = open(PROMPTS);
+  endless(scheduler, 'a1', 'b1');
+  expect(turns(scheduler, 2)).toBe('a1 b1');
+  expect(ids(runStep(scheduler, 700))).toBe('a1');
+  scheduler.remove('a1');
+  endless(scheduler, 'a2');
+  expect(turns(scheduler, 10)).toMatch(/^(b1 ){9}a2$/);
+  // Its turns are made up for: it is a newcomer, and the next one.
+  scheduler.remove('a2');
+  turns(scheduler, 10);
+  endless(scheduler, 'a3');
+  expect(turns(scheduler, 2)).toBe('a3 b1');
+  // All others are gone: nobody is left to make up for.
+  for (const id of ['a3', 'b1', 'a3']) expect(ids(runStep(scheduler, 2000))).toBe(id);
+  scheduler.remove('a3');
+  scheduler.remove('b1');
+  endless(scheduler, 'a4', 'b2');
+  expect(turns(scheduler, 4)).toBe('a4 b2 a4 b2');
+});
+
+test("a tenant's newcomer is next among its own requests", () => {
+  const scheduler = open(PROMPTS);
+  endless(scheduler, 'a1', 'a2', 'a3');
+  expect(turns(scheduler, 4)).toBe('a1 a2 a3 a1');
+  endless(scheduler, 'a4');
+  expect(turns(scheduler, 4)).toBe('a4 a2 a3 a1');
 });
 
 test('a machine that slept keeps nobody out for long', () => {
@@ -441,6 +498,29 @@ test('whoever comes and goes: pages suffice, every token is computed once, and n
     { seed: 2511, numRuns: 2000 },
   );
 }, 120_000);
+
+test('the times of steps are found by running some; each runs twice, and the faster counts', async () => {
+  vi.useFakeTimers({ toFake: ['performance'] });
+  try {
+    const times = { fixed_ms: 7, row_ms: 2, key_ms: 0.25, pieceKey_ms: 0.5, rowKey_ms: 0.125 };
+    const shape = { layerCount: 1, width: 1, contextTokens: 4096 };
+    let runs = 0;
+    const runner = {
+      config: shape,
+      newCache: () => new KvCache(shape),
+      run: async ({ cache, tokenIds }: RunInput) => {
+        const [rows, keys] = [tokenIds.length, cache.length];
+        const perKey_ms = rows === 1 ? times.key_ms : times.pieceKey_ms + times.rowKey_ms * rows;
+        const stall_ms = [50, 0, 0, 50][runs++ % 4]!;
+        await Promise.resolve();
+        vi.advanceTimersByTime(times.fixed_ms + times.row_ms * rows + perKey_ms * keys + stall_ms);
+      },
+    };
+    expect(await measureStepTimes(runner as never)).toEqual(times);
+  } finally {
+    vi.useRealTimers();
+  }
+});
 
 test('limits that cannot be met are refused at the start', () => {
   expect(() => open({ stepMax_ms: 0 })).toThrow(RangeError);

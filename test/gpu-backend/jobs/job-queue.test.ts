@@ -472,6 +472,15 @@ describe('data', () => {
       expect((await jobs.data.add('a', streamOf(text))).created).toBe(true);
   });
 
+  it('of a job that is just being created is kept, too', async () => {
+    const jobs = await start();
+    const asked = await request(jobs, 'hang');
+    const [source] = asked.data as { upload: string }[];
+    const created = jobs.create(asked);
+    await expect(jobs.removeData(source!.upload)).rejects.toMatchObject({ code: 'conflict' });
+    await jobs.cancel((await created).id);
+  });
+
   it('that breaks off leaves nothing', async () => {
     const jobs = await start();
     const broken = new ReadableStream<Uint8Array>({

@@ -175,14 +175,16 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
 it('keeps its data, and is gone when it is removed', async () => {
   const { jobs, schedules } = await start();
   const { data } = await jobs.data.add('ok', new Blob(['{"text": "x"}\n']).stream());
-  const made = await schedules.create({ every: '7d', job: { ...job('ok'), data: [{ upload: data.id }] } });
-  expect(() => schedules.requireUnneeded(data.id)).toThrow(/needs this data/);
+  const creating = schedules.create({ every: '7d', job: { ...job('ok'), data: [{ upload: data.id }] } });
+  await expect(schedules.removeData(data.id)).rejects.toThrow(/needs this data/);
+  const made = await creating;
   const removed = schedules.remove(made.id);
   // The disk answers in a later turn of the event loop: until then the schedule is there.
   for (let i = 0; i < 100; i++) await null;
   expect(schedules.list()).toEqual([made]);
   await removed;
-  schedules.requireUnneeded(data.id);
+  await schedules.removeData(data.id);
+  expect(await jobs.data.list()).toEqual([]);
   expect(schedules.list()).toEqual([]);
   expect(readdirSync(join(home, 'jobs', 'schedules'))).toEqual([]);
   await expect(schedules.remove(made.id)).rejects.toMatchObject({ code: 'not_found' });
