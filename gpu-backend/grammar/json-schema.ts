@@ -2,6 +2,9 @@
  * Converts JSON schemas to grammars; `schema-reader.ts` reads the schemas. The grammar allows a subset of what the schema
  * allows: every text of it is valid, and where the schema leaves a choice the grammar fixes it (order of properties,
  * spaces, no properties beyond the named ones). A schema that a grammar cannot enforce is refused with the place in it.
+ *
+ * xgrammar can convert schemas, too, but it lets control characters into strings of a `maxLength`, does not escape patterns
+ * for JSON, and ends its WebAssembly module at a wrong `$ref`.
  */
 import {
   type CharRange,

@@ -1,7 +1,9 @@
 /**
  * Converts regular expressions to grammars for the text inside a JSON string, where quotes, backslashes and control
- * characters are escaped. Not supported: look-around, back-references, word boundaries.
+ * characters are escaped. @eslint-community/regexpp reads the expressions. Not supported: look-around, back-references, word
+ * boundaries, Unicode properties.
  */
+import { type AST, RegExpParser } from '@eslint-community/regexpp';
 import {
   type CharRange,
   chars,
@@ -18,7 +20,6 @@ export class PatternError extends Error {}
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
-const DASH = 0x2d;
 const LAST = 0x10ffff;
 /** ASCII characters that a JSON string does not escape. */
 const PLAIN_ASCII: readonly CharRange[] = [
@@ -40,31 +41,26 @@ const ESCAPES: readonly (readonly [code: number, text: string])[] = [
   [0x0d, '\\r'],
 ];
 
-const DIGITS: CharRange[] = [[0x30, 0x39]];
-const WORD: CharRange[] = [
-  [0x30, 0x39],
-  [0x41, 0x5a],
-  [0x5f, 0x5f],
-  [0x61, 0x7a],
-];
-const SPACE: CharRange[] = [
-  [0x09, 0x0d],
-  [0x20, 0x20],
-  [0xa0, 0xa0],
-];
-const CLASSES: Readonly<Record<string, readonly CharRange[]>> = {
-  d: DIGITS,
-  w: WORD,
-  s: SPACE,
-  D: complement(DIGITS),
-  W: complement(WORD),
-  S: complement(SPACE),
+/** Characters of `.`, `\d`, `\s` and `\w`. */
+const SETS: Readonly<Record<'any' | 'digit' | 'space' | 'word', readonly CharRange[]>> = {
+  any: complement([
+    [0x0a, 0x0a],
+    [0x0d, 0x0d],
+    [0x2028, 0x2029],
+  ]),
+  digit: [[0x30, 0x39]],
+  space: [
+    [0x09, 0x0d],
+    [0x20, 0x20],
+    [0xa0, 0xa0],
+  ],
+  word: [
+    [0x30, 0x39],
+    [0x41, 0x5a],
+    [0x5f, 0x5f],
+    [0x61, 0x7a],
+  ],
 };
-const HEXADECIMAL = {
-  x: /^[0-9a-fA-F]{2}/,
-  u: /^[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|^[0-9a-fA-F]{4}/,
-} as const;
-const CONTROLS: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, 0: 0 };
 
 function overlap(a: readonly CharRange[], b: readonly CharRange[]): CharRange[] {
   return a.flatMap(([low, high]) =>
@@ -97,6 +93,7 @@ function character(ranges: readonly CharRange[]): Expression {
 }
 
 const PATTERN_CHARS_MAX = 2000;
+const GROUPS_MAX = 32;
 
 /**
  * The texts that the pattern matches as a whole. A pattern without `^` or `$` also allows other text around them, so this
@@ -105,192 +102,109 @@ const PATTERN_CHARS_MAX = 2000;
 export function patternGrammar(pattern: string): Expression {
   if (pattern.length > PATTERN_CHARS_MAX)
     throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
-  return new PatternReader(pattern).whole();
+  return ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 });
 }
 
-class PatternReader {
-  readonly #letters: readonly string[];
-  #at = 0;
-  #depth = 0;
-  /** The last part ended with `$`, so nothing may follow. */
-  #isAtEnd = false;
-  /** How many `^` and `$` were read. */
-  #anchors = 0;
+const parser = new RegExpParser();
 
-  constructor(pattern: string) {
-    this.#letters = [...pattern];
-  }
-
-  whole(): Expression {
-    const found = this.#alternatives(true);
-    if (this.#at < this.#letters.length) throw new PatternError('`)` has no matching `(`');
-    return found;
-  }
-
-  /** `isBegin`: at the start of the text, where `^` is allowed. */
-  #alternatives(isBegin: boolean): Expression {
-    if (++this.#depth > 32) throw new PatternError('its groups are nested more than 32 deep');
-    const options = [this.#branch(isBegin)];
-    let isAtEnd = this.#isAtEnd;
-    while (this.#letters[this.#at] === '|') {
-      this.#at++;
-      options.push(this.#branch(isBegin));
-      isAtEnd ||= this.#isAtEnd;
+/** As an expression with the flag `u`, as JSON Schema has it, or else without, since many patterns need that. */
+function parse(pattern: string): AST.Pattern {
+  const parseAs = (unicode: boolean) =>
+    parser.parsePattern(pattern, undefined, undefined, { unicode, unicodeSets: false });
+  try {
+    return parseAs(true);
+  } catch {
+    try {
+      return parseAs(false);
+    } catch (error) {
+      // Its message repeats the whole pattern.
+      throw new PatternError((error as SyntaxError).message.split(': ').at(-1)!);
     }
-    this.#isAtEnd = isAtEnd;
-    this.#depth--;
-    return choice(...options);
-  }
-
-  #branch(isBegin: boolean): Expression {
-    const parts: Expression[] = [];
-    this.#isAtEnd = false;
-    while (
-      this.#at < this.#letters.length &&
-      this.#letters[this.#at] !== '|' &&
-      this.#letters[this.#at] !== ')'
-    ) {
-      if (this.#isAtEnd) throw new PatternError('`$` is only supported at the end');
-      const part = this.#quantified(isBegin && parts.length === 0);
-      if (part !== undefined) parts.push(part);
-    }
-    return sequence(...parts);
-  }
-
-  /** Undefined for an anchor. */
-  #quantified(isBegin: boolean): Expression | undefined {
-    if (this.#letters[this.#at] === '^') {
-      if (!isBegin) throw new PatternError('`^` is only supported at the start');
-      this.#at++;
-      this.#anchors++;
-      return undefined;
-    }
-    if (this.#letters[this.#at] === '$') {
-      this.#at++;
-      this.#anchors++;
-      this.#isAtEnd = true;
-      return undefined;
-    }
-    const anchors = this.#anchors;
-    const part = this.#atom(isBegin);
-    // No more than a quantifier has: the rest of the pattern would be copied for each of its parts.
-    const end = this.#letters[this.#at] === '{' ? this.#letters.indexOf('}', this.#at) : this.#at;
-    const quantifier = this.#letters.slice(this.#at, end + 2).join('');
-    const found = /^(?:[*+?]|\{(\d+)(,(\d*))?\})\??/.exec(quantifier);
-    if (found === null) return part;
-    this.#at += [...found[0]].length;
-    const [mark, low, comma, high] = [found[0][0], found[1], found[2], found[3]];
-    if (this.#anchors > anchors && mark !== '?')
-      throw new PatternError('a group with `^` or `$` cannot be repeated');
-    if (mark === '*') return repeat(part, 0);
-    if (mark === '+') return repeat(part, 1);
-    if (mark === '?') return repeat(part, 0, 1);
-    const min = Number(low);
-    const max = comma === undefined ? min : high === '' ? undefined : Number(high);
-    if (max !== undefined && max < min)
-      throw new PatternError(`${found[0]} has its numbers in the wrong order`);
-    return repeat(part, min, max);
-  }
-
-  #atom(isBegin: boolean): Expression {
-    const letter = this.#letters[this.#at++]!;
-    switch (letter) {
-      case '(': {
-        if (this.#letters[this.#at] === '?') {
-          const named = /^\?(?::|<[A-Za-z_]\w*>)/.exec(this.#letters.slice(this.#at, this.#at + 80).join(''));
-          if (named === null) throw new PatternError('look-ahead and look-behind are not supported');
-          this.#at += named[0].length;
-        }
-        const inner = this.#alternatives(isBegin);
-        if (this.#letters[this.#at++] !== ')') throw new PatternError('a group is not closed');
-        return inner;
-      }
-      case '[':
-        return character(this.#characterClass());
-      case '.':
-        return character(
-          complement([
-            [0x0a, 0x0a],
-            [0x0d, 0x0d],
-            [0x2028, 0x2029],
-          ]),
-        );
-      case '\\':
-        return character(this.#escaped());
-      case '*':
-      case '+':
-      case '?':
-        throw new PatternError(`\`${letter}\` has nothing before it to repeat`);
-      default:
-        return character([[letter.codePointAt(0)!, letter.codePointAt(0)!]]);
-    }
-  }
-
-  #escaped(): readonly CharRange[] {
-    const letter = this.#letters[this.#at++];
-    if (letter === undefined) throw new PatternError('it ends with a backslash');
-    const known = CLASSES[letter];
-    if (known !== undefined) return known;
-    const control = CONTROLS[letter];
-    if (control !== undefined) return [[control, control]];
-    if (letter === 'x' || letter === 'u') {
-      const code = this.#hexadecimal(letter);
-      return [[code, code]];
-    }
-    if (/[A-Za-z1-9]/.test(letter)) throw new PatternError(`\\${letter} is not supported`);
-    return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
-  }
-
-  /** The character of a `\x` or `\u`, or of the two `\u` of a surrogate pair. */
-  #hexadecimal(letter: 'x' | 'u'): number {
-    const digits = HEXADECIMAL[letter].exec(this.#letters.slice(this.#at, this.#at + 10).join(''))?.[0];
-    if (digits === undefined)
-      throw new PatternError(
-        `\\${letter} without its ${letter === 'x' ? 2 : 4} hexadecimal digits is not supported`,
-      );
-    this.#at += digits.length;
-    const units = digits.split('\\u').map((unit) => Number.parseInt(unit, 16));
-    return String.fromCharCode(...units).codePointAt(0)!;
-  }
-
-  #characterClass(): CharRange[] {
-    const isNegated = this.#letters[this.#at] === '^';
-    if (isNegated) this.#at++;
-    const ranges: CharRange[] = [];
-    while (this.#letters[this.#at] !== ']') {
-      if (this.#at >= this.#letters.length) throw new PatternError('a character class is not closed');
-      const low = this.#member();
-      if (this.#letters[this.#at] !== '-' || this.#letters[this.#at + 1] === ']') {
-        ranges.push(...low);
-        continue;
-      }
-      this.#at++;
-      const high = this.#member();
-      const [from, to] = [single(low), single(high)];
-      // Next to a class such as \d the dash is a literal.
-      if (from === undefined || to === undefined) ranges.push(...low, [DASH, DASH], ...high);
-      else if (to < from) throw new PatternError('a character range is in the wrong order');
-      else ranges.push([from, to]);
-    }
-    this.#at++;
-    return isNegated ? complement(ranges) : ranges;
-  }
-
-  #member(): readonly CharRange[] {
-    const letter = this.#letters[this.#at++];
-    if (letter === undefined) throw new PatternError('a character class is not closed');
-    if (letter !== '\\') return [[letter.codePointAt(0)!, letter.codePointAt(0)!]];
-    if (this.#letters[this.#at] === 'b') {
-      this.#at++;
-      return [[8, 8]];
-    }
-    return this.#escaped();
   }
 }
 
-/** The character of `ranges` if there is exactly one. */
-const single = ([first, ...others]: readonly CharRange[]): number | undefined =>
-  first !== undefined && others.length === 0 && first[0] === first[1] ? first[0] : undefined;
+/** Whether a part is at the begin or the end of the text, where `^` and `$` are allowed; and how many groups it is in. */
+type Place = { readonly isBegin: boolean; readonly isEnd: boolean; readonly groups: number };
+
+function ofAlternatives({ alternatives }: { alternatives: readonly AST.Alternative[] }, place: Place) {
+  if (place.groups > GROUPS_MAX) throw new PatternError(`its groups are nested more than ${GROUPS_MAX} deep`);
+  return choice(...alternatives.map(({ elements }) => ofElements(elements, place)));
+}
+
+function ofElements(elements: readonly AST.Element[], place: Place): Expression {
+  const isAnchor = (element: AST.Element, kind: 'start' | 'end') =>
+    element.type === 'Assertion' && element.kind === kind;
+  const first = elements.findIndex((element) => !isAnchor(element, 'start'));
+  const last = elements.findLastIndex((element) => !isAnchor(element, 'end'));
+  const parts = elements.flatMap((element, i): Expression[] => {
+    const isBegin = place.isBegin && (first === -1 || i <= first);
+    const isEnd = place.isEnd && i >= last;
+    if (element.type !== 'Assertion') return [ofElement(element, { ...place, isBegin, isEnd })];
+    if (isAnchor(element, 'start') && isBegin) return [];
+    if (isAnchor(element, 'end') && isEnd) return [];
+    throw new PatternError(ASSERTIONS[element.kind]);
+  });
+  return sequence(...parts);
+}
+
+const LOOK_AROUND = 'look-ahead and look-behind are not supported';
+const ASSERTIONS: Readonly<Record<AST.Assertion['kind'], string>> = {
+  start: '`^` is only supported at the start',
+  end: '`$` is only supported at the end',
+  word: '\\b and \\B are not supported',
+  lookahead: LOOK_AROUND,
+  lookbehind: LOOK_AROUND,
+};
+
+function ofElement(element: Exclude<AST.Element, AST.Assertion>, place: Place): Expression {
+  switch (element.type) {
+    case 'Group':
+    case 'CapturingGroup':
+      if (element.type === 'Group' && element.modifiers !== null)
+        throw new PatternError('flags of a group are not supported');
+      return ofAlternatives(element, { ...place, groups: place.groups + 1 });
+    case 'Quantifier':
+      return repeated(element, place);
+    case 'Character':
+    case 'CharacterSet':
+      return character(rangesOf(element));
+    case 'CharacterClass': {
+      const parts: readonly AST.CharacterClassElement[] = element.elements;
+      const ranges = parts.flatMap(rangesOf);
+      return character(element.negate ? complement(ranges) : ranges);
+    }
+    default:
+      throw unsupported(element);
+  }
+}
+
+function repeated({ element, min, max }: AST.Quantifier, place: Place): Expression {
+  if (element.type === 'Assertion') throw new PatternError(ASSERTIONS[element.kind]);
+  const within = max > 1 ? { ...place, isBegin: false, isEnd: false } : place;
+  return repeat(ofElement(element, within), min, max === Number.POSITIVE_INFINITY ? undefined : max);
+}
+
+/** Escapes that the flag `u` refuses: without it they are the letter itself, or an octal number. */
+const AMBIGUOUS = /^\\(?:[1-9]|(?![bfnrtv])[A-Za-z]$)/;
+
+function rangesOf(part: AST.CharacterClassElement | AST.CharacterSet): readonly CharRange[] {
+  switch (part.type) {
+    case 'Character':
+      if (AMBIGUOUS.test(part.raw)) throw unsupported(part);
+      return [[part.value, part.value]];
+    case 'CharacterClassRange':
+      return [[part.min.value, part.max.value]];
+    case 'CharacterSet': {
+      if (part.kind === 'property') throw unsupported(part);
+      const ranges = SETS[part.kind];
+      return part.kind !== 'any' && part.negate ? complement(ranges) : ranges;
+    }
+    default:
+      throw unsupported(part);
+  }
+}
+
+const unsupported = ({ raw }: AST.Node) => new PatternError(`${raw} is not supported`);
 
 const HEX = '[0-9a-f]';
 const DATE =

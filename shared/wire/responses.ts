@@ -169,6 +169,7 @@ export const RESPONSE_FIELDS = {
   conversation: refused(STATELESS),
   prompt: refused('templates of prompts are not stored here; send `instructions` and `input`'),
   background: refused('an answer is computed while its client waits', false),
+  background_options: ignored(),
   context_management: refused('prompts are not cut', []),
   truncation: refused('prompts are not cut', 'disabled'),
   top_logprobs: refused('log-probabilities come from /v1/chat/completions', 0),
@@ -184,6 +185,8 @@ export const RESPONSE_FIELDS = {
   prompt_cache_key: ignored(),
   prompt_cache_options: ignored(),
   prompt_cache_retention: ignored(),
+  access_programs: ignored(),
+  image: ignored(),
   safety_identifier: ignored(),
 
   mask: CHAT_FIELDS.mask,

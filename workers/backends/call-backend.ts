@@ -377,7 +377,7 @@ export async function hedged<T extends Attempted>(
     timer = setTimeout(resolve, after_ms, 'silent');
   });
   const early = await Promise.race([running[0]!, silent]);
-  clearTimeout(timer ?? null);
+  if (timer !== undefined) clearTimeout(timer);
   if (early !== 'silent') return early;
 
   running.push(begin(second, 1));

@@ -60,7 +60,7 @@ export function createWait(limitMin_ms: number): Wait {
       });
     },
     end() {
-      clearTimeout(timer ?? null);
+      if (timer !== undefined) clearTimeout(timer);
       timer = undefined;
     },
   };
@@ -90,7 +90,7 @@ export async function withDeadline<T>(work: Promise<T>, timeout_ms: number, what
   try {
     return await Promise.race([work, deadline]);
   } finally {
-    clearTimeout(timer ?? null);
+    if (timer !== undefined) clearTimeout(timer);
   }
 }
 

@@ -100,6 +100,61 @@ function lookUp(units: Uint32Array, replacements: Uint8Array, key: Uint8Array): 
   return undefined;
 }
 
+/* The pre-tokenizer of unigrams: splits at white space, which is dropped, and before spaces, which become U+2581. */
+
+type MetaspaceJson = {
+  readonly type: string;
+  readonly replacement?: string;
+  readonly prepend_scheme?: string;
+  readonly add_prefix_space?: boolean;
+  readonly split?: boolean;
+};
+
+/** White space as Unicode and Rust define it. */
+const WHITE_SPACE = /[\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
+
+/**
+ * `parts`: `WhitespaceSplit` and `Metaspace`, in this order, each at most once. `isFirst`: whether the text is the beginning
+ * of the encoded text. @throws Error for other parts.
+ */
+export function metaspaceCutter(
+  parts: readonly MetaspaceJson[],
+): (text: string, isFirst: boolean) => Iterable<string> {
+  const drops = parts[0]?.type === 'WhitespaceSplit';
+  const [metaspace, ...others] = drops ? parts.slice(1) : parts;
+  if (others.length > 0 || (metaspace !== undefined && metaspace.type !== 'Metaspace')) {
+    throw new Error(`it splits text by ${parts.map(({ type }) => type).join(', ')}`);
+  }
+  const scheme = metaspace?.prepend_scheme ?? (metaspace?.add_prefix_space === false ? 'never' : 'always');
+  const mark = metaspace?.replacement ?? '\u2581';
+  const splits = metaspace !== undefined && metaspace.split !== false;
+  return function* (text, isFirst) {
+    const pieces = drops ? text.split(WHITE_SPACE) : [text];
+    for (const [i, piece] of pieces.entries()) {
+      if (piece === '') continue;
+      if (metaspace === undefined) {
+        yield piece;
+        continue;
+      }
+      const prepends = scheme === 'always' || (scheme === 'first' && isFirst && i === 0);
+      const marked = piece.replaceAll(' ', mark);
+      const word = prepends && !marked.startsWith(mark) ? mark + marked : marked;
+      if (splits) yield* beginningWith(word, mark);
+      else yield word;
+    }
+  };
+}
+
+/** Splits a text before every mark. */
+function* beginningWith(text: string, mark: string): Generator<string> {
+  for (let at = 0; at < text.length; ) {
+    const following = text.indexOf(mark, at + 1);
+    const end = following === -1 ? text.length : following;
+    yield text.slice(at, end);
+    at = end;
+  }
+}
+
 /*
  * The pre-tokenizers of byte-level BPE, by their names in GGUF files (`tokenizer.ggml.pre`). The expressions are those of the
  * models' tokenizer.json, as quoted in llama.cpp's llama-vocab.cpp.

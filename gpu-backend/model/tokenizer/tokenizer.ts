@@ -1,16 +1,16 @@
 /**
- * Text to token ids and back. @huggingface/tokenizers normalizes text and splits it into words. This file encodes the words
- * in steps of bounded work, so that encoding a long prompt can pause, stop, or find out half-way that it is too long.
- * Special tokens in a text are plain text unless the caller allows them.
+ * Text to token ids and back. @huggingface/tokenizers does most of the work: it normalizes text, and splits it into words
+ * and words into tokens. This file does it word by word, so that encoding a long prompt can pause, stop, or find out half-way
+ * that it is too long. Special tokens in a text are plain text unless the caller allows them.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
-import { type BytePairsJson, createBytePairs } from './byte-pairs.ts';
-import { createNormalizer, type Normalizer } from './text-pieces.ts';
+import { LRUCache } from 'lru-cache';
+import { createNormalizer, metaspaceCutter, type Normalizer } from './text-pieces.ts';
 import type { TokenReader, TokenTable } from './token-bytes.ts';
 import { BYTE_NAMES, createTokenReader, tokenTable, vocabularyOf } from './token-bytes.ts';
-import { createUnigram, metaspaceCutter, type UnigramJson } from './unigram.ts';
+import { type BytePairsJson, bytePairEncoder, type UnigramJson, unigramEncoder } from './word-encoder.ts';
 
 export const TOKENIZER_FILE = 'tokenizer.json';
 export const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
@@ -94,6 +94,14 @@ export const isControl = ({ special, content }: AddedToken): boolean =>
 const CHARS_A_STEP = 4096;
 
 /**
+ * A longer word is encoded in parts, since the library encodes a word at once. Only such words may have other ids than
+ * the original has.
+ */
+const WORD_CHARS_MAX = 10_000;
+/** Characters and ids of words that are remembered: most words of a text come again. */
+const REMEMBERED_MAX = 500_000;
+
+/**
  * @param alsoControl names of added tokens that are control tokens, though the file does not mark them as special.
  * @throws Error when @huggingface/tokenizers cannot read the files.
  */
@@ -112,6 +120,11 @@ export function createTokenizer(
     model.type === 'Unigram'
       ? unigramWords(model, pre_tokenizer, reserved)
       : bytePairWords(model, pre_tokenizer, reserved, library);
+  const wordIds = new LRUCache<string, readonly number[]>({
+    maxSize: REMEMBERED_MAX,
+    sizeCalculation: (ids, word) => 1 + word.length + ids.length,
+    memoMethod: (word) => words.encode(word),
+  });
   const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
   const vocabulary = new Map(vocabularyOf(json));
@@ -124,9 +137,9 @@ export function createTokenizer(
     const ids = addSpecial ? [...frame.before] : [];
     let chars = 0;
     for (const { section, part } of cut(text, within)) {
-      const all = typeof part === 'string' ? words.cut(part, section) : [part];
+      const all = typeof part === 'string' ? inParts(words.cut(part, section)) : [part];
       for (const word of all) {
-        if (typeof word === 'string') for (const _ of words.encode(word, ids)) yield ids.length;
+        if (typeof word === 'string') for (const id of wordIds.memo(word)) ids.push(id);
         else ids.push(word.id);
         chars += typeof word === 'string' ? word.length : word.content.length;
         if (chars < CHARS_A_STEP) continue;
@@ -155,11 +168,24 @@ export function createTokenizer(
   };
 }
 
-/** Splits text into words, and encodes words; see `createBytePairs`. */
+/** Cuts long words, but no character. */
+function* inParts(words: Iterable<string>): Generator<string> {
+  for (const word of words) {
+    let at = 0;
+    while (word.length - at > WORD_CHARS_MAX) {
+      const end = at + WORD_CHARS_MAX;
+      const isWithinCharacter = word.codePointAt(end - 1)! > 0xffff;
+      yield word.slice(at, isWithinCharacter ? end - 1 : end);
+      at = isWithinCharacter ? end - 1 : end;
+    }
+    yield at === 0 ? word : word.slice(at);
+  }
+}
+
 type Words = {
-  /** Splits lazily. `section`: the number of sections before this text. */
+  /** Splits text into words, lazily. `section`: the number of sections before this text. */
   cut(text: string, section: number): Iterable<string>;
-  encode(word: string, ids: number[]): Generator<void, void>;
+  encode(word: string): readonly number[];
 };
 
 function bytePairWords(
@@ -171,19 +197,24 @@ function bytePairWords(
   const splits = splitsOf(preTokenizer);
   const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
   if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  const pairs = createBytePairs(model, reserved, splits && BYTE_NAMES);
+  // Where no token contains U+2581 after another character, text may be split before each.
+  const cutsAtSpaces = !Object.keys(model.vocab).some((name) => /[^\u2581]\u2581/.test(name));
+  const encode = bytePairEncoder(model, reserved);
   return {
     *cut(text, section) {
       if (splits !== undefined) return yield* cutWords(text, splits);
       const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
       for (const piece of cuts) {
-        if (pairs.cutsAtSpaces) yield* cutAtSpaces(piece);
+        if (cutsAtSpaces) yield* cutAtSpaces(piece);
         else yield piece;
       }
     },
-    encode: pairs.encode,
+    encode: splits === undefined ? encode : (word) => encode(inByteNames(word)),
   };
 }
+
+const inByteNames = (word: string): string =>
+  Array.from(new TextEncoder().encode(word), (byte) => BYTE_NAMES[byte]).join('');
 
 function unigramWords(
   model: UnigramJson,
@@ -193,7 +224,7 @@ function unigramWords(
   const cut = metaspaceCutter(flat(preTokenizer));
   return {
     cut: (text, section) => cut(text, section === 0),
-    encode: createUnigram(model, reserved),
+    encode: unigramEncoder(model, reserved),
   };
 }
 

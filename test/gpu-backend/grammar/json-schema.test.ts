@@ -325,11 +325,7 @@ describe('what cannot be enforced', () => {
       { type: 'string', pattern: 'x(^a)' },
       /`\^` is only supported at the start/,
     ],
-    [
-      'an anchor that repeats',
-      { type: 'string', pattern: '(^a)+' },
-      /group with `\^` or `\$` cannot be repeated/,
-    ],
+    ['an anchor that repeats', { type: 'string', pattern: '(^a)+' }, /`\^` is only supported at the start/],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
   test.each(HOSTILE)('%s', (_, schema, message) => {

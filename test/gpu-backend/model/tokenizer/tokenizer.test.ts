@@ -38,6 +38,7 @@ describe('encode', () => {
       spaces: ' '.repeat(60_000),
       digits: '7'.repeat(20_000),
       'almost special': '<|im_'.repeat(4000),
+      'characters of two units': `a${'𝒳'.repeat(9000)}`,
     };
     for (const [kind, prompt] of Object.entries(long)) {
       const before = process.cpuUsage();

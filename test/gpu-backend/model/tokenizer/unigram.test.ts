@@ -77,7 +77,7 @@ describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => 
     const steps = tokenizer.encodeSteps('foxdogté漢'.repeat(20_000));
     let count = 0;
     while (!steps.next().done) count++;
-    expect(count).toBeGreaterThan(20);
+    expect(count).toBeGreaterThan(10);
   });
 });
 

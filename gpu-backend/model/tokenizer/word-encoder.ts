@@ -1,0 +1,77 @@
+/**
+ * Words to token ids, by the models of @huggingface/tokenizers. They see a vocabulary without the special tokens: the
+ * library finds these in plain text, too, where a word or the product of a merge has the name of a special token.
+ */
+import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
+
+export type BytePairsJson = {
+  readonly vocab: Readonly<Record<string, number>>;
+  readonly merges: readonly (string | readonly [string, string])[];
+  readonly unk_token?: string | null;
+  readonly byte_fallback?: boolean;
+  readonly ignore_merges?: boolean;
+  readonly end_of_word_suffix?: string | null;
+  readonly continuing_subword_prefix?: string | null;
+};
+
+export type UnigramJson = {
+  readonly type: 'Unigram';
+  /** By id: a piece and its score. */
+  readonly vocab: readonly (readonly [string, number])[];
+  readonly unk_id: number | null;
+  readonly byte_fallback?: boolean;
+};
+
+/** The ids of a word that is bounded in length. A word of byte-level BPE is spelled in the names of its bytes. */
+type WordEncoder = (word: string) => readonly number[];
+
+/**
+ * @param reserved names of special tokens, which text never becomes.
+ * @throws Error for a kind of merging that is not supported.
+ */
+export function bytePairEncoder(json: BytePairsJson, reserved: ReadonlySet<string>): WordEncoder {
+  if (json.end_of_word_suffix || json.continuing_subword_prefix) {
+    throw new Error('its tokens are marked at the ends of words');
+  }
+  const idOf = new Map(Object.entries(json.vocab).filter(([name]) => !reserved.has(name)));
+  const merges = json.merges
+    .map((pair) => (typeof pair === 'string' ? pair.split(' ', 2) : pair))
+    .filter((pair) => [...pair, pair.join('')].every((name) => idOf.has(name)));
+  const split = modelOf({ ...json, type: 'BPE', vocab: Object.fromEntries(idOf), merges });
+  // The token for unknown characters is special itself.
+  const unknown = json.unk_token == null ? undefined : json.vocab[json.unk_token];
+  return (word) => split([word]).flatMap((token) => idOf.get(token) ?? unknown ?? []);
+}
+
+/** Never in a text: it becomes U+FFFD in UTF-8. */
+const HALF_A_CHARACTER = '\ud800';
+
+/** @param reserved names of special tokens, which text never becomes. @throws Error without an unknown token. */
+export function unigramEncoder(json: UnigramJson, reserved: ReadonlySet<string>): WordEncoder {
+  const unknown = json.unk_id;
+  if (unknown === null || json.vocab[unknown] === undefined) throw new Error('it has no unknown token');
+  const pieces = json.vocab.map(([piece, score], id) => ({ piece, score, id }));
+  const found = pieces.filter(({ piece, id }) => id !== unknown && piece !== '' && !reserved.has(piece));
+  const vocab = [
+    [HALF_A_CHARACTER, json.vocab[unknown][1]],
+    ...found.map(({ piece, score }) => [piece, score]),
+  ];
+  const split = modelOf({ ...json, vocab, unk_id: 0 });
+  const idOf = new Map(found.map(({ piece, id }) => [piece, id]));
+  // What the library does not know comes as its text.
+  const spelled = (text: string): readonly number[] => {
+    if (!json.byte_fallback) return [unknown];
+    const ids = Array.from(new TextEncoder().encode(text), (byte) => idOf.get(byteName(byte)));
+    return ids.every((id) => id !== undefined) ? ids : [unknown];
+  };
+  return (word) => split([word]).flatMap((token) => idOf.get(token) ?? spelled(token));
+}
+
+const byteName = (byte: number): string => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
+
+/** The library's model alone: words to the names of tokens. */
+function modelOf(model: object): (words: string[]) => string[] {
+  const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
+  const library = new LibraryTokenizer({ ...parts, model, added_tokens: [] }, {});
+  return (words) => library.model._call(words);
+}
