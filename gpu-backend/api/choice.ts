@@ -108,11 +108,12 @@ export async function* runChoice(
       // Before its text is handed out: a reader that leaves with it has still received the token.
       if (event.type === 'token') noteToken(progress, performance.now());
       const { text, pieces } = answer.take(event);
-      if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
+      // Before it, too: tokens behind a stop string are not paid for, however slowly the text before it is read.
       if (answer.stopped) {
         progress.unreadTokens = 0;
         own.abort();
       }
+      if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (event.type !== 'finished') continue;
       const { cachedTokens, timings } = event;
       Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import type { RunningAnswer } from '../../../gpu-backend/api/answer.ts';
 import {
   type ChoiceJob,
+  computedTokens,
   notBegun,
   type Piece,
   runChoice,
@@ -68,6 +69,27 @@ describe('stop strings', () => {
       };
       expect(run(pieces, stops), `${text} ${stops} ${pieces}`).toEqual(naive());
     }
+  });
+});
+
+describe('a stop string', () => {
+  it('ends what the engine computes and what is paid for, before the text in front of it is read', async () => {
+    const decoder = { push: () => 'yes;', flush: () => '' };
+    const tokens = { createDecoder: () => decoder } as unknown as TokenText;
+    const signals: AbortSignal[] = [];
+    async function* generate(_: unknown, signal: AbortSignal, onToken: () => void) {
+      signals.push(signal);
+      for (let token = 0; token < 5; token++) onToken();
+      for (let token = 0; token < 5; token++) yield { type: 'token', tokenId: token };
+    }
+    const engine = { generate } as unknown as Engine;
+    const job = { index: 0, stops: [';'], request: { minTokens: 0 } } as unknown as ChoiceJob;
+    const progress = notBegun();
+    const events = runChoice(engine, tokens, job, progress, new AbortController().signal);
+    expect(await events.next()).toMatchObject({ value: { text: 'yes' } });
+    expect(computedTokens(progress)).toBe(1);
+    expect(signals.map(({ aborted }) => aborted)).toEqual([true]);
+    await events.return();
   });
 });
 
