@@ -5,7 +5,7 @@
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { type Cursor, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { ERROR_CODES, MaskrouteError } from '../../shared/wire/errors.ts';
 import { addressOf } from '../base/place.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../db/audit-rows.ts';
@@ -40,8 +40,8 @@ export const audited = createMiddleware<AppEnv>(async (c, next) => {
 async function ended(c: AppContext, sequence: number): Promise<void> {
   const { db } = c.get('services');
   const { status } = c.res;
-  // The change may have been made although the request failed.
-  if (status >= 500) return;
+  // The change may have been made although the request failed, or its client left.
+  if (status >= 500 || status === ERROR_CODES.cancelled[0]) return;
   const after = status < 400 ? await stateIn(c.res) : undefined;
   if (after === undefined || isCheck(after)) return await d1(dropAudit(db, sequence));
   const before = c.get('before') ?? null;

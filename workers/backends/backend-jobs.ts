@@ -11,6 +11,7 @@ import { log, reasonOf } from '../base/telemetry.ts';
 import { withDeadline } from '../base/waiting.ts';
 import { JOBS, RETRY_AFTER_s } from '../limits.ts';
 import { type Rest, readError, type Send } from './attempt.ts';
+import { hungUp } from './call-backend.ts';
 
 export type JobQuestion = {
   /** The address of the backend. */
@@ -25,7 +26,10 @@ export type JobQuestion = {
 };
 
 export interface BackendJobs {
-  /** The answer, parsed. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`. */
+  /**
+   * The answer, parsed. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`, and
+   * `cancelled` when the client hangs up.
+   */
   ask<T extends z.ZodType>(schema: T, question: JobQuestion): Promise<z.output<T>>;
   /** The stream of events, unchanged. @throws MaskrouteError as `ask`. */
   follow(question: JobQuestion): Promise<ReadableStream<Uint8Array>>;
@@ -53,6 +57,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
         ...(body === undefined ? {} : { body }),
       });
     } catch (error) {
+      if (signal.aborted) throw hungUp();
       log('error', 'jobs_unreachable', { request_id: requestId, url, reason: reasonOf(error) });
       throw new MaskrouteError('backend_unreachable', 'The backend cannot be reached right now.', {
         retryAfter_s: RETRY_AFTER_s,
@@ -60,17 +65,17 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
       });
     }
     if (response.ok) return response;
-    throw await refusal(response, requestId);
+    throw await refusal(response, question);
   };
 
   return {
     async ask(schema, question) {
       const response = await send(question, question.body instanceof ReadableStream);
       const text = await inTime(readAnswer(response, JOBS.bytesMax)).catch((error) => {
-        throw useless(question.requestId, reasonOf(error));
+        throw useless(question, reasonOf(error));
       });
       const parsed = schema.safeParse(parseOrNull(text));
-      if (!parsed.success) throw useless(question.requestId, parsed.error.message);
+      if (!parsed.success) throw useless(question, parsed.error.message);
       return parsed.data;
     },
     async follow(question) {
@@ -78,7 +83,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
       const type = response.headers.get('content-type') ?? '';
       if (response.body !== null && type.startsWith('text/event-stream')) return response.body;
       await response.body?.cancel();
-      throw useless(question.requestId, `content type ${type}`);
+      throw useless(question, `content type ${type}`);
     },
   };
 }
@@ -90,11 +95,11 @@ const inTime: Rest = (work) => withDeadline(work, JOBS.timeout_ms, 'the rest of 
  * The error for a refusal: errors about the job go to the operator, errors about the edge's credentials only to the
  * log.
  */
-async function refusal(response: Response, requestId: string): Promise<MaskrouteError> {
+async function refusal(response: Response, question: JobQuestion): Promise<MaskrouteError> {
   const said = await readError(response, inTime);
-  if (said === null) return useless(requestId, `status ${response.status}`);
+  if (said === null) return useless(question, `status ${response.status}`);
   const { code, message, param } = said;
-  if (response.status === 401 || !isErrorCode(code)) return useless(requestId, `${code}: ${message}`);
+  if (response.status === 401 || !isErrorCode(code)) return useless(question, `${code}: ${message}`);
   const retryAfter_s = Number(response.headers.get('retry-after') ?? 0);
   return new MaskrouteError(code, message, {
     param: typeof param === 'string' ? param : null,
@@ -102,7 +107,9 @@ async function refusal(response: Response, requestId: string): Promise<Maskroute
   });
 }
 
-function useless(requestId: string, reason: string): MaskrouteError {
+/** The error for an answer that cannot be used. If the client hung up half-way, that is not the backend's fault. */
+function useless({ requestId, signal }: JobQuestion, reason: string): MaskrouteError {
+  if (signal.aborted) return hungUp();
   log('error', 'jobs_answer_useless', { request_id: requestId, reason });
   return new MaskrouteError('backend_error', 'The backend gave an answer that cannot be used.');
 }

@@ -52,6 +52,21 @@ describe('the audit log', () => {
     expect(entry).toMatchObject({ action: 'POST /experiments', is_known: true, before: null, after });
   });
 
+  it('has a change whose client left before the backend answered, as it may have been made', async () => {
+    const leave = new AbortController();
+    const BACKEND_NETWORK = {
+      fetch: async (url: string) => {
+        if (url.includes('/v1/jobs/')) leave.abort();
+        throw new Error('gone');
+      },
+    };
+    const isolate = freshIsolate({ BACKEND_NETWORK: BACKEND_NETWORK as never });
+    const path = '/backends/default/jobs/job_00000000000000000000abcd/cancel';
+    await call('POST', `/admin/v1${path}`, { key: env.ADMIN_KEY, signal: leave.signal }, isolate);
+    const [entry] = await entries(`q=${path}`);
+    expect(entry).toMatchObject({ action: 'POST /backends/:id/jobs/:job/cancel', is_known: false });
+  });
+
   it('has nothing of what was refused or only asked', async () => {
     const { tenant } = await newTenant();
     const before = await entries(`tenant=${tenant}`);

@@ -69,6 +69,23 @@ it.each([201, 500])(
   },
 );
 
+it('is not to blame when the client hangs up, before an answer or half-way through it', async () => {
+  const logged = vi.spyOn(console, 'error').mockImplementation(() => {});
+  const question = { url: BACKEND_URL, method: 'GET', path: '', requestId: 'req' } as const;
+  const broken = () => new ReadableStream({ start: (c) => c.error(new Error('gone')) });
+  for (const answer of [() => Promise.reject(new Error('gone')), async () => new Response(broken())]) {
+    const leave = new AbortController();
+    const jobs = createBackendJobs(BACKEND_KEY, () => {
+      leave.abort();
+      return answer();
+    });
+    const asked = jobs.ask(z.unknown(), { ...question, signal: leave.signal });
+    await expect(asked).rejects.toMatchObject({ code: 'cancelled' });
+  }
+  expect(logged).not.toHaveBeenCalled();
+  logged.mockRestore();
+});
+
 it('is needed for an address that only it knows', async () => {
   const { key } = await newTenant();
   const isolate = freshIsolate({ BACKEND_URL });
