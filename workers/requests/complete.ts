@@ -133,7 +133,8 @@ async function enter(
     throw routing.error;
   }
   if (trace.isRecorded) traceRouting(trace, begun_ms, routing.routed);
-  services.traffic.seen(caller.tenant, routing.routed, hold);
+  // A trial is no sign that customers ask for something else.
+  if (source === 'client') services.traffic.seen(caller.tenant, routing.routed, hold);
   return { account, routed: routing.routed };
 }
 

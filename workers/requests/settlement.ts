@@ -52,7 +52,7 @@ async function close(
 ): Promise<void> {
   const cost = await costOf(parts, account, outcome, progress);
   const charged = cost ?? chargeOfUnknown(account, outcome);
-  const { event, caller, reservation, routable, hold, trace } = account;
+  const { event, caller, reservation, routable, source, hold, trace } = account;
   const told = progress && eventOf(parts, account, outcome, progress, { ...charged, counted: cost !== null });
   if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
@@ -60,7 +60,8 @@ async function close(
     told && parts.events.send(told),
   ]);
   const isWhole = outcome.status === 200 && outcome.code === null;
-  if (progress === undefined || !isWhole) return;
+  // Comparisons say whether customers' traffic has drifted.
+  if (progress === undefined || !isWhole || source !== 'client') return;
   const { routed } = progress;
   await parts.comparison.maybeCompare({ event, tenant: caller.tenant, routable, routed, hold });
 }

@@ -2,6 +2,7 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it, vi } from 'vitest';
 import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire.ts';
+import { TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import type { Call, Called, Purpose } from '../../../workers/backends/call-backend.ts';
 import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
 import { COMPARISON } from '../../../workers/limits.ts';
@@ -60,11 +61,15 @@ describe('a comparison with the dense model', () => {
     }
   });
 
-  it('is made of few requests, and of none that routing did not mask', async () => {
+  it('is made of few requests, and of none that is a trial or that routing did not mask', async () => {
     const key = await tenantWithSet();
     const { fetch, events } = listening(0.2);
-    const texts = Array.from({ length: 100 }, () => chat(key, { mask: 'dense' }, fetch));
-    for (const response of await Promise.all(texts)) await response.text();
+    const trial = { key, body: CHAT, headers: { [TRIAL_HEADERS.source]: 'playground' } };
+    const asked = Array.from({ length: 50 }, () => [
+      chat(key, { mask: 'dense' }, fetch),
+      call('POST', '/v1/chat/completions', trial, fetch),
+    ]);
+    for (const response of await Promise.all(asked.flat())) await response.text();
     await soon(() => expect(events.filter(({ kind }) => kind === 'request')).toHaveLength(100));
     expect(events.filter(({ kind }) => kind === 'comparison')).toEqual([]);
     const never = listening(0);

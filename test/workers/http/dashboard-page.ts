@@ -5,11 +5,13 @@ import { sign } from 'hono/jwt';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { CSRF_HEADER, type Session } from '../../../shared/admin/admin-wire.ts';
 import type { TrafficSample } from '../../../shared/admin/stats-wire.ts';
+import { TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import edge from '../../../workers/index.ts';
 import { ADMIN_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import {
   admin,
   badD1,
+  CHAT,
   call,
   chat,
   created,
@@ -364,10 +366,13 @@ describe('the traffic on the map', () => {
     return (await response.json<{ data: TrafficSample[] }>()).data;
   };
 
-  it('is a sample of the requests, as distances, and each tenant sees its own', async () => {
+  it('is a sample of the requests but trials, as distances, and each tenant sees its own', async () => {
     const { version } = await goLive('traffic');
     const own = await newTenant();
     const other = await newTenant();
+    const trial = { [TRIAL_HEADERS.source]: 'playground' };
+    const body = { ...CHAT, ...say('east is red') };
+    await (await call('POST', '/v1/chat/completions', { key: own.key, body, headers: trial })).text();
     await (await chat(own.key, say('north is cold'))).text();
     await (await chat(own.key, say('east is red'))).text();
     await soon(async () => expect(await traffic(own.tenant, version)).toHaveLength(1));
