@@ -116,15 +116,25 @@ const RETRY_AFTER_s: Partial<Record<MaskrouteError['code'], number>> = { queue_f
 function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): Response {
   const { status, code } = error;
   const endpoint = c.req.path.startsWith('/v1/') ? (ENDPOINTS[c.req.path] ?? 'other') : 'other';
-  parts.metrics.request(endpoint, status, code);
-  const detail = { request_id: c.get('requestId'), method: c.req.method, endpoint, status, code };
-  if (status >= 500) parts.log.error({ ...detail, err: error.cause ?? error }, 'request failed');
-  else parts.log.info(detail, 'request refused');
+  noteError(parts, error, { request_id: c.get('requestId'), method: c.req.method, endpoint });
   const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
   if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
   // The client is still sending this body, so the connection cannot be reused.
   if (code === 'request_timeout') c.header('connection', 'close');
   return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });
+}
+
+/** Counts an error and logs it. `request`: what is known of the request. */
+export function noteError(
+  { log, metrics }: ApiParts,
+  error: MaskrouteError,
+  request: { readonly endpoint: string; readonly [name: string]: string },
+): void {
+  const { status, code } = error;
+  metrics.request(request.endpoint, status, code);
+  const detail = { ...request, status, code };
+  if (status >= 500) log.error({ ...detail, err: error.cause ?? error }, 'request failed');
+  else log.info(detail, 'request refused');
 }
 
 const ENDPOINTS: Record<string, string> = {

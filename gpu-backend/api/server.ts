@@ -12,7 +12,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { getRequestListener, RequestError } from '@hono/node-server';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
-import { createApp } from './api-app.ts';
+import { createApp, noteError } from './api-app.ts';
 import { type ApiOptions, type ApiParts, openParts } from './parts.ts';
 
 /** Longest time for a request's headers. */
@@ -124,11 +124,9 @@ function malformed({ code, reason }: MalformedError): MaskrouteError {
 const notHttp = (reason: string): MaskrouteError =>
   new MaskrouteError('invalid_request', `This is no valid HTTP request: ${reason}.`);
 
-function note({ log, metrics }: ApiParts, { status, code, message, cause }: MaskrouteError): void {
-  metrics.request('other', status, code);
-  if (status >= 500) log.error({ status, code, err: cause }, 'request failed');
-  else log.info({ status, code, message }, 'request refused');
-}
+/** The log has no request by which to find the reason, so it has the message. */
+const note = (parts: ApiParts, error: MaskrouteError): void =>
+  noteError(parts, error, { endpoint: 'other', message: error.message });
 
 function rawAnswer(error: MaskrouteError): string {
   const body = JSON.stringify(error.toWire());
