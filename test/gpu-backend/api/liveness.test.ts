@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import type { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { PLAIN_SAMPLING } from '../../../gpu-backend/engine/engine.ts';
+import { type GenerateRequest, PLAIN_SAMPLING } from '../../../gpu-backend/engine/engine.ts';
 import { createEngine, Pulse } from '../../../gpu-backend/engine/start-engine.ts';
 import { denseMask, type ModelHash } from '../../../shared/mask/mask.ts';
 import { emitFromMemory, randomLlama } from '../../support/random-llama.ts';
@@ -82,13 +82,17 @@ it('a request to a thread that is about to end fails, and the log has the reason
   expect((await chat(server)).status).toBe(200);
   await eventually(() => engine.stats().requestsRunning === 0);
   const ended = thread.terminate();
-  const { sampling, plan } = {
+  const request: GenerateRequest = {
+    requestId: 'late',
+    tenant: '',
+    promptTokenIds: Int32Array.of(1, 2),
     sampling: PLAIN_SAMPLING,
     plan: { mask: denseMask(8), kv: 'preserve' },
-  } as const;
-  const request = {
-    ...{ requestId: 'late', tenant: '', promptTokenIds: Int32Array.of(1, 2), sampling, plan, maxTokens: 4 },
-    ...{ minTokens: 0, stopTokenIds: [], logprobs: undefined, promptLogprobs: undefined },
+    maxTokens: 4,
+    minTokens: 0,
+    stopTokenIds: [],
+    logprobs: undefined,
+    promptLogprobs: undefined,
   };
   const events = engine.generate(request, new AbortController().signal)[Symbol.asyncIterator]();
   await expect(events.next()).rejects.toMatchObject({ code: 'engine_failed' });
