@@ -122,8 +122,8 @@ export const NAMED_MASKS_MAX = 1_000;
 export const VECTORS_MAX = 4_000;
 
 /**
- * An encoder that this edge's configuration names is loaded once an isolate; the static one is a local asset. A request waits up to 5 s, and a load goes on
- * for later requests.
+ * An encoder that the edge's configuration names is loaded once an isolate; the static one is a local asset. A request
+ * waits up to 5 s, and a load goes on for later requests.
  */
 export const ENCODER_LOAD = {
   ...MODELS,

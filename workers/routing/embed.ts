@@ -40,7 +40,10 @@ export type EdgeEncoder = {
 export interface Embedder {
   /** The loaded encoder. @throws Error when it can't be loaded; a later call tries again. */
   encoder(hold: Hold): Promise<EdgeEncoder>;
-  /** The same, but one that may have changed is asked for first. @throws as `encoder`. */
+  /**
+   * The same, but loaded again if it may have changed. If that fails, it is the one that was loaded before.
+   * @throws as `encoder`.
+   */
   askAgain(hold: Hold): Promise<EdgeEncoder>;
   embed(text: string, of: Asker & { readonly hold: Hold }): Promise<Embedding>;
 }
