@@ -173,12 +173,12 @@ function* inParts(words: Iterable<string>): Generator<string> {
   for (const word of words) {
     let at = 0;
     while (word.length - at > WORD_CHARS_MAX) {
-      const end = at + WORD_CHARS_MAX;
-      const isWithinCharacter = word.codePointAt(end - 1)! > 0xffff;
-      yield word.slice(at, isWithinCharacter ? end - 1 : end);
-      at = isWithinCharacter ? end - 1 : end;
+      const last = at + WORD_CHARS_MAX - 1;
+      const end = word.codePointAt(last)! > 0xffff ? last : last + 1;
+      yield word.slice(at, end);
+      at = end;
     }
-    yield at === 0 ? word : word.slice(at);
+    yield word.slice(at);
   }
 }
 
@@ -197,17 +197,13 @@ function bytePairWords(
   const splits = splitsOf(preTokenizer);
   const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
   if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  // Where no token contains U+2581 after another character, text may be split before each.
-  const cutsAtSpaces = !Object.keys(model.vocab).some((name) => /[^\u2581]\u2581/.test(name));
+  const inWords = spaceCutter(Object.keys(model.vocab), reserved);
   const encode = bytePairEncoder(model, reserved);
   return {
     *cut(text, section) {
       if (splits !== undefined) return yield* cutWords(text, splits);
-      const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
-      for (const piece of cuts) {
-        if (cutsAtSpaces) yield* cutAtSpaces(piece);
-        else yield piece;
-      }
+      const pieces = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
+      for (const piece of pieces) yield* inWords(piece);
     },
     encode: splits === undefined ? encode : (word) => encode(inByteNames(word)),
   };
@@ -222,8 +218,12 @@ function unigramWords(
   reserved: ReadonlySet<string>,
 ): Words {
   const cut = metaspaceCutter(flat(preTokenizer));
+  const names = model.vocab.map(([piece]) => piece);
+  const inWords = spaceCutter(names, reserved);
   return {
-    cut: (text, section) => cut(text, section === 0),
+    *cut(text, section) {
+      for (const piece of cut(text, section === 0)) yield* inWords(piece);
+    },
     encode: unigramEncoder(model, reserved),
   };
 }
@@ -287,6 +287,15 @@ function* cutWords(text: string, [split, ...rest]: readonly RegExp[]): Generator
     at = index + found.length;
   }
   if (at < text.length) yield* cutWords(text.slice(at), rest);
+}
+
+/** Splits text before each U+2581, or not at all if a token of text contains it after another character. */
+function spaceCutter(
+  names: readonly string[],
+  reserved: ReadonlySet<string>,
+): (text: string) => Iterable<string> {
+  const isCrossed = names.some((name) => /[^\u2581]\u2581/.test(name) && !reserved.has(name));
+  return isCrossed ? (text) => [text] : cutAtSpaces;
 }
 
 function* cutAtSpaces(text: string): Generator<string> {
