@@ -27,7 +27,7 @@ export type EncodeOptions = {
 
 export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
-  /** `encode` in steps of some milliseconds; each step yields the number of tokens so far. */
+  /** `encode` in steps of some milliseconds, longer for a long word; each step yields the number of tokens so far. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   /** The text, special tokens included. */
   decode(tokenIds: ArrayLike<number>): string;
@@ -123,8 +123,16 @@ export function createTokenizer(
   const wordIds = new LRUCache<string, readonly number[]>({
     maxSize: REMEMBERED_MAX,
     sizeCalculation: (ids, word) => 1 + word.length + ids.length,
-    memoMethod: (word) => words.encode(word),
   });
+  const idsOf = (word: string): readonly number[] => {
+    const known = wordIds.get(word);
+    if (known !== undefined) return known;
+    // A part of a text would keep all of the text in memory.
+    const copy = Buffer.from(word, 'utf16le').toString('utf16le');
+    const ids = words.encode(copy);
+    wordIds.set(copy, ids);
+    return ids;
+  };
   const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
   const vocabulary = new Map(vocabularyOf(json));
@@ -139,7 +147,7 @@ export function createTokenizer(
     for (const { section, part } of cut(text, within)) {
       const all = typeof part === 'string' ? inParts(words.cut(part, section)) : [part];
       for (const word of all) {
-        if (typeof word === 'string') for (const id of wordIds.memo(word)) ids.push(id);
+        if (typeof word === 'string') for (const id of idsOf(word)) ids.push(id);
         else ids.push(word.id);
         chars += typeof word === 'string' ? word.length : word.content.length;
         if (chars < CHARS_A_STEP) continue;
