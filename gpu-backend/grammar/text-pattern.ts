@@ -123,7 +123,7 @@ function parse(pattern: string): AST.Pattern {
   }
 }
 
-/** Whether a part is at the begin or the end of the text, where `^` and `$` are allowed; and how many groups it is in. */
+/** Whether a part is at the beginning or the end of the text, where `^` and `$` are allowed; and how many groups it is in. */
 type Place = { readonly isBegin: boolean; readonly isEnd: boolean; readonly groups: number };
 
 function ofAlternatives({ alternatives }: { alternatives: readonly AST.Alternative[] }, place: Place) {
@@ -184,16 +184,12 @@ function repeated({ element, min, max }: AST.Quantifier, place: Place): Expressi
   return repeat(ofElement(element, within), min, max === Number.POSITIVE_INFINITY ? undefined : max);
 }
 
-/** Escapes that the flag `u` refuses: without it they are the letter itself, or an octal number. */
-const AMBIGUOUS = /^\\(?:[1-9]|(?![bfnrtv])[A-Za-z]$)/;
-
 function rangesOf(part: AST.CharacterClassElement | AST.CharacterSet): readonly CharRange[] {
   switch (part.type) {
     case 'Character':
-      if (AMBIGUOUS.test(part.raw)) throw unsupported(part);
-      return [[part.value, part.value]];
+      return [[codeOf(part), codeOf(part)]];
     case 'CharacterClassRange':
-      return [[part.min.value, part.max.value]];
+      return [[codeOf(part.min), codeOf(part.max)]];
     case 'CharacterSet': {
       if (part.kind === 'property') throw unsupported(part);
       const ranges = SETS[part.kind];
@@ -202,6 +198,14 @@ function rangesOf(part: AST.CharacterClassElement | AST.CharacterSet): readonly 
     default:
       throw unsupported(part);
   }
+}
+
+/** Escapes that the flag `u` refuses: without it they are the letter itself, or an octal number. */
+const AMBIGUOUS = /^\\(?:[1-9]|(?![bfnrtv])[A-Za-z]$)/;
+
+function codeOf(character: AST.Character): number {
+  if (AMBIGUOUS.test(character.raw)) throw unsupported(character);
+  return character.value;
 }
 
 const unsupported = ({ raw }: AST.Node) => new PatternError(`${raw} is not supported`);

@@ -294,7 +294,7 @@ export class JobData {
 /** Longer than any row of ordinary data; a longer first row is left to the job that reads it. */
 const FIRST_ROW_BYTES_MAX = 1024 * 1024;
 
-/** @throws MaskrouteError `invalid_data` when the first line that is not empty is no JSON object: then it is no JSONL. */
+/** @throws MaskrouteError `invalid_data` when the data is no JSONL: its first line that is not empty is no JSON object. */
 async function expectRows(path: string): Promise<void> {
   const { size } = await stat(path);
   const bytes = await buffer(createReadStream(path, { end: FIRST_ROW_BYTES_MAX - 1 }));
@@ -304,8 +304,7 @@ async function expectRows(path: string): Promise<void> {
   if (isCut) return;
   if (at < 0) throw new MaskrouteError('invalid_data', 'The data is empty.');
   if (isObject(lines[at]!)) return;
-  const message = `The data is not JSONL, which has a JSON object in each line: line ${at + 1} is none.`;
-  throw new MaskrouteError('invalid_data', message);
+  throw new MaskrouteError('invalid_data', `The data is not JSONL: line ${at + 1} is no JSON object.`);
 }
 
 function isObject(json: string): boolean {

@@ -85,7 +85,7 @@ type SearchOptions = {
 
 /** Where the run computes. */
 type Machine = {
-  /** Home folder, where an encoder is kept that has to be downloaded. */
+  /** Home folder, which keeps downloaded encoders. */
   readonly home: string;
   readonly threads: number;
   /** Device that runs and times masks; the CPU unless given. */

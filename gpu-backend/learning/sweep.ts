@@ -30,8 +30,8 @@ export type SweepRow = {
 };
 
 /**
- * Each number of clusters has a folder in `out`; `out/sweep.json` has the rows so far. Killed and started again, it
- * resumes.
+ * Each number of clusters has a folder in the output folder, whose `sweep.json` has the rows so far. Killed and started
+ * again, it resumes.
  * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
  */
 export async function sweepClusters(

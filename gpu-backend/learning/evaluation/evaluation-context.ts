@@ -133,7 +133,7 @@ export async function routeSets(
   return sets;
 }
 
-/** Scores as {@link scoreRows} gives them; their progress is that of `stage`. */
+/** {@link scoreRows}, with its progress shown as the progress of `stage`. */
 export const scoreSamples = (
   { options, scorer }: Context,
   stage: string,

@@ -27,7 +27,7 @@ export type EncodeOptions = {
 
 export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
-  /** `encode` in steps of some milliseconds; each step yields the number of tokens so far. */
+  /** `encode` in steps of some milliseconds, longer for a long word; each step yields the number of tokens so far. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   /** The text, special tokens included. */
   decode(tokenIds: ArrayLike<number>): string;
@@ -123,8 +123,16 @@ export function createTokenizer(
   const wordIds = new LRUCache<string, readonly number[]>({
     maxSize: REMEMBERED_MAX,
     sizeCalculation: (ids, word) => 1 + word.length + ids.length,
-    memoMethod: (word) => words.encode(word),
   });
+  const idsOf = (word: string): readonly number[] => {
+    const known = wordIds.get(word);
+    if (known !== undefined) return known;
+    // A part of a text would keep all of the text in memory.
+    const copy = Buffer.from(word, 'utf16le').toString('utf16le');
+    const ids = words.encode(copy);
+    wordIds.set(copy, ids);
+    return ids;
+  };
   const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
   const vocabulary = new Map(vocabularyOf(json));
@@ -139,7 +147,7 @@ export function createTokenizer(
     for (const { section, part } of cut(text, within)) {
       const all = typeof part === 'string' ? inParts(words.cut(part, section)) : [part];
       for (const word of all) {
-        if (typeof word === 'string') for (const id of wordIds.memo(word)) ids.push(id);
+        if (typeof word === 'string') for (const id of idsOf(word)) ids.push(id);
         else ids.push(word.id);
         chars += typeof word === 'string' ? word.length : word.content.length;
         if (chars < CHARS_A_STEP) continue;
@@ -173,12 +181,12 @@ function* inParts(words: Iterable<string>): Generator<string> {
   for (const word of words) {
     let at = 0;
     while (word.length - at > WORD_CHARS_MAX) {
-      const end = at + WORD_CHARS_MAX;
-      const isWithinCharacter = word.codePointAt(end - 1)! > 0xffff;
-      yield word.slice(at, isWithinCharacter ? end - 1 : end);
-      at = isWithinCharacter ? end - 1 : end;
+      const last = at + WORD_CHARS_MAX - 1;
+      const end = word.codePointAt(last)! > 0xffff ? last : last + 1;
+      yield word.slice(at, end);
+      at = end;
     }
-    yield at === 0 ? word : word.slice(at);
+    yield word.slice(at);
   }
 }
 
@@ -197,17 +205,13 @@ function bytePairWords(
   const splits = splitsOf(preTokenizer);
   const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
   if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  // Where no token contains U+2581 after another character, text may be split before each.
-  const cutsAtSpaces = !Object.keys(model.vocab).some((name) => /[^\u2581]\u2581/.test(name));
+  const inWords = spaceCutter(Object.keys(model.vocab), reserved);
   const encode = bytePairEncoder(model, reserved);
   return {
     *cut(text, section) {
       if (splits !== undefined) return yield* cutWords(text, splits);
-      const cuts = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
-      for (const piece of cuts) {
-        if (cutsAtSpaces) yield* cutAtSpaces(piece);
-        else yield piece;
-      }
+      const pieces = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
+      for (const piece of pieces) yield* inWords(piece);
     },
     encode: splits === undefined ? encode : (word) => encode(inByteNames(word)),
   };
@@ -222,8 +226,12 @@ function unigramWords(
   reserved: ReadonlySet<string>,
 ): Words {
   const cut = metaspaceCutter(flat(preTokenizer));
+  const names = model.vocab.map(([piece]) => piece);
+  const inWords = spaceCutter(names, reserved);
   return {
-    cut: (text, section) => cut(text, section === 0),
+    *cut(text, section) {
+      for (const piece of cut(text, section === 0)) yield* inWords(piece);
+    },
     encode: unigramEncoder(model, reserved),
   };
 }
@@ -287,6 +295,15 @@ function* cutWords(text: string, [split, ...rest]: readonly RegExp[]): Generator
     at = index + found.length;
   }
   if (at < text.length) yield* cutWords(text.slice(at), rest);
+}
+
+/** Splits text before each U+2581, or not at all if a token of text contains it after another character. */
+function spaceCutter(
+  names: readonly string[],
+  reserved: ReadonlySet<string>,
+): (text: string) => Iterable<string> {
+  const isCrossed = names.some((name) => /[^\u2581]\u2581/.test(name) && !reserved.has(name));
+  return isCrossed ? (text) => [text] : cutAtSpaces;
 }
 
 function* cutAtSpaces(text: string): Generator<string> {

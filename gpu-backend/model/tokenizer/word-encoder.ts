@@ -43,22 +43,19 @@ export function bytePairEncoder(json: BytePairsJson, reserved: ReadonlySet<strin
   return (word) => split([word]).flatMap((token) => idOf.get(token) ?? unknown ?? []);
 }
 
-/** Never in a text: it becomes U+FFFD in UTF-8. */
-const HALF_A_CHARACTER = '\ud800';
-
 /** @param reserved names of special tokens, which text never becomes. @throws Error without an unknown token. */
 export function unigramEncoder(json: UnigramJson, reserved: ReadonlySet<string>): WordEncoder {
   const unknown = json.unk_id;
   if (unknown === null || json.vocab[unknown] === undefined) throw new Error('it has no unknown token');
   const pieces = json.vocab.map(([piece, score], id) => ({ piece, score, id }));
   const found = pieces.filter(({ piece, id }) => id !== unknown && piece !== '' && !reserved.has(piece));
-  const vocab = [
-    [HALF_A_CHARACTER, json.vocab[unknown][1]],
-    ...found.map(({ piece, score }) => [piece, score]),
-  ];
+  // The library gives unknown characters a score below the least of all, so the pieces that it does not see count here.
+  const least = json.vocab.reduce((min, [, score]) => Math.min(min, score), Number.POSITIVE_INFINITY);
+  // No text has an empty piece.
+  const vocab = [['', least], ...found.map(({ piece, score }) => [piece, score])];
   const split = modelOf({ ...json, vocab, unk_id: 0 });
   const idOf = new Map(found.map(({ piece, id }) => [piece, id]));
-  // What the library does not know comes as its text.
+  // Neighbouring unknown characters come as one text.
   const spelled = (text: string): readonly number[] => {
     if (!json.byte_fallback) return [unknown];
     const ids = Array.from(new TextEncoder().encode(text), (byte) => idOf.get(byteName(byte)));

@@ -249,6 +249,11 @@ describe('what cannot be enforced', () => {
       { type: 'string', pattern: '^\\ud83d$' },
       /at \/pattern: a character class has no character that can be generated/,
     ],
+    [
+      'an escape in a range that is a letter here and a bell there',
+      { type: 'string', pattern: '^[\\a-\\z]$' },
+      /at \/pattern: \\a is not supported/,
+    ],
     ['a pattern that looks ahead', { type: 'string', pattern: '^(?=a)b$' }, /look-ahead/],
     ['millions of items', { type: 'array', minItems: 5_000_000 }, /more than 2000 items/],
     ['a place that is not there', { $ref: '#/$defs/nothing' }, /no such place/],

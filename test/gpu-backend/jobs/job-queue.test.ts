@@ -465,7 +465,7 @@ describe('data', () => {
     const jobs = await start();
     for (const text of ['question,answer\n1,2\n', '[{"text": "x"}]', '\n\n"text"\n', '{"text": "x"', ' \n'])
       await expect(jobs.data.add('a', streamOf(text)), text).rejects.toMatchObject({ code: 'invalid_data' });
-    await expect(jobs.data.add('a', streamOf('\n1\n'))).rejects.toThrow(/JSONL.*: line 2 is none/);
+    await expect(jobs.data.add('a', streamOf('\n1\n'))).rejects.toThrow(/JSONL: line 2 is no JSON object/);
     expect(await jobs.data.list()).toEqual([]);
     const long = JSON.stringify({ text: 'ä'.repeat(1024 * 1024) });
     for (const text of ['\uFEFF\r\n{"text": "x"}\r\nno row', long])

@@ -13,7 +13,7 @@ import { measureSimilarities } from './similarity.ts';
 import type { Removal, SearchCosts } from './static-orders.ts';
 import { staticOrders } from './static-orders.ts';
 
-/** What evaluations of the model are made of. `samples`: the calibration text. */
+/** The model that is searched. `scorer` scores its masks on `samples`, the calibration text. */
 type Calibrated = {
   readonly evaluated: Evaluated;
   readonly scorer: Scorer;

@@ -70,6 +70,13 @@ describe('a SentencePiece tokenizer', () => {
     expect(bare.decode(bare.encode('fox', { addSpecial: false }))).toBe('fox');
   });
 
+  test('cuts a long text at its spaces, also where a control token has some in its name', () => {
+    const named = fixture.tokens.map((token, id) => (id === 2 ? '<end\u2581of\u2581answer>' : token));
+    const other = importFixture({ 'tokenizer.ggml.tokens': named }).tokenizer;
+    const long = 'the quick brown foxes '.repeat(2000);
+    expect([...other.encode(long)]).toEqual([...tokenizer.encode(long)]);
+  });
+
   test.each([
     ['a token of a million characters', ['x'.repeat(1_000_000)]],
     ['very many long tokens', Array.from({ length: 477 }, (_, i) => `${i}${'x'.repeat(1000)}`)],

@@ -1,5 +1,7 @@
 /** The installed model's tokenizer against Hugging Face's own, and the way back against decoding all at once. */
 import { readFileSync } from 'node:fs';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { type ModelText, openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
@@ -29,6 +31,22 @@ describe('encode', () => {
   test('nothing is nothing, and half a surrogate pair is U+FFFD', () => {
     expect([...tokenizer.encode('')]).toEqual([]);
     expect(tokenizer.decode(tokenizer.encode('a\ud800b'))).toBe('a\ufffdb');
+  });
+
+  test('does not keep a text in memory for a word of it', () => {
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    const used_MiB = () => {
+      collect();
+      return process.memoryUsage().heapUsed / 2 ** 20;
+    };
+    const before = used_MiB();
+    for (let i = 0; i < 100; i++) {
+      const word = `unmistakable${'abcdefghij'[i % 10]}${'abcdefghij'[Math.floor(i / 10)]}`;
+      // Read from bytes, as a request's text is; encoded to where it turns out to be too long.
+      tokenizer.encodeSteps(Buffer.from(`${word}${' a'.repeat(250_000)}`).toString()).next();
+    }
+    expect(used_MiB() - before).toBeLessThan(20);
   });
 
   test('prose of 100,000 tokens and long runs of anything take seconds at most', () => {

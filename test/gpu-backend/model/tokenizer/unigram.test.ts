@@ -10,6 +10,7 @@ import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokeniz
 type NormalizerJson = { type: string; precompiled_charsmap?: string; normalizers?: NormalizerJson[] };
 type Json = {
   normalizer: NormalizerJson | null;
+  pre_tokenizer: object;
   model: { type: 'Unigram'; vocab: [string, number][]; unk_id: number; byte_fallback: boolean };
 };
 const figures: { texts: string[]; models: { name: string; json: Json; ids: number[][] }[] } = JSON.parse(
@@ -72,6 +73,14 @@ describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => 
     }
   });
 
+  test('half a surrogate pair is U+FFFD, and takes nothing with it', () => {
+    const tokenizer = createTokenizer(json, {});
+    for (const text of ['a?漢', '漢?é b?', '?'])
+      expect([...tokenizer.encode(text.replaceAll('?', '\ud800'))], text).toEqual([
+        ...tokenizer.encode(text.replaceAll('?', '\ufffd')),
+      ]);
+  });
+
   test('long text comes in steps of bounded work', () => {
     const tokenizer = createTokenizer(json, {});
     const steps = tokenizer.encodeSteps('foxdogté漢'.repeat(20_000));
@@ -79,6 +88,33 @@ describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => 
     while (!steps.next().done) count++;
     expect(count).toBeGreaterThan(10);
   });
+});
+
+test('a long text that is not split at its spaces has the ids of one that is', () => {
+  const { json } = figures.models[1]!;
+  const [whole, cut] = [false, true].map((split) =>
+    createTokenizer({ ...json, pre_tokenizer: { ...json.pre_tokenizer, split } }, {}),
+  );
+  const long = 'the lazy dog runs again and falls '.repeat(1000);
+  expect([...whole!.encode(long)]).toEqual([...cut!.encode(long)]);
+});
+
+test('an unknown character is less likely than every piece, also than special ones', () => {
+  const { json } = figures.models[1]!;
+  const vocab = [
+    ...[['<unk>', 0] as const, ['<s>', 0] as const],
+    ...['▁', 'w', 'o', 'r', 'd', 'dé'].map((piece) => [piece, -10] as const),
+    ['▁word', -1] as const,
+  ];
+  const idsWith = (special: number) => {
+    const model = { ...json.model, byte_fallback: false };
+    const scored = vocab.map(([piece, score]) => [piece, piece === '<s>' ? special : score]);
+    const tokenizer = createTokenizer({ ...json, model: { ...model, vocab: scored } }, {});
+    return [...tokenizer.encode('wordé', { addSpecial: false })];
+  };
+  // An unknown character costs 10 more than the least score: 20, or 110.
+  expect(idsWith(0)).toEqual([8, 0]);
+  expect(idsWith(-100)).toEqual([2, 3, 4, 5, 7]);
 });
 
 test('a table of replacements that is cut short is an error', () => {
