@@ -55,16 +55,22 @@ export function unigramEncoder(json: UnigramJson, reserved: ReadonlySet<string>)
   const vocab = [['', least], ...found.map(({ piece, score }) => [piece, score])];
   const split = modelOf({ ...json, vocab, unk_id: 0 });
   const idOf = new Map(found.map(({ piece, id }) => [piece, id]));
+  const bytes = json.byte_fallback ? bytePieces(json.vocab) : [];
   // Neighbouring unknown characters come as one text.
   const spelled = (text: string): readonly number[] => {
-    if (!json.byte_fallback) return [unknown];
-    const ids = Array.from(new TextEncoder().encode(text), (byte) => idOf.get(byteName(byte)));
+    const ids = Array.from(new TextEncoder().encode(text), (byte) => bytes[byte]);
     return ids.every((id) => id !== undefined) ? ids : [unknown];
   };
   return (word) => split([word]).flatMap((token) => idOf.get(token) ?? spelled(token));
 }
 
-const byteName = (byte: number): string => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`;
+/** The piece of each byte, also if it is a special token; undefined for a byte without a piece. */
+function bytePieces(vocab: UnigramJson['vocab']): readonly (number | undefined)[] {
+  const ids = new Map(vocab.map(([piece], id) => [piece, id]));
+  return Array.from({ length: 256 }, (_, byte) =>
+    ids.get(`<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`),
+  );
+}
 
 /** The library's model alone: words to the names of tokens. */
 function modelOf(model: object): (words: string[]) => string[] {
