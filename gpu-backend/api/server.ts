@@ -84,7 +84,7 @@ function nameHost({ httpVersion, headers }: IncomingMessage): void {
 
 /** What never reaches the app is refused in the same form: Node and the adaptor would send a status without a body. */
 function refuseMalformed(server: Server, parts: ApiParts): void {
-  /** The unfinished answers of each connection: one that has begun leaves no place for another. */
+  /** The unfinished answers of each connection. Once an answer has begun, an error cannot be written any more. */
   const unfinished = new WeakMap<Socket, Set<ServerResponse>>();
   server.prependListener('request', ({ socket }: IncomingMessage, response: ServerResponse) => {
     const answers = unfinished.get(socket) ?? new Set();

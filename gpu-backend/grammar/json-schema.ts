@@ -6,6 +6,7 @@
  * xgrammar can convert schemas, too, but it lets control characters into strings of a `maxLength`, does not escape patterns
  * for JSON, and ends its WebAssembly module at a wrong `$ref`.
  */
+import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import {
   type CharRange,
   chars,
@@ -24,7 +25,6 @@ import {
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
 import {
-  isObject,
   type Path,
   type SchemaObject,
   type SchemaOptions,
@@ -400,8 +400,8 @@ class Converter {
 
   #name(schema: unknown, path: Path, depth: number): Expression {
     const place = `${path}/propertyNames`;
-    const whole = isObject(schema) && !('type' in schema) ? { ...schema, type: 'string' } : schema;
-    if (!isObject(whole) || whole.type !== 'string')
+    const whole = isJsonObject(schema) && !('type' in schema) ? { ...schema, type: 'string' } : schema;
+    if (!isJsonObject(whole) || whole.type !== 'string')
       throw this.#reader.refusal(place, 'expected a schema of strings');
     return this.#item(whole, place, depth);
   }

@@ -3,6 +3,7 @@
  * those that a grammar cannot enforce, are refused with their place in the schema. `json-schema.ts` makes the grammar.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import type { Bounds } from './number-range.ts';
 import type { Effort } from './text-inclusion.ts';
 
@@ -127,7 +128,7 @@ export class SchemaReader {
 
   /** A schema as an object, with its `allOf` joined in. */
   object(schema: unknown, path: Path): SchemaObject {
-    if (!isObject(schema)) throw this.refusal(path, 'expected an object, true or false');
+    if (!isJsonObject(schema)) throw this.refusal(path, 'expected an object, true or false');
     this.#refuseUnknown(schema, path);
     return this.#merged(schema, path);
   }
@@ -142,7 +143,7 @@ export class SchemaReader {
   #merged(schema: SchemaObject, path: Path): SchemaObject {
     if (!('allOf' in schema)) return schema;
     const { allOf, ...own } = schema;
-    const parts = Array.isArray(allOf) ? allOf.filter(isObject) : [];
+    const parts = Array.isArray(allOf) ? allOf.filter(isJsonObject) : [];
     const constraints = Object.keys(own).filter((name) => !ANNOTATIONS.has(name));
     if (parts.length === 1 && constraints.every((name) => name === 'type')) {
       this.#refuseUnknown(parts[0]!, `${path}/allOf/0`);
@@ -163,10 +164,10 @@ export class SchemaReader {
     if ('$ref' in schema) {
       const { $ref, found } = this.reference(schema, path);
       if (from.includes($ref)) throw this.refusal(path, 'it leads back to itself');
-      return isObject(found) ? this.#together(found, path, [...from, $ref]) : {};
+      return isJsonObject(found) ? this.#together(found, path, [...from, $ref]) : {};
     }
     const { allOf, ...own } = schema;
-    const parts = Array.isArray(allOf) ? allOf.filter(isObject) : [];
+    const parts = Array.isArray(allOf) ? allOf.filter(isJsonObject) : [];
     return parts
       .map((part, i) => this.#together(part, `${path}/allOf/${i}`, from))
       .reduce((all, part) => joined(all, part), own);
@@ -241,7 +242,7 @@ export class SchemaReader {
       );
     const { [name]: _, type, nullable, ...beside } = schema;
     const places = options.map((option: unknown, i) => ({
-      schema: isObject(option) && !('$ref' in option) ? joined(beside, option) : option,
+      schema: isJsonObject(option) && !('$ref' in option) ? joined(beside, option) : option,
       path: `${path}/${name}/${i}`,
     }));
     if (!('type' in schema)) return places;
@@ -257,7 +258,7 @@ export class SchemaReader {
   /** The schema restricted to `types`; undefined when nothing remains. */
   #narrowed(schema: unknown, types: readonly Type[], path: Path): unknown {
     if (schema === true) return { type: types };
-    if (!isObject(schema)) return schema;
+    if (!isJsonObject(schema)) return schema;
     if ('$ref' in schema) {
       const own = this.#typesOf(this.reference(schema, path).found, path) ?? TYPES;
       const isWithin = own.every((one) => types.some((type) => commonType(type, one) === one));
@@ -271,7 +272,7 @@ export class SchemaReader {
 
   /** A schema's types; undefined if they follow from other schemas or values. */
   #typesOf(schema: unknown, path: Path): readonly Type[] | undefined {
-    if (!isObject(schema)) return undefined;
+    if (!isJsonObject(schema)) return undefined;
     const isOpen = !('type' in schema) && TYPELESS_KEYWORDS.some((name) => name in schema);
     return isOpen ? undefined : this.types(schema, path);
   }
@@ -279,9 +280,9 @@ export class SchemaReader {
   /** Whether no value is valid for two of the schemas: they differ by type, or by a required property with fixed values. */
   #areApart(options: readonly unknown[], path: Path): boolean {
     const schemas = options.map((option) =>
-      isObject(option) && typeof option.$ref === 'string' ? this.#find(option.$ref, path) : option,
+      isJsonObject(option) && typeof option.$ref === 'string' ? this.#find(option.$ref, path) : option,
     );
-    if (!schemas.every(isObject)) return false;
+    if (!schemas.every(isJsonObject)) return false;
     const kinds = schemas.map((schema) => schema.type);
     const isSimple = (kind: unknown) => typeof kind === 'string' && kind !== 'number' && kind !== 'integer';
     const numbers = kinds.filter((kind) => kind === 'number' || kind === 'integer').length;
@@ -290,10 +291,10 @@ export class SchemaReader {
       return true;
     const fixed = schemas.map((schema) => {
       const required = Array.isArray(schema.required) ? schema.required : [];
-      const properties = isObject(schema.properties) ? schema.properties : {};
+      const properties = isJsonObject(schema.properties) ? schema.properties : {};
       return new Map(
         Object.entries(properties).flatMap(([name, property]) =>
-          required.includes(name) && isObject(property) && valuesOf(property).length > 0
+          required.includes(name) && isJsonObject(property) && valuesOf(property).length > 0
             ? [[name, valuesOf(property).map((value) => JSON.stringify(value))] as const]
             : [],
         ),
@@ -335,7 +336,7 @@ export class SchemaReader {
 
   properties(schema: SchemaObject, path: Path): Properties {
     const properties = schema.properties ?? {};
-    if (!isObject(properties)) throw this.refusal(`${path}/properties`, 'expected an object of schemas');
+    if (!isJsonObject(properties)) throw this.refusal(`${path}/properties`, 'expected an object of schemas');
     const required = schema.required ?? [];
     if (!Array.isArray(required) || required.some((name) => typeof name !== 'string'))
       throw this.refusal(`${path}/required`, 'expected a list of names');
@@ -364,14 +365,11 @@ export class SchemaReader {
   }
 }
 
-export const isObject = (value: unknown): value is SchemaObject =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-
 /** Two schemas joined into one; if both have a keyword, other than `properties` and `required`, `second` counts. */
 function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
   const both = { ...first, ...second };
   const [a, b] = [first.properties, second.properties];
-  if (isObject(a) && isObject(b)) both.properties = { ...a, ...b };
+  if (isJsonObject(a) && isJsonObject(b)) both.properties = { ...a, ...b };
   if (Array.isArray(first.required) && Array.isArray(second.required))
     both.required = [...first.required, ...second.required];
   return both;
@@ -413,7 +411,7 @@ function isOf(type: Type, value: unknown): boolean {
     case 'array':
       return Array.isArray(value);
     case 'object':
-      return isObject(value);
+      return isJsonObject(value);
     case 'integer':
       return Number.isInteger(value);
     default:

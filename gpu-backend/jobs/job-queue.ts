@@ -17,7 +17,7 @@ import { canonicalJson, maskSetSchema, maskSetVersion } from '../../shared/mask/
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { createJobStore, JobData, type JobStore, type Note, seal, unseal } from './job-store.ts';
+import { createJobStore, JobData, type JobStore, type Note, needsUpload, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 export type JobsOptions = {
@@ -195,13 +195,12 @@ export class Jobs {
   }
 
   /**
-   * In turn with new jobs: one that is being created has found the data already.
+   * Waits for the job that is being created: it may have found the data already.
    * @throws MaskrouteError `not_found`, `conflict` while a job needs it.
    */
   removeData(id: string): Promise<void> {
     return this.#inTurn(async () => {
-      const needs = (job: Job) =>
-        !isFinished(job) && job.request.data.some((source) => 'upload' in source && source.upload === id);
+      const needs = (job: Job) => !isFinished(job) && needsUpload(job.request.data, id);
       const job = [...this.#jobs.values()].find(needs);
       if (job !== undefined) throw new MaskrouteError('conflict', `The job ${job.id} needs this data.`);
       await this.data.remove(id);

@@ -19,6 +19,7 @@ import {
   type UploadedData,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { isJsonObject, parseOrNull } from '../../shared/wire/parse-body.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 
@@ -291,6 +292,10 @@ export class JobData {
   }
 }
 
+/** Whether a job on this data needs this upload. */
+export const needsUpload = (data: JobRequest['data'], upload: string): boolean =>
+  data.some((source) => 'upload' in source && source.upload === upload);
+
 /** Longer than any row of ordinary data; a longer first row is left to the job that reads it. */
 const FIRST_ROW_BYTES_MAX = 1024 * 1024;
 
@@ -303,17 +308,8 @@ async function expectRows(path: string): Promise<void> {
   const isCut = size > FIRST_ROW_BYTES_MAX && (at < 0 || at === lines.length - 1);
   if (isCut) return;
   if (at < 0) throw new MaskrouteError('invalid_data', 'The data is empty.');
-  if (isObject(lines[at]!)) return;
+  if (isJsonObject(parseOrNull(lines[at]!))) return;
   throw new MaskrouteError('invalid_data', `The data is not JSONL: line ${at + 1} is no JSON object.`);
-}
-
-function isObject(json: string): boolean {
-  try {
-    const value = JSON.parse(json);
-    return typeof value === 'object' && value !== null && !Array.isArray(value);
-  } catch {
-    return false;
-  }
 }
 
 /** @throws MaskrouteError `request_timeout` when nothing comes for `idle_ms`, `cancelled` when the client is gone. */

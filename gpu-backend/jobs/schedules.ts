@@ -21,7 +21,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
-import { seal, unseal } from './job-store.ts';
+import { needsUpload, seal, unseal } from './job-store.ts';
 
 type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'note'>;
 
@@ -98,14 +98,12 @@ export class Schedules {
   }
 
   /**
-   * In turn with new schedules: one that is being created has found the data already.
+   * Waits for the schedule that is being created: it may have found the data already.
    * @throws MaskrouteError `conflict` while a schedule needs the data, and as {@link Jobs.removeData}.
    */
   removeData(id: string): Promise<void> {
     return this.#inTurn(async () => {
-      const needs = ({ job }: Schedule) =>
-        job.data.some((source) => 'upload' in source && source.upload === id);
-      const schedule = this.list().find(needs);
+      const schedule = this.list().find(({ job }) => needsUpload(job.data, id));
       if (schedule !== undefined)
         throw new MaskrouteError('conflict', `The schedule ${schedule.id} needs this data.`);
       await this.#jobs.removeData(id);

@@ -23,7 +23,7 @@ import { type Device, deviceName } from '../onnx/device.ts';
 import { clusterLabel } from './data/clusters.ts';
 import { checkEncoder, openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
-import { readData, requireFiles } from './data/read-data.ts';
+import { type DataFiles, readData, requireFiles } from './data/read-data.ts';
 import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
@@ -57,7 +57,7 @@ export type LearnOptions = {
   readonly model: InstalledModel;
   /** Stand-ins for skipped blocks; without, skipped blocks add nothing. */
   readonly surrogates?: Surrogates | undefined;
-  readonly data: LearnData;
+  readonly data: DataFiles;
   /** Name of what embeds prompts, as {@link openEncoder} takes it. */
   readonly encoder: string;
   readonly clusterCount: number | 'auto';
@@ -67,12 +67,6 @@ export type LearnOptions = {
   readonly output: Output;
   readonly seed: number;
   readonly hooks: LearnHooks;
-};
-
-type LearnData = {
-  readonly files: readonly string[];
-  /** Rows taken from each file. */
-  readonly rowsMax?: number | undefined;
 };
 
 type SearchOptions = {

@@ -6,6 +6,7 @@ import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
 import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { readJson, readRegular } from '../files.ts';
 
 /** Families of decoders, by Hugging Face's `model_type`; each has a row in `families.ts`. */
@@ -206,9 +207,6 @@ export async function requireModelJson(folder: string, name: string, bytesMax: n
   if (json === undefined) throw corruptModel(`its folder has no ${basename(name)}`);
   return json;
 }
-
-export const isJsonObject = (json: unknown): json is JsonObject =>
-  json !== null && typeof json === 'object' && !Array.isArray(json);
 
 function unlessAbsent(error: NodeJS.ErrnoException): undefined {
   if (error.code !== 'ENOENT') throw error;

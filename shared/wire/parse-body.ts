@@ -344,6 +344,10 @@ export function requireUnpacked(headers: Headers): void {
   );
 }
 
+/** Whether a JSON value is an object: neither a list nor null. */
+export const isJsonObject = (json: unknown): json is Readonly<Record<string, unknown>> =>
+  typeof json === 'object' && json !== null && !Array.isArray(json);
+
 /** Parses JSON from elsewhere; null for invalid JSON, which all our schemas refuse. */
 export function parseOrNull(text: string): unknown {
   try {

@@ -13,7 +13,7 @@ import {
   updateTenantSchema,
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { parse } from '../../shared/wire/parse-body.ts';
+import { isJsonObject, parse } from '../../shared/wire/parse-body.ts';
 import { randomHex } from '../base/secrets.ts';
 import { type Database, d1, isoTime } from '../db/d1.ts';
 import {
@@ -115,7 +115,7 @@ export const keys = new Hono<AppEnv>()
     const own = c.var.admin.tenant;
     const raw = await readJson(c.req.raw);
     // A tenant's administrator need not name the tenant.
-    const filled = own !== undefined && isObject(raw) ? { tenant: own, ...raw } : raw;
+    const filled = own !== undefined && isJsonObject(raw) ? { tenant: own, ...raw } : raw;
     const { kind, name, tenant: named, expires_at } = parse(createKeySchema, filled);
     if (own !== undefined && kind === 'admin') {
       throw new MaskrouteError('forbidden', 'This key administrates its own tenant only.');
@@ -205,6 +205,3 @@ const dropExpired = (db: Database, tenant: string): Promise<void> =>
   d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));
 
 const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
-
-const isObject = (value: unknown): value is object =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);

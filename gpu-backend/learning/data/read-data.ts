@@ -57,6 +57,12 @@ const FIELDS: Readonly<Record<Form, readonly string[]>> = {
 };
 const FORM_NAMES = 'messages, prompt + completion, question + answer, instruction + output, or text';
 
+export type DataFiles = {
+  readonly files: readonly string[];
+  /** Rows taken from each file. */
+  readonly rowsMax?: number | undefined;
+};
+
 /**
  * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.

@@ -19,7 +19,7 @@ import {
   writeSurrogates,
 } from '../../model/surrogates.ts';
 import { openModelText } from '../../model/tokenizer/model-text.ts';
-import { readData } from '../data/read-data.ts';
+import { type DataFiles, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
@@ -40,11 +40,7 @@ const METHOD = 'closed-form-and-distillation-6';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
-  readonly data: {
-    readonly files: readonly string[];
-    /** Rows taken from each file. */
-    readonly rowsMax?: number | undefined;
-  };
+  readonly data: DataFiles;
   readonly start: StartOptions;
   readonly distillation: DistillationOptions;
   readonly seed: number;

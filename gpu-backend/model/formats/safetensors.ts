@@ -5,8 +5,9 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { z } from 'zod';
+import { isJsonObject } from '../../../shared/wire/parse-body.ts';
 import { openRegular } from '../../files.ts';
-import { corruptModel, isJsonObject, quoted, type TensorPlace, unsupportedModel } from '../model-source.ts';
+import { corruptModel, quoted, type TensorPlace, unsupportedModel } from '../model-source.ts';
 import { tensorType } from './dequantize.ts';
 import { readTensor } from './tensor-parts.ts';
 
