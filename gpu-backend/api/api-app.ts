@@ -12,7 +12,7 @@ import {
   type Load,
   type LoadReport,
 } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { MaskrouteError, toMaskrouteError, unrouted } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { embeddingsRequest } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, HEADERS, type ModelEntry, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
@@ -20,22 +20,6 @@ import type { Engine } from '../engine/engine.ts';
 import { completionRoutes } from './completions.ts';
 import { jobRoutes } from './jobs-api.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, type ServedModel, setHeaders } from './parts.ts';
-
-/** The method of each path; any other method gets 405 instead of 404. */
-const METHODS = {
-  '/healthz': 'GET',
-  '/readyz': 'GET',
-  '/metrics': 'GET',
-  '/v1/load': 'GET',
-  '/v1/models': 'GET',
-  '/v1/models/:id{.+}': 'GET',
-  '/v1/answers/:id': 'GET',
-  '/v1/chat/completions': 'POST',
-  '/v1/completions': 'POST',
-  '/v1/responses': 'POST',
-  '/v1/embeddings': 'POST',
-  '/v1/encoders': 'GET',
-} as const;
 
 export function createApp(parts: ApiParts): Hono<ApiEnv> {
   const app = new Hono<ApiEnv>();
@@ -59,15 +43,11 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.route('/', completionRoutes(parts));
   app.route('/', embeddingRoutes(parts));
   app.route('/', jobRoutes(parts));
-  for (const [path, method] of Object.entries(METHODS)) {
-    app.all(path, (c) => {
-      c.header('allow', method);
-      throw new MaskrouteError('method_not_allowed', `${c.req.path} allows ${method}, not ${c.req.method}.`);
-    });
-  }
-  app.notFound((c) =>
-    errorResponse(parts, c, new MaskrouteError('not_found', `There is nothing at ${c.req.path}.`)),
-  );
+  app.notFound((c) => {
+    const { error, allowed } = unrouted(app, c.req);
+    if (allowed.length > 0) c.header('allow', allowed.join(', '));
+    return errorResponse(parts, c, error);
+  });
   app.onError((error, c) => errorResponse(parts, c, toMaskrouteError(error)));
   return app;
 }

@@ -2,6 +2,7 @@
  * Errors in the wire format: the OpenAI error object with a stable `code`. Inside the code, `MaskrouteError` has the
  * same fields; edge and backend turn it into a response, and any other error into `internal_error` without details.
  */
+import type { Hono } from 'hono';
 
 /** Every error code, with its HTTP status and OpenAI `type`. */
 export const ERROR_CODES = {
@@ -106,4 +107,25 @@ export function toMaskrouteError(error: unknown): MaskrouteError {
   return error instanceof MaskrouteError
     ? error
     : new MaskrouteError('internal_error', 'The server met an unexpected condition.', { cause: error });
+}
+
+const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
+
+/**
+ * The error for a request without a route: `method_not_allowed` if its path has other methods, else `not_found`.
+ * `allowed`: the path's methods, for the header `allow`.
+ */
+export function unrouted<Env extends object>(
+  { router }: Pick<Hono<Env>, 'router'>,
+  { method, path }: { readonly method: string; readonly path: string },
+): { readonly error: MaskrouteError; readonly allowed: readonly string[] } {
+  const allowed = METHODS.filter((one) => {
+    const [matches] = router.match(one, path);
+    return matches.some(([[, route]]) => route.method === one);
+  });
+  const error =
+    allowed.length === 0
+      ? new MaskrouteError('not_found', `There is no ${method} ${path}.`)
+      : new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
+  return { error, allowed };
 }

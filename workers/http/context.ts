@@ -6,7 +6,7 @@ import { routePath } from 'hono/route';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { Role } from '../../shared/admin/admin-wire.ts';
 import { COMPLETION_HEADERS } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { type MaskrouteError, toMaskrouteError, unrouted } from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
 import { log, type RequestTrace, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -128,23 +128,12 @@ export function onError(thrown: unknown, c: AppContext): Response {
 const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
   code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
-const METHODS = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'];
-
-/** Handles requests without a route: 405 with the allowed methods if the path has other methods, else 404. */
+/** Handles requests without a route. */
 export const onNotFound =
-  ({ router }: Hono<AppEnv>) =>
+  (app: Hono<AppEnv>) =>
   (c: AppContext): Response => {
     tellRequestId(c);
-    const { method, path } = c.req;
-    const allowed = METHODS.filter((one) => {
-      const [matches] = router.match(one, path);
-      return matches.some(([[, route]]) => route.method === one);
-    });
-    if (allowed.length === 0) {
-      const error = new MaskrouteError('not_found', `There is no ${method} ${path}.`);
-      return c.json(error.toWire(), 404);
-    }
-    c.header('allow', allowed.join(', '));
-    const error = new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
-    return c.json(error.toWire(), 405);
+    const { error, allowed } = unrouted(app, c.req);
+    if (allowed.length > 0) c.header('allow', allowed.join(', '));
+    return c.json(error.toWire(), error.status as ContentfulStatusCode);
   };

@@ -388,11 +388,16 @@ describe('paths, methods and callers', () => {
   it('404 and 405 in the same shape', async () => {
     const missing = await fetch(`${server.url}/v1/nothing`, { headers: { authorization } });
     expect(await errorOf(missing)).toMatchObject({ status: 404, code: 'not_found' });
-    const wrong = await fetch(server.url + CHAT, { headers: { authorization } });
-    expect(wrong.headers.get('allow')).toBe('POST');
-    expect(await errorOf(wrong)).toMatchObject({ status: 405, code: 'method_not_allowed' });
-    const post = await fetch(`${server.url}/healthz`, { method: 'POST' });
-    expect(await errorOf(post)).toMatchObject({ status: 405 });
+    for (const [method, path, allow] of [
+      ['GET', CHAT, 'POST'],
+      ['POST', '/healthz', 'GET'],
+      ['PUT', '/v1/jobs', 'GET, POST'],
+      ['POST', '/v1/jobs/job_1', 'GET'],
+    ] as const) {
+      const wrong = await fetch(server.url + path, { method, headers: { authorization } });
+      expect([path, wrong.headers.get('allow')]).toEqual([path, allow]);
+      expect(await errorOf(wrong)).toMatchObject({ status: 405, code: 'method_not_allowed' });
+    }
   });
 
   it('health is open, and says that the server is up, and nothing else', async () => {
