@@ -242,7 +242,7 @@ async function streamed(
   });
 }
 
-/** Never rejects: a late failure is an `error` event after what was sent, without `[DONE]`. */
+/** Never rejects: a late failure is logged, and an `error` event after what was sent, without `[DONE]`. */
 async function* answerFrames(
   parts: ApiParts,
   completion: Completion,
@@ -261,6 +261,9 @@ async function* answerFrames(
     if (writer === undefined) yield SSE_DONE;
   } catch (thrown) {
     outcome = toMaskrouteError(thrown);
+    const { status, code, cause = outcome } = outcome;
+    if (status >= 500)
+      parts.log.error({ request_id: completion.requestId, code, err: cause }, 'a stream failed');
     if (writer === undefined) yield* failureFrames(head, running, outcome);
     else yield writer.failure(outcome);
   } finally {

@@ -146,6 +146,12 @@ describe('failures', () => {
     expect(response.status).toBe(500);
     expect(await response.text()).not.toContain('1234');
     expect(api.server.logs()).toContain('password 1234');
+    const late = new Error('password 5678 in /etc');
+    api.engine.script = { ...says('xyz'), failure: { afterTokens: 2, error: late } };
+    const stream = await api.chat();
+    expect(stream.status).toBe(200);
+    expect(await stream.text()).not.toContain('5678');
+    expect(api.server.logs()).toContain('password 5678');
   });
 
   it('of one choice end the others', async () => {
