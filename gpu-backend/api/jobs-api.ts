@@ -92,8 +92,12 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
       const left = new AbortController();
       const { id } = jobs().get(c.req.param('id'));
       const leave = () => left.abort();
+      const onStall = () => {
+        leave();
+        c.env?.outgoing?.destroy();
+      };
       const frames = eventFrames(jobs().follow(id, AbortSignal.any([left.signal, lifecycle.stopping])));
-      return c.body(sseBody(frames, { ...limits, onCancel: leave, onStall: leave }), 200, {
+      return c.body(sseBody(frames, { ...limits, onCancel: leave, onStall }), 200, {
         'content-type': 'text/event-stream; charset=utf-8',
         'cache-control': 'no-cache, no-transform',
       });

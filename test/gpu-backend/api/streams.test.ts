@@ -7,6 +7,7 @@ import { describe, expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { type ApiLimits, openParts } from '../../../gpu-backend/api/parts.ts';
 import { oneATurn, readOneATurn } from '../../../gpu-backend/api/server.ts';
+import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, apiOptions, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
@@ -365,6 +366,33 @@ describe('clients that do not read', () => {
     expect(api.server.logs()).toContain('stopped reading');
     socket.destroy();
   }, 20_000);
+
+  it('lose the connection on which they follow a job, too', async () => {
+    const job = { id: 'job_1', error: 'x'.repeat(100_000) };
+    let hasEnded = false;
+    async function* follow(_: string, signal: AbortSignal) {
+      try {
+        while (!signal.aborted) {
+          yield job;
+          await new Promise((resolve) => setTimeout(resolve, 1));
+        }
+      } finally {
+        hasEnded = true;
+      }
+    }
+    const jobs = { jobs: { get: () => job, follow } } as unknown as NonNullable<HomeJobs['held']>;
+    const model = scriptedModel(scriptedEngine(says('x')));
+    await using server = await serveModel(model, { stall_ms: 300 }, { jobs });
+    const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+    socket.on('error', () => {});
+    socket.pause();
+    socket.write(
+      `GET /v1/jobs/job_1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${BACKEND_KEY}\r\n\r\n`,
+    );
+    await eventually(() => hasEnded);
+    socket.resume();
+    await eventually(() => socket.closed, 5_000);
+  });
 
   it('may be slow without losing anything', async () => {
     await using api = await start(says('0123456789'.repeat(20)), { stall_ms: 500 });
