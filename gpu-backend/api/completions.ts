@@ -90,8 +90,7 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   const request = { endpoint, tenant, ...body };
   parts.failedRequests.expectHarmless(request);
   const limit_ms = deadline_ms(c.req.header(BACKEND_HEADERS.deadline));
-  const asked: ChatRequest | CompletionRequest = 'input' in body ? chatOfResponse(body) : (body as never);
-  arrival.trace?.asked(c.get('requestId'), asked);
+  arrival.trace?.asked(c.get('requestId'), tracedAs(body));
   const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
@@ -112,6 +111,10 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
     throw error;
   }
 }
+
+/** A span describes a request of the Responses API as the chat completion that it is converted to. */
+const tracedAs = (body: AnyRequest): ChatRequest | CompletionRequest =>
+  'input' in body ? chatOfResponse(body) : body;
 
 /** All holders of the backend key itself count as one tenant, ''. */
 const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
@@ -242,7 +245,10 @@ async function streamed(
   });
 }
 
-/** Never rejects: a late failure is logged, and an `error` event after what was sent, without `[DONE]`. */
+/**
+ * Never rejects. A late failure goes to the log, and to the client as an `error` event after what was sent, without
+ * `[DONE]`.
+ */
 async function* answerFrames(
   parts: ApiParts,
   completion: Completion,
