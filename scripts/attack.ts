@@ -174,7 +174,7 @@ const controlTokensInText: Attack = {
   },
 };
 
-const keyToWhomAClientNames: Attack = {
+const clientNamesTheEdge: Attack = {
   name: 'the backend calls whoever a client names',
   async run({ dev }) {
     const heard = new Set<string>();
@@ -350,7 +350,7 @@ const ATTACKS = [
   hangUpsAreFree,
   longPromptsBlockOthers,
   controlTokensInText,
-  keyToWhomAClientNames,
+  clientNamesTheEdge,
   wrongKeysLockTheOperatorOut,
 ];
 
