@@ -94,6 +94,15 @@ describe('bodies', () => {
     });
   });
 
+  it('prompts times n is bounded', async () => {
+    await using own = await serveModel(scriptedModel(engine), { choicesMax: 4 });
+    const ask = (count: number, n: number) =>
+      own.post('/v1/completions', { model: 'scripted', prompt: Array(count).fill('a'), n });
+    expect((await ask(2, 2)).status).toBe(200);
+    expect(await errorOf(await ask(5, 1))).toMatchObject({ status: 400, param: 'prompt' });
+    expect(await errorOf(await own.post(CHAT, chat({ n: 5 })))).toMatchObject({ status: 400, param: 'n' });
+  });
+
   it('invalid UTF-8', async () => {
     const body = Buffer.from(JSON.stringify(chat()));
     body[body.indexOf('Hi')] = 0xff;
@@ -175,6 +184,8 @@ describe('bodies', () => {
     await new Promise((resolve) => setTimeout(resolve, 30));
     socket.destroy();
     expect((await server.post(CHAT, chat())).status).toBe(200);
+    await eventually(() => server.logs().includes('"code":"cancelled"'));
+    expect(server.logs()).not.toContain('internal_error');
   });
 });
 
@@ -307,6 +318,18 @@ describe('bodies that are sent slowly', () => {
       one.finish();
       await eventually(() => one.status() === '200');
     }
+  });
+
+  it('find no place that others took meanwhile', async () => {
+    const own = scriptedEngine({ answer: () => bytesOf('x'), step_ms: 5 });
+    await using full = await serveModel(scriptedModel(own), { inFlightMax: 1 });
+    const slow = await slowly(full, 10);
+    const leave = new AbortController();
+    const headers = { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' };
+    await full.post(CHAT, chat({ stream: true }), { headers, signal: leave.signal });
+    slow.finish();
+    await eventually(() => slow.answer() === '429 queue_full');
+    leave.abort();
   });
 
   it.each(['GET', 'HEAD', 'POST'])('and that nobody reads go with the answer: %s', async (method) => {

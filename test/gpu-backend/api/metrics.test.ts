@@ -1,5 +1,6 @@
 /** `/metrics` over HTTP, from the real server over a scripted engine. */
 import { expect, it } from 'vitest';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
 import { type Script, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
@@ -103,6 +104,15 @@ it('what the HTTP thread computed in one piece is told, once', async () => {
   const told_s = await longest_s();
   expect(told_s).toBeGreaterThanOrEqual(0.05);
   expect(await longest_s()).toBeLessThan(told_s);
+});
+
+it('a stream that fails after its status has the code of its error', async () => {
+  const error = new MaskrouteError('engine_failed', 'The runtime failed.');
+  await using server = await open({ ...says('abc'), failure: { afterTokens: 2, error } });
+  await (await chat(server, { stream: true })).text();
+  const { samples } = await scrape(server);
+  const labels = { endpoint: 'chat', status: '200', code: 'engine_failed' };
+  expect(sum(samples, 'maskroute_requests_total', labels)).toBe(1);
 });
 
 it('what is refused for the state of the backend is a rejection, what is wrong is not', async () => {

@@ -95,6 +95,9 @@ describe('chat completions', () => {
       [2, 'seed 42'],
     ]);
     expect(whole.usage).toMatchObject({ prompt_tokens: 3, completion_tokens: 21 });
+    // Later choices wait as long as the first one in the queue, whenever they are submitted.
+    const since = new Set(api.engine.requests.map(({ answerSince_ms }) => answerSince_ms));
+    expect([...since]).toEqual([expect.any(Number)]);
     const stream = await api.client.chat.completions.create({
       model: 'scripted',
       messages,
@@ -219,6 +222,26 @@ describe('chat completions', () => {
     ]);
   });
 
+  it('end at the newer of two maxima, and at the end of the context', async () => {
+    await using api = await start({ answer: () => [97] });
+    const ask = async (fields: object) => {
+      await api.client.chat.completions.create({ model: 'scripted', messages, ...fields });
+      const { maxTokens, minTokens } = api.engine.requests.at(-1)!;
+      return { maxTokens, minTokens };
+    };
+    expect(await ask({ max_completion_tokens: 2, max_tokens: 3 })).toEqual({ maxTokens: 2, minTokens: 0 });
+    expect(await ask({ max_tokens: 3, min_tokens: 3 })).toEqual({ maxTokens: 3, minTokens: 3 });
+    expect(await ask({ max_tokens: 9999 })).toEqual({ maxTokens: 509, minTokens: 0 });
+    expect(await ask({ min_tokens: 9999 })).toEqual({ maxTokens: 509, minTokens: 509 });
+  });
+
+  it('take a top_k of -1, which is none at vLLM', async () => {
+    await using api = await start(says('x'));
+    const none = { top_k: -1 };
+    await api.client.chat.completions.create({ model: 'scripted', messages, ...none });
+    expect(api.engine.requests[0]!.sampling.topK).toBe(0);
+  });
+
   it('hide special tokens in the text, and let ignore_eos and min_tokens past them', async () => {
     await using api = await start({ answer: () => [...bytesOf('a'), END_TOKEN, ...bytesOf('b')] });
     const { choices, usage } = await api.client.chat.completions.create({
@@ -271,11 +294,14 @@ describe('chat completions', () => {
 
   it('hand back what an edge says of its decision, also one that knows more reasons than this backend', async () => {
     await using api = await start(says('x'));
-    const decision = { mask_set: 's', fallback: 'a_reason_of_a_later_release' };
-    const body = { model: 'scripted', messages, mask: 'dense', maskroute: decision };
+    const decision = { mask_set: 's', cluster: null, fallback: 'a_reason_of_a_later_release' };
+    const maskroute = { ...decision, completion: 'abc' };
+    const body = { model: 'scripted', messages, mask: 'dense', maskroute };
     const response = await api.server.post('/v1/chat/completions', body);
     expect(response.status).toBe(200);
-    expect(await response.json()).toMatchObject({ maskroute: decision });
+    const answer = await response.json();
+    expect(answer).toMatchObject({ id: 'chatcmpl-abc', maskroute: decision });
+    expect(answer.maskroute).not.toHaveProperty('completion');
   });
 });
 
@@ -300,6 +326,20 @@ describe('completions', () => {
     expect(ids.choices.map(({ text }) => text)).toEqual(['ba', 'c']);
     const single = await api.client.completions.create({ model: 'scripted', prompt: [97, 98] });
     expect(single.choices.map(({ text }) => text)).toEqual(['ba']);
+  });
+
+  it('tell the longest wait of their choices, and the sums of what they took', async () => {
+    await using api = await start({
+      answer: ({ promptTokenIds }) => [...promptTokenIds, END_TOKEN],
+      timings: (tokens) => ({
+        queue_ms: tokens,
+        prefill_ms: tokens / 10,
+        decode_ms: 100 * tokens,
+        stepGap_ms: 0,
+      }),
+    });
+    const answer = await api.client.completions.create({ model: 'scripted', prompt: ['a', 'bc'] });
+    expect(answer).toMatchObject({ maskroute: { queue_ms: 2, prefill_ms: 0.3, decode_ms: 300 } });
   });
 
   it('default to 16 tokens', async () => {
@@ -343,6 +383,41 @@ describe('completions', () => {
     expect(sent).toEqual([bytesOf(prompt), [USER_TOKEN]]);
   });
 
+  it('begin without the BOS token when asked to', async () => {
+    const told: unknown[] = [];
+    const model = scriptedModel(scriptedEngine(says('x')));
+    const text: typeof model.text = {
+      ...model.text,
+      async encode(job, call) {
+        if (job.type === 'prompts') told.push(job.addSpecial);
+        return await model.text.encode(job, call);
+      },
+    };
+    await using server = await serveModel({ ...model, text });
+    for (const fields of [{}, { add_special_tokens: true }, { add_special_tokens: false }])
+      await server.client.completions.create({ model: 'scripted', prompt: 'Hi', ...fields });
+    expect(told).toEqual([true, true, false]);
+  });
+
+  it('name tokens by their text, also a byte order mark; of two with one name the likelier counts', async () => {
+    const model = scriptedModel(scriptedEngine({ ...says('a'), logprob: (id) => (id === 97 ? -1 : -1 / 0) }));
+    const names = ['\ufeff', 'b', 'b'];
+    const tokenBytes = (id: number) =>
+      id < END_TOKEN ? Uint8Array.from(bytesOf(names[id - 97]!)) : model.text.tokenBytes(id);
+    await using server = await serveModel({ ...model, text: { ...model.text, tokenBytes } });
+    const { client } = server;
+    const { choices } = await client.completions.create({ model: 'scripted', prompt: 'x', logprobs: 3 });
+    expect(choices[0]!.logprobs).toMatchObject({
+      tokens: ['\ufeff', '<|end|>'],
+      // JSON has no infinity.
+      token_logprobs: [-1, -9999],
+      top_logprobs: [{ '\ufeff': -1, b: -2 }, expect.anything()],
+    });
+    const asked = { model: 'scripted', messages, logprobs: true, top_logprobs: 1 };
+    const chat = await client.chat.completions.create(asked);
+    expect(chat.choices[0]!.logprobs!.content![0]).toMatchObject({ token: '\ufeff', bytes: [239, 187, 191] });
+  });
+
   it('offsets of a text count characters, as Python does: an emoji is one', async () => {
     await using api = await start(says('😀d'));
     const request = { model: 'scripted', prompt: '😀b', echo: true, logprobs: 0 };
@@ -372,8 +447,10 @@ describe('completions', () => {
       tokens.push(...(chunk.choices[0]!.logprobs?.tokens ?? []));
     }
     expect([text, tokens]).toEqual(['abcd', ['a', 'b', 'c', 'd', '<|end|>']]);
-    const plain = await api.client.completions.create({ model: 'scripted', prompt: 'ab', echo: true });
-    expect(plain.choices[0]).toMatchObject({ text: 'abcd', logprobs: null });
+    for (const prompt of ['ab', bytesOf('ab')]) {
+      const plain = await api.client.completions.create({ model: 'scripted', prompt, echo: true });
+      expect(plain.choices[0]).toMatchObject({ text: 'abcd', logprobs: null });
+    }
   });
 
   it('keep log-probabilities of visible tokens only when a stop string cuts the text', async () => {
@@ -408,7 +485,7 @@ describe('errors reach the client as its own exceptions', () => {
     [{ mask: { skipFfn: [4] } }, OpenAI.BadRequestError, 'invalid_request', 'mask'],
     [{ max_tokens: 0 }, OpenAI.BadRequestError, 'invalid_request', 'max_tokens'],
     [{ top_logprobs: 3 }, OpenAI.BadRequestError, 'invalid_request', 'top_logprobs'],
-    [{ logit_bias: { 9999: 1 } }, OpenAI.BadRequestError, 'invalid_request', 'logit_bias'],
+    [{ logit_bias: { 258: 1 } }, OpenAI.BadRequestError, 'invalid_request', 'logit_bias'],
     [{ min_tokens: 9, max_tokens: 3 }, OpenAI.BadRequestError, 'invalid_request', 'min_tokens'],
     [{ tools: [{ type: 'function' }] }, OpenAI.BadRequestError, 'invalid_request', 'tools[0].function'],
     [{ tool_choice: 'required' }, OpenAI.BadRequestError, 'invalid_request', 'tool_choice'],

@@ -51,6 +51,8 @@ export type Script = {
   readonly hangs?: boolean;
   /** What a thread that is stuck looks like. */
   readonly silence_ms?: number;
+  /** A token's log-probability; minus its id over a hundred unless given. */
+  readonly logprob?: (tokenId: number) => number;
   /** What an answer of so many tokens took. */
   readonly timings?: (tokens: number) => Timings;
   /** What the engine says of itself instead of the truth. */
@@ -194,7 +196,7 @@ async function* say(
 ): AsyncGenerator<EngineEvent, void> {
   const ids = script.answer(request);
   const logprobs = (id: number) =>
-    request.logprobs === undefined ? undefined : logprobOf(id, request.logprobs);
+    request.logprobs === undefined ? undefined : logprobOf(id, request.logprobs, script.logprob);
   while (!signal.aborted) {
     const { tokens } = answer;
     if (script.failure?.afterTokens === tokens) throw script.failure.error;
@@ -236,13 +238,13 @@ const finished = (script: Script, request: GenerateRequest, answer: Answer): Eng
   timings: script.timings?.(answer.tokens) ?? TIMINGS,
 });
 
-/** Log-probabilities that tests can predict: minus the id over a hundred, alternatives just below. */
-const logprobOf = (tokenId: number, count: number): TokenLogprob => ({
+/** Log-probabilities that tests can predict, alternatives just below. */
+const logprobOf = (tokenId: number, count: number, of = (id: number) => -id / 100): TokenLogprob => ({
   tokenId,
-  logprob: -tokenId / 100,
+  logprob: of(tokenId),
   top: Array.from({ length: count }, (_, rank) => ({
     tokenId: (tokenId + rank) % 256,
-    logprob: -tokenId / 100 - rank,
+    logprob: of(tokenId) - rank,
   })),
 });
 

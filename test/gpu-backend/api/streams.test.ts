@@ -140,6 +140,27 @@ describe('failures', () => {
     },
   );
 
+  it("are forgotten once the request succeeds, and are the engine's only", async () => {
+    const failing = (error: MaskrouteError): Script => ({
+      ...says('abc'),
+      failure: { afterTokens: 0, error },
+    });
+    await using api = await start(says('abc'));
+    const statusUnder = async (script: Script) => {
+      api.engine.script = script;
+      return (await api.chat({ stream: false })).status;
+    };
+    const late = failing(new MaskrouteError('queue_timeout', 'Waited too long.'));
+    for (const script of [late, late, late]) expect(await statusUnder(script)).toBe(503);
+    for (const [script, status] of [
+      [failing(broken), 500],
+      [says('abc'), 200],
+      [failing(broken), 500],
+      [says('abc'), 200],
+    ] as const)
+      expect(await statusUnder(script)).toBe(status);
+  });
+
   it('of an unknown kind tell the client nothing', async () => {
     const error = new Error('password 1234 in /etc');
     await using api = await start({ ...says('x'), failure: { afterTokens: 0, error } });
@@ -236,6 +257,18 @@ describe('failures', () => {
       Array(6).fill('abcdef'),
     );
   });
+});
+
+it('a later choice that finds no place in time ends the answer', async () => {
+  await using api = await start(endless, { readmit_ms: 400 });
+  const error = new MaskrouteError('queue_full', 'The queue is full.');
+  // Only the first choice gets a place; the second is refused once that one runs.
+  const of = () =>
+    api.engine.requests.length > 1 ? { prefill_ms: 50, failure: { afterTokens: 0, error } } : undefined;
+  api.engine.script = { ...endless, of };
+  const { events } = parseSse(await (await api.chat({ n: 2 })).text());
+  expect(events.at(-1)).toMatchObject({ event: 'error', data: expect.stringContaining('queue_full') });
+  expect(api.engine.requests.length).toBeGreaterThan(2);
 });
 
 describe('clients that leave', () => {

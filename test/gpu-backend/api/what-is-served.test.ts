@@ -81,6 +81,22 @@ describe('a deadline', () => {
     expect(await response.text()).toContain('[DONE]');
   });
 
+  it('counts from the arrival of the request, not of its whole body', async () => {
+    engine.script = { ...script, step_ms: 50 };
+    const bytes = new TextEncoder().encode(JSON.stringify(body()));
+    const slow = new ReadableStream({
+      async start(controller) {
+        controller.enqueue(bytes.subarray(0, 10));
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        controller.enqueue(bytes.subarray(10));
+        controller.close();
+      },
+    });
+    const sent = { ...within('200'), body: slow, duplex: 'half' } as RequestInit;
+    const response = await server.post(CHAT, '', sent);
+    expect(response.status).toBe(504);
+  });
+
   it('is a number of milliseconds', async () => {
     engine.script = script;
     for (const bad of ['soon', '-5', '0', '1.5']) {
