@@ -77,8 +77,10 @@ describe('a stop string', () => {
     const decoder = { push: () => 'yes;', flush: () => '' };
     const tokens = { createDecoder: () => decoder } as unknown as TokenText;
     const signals: AbortSignal[] = [];
+    let compute = () => {};
     async function* generate(_: unknown, signal: AbortSignal, onToken: () => void) {
       signals.push(signal);
+      compute = onToken;
       for (let token = 0; token < 5; token++) onToken();
       for (let token = 0; token < 5; token++) yield { type: 'token', tokenId: token };
     }
@@ -87,10 +89,21 @@ describe('a stop string', () => {
     const progress = notBegun();
     const events = runChoice(engine, tokens, job, progress, new AbortController().signal);
     expect(await events.next()).toMatchObject({ value: { text: 'yes' } });
+    // The engine hears of it within a step.
+    compute();
     expect(computedTokens(progress)).toBe(1);
     expect(signals.map(({ aborted }) => aborted)).toEqual([true]);
     await events.return();
   });
+});
+
+it('an engine that ends a request without a result has failed', async () => {
+  async function* generate() {}
+  const engine = { generate } as unknown as Engine;
+  const tokens = { createDecoder: () => ({}) } as unknown as TokenText;
+  const job = { index: 0, stops: [] } as unknown as ChoiceJob;
+  const events = runChoice(engine, tokens, job, notBegun(), new AbortController().signal);
+  await expect(events.next()).rejects.toMatchObject({ code: 'engine_failed' });
 });
 
 describe('an echoed prompt', () => {
@@ -130,5 +143,7 @@ describe('an echoed prompt', () => {
     expect(await offsets(' Hello world', [1, 2, 3])).toEqual([0, 0, 6]);
     expect(await offsets(' Hello world', [2, 3])).toEqual([0, 6]);
     expect(await offsets('  Hello', [0, 1, 1, 2])).toEqual([0, 0, 0, 1]);
+    // A tokenizer may add a token at the end, too.
+    expect(await offsets('Hello', [0, 2, 0])).toEqual([0, 0, 5]);
   });
 });

@@ -1,6 +1,7 @@
 /** The official client against the real server; the engine is scripted so that every token is known. */
 import OpenAI from 'openai';
 import { describe, expect, it } from 'vitest';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { collect, serveModel } from './harness.ts';
 import type { Script } from './scripted-engine.ts';
@@ -170,6 +171,14 @@ describe('chat completions', () => {
     ]);
   });
 
+  it('look for stop strings from the last of min_tokens on', async () => {
+    await using api = await start(says('bbb'));
+    const least = { min_tokens: 2 };
+    const request = { model: 'scripted', messages, stop: 'b', ...least };
+    const { choices } = await api.client.chat.completions.create(request);
+    expect(choices[0]).toMatchObject({ message: { content: 'b' }, finish_reason: 'stop' });
+  });
+
   it('return log-probabilities with bytes and alternatives', async () => {
     await using api = await start(says('hé'));
     const { choices } = await api.client.chat.completions.create({
@@ -242,6 +251,41 @@ describe('chat completions', () => {
     expect(api.engine.requests[0]!.sampling.topK).toBe(0);
   });
 
+  it('that call a tool and say nothing have no content, whole and streamed', async () => {
+    const { begin, middle, end } = PLAIN_FORMAT;
+    const engine = scriptedEngine(says(`${begin}f${middle}{"a": 1}${end}`));
+    const model = scriptedModel(engine);
+    let open = 0;
+    const grammars: typeof model.grammars = {
+      prepare: (spec, call) => model.grammars.prepare(spec, call),
+      close: async () => {},
+      async open(grammar, call) {
+        const opened = await model.grammars.open(grammar, call);
+        open++;
+        const close = () => {
+          open--;
+          opened.close();
+        };
+        return { ...opened, close };
+      },
+    };
+    await using server = await serveModel({ ...model, grammars });
+    const tools = [{ type: 'function' as const, function: { name: 'f' } }];
+    const request = { model: 'scripted', messages, tools };
+    const { choices } = await server.client.chat.completions.create(request);
+    expect(choices[0]).toMatchObject({
+      finish_reason: 'tool_calls',
+      message: { content: null, tool_calls: [{ function: { name: 'f', arguments: '{"a": 1}' } }] },
+    });
+    const stream = await server.client.chat.completions.create({ ...request, stream: true });
+    const deltas = (await collect(stream)).map((chunk) => chunk.choices[0]!.delta);
+    expect(deltas[0]).toEqual({ role: 'assistant', content: null });
+    const calls = deltas.flatMap(({ tool_calls }) => tool_calls ?? []);
+    expect(calls[0]).toMatchObject({ index: 0, function: { name: 'f', arguments: '' } });
+    expect(calls.map((call) => call.function?.arguments).join('')).toBe('{"a": 1}');
+    expect(open).toBe(0);
+  });
+
   it('hide special tokens in the text, and let ignore_eos and min_tokens past them', async () => {
     await using api = await start({ answer: () => [...bytesOf('a'), END_TOKEN, ...bytesOf('b')] });
     const { choices, usage } = await api.client.chat.completions.create({
@@ -266,7 +310,7 @@ describe('chat completions', () => {
         presence_penalty: 0.5,
         frequency_penalty: -0.5,
         logit_bias: { 65: -100 },
-        ...{ top_k: 5, min_p: 0.1, repetition_penalty: 1.1, stop_token_ids: [7], kv: 'elide' },
+        ...{ top_k: 5, min_p: 0.1, repetition_penalty: 1.1, stop_token_ids: [7, END_TOKEN], kv: 'elide' },
         ...{ mask: { skipAttention: [1], skipFfn: [0, 3] }, maskroute: { mask_set: 's', cluster: 4 } },
       })
       .withResponse();

@@ -259,6 +259,20 @@ describe('failures', () => {
   });
 });
 
+it('an answer of more choices than the line has places is computed, some at a time', async () => {
+  await using api = await start({ ...says('ab'), slots: 1, queueCapacity: 2 });
+  const response = await api.chat({ n: 8, stream: false });
+  expect(response.status).toBe(200);
+  expect(((await response.json()) as { choices: object[] }).choices).toHaveLength(8);
+});
+
+it('choices take turns in a stream, however fast they come', async () => {
+  await using api = await start(says('x'.repeat(40)));
+  const { events } = parseSse(await (await api.chat({ n: 3 })).text());
+  const indices = events.slice(0, -1).map(({ data }) => JSON.parse(data).choices[0].index);
+  expect(indices.indexOf(2)).toBeLessThan(12);
+});
+
 it('a later choice that finds no place in time ends the answer', async () => {
   await using api = await start(endless, { readmit_ms: 400 });
   const error = new MaskrouteError('queue_full', 'The queue is full.');

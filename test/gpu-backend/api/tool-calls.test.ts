@@ -109,10 +109,10 @@ test('calls have no log-probabilities, and take none from the text around them',
 });
 
 test('a call that a stop string cuts is not called finished', async () => {
-  const reasonAfter = async (text: string) => {
+  const reasonAfter = async (text: string, reason: 'stop' | 'length' = 'stop') => {
     async function* events(): AsyncGenerator<ChoiceEvent> {
       yield { type: 'text', index: 0, text, pieces: [] };
-      yield { type: 'finished', index: 0, reason: 'stop' };
+      yield { type: 'finished', index: 0, reason };
     }
     const reasons: string[] = [];
     for await (const event of readCalls(events(), PLAIN_FORMAT))
@@ -124,4 +124,6 @@ test('a call that a stop string cuts is not called finished', async () => {
   // The last tag says nothing more.
   expect(await reasonAfter(`${begin}f${middle}{}}\n`)).toEqual(['tool_calls']);
   expect(await reasonAfter(`${begin}f${middle}{}${end}`)).toEqual(['tool_calls']);
+  // Others might have followed.
+  expect(await reasonAfter(`${begin}f${middle}{}${end}`, 'length')).toEqual(['length']);
 });
