@@ -247,6 +247,16 @@ describe('what cannot be enforced', () => {
     [
       'a pattern with half of a surrogate pair',
       { type: 'string', pattern: '^\\ud83d$' },
+      /at \/pattern: half of a surrogate pair is no character/,
+    ],
+    [
+      'an emoji in a pattern that is not valid with the flag u',
+      { type: 'string', pattern: '^\\_😀$' },
+      /at \/pattern: half of .* with an emoji, the pattern has to be valid with the flag u/,
+    ],
+    [
+      'a character that is generated nowhere',
+      { type: 'string', pattern: '^\\x01$' },
       /at \/pattern: a character class has no character that can be generated/,
     ],
     [
