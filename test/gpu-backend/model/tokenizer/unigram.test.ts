@@ -71,6 +71,14 @@ describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => 
         ...direct.encode(text, { addSpecial: false }),
       ]);
     }
+    // As a file has 64-bit numbers.
+    metadata.set('tokenizer.ggml.precompiled_charsmap', [1n, 2n]);
+    expect(() => tokenizerFromGguf(metadata, vocab.length)).toThrowError(
+      expect.objectContaining({
+        code: 'corrupt_model',
+        message: expect.stringContaining('not a list of numbers'),
+      }),
+    );
   });
 
   test('half a surrogate pair is U+FFFD, and takes nothing with it', () => {
