@@ -105,6 +105,7 @@ const KEPT: Record<string, unknown> = {
     f: { type: 'integer', maximum: -3 },
     g: { type: 'number', minimum: 486484700627.81903, maximum: 486484700627.88586 },
     h: { type: 'number', minimum: -4258081833.00126, exclusiveMaximum: -4258081833.0003 },
+    i: { type: 'integer', minimum: -12345678, maximum: 12345678 },
   }),
   choices: {
     anyOf: [
@@ -154,7 +155,7 @@ const KEPT: Record<string, unknown> = {
     additionalProperties: { type: 'boolean' },
     propertyNames: true,
   },
-  "zod's record with names from a list": z.toJSONSchema(z.record(z.enum(['x', 'y']), z.int())),
+  "zod's record with names from a list": z.toJSONSchema(z.record(z.enum(['x', 'y']), z.boolean())),
   anything: object({ any: {} }),
 };
 
