@@ -6,7 +6,6 @@
  * xgrammar can convert schemas, too, but it lets control characters into strings of a `maxLength`, does not escape patterns
  * for JSON, and ends its WebAssembly module at a wrong `$ref`.
  */
-import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import {
   type CharRange,
   chars,
@@ -392,18 +391,10 @@ class Converter {
 
   #dictionary(schema: SchemaObject, others: unknown, path: Path, depth: number): Expression {
     if (others === false) return text('{}');
-    const names = schema.propertyNames;
-    const key = names === undefined ? rule('json_string') : this.#name(names, path, depth);
+    const names = this.#reader.propertyNames(schema, path);
+    const key = names === undefined ? rule('json_string') : this.#item(names, `${path}/propertyNames`, depth);
     const value = this.#item(others, `${path}/additionalProperties`, depth);
     return sequence(text('{'), optional(list(sequence(key, COLON, value))), text('}'));
-  }
-
-  #name(schema: unknown, path: Path, depth: number): Expression {
-    const place = `${path}/propertyNames`;
-    const whole = isJsonObject(schema) && !('type' in schema) ? { ...schema, type: 'string' } : schema;
-    if (!isJsonObject(whole) || whole.type !== 'string')
-      throw this.#reader.refusal(place, 'expected a schema of strings');
-    return this.#item(whole, place, depth);
   }
 }
 

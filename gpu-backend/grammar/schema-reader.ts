@@ -195,7 +195,7 @@ export class SchemaReader {
   #find($ref: string, path: Path): unknown {
     let found: unknown = this.#root;
     for (const part of $ref.split('/').slice(1)) {
-      const name = unescaped($ref, part);
+      const name = unescaped(part);
       const isThere = typeof found === 'object' && found !== null && Object.hasOwn(found, name);
       if (!isThere) throw this.refusal(`${path}/$ref`, 'there is no such place in the schema');
       found = (found as SchemaObject)[name];
@@ -270,40 +270,28 @@ export class SchemaReader {
     return common.length === 0 ? undefined : { ...schema, type: [...new Set(common)] };
   }
 
-  /** A schema's types; undefined if they follow from other schemas or values. */
+  /** A schema's types, which follow from its values, too; undefined if they follow from other schemas. */
   #typesOf(schema: unknown, path: Path): readonly Type[] | undefined {
     if (!isJsonObject(schema)) return undefined;
-    const isOpen = !('type' in schema) && TYPELESS_KEYWORDS.some((name) => name in schema);
-    return isOpen ? undefined : this.types(schema, path);
+    if ('type' in schema) return this.types(schema, path);
+    const values = valuesOf(schema);
+    if (values.length > 0) return [...new Set(values.map(typeOf))];
+    return TYPELESS_KEYWORDS.some((name) => name in schema) ? undefined : this.types(schema, path);
   }
 
-  /** Whether no value is valid for two of the schemas: they differ by type, or by a required property with fixed values. */
+  /** Whether no value is valid for two of the schemas: they differ by type, by value, or by a required property's values. */
   #areApart(options: readonly unknown[], path: Path): boolean {
     const schemas = options.map((option) =>
       isJsonObject(option) && typeof option.$ref === 'string' ? this.#find(option.$ref, path) : option,
     );
     if (!schemas.every(isJsonObject)) return false;
-    const kinds = schemas.map((schema) => schema.type);
-    const isSimple = (kind: unknown) => typeof kind === 'string' && kind !== 'number' && kind !== 'integer';
-    const numbers = kinds.filter((kind) => kind === 'number' || kind === 'integer').length;
-    const simple = kinds.filter(isSimple);
-    if (numbers + simple.length === kinds.length && numbers < 2 && new Set(simple).size === simple.length)
-      return true;
-    const fixed = schemas.map((schema) => {
-      const required = Array.isArray(schema.required) ? schema.required : [];
-      const properties = isJsonObject(schema.properties) ? schema.properties : {};
-      return new Map(
-        Object.entries(properties).flatMap(([name, property]) =>
-          required.includes(name) && isJsonObject(property) && valuesOf(property).length > 0
-            ? [[name, valuesOf(property).map((value) => JSON.stringify(value))] as const]
-            : [],
-        ),
-      );
-    });
-    return [...(fixed[0]?.keys() ?? [])].some((name) => {
-      const values = fixed.flatMap((one) => one.get(name) ?? []);
-      return fixed.every((one) => one.has(name)) && new Set(values).size === values.length;
-    });
+    const types = schemas.map((schema) => this.#typesOf(schema, path) ?? []);
+    // Keywords such as `properties` allow all values of other types.
+    const areSaid = schemas.every((schema) => 'type' in schema || valuesOf(schema).length > 0);
+    if (areSaid && areDisjoint(types.map(withoutIntegers))) return true;
+    if (areDisjoint(schemas.map(textsOf))) return true;
+    const areObjects = types.every((own) => own.length === 1 && own[0] === 'object');
+    return areObjects && Object.keys(propertiesOf(schemas[0]!)).some((name) => areToldApartBy(name, schemas));
   }
 
   bounds(schema: SchemaObject, path: Path): Bounds {
@@ -347,7 +335,34 @@ export class SchemaReader {
         `${path}/required`,
         `${JSON.stringify(missing[0]!.slice(0, 60))} is not in \`properties\`, and \`additionalProperties\` is false`,
       );
-    return { names: [...Object.keys(properties), ...new Set(missing)], properties, required, others };
+    const names = [...Object.keys(properties), ...new Set(missing)];
+    if (names.length > 0) this.#requireNames(names, schema, path);
+    return { names, properties, required, others };
+  }
+
+  /** The schema of `propertyNames`, itself and not a `$ref`; undefined if all names are allowed. */
+  propertyNames(schema: SchemaObject, path: Path): SchemaObject | undefined {
+    const place = `${path}/propertyNames`;
+    const given = schema.propertyNames ?? true;
+    const found = isJsonObject(given) && '$ref' in given ? this.reference(given, place).found : given;
+    if (found === true) return undefined;
+    const names = isJsonObject(found) && !('type' in found) ? { ...found, type: 'string' } : found;
+    if (!isJsonObject(names) || names.type !== 'string')
+      throw this.refusal(place, 'expected a schema of strings');
+    return names;
+  }
+
+  /** In strict mode, `propertyNames` beside named properties has to be a list that has their names. */
+  #requireNames(names: readonly string[], schema: SchemaObject, path: Path): void {
+    const allowed = this.isStrict ? this.propertyNames(schema, path) : undefined;
+    const isOpen = (name: string) => name === 'type' || ANNOTATIONS.has(name);
+    if (allowed === undefined || Object.keys(allowed).every(isOpen)) return;
+    const values = new Set(valuesOf(allowed));
+    if (names.every((name) => values.has(name))) return;
+    throw this.refusal(
+      `${path}/propertyNames`,
+      'beside named properties it cannot be enforced, unless it is an `enum` with their names',
+    );
   }
 
   count(name: string, schema: SchemaObject, path: Path): number | undefined {
@@ -378,12 +393,41 @@ function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
 const valuesOf = (schema: SchemaObject): readonly unknown[] =>
   'const' in schema ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : [];
 
-function unescaped($ref: string, part: string): string {
-  const plain = part.replaceAll('~1', '/').replaceAll('~0', '~');
+const textsOf = (schema: SchemaObject): string[] => valuesOf(schema).map((value) => JSON.stringify(value));
+
+/** Whether all lists have items, and no item is there twice. */
+function areDisjoint(lists: readonly (readonly string[])[]): boolean {
+  const all = lists.flat();
+  return lists.every(({ length }) => length > 0) && new Set(all).size === all.length;
+}
+
+const withoutIntegers = (types: readonly Type[]): Type[] => [
+  ...new Set(types.map((type) => (type === 'integer' ? 'number' : type))),
+];
+
+const propertiesOf = ({ properties }: SchemaObject): SchemaObject =>
+  isJsonObject(properties) ? properties : {};
+
+/** Whether all schemas require the property, each with other values. */
+function areToldApartBy(name: string, schemas: readonly SchemaObject[]): boolean {
+  const isRequired = ({ required }: SchemaObject) => Array.isArray(required) && required.includes(name);
+  if (!schemas.every(isRequired)) return false;
+  return areDisjoint(
+    schemas.map((schema) => {
+      const properties = propertiesOf(schema);
+      const property = Object.hasOwn(properties, name) ? properties[name] : undefined;
+      return isJsonObject(property) ? textsOf(property) : [];
+    }),
+  );
+}
+
+/** A name in a JSON pointer in a URI fragment (RFC 6901, section 6). A `%` that begins no escape is itself. */
+function unescaped(part: string): string {
+  const plain = (text: string) => text.replaceAll('~1', '/').replaceAll('~0', '~');
   try {
-    return $ref.includes('%') ? decodeURIComponent(plain) : plain;
+    return plain(decodeURIComponent(part));
   } catch {
-    return plain;
+    return plain(part);
   }
 }
 
@@ -404,17 +448,11 @@ function commonType(a: Type, b: Type): Type | undefined {
   return isNumeric ? 'integer' : undefined;
 }
 
-function isOf(type: Type, value: unknown): boolean {
-  switch (type) {
-    case 'null':
-      return value === null;
-    case 'array':
-      return Array.isArray(value);
-    case 'object':
-      return isJsonObject(value);
-    case 'integer':
-      return Number.isInteger(value);
-    default:
-      return typeof value === type;
-  }
+/** `value`: of JSON. */
+function typeOf(value: unknown): Exclude<Type, 'integer'> {
+  if (value === null) return 'null';
+  return Array.isArray(value) ? 'array' : (typeof value as 'object' | 'string' | 'number' | 'boolean');
 }
+
+const isOf = (type: Type, value: unknown): boolean =>
+  type === 'integer' ? Number.isInteger(value) : typeOf(value) === type;

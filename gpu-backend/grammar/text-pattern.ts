@@ -70,6 +70,10 @@ function overlap(a: readonly CharRange[], b: readonly CharRange[]): CharRange[] 
   );
 }
 
+const SURROGATES: readonly CharRange[] = [[0xd800, 0xdfff]];
+const NO_CHARACTER = 'a character class has no character that can be generated';
+const HALF =
+  'half of a surrogate pair is no character; with an emoji, the pattern has to be valid with the flag u';
 /** Most non-ASCII characters that are listed one by one. */
 const NAMED_MAX = 64;
 
@@ -85,7 +89,7 @@ function character(ranges: readonly CharRange[]): Expression {
   if (escapes.length > 0) return choice(...escapes.map(([, written]) => text(written)));
   const beyond = overlap(ranges, BEYOND_ASCII);
   const named = beyond.reduce((sum, [from, to]) => sum + to - from + 1, 0);
-  if (named === 0) throw new PatternError('a character class has no character that can be generated');
+  if (named === 0) throw new PatternError(overlap(ranges, SURROGATES).length > 0 ? HALF : NO_CHARACTER);
   if (named > NAMED_MAX)
     throw new PatternError('a range of non-ASCII characters is only supported if it has all of them');
   const codes = beyond.flatMap(([from, to]) => Array.from({ length: to - from + 1 }, (_, i) => from + i));

@@ -296,7 +296,7 @@ function unigram(metadata: Metadata, vocabulary: Vocabulary): Parts {
   const scores = scoresOf(metadata, vocabulary);
   const unknown = vocabulary.types.indexOf(TOKEN_TYPES.unknown);
   if (unknown === -1) throw corruptModel('its vocabulary has no unknown token');
-  const table = metadata.get('tokenizer.ggml.precompiled_charsmap');
+  const table = numberArray(metadata, 'tokenizer.ggml.precompiled_charsmap') ?? [];
   const joins = metadata.get('tokenizer.ggml.remove_extra_whitespaces') === true;
   const scheme = metadata.get('tokenizer.ggml.add_space_prefix') === false ? 'never' : 'always';
   const metaspace = { type: 'Metaspace', replacement: SPACE, prepend_scheme: scheme, split: true };
@@ -304,8 +304,8 @@ function unigram(metadata: Metadata, vocabulary: Vocabulary): Parts {
     normalizer: {
       type: 'Sequence',
       normalizers: [
-        ...(Array.isArray(table) && table.length > 0
-          ? [{ type: 'Precompiled', precompiled_charsmap: Buffer.from(table as number[]).toString('base64') }]
+        ...(table.length > 0
+          ? [{ type: 'Precompiled', precompiled_charsmap: Buffer.from(table).toString('base64') }]
           : []),
         ...(joins
           ? [

@@ -126,10 +126,9 @@ function exactPreTokenizer(json: unknown): unknown {
   const part = json as JsonObject;
   switch (part.type) {
     case 'Sequence':
-      return {
-        ...part,
-        pretokenizers: (part.pretokenizers as unknown[] | undefined)?.map(exactPreTokenizer) ?? [],
-      };
+      if (!Array.isArray(part.pretokenizers))
+        throw unsupportedModel('its pre-tokenizer is a sequence without parts');
+      return { ...part, pretokenizers: part.pretokenizers.map(exactPreTokenizer) };
     case 'Digits':
       return splitPattern(part.individual_digits === true ? '\\p{N}' : '\\p{N}+');
     case 'ByteLevel':

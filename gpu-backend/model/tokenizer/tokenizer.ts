@@ -205,15 +205,16 @@ function bytePairWords(
   const splits = splitsOf(preTokenizer);
   const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
   if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  const inWords = spaceCutter(Object.keys(model.vocab), reserved);
   const encode = bytePairEncoder(model, reserved);
+  if (splits !== undefined)
+    return { cut: (text) => cutWords(text, splits), encode: (word) => encode(inByteNames(word)) };
+  const cutAtSeams = seamCutter(Object.keys(model.vocab), reserved);
   return {
     *cut(text, section) {
-      if (splits !== undefined) return yield* cutWords(text, splits);
       const pieces = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];
-      for (const piece of pieces) yield* inWords(piece);
+      for (const piece of pieces) yield* cutAtSeams(piece);
     },
-    encode: splits === undefined ? encode : (word) => encode(inByteNames(word)),
+    encode,
   };
 }
 
@@ -227,10 +228,10 @@ function unigramWords(
 ): Words {
   const cut = metaspaceCutter(flat(preTokenizer));
   const names = model.vocab.map(([piece]) => piece);
-  const inWords = spaceCutter(names, reserved);
+  const cutAtSeams = seamCutter(names, reserved);
   return {
     *cut(text, section) {
-      for (const piece of cut(text, section === 0)) yield* inWords(piece);
+      for (const piece of cut(text, section === 0)) yield* cutAtSeams(piece);
     },
     encode: unigramEncoder(model, reserved),
   };
@@ -297,22 +298,28 @@ function* cutWords(text: string, [split, ...rest]: readonly RegExp[]): Generator
   if (at < text.length) yield* cutWords(text.slice(at), rest);
 }
 
-/** Splits text before each U+2581, or not at all if a token of text contains it after another character. */
-function spaceCutter(
+/**
+ * Splits text between two characters that are neighbours in no token of text: no token reaches over, so the ids are those of
+ * the whole text. One of the two has to be a token itself, as unknown characters in a row become one token.
+ */
+function seamCutter(
   names: readonly string[],
   reserved: ReadonlySet<string>,
 ): (text: string) => Iterable<string> {
-  const isCrossed = names.some((name) => /[^\u2581]\u2581/.test(name) && !reserved.has(name));
-  return isCrossed ? (text) => [text] : cutAtSpaces;
-}
-
-function* cutAtSpaces(text: string): Generator<string> {
-  let at = 0;
-  for (const { index } of text.matchAll(/(?<=[^\u2581])\u2581/g)) {
-    yield text.slice(at, index);
-    at = index;
-  }
-  yield text.slice(at);
+  const tokens = new Set(names.filter((name) => !reserved.has(name)));
+  const neighbours = new Set<string>();
+  for (const token of tokens)
+    for (let i = 1; i < token.length; i++) neighbours.add(token.slice(i - 1, i + 1));
+  return function* (text) {
+    let from = 0;
+    for (let at = 1; at < text.length; at++) {
+      const pair = text.slice(at - 1, at + 1);
+      if (neighbours.has(pair) || !(tokens.has(pair[0]!) || tokens.has(pair[1]!))) continue;
+      yield text.slice(from, at);
+      from = at;
+    }
+    yield text.slice(from);
+  };
 }
 
 type Section = { readonly section: number; readonly part: string | AddedToken };

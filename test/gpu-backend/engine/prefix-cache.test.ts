@@ -1,14 +1,23 @@
 /** Pages alone: real caches, no model. */
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { MaskPlan } from '../../../gpu-backend/engine/engine.ts';
 import { type CacheShape, KvCache, tokenBytes } from '../../../gpu-backend/engine/kv-cache.ts';
-import { PAGE_TOKENS, PrefixCache, type PrefixOwner } from '../../../gpu-backend/engine/prefix-cache.ts';
+import {
+  keyOf,
+  PAGE_TOKENS,
+  PrefixCache,
+  type PrefixOwner,
+} from '../../../gpu-backend/engine/prefix-cache.ts';
 import { floats } from '../../../gpu-backend/onnx/session.ts';
-import { denseMask } from '../../../shared/mask/mask.ts';
+import { denseMask, maskFromBits, type SurrogatesId, withSurrogates } from '../../../shared/mask/mask.ts';
 
 const SHAPE: CacheShape = { layerCount: 1, width: 1, contextTokens: 1024 };
 const HALVES: CacheShape = { ...SHAPE, kvType: 'f16' };
-const owner = (tenant: string): PrefixOwner => ({ tenant, plan: { mask: denseMask(2), kv: 'preserve' } });
+const owner = (tenant: string, plan: Partial<MaskPlan> = {}): PrefixOwner => ({
+  tenant,
+  plan: { mask: denseMask(2), kv: 'preserve', ...plan },
+});
 
 /** As an engine fills it: K of token t of a prompt is the sum of its first t tokens, V is minus that. */
 function filled(tokenIds: readonly number[], from: KvCache): KvCache {
@@ -73,6 +82,40 @@ test('the last two tokens of a prompt are always computed', () => {
   expect(run('a', [...whole, 3, 3])).toBe(4 * PAGE_TOKENS);
 });
 
+test('pages are apart where their K and V are: by tenant, mask, surrogates, and what skipped blocks write', () => {
+  const mask = denseMask(2);
+  const owners = [
+    owner('a'),
+    owner('b'),
+    owner('a', { kv: 'elide' }),
+    owner('a', { mask: maskFromBits(2, '4') }),
+    ...['x', 'y'].map((table) => owner('a', { mask: withSurrogates(mask, table as SurrogatesId) })),
+  ];
+  expect(new Set(owners.map(keyOf)).size).toBe(owners.length);
+  expect(keyOf(owner('a', { mask: denseMask(2) }))).toBe(keyOf(owner('a')));
+});
+
+test('at equal numbers who adds a page gives up its own', () => {
+  const { run, known } = historyOf(4);
+  run('a', prompt(2, 0));
+  run('b', prompt(1, 0));
+  run('c', prompt(1, 0));
+  run('b', prompt(1, 1));
+  expect([known('a', prompt(2, 0)), known('c', prompt(1, 0))]).toEqual([2, 1]);
+  expect([known('b', prompt(1, 0)), known('b', prompt(1, 1))]).toEqual([0, 1]);
+});
+
+test('a long answer keeps the pages of its prompt in use', () => {
+  const { prefixes, run, wait, known } = historyOf(4);
+  const tokenIds = prompt(3, 0);
+  const cache = filled(tokenIds, new KvCache(SHAPE));
+  prefixes.keep(owner('a'), tokenIds, 0, 2 * PAGE_TOKENS, cache);
+  wait(11 * 60_000);
+  prefixes.keep(owner('a'), tokenIds, 2 * PAGE_TOKENS, 3 * PAGE_TOKENS, cache);
+  run('b', prompt(4, 0));
+  expect([known('a', tokenIds), known('b', prompt(4, 0))]).toEqual([2, 2]);
+});
+
 test('a lone tenant has all the room; who comes gets a share of it, from who has most', () => {
   const { run, known, prefixes } = historyOf(12);
   for (let first = 0; first < 10; first++) run('a', prompt(2, first));
@@ -112,28 +155,25 @@ test('halves take half the memory, in caches and in pages', () => {
   expect(half).toBe(whole! / 2);
 });
 
-test.each([SHAPE, HALVES])(
-  'whoever comes: pages are right, the bound holds, and nobody loses to others what is no more than a share (%o)',
-  (shape) => {
-    const act = fc.record({
-      tenant: fc.constantFrom('a', 'b', 'c', 'd'),
-      first: fc.nat(6),
-      pages: fc.integer({ min: 0, max: 6 }),
-      branch: fc.nat(3),
-    });
-    fc.assert(
-      fc.property(fc.array(act, { maxLength: 60 }), fc.integer({ min: 1, max: 24 }), (acts, pagesMax) => {
-        const { run, prefixes } = historyOf(pagesMax, shape);
-        for (const { tenant, first, pages, branch } of acts) {
-          // Prompts of one first token begin alike for two pages, and may part there.
-          run(tenant, [
-            ...prompt(Math.min(pages, 2), first).slice(0, 2 * PAGE_TOKENS),
-            ...prompt(pages, branch),
-          ]);
-          expect(prefixes.pageCount).toBeLessThanOrEqual(pagesMax);
-        }
-      }),
-      { seed: 1107, numRuns: 200 },
-    );
-  },
-);
+test.each([SHAPE, HALVES])('whoever comes: pages are right, and the bound holds (%o)', (shape) => {
+  const act = fc.record({
+    tenant: fc.constantFrom('a', 'b', 'c', 'd'),
+    first: fc.nat(6),
+    pages: fc.integer({ min: 0, max: 6 }),
+    branch: fc.nat(3),
+  });
+  fc.assert(
+    fc.property(fc.array(act, { maxLength: 60 }), fc.integer({ min: 1, max: 24 }), (acts, pagesMax) => {
+      const { run, prefixes } = historyOf(pagesMax, shape);
+      for (const { tenant, first, pages, branch } of acts) {
+        // Prompts of one first token begin alike for two pages, and may part there.
+        run(tenant, [
+          ...prompt(Math.min(pages, 2), first).slice(0, 2 * PAGE_TOKENS),
+          ...prompt(pages, branch),
+        ]);
+        expect(prefixes.pageCount).toBeLessThanOrEqual(pagesMax);
+      }
+    }),
+    { seed: 1107, numRuns: 200 },
+  );
+});

@@ -176,6 +176,8 @@ test('log-probabilities with the likeliest alternatives, best first', () => {
   expect(found.top.map(({ tokenId }) => tokenId)).toEqual([0, 1]);
   expect(found.top[0]!.logprob).toBeCloseTo(Math.log(0.5), 5);
   expect(tokenLogprob(Float32Array.from(LOGITS), 0, 0).top).toEqual([]);
+  const equal = tokenLogprob(Float32Array.from([1, 3, 3, 3]), 0, 2).top;
+  expect(equal.map(({ tokenId }) => tokenId)).toEqual([1, 2]);
 });
 
 function normalized(weights: number[]): number[] {

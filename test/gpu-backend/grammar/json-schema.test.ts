@@ -105,6 +105,7 @@ const KEPT: Record<string, unknown> = {
     f: { type: 'integer', maximum: -3 },
     g: { type: 'number', minimum: 486484700627.81903, maximum: 486484700627.88586 },
     h: { type: 'number', minimum: -4258081833.00126, exclusiveMaximum: -4258081833.0003 },
+    i: { type: 'integer', minimum: -12345678, maximum: 12345678 },
   }),
   choices: {
     anyOf: [
@@ -122,6 +123,12 @@ const KEPT: Record<string, unknown> = {
     },
     b: { type: ['string', 'null'], anyOf: [{ description: 'anything' }, { enum: ['x', 1] }] },
     c: { type: 'boolean', anyOf: [true, { type: 'string' }] },
+    d: { type: 'string', anyOf: [{ const: 1 }, { const: 'x' }] },
+  }),
+  'choices of one valid schema': object({
+    a: { oneOf: [{ const: 'x', title: 'the first' }, { const: 1 }, { enum: ['y', null] }] },
+    b: { oneOf: [{ enum: ['x', 'y'] }, { type: ['integer', 'null'] }] },
+    c: { oneOf: [{ type: ['string', 'number'] }, { type: 'boolean' }] },
   }),
   'a tree': {
     $ref: '#/$defs/node',
@@ -137,6 +144,18 @@ const KEPT: Record<string, unknown> = {
     additionalProperties: { type: 'integer' },
     propertyNames: { pattern: '^[a-c]+$' },
   },
+  'a dictionary with names from elsewhere': {
+    type: 'object',
+    additionalProperties: { type: 'integer' },
+    propertyNames: { $ref: '#/$defs/name' },
+    $defs: { name: { enum: ['x', 'y'], type: 'string' } },
+  },
+  'a dictionary with any names': {
+    type: 'object',
+    additionalProperties: { type: 'boolean' },
+    propertyNames: true,
+  },
+  "zod's record with names from a list": z.toJSONSchema(z.record(z.enum(['x', 'y']), z.boolean())),
   anything: object({ any: {} }),
 };
 
@@ -168,6 +187,15 @@ test('beside a class such as \\d a dash is a dash, as in regular expressions wit
   }
 });
 
+test('a `$ref` is an address: its escapes are read before those of the pointer', () => {
+  const $defs = { 'a/b ~%': { type: 'null' }, '100%': { type: 'boolean' } };
+  const grammar = (place: string) =>
+    schemaGrammar({ $ref: `#/$defs/${place}`, $defs }, { strict: true, param: 'schema' });
+  for (const place of ['a~1b ~0%25', 'a%7E1b%20%7E0%25', 'a%2fb%20~0%25'])
+    expect(grammar(place), place).toContain('schema_1 ::= "null"');
+  expect(grammar('100%')).toContain('"true"');
+});
+
 test('a bound that OpenAPI 3.0 excludes is excluded', () => {
   const grammar = (schema: object) =>
     schemaGrammar({ type: 'integer', ...schema }, { strict: true, param: 'schema' });
@@ -176,6 +204,61 @@ test('a bound that OpenAPI 3.0 excludes is excluded', () => {
   expect(grammar({ ...bounds, exclusiveMinimum: true, exclusiveMaximum: true })).toBe(grammar(newer));
   expect(grammar({ ...bounds, exclusiveMinimum: false, exclusiveMaximum: false })).toBe(grammar(bounds));
   expect(grammar({ exclusiveMinimum: true })).toBe(grammar({}));
+});
+
+test.each<[string, object, object]>([
+  ['null beside a type', { type: 'string', nullable: true }, { type: ['string', 'null'] }],
+  [
+    "zod's lengths without a bound",
+    { type: 'string', maxLength: Number.MAX_SAFE_INTEGER },
+    { type: 'string' },
+  ],
+  ['two lower bounds, of one number', { minimum: 7, exclusiveMinimum: 7 }, { exclusiveMinimum: 7 }],
+  ['two lower bounds', { minimum: 7, exclusiveMinimum: 5 }, { minimum: 7 }],
+  ['two upper bounds', { maximum: 7, exclusiveMaximum: 9 }, { maximum: 7 }],
+  [
+    'a tuple that ends early',
+    { prefixItems: [{ type: 'null' }, { type: 'boolean' }], maxItems: 1 },
+    { prefixItems: [{ type: 'null' }] },
+  ],
+  ['a tuple of older drafts', { items: [{ type: 'null' }] }, { prefixItems: [{ type: 'null' }] }],
+  ['no items at all', { items: false }, { maxItems: 0 }],
+  [
+    'a required property that the others describe',
+    { required: ['a'], additionalProperties: { type: 'null' } },
+    { properties: { a: { type: 'null' } }, required: ['a'] },
+  ],
+  [
+    'any names beside named ones',
+    { properties: { a: {} }, propertyNames: { type: 'string', title: 'A name' } },
+    { properties: { a: {} } },
+  ],
+])('%s: the same in other words', (_, schema, other) => {
+  const grammar = (one: object) => schemaGrammar(one, { strict: true, param: 'schema' });
+  expect(grammar(schema)).toBe(grammar(other));
+});
+
+test.each<[object, RegExp]>([
+  [{ type: [] }, /at \/type: expected object, array/],
+  [{ enum: [] }, /at \/enum: expected a list with a value/],
+  [{ anyOf: [] }, /at \/anyOf: expected a list with a schema/],
+  [{ $ref: 5 }, /at \/\$ref: expected a place in the same schema/],
+  [{ properties: [] }, /at \/properties: expected an object of schemas/],
+  [{ required: 'a' }, /at \/required: expected a list of names/],
+  [{ required: ['a'], additionalProperties: false }, /at \/required: "a" is not in `properties`/],
+  [{ propertyNames: { type: 'integer' } }, /at \/propertyNames: expected a schema of strings/],
+  [{ prefixItems: {} }, /at \/prefixItems: expected a list of schemas/],
+  [{ minItems: 2, maxItems: 1 }, /its `maxItems` is below its `minItems`/],
+  [{ minItems: 2, prefixItems: [{}], items: false }, /at \/minItems: more items than there are schemas for/],
+  [{ minLength: -1 }, /at \/minLength: expected a whole number/],
+  [{ minLength: 2, maxLength: 1 }, /its `maxLength` is below its `minLength`/],
+  [{ minimum: '1' }, /at \/minimum: expected a number/],
+  [{ pattern: 5 }, /at \/pattern: expected a string/],
+  [{ pattern: '^a$', maxLength: 5 }, /at \/pattern: beside a length it cannot be enforced/],
+  [{ format: 'binary' }, /at \/format: expected one of date-time, date/],
+  [{ allOf: [{ minimum: 1 }, { maximum: 2 }] }, /at \/allOf: .* write them as one schema/],
+])('%j is refused where it is wrong', (schema, message) => {
+  expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrow(message);
 });
 
 describe('what cannot be enforced', () => {
@@ -247,6 +330,16 @@ describe('what cannot be enforced', () => {
     [
       'a pattern with half of a surrogate pair',
       { type: 'string', pattern: '^\\ud83d$' },
+      /at \/pattern: half of a surrogate pair is no character/,
+    ],
+    [
+      'an emoji in a pattern that is not valid with the flag u',
+      { type: 'string', pattern: '^\\_😀$' },
+      /at \/pattern: half of .* with an emoji, the pattern has to be valid with the flag u/,
+    ],
+    [
+      'a character that is generated nowhere',
+      { type: 'string', pattern: '^\\x01$' },
       /at \/pattern: a character class has no character that can be generated/,
     ],
     [
@@ -264,6 +357,37 @@ describe('what cannot be enforced', () => {
       /at \/uniqueItems: it cannot be enforced/,
     ],
     ['options that overlap', { oneOf: [{ type: 'integer' }, { type: 'number' }] }, /valid for two/],
+    [
+      'options that are both null',
+      { oneOf: [{ type: 'string', nullable: true }, { type: ['integer', 'null'] }] },
+      /valid for two/,
+    ],
+    [
+      'options that a property tells apart, unless they are null',
+      {
+        oneOf: [1, 2].map((kind) => ({
+          type: ['object', 'null'],
+          properties: { kind: { const: kind } },
+          required: ['kind'],
+        })),
+      },
+      /valid for two/,
+    ],
+    [
+      'options of which one leaves the type open',
+      { oneOf: [{ type: 'string' }, { minimum: 1 }] },
+      /valid for two/,
+    ],
+    [
+      'a property whose name is not allowed',
+      object({ a: {} }, { propertyNames: { pattern: '^b' } }),
+      /at \/propertyNames: beside named properties it cannot be enforced/,
+    ],
+    [
+      'a required name that is not in the list of names',
+      { type: 'object', propertyNames: { enum: ['x', 'y'] }, required: ['x', 'z'] },
+      /at \/propertyNames: beside named properties it cannot be enforced/,
+    ],
     ['bounds with nothing between them', { type: 'integer', minimum: 2, maximum: 1 }, /no number/],
     ['no value at all', false, /it allows no value/],
     ['a type that is none', { type: 'thing' }, /expected object, array/],

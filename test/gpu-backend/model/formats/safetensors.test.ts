@@ -260,6 +260,16 @@ describe('tokenizerFromFolder', () => {
     });
   });
 
+  test('refuses a pre-tokenizer that is a sequence of nothing', async () => {
+    const json = JSON.parse(Buffer.from((await tinyFolder())['tokenizer.json']!).toString());
+    json.pre_tokenizer = { type: 'Sequence', pretokenizers: 5 };
+    await writeFolder({ 'tokenizer.json': json });
+    await expect(tokenizerFromFolder(folder, 265)).rejects.toMatchObject({
+      code: 'unsupported_model',
+      message: expect.stringContaining('a sequence without parts'),
+    });
+  });
+
   test('refuses a tokenizer with more ids than rows, of another kind, or none', async () => {
     await writeFolder();
     await expect(tokenizerFromFolder(folder, 200)).rejects.toThrow(/id 264, its embedding 200 rows/);

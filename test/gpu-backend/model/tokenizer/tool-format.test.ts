@@ -94,6 +94,16 @@ describe('a format', () => {
     expect(own.toolFormat).toEqual(PLAIN_FORMAT);
     expect(open(null).toolFormat).toEqual(PLAIN_FORMAT);
   });
+
+  test.each([
+    ['what tools there are', HERMES.replace('{{ tool | tojson }}', '')],
+    ['what a call came to', HERMES.replace('<tool_response>\n{{ message.content }}', '<tool_response>')],
+    ['calls in JSON', HERMES.replace('{"name": "', '{"tool": "')],
+    ['the end of a call', HERMES.replace('| tojson }}}\n</tool_call>', '| tojson }}\n')],
+  ])('is the plain one where the template does not write %s', (_, template) => {
+    expect(template).not.toBe(HERMES);
+    expect(open(template).toolFormat).toEqual(PLAIN_FORMAT);
+  });
 });
 
 describe('a conversation with tools', () => {
@@ -105,13 +115,31 @@ describe('a conversation with tools', () => {
     expect(written).toContain('<tool_response>\ntwo\n</tool_response>');
   });
 
+  test('gives the template arguments as JSON, and as text where they are nested too deep for it', () => {
+    const text = open(HERMES);
+    const nested = (levels: number) => `${'['.repeat(levels)}${']'.repeat(levels)}`;
+    const call = (json: string): ChatMessage => ({
+      role: 'assistant',
+      content: null,
+      tool_calls: [{ id: '1', type: 'function', function: { name: 'f', arguments: json } }],
+    });
+    const written = (json: string) => text.tokenizer.decode(text.encodeChat([call(json)], [tool]));
+    expect(written(nested(5))).toContain(`"arguments": ${nested(5)}}`);
+    expect(written(nested(5000))).toContain(`"arguments": "${nested(5000)}"}`);
+  });
+
+  test('begins with a system message of its own where the client has none', () => {
+    const written = own.tokenizer.decode(own.encodeChat([{ role: 'user', content: 'Hello' }], [tool]));
+    expect(written).toMatch(/^<\|im_start\|>system\nYou can call these functions:\n<tools>\n/);
+  });
+
   test('is plain messages for any other: roles in turn, results together', () => {
     const written = own.tokenizer.decode(own.encodeChat(messages, [tool]));
     expect(written).toContain(
       '<|im_start|>system\nBe kind.\n\nYou can call these functions:\n<tools>\n{"name":"f"',
     );
     expect(written).toContain(
-      '{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n<tool_call>\n{"name": "f", "arguments": broken {}',
+      '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n<tool_call>\n{"name": "f", "arguments": broken {}',
     );
     expect(written).toContain(
       '<|im_start|>user\n<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response><|im_end|>',

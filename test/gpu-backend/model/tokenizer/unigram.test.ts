@@ -71,6 +71,14 @@ describe.each(figures.models)('a unigram vocabulary, $name', ({ json, ids }) => 
         ...direct.encode(text, { addSpecial: false }),
       ]);
     }
+    // As a file has 64-bit numbers.
+    metadata.set('tokenizer.ggml.precompiled_charsmap', [1n, 2n]);
+    expect(() => tokenizerFromGguf(metadata, vocab.length)).toThrowError(
+      expect.objectContaining({
+        code: 'corrupt_model',
+        message: expect.stringContaining('not a list of numbers'),
+      }),
+    );
   });
 
   test('half a surrogate pair is U+FFFD, and takes nothing with it', () => {
@@ -97,6 +105,22 @@ test('a long text that is not split at its spaces has the ids of one that is', (
   );
   const long = 'the lazy dog runs again and falls '.repeat(1000);
   expect([...whole!.encode(long)]).toEqual([...cut!.encode(long)]);
+});
+
+test('a long text without spaces has the ids of its parts, as no token reaches over their seams', () => {
+  const { json } = figures.models[1]!;
+  const pieces = ['▁', 'a', 'b', 'ab', 'ba', '。', '漢', '漢字'].map((piece, i) => [piece, -1 - i / 8]);
+  const vocab = [['<unk>', 0], ...pieces];
+  const model = { ...json.model, vocab, unk_id: 0, byte_fallback: false };
+  const tokenizer = createTokenizer({ ...json, model }, {});
+  const encode = (text: string) => [...tokenizer.encode(text, { addSpecial: false })];
+  // A part of 10,000 characters would end within `ab`.
+  const sentence = 'abab漢字字éüab漢字ba漢。';
+  const [first, ...ids] = encode(sentence);
+  expect(encode(sentence.repeat(1000))).toEqual([first, ...Array.from({ length: 1000 }, () => ids).flat()]);
+  // Unknown characters in a row are one unknown token, wherever seams are.
+  expect(encode('éü')).toEqual([1, 0]);
+  expect(encode('aéü漢')).toEqual(encode('aé漢'));
 });
 
 test('an unknown character is less likely than every piece, also than special ones', () => {
