@@ -40,6 +40,8 @@ export type JobsOptions = {
 const CANCEL_WAIT_ms = 8_000;
 /** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
+/** The error of a job that is cancelled while it publishes. */
+const PUBLISHED_PERHAPS = 'It was publishing, and may have done so: look at the edge.';
 /** Followers get progress at once; the disk gets it at most this often. */
 const SAVE_EVERY_ms = 2000;
 
@@ -392,7 +394,8 @@ export class Jobs {
   async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
     // Stopped with the server: it stays `running` on disk, and the next start goes on with it.
     if (this.#closing.signal.aborted) return;
-    if (end.kind === 'stopped') await this.#finish(id, { status: 'cancelled', result });
+    if (end.kind === 'stopped')
+      await this.#finish(id, { status: 'cancelled', result, error: result && PUBLISHED_PERHAPS });
     else await this.#finish(id, { status: 'failed', error: end.reason, result });
   }
 

@@ -136,7 +136,7 @@ export const jobSchema = z.object({
       detail: z.string(),
     })
     .nullable(),
-  /** Why it failed. */
+  /** Why it failed; for a job that was cancelled while it published, that it may have published all the same. */
   error: z.string().nullable(),
   result: z
     .object({

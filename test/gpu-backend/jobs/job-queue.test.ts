@@ -428,6 +428,22 @@ describe('publishing', () => {
     expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);
   });
 
+  it('that is cancelled may have happened, which the job says', async () => {
+    const jobs = await start();
+    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const { id } = await create(jobs, 'ok', { publish });
+    await eventually(() => existsSync(join(folderOf(id), 'published.json')), 15_000);
+    expect(await jobs.cancel(id)).toMatchObject({
+      status: 'cancelled',
+      error: expect.stringContaining('look at the edge'),
+      result: { version: expect.stringMatching(/^v_/), published: null },
+    });
+    expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
+    const learning = await create(jobs, 'hang');
+    await hangs(learning.id);
+    expect(await jobs.cancel(learning.id)).toMatchObject({ status: 'cancelled', error: null, result: null });
+  });
+
   it('seals a secret for one job under one key', () => {
     const sealed = seal('secret', KEY, 'job_1');
     expect(unseal(sealed, [KEY], 'job_1')).toBe('secret');
