@@ -18,9 +18,12 @@ import { openHomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { createJobStore, JobData, seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
+import { installTinyModel } from '../../support/tiny-model.ts';
 import { eventually } from '../api/harness.ts';
 
+const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const KEY = 'a-backend-key-of-the-tests';
 const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
 const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
@@ -206,6 +209,33 @@ describe('a job', () => {
     const failed = await create(jobs, 'fail');
     await ended(jobs, failed.id);
     await expect(create(jobs, 'ok', { from: failed.id })).rejects.toMatchObject({ code: 'conflict' });
+  }, 60_000);
+
+  it('searches again once other weights or surrogates are installed: the last set is for those before', async () => {
+    const { model, surrogates } = await readMaskSet(PRESET);
+    const folder = join(home, 'models', 'served');
+    const { manifest } = await installTinyModel(folder, 'f32');
+    const install = (changes: Partial<typeof manifest>) =>
+      writeFileSync(join(folder, 'model.json'), JSON.stringify({ ...manifest, ...changes }));
+    const table = { surrogates: { id: surrogates!, rank: 64, fitted: 'closed form', preset: true } };
+    const jobs = await start();
+    const beginsWithSet = async (more?: Partial<CreateJob>) => {
+      const { id } = await create(jobs, 'ok', { from: 'last', ...more });
+      await ended(jobs, id);
+      return readFileSync(join(folderOf(id), 'arguments'), 'utf8').includes('--from');
+    };
+    install({ hash: model.hash, ...table });
+    expect([await beginsWithSet(), await beginsWithSet()]).toEqual([false, true]);
+    install({ hash: model.hash });
+    expect(await beginsWithSet()).toBe(false);
+    install({ hash: manifest.hash, ...table });
+    expect(await beginsWithSet()).toBe(false);
+    install({ hash: model.hash, ...table });
+    expect(await beginsWithSet()).toBe(true);
+    expect([await beginsWithSet({ surrogate: false }), await beginsWithSet({ surrogate: false })]).toEqual([
+      false,
+      false,
+    ]);
   }, 60_000);
 
   it('keeps what others begin with, however many fail after it', async () => {
