@@ -555,6 +555,15 @@ describe('data', () => {
     expect((await data.add('a', streamOf('{}'))).created).toBe(true);
   });
 
+  it('that is removed while it is looked at is not listed', async () => {
+    const data = new JobData(join(home, 'data'), undefined);
+    const { id } = (await data.add('a', streamOf('{}'))).data;
+    const file = join(home, 'data', id, 'a.jsonl');
+    rmSync(file);
+    symlinkSync('nowhere', file);
+    expect(await data.list()).toEqual([]);
+  });
+
   it('that the disk does not take is no fault of its client', async () => {
     const data = new JobData(join(home, 'data'), undefined);
     const { id } = (await data.add('a', streamOf('{}'))).data;
