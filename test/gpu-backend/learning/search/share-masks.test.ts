@@ -219,6 +219,12 @@ describe('the number of masks', () => {
     expect(validated[0]!.lead.mean).toBe(0);
   });
 
+  it('is the fewest of those that are equally good', () => {
+    const of = (kl: number) => ({ kl, lead: { mean: 1 - kl, standardError: 0.1 } });
+    expect(countThatPays([of(1), of(0.5), of(0.5)])).toBe(2);
+    expect(countThatPays([])).toBe(1);
+  });
+
   it('is one without rows to tell by', () => {
     expect(shareMasks([], { ...options, base: 2 })).toEqual({
       masks: [2],
@@ -241,5 +247,10 @@ describe('the mask for everybody', () => {
     expect(bestForAll(rows(0.5, 4), 0)).toBe(0);
     expect(bestForAll(rows(-0.5, 0.1), 0)).toBe(0);
     expect(bestForAll([], 0)).toBe(0);
+  });
+
+  it('is the best of all that lead', () => {
+    const three = rows(0.5, 0.1).map(({ kl, ...row }) => ({ ...row, kl: [...kl, kl[0]! - 0.2] }));
+    expect(bestForAll(three, 0)).toBe(1);
   });
 });
