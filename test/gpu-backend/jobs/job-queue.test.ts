@@ -9,7 +9,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { constants, getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -115,8 +115,9 @@ describe('a job', () => {
     const other = await create(jobs, 'hang', { sparsity: 0.2 });
     await hangs(other.id);
     await jobs.cancel(other.id);
-    // The first two of four steps are done.
-    for (const more of [{}, { sparsity: 0.2 }]) {
+    // The first two of four steps are done. Where the set is published does not matter to learning.
+    const publish = { edge: 'http://edge.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    for (const more of [{ publish }, { sparsity: 0.2 }]) {
       const { id } = await create(jobs, 'hang', more);
       await ended(jobs, id);
       expect(jobs.get(id)).toMatchObject({ status: 'succeeded', starts: 1 });
@@ -129,7 +130,10 @@ describe('a job', () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
     await hangs(id);
-    process.kill(-Number(starts(id)[0]), 0);
+    const pid = Number(starts(id)[0]);
+    process.kill(-pid, 0);
+    // Serving goes first.
+    expect(getPriority(pid)).toBe(constants.priority.PRIORITY_LOW);
   });
 
   it('runs alone; a few wait, and more are refused', async () => {
@@ -193,8 +197,16 @@ describe('a job', () => {
     expect(first.set).toBeUndefined();
     const second = await from({ from: 'last' });
     expect(second.set).toBe(setOf(first.id));
+    // An equal job that has learned keeps what it learned.
+    expect(existsSync(setOf(first.id))).toBe(true);
     expect((await from({ from: first.id })).set).toBe(setOf(first.id));
-    for (const other of [{ sparsity: 0.2 }, { name: 'other' }, { cost: 'time' as const }])
+    for (const other of [
+      { sparsity: 0.2 },
+      { name: 'other' },
+      { cost: 'time' as const },
+      { surrogate: false },
+      { model: 'other' },
+    ])
       expect((await from({ from: 'last', ...other })).set).toBeUndefined();
     const context = { cost: 'time', context: 2000 } as const;
     expect((await from({ from: 'last', ...context })).set).toBeUndefined();
@@ -248,6 +260,22 @@ describe('a job', () => {
     expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
   });
 
+  it('keeps what a waiting one begins with, though it did not succeed itself', async () => {
+    const jobs = await start();
+    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const learned = await create(jobs, 'ok', { publish });
+    await eventually(() => existsSync(join(folderOf(learned.id), 'published.json')), 15_000);
+    await jobs.cancel(learned.id);
+    const running = await create(jobs, 'hang');
+    const waiting = await create(jobs, 'ok', { from: learned.id });
+    for (let i = 0; i < 60; i++)
+      await jobs.createFailed(running.request, `schedule_${'0'.repeat(24)}`, 'no data');
+    expect(JSON.parse(await jobs.read(learned.id, 'mask-set.json'))).toHaveProperty('clusters');
+    await jobs.cancel(running.id);
+    await ended(jobs, waiting.id);
+    expect(jobs.get(waiting.id).status).toBe('succeeded');
+  });
+
   it('refuses data that is not there before it begins', async () => {
     const jobs = await start();
     const asked = await request(jobs, 'ok');
@@ -267,12 +295,14 @@ describe('a restart', () => {
     const { id } = await create(first, 'hang');
     const waiting = await create(first, 'ok');
     await hangs(id);
+    const { started_at } = first.get(id);
     await first.close();
     expect(() => process.kill(Number(starts(id)[0]), 0)).toThrow();
     const second = await start();
+    expect(second.list().map((job) => job.id)).toEqual([waiting.id, id]);
     await ended(second, id);
     await ended(second, waiting.id);
-    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
+    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2, started_at });
     expect(second.get(waiting.id)).toMatchObject({ status: 'succeeded', starts: 1 });
   });
 
@@ -636,4 +666,9 @@ it('a job asks the command line for what its request says, and for nothing else'
     '--masks 4 --cost time --context 2000',
   );
   expect(learnArguments(more, ['a.jsonl'], 'out', 'earlier.json').join(' ')).not.toContain('--context');
+  const rest: JobRequest = { ...asked, name: 'mine', surrogate: false, rows: 5, seed: 0 };
+  expect(learnArguments(rest, ['a.jsonl'], 'out').join(' ')).toMatch(
+    /--name mine --no-surrogate --rows 5 --seed 0$/,
+  );
+  expect(learnArguments({ ...asked, surrogate: true }, [], 'out')).toContain('--surrogate');
 });
