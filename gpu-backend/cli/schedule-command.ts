@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { deletedSchema, listSchema } from '../../shared/admin/admin-wire.ts';
 import { jobSchema, type Schedule, scheduleSchema } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { readJson, unreadable } from '../files.ts';
 import { adminClient, backendClient, EDGE_OPTION } from './edge-access.ts';
 import { examples } from './help.ts';
@@ -109,14 +110,12 @@ async function readJob(file: string): Promise<object> {
   const job = await readJson(file, JOB_BYTES_MAX, (_, cause) => invalid(cause)).catch((error: unknown) => {
     throw unreadable(file, error);
   });
-  if (!isJob(job)) throw invalid();
+  if (!isJsonObject(job)) throw invalid();
   const admin_key = process.env.MASKROUTE_ADMIN_KEY;
-  if (job.publish == null || !admin_key) return job;
+  // The backend says what is wrong with a `publish` that is no object.
+  if (!isJsonObject(job.publish) || !admin_key) return job;
   return { ...job, publish: { admin_key, ...job.publish } };
 }
-
-const isJob = (json: unknown): json is { readonly publish?: { readonly admin_key?: string } } =>
-  json !== null && typeof json === 'object' && !Array.isArray(json);
 
 /** The client, the path of the backend's jobs, and the backend's name in messages. @throws MaskrouteError `invalid_argument`. */
 async function placeOf({ backend, edge, on }: Omit<Flags, 'json'>) {

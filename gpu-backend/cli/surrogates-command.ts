@@ -1,5 +1,5 @@
 /** `surrogates`: fits and distils surrogates of a model's blocks, and with `--install` installs them. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { maskrouteHome } from '../files.ts';
@@ -40,7 +40,12 @@ export function addSurrogatesCommand(program: Command): void {
     .requiredOption('--out <file>', 'where the table is written, safetensors')
     .option('--rank <number>', 'rank of each surrogate, a multiple of 32', rank, 64)
     .option('--steps <count>', 'steps of distillation; 0: the closed form only', wholeNumber(0), 600)
-    .option('--from <file>', 'start from this table instead of the closed form')
+    .addOption(
+      // A table keeps its rank: another one would be ignored.
+      new Option('--from <file>', 'start from this table, at its rank, instead of the closed form').conflicts(
+        'rank',
+      ),
+    )
     .option(
       '--around <mask-set...>',
       'mask sets in use: distill mostly under their masks and similar ones',

@@ -13,9 +13,10 @@ import {
   type Job,
   type JobRequest,
 } from '../../shared/admin/job-wire.ts';
-import { canonicalJson, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { canonicalJson, type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
+import { type InstalledModel, openInstalled } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createJobStore, JobData, type JobStore, type Note, needsUpload, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
@@ -40,6 +41,8 @@ export type JobsOptions = {
 const CANCEL_WAIT_ms = 8_000;
 /** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
+/** The error of a job that is cancelled while it publishes. */
+const PUBLISHED_PERHAPS = 'It was publishing, and may have done so: look at the edge.';
 /** Followers get progress at once; the disk gets it at most this often. */
 const SAVE_EVERY_ms = 2000;
 
@@ -305,14 +308,13 @@ export class Jobs {
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
     const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
-    const file = this.#setOf(id);
-    const version = maskSetVersion(maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8'))));
+    const version = maskSetVersion(await this.#readSet(id));
     if (request.publish === undefined) {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
     }
     const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
-    const toPublish = publishArguments(request.publish, file);
+    const toPublish = publishArguments(request.publish, this.#setOf(id));
     const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
@@ -325,7 +327,8 @@ export class Jobs {
     if ((await sizeOf(out)) === undefined) await this.#takeOver(id, request);
     await mkdir(out, { recursive: true, mode: 0o700 });
     const files = await this.data.files(request);
-    return await this.#run(id, learnArguments(request, files, out, this.#earlierSet(request)), {}, signal);
+    const earlier = await this.#earlierSet(request);
+    return await this.#run(id, learnArguments(request, files, out, earlier), {}, signal);
   }
 
   /**
@@ -350,13 +353,25 @@ export class Jobs {
 
   /**
    * The file of the mask set that a job begins with. No other job ends while this one runs, so the file is the same
-   * after a restart.
+   * after a restart. A set for other weights or surrogates than those installed by now is passed over: `learn` refuses
+   * it, so every later job of a schedule would fail.
    */
-  #earlierSet(request: JobRequest): string | undefined {
-    const { from } = request;
-    const isLast = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
-    const earlier = from === 'last' ? this.list().find(isLast) : from && this.get(from);
-    return earlier && this.#setOf(earlier.id);
+  async #earlierSet(request: JobRequest): Promise<string | undefined> {
+    const { from, model } = request;
+    if (from !== 'last') return from && this.#setOf(this.get(from).id);
+    // What is wrong with a model that cannot be opened, `learn` says.
+    const installed = await openInstalled(this.#options.home, model!).catch(() => undefined);
+    const isAlike = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
+    for (const { id } of this.list().filter(isAlike)) {
+      const set = await this.#readSet(id).catch(() => undefined);
+      if (set !== undefined && (installed === undefined || fits(set, installed, request)))
+        return this.#setOf(id);
+    }
+    return undefined;
+  }
+
+  async #readSet(id: string): Promise<MaskSet> {
+    return maskSetSchema.parse(JSON.parse(await readFile(this.#setOf(id), 'utf8')));
   }
 
   readonly #setOf = (id: string): string => join(this.#store.outOf(id), 'mask-set.json');
@@ -392,7 +407,8 @@ export class Jobs {
   async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
     // Stopped with the server: it stays `running` on disk, and the next start goes on with it.
     if (this.#closing.signal.aborted) return;
-    if (end.kind === 'stopped') await this.#finish(id, { status: 'cancelled', result });
+    if (end.kind === 'stopped')
+      await this.#finish(id, { status: 'cancelled', result, error: result && PUBLISHED_PERHAPS });
     else await this.#finish(id, { status: 'failed', error: end.reason, result });
   }
 
@@ -447,6 +463,11 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 /** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
+
+/** Whether `learn` can begin with the set: it is for the installed weights, and for the surrogates that it will use. */
+const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>
+  set.model.hash === manifest.hash &&
+  set.surrogates === (surrogate === false ? undefined : manifest.surrogates?.id);
 
 /** What a request asks `learn` to do, as text. */
 const asksOf = ({ publish: _, ...asked }: JobRequest): string => canonicalJson(asked);

@@ -265,7 +265,10 @@ export class JobData {
     if (!DATA_ID_PATTERN.test(id)) return undefined;
     const [file] = await readdir(join(this.#folder, id)).catch(() => []);
     if (file === undefined) return undefined;
-    const { size, birthtime } = await stat(join(this.#folder, id, file));
+    // It may be removed at this moment.
+    const found = await stat(join(this.#folder, id, file)).catch(() => undefined);
+    if (found === undefined) return undefined;
+    const { size, birthtime } = found;
     return { id, name: file.replace(/\.jsonl$/, ''), bytes: size, created_at: birthtime.toISOString() };
   }
 

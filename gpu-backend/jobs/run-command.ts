@@ -65,8 +65,9 @@ export async function* runCommand(run: CommandRun): AsyncGenerator<JobProgress, 
       log.write(line);
     }
     const [exit, error] = await ended;
-    if (run.signal.aborted) return { kind: 'stopped' };
-    return exit[0] === 0 ? { kind: 'done', lastLine } : { kind: 'failed', reason: reasonOf(exit, error) };
+    // Also if it was to stop: it had done its work by then.
+    if (exit[0] === 0) return { kind: 'done', lastLine };
+    return run.signal.aborted ? { kind: 'stopped' } : { kind: 'failed', reason: reasonOf(exit, error) };
   } finally {
     clearTimeout(killer);
     run.signal.removeEventListener('abort', stop);

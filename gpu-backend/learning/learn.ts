@@ -55,7 +55,7 @@ const CENTROID_DIGITS = 6;
 
 export type LearnOptions = {
   readonly model: InstalledModel;
-  /** Stand-ins for skipped blocks; without, skipped blocks add nothing. */
+  /** Surrogates of skipped blocks; without, skipped blocks add nothing. */
   readonly surrogates?: Surrogates | undefined;
   readonly data: DataFiles;
   /** Name of what embeds prompts, as {@link openEncoder} takes it. */

@@ -84,7 +84,7 @@ export const createJobSchema = z.strictObject({
   surrogate: z.boolean().optional(),
   /**
    * The job whose mask set it begins with instead of searching. `last`: the newest succeeded job with the same name,
-   * model, sparsity, cost, context and surrogates; if there is none, the job searches.
+   * model, sparsity, cost, context and surrogates, as they are installed now; if there is none, the job searches.
    */
   from: z
     .union([z.literal('last'), z.string().regex(JOB_ID_PATTERN, 'expected "last" or the id of a job')])
@@ -136,7 +136,7 @@ export const jobSchema = z.object({
       detail: z.string(),
     })
     .nullable(),
-  /** Why it failed. */
+  /** Why it failed; for a job that was cancelled while it published, that it may have published all the same. */
   error: z.string().nullable(),
   result: z
     .object({

@@ -55,7 +55,7 @@ export type Decision = {
   readonly distance: number | null;
   readonly similarity: number | null;
   readonly fallback: FallbackReason | null;
-  /** What the mask needs of a backend; undefined for dense, and for a mask of which no set is held here. */
+  /** What the mask needs of a backend; undefined: nothing, or it is not known here. */
   readonly needs: MaskNeeds | undefined;
 };
 
@@ -82,7 +82,7 @@ function requestedDecision(
 ): Decision {
   if (mask === DENSE_MASK_ID) return denseDecision(set, 'requested');
   if (typeof mask !== 'string') {
-    return { ...NOT_ROUTED, ...inlineMask(mask, entries), mask, set, fallback: null, needs: undefined };
+    return { ...NOT_ROUTED, ...inlineMask(mask, entries), mask, set, fallback: null };
   }
   const held = findMask(mask);
   const sparsity = held?.cluster.sparsity ?? null;
@@ -90,20 +90,29 @@ function requestedDecision(
   return { ...NOT_ROUTED, mask, maskId: mask as MaskId, sparsity, set, fallback: null, needs };
 }
 
-function inlineMask(mask: Exclude<MaskField, string>, entries: readonly ModelEntry[]) {
-  const unknown = { maskId: null, sparsity: null };
-  const [first, ...others] = entries.map(({ maskroute }) => maskroute);
-  if (first === undefined) return unknown;
+/**
+ * What is known of a mask that the client wrote out. With surrogates it needs a backend that has a table; where there
+ * are several tables, one of them is taken.
+ */
+function inlineMask(
+  mask: Exclude<MaskField, string>,
+  entries: readonly ModelEntry[],
+): Pick<Decision, 'maskId' | 'sparsity' | 'needs'> {
+  const listed = entries.map(({ maskroute }) => maskroute);
+  const usable = mask.surrogate ? listed.filter((entry) => entry?.surrogates != null) : listed;
+  const [first, ...others] = usable;
+  // The backend itself refuses surrogates that its model lacks.
+  if (first === undefined) return { maskId: null, sparsity: null, needs: undefined };
   const { block_count, hash, surrogates } = first;
+  const needs = mask.surrogate ? { modelHash: hash, surrogates: surrogates! } : undefined;
+  const unknown = { maskId: null, sparsity: null, needs };
   if (others.some((other) => other?.block_count !== block_count)) return unknown;
   // With different weights the mask has another id at each backend, but skips as much.
   const isOneId = others.every((other) => other?.hash === hash && other.surrogates === surrogates);
   try {
-    // The backend itself refuses surrogates that its model lacks.
-    if (mask.surrogate && surrogates == null) return unknown;
     const runs = maskFromSkippedLayers(block_count, mask);
     const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);
-    return { maskId: isOneId ? maskId(hash as ModelHash, chosen) : null, sparsity: sparsity(chosen) };
+    return { maskId: isOneId ? maskId(hash as ModelHash, chosen) : null, sparsity: sparsity(chosen), needs };
   } catch {
     // A layer is outside the model: the backend reports that itself.
     return unknown;

@@ -9,7 +9,7 @@ import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
-import { check } from '../../../shared/wire/parse-body.ts';
+import { check, isJsonObject } from '../../../shared/wire/parse-body.ts';
 import { openRegular, unreadable } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
@@ -103,8 +103,7 @@ export function parseRow(line: string, fileKind: string, where: string): Calibra
   } catch (error) {
     throw fail(`the line is not JSON (${(error as Error).message})`);
   }
-  if (json === null || typeof json !== 'object' || Array.isArray(json))
-    throw fail('the line is not an object');
+  if (!isJsonObject(json)) throw fail('the line is not an object');
   const form = formOf(json);
   if (form === undefined) {
     throw fail(`the row has none of the known forms (${FORM_NAMES}); it has ${Object.keys(json).join(', ')}`);

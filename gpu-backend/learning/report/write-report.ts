@@ -26,16 +26,17 @@ export const LEARN_REPORT_FILE = 'report.json';
 export const EVALUATION_FILE = 'evaluation.json';
 const HTML_FILE = 'report.html';
 
-type ReportParts = {
-  readonly learn?: LearnReport | undefined;
-  readonly evaluation?: Evaluation | undefined;
-};
+/** A learning run, an evaluation, or both. */
+type ReportParts =
+  | { readonly learn: LearnReport; readonly evaluation?: undefined }
+  | { readonly learn?: LearnReport | undefined; readonly evaluation: Evaluation };
 
 /** Writes the page of a learning run; an evaluation in the folder is on it if it judged this set, not an earlier one. */
 export async function writeLearnPage(folder: string, learn: LearnReport): Promise<void> {
   const found = await readAs(join(folder, EVALUATION_FILE), evaluationSchema);
   const evaluation = found && hasJudged(found, learn) ? found : undefined;
-  await writeWhole(join(folder, HTML_FILE), reportHtml({ learn, evaluation }));
+  const parts = evaluation === undefined ? { learn } : { learn, evaluation };
+  await writeWhole(join(folder, HTML_FILE), reportHtml(parts));
 }
 
 /** Writes the page of an evaluation, with the first learning report in the folder or in `others` that is of a judged set. */
@@ -54,18 +55,18 @@ const hasJudged = ({ routing }: Evaluation, { version }: LearnReport): boolean =
   routing.some(({ maskSet }) => maskSet === version);
 
 export function reportHtml({ learn, evaluation }: ReportParts): string {
-  const title = learn?.name ?? `Evaluation of ${evaluation?.model ?? 'nothing'}`;
-  return page(title, verdictOf({ learn, evaluation }), [
+  const [title, verdict] =
+    evaluation === undefined
+      ? [learn.name, learnVerdict(learn)]
+      : [learn?.name ?? `Evaluation of ${evaluation.model}`, evaluationVerdict(evaluation)];
+  return page(title, verdict, [
     ...(learn === undefined ? [] : learnSections(learn)),
     ...(evaluation === undefined ? [] : evaluationSections(evaluation)),
   ]);
 }
 
-/** Whether the masks are worth using: from the evaluation if there is one, else from the run's held-out figures. */
-function verdictOf({ learn, evaluation }: ReportParts): string {
-  if (evaluation !== undefined) return evaluationVerdict(evaluation);
-  if (learn === undefined)
-    return 'There is nothing to judge here. The folder holds no report of this version.';
+/** Whether the masks are worth using, by the run's own held-out figures. */
+function learnVerdict(learn: LearnReport): string {
   const held = learn.clusters.flatMap(({ heldOut, share }) => (heldOut === null ? [] : [{ heldOut, share }]));
   const total = held.reduce((sum, { share }) => sum + share, 0);
   const out = `The masks skip ${percent(learn.reachedSparsity)} of the blocks`;

@@ -94,11 +94,11 @@ export function shareMasks(rows: readonly RowCosts[], options: SharingOptions): 
   const taken = price === undefined ? undefined : at(price);
   const isBetter = taken !== undefined && taken.clusters.reduce((sum, m, c) => sum + costs[c]![m]!, 0) < 0;
   if (isBetter) return { ...taken, price: price! };
-  // Without a price only masks of the same size are allowed.
-  const equal = costs.map((cost) =>
+  // Without a price, a mask that skips less would lower the mean.
+  const noLighter = costs.map((cost) =>
     cost.map((value, m) => (more[m]! < 0 ? Number.POSITIVE_INFINITY : value)),
   );
-  return { ...takeMasks(equal, base, maskCount), price: 0 };
+  return { ...takeMasks(noLighter, base, maskCount), price: 0 };
 }
 
 const ROUNDING = 1e-9;

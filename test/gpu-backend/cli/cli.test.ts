@@ -90,6 +90,11 @@ const REFUSED: [string, string[], RegExp][] = [
     ['register', '--count', '2', '--url', 'https://backend-{n}.test', '--probe', 'backend-{n}:8080'],
     /--probe must be .* "backend-\{n\}:8080"/,
   ],
+  [
+    'a rank beside a table, which has one',
+    ['surrogates', ...MODEL, '--data', 'x', '--out', 'x', '--from', 'x', '--rank', '64'],
+    /'--from <file>' cannot be used with option '--rank <number>'/,
+  ],
   ['no admin key', ['rollback', '--edge', 'http://localhost:9'], /Set MASKROUTE_ADMIN_KEY/],
   ['a sparsity of all', [...LEARN, '--clusters', '2', '--sparsity', '1'], /--sparsity.*between 0 and 1/],
   ['a sparsity of nothing', [...LEARN, '--clusters', '2', '--sparsity', '0'], /--sparsity.*between 0 and 1/],

@@ -9,7 +9,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { constants, getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -18,9 +18,12 @@ import { openHomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { createJobStore, JobData, seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
+import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
+import { installTinyModel } from '../../support/tiny-model.ts';
 import { eventually } from '../api/harness.ts';
 
+const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const KEY = 'a-backend-key-of-the-tests';
 const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
 const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
@@ -112,8 +115,9 @@ describe('a job', () => {
     const other = await create(jobs, 'hang', { sparsity: 0.2 });
     await hangs(other.id);
     await jobs.cancel(other.id);
-    // The first two of four steps are done.
-    for (const more of [{}, { sparsity: 0.2 }]) {
+    // The first two of four steps are done. Where the set is published does not matter to learning.
+    const publish = { edge: 'http://edge.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    for (const more of [{ publish }, { sparsity: 0.2 }]) {
       const { id } = await create(jobs, 'hang', more);
       await ended(jobs, id);
       expect(jobs.get(id)).toMatchObject({ status: 'succeeded', starts: 1 });
@@ -126,7 +130,10 @@ describe('a job', () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
     await hangs(id);
-    process.kill(-Number(starts(id)[0]), 0);
+    const pid = Number(starts(id)[0]);
+    process.kill(-pid, 0);
+    // Serving goes first.
+    expect(getPriority(pid)).toBe(constants.priority.PRIORITY_LOW);
   });
 
   it('runs alone; a few wait, and more are refused', async () => {
@@ -190,8 +197,16 @@ describe('a job', () => {
     expect(first.set).toBeUndefined();
     const second = await from({ from: 'last' });
     expect(second.set).toBe(setOf(first.id));
+    // An equal job that has learned keeps what it learned.
+    expect(existsSync(setOf(first.id))).toBe(true);
     expect((await from({ from: first.id })).set).toBe(setOf(first.id));
-    for (const other of [{ sparsity: 0.2 }, { name: 'other' }, { cost: 'time' as const }])
+    for (const other of [
+      { sparsity: 0.2 },
+      { name: 'other' },
+      { cost: 'time' as const },
+      { surrogate: false },
+      { model: 'other' },
+    ])
       expect((await from({ from: 'last', ...other })).set).toBeUndefined();
     const context = { cost: 'time', context: 2000 } as const;
     expect((await from({ from: 'last', ...context })).set).toBeUndefined();
@@ -208,6 +223,33 @@ describe('a job', () => {
     await expect(create(jobs, 'ok', { from: failed.id })).rejects.toMatchObject({ code: 'conflict' });
   }, 60_000);
 
+  it('searches again once other weights or surrogates are installed: the last set is for those before', async () => {
+    const { model, surrogates } = await readMaskSet(PRESET);
+    const folder = join(home, 'models', 'served');
+    const { manifest } = await installTinyModel(folder, 'f32');
+    const install = (changes: Partial<typeof manifest>) =>
+      writeFileSync(join(folder, 'model.json'), JSON.stringify({ ...manifest, ...changes }));
+    const table = { surrogates: { id: surrogates!, rank: 64, fitted: 'closed form', preset: true } };
+    const jobs = await start();
+    const beginsWithSet = async (more?: Partial<CreateJob>) => {
+      const { id } = await create(jobs, 'ok', { from: 'last', ...more });
+      await ended(jobs, id);
+      return readFileSync(join(folderOf(id), 'arguments'), 'utf8').includes('--from');
+    };
+    install({ hash: model.hash, ...table });
+    expect([await beginsWithSet(), await beginsWithSet()]).toEqual([false, true]);
+    install({ hash: model.hash });
+    expect(await beginsWithSet()).toBe(false);
+    install({ hash: manifest.hash, ...table });
+    expect(await beginsWithSet()).toBe(false);
+    install({ hash: model.hash, ...table });
+    expect(await beginsWithSet()).toBe(true);
+    expect([await beginsWithSet({ surrogate: false }), await beginsWithSet({ surrogate: false })]).toEqual([
+      false,
+      false,
+    ]);
+  }, 60_000);
+
   it('keeps what others begin with, however many fail after it', async () => {
     const jobs = await start();
     const { id, request: asked } = await create(jobs, 'ok');
@@ -216,6 +258,22 @@ describe('a job', () => {
     expect(jobs.list()).toHaveLength(51);
     expect(jobs.list().at(-1)).toMatchObject({ id, status: 'succeeded' });
     expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
+  });
+
+  it('keeps what a waiting one begins with, though it did not succeed itself', async () => {
+    const jobs = await start();
+    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const learned = await create(jobs, 'ok', { publish });
+    await eventually(() => existsSync(join(folderOf(learned.id), 'published.json')), 15_000);
+    await jobs.cancel(learned.id);
+    const running = await create(jobs, 'hang');
+    const waiting = await create(jobs, 'ok', { from: learned.id });
+    for (let i = 0; i < 60; i++)
+      await jobs.createFailed(running.request, `schedule_${'0'.repeat(24)}`, 'no data');
+    expect(JSON.parse(await jobs.read(learned.id, 'mask-set.json'))).toHaveProperty('clusters');
+    await jobs.cancel(running.id);
+    await ended(jobs, waiting.id);
+    expect(jobs.get(waiting.id).status).toBe('succeeded');
   });
 
   it('refuses data that is not there before it begins', async () => {
@@ -237,12 +295,14 @@ describe('a restart', () => {
     const { id } = await create(first, 'hang');
     const waiting = await create(first, 'ok');
     await hangs(id);
+    const { started_at } = first.get(id);
     await first.close();
     expect(() => process.kill(Number(starts(id)[0]), 0)).toThrow();
     const second = await start();
+    expect(second.list().map((job) => job.id)).toEqual([waiting.id, id]);
     await ended(second, id);
     await ended(second, waiting.id);
-    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2 });
+    expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2, started_at });
     expect(second.get(waiting.id)).toMatchObject({ status: 'succeeded', starts: 1 });
   });
 
@@ -428,6 +488,22 @@ describe('publishing', () => {
     expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);
   });
 
+  it('that is cancelled may have happened, which the job says', async () => {
+    const jobs = await start();
+    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const { id } = await create(jobs, 'ok', { publish });
+    await eventually(() => existsSync(join(folderOf(id), 'published.json')), 15_000);
+    expect(await jobs.cancel(id)).toMatchObject({
+      status: 'cancelled',
+      error: expect.stringContaining('look at the edge'),
+      result: { version: expect.stringMatching(/^v_/), published: null },
+    });
+    expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
+    const learning = await create(jobs, 'hang');
+    await hangs(learning.id);
+    expect(await jobs.cancel(learning.id)).toMatchObject({ status: 'cancelled', error: null, result: null });
+  });
+
   it('seals a secret for one job under one key', () => {
     const sealed = seal('secret', KEY, 'job_1');
     expect(unseal(sealed, [KEY], 'job_1')).toBe('secret');
@@ -509,6 +585,15 @@ describe('data', () => {
     expect((await data.add('a', streamOf('{}'))).created).toBe(true);
   });
 
+  it('that is removed while it is looked at is not listed', async () => {
+    const data = new JobData(join(home, 'data'), undefined);
+    const { id } = (await data.add('a', streamOf('{}'))).data;
+    const file = join(home, 'data', id, 'a.jsonl');
+    rmSync(file);
+    symlinkSync('nowhere', file);
+    expect(await data.list()).toEqual([]);
+  });
+
   it('that the disk does not take is no fault of its client', async () => {
     const data = new JobData(join(home, 'data'), undefined);
     const { id } = (await data.add('a', streamOf('{}'))).data;
@@ -581,4 +666,9 @@ it('a job asks the command line for what its request says, and for nothing else'
     '--masks 4 --cost time --context 2000',
   );
   expect(learnArguments(more, ['a.jsonl'], 'out', 'earlier.json').join(' ')).not.toContain('--context');
+  const rest: JobRequest = { ...asked, name: 'mine', surrogate: false, rows: 5, seed: 0 };
+  expect(learnArguments(rest, ['a.jsonl'], 'out').join(' ')).toMatch(
+    /--name mine --no-surrogate --rows 5 --seed 0$/,
+  );
+  expect(learnArguments({ ...asked, surrogate: true }, [], 'out')).toContain('--surrogate');
 });

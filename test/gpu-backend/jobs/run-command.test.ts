@@ -25,6 +25,24 @@ it('a stop in the moment when the log is being opened ends the command, too', as
   rmSync(folder, { recursive: true });
 });
 
+it('a command that had done its work when it was to stop is done', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
+  const entry = join(folder, 'command.js');
+  writeFileSync(
+    entry,
+    `process.once('SIGTERM', () => console.log('live') ?? process.exit(0));
+    setInterval(() => {}, 1000);
+    console.log(JSON.stringify({ progress: { stage: 's', done: 1, total: 1, left_s: null, detail: '' } }));`,
+  );
+  const stop = new AbortController();
+  const run = { entry, args: [], env: {}, logFile: join(folder, 'log'), signal: stop.signal };
+  const command = runCommand(run);
+  await command.next();
+  stop.abort();
+  expect((await command.next()).value).toEqual({ kind: 'done', lastLine: 'live' });
+  rmSync(folder, { recursive: true });
+});
+
 it('a command gets none of the keys that a backend has', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
   const entry = join(folder, 'command.js');

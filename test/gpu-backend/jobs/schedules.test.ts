@@ -2,6 +2,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
@@ -71,7 +72,7 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
       { share: 0.07, duration_s: 600 },
       { share: 0.5, duration_s: 3600 },
     ],
-    auto_rollback: { error_rate_max: 0.02, tpot_ratio_max: 1.1, requests_min: 200 },
+    auto_rollback: { error_rate_max: 0.02, tpot_ratio_max: 1.1, tpot_ms_max: 50, requests_min: 200 },
   };
   const made = await schedules.create({ every: '24h', first_at: now(), job: job('ok', { publish }) });
   expect(JSON.stringify(schedules.list())).not.toContain(ADMIN_KEY);
@@ -83,7 +84,7 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
   expect(key).toBe(ADMIN_KEY);
   expect(args.slice(1).join(' ')).toBe(
     '--edge https://edge.example.com --tenant acme --activate --rollout 7%:600s,50%:3600s ' +
-      '--max-error-rate 0.02 --max-slowdown 1.1 --min-requests 200',
+      '--max-error-rate 0.02 --max-slowdown 1.1 --max-token-ms 50 --min-requests 200',
   );
   expect(schedules.get(made.id)).toMatchObject({ last_job: done!.id });
   // On the beat of its own times, not of when a job happened to begin.
@@ -143,6 +144,28 @@ it('waits for its own last job, and begins the next after it', async () => {
   expect(again.jobs.list()).toHaveLength(1);
   await again.jobs.cancel(again.jobs.list()[0]!.id);
   await eventually(() => again.jobs.list().length === 2, 20_000);
+});
+
+it('does not wait for jobs that are not its own before its job stands in the queue', async () => {
+  const { jobs, schedules } = await start();
+  const other = await jobs.create(job('hang'));
+  const { id } = await schedules.create({ every: '1h', first_at: now(), job: job('ok') });
+  await eventually(() => jobs.list().length === 2, 20_000);
+  expect(jobs.list()[0]).toMatchObject({ status: 'waiting', schedule: id });
+  await jobs.cancel(other.id);
+});
+
+it('there are at most 32, listed with the newest first', async () => {
+  const { schedules } = await start();
+  const ids: string[] = [];
+  for (let i = 0; i < 32; i++) {
+    ids.unshift((await schedules.create({ every: '24h', job: job('ok') })).id);
+    await sleep(2);
+  }
+  await expect(schedules.create({ every: '24h', job: job('ok') })).rejects.toMatchObject({
+    code: 'queue_full',
+  });
+  expect(schedules.list().map(({ id }) => id)).toEqual(ids);
 });
 
 it('a run that cannot begin stands among the jobs and says why, and the next one comes all the same', async () => {

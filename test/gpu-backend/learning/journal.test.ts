@@ -81,6 +81,22 @@ it('is begun anew for other inputs, and says so, refuses what is no number, and 
   expect((await ask(['a'], 'other')).computed).toEqual(['a']);
 });
 
+it('computes once for all who ask at the same time, and again after it failed', async () => {
+  const journal = await openRunJournal(path(), 'key', () => {});
+  let computed = 0;
+  const compute = async () => {
+    const isFirst = ++computed === 1;
+    await sleep(1);
+    if (isFirst) throw new Error('out of memory');
+    return [1];
+  };
+  const both = () => Promise.allSettled([journal.result('a', compute), journal.result('a', compute)]);
+  expect(await both()).toMatchObject(Array(2).fill({ status: 'rejected' }));
+  expect(computed).toBe(1);
+  expect(await both()).toEqual(Array(2).fill({ status: 'fulfilled', value: [1] }));
+  expect(computed).toBe(2);
+});
+
 it('kept results are shared by all who ask the same question, and lose no line but a damaged one', async () => {
   const ask = (question: unknown) => openKeptResults(folder, question, z.strictObject({ kl: z.number() }));
   const [one, other] = [await ask({ model: 1, text: 'a' }), await ask({ text: 'a', model: 1 })];

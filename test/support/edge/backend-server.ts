@@ -19,7 +19,7 @@ import {
 } from '../../../gpu-backend/api/parts.ts';
 import type { EncoderService } from '../../../gpu-backend/encoder/encoder-service.ts';
 import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
-import { type ModelHash, maskBits, maskId, sparsity } from '../../../shared/mask/mask.ts';
+import { type ModelHash, maskBits, maskId, type SurrogatesId, sparsity } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText } from '../../../shared/wire/openai.ts';
 import { internalMaskPath, type MaskRecord } from '../../../shared/wire/protocol.ts';
@@ -95,6 +95,7 @@ type Setup = {
   readonly knowsMasks?: boolean;
   /** Of the weights that it serves under the model's name. */
   readonly modelHash?: string;
+  readonly surrogates?: SurrogatesId;
   readonly encoderRevision?: string;
 };
 const SMALL: Setup = { script: { contextTokens: 1 } };
@@ -107,6 +108,7 @@ const SETUPS: Readonly<Record<string, Setup>> = {
   'queue-full': { script: { slots: 0, queueCapacity: 0, retryAfter_s: 7 } },
   'masks-unknown': { knowsMasks: false },
   'other-weights': { modelHash: 'b'.repeat(64) },
+  'with-surrogates': { surrogates: `s_${'0'.repeat(24)}` as SurrogatesId },
   'other-encoder': { encoderRevision: 'r2' },
   'too-long': SMALL,
   'too-long-unmeasured': SMALL,
@@ -118,7 +120,7 @@ const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {
   'odd-models': [{ name: 'a list of another version' }],
 };
 /** Those that are so whatever is asked. */
-const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights', 'other-encoder']);
+const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights', 'with-surrogates', 'other-encoder']);
 
 const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
 
@@ -257,10 +259,11 @@ class Backends {
   async #createApp(
     place: string,
     { lifecycle, recentAnswers, met }: Backend,
-    { script, limits, door, isNew, knowsMasks = true, modelHash = MODEL.hash, encoderRevision }: Setup,
+    { script, limits, door, isNew, knowsMasks = true, modelHash, surrogates, encoderRevision }: Setup,
   ): Promise<App> {
     const of: Script['of'] = ({ requestId }) => met.get(requestId.replace(/#\d+$/, ''));
-    const { options, close } = await apiOptions(servedModel({ ...USUAL, ...script, of }, modelHash), limits, {
+    const model = servedModel({ ...USUAL, ...script, of }, modelHash, surrogates);
+    const { options, close } = await apiOptions(model, limits, {
       edgeUrl: knowsMasks ? this.#url : this.#strangeEdgeUrl,
     });
     this.#closing.push(close);
@@ -363,10 +366,14 @@ const anyClock: Authenticate = async (authorization) => {
   return { tenant, edge: edge === '' ? undefined : edge, mayRunJobs: scope === 'jobs' };
 };
 
-const servedModel = (script: Script, hash: string): ServedModel => ({
+const servedModel = (script: Script, hash = MODEL.hash, surrogates?: SurrogatesId): ServedModel => ({
   name: MODEL.id,
   created_s: 0,
-  engine: scriptedEngine(script, { hash: hash as ModelHash, blockCount: MODEL.blockCount }),
+  engine: scriptedEngine(script, {
+    hash: hash as ModelHash,
+    blockCount: MODEL.blockCount,
+    ...(surrogates === undefined ? {} : { surrogates }),
+  }),
   text: wordText,
   grammars: byteGrammars,
   endTokenIds: [END_TOKEN],

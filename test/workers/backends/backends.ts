@@ -510,6 +510,27 @@ describe('when a backend fails', () => {
     }
   });
 
+  it('to have surrogates, a mask with surrogates that a client writes out goes to the one that has them', async () => {
+    const { key } = await newTenant();
+    const ids = [await register(), await register()];
+    const mask = { skipFfn: [0], surrogate: true };
+    for (const able of ids) {
+      await mood(able, 'with-surrogates');
+      const isolate = freshIsolate();
+      for (let i = 0; i < 12; i++) {
+        const response = await chat(key, { ...say(`north ${i}`), mask }, isolate);
+        expect(response.status, await response.clone().text()).toBe(200);
+        expect(await askedOf(response)).toEqual([able]);
+      }
+      const body = { ...CHAT, mask };
+      const routed = await call('POST', '/v1/route', { key, body }, isolate);
+      expect(await routed.json()).toMatchObject({ sparsity: 1 / MODEL.blockCount });
+      await mood(able, 'good');
+    }
+    const refused = await chat(key, { mask }, freshIsolate());
+    expect(await errorCode(refused)).toBe('400 surrogates_mismatch');
+  });
+
   it('to serve the same weights as another, a tenant with a ceiling may write masks out all the same', async () => {
     const { tenant, key } = await newTenant();
     await admin('PATCH', `/tenants/${tenant}`, { sparsity_max: 0.5 });

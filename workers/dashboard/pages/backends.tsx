@@ -294,7 +294,12 @@ function JobState({ job: { status, progress, error, result, id } }: { readonly j
       </>
     );
   }
-  if (error !== null) return <>failed: {error}</>;
+  if (error !== null)
+    return (
+      <>
+        {status}: {error}
+      </>
+    );
   if (result !== null) return <Version of={result.version} />;
   return <>{status}</>;
 }

@@ -86,6 +86,13 @@ describe('composed masks', () => {
       }),
     );
     expect(composeMasks(agreeing, options)).toEqual([]);
+    // That all would gain by an exchange is noise: the mask for everybody was chosen on more text.
+    const gaining = agreeing.map((row) => ({
+      ...row,
+      positions: 64,
+      changes: row.changes.map((change, block) => (block === 6 ? -3 : block === 10 ? 1 : change)),
+    }));
+    expect(composeMasks(gaining, options)).toEqual([]);
     expect(composeMasks([], options)).toEqual([]);
     expect(composeMasks([rowOf(0, () => 0)], options)).toEqual([]);
   });
@@ -106,6 +113,13 @@ describe('the best exchange', () => {
       expect(meetsBudget(found, budget)).toBe(true);
       expect(changeOf(found)).toBeCloseTo(Math.min(...masks.map(changeOf)), 9);
     }
+  });
+
+  it('changes eight blocks at most, however many would help', () => {
+    const half = without(0, 1, 2, 3, 4, 5, 6, 7);
+    const changes = new Map(blocks.map((block) => [block, -1]));
+    const found = bestExchange(half, changes, budgetOf(undefined, 0.5));
+    expect(blocks.filter((block) => found.runs[block] !== half.runs[block])).toHaveLength(8);
   });
 
   it('keeps to the counts of a budget by time, and may trade blocks of one kind for the other', () => {

@@ -67,6 +67,25 @@ describe('a budget', () => {
     ]);
   });
 
+  it('in time: no more FFN blocks than the same attention blocks need', () => {
+    // 55 in all, 13.75 to save.
+    const { allowed } = budgetOf({ targetSparsity: 0.25, weights: { attention: 10, ffn: 1 } });
+    expect(allowed.map(({ attention, ffn }) => [attention, ffn])).toEqual([
+      [2, 0],
+      [1, 4],
+    ]);
+    // Sums of times are off in the last place: three tenths are enough.
+    const tenths = budgetOf({ targetSparsity: 0.2, weights: { attention: 0.1, ffn: 0.2 } });
+    expect(tenths.allowed[0]).toEqual({ attention: 3, ffn: 0 });
+  });
+
+  it('says so when floors are above what is asked for', () => {
+    const floor = { min: 2, max: LAYERS };
+    expect(() => budgetOf({ attention: floor, ffn: floor })).toThrow(/No mask leaves out 30.0 % with 2 to 5/);
+    const weights = { attention: 1, ffn: 2 };
+    expect(() => budgetOf({ weights, ffn: { min: 4, max: LAYERS } })).toThrow(/and 4 to 5 FFN blocks/);
+  });
+
   it('says so when floors and ceilings leave nothing', () => {
     expect(() => budgetOf({ attention: { min: 0, max: 1 }, ffn: { min: 0, max: 1 } })).toThrow(
       /No mask leaves out 30.0 % with 0 to 1 attention and 0 to 1 FFN blocks out of 5 each/,

@@ -76,6 +76,31 @@ describe('headroom', () => {
     const short = rows.map((one) => ({ ...one, lighter: one.lighter.slice(0, 1) }));
     expect(headroomOf(short).blocks).toEqual({ gained: 1, isMore: true });
     expect(headroomOf(rows.map((one) => ({ ...one, lighter: [] }))).blocks).toBeNull();
+    // Where a block fewer out does not help, no number of blocks says how much worse routing is.
+    expect(headroomOf(worse.map((one) => ({ ...one, lighter: [6, 7] }))).blocks).toBeNull();
+  });
+
+  it('of masks that cost nothing is no change', () => {
+    const found = headroomOf(rows.map((one) => ({ ...one, kl: [0, 0], klEven: [0, 0] })));
+    expect(headroomSchema.parse(found)).toEqual(found);
+    expect(found.routed).toMatchObject({ kl: 0, change: 0, changeInterval: [0, 0] });
+  });
+
+  it('is none where each mask costs as much as one mask of its size, whichever rows are drawn', () => {
+    const skipped = { masks: [0.5, 0.25, 0.75], lighter: [0.25] };
+    const sized = [1, 2, 1, 2].map((routed) => row('a', [10, 5, 15], routed, [5]));
+    const { lead, routed } = headroomOf(sized, skipped);
+    expect(lead.mean_kl).toBeCloseTo(0, 12);
+    // A row under a mask that skips more is no sign of chance.
+    expect(lead.standardError_kl).toBeCloseTo(0, 12);
+    for (const change of [routed.change, ...routed.changeInterval!]) expect(change).toBeCloseTo(0, 12);
+  });
+
+  it('has a price for what masks skip by the position: a long row pays more', () => {
+    const skipped = { masks: [0.5, 0.25, 0.75], lighter: [] };
+    const [short, long] = [row('a', [10, 7, 14], 0), { ...row('a', [30, 27, 34.5], 0), positions: 30 }];
+    // For what it skips more, the long row loses least a position; the short one can then skip less.
+    expect(headroomOf([short, long], skipped).bestAfterwards.kl).toBeCloseTo((7 + 34.5) / 40, 12);
   });
 
   it('with masks of several sizes holds routing against one mask that is as light', () => {

@@ -44,6 +44,26 @@ describe('sizes', () => {
     }
   });
 
+  it('are the cheapest of each by what single blocks cost, before any exchange', async () => {
+    const few = { cost, budget, ranking: PRICES, sizes, evaluationsMax: 0, triesMax: 0 };
+    expect((await resizeMask(start, few)).map(({ mask }) => costOf(mask))).toEqual([0, 1, 4, 6]);
+  });
+
+  it('below a sparsity that is high itself are not left out', async () => {
+    const half = resizeBudget(budget, 0.5)!;
+    const cheapest = [...PRICES.keys()].sort((a, b) => PRICES[a]! - PRICES[b]!).slice(0, LAYERS);
+    const heavy: Mask = { runs: Uint8Array.from(PRICES, (_, block) => (cheapest.includes(block) ? 0 : 1)) };
+    const found = await resizeMask(heavy, {
+      cost,
+      budget: half,
+      ranking: PRICES,
+      sizes: [0.875, 1.125],
+      evaluationsMax: 0,
+      triesMax: 0,
+    });
+    expect(found.map(({ size }) => size)).toEqual([0.875]);
+  });
+
   it('at which models fall apart are left out', async () => {
     const tooMuch = [2, 4];
     const found = await resizeMask(start, {

@@ -78,6 +78,17 @@ describe('shrinkage', () => {
   });
 });
 
+it('few masks go where they take most off all text, not where they take most off a position', () => {
+  const rowsOf = (cluster: number, count: number, kl: number[]): RowCosts[] =>
+    Array.from({ length: count }, () => ({ cluster, positions: 50, kl }));
+  const rows = [...rowsOf(0, 400, [10, 9, 10]), ...rowsOf(1, 20, [10, 10, 1])];
+  const of = (maskCount: number) => shareMasks(rows, { clusterCount: 2, base: 0, maskCount }).clusters;
+  expect([of(2), of(3)]).toEqual([
+    [1, 0],
+    [1, 2],
+  ]);
+});
+
 describe('what is expected of a mask', () => {
   /** Nothing is told apart by cluster 0's rows; cluster 2 has none. */
   const rows: RowCosts[] = Array.from({ length: 10 }, (_, i) => ({
@@ -174,6 +185,15 @@ describe('masks of several sizes', () => {
     expect(validated[0]!.lead.mean).toBe(0);
   });
 
+  it('are not used where they cost more than one mask at the price that makes up the mean', () => {
+    const at = (cluster: number, kl: number[]): RowCosts[] =>
+      Array.from({ length: 100 }, () => ({ cluster, positions: 50, kl: kl.map((nats) => 50 * nats) }));
+    // The second cluster goes from dense to heavy at a price where the first is content with the mask for everybody.
+    const rows = [...at(0, [0.1, 0, 2]), ...at(1, [1, 0, 1.2])];
+    const { clusters } = shareMasks(rows, { clusterCount: 2, base: 0, maskCount: 3, sizes: sizesOf(2) });
+    expect(clusters).toEqual([0, 0]);
+  });
+
   it('are not used where only less than under one mask would be left out', () => {
     const rows = rowsOf(4, 7, () => 1).map(({ kl, ...row }) => ({ ...row, kl: [kl[0]!, kl[1]!] }));
     const sizes = { ...sizesOf(4), skipped: skipped.slice(0, 2) };
@@ -219,6 +239,12 @@ describe('the number of masks', () => {
     expect(validated[0]!.lead.mean).toBe(0);
   });
 
+  it('is the fewest of those that are equally good', () => {
+    const of = (kl: number) => ({ kl, lead: { mean: 1 - kl, standardError: 0.1 } });
+    expect(countThatPays([of(1), of(0.5), of(0.5)])).toBe(2);
+    expect(countThatPays([])).toBe(1);
+  });
+
   it('is one without rows to tell by', () => {
     expect(shareMasks([], { ...options, base: 2 })).toEqual({
       masks: [2],
@@ -241,5 +267,10 @@ describe('the mask for everybody', () => {
     expect(bestForAll(rows(0.5, 4), 0)).toBe(0);
     expect(bestForAll(rows(-0.5, 0.1), 0)).toBe(0);
     expect(bestForAll([], 0)).toBe(0);
+  });
+
+  it('is the best of all that lead', () => {
+    const three = rows(0.5, 0.1).map(({ kl, ...row }) => ({ ...row, kl: [...kl, kl[0]! - 0.2] }));
+    expect(bestForAll(three, 0)).toBe(1);
   });
 });

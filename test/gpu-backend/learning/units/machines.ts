@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { Redis } from 'ioredis';
 import { eventually } from '../../api/harness.ts';
 
-const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
+export const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
 
 type Machine = {
   readonly child: ChildProcess;

@@ -1,6 +1,7 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
 import { spawnSync } from 'node:child_process';
 import {
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -12,8 +13,10 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
+import { openJobs } from '../../../../gpu-backend/jobs/job-queue.ts';
+import { openSchedules } from '../../../../gpu-backend/jobs/schedules.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
 import {
@@ -26,9 +29,10 @@ import {
 } from '../../../../gpu-backend/learning/units/unit.ts';
 import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
 import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
+import { createScheduleSchema } from '../../../../shared/admin/job-wire.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
 import { smallRun, writeSmallData } from '../small-run.ts';
-import { Machines, soon, startCommand } from './machines.ts';
+import { cli, Machines, soon, startCommand } from './machines.ts';
 
 let tiny: TinyHome;
 let folder = '';
@@ -306,6 +310,47 @@ it('a run and its workers end when they are told to while the queue is away', as
   expect(ends).toEqual({ run: 130, worker: 0 });
   expect(run.said()).toMatch(/Stopped\.\n$/);
 }, 120_000);
+
+it('a job of a schedule is cancelled while the queue is away, in mid-run and before it begins', async () => {
+  await using site = await cluster(1);
+  const [worker] = site.machines.all;
+  vi.stubEnv('MASKROUTE_QUEUE', site.server.url);
+  vi.stubEnv('MASKROUTE_JOURNAL', site.journal);
+  const options = {
+    home: tiny.home,
+    model: 'tiny',
+    backendKeys: ['a-backend-key-of-the-tests'] as const,
+    dataFolder: join(folder, 'data'),
+    note: () => {},
+  };
+  const jobs = (await openJobs({ ...options, entry: cli }))!;
+  const schedules = await openSchedules(options, jobs);
+  const job = { kind: 'learn', data: [{ path: 'sums.jsonl' }], clusters: 1, sparsity: 0.25 };
+  const begin = async () => {
+    await schedules.create(
+      createScheduleSchema.parse({ every: '24h', first_at: new Date().toISOString(), job }),
+    );
+    await soon(() => jobs.list()[0]?.status === 'running');
+    return jobs.list()[0]!.id;
+  };
+  const isAway = (id: string) => {
+    const log = join(tiny.home, 'jobs', id, 'log.txt');
+    return existsSync(log) && readFileSync(log, 'utf8').includes('is unreachable');
+  };
+
+  const learning = await begin();
+  await soon(() => worker!.computed.length > 10);
+  await site.server.stop();
+  await soon(() => isAway(learning));
+  expect(await jobs.cancel(learning)).toMatchObject({ status: 'cancelled', error: null });
+
+  const waiting = await begin();
+  await soon(() => isAway(waiting));
+  expect(await jobs.cancel(waiting)).toMatchObject({ status: 'cancelled', error: null });
+  vi.unstubAllEnvs();
+  await schedules.close();
+  await jobs.close();
+}, 300_000);
 
 it('a thread that is closed in mid-unit leaves its process alive', () => {
   const program = join(import.meta.dirname, 'close-in-mid-unit.ts');
