@@ -692,6 +692,26 @@ describe('a version that does worse than it may', () => {
     expect((await history())[0]!.reason).toMatch(/11\.00 ms a token over 40 requests/);
   });
 
+  it("is not blamed for the playground's requests, nor excused by them, and they are still counted", async () => {
+    const bounds = { error_rate_max: 0.1, tpot_ms_max: 10, requests_min: 10 };
+    const { tenant, version, history, of } = await guarded(bounds);
+    const failed = { ttft_ms: null, tpot_ms: null, status: 502, error_code: 'backend_error' };
+    const tried = (change: Partial<RequestEvent>) =>
+      Array.from({ length: 30 }, () => of({ source: 'playground', ...change }));
+    const trial = of({ source: 'playground' });
+    await deliver([...tried({ tpot_ms: 30 }), ...tried(failed), trial]);
+    const about = { request: trial.id, tenant, created_at_ms: Date.now() };
+    await deliver([{ kind: 'rating', ...about, key_id: 'k_1', rating: 1 }]);
+    expect(await history()).toHaveLength(2);
+    const compared = await admin('GET', `/publications/comparison?tenant=${tenant}`);
+    expect(await compared.json()).toMatchObject({ sides: [{ version, requests: 0 }, {}] });
+    const { versions } = await stats(`tenant=${tenant}`);
+    expect(versions).toMatchObject([{ version, figures: { requests: 61, errors: 30, ratings: 1 } }]);
+    await deliver(tried({ tpot_ms: 1 }));
+    await deliver(Array.from({ length: 10 }, () => of({ tpot_ms: 16 })));
+    expect((await history())[0]!.reason).toMatch(/16\.00 ms a token over 10 requests/);
+  });
+
   it('is not taken back by an outage, and a fault of its own shows through one', async () => {
     const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 10 });
     const codes = ['backend_unreachable', 'not_ready', 'queue_timeout', 'configuration_unavailable'];
