@@ -757,6 +757,29 @@ describe('a version that does worse than it may', () => {
     expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
   });
 
+  it('is judged from when it went live, and not by what was counted of it before', async () => {
+    const { tenant, old, version, history, of } = await guarded({ error_rate_max: 0.9, requests_min: 10 });
+    const bad = (minutesAgo: number) =>
+      of({ status: 502, error_code: 'backend_error', created_at_ms: Date.now() - minutesAgo * 60_000 });
+    await deliver(Array.from({ length: 10 }, () => bad(5)));
+    await activate(old, { tenant });
+    await activate(version, { tenant, auto_rollback: { error_rate_max: 0.1, requests_min: 10 } });
+    await deliver(Array.from({ length: 10 }, () => of({})));
+    const [newest] = await history();
+    expect(newest).toMatchObject({ action: 'activate', version });
+  });
+
+  it('is kept while it reaches its bounds and does not cross them', async () => {
+    const bounds = { error_rate_max: 0.1, tpot_ms_max: 10, tpot_ratio_max: 2, requests_min: 10 };
+    const { old, history, of } = await guarded(bounds);
+    const before = Array.from({ length: 10 }, () => of({ version: old, tpot_ms: 5 }));
+    const bad = () => of({ tpot_ms: null, status: 502, error_code: 'backend_error' });
+    await deliver([...before, ...Array.from({ length: 18 }, () => of({ tpot_ms: 10 })), bad(), bad()]);
+    expect(await history()).toHaveLength(2);
+    await deliver([bad()]);
+    expect((await history())[0]!.reason).toMatch(/^3 of 21 requests failed/);
+  });
+
   it('is judged by each bound alone: that one lacks requests makes no older ones count for another', async () => {
     const bounds = { error_rate_max: 0.1, tpot_ratio_max: 1.2, requests_min: 20 };
     const { old, history, of } = await guarded(bounds);
