@@ -188,6 +188,15 @@ export async function livePublication(
   }
 }
 
+/** Whether the version was ever live for the tenant. */
+export async function wasPublished(client: AdminClient, tenant: string, version: string): Promise<boolean> {
+  const query = new URLSearchParams({ tenant, q: version });
+  for await (const publication of itemsOf(client, `/publications?${query}`, publicationSchema)) {
+    if (publication.version === version) return true;
+  }
+  return false;
+}
+
 /** The newest `countMax`, or all; newest first. */
 export const publicationHistory = (
   client: AdminClient,
