@@ -533,6 +533,40 @@ describe('expired rows', () => {
     expect(await leftOf('long-ago')).toBe(0);
   });
 
+  it('of every kind go once they have expired, and not before', async () => {
+    const { tenant } = await newTenant();
+    const at_ms = 5 * 60_000;
+    await deliver([event({ tenant, backend: tenant })]);
+    const ofTenant = `tenant = '${tenant}'`;
+    const kinds: Record<string, [time: string, mine: string]> = {
+      events: [`created_at_ms = ${at_ms}`, ofTenant],
+      outcomes: ['minute = 5', ofTenant],
+      latencies: ['minute = 5', ofTenant],
+      backend_latencies: ['minute = 5', `backend = '${tenant}'`],
+      audit_log: [`created_at_ms = ${at_ms}`, ofTenant],
+    };
+    await env.DB.exec(
+      `insert into audit_log (created_at_ms, tenant, actor, address, action, target, request_id) values (0, '${tenant}', '', '', '', '', '')`,
+    );
+    for (const [table, [time, mine]] of Object.entries(kinds))
+      await env.DB.exec(`update ${table} set ${time} where ${mine}`);
+    const left = async () => {
+      const tables = Object.entries(kinds).map(async ([table, [, mine]]) => {
+        const row = await env.DB.prepare(`select 1 from ${table} where ${mine}`).first();
+        return row === null ? [] : [table];
+      });
+      return (await Promise.all(tables)).flat();
+    };
+    const forgetBefore = (since_ms: number) => {
+      const kept = { eventsSince_ms: since_ms, auditSince_ms: since_ms, minutesSince_ms: since_ms };
+      return forget(openDatabase(env.DB), { now_ms: 0, feedbackSince_ms: 0, ...kept }, 60_000);
+    };
+    await forgetBefore(at_ms);
+    expect(await left()).toEqual(Object.keys(kinds));
+    await forgetBefore(at_ms + 60_000);
+    expect(await left()).toEqual([]);
+  });
+
   it('that cannot be deleted hold up neither counting nor other kinds', async () => {
     await env.DB.exec(`insert into feedback values ('stuck', 'k', 'c', 1, null, 0)`);
     await env.DB.exec(`insert into texts values ('stuck', 'stuck', 1, 'a prompt', 'an answer')`);
