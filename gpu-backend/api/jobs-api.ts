@@ -60,7 +60,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
       const { name } = parse(uploadQuerySchema, c.req.query());
       requireUnpacked(c.req.raw.headers);
       const body = c.req.raw.body ?? new ReadableStream({ start: (controller) => controller.close() });
-      const { created, data } = await open().data.add(name, body);
+      const { created, data } = await open().data.add(name, body, lifecycle.stopping);
       return c.json(data, created ? 201 : 200);
     })
     .delete('/v1/jobs/data/:id', async (c) => {

@@ -92,10 +92,11 @@ function refuseMalformed(server: Server, parts: ApiParts): void {
     response.once('close', () => answers.delete(response));
   });
   server.on('clientError', (thrown: MalformedError, socket: Socket) => {
-    const hasBegun = [...(unfinished.get(socket) ?? [])].some(({ headersSent }) => headersSent);
-    if (socket.writable && !hasBegun) {
+    const answers = [...(unfinished.get(socket) ?? [])];
+    if (socket.writable && !answers.some(({ headersSent }) => headersSent)) {
       const error = malformed(thrown);
-      note(parts, error);
+      // A request whose body was being read is counted by the app: its client is gone.
+      if (answers.every(({ req }) => req.complete)) note(parts, error);
       socket.write(rawAnswer(error));
     }
     socket.destroySoon();

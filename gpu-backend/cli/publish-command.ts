@@ -124,7 +124,7 @@ It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : '
     .action(async (flags: EdgeFlags) => {
       const { tenant } = flags;
       const client = await adminClient(flags.edge);
-      // What was confirmed is what happens, or nothing: meanwhile another version may go live.
+      // What was confirmed is what happens, or nothing: somebody may publish meanwhile.
       const live = await livePublication(client, tenant);
       await confirmChange(client.edge, () => whatComesBack(client, tenant, live), flags.yes);
       const publication = await rollBack(client, tenant, live);

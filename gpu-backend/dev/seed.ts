@@ -13,12 +13,12 @@ import { type AdminClient, createAdminClient, createBackendClient } from '../pub
 import {
   livePublication,
   namesOfVersions,
-  publicationHistory,
   publishMaskSet,
   readEvaluation,
   readMaskSet,
   storeEvaluation,
   storeMaskSet,
+  wasPublished,
 } from '../publication/publish.ts';
 import type { DevKeys } from './dev-home.ts';
 
@@ -86,14 +86,10 @@ export async function ensurePreset(
   const version = maskSetVersion(preset);
   const live = await livePublication(client, DEFAULT_TENANT);
   if (live?.version === version) return 'live';
-  const history = await publicationHistory(client, DEFAULT_TENANT);
-  const wasPublished = history.some((publication) => publication.version === version);
-  if (
-    live !== undefined &&
-    (wasPublished ||
-      (await namesOfVersions(client, DEFAULT_TENANT, [live.version])).get(live.version) !== preset.name)
-  ) {
-    return 'kept_other';
+  if (live !== undefined) {
+    const names = await namesOfVersions(client, DEFAULT_TENANT, [live.version]);
+    const isAPreset = names.get(live.version) === preset.name;
+    if (!isAPreset || (await wasPublished(client, DEFAULT_TENANT, version))) return 'kept_other';
   }
   await publishMaskSet(client, preset, { tenant: DEFAULT_TENANT, activate: true });
   return 'published';

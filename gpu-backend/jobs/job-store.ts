@@ -178,11 +178,11 @@ export class JobData {
   }
 
   /**
-   * `created` is false when the same content was already stored under the same name.
-   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `request_timeout`, `cancelled`; the disk's
-   * own error.
+   * `created` is false when the same content was already stored under the same name. `stopping` ends the upload.
+   * @throws MaskrouteError `queue_full`, `body_too_large`, `invalid_data`, `request_timeout`, `cancelled`; the reason of
+   * `stopping`; the disk's own error.
    */
-  async add(name: string, body: ReadableStream<Uint8Array>): Promise<Added> {
+  async add(name: string, body: ReadableStream<Uint8Array>, stopping?: AbortSignal): Promise<Added> {
     if (this.#uploads >= this.#limits.uploadsMax) {
       throw new MaskrouteError('queue_full', `${this.#limits.uploadsMax} uploads are under way already.`);
     }
@@ -194,7 +194,8 @@ export class JobData {
     try {
       all = await this.#held;
       await mkdir(this.#folder, { recursive: true, mode: 0o700 });
-      const id = await this.#receive(name, body, part, arrived, all);
+      const source = fromClient(body, this.#limits.idle_ms, stopping);
+      const id = await this.#receive(name, source, part, arrived, all);
       const added = await this.#keep(name, part, id);
       isKept = added.created;
       return added;
@@ -228,15 +229,15 @@ export class JobData {
   /** Writes the upload to `part` and counts its bytes. Returns the data's id. */
   async #receive(
     name: string,
-    body: ReadableStream<Uint8Array>,
+    source: AsyncIterable<Uint8Array>,
     part: string,
     arrived: { bytes: number },
     all: { bytes: number },
   ): Promise<string> {
-    const { uploadBytesMax, allBytesMax, idle_ms } = this.#limits;
+    const { uploadBytesMax, allBytesMax } = this.#limits;
     const hash = createHash('sha256').update(`${name}\n`);
-    async function* measured(source: AsyncIterable<Uint8Array>) {
-      for await (const chunk of source) {
+    async function* measured(chunks: AsyncIterable<Uint8Array>) {
+      for await (const chunk of chunks) {
         const room = Math.min(uploadBytesMax, allBytesMax - all.bytes + arrived.bytes);
         arrived.bytes += chunk.byteLength;
         all.bytes += chunk.byteLength;
@@ -247,7 +248,7 @@ export class JobData {
       }
     }
     const file = createWriteStream(part, { mode: 0o600, flush: true });
-    await pipeline(fromClient(body, idle_ms), measured, file);
+    await pipeline(source, measured, file);
     await expectRows(part);
     return `data_${hash.digest('hex').slice(0, 24)}`;
   }
@@ -315,12 +316,16 @@ async function expectRows(path: string): Promise<void> {
   throw new MaskrouteError('invalid_data', `The data is not JSONL: line ${at + 1} is no JSON object.`);
 }
 
-/** @throws MaskrouteError `request_timeout` when nothing comes for `idle_ms`, `cancelled` when the client is gone. */
+/**
+ * @throws MaskrouteError `request_timeout` when nothing comes for `idle_ms`, `cancelled` when the client is gone; the
+ * reason of `stopping`.
+ */
 async function* fromClient(
   body: ReadableStream<Uint8Array>,
   idle_ms: number,
+  stopping: AbortSignal | undefined,
 ): AsyncGenerator<Uint8Array, void> {
-  const stream = Readable.fromWeb(body as never);
+  const stream = Readable.fromWeb(body as never, stopping && { signal: stopping });
   const giveUp = () => {
     const message = `Nothing of the upload came for ${idle_ms / 1000} s.`;
     stream.destroy(new MaskrouteError('request_timeout', message));
@@ -334,6 +339,7 @@ async function* fromClient(
     }
   } catch (cause) {
     if (cause instanceof MaskrouteError) throw cause;
+    stopping?.throwIfAborted();
     throw new MaskrouteError('cancelled', 'The upload ended early.', { cause });
   } finally {
     clearTimeout(idle);

@@ -160,14 +160,14 @@ export async function storeEvaluation(
 
 /**
  * Makes the version live again that was live before `live`.
- * @throws MaskrouteError `conflict` when there is none, or when another version than `live` is live by now.
+ * @throws MaskrouteError `conflict` when there is none, or when anything was published after `live`.
  */
 export async function rollBack(
   client: AdminClient,
   tenant: string,
   live: LivePublication | undefined,
 ): Promise<Publication> {
-  const body = { tenant, expected_version: live?.version ?? null };
+  const body = { tenant, expected_version: live?.version ?? null, expected_publication: live?.id };
   return client.request({ method: 'POST', path: '/publications/rollback', body }, publicationSchema);
 }
 
@@ -186,6 +186,15 @@ export async function livePublication(
       return undefined;
     throw error;
   }
+}
+
+/** Whether the version was ever live for the tenant. */
+export async function wasPublished(client: AdminClient, tenant: string, version: string): Promise<boolean> {
+  const query = new URLSearchParams({ tenant, q: version });
+  for await (const publication of itemsOf(client, `/publications?${query}`, publicationSchema)) {
+    if (publication.version === version) return true;
+  }
+  return false;
 }
 
 /** The newest `countMax`, or all; newest first. */

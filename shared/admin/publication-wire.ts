@@ -84,6 +84,8 @@ export type PublishBody = z.input<typeof publishSchema>;
 export const changeLiveSchema = z.strictObject({
   tenant: ownerId.default(DEFAULT_TENANT),
   expected_version: expectedVersion,
+  /** The id of the only publication that may be changed; absent: the newest. The same version may be published again. */
+  expected_publication: z.string().max(100).optional(),
 });
 
 export const PUBLICATION_ACTIONS = ['activate', 'rollback', 'pause', 'resume'] as const;

@@ -400,7 +400,9 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/ratings', 'Ratings, with their comments', '200 [Rated]', {
         query: fieldsOf(requests.ratingsQuerySchema),
       }),
-      on('GET /admin/v1/models', 'The models that backends serve', '200 [ModelName]'),
+      on('GET /admin/v1/models', 'The models that backends serve', '200 [ModelName]', {
+        errors: ['backend_unreachable'],
+      }),
     ],
   },
   {

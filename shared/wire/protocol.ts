@@ -98,7 +98,7 @@ export const HEADERS = {
 
 /**
  * Request headers of a trial, such as the dashboard's playground: the request is marked, takes part in no experiment,
- * is no sign of drift, and may be routed by any mask set that the tenant could publish.
+ * judges no version, is no sign of drift, and may be routed by any mask set that the tenant could publish.
  */
 export const TRIAL_HEADERS = {
   /** `playground`. */

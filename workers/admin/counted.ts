@@ -15,7 +15,7 @@ import {
 } from '../../shared/admin/stats-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
-import { oneOfEachName } from '../backends/registry.ts';
+import { listByName } from '../backends/registry.ts';
 import { driftOf, stats as statsOf } from '../counting/traffic.ts';
 import { d1 } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
@@ -54,11 +54,9 @@ export const drift = new Hono<AppEnv>().get('/', async (c) => {
 /* The models that backends serve, to choose from for tenants and experiments. */
 
 export const models = new Hono<AppEnv>().get('/', async (c) => {
-  const served = await c.var.services.models.list(holdOf(c)).catch(() => []);
+  const served = await listByName(c.var.services.models, holdOf(c));
   // Tenants and experiments name models without `:dense`.
-  const ids = oneOfEachName(served)
-    .map(({ id }) => id)
-    .filter((id) => !splitModelName(id).dense);
+  const ids = served.map(({ id }) => id).filter((id) => !splitModelName(id).dense);
   return c.json({ object: 'list', data: ids.map((id) => ({ id })) });
 });
 

@@ -194,7 +194,13 @@ async function changeLive(c: AppContext, change: typeof rollback): Promise<Respo
   const body = parse(changeLiveSchema, await readJson(c.req.raw));
   const { services, admin } = c.var;
   const tenant = await scopedTenant(c, body.tenant);
-  const request = { tenant, expected: body.expected_version, actor: admin.actor, hold: holdOf(c) };
+  const request = {
+    tenant,
+    expected: body.expected_version,
+    publication: body.expected_publication,
+    actor: admin.actor,
+    hold: holdOf(c),
+  };
   await noteBefore(c, tenant);
   return c.json(await change(services, request), 201);
 }

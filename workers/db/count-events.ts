@@ -147,7 +147,6 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     endpoint: "''",
     status: '0',
     error_code: "''",
-    source: "''",
     total_ms: 'null',
     similarity: 'null',
     requests: '0',
@@ -231,7 +230,7 @@ const isOutage = (event: RequestEvent): boolean =>
 
 const OUTCOME_KEYS = [
   ...['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity'],
-  ...['fallback', 'experiment', 'variant', 'region'],
+  ...['fallback', 'experiment', 'variant', 'region', 'source'],
 ];
 const VARIANT_KEYS = ['experiment_owner', 'experiment', 'variant', 'region'];
 

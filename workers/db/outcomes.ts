@@ -1,8 +1,9 @@
 /** Reads counted figures: sums of requests by version, by variant, and by minute. */
-import { and, desc, eq, gte, lt, type SQL, sql } from 'drizzle-orm';
+import { and, desc, eq, gte, lt, ne, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { Sums } from '../../shared/admin/experiment-wire.ts';
+import type { RequestSource } from '../../shared/admin/requests-wire.ts';
 import type { Moments } from '../../shared/admin/statistics.ts';
 import { type Database, isIfGiven, minuteOf } from './d1.ts';
 import { type latencies, outcomeSums, outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
@@ -39,11 +40,16 @@ const ofVersion = (version: string, tenant: string, since_ms: number): SQL | und
     isIfGiven(outcomes.tenant, tenant === DEFAULT_TENANT ? undefined : tenant),
   );
 
-/** Leaves out what has a version's name but none of its masks: dense requests, and those with a client's own mask. */
-const underMasks = (rows: Record<'cluster' | 'fallback', SQLiteColumn>): SQL | undefined =>
-  and(gte(rows.cluster, 0), eq(rows.fallback, ''));
+const PLAYGROUND: RequestSource = 'playground';
 
-/** The figures by which a version is judged: requests that its masks answered or failed to answer. */
+/**
+ * Leaves out what does not judge a version: requests that have its name but none of its masks (dense ones, and those
+ * with a client's own mask), and the playground's.
+ */
+const judging = (rows: Record<'cluster' | 'fallback' | 'source', SQLiteColumn>): SQL | undefined =>
+  and(gte(rows.cluster, 0), eq(rows.fallback, ''), ne(rows.source, PLAYGROUND));
+
+/** The figures by which a version is judged: customers' requests that its masks answered or failed to answer. */
 export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
 
 /** Sums of at most `rowsMax` of the newest rows, without outages. */
@@ -70,7 +76,7 @@ export async function judgedOfVersion(
       tpot_sq: sql<number>`total(${newest.tpot_sq})`,
     })
     .from(newest)
-    .where(underMasks(newest));
+    .where(judging(newest));
   const { requests, errors, tpot_count: count, tpot_sum, tpot_sq: sq } = rows[0]!;
   return { requests, errors, tpot_ms: { count, sum: tpot_sum, sq } };
 }
@@ -99,7 +105,7 @@ export async function minuteSumsOfVersion(
       tpot_sum: sum(outcomes.tpot_sum),
     })
     .from(outcomes)
-    .where(and(ofVersion(version, tenant, since_ms), underMasks(outcomes)))
+    .where(and(ofVersion(version, tenant, since_ms), judging(outcomes)))
     .groupBy(outcomes.minute);
   return new Map(rows.map(({ minute, ...sums }) => [minute, sums]));
 }

@@ -343,6 +343,8 @@ export const outcomes = sqliteTable(
   {
     minute: integer('minute').notNull(),
     ...outcomeKeys,
+    /** A `RequestSource`, or a newer edge's. */
+    source: text('source').notNull().default('client'),
     ...outcomeSums,
     outages: outages(),
     saved_count: integer('saved_count').notNull().default(0),
@@ -354,7 +356,7 @@ export const outcomes = sqliteTable(
       columns: [
         table.minute,
         ...[table.tenant, table.model, table.version, table.cluster, table.mask, table.sparsity],
-        ...[table.fallback, table.experiment, table.variant, table.region],
+        ...[table.fallback, table.experiment, table.variant, table.region, table.source],
       ],
     }),
     index('outcomes_version').on(table.version, table.minute),

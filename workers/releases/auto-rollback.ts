@@ -38,9 +38,11 @@ async function takeBackIfBad(
   const reason = await whyBad(db, state);
   if (reason === null) return;
   try {
-    const { tenant, version, id } = state;
-    const judged = { id, reason };
-    await rollback({ db, table }, { tenant, expected: undefined, actor: AUTO_ROLLBACK, judged, hold });
+    const { tenant, version, id: publication } = state;
+    await rollback(
+      { db, table },
+      { tenant, expected: undefined, publication, actor: AUTO_ROLLBACK, reason, hold },
+    );
     log('warn', 'auto_rollback', { tenant, version, reason });
   } catch (error) {
     if (!(error instanceof MaskrouteError) || error.code !== 'conflict') throw error;

@@ -44,9 +44,13 @@ type PublishRequest = {
   readonly actor: string;
   readonly hold: Hold;
 };
-type RollbackRequest = Omit<PublishRequest, 'version'> & {
-  /** For an automatic rollback: the judged publication, the only one that may be rolled back, and the reason. */
-  readonly judged?: { readonly id: string; readonly reason: string };
+type ChangeRequest = Omit<PublishRequest, 'version'> & {
+  /** The id of the only publication that may be changed; undefined: the newest. */
+  readonly publication?: string | undefined;
+};
+type RollbackRequest = ChangeRequest & {
+  /** Which bound was crossed, for an automatic rollback. */
+  readonly reason?: string;
 };
 type Schedule = {
   /** Undefined or past: at once. */
@@ -130,11 +134,11 @@ function requireNews(seen: LiveState | null, version: string, now_ms: number): v
 
 /**
  * Pauses or resumes the rollout of the newest publication; the same conversations see it. A pause lasts until it is
- * resumed. @throws MaskrouteError `conflict` when there is nothing to pause or resume.
+ * resumed. @throws MaskrouteError `conflict` when there is nothing to pause or resume, or another publisher was faster.
  */
 export async function pauseOrResume(
   dependencies: Pick<PublishDependencies, 'db' | 'table'>,
-  request: Omit<PublishRequest, 'version'>,
+  request: ChangeRequest,
   what: 'pause' | 'resume',
 ): Promise<Publication> {
   const seen = await seenLive(dependencies.db, request);
@@ -165,7 +169,7 @@ export async function pauseOrResume(
 /**
  * Returns at once to what everyone saw before the newest publication; repeated, to the one before that. A scheduled or
  * partial rollout is cancelled. Before a tenant's first publication there is nothing: a person can cancel it only until
- * everyone sees it, so that a second click does not leave the tenant without a set; automatic rollback (`judged`)
+ * everyone sees it, so that a second click does not leave the tenant without a set; automatic rollback (with a `reason`)
  * always can.
  * @throws MaskrouteError `conflict` when nothing came before, or another publisher was faster.
  */
@@ -174,11 +178,10 @@ export async function rollback(
   request: RollbackRequest,
 ): Promise<Publication> {
   const seen = await seenLive(dependencies.db, request);
-  if (request.judged !== undefined && request.judged.id !== seen?.id) throw cameLate();
   const basics = flipBasics(request, seen);
   const target =
     seen?.previousId == null ? null : await d1(findPublication(dependencies.db, seen.previousId));
-  if (target === null) requireWithdrawable(seen, basics.createdAt_ms, request.judged !== undefined);
+  if (target === null) requireWithdrawable(seen, basics.createdAt_ms, request.reason !== undefined);
   const { owner, version, previousId } = target ?? NOTHING_LIVE;
   return await flip(dependencies, request.hold, seen, {
     ...basics,
@@ -188,7 +191,7 @@ export async function rollback(
     ...AT_ONCE,
     action: 'rollback',
     autoRollback: null,
-    reason: request.judged?.reason ?? null,
+    reason: request.reason ?? null,
   });
 }
 
@@ -202,14 +205,15 @@ function requireWithdrawable(seen: PublicationState | null, now_ms: number, isAu
 
 async function seenLive(
   db: Database,
-  request: Pick<PublishRequest, 'tenant' | 'expected'>,
+  { tenant, expected, publication }: ChangeRequest,
 ): Promise<LiveState | null> {
-  const seen = await d1(findLive(db, request.tenant));
-  if (request.expected !== undefined && request.expected !== (seen?.version ?? null)) {
+  const seen = await d1(findLive(db, tenant));
+  if (expected !== undefined && expected !== (seen?.version ?? null)) {
     throw new MaskrouteError('conflict', `The live version is ${seen?.version ?? 'none'}.`, {
       param: 'expected_version',
     });
   }
+  if (publication !== undefined && publication !== seen?.id) throw cameLate();
   return seen;
 }
 

@@ -11,7 +11,7 @@ import {
   type ModelEntry,
   splitModelName,
 } from '../../shared/wire/protocol.ts';
-import { oneOfEachName } from '../backends/registry.ts';
+import { listByName } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { steadyNow_ms, systemTime_ms } from '../base/waiting.ts';
 import { ageOf_ms } from '../counting/events.ts';
@@ -21,7 +21,7 @@ import { insertFeedback } from '../db/request-rows.ts';
 import { backendOnly, tenantOnly } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf, requestIdHeader } from '../http/context.ts';
 import { readJson } from '../http/request-body.ts';
-import { EVENTS, READY_TABLE_AGE_MAX_ms, RETRY_AFTER_s } from '../limits.ts';
+import { EVENTS, READY_TABLE_AGE_MAX_ms } from '../limits.ts';
 import type { RoutingTable } from '../routing/live-sets.ts';
 import { servicesFor } from '../services.ts';
 
@@ -37,19 +37,11 @@ export const models = new Hono<AppEnv>()
     return c.json(entry);
   });
 
+/** The models that the caller may use. @throws MaskrouteError `backend_unreachable`. */
 async function list(c: AppContext): Promise<readonly ModelEntry[]> {
-  try {
-    const { models } = c.var.caller.policy;
-    const served = await c.var.services.models.list(holdOf(c));
-    return oneOfEachName(served).filter(
-      ({ id }) => models === null || models.includes(splitModelName(id).model),
-    );
-  } catch (error) {
-    throw new MaskrouteError('backend_unreachable', 'The models cannot be listed right now.', {
-      retryAfter_s: RETRY_AFTER_s,
-      cause: error,
-    });
-  }
+  const { models } = c.var.caller.policy;
+  const served = await listByName(c.var.services.models, holdOf(c));
+  return served.filter(({ id }) => models === null || models.includes(splitModelName(id).model));
 }
 
 function withDense(entries: readonly ModelEntry[]): ModelEntry[] {

@@ -1,12 +1,17 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { gzipSync } from 'node:zlib';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { UsedTokens } from '../../../gpu-backend/api/auth.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
+import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
+import { JobData } from '../../../gpu-backend/jobs/job-store.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import type { TestServer } from './harness.ts';
 import { AUDIENCE, BACKEND_KEY, eventually, METRICS_KEY, serveModel } from './harness.ts';
@@ -396,12 +401,16 @@ describe('bodies that are sent slowly', () => {
     },
   );
 
-  it('end when the server stops, and hear why', async () => {
-    const own = await serve({});
-    const slow = await slowly(own, 10);
+  it.each([CHAT, '/v1/jobs/data?name=a'])('end when the server stops, and hear why: %s', async (path) => {
+    const folder = await mkdtemp(join(tmpdir(), 'maskroute-uploads-'));
+    const jobs = { jobs: { data: new JobData(folder, undefined) } } as unknown as HomeJobs['held'];
+    const own = await serveModel(scriptedModel(engine), {}, { jobs });
+    const slow = await slowly(own, 10, { path });
     await arrived();
     await own[Symbol.asyncDispose]();
     expect(slow.answer()).toBe('503 not_ready');
+    expect(await readdir(folder)).toEqual([]);
+    await rm(folder, { recursive: true });
   });
 });
 

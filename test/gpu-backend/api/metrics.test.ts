@@ -1,7 +1,9 @@
 /** `/metrics` over HTTP, from the real server over a scripted engine. */
+import { connect } from 'node:net';
+import { text as textOf } from 'node:stream/consumers';
 import { expect, it } from 'vitest';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { BACKEND_KEY, serveModel, type TestServer } from './harness.ts';
+import { BACKEND_KEY, eventually, serveModel, type TestServer } from './harness.ts';
 import { type Script, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const open = (script: Script, limits = {}) => serveModel(scriptedModel(scriptedEngine(script)), limits);
@@ -113,6 +115,21 @@ it('a stream that fails after its status has the code of its error', async () =>
   const { samples } = await scrape(server);
   const labels = { endpoint: 'chat', status: '200', code: 'engine_failed' };
   expect(sum(samples, 'maskroute_requests_total', labels)).toBe(1);
+});
+
+it('a request whose body breaks off is counted once', async () => {
+  await using server = await open(says('a'));
+  const socket = connect({ port: Number(new URL(server.url).port), host: '127.0.0.1', allowHalfOpen: true });
+  socket.end(
+    `POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${BACKEND_KEY}\r\n` +
+      'content-type: application/json\r\ncontent-length: 100\r\n\r\n{',
+  );
+  expect(await textOf(socket)).toContain('it ended early');
+  socket.destroy();
+  const counted = async () =>
+    (await scrape(server)).samples.filter(({ name }) => name === 'maskroute_requests_total');
+  await eventually(async () => (await counted()).some(({ labels }) => labels.endpoint === 'chat'));
+  expect(await counted()).toMatchObject([{ labels: { endpoint: 'chat', code: 'cancelled' }, value: 1 }]);
 });
 
 it('what is refused for the state of the backend is a rejection, what is wrong is not', async () => {

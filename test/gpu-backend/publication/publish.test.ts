@@ -131,6 +131,10 @@ describe('a mask set', () => {
     await publishMaskSet(client, maskSet('sudden', 2), { tenant, activate: true });
     await expect(rollBack(client, tenant, confirmed)).rejects.toMatchObject({ code: 'conflict' });
     expect(await liveVersion(tenant)).toBe(maskSetVersion(maskSet('sudden', 2)));
+    // The confirmed version again, but over another one.
+    await publishMaskSet(client, maskSet('steady', 1), { tenant, activate: true });
+    await expect(rollBack(client, tenant, confirmed)).rejects.toMatchObject({ code: 'conflict' });
+    expect(await liveVersion(tenant)).toBe(confirmed!.version);
   });
 
   test('is named without reading the list of all sets to its end', async () => {

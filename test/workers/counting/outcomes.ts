@@ -533,6 +533,40 @@ describe('expired rows', () => {
     expect(await leftOf('long-ago')).toBe(0);
   });
 
+  it('of every kind go once they have expired, and not before', async () => {
+    const { tenant } = await newTenant();
+    const at_ms = 5 * 60_000;
+    await deliver([event({ tenant, backend: tenant })]);
+    const ofTenant = `tenant = '${tenant}'`;
+    const kinds: Record<string, [time: string, mine: string]> = {
+      events: [`created_at_ms = ${at_ms}`, ofTenant],
+      outcomes: ['minute = 5', ofTenant],
+      latencies: ['minute = 5', ofTenant],
+      backend_latencies: ['minute = 5', `backend = '${tenant}'`],
+      audit_log: [`created_at_ms = ${at_ms}`, ofTenant],
+    };
+    await env.DB.exec(
+      `insert into audit_log (created_at_ms, tenant, actor, address, action, target, request_id) values (0, '${tenant}', '', '', '', '', '')`,
+    );
+    for (const [table, [time, mine]] of Object.entries(kinds))
+      await env.DB.exec(`update ${table} set ${time} where ${mine}`);
+    const left = async () => {
+      const tables = Object.entries(kinds).map(async ([table, [, mine]]) => {
+        const row = await env.DB.prepare(`select 1 from ${table} where ${mine}`).first();
+        return row === null ? [] : [table];
+      });
+      return (await Promise.all(tables)).flat();
+    };
+    const forgetBefore = (since_ms: number) => {
+      const kept = { eventsSince_ms: since_ms, auditSince_ms: since_ms, minutesSince_ms: since_ms };
+      return forget(openDatabase(env.DB), { now_ms: 0, feedbackSince_ms: 0, ...kept }, 60_000);
+    };
+    await forgetBefore(at_ms);
+    expect(await left()).toEqual(Object.keys(kinds));
+    await forgetBefore(at_ms + 60_000);
+    expect(await left()).toEqual([]);
+  });
+
   it('that cannot be deleted hold up neither counting nor other kinds', async () => {
     await env.DB.exec(`insert into feedback values ('stuck', 'k', 'c', 1, null, 0)`);
     await env.DB.exec(`insert into texts values ('stuck', 'stuck', 1, 'a prompt', 'an answer')`);
@@ -692,6 +726,26 @@ describe('a version that does worse than it may', () => {
     expect((await history())[0]!.reason).toMatch(/11\.00 ms a token over 40 requests/);
   });
 
+  it("is not blamed for the playground's requests, nor excused by them, and they are still counted", async () => {
+    const bounds = { error_rate_max: 0.1, tpot_ms_max: 10, requests_min: 10 };
+    const { tenant, version, history, of } = await guarded(bounds);
+    const failed = { ttft_ms: null, tpot_ms: null, status: 502, error_code: 'backend_error' };
+    const tried = (change: Partial<RequestEvent>) =>
+      Array.from({ length: 30 }, () => of({ source: 'playground', ...change }));
+    const trial = of({ source: 'playground' });
+    await deliver([...tried({ tpot_ms: 30 }), ...tried(failed), trial]);
+    const about = { request: trial.id, tenant, created_at_ms: Date.now() };
+    await deliver([{ kind: 'rating', ...about, key_id: 'k_1', rating: 1 }]);
+    expect(await history()).toHaveLength(2);
+    const compared = await admin('GET', `/publications/comparison?tenant=${tenant}`);
+    expect(await compared.json()).toMatchObject({ sides: [{ version, requests: 0 }, {}] });
+    const { versions } = await stats(`tenant=${tenant}`);
+    expect(versions).toMatchObject([{ version, figures: { requests: 61, errors: 30, ratings: 1 } }]);
+    await deliver(tried({ tpot_ms: 1 }));
+    await deliver(Array.from({ length: 10 }, () => of({ tpot_ms: 16 })));
+    expect((await history())[0]!.reason).toMatch(/16\.00 ms a token over 10 requests/);
+  });
+
   it('is not taken back by an outage, and a fault of its own shows through one', async () => {
     const { history, of } = await guarded({ error_rate_max: 0.1, requests_min: 10 });
     const codes = ['backend_unreachable', 'not_ready', 'queue_timeout', 'configuration_unavailable'];
@@ -735,6 +789,29 @@ describe('a version that does worse than it may', () => {
     expect(await history()).toHaveLength(2);
     await deliver([bad()]);
     expect((await history())[0]!.reason).toMatch(/20 of 20 requests failed/);
+  });
+
+  it('is judged from when it went live, and not by what was counted of it before', async () => {
+    const { tenant, old, version, history, of } = await guarded({ error_rate_max: 0.9, requests_min: 10 });
+    const bad = (minutesAgo: number) =>
+      of({ status: 502, error_code: 'backend_error', created_at_ms: Date.now() - minutesAgo * 60_000 });
+    await deliver(Array.from({ length: 10 }, () => bad(5)));
+    await activate(old, { tenant });
+    await activate(version, { tenant, auto_rollback: { error_rate_max: 0.1, requests_min: 10 } });
+    await deliver(Array.from({ length: 10 }, () => of({})));
+    const [newest] = await history();
+    expect(newest).toMatchObject({ action: 'activate', version });
+  });
+
+  it('is kept while it reaches its bounds and does not cross them', async () => {
+    const bounds = { error_rate_max: 0.1, tpot_ms_max: 10, tpot_ratio_max: 2, requests_min: 10 };
+    const { old, history, of } = await guarded(bounds);
+    const before = Array.from({ length: 10 }, () => of({ version: old, tpot_ms: 5 }));
+    const bad = () => of({ tpot_ms: null, status: 502, error_code: 'backend_error' });
+    await deliver([...before, ...Array.from({ length: 18 }, () => of({ tpot_ms: 10 })), bad(), bad()]);
+    expect(await history()).toHaveLength(2);
+    await deliver([bad()]);
+    expect((await history())[0]!.reason).toMatch(/^3 of 21 requests failed/);
   });
 
   it('is judged by each bound alone: that one lacks requests makes no older ones count for another', async () => {

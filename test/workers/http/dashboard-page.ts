@@ -7,6 +7,7 @@ import { CSRF_HEADER, type Session } from '../../../shared/admin/admin-wire.ts';
 import type { TrafficSample } from '../../../shared/admin/stats-wire.ts';
 import { TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import edge from '../../../workers/index.ts';
+import { SESSION_LIFETIME_s } from '../../../workers/limits.ts';
 import { ADMIN_KEY, EDGE_URL } from '../../support/edge/constants.ts';
 import {
   admin,
@@ -214,6 +215,18 @@ describe('a session that is ended', () => {
       for (const { cookie } of others) expect((await ask(cookie)).status).toBe(200);
       expect((await ask((await browser(key)).cookie, elsewhere)).status).toBe(200);
     }
+  });
+
+  it('is forgotten once it would be over by itself', async () => {
+    const over_ms = Date.now() - SESSION_LIFETIME_s * 1000 - 1_000;
+    const rows = [`('session:old', ${over_ms})`, `('session:late', ${over_ms + 60_000})`];
+    await env.DB.exec(`insert into ended_sessions values ${rows.join()}`);
+    const { key } = await newKey({ kind: 'admin' });
+    expect((await admin('DELETE', '/sessions', undefined, key)).status).toBe(200);
+    const { results } = await env.DB.prepare(
+      "select subject from ended_sessions where subject in ('session:old', 'session:late')",
+    ).all();
+    expect(results).toEqual([{ subject: 'session:late' }]);
   });
 
   it('goes with the key that is rotated, though the key works on for a while', async () => {

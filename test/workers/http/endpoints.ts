@@ -104,7 +104,12 @@ describe('the model list', () => {
   it('is 503 when no backend can be asked and none ever was', async () => {
     const { key } = await newTenant();
     const isolate = freshIsolate({ BACKEND_URL: 'http://127.0.0.1:1' });
-    expect(await errorCode(call('GET', '/v1/models', { key }, isolate))).toBe('503 backend_unreachable');
+    for (const asked of [
+      call('GET', '/v1/models', { key }, isolate),
+      call('GET', '/admin/v1/models', { key: ADMIN_KEY }, isolate),
+    ]) {
+      expect(await errorCode(asked)).toBe('503 backend_unreachable');
+    }
   });
 });
 

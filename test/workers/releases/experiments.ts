@@ -1,6 +1,6 @@
 /** Experiments: who takes part, in which variant, from when to when, and what two of them may not do. */
 import { env } from 'cloudflare:workers';
-import { describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
   type Experiment,
@@ -294,6 +294,49 @@ describe('two experiments', () => {
     await start(own.id);
     expect((await assigned(b.key, 'x')).experiment).toBe('none');
     expect((await assigned(a.key, 'x')).experiment).toBe(own.id);
+    const platforms = await draft({ tenants: [b.tenant] });
+    await start(platforms.id);
+    const { id } = await draft({}, otherKey);
+    const refused = await act(id, 'start', otherKey);
+    expect(refused.status).toBe(409);
+    const text = await refused.text();
+    expect(text).toContain('an experiment of the platform');
+    expect(text).not.toContain(platforms.id);
+  });
+});
+
+describe('the edge has room', () => {
+  /** Experiments that begin tomorrow, with `id`'s definition; `variants`: the mask sets of each. */
+  const fill = async (id: string, count: number, variants: (index: string) => [string, string]) => {
+    const [first, second] = variants('value');
+    await env.DB.prepare(
+      `insert into experiments select 'filler', 'filler-' || value,
+      json_set(definition, '$.variants[0].mask_set', ${first}, '$.variants[1].mask_set', ${second}),
+      created_at_ms, ?, null, null, revision, actor from experiments, json_each(?) where experiments.id = ?`,
+    )
+      .bind(Date.now() + 86_400_000, JSON.stringify(Array.from({ length: count }, (_, i) => i)), id)
+      .run();
+  };
+  afterEach(async () => {
+    await env.DB.exec("delete from experiments where owner = 'filler'");
+  });
+  const refusal = async (id: string) => {
+    const response = await act(id, 'start');
+    return `${response.status} ${await response.text()}`;
+  };
+
+  it('for a hundred experiments', async () => {
+    const { id } = await draft({ tenants: [(await newTenant()).tenant] });
+    await fill(id, 100, () => ["'dense'", "'dense'"]);
+    expect(await refusal(id)).toMatch(/^409 .*100 experiments run already/);
+    await env.DB.exec("delete from experiments where owner = 'filler'");
+    await start(id);
+  });
+
+  it('for 64 mask sets in them', async () => {
+    const { id } = await draft({ tenants: [(await newTenant()).tenant] });
+    await fill(id, 32, (index) => [`printf('v_%024d', 2 * ${index})`, `printf('v_%024d', 2 * ${index} + 1)`]);
+    expect(await refusal(id)).toMatch(/^409 .*at most 64 mask sets in all/);
   });
 });
 

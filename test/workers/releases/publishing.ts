@@ -289,6 +289,22 @@ describe('publishing', () => {
 });
 
 describe('rolling back', () => {
+  it('changes only the publication that was seen: the same version may have been published again', async () => {
+    const { tenant } = await newTenant();
+    const { version } = await goLive('seen', tenant);
+    const { version: next } = await goLive('seen-next', tenant);
+    const live = async () =>
+      await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<LivePublication>();
+    const seen = { expected_version: next, expected_publication: (await live()).id };
+    await activate(version, { tenant });
+    await activate(next, { tenant });
+    expect(await errorCode(rollback(tenant, seen))).toBe('409 conflict');
+    expect(await errorCode(admin('POST', '/publications/pause', { tenant, ...seen }))).toBe('409 conflict');
+    const expected_publication = (await live()).id;
+    const back = rollback(tenant, { ...seen, expected_publication });
+    expect(await created<Publication>(back)).toMatchObject({ version, replaced_version: next });
+  });
+
   it('goes back one publication at a time, and says when nothing came before', async () => {
     const { tenant, key } = await newTenant();
     const versions: string[] = [];

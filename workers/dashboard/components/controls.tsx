@@ -10,6 +10,7 @@ import {
 } from '../../../shared/admin/publication-wire.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
 import { type Loading, useAddress, useAddressOf, useLoad, useScope } from '../hooks.ts';
+import { Failure } from './dialog.tsx';
 
 /** A select that applies at once. `options`: values with their titles, in order. */
 export function Choice<T extends string>(props: {
@@ -218,11 +219,22 @@ export function useSetsToPick(owners: readonly string[]): {
 
 const modelSchema = z.object({ id: z.string() });
 
-/** The models that backends serve, and chosen models that no backend serves now. */
-export function useModelIds(picked: readonly string[]): readonly string[] {
+/** Checkboxes for the models that backends serve, and for picked ones that no backend serves now. */
+export function ModelBoxes({ picked }: { readonly picked: readonly string[] }) {
   const found = useLoad(['models'], (signal) => admin(listSchema(modelSchema), '/models', { signal }));
   const served = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
-  return [...new Set([...served, ...picked])];
+  return (
+    <>
+      {found.state === 'failed' && <Failure error={found.error} retry={found.reload} />}
+      <Several
+        title="Models"
+        none="none selected: all"
+        name="models"
+        options={[...new Set([...served, ...picked])]}
+        picked={picked}
+      />
+    </>
+  );
 }
 
 /** Checkboxes for any of several values; `none`: what it means if none is checked. */

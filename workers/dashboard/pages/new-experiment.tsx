@@ -4,15 +4,7 @@ import { useState } from 'preact/hooks';
 import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../shared/admin/experiment-wire.ts';
 import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
 import { admin } from '../api.ts';
-import {
-  Choice,
-  itemsIn,
-  Several,
-  TenantBoxes,
-  timeIn,
-  useModelIds,
-  useSetsToPick,
-} from '../components/controls.tsx';
+import { Choice, itemsIn, ModelBoxes, TenantBoxes, timeIn, useSetsToPick } from '../components/controls.tsx';
 import { FormDialog, Loaded } from '../components/dialog.tsx';
 import { publicationInUse, useLoad, useScope } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
@@ -197,7 +189,6 @@ const PLACES = [
 
 /** `isShared`: it belongs to no tenant, so it may name some. */
 function ScopeFields({ isShared }: { readonly isShared: boolean }) {
-  const models = useModelIds([]);
   return (
     <>
       <fieldset class="pairs">
@@ -210,7 +201,7 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
         ))}
       </fieldset>
       {isShared && <TenantBoxes title="Tenants" none="none selected: all" name="tenants" />}
-      <Several title="Models" none="none selected: all" name="models" options={models} picked={[]} />
+      <ModelBoxes picked={[]} />
       <div class="pairs">
         <label>
           Begins (empty: when it is started)

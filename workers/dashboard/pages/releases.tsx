@@ -310,8 +310,8 @@ const placeOf = ({ share, paused_at }: LivePublication): string => {
 };
 
 /*
- * Publishing a set, at once or in steps, and changing a rollout. Each request names the live version as this page saw
- * it; if somebody else was faster, the edge refuses and nothing changes.
+ * Publishing a set, at once or in steps, and changing a rollout. Each request names what is live as this page saw it; if
+ * somebody else was faster, the edge refuses and nothing changes.
  */
 
 function ActivateDialog(props: {
@@ -359,7 +359,8 @@ type Act = {
   readonly destroys?: boolean;
 };
 
-const nothingMore = () => ({});
+/** The same version may be published again meanwhile, over another one. */
+const thisPublication = ({ id }: LivePublication) => ({ expected_publication: id });
 const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
   rollback: {
     title: 'Roll back?',
@@ -367,7 +368,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     says: (live, tenant) =>
       `${live.previous_version ?? whatIsLeft(tenant)} replaces ${live.version} for ${whose(tenant)}.`,
     path: '/publications/rollback',
-    body: nothingMore,
+    body: thisPublication,
     destroys: true,
   },
   promote: {
@@ -384,7 +385,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     says: ({ version, share }) =>
       `${version} stays at ${sharePercent(share)}: the same conversations see it until somebody resumes.`,
     path: '/publications/pause',
-    body: nothingMore,
+    body: thisPublication,
   },
   resume: {
     title: 'Resume the rollout?',
@@ -392,7 +393,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
     says: ({ version, share }) =>
       `${version} continues from ${sharePercent(share)}; the time of the pause does not count towards its steps.`,
     path: '/publications/resume',
-    body: nothingMore,
+    body: thisPublication,
   },
 };
 

@@ -10,7 +10,7 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
-import { RowButton, type SearchProps, Several, useModelIds, useSearch } from '../components/controls.tsx';
+import { ModelBoxes, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
 import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
@@ -200,7 +200,6 @@ function TenantFields({
   readonly tenant: Tenant | undefined;
   readonly isGlobal: boolean;
 }) {
-  const models = useModelIds(tenant?.models ?? []);
   return (
     <>
       {tenant === undefined && (
@@ -244,13 +243,7 @@ function TenantFields({
             <input name="enabled" type="checkbox" defaultChecked={tenant?.enabled ?? true} />
             Enabled
           </label>
-          <Several
-            title="Models"
-            none="none selected: all"
-            name="models"
-            options={models}
-            picked={tenant?.models ?? []}
-          />
+          <ModelBoxes picked={tenant?.models ?? []} />
           <div class="pairs">
             {LIMITS.map(({ name, title, scale }) => (
               <label key={name}>
