@@ -75,7 +75,7 @@ export function lettersOf(expression: Expression): readonly [least: number, most
   }
 }
 
-type Rules = ReadonlyMap<string, Expression>;
+export type Rules = ReadonlyMap<string, Expression>;
 
 /** Prints `rules` as EBNF with the start rule `root`. */
 export function printGrammar(rules: Rules, root: Expression): string {
@@ -155,7 +155,7 @@ function partsOf(expression: Expression): readonly Expression[] {
   }
 }
 
-const rulesIn = (expression: Expression): string[] =>
+export const rulesIn = (expression: Expression): string[] =>
   expression.kind === 'rule' ? [expression.name] : partsOf(expression).flatMap(rulesIn);
 
 /** Whether the expression has a text whose leaves all satisfy `isSo`. */

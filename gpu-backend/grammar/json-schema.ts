@@ -31,6 +31,7 @@ import {
   type Spent,
   type Type,
 } from './schema-reader.ts';
+import { separated } from './separated-choices.ts';
 import { isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
@@ -135,7 +136,8 @@ class Converter {
         this.#where.get(endless) ?? '',
         'it requires itself without end, so it has no finite value',
       );
-    return printGrammar(this.#rules, root);
+    const written = separated(this.#rules, root);
+    return printGrammar(written.rules, written.root);
   }
 
   #value(schema: unknown, path: Path, depth = 0): Expression {

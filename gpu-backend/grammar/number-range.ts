@@ -71,8 +71,8 @@ function decimalsBetween(bounds: Bounds, places: number, more: boolean): Express
   const [from, to] = [Math.max(low, -LARGEST), Math.min(high, LARGEST)];
   if (from > to) return undefined;
   if (to >= 0) options.push(...counted(Math.max(0, from), to, places));
-  // One minus for all: where many choices begin with one of their own, xgrammar lets further digits through.
-  if (from < 0) options.push(sequence(text('-'), choice(...counted(Math.max(1, -to), -from, places))));
+  if (from < 0)
+    options.push(...counted(Math.max(1, -to), -from, places).map((one) => sequence(text('-'), one)));
   if (more) {
     // Further digits move a number away from zero, but not as far as the next number.
     const tail = repeat(DIGIT, 1, 4);
