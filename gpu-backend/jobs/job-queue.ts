@@ -313,6 +313,8 @@ export class Jobs {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
     }
+    // Cancelled, or the backend stops: nothing is published yet.
+    if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
     const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
     const toPublish = publishArguments(request.publish, this.#setOf(id));
     const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);

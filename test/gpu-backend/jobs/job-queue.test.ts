@@ -499,9 +499,16 @@ describe('publishing', () => {
       result: { version: expect.stringMatching(/^v_/), published: null },
     });
     expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
-    const learning = await create(jobs, 'hang');
-    await hangs(learning.id);
-    expect(await jobs.cancel(learning.id)).toMatchObject({ status: 'cancelled', error: null, result: null });
+    for (const behaviour of ['hang', 'late']) {
+      const learning = await create(jobs, behaviour, { publish });
+      await hangs(learning.id);
+      expect(await jobs.cancel(learning.id)).toMatchObject({
+        status: 'cancelled',
+        error: null,
+        result: null,
+      });
+      expect(existsSync(join(folderOf(learning.id), 'published.json'))).toBe(false);
+    }
   });
 
   it('seals a secret for one job under one key', () => {
