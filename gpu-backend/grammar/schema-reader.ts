@@ -347,7 +347,7 @@ export class SchemaReader {
     const found = isJsonObject(given) && '$ref' in given ? this.reference(given, place).found : given;
     if (found === true) return undefined;
     const names = isJsonObject(found) && !('type' in found) ? { ...found, type: 'string' } : found;
-    if (!isJsonObject(names) || names.type !== 'string')
+    if (!isJsonObject(names) || this.types(names, place).join() !== 'string')
       throw this.refusal(place, 'expected a schema of strings');
     return names;
   }
