@@ -405,7 +405,7 @@ export class Jobs {
     }
   }
 
-  /** Handles a command of a job that failed or was stopped. `result`: what the job has produced so far. */
+  /** Handles a command of a job that failed or was stopped. `result`: null unless the job had begun to publish. */
   async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
     // Stopped with the server: it stays `running` on disk, and the next start goes on with it.
     if (this.#closing.signal.aborted) return;
