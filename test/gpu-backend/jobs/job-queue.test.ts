@@ -339,6 +339,16 @@ describe('a restart', () => {
     expect(jobs.get(id)).toMatchObject({ status: 'cancelled' });
   });
 
+  it('while a cancelled job takes its time to end does not begin it again', async () => {
+    const first = await start(undefined, 50);
+    const { id } = await create(first, 'linger');
+    await hangs(id);
+    expect(await first.cancel(id)).toMatchObject({ status: 'running' });
+    await first.close();
+    const second = await start();
+    expect(second.get(id)).toMatchObject({ status: 'cancelled', starts: 1 });
+  });
+
   it('after a kill of the command alone is a failure that names the signal', async () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
