@@ -117,11 +117,12 @@ async function planFrame(
   { endpoint, maxTokens, logprobs }: Wanted,
 ): Promise<Omit<AnswerPlan, 'jobs'>> {
   requireModel(model.name, request.model);
-  const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
-  const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
   requireTokens(request.logit_bias, model.engine.model.vocabularySize);
   requireCount(request, limits.choicesMax);
   requireMinTokens(request.min_tokens ?? 0, maxTokens);
+  // Last, since the mask may have to be fetched from the edge.
+  const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
+  const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
   return {
     endpoint,
     id,

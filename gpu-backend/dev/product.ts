@@ -69,8 +69,11 @@ export async function startProduct(options: ProductOptions): Promise<Product> {
   const parts: Parts = {};
   const backups = openBackups(home);
   const stop = async () => {
-    await stopParts(options, parts, backups);
-    unlock();
+    try {
+      await stopParts(options, parts, backups);
+    } finally {
+      unlock();
+    }
   };
   try {
     return { dev: await startParts(options, parts, backups), stop };
@@ -128,7 +131,7 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
  */
 async function stopParts({ home, say }: ProductOptions, parts: Parts, backups: Backups): Promise<void> {
   parts.unwatch?.();
-  await removeDevFile(home);
+  await removeDevFile(home).catch((error: Error) => say(`dev.json could not be removed: ${error.message}`));
   await parts.backend?.drain(BACKEND_STOP_ms);
   await parts.edge?.stop(EDGE_STOP_ms);
   await parts.backend?.stop(BACKEND_STOP_ms);

@@ -270,7 +270,7 @@ export class SchemaReader {
     return common.length === 0 ? undefined : { ...schema, type: [...new Set(common)] };
   }
 
-  /** A schema's types, which follow from its values, too; undefined if they follow from other schemas. */
+  /** A schema's types by its own keywords; undefined if only other schemas, as in `$ref` or `anyOf`, say them. */
   #typesOf(schema: unknown, path: Path): readonly Type[] | undefined {
     if (!isJsonObject(schema)) return undefined;
     if ('type' in schema) return this.types(schema, path);
@@ -286,9 +286,9 @@ export class SchemaReader {
     );
     if (!schemas.every(isJsonObject)) return false;
     const types = schemas.map((schema) => this.#typesOf(schema, path) ?? []);
-    // Keywords such as `properties` allow all values of other types.
-    const areSaid = schemas.every((schema) => 'type' in schema || valuesOf(schema).length > 0);
-    if (areSaid && areDisjoint(types.map(withoutIntegers))) return true;
+    // Where a keyword such as `properties` only implies a type, values of all other types are valid, too.
+    const areExplicit = schemas.every((schema) => 'type' in schema || valuesOf(schema).length > 0);
+    if (areExplicit && areDisjoint(types.map(withoutIntegers))) return true;
     if (areDisjoint(schemas.map(textsOf))) return true;
     const areObjects = types.every((own) => own.length === 1 && own[0] === 'object');
     return areObjects && Object.keys(propertiesOf(schemas[0]!)).some((name) => areToldApartBy(name, schemas));
@@ -347,7 +347,7 @@ export class SchemaReader {
     const found = isJsonObject(given) && '$ref' in given ? this.reference(given, place).found : given;
     if (found === true) return undefined;
     const names = isJsonObject(found) && !('type' in found) ? { ...found, type: 'string' } : found;
-    if (!isJsonObject(names) || names.type !== 'string')
+    if (!isJsonObject(names) || this.types(names, place).join() !== 'string')
       throw this.refusal(place, 'expected a schema of strings');
     return names;
   }

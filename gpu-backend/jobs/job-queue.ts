@@ -313,6 +313,8 @@ export class Jobs {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
     }
+    // Cancelled, or the backend stops: nothing is published yet.
+    if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
     const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
     const toPublish = publishArguments(request.publish, this.#setOf(id));
     const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
@@ -403,10 +405,10 @@ export class Jobs {
     }
   }
 
-  /** Handles a command of a job that failed or was stopped. `result`: what the job has produced so far. */
+  /** Handles a command of a job that failed or was stopped. `result`: null unless the job had begun to publish. */
   async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
-    // Stopped with the server: it stays `running` on disk, and the next start goes on with it.
-    if (this.#closing.signal.aborted) return;
+    // Stopped with the server, and not cancelled: it stays `running` on disk, and the next start goes on with it.
+    if (this.#closing.signal.aborted && !this.#current?.stop.signal.aborted) return;
     if (end.kind === 'stopped')
       await this.#finish(id, { status: 'cancelled', result, error: result && PUBLISHED_PERHAPS });
     else await this.#finish(id, { status: 'failed', error: end.reason, result });

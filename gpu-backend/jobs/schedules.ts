@@ -92,6 +92,8 @@ export class Schedules {
   remove(id: string): Promise<void> {
     return this.#change(async () => {
       this.get(id);
+      // First: after a kill a folder without it is no schedule. With it, but without its secret, its jobs would fail.
+      await rm(this.#fileOf(id), { force: true });
       await rm(join(this.#folder, id), { recursive: true, force: true });
       this.#schedules.delete(id);
     });
@@ -207,13 +209,11 @@ export class Schedules {
     return { ...job, publish: { ...publish, admin_key } };
   }
 
+  readonly #fileOf = (id: string) => join(this.#folder, id, 'schedule.json');
   readonly #secretOf = (id: string) => join(this.#folder, id, 'secret');
 
   async #save(schedule: Schedule): Promise<void> {
-    await writeWhole(
-      join(this.#folder, schedule.id, 'schedule.json'),
-      `${JSON.stringify(schedule, null, 2)}\n`,
-    );
+    await writeWhole(this.#fileOf(schedule.id), `${JSON.stringify(schedule, null, 2)}\n`);
     this.#schedules.set(schedule.id, schedule);
   }
 }

@@ -108,6 +108,21 @@ describe('bodies', () => {
     expect(await errorOf(await own.post(CHAT, chat({ n: 5 })))).toMatchObject({ status: 400, param: 'n' });
   });
 
+  it('what is wrong is said without asking the edge for the mask', async () => {
+    await using own = await serveModel(scriptedModel(engine), {}, { edgeUrl: 'http://127.0.0.1:9' });
+    const mask = `m_${'0'.repeat(24)}`;
+    for (const [param, fields] of [
+      ['logit_bias', { logit_bias: { 258: 1 } }],
+      ['n', { n: 1000 }],
+      ['min_tokens', { min_tokens: 2, max_tokens: 1 }],
+    ] as const)
+      expect(await errorOf(await own.post(CHAT, chat({ mask, ...fields })))).toMatchObject({
+        status: 400,
+        param,
+      });
+    expect(await errorOf(await own.post(CHAT, chat({ mask })))).toMatchObject({ status: 503, param: 'mask' });
+  });
+
   it('invalid UTF-8', async () => {
     const body = Buffer.from(JSON.stringify(chat()));
     body[body.indexOf('Hi')] = 0xff;

@@ -1,7 +1,7 @@
 /** What is kept in a home: the lock, the keys, dev.json. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -14,6 +14,7 @@ import {
   saveKeys,
   writeDevFile,
 } from '../../../gpu-backend/dev/dev-home.ts';
+import { startProduct } from '../../../gpu-backend/dev/product.ts';
 
 let home: string;
 beforeEach(() => {
@@ -97,4 +98,21 @@ test('dev.json comes and goes, readable by its owner alone', async () => {
   await removeDevFile(home);
   await removeDevFile(home);
   expect(await readDevFile(home)).toBeUndefined();
+});
+
+test('a stop goes on where dev.json cannot be removed: the home is free again', async () => {
+  mkdirSync(path.join(home, 'dev.json'));
+  const said: string[] = [];
+  const start = startProduct({
+    home,
+    port: 0,
+    backendPort: 0,
+    threads: 1,
+    say: (line) => said.push(line),
+    step: (_, work) => work(),
+    signal: new AbortController().signal,
+  });
+  await expect(start).rejects.toThrow(/directory/);
+  expect(said).toEqual([expect.stringContaining('dev.json could not be removed')]);
+  lockHome(home)();
 });

@@ -250,6 +250,7 @@ test.each<[object, RegExp]>([
   [{ required: 'a' }, /at \/required: expected a list of names/],
   [{ required: ['a'], additionalProperties: false }, /at \/required: "a" is not in `properties`/],
   [{ propertyNames: { type: 'integer' } }, /at \/propertyNames: expected a schema of strings/],
+  [{ propertyNames: { type: 'string', nullable: true } }, /at \/propertyNames: expected a schema of strings/],
   [{ prefixItems: {} }, /at \/prefixItems: expected a list of schemas/],
   [{ minItems: 2, maxItems: 1 }, /its `maxItems` is below its `minItems`/],
   [{ minItems: 2, prefixItems: [{}], items: false }, /at \/minItems: more items than there are schemas for/],

@@ -339,6 +339,16 @@ describe('a restart', () => {
     expect(jobs.get(id)).toMatchObject({ status: 'cancelled' });
   });
 
+  it('while a cancelled job takes its time to end does not begin it again', async () => {
+    const first = await start(undefined, 50);
+    const { id } = await create(first, 'linger');
+    await hangs(id);
+    expect(await first.cancel(id)).toMatchObject({ status: 'running' });
+    await first.close();
+    const second = await start();
+    expect(second.get(id)).toMatchObject({ status: 'cancelled', starts: 1 });
+  });
+
   it('after a kill of the command alone is a failure that names the signal', async () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
@@ -499,9 +509,16 @@ describe('publishing', () => {
       result: { version: expect.stringMatching(/^v_/), published: null },
     });
     expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
-    const learning = await create(jobs, 'hang');
-    await hangs(learning.id);
-    expect(await jobs.cancel(learning.id)).toMatchObject({ status: 'cancelled', error: null, result: null });
+    for (const behaviour of ['hang', 'late']) {
+      const learning = await create(jobs, behaviour, { publish });
+      await hangs(learning.id);
+      expect(await jobs.cancel(learning.id)).toMatchObject({
+        status: 'cancelled',
+        error: null,
+        result: null,
+      });
+      expect(existsSync(join(folderOf(learning.id), 'published.json'))).toBe(false);
+    }
   });
 
   it('seals a secret for one job under one key', () => {

@@ -1,7 +1,7 @@
 /** Jobs that come again: when, after a restart, after a time away, and what stands in the list when one cannot begin. */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, watch, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, it } from 'vitest';
@@ -146,7 +146,7 @@ it('waits for its own last job, and begins the next after it', async () => {
   await eventually(() => again.jobs.list().length === 2, 20_000);
 });
 
-it('does not wait for jobs that are not its own before its job stands in the queue', async () => {
+it('queues its job while a job of somebody else runs', async () => {
   const { jobs, schedules } = await start();
   const other = await jobs.create(job('hang'));
   const { id } = await schedules.create({ every: '1h', first_at: now(), job: job('ok') });
@@ -214,6 +214,21 @@ it('keeps its data, and is gone when it is removed', async () => {
   await expect(schedules.create({ every: '1h', job: job('missing') })).rejects.toMatchObject({
     code: 'not_found',
   });
+});
+
+it('is removed before its secret: a kill in between leaves no schedule whose jobs fail', async () => {
+  const { schedules } = await start();
+  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  const made = await schedules.create({ every: '1h', job: job('ok', { publish }) });
+  const folder = dirname(fileOf(made));
+  // Whatever the order in which a file system lists files, by name or by age.
+  for (const name of ['a', 'z']) writeFileSync(join(folder, name), '');
+  const gone: (string | null)[] = [];
+  const watcher = watch(folder, (_, name) => gone.push(name));
+  await schedules.remove(made.id);
+  await eventually(() => gone.includes('secret'));
+  watcher.close();
+  expect(gone[0]).toBe('schedule.json');
 });
 
 it('a schedule that the disk does not take leaves no secret, and neither does a kill', async () => {
