@@ -167,7 +167,10 @@ export const within = (
     isIfGiven(table.tenant, tenant),
   );
 
-/** Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. */
+/**
+ * Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. `client_requests`: those
+ * that are not the playground's.
+ */
 export async function clusterSeries(db: Database, request: SeriesRequest) {
   const start = sql<number>`${outcomes.minute} - ${outcomes.minute} % ${minuteOf(request.step_ms)}`;
   const rows = await db
@@ -176,6 +179,7 @@ export async function clusterSeries(db: Database, request: SeriesRequest) {
       version: outcomes.version,
       cluster: outcomes.cluster,
       requests: sql<number>`total(${outcomes.requests})`,
+      client_requests: sql<number>`total(case when ${isOfClients(outcomes)} then ${outcomes.requests} end)`,
       errors: sql<number>`total(${outcomes.errors})`,
     })
     .from(outcomes)
