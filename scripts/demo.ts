@@ -11,7 +11,7 @@ import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createStep, startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { median } from '../gpu-backend/measure.ts';
-import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
+import { createAdminClient, createTenantClient } from '../gpu-backend/publication/admin-client.ts';
 import { livePublication } from '../gpu-backend/publication/publish.ts';
 import { DEFAULT_TENANT, listSchema } from '../shared/admin/admin-wire.ts';
 import { evaluatedRowSchema } from '../shared/admin/stats-wire.ts';
@@ -289,12 +289,10 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
 
 /** The label of the prompt's cluster in the mask set. */
 async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promise<string> {
-  const response = await fetch(`${edge}/v1/route`, {
-    method: 'POST',
-    headers: { authorization: `Bearer ${apiKey}`, 'content-type': 'application/json' },
-    body: JSON.stringify({ model, messages: [{ role: 'user', content: prompt }] }),
-  });
-  return dryRunSchema.parse(await response.json()).label ?? 'no label';
+  const body = { model, messages: [{ role: 'user', content: prompt }] };
+  const client = createTenantClient(edge, apiKey);
+  const { label } = await client.request({ method: 'POST', path: '/route', body }, dryRunSchema);
+  return label ?? 'no label';
 }
 
 /** Two texts in two columns, wrapped at words. Widths are counted in characters, so wide characters are not aligned. */

@@ -77,6 +77,10 @@ function keepNoUnreadBody({ method, headers }: IncomingMessage, response: Server
   if (hasBody && (method === 'GET' || method === 'HEAD')) response.shouldKeepAlive = false;
 }
 
+/** What a client expects beyond `100-continue` may be ignored (RFC 9110, 10.1.1); Node sends 417 without a body. */
+const ignoreExpectation = (server: Server): unknown =>
+  server.on('checkExpectation', (request, response) => server.emit('request', request, response));
+
 /** In HTTP/1.0 a request need not name a host; a load balancer's probe does not. */
 function nameHost({ httpVersion, headers }: IncomingMessage): void {
   if (httpVersion === '1.0') headers.host ??= 'localhost';
@@ -167,6 +171,7 @@ export async function startServer(
   );
   readOneATurn(server);
   refuseMalformed(server, parts);
+  ignoreExpectation(server);
   server.prependListener('request', nameHost);
   server.prependListener('request', keepNoUnreadBody);
   server.listen(port, hostname);

@@ -131,7 +131,7 @@ export function addLearnCommand(program: Command): void {
     .addOption(deviceOption())
     .addOption(floatTypeOption())
     .option('--seed <number>', 'the same seed gives the same mask set', wholeNumber(0), 1)
-    .addOption(queueOption('hand the work to maskroute work through this queue (default: compute here)'))
+    .addOption(queueOption('hand the work to maskroute work through this queue; without one, compute here'))
     .addOption(journalOption())
     .option(...JSON_OPTION)
     .addHelpText(

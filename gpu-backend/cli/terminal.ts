@@ -99,7 +99,7 @@ export const deviceOption = (): Option =>
 
 /** `--float-type`, or MASKROUTE_FLOAT_TYPE from the environment. */
 export const floatTypeOption = (): Option =>
-  new Option('--float-type <type>', 'the float type on a GPU (default: f16 if the GPU has it)')
+  new Option('--float-type <type>', 'the float type on a GPU; by default f16 if the GPU has it')
     .choices(FLOAT_TYPES)
     .env('MASKROUTE_FLOAT_TYPE');
 
@@ -107,7 +107,7 @@ export const floatTypeOption = (): Option =>
 export const kvTypeOption = (): Option =>
   new Option(
     '--kv-type <type>',
-    'the type of the KV cache: f16 takes half the memory of f32 (default: f32; on a GPU its --float-type)',
+    'the type of the KV cache; by default f32, on a GPU its --float-type; f16 takes half the memory of f32',
   )
     .choices(KV_TYPES)
     .env('MASKROUTE_KV_TYPE');

@@ -83,7 +83,7 @@ export const queueOption = (description: string): Option =>
 export const journalOption = (): Option =>
   new Option(
     '--journal <folder>',
-    'the folder of results, which the run and all workers share (default: units in MASKROUTE_HOME)',
+    'the folder of results, which the run and all workers share; by default units in MASKROUTE_HOME',
   ).env('MASKROUTE_JOURNAL');
 
 export const journalFolder = (home: string, named: string | undefined): string =>

@@ -9,7 +9,7 @@ import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
-import { type AdminClient, createAdminClient, createBackendClient } from '../publication/admin-client.ts';
+import { type AdminClient, createAdminClient, createTenantClient } from '../publication/admin-client.ts';
 import {
   livePublication,
   namesOfVersions,
@@ -49,7 +49,7 @@ export async function seed(edge: string, keys: DevKeys, say: (line: string) => v
 
 /** The models of the edge's backends. */
 const servedModels = async (edge: string, apiKey: string): Promise<readonly ModelEntry[]> =>
-  (await createBackendClient(edge, apiKey).request({ method: 'GET', path: '/models' }, modelListSchema)).data;
+  (await createTenantClient(edge, apiKey).request({ method: 'GET', path: '/models' }, modelListSchema)).data;
 
 const isFor = ({ model, surrogates }: MaskSet, served: readonly ModelEntry[]): boolean =>
   served.some(

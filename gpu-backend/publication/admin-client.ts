@@ -1,5 +1,5 @@
 /**
- * Client for the admin API of an edge or of a backend: parses answers, and throws errors with the server's code and
+ * Clients for the APIs of an edge and of a backend: they parse answers, and throw errors with the server's code and
  * message.
  */
 import { z } from 'zod';
@@ -19,7 +19,7 @@ const wireErrorSchema = z.object({
 
 type AdminRequest = {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE';
-  /** Path and query below `/admin/v1`, or below a backend's `/v1`. */
+  /** Path and query below `/admin/v1` or `/v1`. */
   readonly path: string;
   readonly body?: unknown;
 };
@@ -55,6 +55,16 @@ export function createBackendClient(backend: string, backendKey: string): Backen
     ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey, timeout_ms }),
   };
 }
+
+/** Client for what an edge offers to a tenant (`/v1`), with the tenant's key. */
+export const createTenantClient = (edge: string, apiKey: string): Requests =>
+  requestsTo({
+    kind: 'edge',
+    origin: edge.replace(/\/+$/, ''),
+    base: '/v1',
+    key: apiKey,
+    timeout_ms: ANSWER_TIMEOUT_ms,
+  });
 
 type Server = {
   readonly kind: 'edge' | 'backend';

@@ -86,7 +86,7 @@ const routingShareSchema = z.object({
 /** How evenly a version's requests are distributed over its clusters, over the whole requested period. */
 const balanceSchema = z.object({
   version: z.string(),
-  /** Requests that fell into a cluster. */
+  /** Requests that fell into a cluster, without the playground's. */
   requests: z.int(),
   clusters: z.int(),
   largest_share: z.number(),

@@ -445,11 +445,16 @@ export const GROUPS: readonly Group[] = [
       on('GET /admin/v1/backends/{id}/jobs/data', 'List uploaded data', '200 [UploadedData]', {
         errors: AT_BACKEND,
       }),
-      on('POST /admin/v1/backends/{id}/jobs/data', 'Upload data for jobs', '201 UploadedData', {
-        query: jobs.uploadQuerySchema,
-        body: 'application/jsonl',
-        errors: ['invalid_data', ...AT_BACKEND],
-      }),
+      on(
+        'POST /admin/v1/backends/{id}/jobs/data',
+        'Upload data for jobs',
+        ['200 UploadedData', '201 UploadedData'],
+        {
+          query: jobs.uploadQuerySchema,
+          body: 'application/jsonl',
+          errors: ['invalid_data', ...AT_BACKEND],
+        },
+      ),
       on(
         'GET /admin/v1/backends/{id}/jobs/schedules',
         'List its schedules (recurring jobs)',

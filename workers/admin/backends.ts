@@ -56,7 +56,9 @@ const jobs = new Hono<AppEnv>()
     const { body, headers } = c.req.raw;
     requireUnpacked(headers);
     if (body === null) throw new MaskrouteError('invalid_data', 'The data is empty.');
-    return c.json(await ask(c, uploadedDataSchema, 'POST', `/data?name=${name}`, body), 201);
+    const upload = await question(c, 'POST', `/data?name=${name}`, body);
+    const { status, answer } = await c.get('services').jobs.ask(uploadedDataSchema, upload);
+    return c.json(answer, status === 200 ? 200 : 201);
   })
   .get('/schedules', async (c) => c.json(await ask(c, listSchema(scheduleSchema), 'GET', '/schedules')))
   .post('/schedules', async (c) => {
@@ -122,7 +124,7 @@ const ask = async <T extends z.ZodType>(
   method: JobQuestion['method'],
   path: string,
   body?: JobQuestion['body'],
-) => await c.get('services').jobs.ask(schema, await question(c, method, path, body));
+) => (await c.get('services').jobs.ask(schema, await question(c, method, path, body))).answer;
 
 async function question(
   c: AppContext,

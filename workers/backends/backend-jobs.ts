@@ -27,10 +27,13 @@ export type JobQuestion = {
 
 export interface BackendJobs {
   /**
-   * The answer, parsed. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`, and
+   * The status, 200 to 299, and the parsed answer. @throws MaskrouteError the backend's own refusal, `backend_error`, `backend_unreachable`, and
    * `cancelled` when the client hangs up.
    */
-  ask<T extends z.ZodType>(schema: T, question: JobQuestion): Promise<z.output<T>>;
+  ask<T extends z.ZodType>(
+    schema: T,
+    question: JobQuestion,
+  ): Promise<{ readonly status: number; readonly answer: z.output<T> }>;
   /** The stream of events, unchanged. @throws MaskrouteError as `ask`. */
   follow(question: JobQuestion): Promise<ReadableStream<Uint8Array>>;
 }
@@ -76,7 +79,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
       });
       const parsed = schema.safeParse(parseOrNull(text));
       if (!parsed.success) throw useless(question, parsed.error.message);
-      return parsed.data;
+      return { status: response.status, answer: parsed.data };
     },
     async follow(question) {
       const response = await send(question, true);

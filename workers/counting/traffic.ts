@@ -98,24 +98,31 @@ function mergeLatencies(parts: readonly Latencies[]): Latencies | undefined {
   return { ttft: merged(({ ttft }) => ttft), tpot: merged(({ tpot }) => tpot) };
 }
 
-type ClusterCount = { readonly version: string; readonly cluster: number; readonly requests: number };
+type ClusterCount = {
+  readonly version: string;
+  readonly cluster: number;
+  readonly client_requests: number;
+};
 
-/** `clusterCounts`: the number of clusters of each version, including those without requests. */
+/**
+ * How evenly clients' requests fall into clusters; the playground's are no sign of collapse. `clusterCounts`: the number
+ * of clusters of each version, including those without requests.
+ */
 function balances(
   series: readonly ClusterCount[],
   clusterCounts: ReadonlyMap<string, number>,
 ): Stats['balance'] {
   const counts = new Map<string, Map<number, number>>();
-  for (const { version, cluster, requests } of series) {
-    if (version === '' || cluster < 0) continue;
+  for (const { version, cluster, client_requests } of series) {
+    if (version === '' || cluster < 0 || client_requests === 0) continue;
     const clusters = counts.get(version) ?? new Map<number, number>();
-    counts.set(version, clusters.set(cluster, (clusters.get(cluster) ?? 0) + requests));
+    counts.set(version, clusters.set(cluster, (clusters.get(cluster) ?? 0) + client_requests));
   }
   return [...counts].map(([version, clusters]) => {
     const requests = [...clusters.values()].reduce((sum, count) => sum + count, 0);
-    const shares = [...clusters.values()].map((count) => count / requests).filter((share) => share > 0);
+    const shares = [...clusters.values()].map((count) => count / requests);
     const clusterCount = clusterCounts.get(version) ?? clusters.size;
-    const largest_share = Math.max(0, ...shares);
+    const largest_share = Math.max(...shares);
     return {
       version,
       requests,

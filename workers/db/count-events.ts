@@ -18,7 +18,9 @@ import {
   events,
   feedback,
   latencies,
+  NO_EXPERIMENT,
   outcomes,
+  PLAYGROUND,
   texts,
   usage,
   variantOutcomes,
@@ -44,8 +46,8 @@ export async function countEvents(db: Database, { batch, requests, notes }: Coun
   const [, , , , , known] = await db.batch([
     insertRequests(db, batch, requests),
     insertNotes(db, batch, notes),
-    add(db, outcomes, { minute: 'created_at_ms / 60000', ...same(OUTCOME_KEYS) }, OUTCOME_SUMS, batch),
-    add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, "and experiment <> 'none'"),
+    add(db, outcomes, OUTCOME_KEYS, OUTCOME_SUMS, batch),
+    add(db, variantOutcomes, same(VARIANT_KEYS), SUMS, batch, `and experiment <> '${NO_EXPERIMENT}'`),
     add(db, usage, USAGE_KEYS, USAGE_SUMS, batch, 'and requests > 0'),
     db.select({ id: events.id }).from(events).where(isNote),
     ...countLatencies(db, batch),
@@ -228,10 +230,16 @@ const OUTAGE_CODES: readonly ErrorCode[] = [
 const isOutage = (event: RequestEvent): boolean =>
   isFault(event) && OUTAGE_CODES.some((code) => code === event.error_code);
 
-const OUTCOME_KEYS = [
-  ...['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity'],
-  ...['fallback', 'experiment', 'variant', 'region', 'source'],
-];
+/** Keys that are called like their columns of events. */
+const same = (names: readonly string[]): Record<string, string> =>
+  Object.fromEntries(names.map((name) => [name, name]));
+
+const OUTCOME_KEYS = {
+  minute: 'created_at_ms / 60000',
+  ...same(['tenant', 'model', 'version', 'cluster', 'mask', 'sparsity', 'fallback', 'experiment']),
+  variant: `case when source = '${PLAYGROUND}' then source else variant end`,
+  region: 'region',
+};
 const VARIANT_KEYS = ['experiment_owner', 'experiment', 'variant', 'region'];
 
 /** Columns of sums and their SQL expressions over events, in the tables' order. */
@@ -275,9 +283,6 @@ const USAGE_SUMS: typeof SUMS = [
   ['prompt_tokens', 'sum(prompt_tokens)'],
   ['completion_tokens', 'sum(completion_tokens)'],
 ];
-
-const same = (names: readonly string[]): Record<string, string> =>
-  Object.fromEntries(names.map((name) => [name, name]));
 
 /**
  * Adds a batch's sums to a table, one row for each group. `keys`: the SQL expression of each key column; keys and sums

@@ -4,7 +4,7 @@ import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { LATENCY_MEASURES, type Latencies, type LatencyMeasure } from '../../shared/admin/experiment-wire.ts';
 import type { Database } from './d1.ts';
 import { type ExperimentKey, isOf, isWithin, type SeriesRequest, within } from './outcomes.ts';
-import { backendLatencies, events, latencies, variantLatencies } from './schema.ts';
+import { backendLatencies, events, latencies, NO_EXPERIMENT, variantLatencies } from './schema.ts';
 
 /** Backends' times are counted in slots of this many minutes, named by their first minute. */
 const SLOT_minutes = 10;
@@ -20,7 +20,7 @@ export const countLatencies = (db: Database, batch: string) =>
     add(
       db,
       variantLatencies,
-      timesOf(batch, 'experiment_owner, experiment, variant, region', "and experiment <> 'none'"),
+      timesOf(batch, 'experiment_owner, experiment, variant, region', `and experiment <> '${NO_EXPERIMENT}'`),
     ),
     add(db, backendLatencies, timesOf(batch, `${SLOT}, backend`, "and backend <> ''")),
   ] as const;

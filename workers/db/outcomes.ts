@@ -1,12 +1,19 @@
 /** Reads counted figures: sums of requests by version, by variant, and by minute. */
-import { and, desc, eq, gte, lt, ne, type SQL, sql } from 'drizzle-orm';
+import { and, desc, eq, gte, lt, ne, or, type SQL, sql } from 'drizzle-orm';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
 import type { Sums } from '../../shared/admin/experiment-wire.ts';
-import type { RequestSource } from '../../shared/admin/requests-wire.ts';
 import type { Moments } from '../../shared/admin/statistics.ts';
 import { type Database, isIfGiven, minuteOf } from './d1.ts';
-import { type latencies, outcomeSums, outcomes, type variantLatencies, variantOutcomes } from './schema.ts';
+import {
+  type latencies,
+  NO_EXPERIMENT,
+  outcomeSums,
+  outcomes,
+  PLAYGROUND,
+  type variantLatencies,
+  variantOutcomes,
+} from './schema.ts';
 
 type SumName = keyof typeof outcomeSums;
 
@@ -40,14 +47,17 @@ const ofVersion = (version: string, tenant: string, since_ms: number): SQL | und
     isIfGiven(outcomes.tenant, tenant === DEFAULT_TENANT ? undefined : tenant),
   );
 
-const PLAYGROUND: RequestSource = 'playground';
-
 /**
  * Leaves out what does not judge a version: requests that have its name but none of its masks (dense ones, and those
  * with a client's own mask), and the playground's.
  */
-const judging = (rows: Record<'cluster' | 'fallback' | 'source', SQLiteColumn>): SQL | undefined =>
-  and(gte(rows.cluster, 0), eq(rows.fallback, ''), ne(rows.source, PLAYGROUND));
+const judging = (
+  rows: Record<'cluster' | 'fallback' | 'experiment' | 'variant', SQLiteColumn>,
+): SQL | undefined => and(gte(rows.cluster, 0), eq(rows.fallback, ''), isOfClients(rows));
+
+/** An experiment's variant may be called `playground`, too. */
+const isOfClients = (rows: Record<'experiment' | 'variant', SQLiteColumn>): SQL | undefined =>
+  or(ne(rows.experiment, NO_EXPERIMENT), ne(rows.variant, PLAYGROUND));
 
 /** The figures by which a version is judged: customers' requests that its masks answered or failed to answer. */
 export type Judged = Pick<Sums, 'requests' | 'errors' | 'tpot_ms'>;
@@ -157,7 +167,10 @@ export const within = (
     isIfGiven(table.tenant, tenant),
   );
 
-/** Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. */
+/**
+ * Requests by step, version and cluster; a version is '' and a cluster -1 where there was none. `client_requests`: those
+ * that are not the playground's.
+ */
 export async function clusterSeries(db: Database, request: SeriesRequest) {
   const start = sql<number>`${outcomes.minute} - ${outcomes.minute} % ${minuteOf(request.step_ms)}`;
   const rows = await db
@@ -166,6 +179,7 @@ export async function clusterSeries(db: Database, request: SeriesRequest) {
       version: outcomes.version,
       cluster: outcomes.cluster,
       requests: sql<number>`total(${outcomes.requests})`,
+      client_requests: sql<number>`total(case when ${isOfClients(outcomes)} then ${outcomes.requests} end)`,
       errors: sql<number>`total(${outcomes.errors})`,
     })
     .from(outcomes)

@@ -6,6 +6,7 @@ import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm
 import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
 import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
 import { type AutoRollback, PUBLICATION_ACTIONS } from '../../shared/admin/publication-wire.ts';
+import type { RequestSource } from '../../shared/admin/requests-wire.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/encoder.ts';
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 
@@ -337,14 +338,17 @@ export const outcomeSums = {
   agreement_sq: real('agreement_sq').notNull(),
 };
 
+/** The experiment of requests that take part in none. */
+export const NO_EXPERIMENT = 'none';
+/** A source of events, and the variant of its requests in `outcomes`: they take part in no experiment. */
+export const PLAYGROUND: RequestSource = 'playground';
+
 /** Outcomes by minute, for charts over time and automatic rollback. */
 export const outcomes = sqliteTable(
   'outcomes',
   {
     minute: integer('minute').notNull(),
     ...outcomeKeys,
-    /** A `RequestSource`, or a newer edge's. */
-    source: text('source').notNull().default('client'),
     ...outcomeSums,
     outages: outages(),
     saved_count: integer('saved_count').notNull().default(0),
@@ -356,7 +360,7 @@ export const outcomes = sqliteTable(
       columns: [
         table.minute,
         ...[table.tenant, table.model, table.version, table.cluster, table.mask, table.sparsity],
-        ...[table.fallback, table.experiment, table.variant, table.region, table.source],
+        ...[table.fallback, table.experiment, table.variant, table.region],
       ],
     }),
     index('outcomes_version').on(table.version, table.minute),

@@ -107,8 +107,10 @@ function inlineMask(
   const needs = mask.surrogate ? { modelHash: hash, surrogates: surrogates! } : undefined;
   const unknown = { maskId: null, sparsity: null, needs };
   if (others.some((other) => other?.block_count !== block_count)) return unknown;
-  // With different weights the mask has another id at each backend, but skips as much.
-  const isOneId = others.every((other) => other?.hash === hash && other.surrogates === surrogates);
+  // With different weights or tables the mask has another id at each backend, but skips as much.
+  const isOneId = others.every(
+    (other) => other?.hash === hash && (!mask.surrogate || other.surrogates === surrogates),
+  );
   try {
     const runs = maskFromSkippedLayers(block_count, mask);
     const chosen = withSurrogates(runs, mask.surrogate ? (surrogates as SurrogatesId) : null);

@@ -62,6 +62,13 @@ it('a probe in HTTP/1.0, which names no host, is answered', async () => {
   expect(await text(socket)).toMatch(/^HTTP\/1\.1 200 /);
 });
 
+it('a request that expects what no server knows is answered as any other', async () => {
+  await using server = await serveModel(scriptedModel(scriptedEngine({ answer: () => bytesOf('ok') })));
+  const socket = connect(Number(new URL(server.url).port), '127.0.0.1');
+  socket.write('GET /healthz HTTP/1.1\r\nHost: a\r\nExpect: wonders\r\nConnection: close\r\n\r\n');
+  expect(await text(socket)).toMatch(/^HTTP\/1\.1 200 /);
+});
+
 it('an engine whose thread has died makes the process one to start again', async () => {
   const { engine, thread } = await openEngine();
   await using server = await serveModel(scriptedModel(engine));

@@ -80,10 +80,13 @@ const JOBS = '/backends/default/jobs';
 const job = async (id: string) => jobSchema.parse(await answer(call('GET', `${JOBS}/${id}`), 200));
 
 const learn = { kind: 'learn', clusters: 2, sparsity: 0.1 };
-/** The name of the data says what its job will do. */
+const uploaded = new Set<string>();
+/** The name of the data says what its job will do; the edge says whether it is new. */
 async function upload(behaviour: string): Promise<string> {
+  const status = uploaded.has(behaviour) ? 200 : 201;
+  uploaded.add(behaviour);
   const sent = call('POST', `${JOBS}/data?name=${behaviour}`, '{"text": "x"}\n');
-  return (await answer<UploadedData>(sent, 201)).id;
+  return (await answer<UploadedData>(sent, status)).id;
 }
 const create = async (behaviour: string): Promise<Job> =>
   answer(call('POST', JOBS, { ...learn, data: [{ upload: await upload(behaviour) }] }), 202);

@@ -48,27 +48,6 @@ test('each is applied once, later ones on top', async () => {
   });
 });
 
-test('outcomes from before they had a source are those of clients, with the same figures', async () => {
-  const later = readdirSync('migrations').filter((name) => /^(?!0000).*\.sql$/.test(name));
-  for (const name of later) rmSync(inFolder(name));
-  await apply();
-  const d1 = await database();
-  const { results: columns } = await d1
-    .prepare("SELECT name, type FROM pragma_table_info('outcomes')")
-    .all<{ name: string; type: string }>();
-  // Every column has a value of its own.
-  const old = Object.fromEntries(columns.map(({ name, type }, i) => [name, type === 'TEXT' ? `t${i}` : i]));
-  const values = columns.map(() => '?').join();
-  await d1
-    .prepare(`INSERT INTO outcomes VALUES (${values})`)
-    .bind(...Object.values(old))
-    .run();
-  for (const name of later) cpSync(path.join('migrations', name), inFolder(name));
-  expect(await apply()).toEqual(later);
-  const { results } = await (await database()).prepare('SELECT * FROM outcomes').all();
-  expect(results).toEqual([{ ...old, source: 'client' }]);
-});
-
 test('a file that fails half-way leaves nothing, and can be applied once it is right', async () => {
   await apply();
   add(

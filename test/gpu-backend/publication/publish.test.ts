@@ -398,6 +398,8 @@ describe('an edge that is not there', () => {
     const { port } = other.address() as AddressInfo;
     const stranger = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
     await expect(rollBackNow(stranger)).rejects.toMatchObject({ code: 'backend_error' });
+    const keys = { adminKey: ADMIN_KEY, backendKey: ADMIN_KEY, apiKey: 'kept' };
+    await expect(seed(stranger.edge, keys, () => {})).rejects.toThrow('like a Maskroute edge.');
     other.close();
   });
 });

@@ -522,6 +522,9 @@ describe('when a backend fails', () => {
         expect(response.status, await response.clone().text()).toBe(200);
         expect(await askedOf(response)).toEqual([able]);
       }
+      // Without surrogates it is the same mask at both.
+      const plain = await chat(key, { mask: { skipFfn: [0] } }, isolate);
+      expect(plain.headers.get(HEADERS.mask)).toMatch(/^m_/);
       const body = { ...CHAT, mask };
       const routed = await call('POST', '/v1/route', { key, body }, isolate);
       expect(await routed.json()).toMatchObject({ sparsity: 1 / MODEL.blockCount });

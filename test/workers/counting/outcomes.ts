@@ -739,10 +739,13 @@ describe('a version that does worse than it may', () => {
     expect(await history()).toHaveLength(2);
     const compared = await admin('GET', `/publications/comparison?tenant=${tenant}`);
     expect(await compared.json()).toMatchObject({ sides: [{ version, requests: 0 }, {}] });
-    const { versions } = await stats(`tenant=${tenant}`);
+    const { versions, balance } = await stats(`tenant=${tenant}`);
     expect(versions).toMatchObject([{ version, figures: { requests: 61, errors: 30, ratings: 1 } }]);
+    expect(balance).toEqual([]);
     await deliver(tried({ tpot_ms: 1 }));
-    await deliver(Array.from({ length: 10 }, () => of({ tpot_ms: 16 })));
+    // An experiment's variant of that name is not the playground.
+    const variant = { experiment: 'speed', variant: 'playground' };
+    await deliver(Array.from({ length: 10 }, () => of({ ...variant, tpot_ms: 16 })));
     expect((await history())[0]!.reason).toMatch(/16\.00 ms a token over 10 requests/);
   });
 

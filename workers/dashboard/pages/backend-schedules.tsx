@@ -17,7 +17,7 @@ import {
   scheduleSchema,
   uploadedDataSchema,
 } from '../../../shared/admin/job-wire.ts';
-import { admin, query } from '../api.ts';
+import { ApiError, admin, query } from '../api.ts';
 import { Choice, ForChange, RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { Table } from '../components/table.tsx';
@@ -196,7 +196,10 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
   );
 }
 
-/** Creates a key for `use`; revokes it if `use` fails. */
+/**
+ * Creates a key for `use`, and revokes it if the edge or the backend refuses `use`. After any other failure the key
+ * stays: the schedule may exist and need it.
+ */
 async function withOwnKey(
   tenant: string,
   name: string,
@@ -207,7 +210,8 @@ async function withOwnKey(
   try {
     await use(key);
   } catch (error) {
-    await admin(apiKeySchema, `/keys/${id}`, { method: 'DELETE' }).catch(() => undefined);
+    const isRefused = error instanceof ApiError && error.status >= 400 && error.status < 500;
+    if (isRefused) await admin(apiKeySchema, `/keys/${id}`, { method: 'DELETE' }).catch(() => undefined);
     throw error;
   }
 }
