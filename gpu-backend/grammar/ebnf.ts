@@ -155,8 +155,16 @@ function partsOf(expression: Expression): readonly Expression[] {
   }
 }
 
-export const rulesIn = (expression: Expression): string[] =>
-  expression.kind === 'rule' ? [expression.name] : partsOf(expression).flatMap(rulesIn);
+/** Whether it refers to a rule. */
+export const hasRules = (expression: Expression): boolean =>
+  expression.kind === 'rule' || partsOf(expression).some(hasRules);
+
+/** With repetitions. */
+function rulesIn(expression: Expression, found: string[] = []): readonly string[] {
+  if (expression.kind === 'rule') found.push(expression.name);
+  else for (const part of partsOf(expression)) rulesIn(part, found);
+  return found;
+}
 
 /** Whether the expression has a text whose leaves all satisfy `isSo`. */
 function canBe(expression: Expression, isSo: (leaf: Leaf) => boolean): boolean {

@@ -62,7 +62,7 @@ const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
 const letters = (all: string): CharRange[] =>
   [...all].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]);
 /** `json_value` and the rules that it uses. */
-const BASICS: readonly (readonly [string, Expression])[] = [
+const BASICS: ReadonlyMap<string, Expression> = new Map([
   ['json_string', sequence(text('"'), rule('json_string_rest'))],
   // Right recursion instead of a repetition: tokens of several characters are then checked at compile time, not per answer.
   [
@@ -99,7 +99,8 @@ const BASICS: readonly (readonly [string, Expression])[] = [
       text('null'),
     ),
   ],
-];
+]);
+const SEPARATED_BASICS = separated(BASICS, rule('json_value')).rules;
 
 /** One or more items, separated by commas. */
 function list(item: Expression): Expression {
@@ -136,7 +137,8 @@ class Converter {
         this.#where.get(endless) ?? '',
         'it requires itself without end, so it has no finite value',
       );
-    const written = separated(this.#rules, root);
+    const own = new Map([...this.#rules].filter(([name]) => !BASICS.has(name)));
+    const written = separated(own, root, SEPARATED_BASICS);
     return printGrammar(written.rules, written.root);
   }
 

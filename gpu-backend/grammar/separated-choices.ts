@@ -11,22 +11,23 @@ import {
   choice,
   complement,
   type Expression,
+  hasRules,
   type Rules,
   repeat,
   rule,
-  rulesIn,
   sequence,
   text,
 } from './ebnf.ts';
 
-/** The same texts, by choices whose options begin differently. */
+/** The same texts, by choices whose options begin differently. `known`: more rules, which are so already. */
 export function separated(
   rules: Rules,
   root: Expression,
+  known: Rules = new Map(),
 ): { readonly rules: Rules; readonly root: Expression } {
-  const separator = new Separator();
+  const separator = new Separator(known);
   for (const [name, body] of rules) separator.add(name, body);
-  return { rules: separator.rules, root: separator.body(root) };
+  return { root: separator.body(root), rules: separator.rules };
 }
 
 /** A rule for the empty text. */
@@ -36,13 +37,18 @@ const NOTHING = rule('nothing');
 type Parts = readonly Expression[];
 
 class Separator {
-  readonly rules = new Map<string, Expression>([['nothing', text('')]]);
-  #groups = 0;
+  readonly rules: Map<string, Expression>;
+  #groups: number;
+
+  constructor(known: Rules) {
+    this.rules = new Map([...known, ['nothing', text('')]]);
+    this.#groups = known.size;
+  }
 
   add(name: string, expression: Expression): void {
     const body = this.body(expression);
     // The library copies rules without references into choices that begin with them.
-    this.rules.set(name, rulesIn(body).length > 0 ? body : sequence(body, NOTHING));
+    this.rules.set(name, hasRules(body) ? body : sequence(body, NOTHING));
   }
 
   body(expression: Expression): Expression {
@@ -54,7 +60,7 @@ class Separator {
       case 'choice':
         return this.#choice(expression.options.flatMap(optionsOf));
       case 'sequence':
-        return this.#sequence(inRow(expression));
+        return expression.parts.every(isLeaf) ? expression : this.#sequence(inRow(expression));
       default:
         return expression;
     }
@@ -70,8 +76,12 @@ class Separator {
   #sequence(parts: Parts): Expression {
     const [first] = parts;
     const isLoop = first?.kind === 'repeat' && first.part.kind === 'chars' && first.max === undefined;
-    const written = joined(parts.flatMap((part) => inRow(this.body(part))));
-    return sequence(...(isLoop ? [NOTHING] : []), ...written);
+    const written: Expression[] = isLoop ? [NOTHING] : [];
+    for (const part of parts) {
+      const body = this.body(part);
+      for (const one of body.kind === 'sequence' ? body.parts : [body]) append(written, one);
+    }
+    return sequence(...written);
   }
 
   #choice(options: readonly Parts[]): Expression {
@@ -91,6 +101,8 @@ class Separator {
     return isCopied ? this.#asRule(beginning) : beginning;
   }
 }
+
+const isLeaf = ({ kind }: Expression): boolean => kind === 'text' || kind === 'chars' || kind === 'rule';
 
 function inRow(expression: Expression): Parts {
   switch (expression.kind) {
@@ -118,15 +130,11 @@ function optionsOf(option: Expression): readonly Parts[] {
   return parts.length === 1 && first!.kind === 'choice' ? first!.options.flatMap(optionsOf) : [parts];
 }
 
-/** Neighbouring texts as one. */
-function joined(parts: Parts): Parts {
-  const found: Expression[] = [];
-  for (const part of parts) {
-    const last = found.at(-1);
-    if (last?.kind === 'text' && part.kind === 'text') found[found.length - 1] = text(last.text + part.text);
-    else found.push(part);
-  }
-  return found;
+/** Neighbouring texts become one. */
+function append(parts: Expression[], part: Expression): void {
+  const last = parts.at(-1);
+  if (last?.kind === 'text' && part.kind === 'text') parts[parts.length - 1] = text(last.text + part.text);
+  else parts.push(part);
 }
 
 const firstLetter = (all: string): string => String.fromCodePoint(all.codePointAt(0)!);

@@ -53,6 +53,8 @@ test('the link signs in, a change bears the name of who made it, and logging out
   await visit(page, 'Tenants');
   await page.getByRole('button', { name: 'New tenant' }).click();
   const dialog = page.getByRole('dialog');
+  // This edge's backend is away, and a tenant can be made all the same.
+  await dialog.getByText('The models cannot be listed right now.').waitFor();
   await dialog.getByLabel('Id', { exact: true }).fill('signed-in');
   await dialog.getByLabel('Name', { exact: true }).fill('Made without a key');
   await dialog.getByRole('button', { name: 'Create', exact: true }).click();
@@ -64,5 +66,5 @@ test('the link signs in, a change bears the name of who made it, and logging out
   await page.getByRole('heading', { level: 1, name: 'Audit log' }).waitFor();
   await page.getByRole('button', { name: 'Log out', exact: true }).click();
   await link.waitFor();
-  expect(complaints).toEqual([]);
+  for (const complaint of complaints) expect(complaint).toContain('503');
 });
