@@ -60,7 +60,7 @@ class Separator {
       case 'choice':
         return this.#choice(expression.options.flatMap(optionsOf));
       case 'sequence':
-        return expression.parts.every(isLeaf) ? expression : this.#sequence(inRow(expression));
+        return this.#sequence(inRow(expression));
       default:
         return expression;
     }
@@ -74,6 +74,7 @@ class Separator {
   }
 
   #sequence(parts: Parts): Expression {
+    if (parts.every(isLeaf)) return sequence(...parts);
     const [first] = parts;
     const isLoop = first?.kind === 'repeat' && first.part.kind === 'chars' && first.max === undefined;
     const written: Expression[] = isLoop ? [NOTHING] : [];
@@ -87,10 +88,10 @@ class Separator {
   #choice(options: readonly Parts[]): Expression {
     const begun = options.filter((parts) => parts.length > 0);
     const groups = [...Map.groupBy(begun, beginningOf).values()].map(factored);
-    const beginnings = groups.map(({ beginning }) => beginning);
-    const written = groups.map(({ beginning, rest }) => {
-      const parts = [this.#opaque(beginning), ...inRow(rest)];
-      return isMixedUp(beginning, beginnings) ? this.#asRule(sequence(...parts)) : this.#sequence(parts);
+    const beginnings = groups.map(([beginning]) => beginning!);
+    const written = groups.map(([beginning, ...rest]) => {
+      const parts = [this.#opaque(beginning!), ...rest];
+      return isMixedUp(beginning!, beginnings) ? this.#asRule(sequence(...parts)) : this.#sequence(parts);
     });
     return choice(...(begun.length < options.length ? [text('')] : []), ...written);
   }
@@ -140,18 +141,26 @@ function append(parts: Expression[], part: Expression): void {
 const firstLetter = (all: string): string => String.fromCodePoint(all.codePointAt(0)!);
 
 /** Equal for options that begin alike. */
-const beginningOf = ([first]: Parts): string =>
-  JSON.stringify(first!.kind === 'text' ? text(firstLetter(first!.text)) : first);
+function beginningOf([first]: Parts): string {
+  switch (first!.kind) {
+    case 'text':
+      return `text ${firstLetter(first!.text)}`;
+    case 'rule':
+      return `rule ${first!.name}`;
+    default:
+      return JSON.stringify(first);
+  }
+}
 
 /** Options that begin alike, as their beginning and the choice of how they go on. */
-function factored(group: readonly Parts[]): { readonly beginning: Expression; readonly rest: Expression } {
+function factored(group: readonly Parts[]): Parts {
+  if (group.length === 1) return group[0]!;
   const [[first]] = group as [[Expression]];
-  if (first.kind !== 'text')
-    return { beginning: first, rest: choice(...group.map((parts) => sequence(...parts.slice(1)))) };
+  if (first.kind !== 'text') return [first, choice(...group.map((parts) => sequence(...parts.slice(1))))];
   const texts = group.map(([one]) => (one as typeof first).text);
   const shared = commonBeginning(texts);
   const rests = group.map((parts, i) => sequence(text(texts[i]!.slice(shared.length)), ...parts.slice(1)));
-  return { beginning: text(shared), rest: choice(...rests) };
+  return [text(shared), choice(...rests)];
 }
 
 /** In whole characters. */

@@ -162,6 +162,17 @@ const KEPT: Record<string, unknown> = {
   anything: object({ any: {} }),
 };
 
+/** Of this process, whatever else the machine does. The least of three: compiling and collecting garbage add to the others. */
+async function leastCpu_ms(work: () => Promise<unknown>): Promise<number> {
+  const times: number[] = [];
+  for (let attempt = 0; attempt < 3; attempt++) {
+    const started = process.cpuUsage();
+    await work();
+    times.push(process.cpuUsage(started).user / 1000);
+  }
+  return Math.min(...times);
+}
+
 const ajv = addFormats.default(new Ajv.default({ strict: false, validateFormats: true }));
 
 describe('what is generated is valid', () => {
@@ -461,18 +472,16 @@ describe('what cannot be enforced', () => {
     ['an anchor that repeats', { type: 'string', pattern: '(^a)+' }, /`\^` is only supported at the start/],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
-  test.each(HOSTILE)('%s', (_, schema, message) => {
-    const started = process.cpuUsage();
-    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrowError(
-      expect.objectContaining({
-        code: 'invalid_schema',
-        param: 'schema',
-        message: expect.stringMatching(message),
-      }),
-    );
-    const { user } = process.cpuUsage(started);
-    // Of this process, whatever else the machine does; other threads of it rest.
-    expect(user / 1000).toBeLessThan(100);
+  test.each(HOSTILE)('%s', async (_, schema, message) => {
+    const refused = async () =>
+      expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrowError(
+        expect.objectContaining({
+          code: 'invalid_schema',
+          param: 'schema',
+          message: expect.stringMatching(message),
+        }),
+      );
+    expect(await leastCpu_ms(refused)).toBeLessThan(100);
   });
 
   /** The form of 128 tools that have this schema; compiles nothing. */
@@ -505,13 +514,13 @@ describe('what cannot be enforced', () => {
   ];
   test.each(OF_TOOLS)('is what many tools have together: %s', async (_, parameters, message) => {
     expect(() => schemaGrammar(parameters, { strict: true, param: 'schema' })).not.toThrow();
-    const started = process.cpuUsage();
-    await expect(toolsOf(parameters, true)).rejects.toMatchObject({
-      code: 'invalid_schema',
-      param: expect.stringMatching(/^tools\[[1-9]\d*\]\.function\.parameters$/),
-      message: expect.stringMatching(message),
-    });
-    expect(process.cpuUsage(started).user / 1000).toBeLessThan(100);
+    const refused = () =>
+      expect(toolsOf(parameters, true)).rejects.toMatchObject({
+        code: 'invalid_schema',
+        param: expect.stringMatching(/^tools\[[1-9]\d*\]\.function\.parameters$/),
+        message: expect.stringMatching(message),
+      });
+    expect(await leastCpu_ms(refused)).toBeLessThan(100);
   });
 
   test('counts only in tools that may be called', async () => {
