@@ -19,7 +19,7 @@ import {
   text,
 } from './ebnf.ts';
 
-/** The same texts, by choices whose options begin differently. `known`: more rules, which are so already. */
+/** The same texts, by choices whose options begin differently. `known`: further rules, separated already. */
 export function separated(
   rules: Rules,
   root: Expression,
@@ -105,6 +105,7 @@ class Separator {
 
 const isLeaf = ({ kind }: Expression): boolean => kind === 'text' || kind === 'chars' || kind === 'rule';
 
+/** Without nesting and empty parts; a class of a single letter is a text, and equal classes look alike. */
 function inRow(expression: Expression): Parts {
   switch (expression.kind) {
     case 'sequence':

@@ -95,7 +95,7 @@ test('pages are apart where their K and V are: by tenant, mask, surrogates, and 
   expect(keyOf(owner('a', { mask: denseMask(2) }))).toBe(keyOf(owner('a')));
 });
 
-test('of tenants with as many pages each, the one that adds a page gives up one of its own', () => {
+test('tenants have as many pages each: a tenant that adds a page gives up a page of its own', () => {
   const { run, known } = historyOf(4);
   run('a', prompt(2, 0));
   run('b', prompt(1, 0));

@@ -389,7 +389,7 @@ describe('what cannot be enforced', () => {
       /valid for two/,
     ],
     [
-      'options of which one leaves the type open',
+      'options, and an option without a type',
       { oneOf: [{ type: 'string' }, { minimum: 1 }] },
       /valid for two/,
     ],

@@ -510,7 +510,7 @@ describe('when a backend fails', () => {
     }
   });
 
-  it('to have surrogates, a mask with surrogates that a client writes out goes to the one that has them', async () => {
+  it('to have surrogates, a written-out mask with surrogates goes to the backend with a table', async () => {
     const { key } = await newTenant();
     const ids = [await register(), await register()];
     const mask = { skipFfn: [0], surrogate: true };
