@@ -10,7 +10,7 @@ import type { Graph } from '../../onnx/graph.ts';
 import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
 import { fittingStepGraph } from './gate-graph.ts';
-import { type TrainingLinears, trainingLinears } from './training-weights.ts';
+import { fastestCodes, type TrainingLinears, trainingLinears } from './training-weights.ts';
 
 export type GateStep = {
   /** Mean over the scored positions, nats. */
@@ -120,7 +120,7 @@ export async function openTrainingGraph(
   options: SessionOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
-  const linears = await trainingLinears(folder, config, stored);
+  const linears = await trainingLinears(folder, config, stored, await fastestCodes());
   // ONNX Runtime looks for external weights beside the graph's file.
   const path = join(folder, `training-${name}.onnx`);
   await writeWhole(path, encodeModel(build(stored, linears)));

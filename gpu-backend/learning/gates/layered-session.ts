@@ -30,7 +30,7 @@ import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
-import { type TrainingLinears, trainingLinears } from './training-weights.ts';
+import { fastestCodes, type TrainingLinears, trainingLinears } from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 type LayeredSession = Pick<GateSession, 'step'> &
@@ -53,7 +53,7 @@ export async function openLayeredSession(
   options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
-  const linears = await trainingLinears(folder, config, stored);
+  const linears = await trainingLinears(folder, config, stored, await fastestCodes());
   const { surrogates, threads } = options;
   const { run, close } = openPieces(folder, threads);
   const model: Layered = { config, surrogates, run, pieces: piecesOf(config, stored, linears, options) };

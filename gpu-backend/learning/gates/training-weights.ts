@@ -27,12 +27,17 @@ import type { ModelConfig } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
 import { dequantize, QUANT_BLOCK, unpackRows } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
-import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { encodeModel } from '../../onnx/encode.ts';
+import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { createSession, floats, tensor } from '../../onnx/session.ts';
 
 /** Raised whenever the copies' layout changes. */
-const VERSION = 3;
-const COPIES_FILE = `training-v${VERSION}.bin`;
-const INDEX_FILE = `training-v${VERSION}.json`;
+const VERSION = 4;
+/** Types of columns' codes. Each has its own files, since machines may share a folder. */
+const CODE_TYPES = ['i8', 'u8'] as const;
+type CodeType = (typeof CODE_TYPES)[number];
+const copiesFile = (codes: CodeType) => `training-v${VERSION}-${codes}.bin`;
+const indexFile = (codes: CodeType) => `training-v${VERSION}-${codes}.json`;
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
@@ -54,16 +59,17 @@ export type TrainingLinear = {
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 
-/** Reads the copies of the model in `folder`, or makes them. @throws MaskrouteError `corrupt_model`. */
+/** Reads the copies of the model in `folder` that have such codes, or makes them. @throws MaskrouteError `corrupt_model`. */
 export async function trainingLinears(
   folder: string,
   config: ModelConfig,
   stored: StoredLlama,
+  codes: CodeType,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
   if (stored.head.kind === 'f32')
     return new Map([...linears].map(([name, forward]) => [name, { forward, back: undefined }]));
-  const copies = (await readIndex(folder)) ?? (await writeCopies(folder, linears));
+  const copies = (await readIndex(folder, codes)) ?? (await writeCopies(folder, codes, linears));
   return new Map(
     [...linears].map(([name, linear]) => {
       const { forward, back } = copies.get(name)!;
@@ -90,12 +96,16 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, Sto
   return named;
 }
 
-const rangeSchema = z.strictObject({ file: z.literal(COPIES_FILE), offset: z.int(), bytes: z.int() });
+const rangeSchema = z.strictObject({
+  file: z.enum(CODE_TYPES.map(copiesFile)),
+  offset: z.int(),
+  bytes: z.int(),
+});
 const sizes = { outputs: z.int(), inputs: z.int(), values: rangeSchema, scales: rangeSchema };
 const blockSize = z.literal(QUANT_BLOCK);
 const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
-  z.strictObject({ kind: z.literal('columns'), ...sizes }),
+  z.strictObject({ kind: z.literal('columns'), codes: z.enum(CODE_TYPES), ...sizes }),
 ]);
 /** `forward` is missing where the model's own weights are used. */
 const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
@@ -103,28 +113,33 @@ const indexSchema = z.record(z.string(), copiesSchema);
 type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
-async function readIndex(folder: string): Promise<Copies | undefined> {
-  const index = await readOwnJson(join(folder, INDEX_FILE), indexSchema);
+async function readIndex(folder: string, codes: CodeType): Promise<Copies | undefined> {
+  const index = await readOwnJson(join(folder, indexFile(codes)), indexSchema);
   const copies = new Map(Object.entries(index ?? {}));
   const products = [...copies.values()].flatMap(({ forward, back }) => [back, ...(forward ? [forward] : [])]);
   const ends_bytes = products.map((product) => {
     const last = product.kind === 'q8' ? product.zeroPoints : product.scales;
     return last.offset + last.bytes;
   });
-  return (await sizeOf(join(folder, COPIES_FILE))) === Math.max(...ends_bytes) ? copies : undefined;
+  return (await sizeOf(join(folder, copiesFile(codes)))) === Math.max(...ends_bytes) ? copies : undefined;
 }
 
-async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLinear>): Promise<Copies> {
+async function writeCopies(
+  folder: string,
+  codes: CodeType,
+  linears: ReadonlyMap<string, StoredLinear>,
+): Promise<Copies> {
   await removeOldVersions(folder);
-  await removeOldParts(join(folder, COPIES_FILE));
-  const part = partOf(join(folder, COPIES_FILE));
+  const whole = join(folder, copiesFile(codes));
+  await removeOldParts(whole);
+  const part = partOf(whole);
   try {
-    const copies = await fillCopies(folder, part, linears);
-    await rename(part, join(folder, COPIES_FILE));
-    await writeWhole(join(folder, INDEX_FILE), JSON.stringify(Object.fromEntries(copies)));
+    const copies = await fillCopies(folder, part, codes, linears);
+    await rename(part, whole);
+    await writeWhole(join(folder, indexFile(codes)), JSON.stringify(Object.fromEntries(copies)));
     return copies;
   } catch (error) {
-    throw namingFile(join(folder, COPIES_FILE), error);
+    throw namingFile(whole, error);
   } finally {
     await rm(part, { force: true });
   }
@@ -134,14 +149,18 @@ async function writeCopies(folder: string, linears: ReadonlyMap<string, StoredLi
 async function fillCopies(
   folder: string,
   part: string,
+  codes: CodeType,
   linears: ReadonlyMap<string, StoredLinear>,
 ): Promise<Copies> {
   const weights = await open(join(folder, WEIGHTS_FILE), 'r');
   try {
-    const file = new WeightsFile(part, COPIES_FILE);
+    const file = new WeightsFile(part, copiesFile(codes));
     try {
       const copies: Copies = new Map();
-      for (const [name, linear] of linears) copies.set(name, await storeCopies(file, name, linear, weights));
+      for (const [name, linear] of linears) {
+        const rows = await dequantizeLinear(weights, linear);
+        copies.set(name, storeCopies(file, codes, name, linear, rows));
+      }
       return copies;
     } finally {
       file.close();
@@ -151,13 +170,18 @@ async function fillCopies(
   }
 }
 
-async function storeCopies(file: WeightsFile, name: string, linear: StoredLinear, weights: FileHandle) {
-  const { outputs, inputs } = linear;
-  const rows = await dequantizeLinear(weights, linear);
+/** `rows`: the matrix in fp32, `[outputs, inputs]`. */
+function storeCopies(
+  file: WeightsFile,
+  codes: CodeType,
+  name: string,
+  { outputs, inputs }: StoredLinear,
+  rows: Float32Array,
+) {
   if (INNER.has(name.slice(name.indexOf('.') + 1)))
-    return { back: storeColumns(file, rows, outputs, inputs) };
+    return { back: storeColumns(file, codes, rows, outputs, inputs) };
   const columns = transpose(rows, outputs, inputs);
-  const forward = storeColumns(file, columns, inputs, outputs);
+  const forward = storeColumns(file, codes, columns, inputs, outputs);
   const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
   const filled = whole === outputs ? columns : widened(columns, inputs, outputs, whole);
   return { forward, back: storeLinear(file, 'q8', filled, inputs, whole) as StoredProduct };
@@ -173,8 +197,8 @@ function widened(values: Float32Array, rows: number, columns: number, wide: numb
 
 async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    const isCopy = /^training-v\d+\.(bin|json)$/.test(name);
-    if (isCopy && name !== COPIES_FILE && name !== INDEX_FILE) await rm(join(folder, name), { force: true });
+    const version = /^training-v(\d+)(?:-[iu]8)?\.(?:bin|json)$/.exec(name)?.[1];
+    if (version !== undefined && version !== String(VERSION)) await rm(join(folder, name), { force: true });
   }
 }
 
@@ -185,9 +209,10 @@ async function removeOldVersions(folder: string): Promise<void> {
 
 type StoredColumns = {
   readonly kind: 'columns';
+  readonly codes: CodeType;
   readonly outputs: number;
   readonly inputs: number;
-  /** u8, `[inputs, outputs]`. */
+  /** `[inputs, outputs]`. */
   readonly values: WeightRange;
   /** `[outputs]`. */
   readonly scales: WeightRange;
@@ -195,12 +220,41 @@ type StoredColumns = {
 type StoredProduct = StoredLinear | StoredColumns;
 
 const CODE_MAX = 127;
+/** The code of weight 0. */
+const ZERO_CODE: Readonly<Record<CodeType, number>> = { i8: 0, u8: 128 };
+
 /**
- * The zero point: the code of weight 0. Signed codes would not need it, but CPUs with AVX2 and without VNNI
- * accumulate their products in 16 bits, which overflow: the gradients' cosine falls by 0.01. With VNNI the same kernel
- * handles both (`mlas/lib/platform.cpp`).
+ * Signed codes wherever this machine multiplies them exactly; both types give the same bits then. Only signed codes use AMX, with
+ * seven times the multiply-adds a second; VNNI computes both alike (`mlas/lib/platform.cpp`). CPUs with AVX2 and without VNNI
+ * add up products of signed codes in 16 bits, which overflow: the gradients' cosine falls by 0.01.
  */
-const CODE_ZERO = 128;
+export const fastestCodes = async (): Promise<CodeType> => {
+  signedAreExact ??= multipliesSignedExactly();
+  return (await signedAreExact) ? 'i8' : 'u8';
+};
+let signedAreExact: Promise<boolean> | undefined;
+
+/** Multiplies the largest codes that there are: if anything overflows, they do. */
+async function multipliesSignedExactly(): Promise<boolean> {
+  const [rows, inputs, outputs] = [8, 64, 16];
+  const [activation, weight] = [255, CODE_MAX];
+  const g = new GraphBuilder('signed_codes');
+  const x = g.input('x', 'f32', [rows, inputs]);
+  const codes = new Uint8Array(Int8Array.from({ length: inputs * outputs }, () => weight).buffer);
+  const values = g.initializer('w', 'i8', [inputs, outputs], { kind: 'inline', bytes: codes });
+  const y = g.op('DynamicQuantizeMatMul', [x, values, g.constant('f32', [1], [1])], {}, MICROSOFT);
+  g.output(y, 'f32', [rows, outputs]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1, spinning: false });
+  try {
+    // Their least value is 0, so the runtime's scale is 1 and their code 255.
+    const activations = new Float32Array(rows * inputs).fill(activation);
+    const found = await session.run({ x: tensor('f32', activations, [rows, inputs]) }, [y.name]);
+    return floats(found[y.name]!).every((value) => value === inputs * activation * weight);
+  } finally {
+    await session.release();
+  }
+}
+
 /** Far below the mean square of any gradient row that matters; rows of zeros stay zeros. */
 const ROW_EPSILON = 1e-30;
 
@@ -210,6 +264,7 @@ const ROW_EPSILON = 1e-30;
  */
 function storeColumns(
   file: WeightsFile,
+  codes: CodeType,
   weights: Float32Array,
   inputs: number,
   outputs: number,
@@ -220,13 +275,13 @@ function storeColumns(
     if (size > scales[i % outputs]!) scales[i % outputs] = size;
   }
   for (let column = 0; column < outputs; column++) scales[column]! /= CODE_MAX;
-  const codes = new Uint8Array(weights.length);
-  for (let i = 0; i < codes.length; i++) {
+  const bytes = new Uint8Array(weights.length);
+  for (let i = 0; i < bytes.length; i++) {
     const scale = scales[i % outputs]!;
-    codes[i] = CODE_ZERO + (scale === 0 ? 0 : Math.round(weights[i]! / scale));
+    bytes[i] = ZERO_CODE[codes] + (scale === 0 ? 0 : Math.round(weights[i]! / scale));
   }
-  const values = file.append(codes);
-  return { kind: 'columns', outputs, inputs, values, scales: file.append(scales) };
+  const values = file.append(bytes);
+  return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(scales) };
 }
 
 /** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
@@ -268,10 +323,10 @@ function withZeros(g: GraphBuilder, x: Value, count: number): Value {
 /** x `[..., inputs]` → `[..., outputs]`. */
 export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: StoredProduct): Value {
   if (stored.kind !== 'columns') return multiply(g, x, linear(g, name, stored));
-  const { inputs, outputs } = stored;
-  const values = g.initializer(weightName(name), 'u8', [inputs, outputs], external(stored.values));
+  const { codes, inputs, outputs } = stored;
+  const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
   const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
-  const zero = g.constant('u8', [1], [CODE_ZERO]);
+  const zero = codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
   return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
 }
 

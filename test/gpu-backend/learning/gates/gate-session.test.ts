@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type GateBatch, nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
+import { fastestCodes } from '../../../../gpu-backend/learning/gates/training-weights.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { WeightKind } from '../../../../gpu-backend/model/model-source.ts';
@@ -140,7 +141,8 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when they are cut off or their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const copies = join(folder, 'training-v3.bin');
+    const name = `training-v4-${await fastestCodes()}`;
+    const copies = join(folder, `${name}.bin`);
     const result = async () => {
       const session = await open();
       const step = await session.step(batch, Array(8).fill(0.8));
@@ -151,7 +153,7 @@ describe('a small random model', () => {
     expect(await result()).toEqual(first);
     let before = first;
     for (const damage of [
-      () => writeFile(join(folder, 'training-v3.json'), '{"head": '),
+      () => writeFile(join(folder, `${name}.json`), '{"head": '),
       async () => truncate(copies, (await stat(copies)).size - 1),
     ]) {
       await damage();
