@@ -251,12 +251,12 @@ async function sayForecast(
   flags: LearnFlags,
   { log }: { log(line: string): void },
 ): Promise<void> {
-  const { forecastLearning, forecastLines, measurePace } = await import('../learning/forecast.ts');
+  const { forecastLearning, forecastLines, measurePaces } = await import('../learning/forecast.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
   const sizes = await Promise.all(flags.data.map(sizeOf));
   const bytes = sizes.reduce<number>((sum, size = 0) => sum + size, 0);
   const machine = {
-    pace: await measurePace(computingThreads()),
+    paces: await measurePaces(computingThreads()),
     available_bytes: flags.memory ?? process.availableMemory(),
     positionsMax: bytes / BYTES_A_POSITION,
   };

@@ -4,8 +4,12 @@
  * speed of matrix products. LOG.md compares both with measurements.
  */
 import { totalmem } from 'node:os';
+import { type Linear, multiply } from '../model/architectures/projections.ts';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
-import { openProducts } from '../model/quantization/layer-steps.ts';
+import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantize.ts';
+import { encodeModel } from '../onnx/encode.ts';
+import { GraphBuilder, type Value } from '../onnx/graph.ts';
+import { createSession, tensor } from '../onnx/session.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -13,6 +17,7 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from './gates/step-memory.ts';
+import { fastestCodes, multiplyColumns } from './gates/training-weights.ts';
 import { sumOf } from './search/bootstrap.ts';
 import { effortFor, type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
@@ -25,26 +30,70 @@ export type Forecast = {
   readonly time_s: number;
 };
 
-/** Measures multiply-adds a second of fp32 matrix products on `threads` threads, under the machine's present load. */
-export async function measurePace(threads: number): Promise<number> {
-  const [rows, inner] = [384, 1024];
-  await using products = await openProducts(threads);
-  const [a, b] = [new Float32Array(rows * inner).fill(0.5), new Float32Array(inner * inner).fill(0.5)];
-  const times: number[] = [];
-  for (let run = 0; run < 5; run++) {
-    const begun_ms = performance.now();
-    await products.multiply(a, b, inner);
-    times.push(performance.now() - begun_ms);
-  }
-  return (rows * inner * inner) / (Math.min(...times) / 1000);
+/**
+ * Multiply-adds a second of this machine, by the form of the weights: fp32, codes in blocks, and codes with one scale a
+ * column. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and 1.2 times with VNNI alone, columns
+ * 7 and 2.8 times.
+ */
+export type Paces = Readonly<Record<WeightKind | 'columns', number>>;
+
+/** Measures products on `threads` threads, under the machine's present load. */
+export async function measurePaces(threads: number): Promise<Paces> {
+  const codes = await fastestCodes();
+  return {
+    f32: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'f32'))),
+    q8: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8'))),
+    q4: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q4'))),
+    columns: await paceOf(threads, (g, x) => {
+      const values = someTensor(g, codes, [PACE_WIDTH, PACE_WIDTH]);
+      return multiplyColumns(g, x, { codes, values, scales: someTensor(g, 'f32', [PACE_WIDTH]) });
+    }),
+  };
 }
 
-/**
- * Speed of matrix products relative to fp32, by the form of the weights: one scale a column, and codes in blocks.
- * Measured on an idle machine with 64 rows and the default model's matrices.
- */
-const COLUMNS_PACE = 2.8;
-const BLOCKS_PACE: Readonly<Record<WeightKind, number>> = { f32: 1, q8: 1.2, q4: 1 };
+const [PACE_ROWS, PACE_WIDTH, PACE_RUNS] = [384, 1024, 5];
+
+async function paceOf(threads: number, product: (g: GraphBuilder, x: Value) => Value): Promise<number> {
+  const g = new GraphBuilder('pace');
+  const y = product(g, g.input('x', 'f32', [PACE_ROWS, PACE_WIDTH]));
+  g.output(y, 'f32', [PACE_ROWS, PACE_WIDTH]);
+  const session = await createSession(encodeModel(g.graph), { threads, spinning: false });
+  try {
+    const x = tensor('f32', new Float32Array(PACE_ROWS * PACE_WIDTH).fill(0.5), [PACE_ROWS, PACE_WIDTH]);
+    const times_ms: number[] = [];
+    for (let run = 0; run < PACE_RUNS; run++) {
+      const begun_ms = performance.now();
+      await session.run({ x }, [y.name]);
+      times_ms.push(performance.now() - begun_ms);
+    }
+    return (PACE_ROWS * PACE_WIDTH * PACE_WIDTH) / (Math.min(...times_ms) / 1000);
+  } finally {
+    await session.release();
+  }
+}
+
+/** Square weights of zeros: the time does not depend on the values. */
+function someWeights(g: GraphBuilder, kind: WeightKind): Linear {
+  const size = { outputs: PACE_WIDTH, inputs: PACE_WIDTH };
+  if (kind === 'f32') return { kind, ...size, values: someTensor(g, kind, [PACE_WIDTH, PACE_WIDTH]) };
+  const form = kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS;
+  const blocks = blocksOf(PACE_WIDTH, form);
+  return {
+    kind: 'nbits',
+    ...form,
+    ...size,
+    values: someTensor(g, 'u8', [PACE_WIDTH, blocks, (form.blockSize * form.bits) / 8]),
+    scales: someTensor(g, 'f32', [PACE_WIDTH, blocks]),
+    zeroPoints: someTensor(g, 'u8', [PACE_WIDTH, (blocks * form.bits) / 8]),
+  };
+}
+
+function someTensor(g: GraphBuilder, type: 'f32' | 'u8' | 'i8', shape: readonly number[]): Value {
+  const count = shape.reduce((product, size) => product * size, 1);
+  const bytes = new Uint8Array(type === 'f32' ? 4 * count : count);
+  return g.initializer(g.fresh('some'), type, shape, { kind: 'inline', bytes });
+}
+
 /** Tokens a scored position: the common beginnings of prompts are computed but not scored. */
 const TOKENS_A_POSITION = 1.5;
 
@@ -58,8 +107,7 @@ type ForecastOptions = {
   readonly clusterCounts: readonly number[];
   /** Requested number of masks; undefined: as many as pay off. */
   readonly maskCount?: number | undefined;
-  /** Multiply-adds a second in fp32. */
-  readonly pace: number;
+  readonly paces: Paces;
   /** Memory that the process may use. */
   readonly available_bytes: number;
   /** Scored positions that the data has at most. */
@@ -70,16 +118,16 @@ export function forecastLearning(
   config: ModelConfig,
   weights: WeightKind,
   fullEffort: LearnEffort,
-  { clusterCounts, maskCount, pace, available_bytes, positionsMax }: ForecastOptions,
+  { clusterCounts, maskCount, paces, available_bytes, positionsMax }: ForecastOptions,
 ): Forecast {
   const plan = planMemory(config, weights, available_bytes);
   const effort = effortOn(fullEffort, positionsMax);
   const batchTokens = Math.min(LOSS_BATCH_TOKENS, Math.max(1, TOKENS_A_POSITION * positionsMax));
-  const batch = batchTimes(config, weights, plan, pace, batchTokens);
+  const batch = batchTimes(config, weights, plan, paces, batchTokens);
   const { all } = weightCounts(config);
   const timeFor = (clusterCount: number) => {
     const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount, batchTokens);
-    return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / (BLOCKS_PACE[weights] * pace);
+    return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / paces[weights];
   };
   // All numbers of clusters share the mask for everybody.
   const shared_s = (clusterCounts.length - 1) * timeFor(1);
@@ -114,16 +162,16 @@ export function batchTimes(
   config: ModelConfig,
   weights: WeightKind,
   { kind, layersKept }: Pick<MemoryPlan, 'kind' | 'layersKept'>,
-  pace: number,
+  paces: Paces,
   batchTokens: number,
 ): { readonly loss_s: number; readonly step_s: number } {
   const { head, reads, writes, all } = weightCounts(config);
   const written = config.layerCount * writes;
-  const columns = weights === 'f32' ? 1 : COLUMNS_PACE;
-  const back = weights === 'f32' ? 1 : BLOCKS_PACE.q8;
+  const columns = paces[weights === 'f32' ? 'f32' : 'columns'];
+  const back = paces[weights === 'f32' ? 'f32' : 'q8'];
   // `training-weights.ts` says which matrices have which form.
-  const forward_s = ((all - written) / columns + written / BLOCKS_PACE[weights]) / pace;
-  const back_s = ((all - written) / back + written / columns) / pace;
+  const forward_s = (all - written) / columns + written / paces[weights];
+  const back_s = (all - written) / back + written / columns;
   const stepTokens = Math.min(STEP_PART_TOKENS, batchTokens);
   if (kind === 'whole') return { loss_s: batchTokens * forward_s, step_s: stepTokens * (forward_s + back_s) };
   const opened = all - layersKept * (reads + writes);

@@ -240,9 +240,9 @@ async function multipliesSignedExactly(): Promise<boolean> {
   const [activation, weight] = [255, CODE_MAX];
   const g = new GraphBuilder('signed_codes');
   const x = g.input('x', 'f32', [rows, inputs]);
-  const codes = new Uint8Array(Int8Array.from({ length: inputs * outputs }, () => weight).buffer);
-  const values = g.initializer('w', 'i8', [inputs, outputs], { kind: 'inline', bytes: codes });
-  const y = g.op('DynamicQuantizeMatMul', [x, values, g.constant('f32', [1], [1])], {}, MICROSOFT);
+  const bytes = new Uint8Array(inputs * outputs).fill(weight);
+  const values = g.initializer('w', 'i8', [inputs, outputs], { kind: 'inline', bytes });
+  const y = multiplyColumns(g, x, { codes: 'i8', values, scales: g.constant('f32', [1], [1]) });
   g.output(y, 'f32', [rows, outputs]);
   const session = await createSession(encodeModel(g.graph), { threads: 1, spinning: false });
   try {
@@ -326,6 +326,13 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
   const { codes, inputs, outputs } = stored;
   const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
   const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
+  return multiplyColumns(g, x, { codes, values, scales });
+}
+
+type Columns = { readonly codes: CodeType; readonly values: Value; readonly scales: Value };
+
+/** x `[..., inputs]` times codes `[inputs, outputs]` with a scale for each output. */
+export function multiplyColumns(g: GraphBuilder, x: Value, { codes, values, scales }: Columns): Value {
   const zero = codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
   return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
 }

@@ -10,7 +10,8 @@ import {
   type Forecast,
   forecastLearning,
   forecastLines,
-  measurePace,
+  measurePaces,
+  type Paces,
 } from '../../../gpu-backend/learning/forecast.ts';
 import { LOSS_BATCH_TOKENS, planMemory } from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
@@ -30,7 +31,9 @@ const EIGHT_B: ModelConfig = {
   vocabularySize: 128_256,
   tiedEmbeddings: false,
 };
-const MACHINE = { clusterCounts: [8], pace: 1e11, available_bytes: 1e12, positionsMax: 1e9 };
+/** A CPU with VNNI and without AMX. */
+const pacesOf = (f32: number): Paces => ({ f32, q8: 1.2 * f32, q4: f32, columns: 2.8 * f32 });
+const MACHINE = { clusterCounts: [8], paces: pacesOf(1e11), available_bytes: 1e12, positionsMax: 1e9 };
 
 test('a larger model takes more memory, and more work more time', () => {
   const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, MACHINE);
@@ -42,7 +45,7 @@ test('a larger model takes more memory, and more work more time', () => {
   expect(oneMask.time_s).toBeLessThan(large.time_s / 2);
   // 8e9 multiply-adds a token at 3e11 a second: a day is 3,200,000 tokens, and a run has some millions.
   expect(large.time_s).toBeGreaterThan(86_400);
-  const faster = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, pace: 2e11 });
+  const faster = forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, paces: pacesOf(2e11) });
   expect(faster.time_s / large.time_s).toBeCloseTo(0.5, 1);
 });
 
@@ -84,7 +87,7 @@ test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, 
 test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   // `memory-run.ts` on two cores with other work, all of them at a pace of 7.9e10: a batch's loss took 71 s, a step's part 121 s.
   const plan = planMemory(EIGHT_B, 'q4', 1e9);
-  const { loss_s, step_s } = batchTimes(EIGHT_B, 'q4', plan, 7.9e10, LOSS_BATCH_TOKENS);
+  const { loss_s, step_s } = batchTimes(EIGHT_B, 'q4', plan, pacesOf(7.9e10), LOSS_BATCH_TOKENS);
   for (const [said, measured] of [
     [loss_s, 71],
     [step_s, 121],
@@ -96,8 +99,20 @@ test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   expect(plan.memory_bytes).toBeGreaterThan(7.78e9);
   expect(plan.memory_bytes).toBeLessThan(1.2 * 7.78e9);
   // Layers that stay open are packed once; on the way back all are.
-  const roomy = batchTimes(EIGHT_B, 'q4', { kind: 'layers', layersKept: 32 }, 7.9e10, LOSS_BATCH_TOKENS);
-  const whole = batchTimes(EIGHT_B, 'q4', { kind: 'whole', layersKept: 0 }, 7.9e10, LOSS_BATCH_TOKENS);
+  const roomy = batchTimes(
+    EIGHT_B,
+    'q4',
+    { kind: 'layers', layersKept: 32 },
+    pacesOf(7.9e10),
+    LOSS_BATCH_TOKENS,
+  );
+  const whole = batchTimes(
+    EIGHT_B,
+    'q4',
+    { kind: 'whole', layersKept: 0 },
+    pacesOf(7.9e10),
+    LOSS_BATCH_TOKENS,
+  );
   expect(roomy.loss_s - whole.loss_s).toBeLessThan(3);
   expect(roomy.step_s - whole.step_s).toBeGreaterThan(40);
 });
@@ -123,10 +138,24 @@ test('days, and memory that a machine has not, are said, with the flags that hel
   expect(forecastLines({ ...of(60), plan: 'layers' }, [])[0]).toMatch(/layer by layer/);
 });
 
-test('the pace is that of this machine', async () => {
-  const pace = await measurePace(1);
-  expect(pace).toBeGreaterThan(1e8);
-  expect(pace).toBeLessThan(1e14);
+test('the paces are those of this machine', async () => {
+  const paces = await measurePaces(1);
+  expect(Object.keys(paces).sort()).toEqual(['columns', 'f32', 'q4', 'q8']);
+  for (const pace of Object.values(paces)) {
+    expect(pace).toBeGreaterThan(1e8);
+    expect(pace).toBeLessThan(1e14);
+  }
+});
+
+test('each form of weights counts at its own pace', () => {
+  const timesAt = (paces: Paces) =>
+    batchTimes(EIGHT_B, 'q8', { kind: 'whole', layersKept: 0 }, paces, LOSS_BATCH_TOKENS);
+  const before = timesAt(pacesOf(1e11));
+  const columns = timesAt({ ...pacesOf(1e11), columns: 7e11 });
+  const blocks = timesAt({ ...pacesOf(1e11), q8: 0.7e11 });
+  expect(columns.loss_s).toBeLessThan(0.75 * before.loss_s);
+  expect(blocks.loss_s).toBeGreaterThan(1.2 * before.loss_s);
+  expect(blocks.step_s).toBeGreaterThan(1.3 * before.step_s);
 });
 
 describe('a model as wide as the default one', () => {
