@@ -6,14 +6,16 @@ import { afterAll, beforeAll, expect } from 'vitest';
 import './requests.ts';
 import './tools.ts';
 import './dashboard.ts';
+import { removeHome, stop } from '../product.ts';
 import { openPages } from './browser-client.ts';
-import { endProduct, forgetProduct, product, startProduct } from './running.ts';
+import { home, product, startProduct } from './running.ts';
 import { openCollector } from './traces.ts';
 
 beforeAll(async () => {
   await startProduct({ ...(await openPages()), ...(await openCollector()) });
 }, 120_000);
 afterAll(async () => {
-  if (product !== undefined) expect(await endProduct()).toBe(0);
-  forgetProduct();
+  // A product that ended before is not asked again.
+  if (product !== undefined) expect(await stop(product)).toBe(0);
+  removeHome(home);
 }, 60_000);
