@@ -57,6 +57,10 @@ export async function visit(page: Page, title: string): Promise<void> {
   await expect.poll(() => page.locator('main [aria-busy="true"]').count(), { timeout: 10_000 }).toBe(0);
 }
 
+/** As when somebody comes back to the window: what is in view is asked for again. */
+export const comeBack = (page: Page): Promise<unknown> =>
+  page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))");
+
 const AXE = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
 type AxeResults = { violations: { id: string; help: string; nodes: { html: string }[] }[] };
 

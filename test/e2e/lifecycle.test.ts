@@ -5,10 +5,9 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { OpenAI } from 'openai';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import type { DevFile } from '../../gpu-backend/dev/dev-home.ts';
+import { type DevFile, lockHome } from '../../gpu-backend/dev/dev-home.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import {
   BY_NPM,
@@ -51,6 +50,7 @@ async function begin(env: Record<string, string> = {}, command = DIRECT): Promis
   return current;
 }
 const running = async (): Promise<Started> => current ?? (await begin());
+const runningByNpm = async (): Promise<Started> => current ?? (await begin({}, BY_NPM));
 
 /** Stops what runs, which must end well. */
 async function end(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
@@ -238,7 +238,10 @@ test.runIf(process.platform === 'linux')(
     const first = await running();
     const client = await limitedClient(first, 'killed');
     const tokens = await answers(client, first.dev.model, 10);
-    await sleep(COUNTED_WITHIN_ms);
+    await vi.waitFor(
+      async () => expect(await accountOf(first.dev, 'killed')).toMatchObject({ requests: 10 }),
+      COUNTED_WITHIN_ms,
+    );
     for (const pid of treeOf(first.process.pid!)) process.kill(pid, 'SIGKILL');
     await kill(first);
 
@@ -267,7 +270,7 @@ test(
     await vi.waitFor(() => expect(existsSync(log)).toBe(true), 20_000);
     await kill(halfWay);
     expect(halfWay.output()).not.toContain('is ready at');
-    const next = await begin(env);
+    const next = await begin(env, BY_NPM);
     expect(next.dev).toEqual(ready.dev);
     expect((await next.client.chat.completions.create(hello(next.dev.model))).choices).toHaveLength(1);
   },
@@ -282,7 +285,8 @@ test(
       const answer = await fetch(`${edge}/admin/v1/tenants`, { headers });
       return ((await answer.json()) as { data: { id: string }[] }).data.map(({ id }) => id);
     };
-    const first = await running();
+    // The test before this one left it.
+    const first = await runningByNpm();
     const before = await tenants(first.dev);
     // Made before this start, which copied it.
     expect(before).toContain('killed');
@@ -291,6 +295,8 @@ test(
     // Nothing hangs: what does not need the file goes on, and it stops as ever.
     expect((await fetch(`${first.dev.edge}/healthz`)).status).toBe(200);
     await end();
+    // npm is told, and what it started ends with it.
+    for (const url of [first.dev.edge, first.dev.backend]) await expect(fetch(url)).rejects.toThrow();
 
     const empty = await begin();
     expect(empty.output()).toMatch(/local database is gone from .*begins with an empty one/s);
@@ -341,21 +347,15 @@ test.each([
 });
 
 test(
-  'what `npm start` started ends with npm, told or killed',
+  'what `npm start` started ends with npm when that is killed, too',
   async () => {
-    // The test before this one left such a start.
-    const isByNpm = current?.process.spawnfile === BY_NPM[0];
-    if (current !== undefined && !isByNpm) await end();
-    const told = current ?? (await begin({}, BY_NPM));
-    await end();
-    await expect(fetch(told.dev.edge)).rejects.toThrow();
-    const killed = await begin({}, BY_NPM);
+    const killed = await runningByNpm();
     await kill(killed);
     await vi.waitFor(() => expect(existsSync(path.join(home, 'dev.json'))).toBe(false), 10_000);
-    await vi.waitFor(() => expect(fetch(killed.dev.edge)).rejects.toThrow(), 10_000);
     // It still counts what it knows, and keeps its home until that is done.
-    const again = await vi.waitFor(() => begin(), { timeout: 60_000, interval: 500 });
-    expect(again.dev.apiKey).toBe(told.dev.apiKey);
+    const unlock = await vi.waitFor(() => lockHome(home), { timeout: 60_000, interval: 200 });
+    unlock();
+    for (const url of [killed.dev.edge, killed.dev.backend]) await expect(fetch(url)).rejects.toThrow();
   },
   LIMIT_ms,
 );

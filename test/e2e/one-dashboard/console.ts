@@ -9,7 +9,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { publishMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { createdKeySchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetVersion } from '../../../shared/mask/mask-set.ts';
-import { expectAccessible, visit } from '../browser.ts';
+import { comeBack, expectAccessible, visit } from '../browser.ts';
 import { dashboard } from './open.ts';
 
 let page: Page;
@@ -179,6 +179,7 @@ describe('a form', () => {
     await page.keyboard.press('Tab');
     await page.keyboard.press('Enter');
     await dialog().waitFor({ state: 'detached' });
+    await comeBack(page);
     await expect.poll(() => page.locator('.stale').count(), { timeout: 20_000 }).toBe(0);
   });
 

@@ -3,7 +3,7 @@ import type { Page } from 'playwright-core';
 import { beforeAll, expect, test } from 'vitest';
 import { storeMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
-import { visit } from '../browser.ts';
+import { comeBack, visit } from '../browser.ts';
 import { dashboard } from './open.ts';
 
 let page: Page;
@@ -44,7 +44,7 @@ test('the last hour keeps the pages that are loaded, also when a minute is over'
   await expect.poll(() => rows.count(), { timeout: 20_000 }).toBeGreaterThan(100);
   await page.clock.setFixedTime(Date.now() + 60_000);
   const asked = page.waitForRequest((request) => request.url().includes('/admin/v1/requests?'));
-  await page.evaluate("document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))");
+  await comeBack(page);
   await asked;
   for (let i = 0; i < 20; i++) {
     expect(await rows.count()).toBeGreaterThan(100);

@@ -83,7 +83,9 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   const { edge, adminKey } = product.dev;
   await logIn(page, edge, adminKey);
   const second = await context.newPage();
+  // A tab in the background draws a frame every two seconds, and a click waits for one.
   const logInAgain = async (key: string) => {
+    await second.bringToFront();
     await second.goto(`${edge}/dashboard`);
     await second.getByRole('button', { name: 'Log out', exact: true }).click();
     await second.getByLabel('Admin key').fill(key);
@@ -91,6 +93,7 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
     await second.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
   };
   const nameTenant = async (id: string) => {
+    await page.bringToFront();
     await visit(page, 'Tenants');
     await page.getByRole('button', { name: 'New tenant' }).click();
     await page.getByRole('dialog').getByLabel('Id', { exact: true }).fill(id);
@@ -112,6 +115,7 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   await second.getByText('This page is for administrators of all tenants.').waitFor();
   await nameTenant('of-nobody');
   await page.getByRole('status').getByText('Somebody else has logged in in this browser.').waitFor();
+  await second.bringToFront();
   await second.getByRole('button', { name: 'Log out', exact: true }).click();
   await second.getByLabel('Admin key').waitFor();
   await second.close();

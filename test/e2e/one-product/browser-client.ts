@@ -126,6 +126,10 @@ test('the edge says what it is and documents its API, wide and light, narrow and
   await page.getByText('/v1/chat/completions Answer a conversation').click();
   await page.getByText('Make a tenant').click();
   await page.getByRole('cell', { name: 'tokens_per_minute' }).first().waitFor();
+  // axe-core judges what is shown, but walks through all that stays closed, too, which is ten times as much.
+  await page.evaluate(
+    "document.querySelectorAll('details:not([open]) > :not(summary)').forEach((part) => part.remove())",
+  );
   await expectGood('documentation');
   expect(complaints).toEqual([]);
   await page.context().close();

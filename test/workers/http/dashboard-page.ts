@@ -19,6 +19,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  hurry,
   later,
   newKey,
   newTenant,
@@ -270,7 +271,9 @@ describe('a session that is ended', () => {
       for (const { cookie } of [mine, copied]) expect((await page(cookie)).status).toBe(200);
       d1.be(mood);
       // Ended through this isolate, which cannot write it down but knows it; and through another one.
+      hurry();
       const out = await logOut(mine.asPage, '', isolate);
+      vi.useRealTimers();
       expect(out.status).toBe(503);
       expect(out.headers.get('set-cookie')).toMatch(/Max-Age=0/);
       expect(await errorCode(page(mine.cookie))).toBe(ENDED);

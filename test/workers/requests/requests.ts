@@ -16,6 +16,7 @@ import {
   errorCode,
   freshIsolate,
   goLive,
+  hurry,
   makeMaskSet,
   newKey,
   newTenant,
@@ -204,6 +205,7 @@ describe('a trial', () => {
       const isolate = freshIsolate({ DB: d1.DB });
       await (await chat(key, {}, isolate)).text();
       d1.be(mood);
+      hurry();
       const headers = { [TRIAL_HEADERS.source]: 'playground', [TRIAL_HEADERS.version]: version };
       const refused = call('POST', '/v1/chat/completions', { key, body: CHAT, headers }, isolate);
       expect(await errorCode(refused)).toBe('503 configuration_unavailable');
