@@ -116,6 +116,7 @@ const add = {
 };
 
 describe('tools', () => {
+  // Under one mask as under the other: a form is kept under each of them above.
   test.each(MASKS.slice(0, 2))(
     'a named tool is called under the mask %j',
     { timeout: 120_000 },
