@@ -351,7 +351,9 @@ describe.each(families.variants)('$name', (variant) => {
   test('gives the logits of the processor, dense and masked, in one piece and token by token', async () => {
     const source = randomLlama(configFromHuggingFace(variant.config));
     await using onDevice = await openEmitted(source, 'f32', undefined, device);
-    await using onProcessor = await openEmitted(source, 'f32');
+    const onProcessor = await openRunner(onDevice.folder, onDevice.config, { threads: 1 });
+    await using cleaning = new AsyncDisposableStack();
+    cleaning.defer(() => onProcessor.close());
     const { tokens, skipped } = families;
     const masked = { runs: Uint8Array.from({ length: 8 }, (_, block) => (skipped.includes(block) ? 0 : 1)) };
     for (const mask of [DENSE, masked]) {
@@ -363,7 +365,7 @@ describe.each(families.variants)('$name', (variant) => {
             return runner.run({ cache: caches[which]!, tokenIds, plan: planOf(mask), logitRows });
           }),
         );
-      for (const tokenIds of [tokens, [5], [6], tokens.slice(0, 20), [7]]) {
+      for (const tokenIds of [tokens, [5], tokens.slice(0, 20), [7]]) {
         const [found, expected] = await both(tokenIds);
         expect(furthest(found!, expected!)).toBeLessThan(1e-3);
       }
