@@ -56,10 +56,12 @@ const FAMILIES: Readonly<Record<string, Partial<ModelConfig>>> = {
 };
 const FORMS = ['safetensors', 'shards', 'gguf', 'split'] as const;
 type Form = (typeof FORMS)[number];
-/** Those that go the whole way. The others come to the same weights as one of these. */
+/**
+ * Those that go the whole way. The others come to the same weights as one of these, or to the same graph: a Llama 3 from GGUF
+ * has rotary tables of its own.
+ */
 const MODELS: readonly { readonly family: string; readonly form: Form }[] = [
   { family: 'llama-3', form: 'shards' },
-  { family: 'llama-3', form: 'split' },
   { family: 'qwen-2', form: 'split' },
   { family: 'qwen-3', form: 'shards' },
 ];

@@ -17,20 +17,26 @@ export type GrammarPlayer = AsyncDisposable & {
   play(spec: GrammarSpec, seed: number, tokensMax?: number): Promise<Played>;
 };
 
-export async function openGrammarPlayer(limits: Partial<GrammarLimits> = {}): Promise<GrammarPlayer> {
+/** Opened once, for all players of a process. `closing`: ids that end what is open, so that a text ends at all. */
+let opened: Promise<{ readonly text: ModelText; readonly closing: readonly number[] }> | undefined;
+async function openText() {
   const { folder, manifest } = await installedModel();
   const text = await openModelText(folder, manifest);
+  const decoder = new TextDecoder();
+  const all = Array.from({ length: manifest.config.vocabularySize }, (_, id) => id);
+  const closing = all.filter((id) => /^["}\]]+$/.test(decoder.decode(text.tokenizer.tokenBytes(id))));
+  return { text, closing };
+}
+
+export async function openGrammarPlayer(limits: Partial<GrammarLimits> = {}): Promise<GrammarPlayer> {
+  opened ??= openText();
+  const { text, closing } = await opened;
+  const { manifest } = await installedModel();
   const errors: string[] = [];
   const endTokenId = manifest.eosTokenIds[0]!;
   const vocabularySize = manifest.config.vocabularySize;
   const vocabulary = { table: text.tokenizer.table, size: vocabularySize, endTokenId };
   const grammars = createGrammars({ vocabulary, onError: (detail) => errors.push(detail), limits });
-  /** They end what is open, so that a text ends at all. */
-  const closing = new Set(
-    Array.from({ length: vocabularySize }, (_, id) => id).filter((id) =>
-      /^["}\]]+$/.test(new TextDecoder().decode(text.tokenizer.tokenBytes(id))),
-    ),
-  );
   const call = { tenant: 'a', signal: new AbortController().signal, param: 'schema' };
   return {
     grammars,
@@ -48,11 +54,9 @@ export async function openGrammarPlayer(limits: Partial<GrammarLimits> = {}): Pr
           const logits = new Float32Array(vocabularySize);
           grammar.restrict(logits, [endTokenId]);
           const allowed: number[] = [];
-          logits.forEach((logit, id) => {
-            if (logit === 0) allowed.push(id);
-          });
-          const last = allowed.filter((id) => closing.has(id));
-          const ends = allowed.includes(endTokenId) && random() < 0.7;
+          for (let id = 0; id < vocabularySize; id++) if (logits[id] === 0) allowed.push(id);
+          const last = closing.filter((id) => logits[id] === 0);
+          const ends = logits[endTokenId] === 0 && random() < 0.7;
           const among = last.length > 0 && random() < 0.5 ? last : allowed;
           const id = ends ? endTokenId : among[Math.floor(random() * among.length)]!;
           if (id === endTokenId) return { text: text.tokenizer.decode(ids), ended: true, tokens: ids.length };

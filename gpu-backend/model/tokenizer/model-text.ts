@@ -54,12 +54,13 @@ export async function openModelText(folder: string, manifest: TextManifest): Pro
 /** @throws Error when @huggingface/tokenizers cannot read the files, MaskrouteError `unsupported_model`. */
 export function createModelText(json: object, config: object, manifest: TextManifest): ModelText {
   const { chatTemplate, bosTokenId, eosTokenIds } = manifest;
-  const { tokenBytes } = createTokenReader(tokenTable(json, addedTokensOf(json)));
+  const table = tokenTable(json, addedTokensOf(json));
+  const { tokenBytes } = createTokenReader(table);
   const name = (id: number | null | undefined) =>
     id === null || id === undefined ? '' : new TextDecoder().decode(tokenBytes(id));
   const template = createChatTemplate(chatTemplate, { bos: name(bosTokenId), eos: name(eosTokenIds[0]) });
   const names = controlNames(json, template, [bosTokenId, ...eosTokenIds].map(name));
-  const tokenizer = createTokenizer(json, config, new Set(names));
+  const tokenizer = createTokenizer(json, config, new Set(names), table);
   const control = controlTexts(names);
   const toolFormat = toolFormatOf(template);
   function* chatSteps(

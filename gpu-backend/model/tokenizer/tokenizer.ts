@@ -103,12 +103,14 @@ const REMEMBERED_MAX = 500_000;
 
 /**
  * @param alsoControl names of added tokens that are control tokens, though the file does not mark them as special.
+ * @param table of all tokens of `json`, from somebody who has it already.
  * @throws Error when @huggingface/tokenizers cannot read the files.
  */
 export function createTokenizer(
   json: object,
   config: object,
   alsoControl: ReadonlySet<string> = new Set(),
+  table: TokenTable = tokenTable(json, addedTokensOf(json)),
 ): Tokenizer {
   const { model, normalizer, pre_tokenizer } = json as TokenizerJson;
   const added = addedTokensOf(json);
@@ -116,10 +118,11 @@ export function createTokenizer(
   const others = added.filter((token) => !control.includes(token));
   const library = withoutVocabulary(json, config);
   const reserved = new Set(control.map(({ content }) => content));
+  const vocabulary = new Map(vocabularyOf(json));
   const words =
     model.type === 'Unigram'
       ? unigramWords(model, pre_tokenizer, reserved)
-      : bytePairWords(model, pre_tokenizer, reserved, library);
+      : bytePairWords(model, vocabulary, pre_tokenizer, reserved, library);
   const wordIds = new LRUCache<string, readonly number[]>({
     maxSize: REMEMBERED_MAX,
     sizeCalculation: (ids, word) => 1 + word.length + ids.length,
@@ -135,7 +138,6 @@ export function createTokenizer(
   };
   const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
-  const vocabulary = new Map(vocabularyOf(json));
   const tokenId = (name: string) => idsOfAdded.get(name) ?? vocabulary.get(name);
   const frame = frameOf(library, tokenId);
 
@@ -159,7 +161,6 @@ export function createTokenizer(
     return Int32Array.from(ids);
   }
 
-  const table = tokenTable(json, added);
   const reader = createTokenReader(table);
   return {
     ...reader,
@@ -198,6 +199,7 @@ type Words = {
 
 function bytePairWords(
   model: BytePairsJson,
+  vocabulary: ReadonlyMap<string, number>,
   preTokenizer: PreTokenizerPart | null | undefined,
   reserved: ReadonlySet<string>,
   library: LibraryTokenizer,
@@ -205,10 +207,10 @@ function bytePairWords(
   const splits = splitsOf(preTokenizer);
   const letter = splits && BYTE_NAMES.find((name) => reserved.has(name));
   if (letter !== undefined) throw new Error(`its special token ${letter} is a letter of its alphabet`);
-  const encode = bytePairEncoder(model, reserved);
+  const encode = bytePairEncoder(model, vocabulary, reserved);
   if (splits !== undefined)
     return { cut: (text) => cutWords(text, splits), encode: (word) => encode(inByteNames(word)) };
-  const cutAtSeams = seamCutter(Object.keys(model.vocab), reserved);
+  const cutAtSeams = seamCutter([...vocabulary.keys()], reserved);
   return {
     *cut(text, section) {
       const pieces = library.pre_tokenizer?.pre_tokenize(text, { section_index: section }) ?? [text];

@@ -26,20 +26,30 @@ export type UnigramJson = {
 type WordEncoder = (word: string) => readonly number[];
 
 /**
+ * @param ids of all names of the vocabulary.
  * @param reserved names of special tokens, which text never becomes.
  * @throws Error for a kind of merging that is not supported.
  */
-export function bytePairEncoder(json: BytePairsJson, reserved: ReadonlySet<string>): WordEncoder {
+export function bytePairEncoder(
+  json: BytePairsJson,
+  ids: ReadonlyMap<string, number>,
+  reserved: ReadonlySet<string>,
+): WordEncoder {
   if (json.end_of_word_suffix || json.continuing_subword_prefix) {
     throw new Error('its tokens are marked at the ends of words');
   }
-  const idOf = new Map(Object.entries(json.vocab).filter(([name]) => !reserved.has(name)));
+  // Most large vocabularies have their special tokens elsewhere, and need no copy without them.
+  const isWhole = ![...reserved].some((name) => ids.has(name));
+  const idOf = isWhole ? ids : new Map([...ids].filter(([name]) => !reserved.has(name)));
+  // Longer parts come from merges, and no merge makes a part that is no token.
+  const isPart = (name: string) => name.length > 2 || idOf.has(name);
   const merges = json.merges
     .map((pair) => (typeof pair === 'string' ? pair.split(' ', 2) : pair))
-    .filter((pair) => [...pair, pair.join('')].every((name) => idOf.has(name)));
-  const split = modelOf({ ...json, type: 'BPE', vocab: Object.fromEntries(idOf), merges });
+    .filter(([left = '', right = '']) => idOf.has(left + right) && isPart(left) && isPart(right));
+  const vocab = isWhole ? json.vocab : Object.fromEntries(idOf);
+  const split = modelOf({ ...json, type: 'BPE', vocab, merges });
   // The token for unknown characters is special itself.
-  const unknown = json.unk_token == null ? undefined : json.vocab[json.unk_token];
+  const unknown = json.unk_token == null ? undefined : ids.get(json.unk_token);
   return (word) => split([word]).flatMap((token) => idOf.get(token) ?? unknown ?? []);
 }
 

@@ -26,19 +26,17 @@ const MASKS = [
 
 describe('response_format', () => {
   test.each(MASKS)('a schema is kept under the mask %j', { timeout: 120_000 }, async (mask) => {
-    for (const seed of [1, 2]) {
-      const answer = await client.chat.completions.parse(
-        ask('Anna is 31 and happy. Write her as JSON.', {
-          response_format: zodResponseFormat(person, 'person'),
-          temperature: 1,
-          seed,
-          mask,
-        }),
-      );
-      const { finish_reason, message } = answer.choices[0]!;
-      expect(finish_reason).toBe('stop');
-      expect(person.parse(message.parsed)).toEqual(JSON.parse(message.content!));
-    }
+    const answer = await client.chat.completions.parse(
+      ask('Anna is 31 and happy. Write her as JSON.', {
+        response_format: zodResponseFormat(person, 'person'),
+        temperature: 1,
+        seed: 1,
+        mask,
+      }),
+    );
+    const { finish_reason, message } = answer.choices[0]!;
+    expect(finish_reason).toBe('stop');
+    expect(person.parse(message.parsed)).toEqual(JSON.parse(message.content!));
   });
 
   test('is kept with log-probabilities, several choices, ignore_eos and a minimum that is too great', {
@@ -118,29 +116,34 @@ const add = {
 };
 
 describe('tools', () => {
-  test.each(MASKS)('a named tool is called under the mask %j', { timeout: 120_000 }, async (mask) => {
-    const { choices } = await client.chat.completions.create(
-      ask('What is the weather in Paris?', {
-        tools: [add, weather],
-        tool_choice: { type: 'function', function: { name: 'get_weather' } },
-        mask,
-      }),
-    );
-    const { message, finish_reason } = choices[0]!;
-    expect(message.content).toBeNull();
-    expect(message.tool_calls).toHaveLength(1);
-    const call = message.tool_calls![0]!;
-    expect(call).toMatchObject({
-      type: 'function',
-      id: expect.stringMatching(/^call_\w+$/),
-      function: { name: 'get_weather' },
-    });
-    if (finish_reason === 'tool_calls') {
-      const found = JSON.parse((call as { function: { arguments: string } }).function.arguments);
-      expect(found.city.length).toBeLessThanOrEqual(20);
-      expect(['C', 'F']).toContain(found.unit);
-    } else expect(finish_reason).toBe('length');
-  });
+  // Under one mask as under the other: a form is kept under each of them above.
+  test.each(MASKS.slice(0, 2))(
+    'a named tool is called under the mask %j',
+    { timeout: 120_000 },
+    async (mask) => {
+      const { choices } = await client.chat.completions.create(
+        ask('What is the weather in Paris?', {
+          tools: [add, weather],
+          tool_choice: { type: 'function', function: { name: 'get_weather' } },
+          mask,
+        }),
+      );
+      const { message, finish_reason } = choices[0]!;
+      expect(message.content).toBeNull();
+      expect(message.tool_calls).toHaveLength(1);
+      const call = message.tool_calls![0]!;
+      expect(call).toMatchObject({
+        type: 'function',
+        id: expect.stringMatching(/^call_\w+$/),
+        function: { name: 'get_weather' },
+      });
+      if (finish_reason === 'tool_calls') {
+        const found = JSON.parse((call as { function: { arguments: string } }).function.arguments);
+        expect(found.city.length).toBeLessThanOrEqual(20);
+        expect(['C', 'F']).toContain(found.unit);
+      } else expect(finish_reason).toBe('length');
+    },
+  );
 
   test('a required call comes in deltas as the official client collects them', {
     timeout: 60_000,

@@ -34,9 +34,12 @@ beforeAll(async () => {
 });
 afterAll(() => rm(modelDir, { recursive: true }));
 
-async function open(limits: Partial<LoopLimits> = {}): Promise<Engine & AsyncDisposable> {
+async function open(
+  limits: Partial<LoopLimits> = {},
+  model = { modelDir, config: source.config },
+): Promise<Engine & AsyncDisposable> {
   const hash = '0'.repeat(64) as ModelHash;
-  const engine = await createEngine({ modelDir, hash, config: source.config as never, threads: 1, limits });
+  const engine = await createEngine({ ...model, hash, threads: 1, limits });
   return Object.assign(engine, { [Symbol.asyncDispose]: () => engine.close() });
 }
 
@@ -327,10 +330,15 @@ test.each<[string, Partial<GenerateRequest>, string]>([
 });
 
 test('the answer ends where the context does', async () => {
-  await using engine = await open();
+  const small = randomLlama({ contextTokens: 64 });
+  const folder = await mkdtemp(join(tmpdir(), 'maskroute-engine-'));
+  await using cleaning = new AsyncDisposableStack();
+  cleaning.defer(() => rm(folder, { recursive: true }));
+  await emitFromMemory(small, 'q8', folder, () => {});
+  await using engine = await open({}, { modelDir: folder, config: small.config });
   const { finished } = await collect(
     engine,
-    request({ promptTokenIds: new Int32Array(CONTEXT_TOKENS - 12), maxTokens: 100 }),
+    request({ promptTokenIds: new Int32Array(64 - 12), maxTokens: 100 }),
   );
   expect(finished).toMatchObject({ reason: 'length', completionTokens: 12 });
 });

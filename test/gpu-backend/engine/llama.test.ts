@@ -1,5 +1,5 @@
 /** The graph and its written-through cache against plain loops that keep every K and V. */
-import { describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { KvMode } from '../../../gpu-backend/engine/engine.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import type { ModelConfig, WeightSource } from '../../../gpu-backend/model/model-source.ts';
@@ -92,13 +92,17 @@ describe.each([
   ...FEATURES,
 ])('fp32, %s', (_name, changes) => {
   const source = randomLlama(changes);
+  let runner: Awaited<ReturnType<typeof openEmitted>>;
+  beforeAll(async () => {
+    runner = await openEmitted(source, 'f32');
+  });
+  afterAll(() => runner[Symbol.asyncDispose]());
 
   test.each([
     ['dense', DENSE],
     ['masked', MASKED],
     ['everything skipped', { runs: new Uint8Array(8) }],
   ])('%s logits equal the naive ones, whatever the chunks', async (_what, mask) => {
-    await using runner = await openEmitted(source, 'f32');
     const expected = await naiveLogits(source, () => mask);
     for (const chunks of [WHOLE, BY_TOKEN, UNEVEN]) {
       expect(furthestInRows(await logitsOf(runner, chunks, () => mask), expected)).toBeLessThan(1e-4);
@@ -106,7 +110,6 @@ describe.each([
   });
 
   test('a conversation may change its mask half-way: skipped attention kept writing K and V', async () => {
-    await using runner = await openEmitted(source, 'f32');
     const mask = (position: number) => (position < 38 ? MASKED : DENSE);
     const found = await logitsOf(runner, [38, 10, 12], mask);
     expect(furthestInRows(found, await naiveLogits(source, mask))).toBeLessThan(1e-4);

@@ -395,7 +395,7 @@ function useFor(steps: number, clients: readonly Client[], took_ms: () => number
   const asksAt = clients.map((_, i) => i % 3);
   /** Of a tenant with a request in the line: requests of others that got a place since its own last one did. */
   const passed = new Map<string, number>();
-  const running = () => [...entries.keys()].filter((one) => scheduler.running.includes(one));
+  const running = () => scheduler.running.filter((one) => entries.has(one));
   const end = (one: ScheduledRequest, at: number) => {
     asksAt[clients.indexOf(entries.get(one)!.client)] = at;
     entries.delete(one);

@@ -19,10 +19,10 @@ const { ids, skipAttention, skipFfn } = reference;
 const STRETCH = 250;
 const DENSE = denseMask(60);
 const MASKED = maskFromSkippedLayers(60, { skipAttention, skipFfn });
-/** What drifts over a thousand positions does so under any mask: half of them do for the second. */
+/** What drifts over many positions does so under any mask: a third of them do for the second. */
 const CASES = [
-  ['dense', DENSE, reference.dense],
-  ['masked', MASKED, firstOf(reference.masked, 500)],
+  ['dense', DENSE, firstOf(reference.dense, 750)],
+  ['masked', MASKED, firstOf(reference.masked, 250)],
 ] as const;
 
 type Expected = typeof reference.dense;
@@ -79,7 +79,7 @@ async function feed(
 }
 
 /** A long piece, and then token by token. */
-const MIXED = [STRETCH - 25, ...Array(25).fill(1)];
+const MIXED = [STRETCH - 8, ...Array(8).fill(1)];
 /** The KL of eight bits to fp32 is taken at every so many positions: a row of logits takes as long as its token. */
 const COMPARED_EVERY = 4;
 
@@ -132,11 +132,11 @@ function passOf(mask: Mask, expected: Expected): Promise<Pass> {
 }
 
 /** Where K and V in half precision are held against fp32. */
-const HALVED_TOKENS = 300;
+const HALVED_TOKENS = 150;
 const HALVED_ROWS = Array.from({ length: HALVED_TOKENS / 5 }, (_, i) => 5 * i + 4);
 
 /** Where tokens one by one are held against a piece. */
-const [ANSWER_START, ANSWER_END] = [150, 190];
+const [ANSWER_START, ANSWER_END] = [80, 96];
 const ANSWER_ROWS = Array.from({ length: ANSWER_END - ANSWER_START }, (_, i) => ANSWER_START + i);
 
 describe('fp32 equals transformers', () => {
@@ -215,11 +215,11 @@ describe('K and V in half precision', () => {
   afterAll(() => halved.close());
 
   test.each(CASES)(
-    '%s: logits over 300 positions of real text are within 0.05 of fp32',
+    '%s: logits over 150 positions of real text are within 0.05 of fp32',
     async (_name, mask, reference) => {
       const { rows } = await passOf(mask, reference);
       const part = ids.slice(0, HALVED_TOKENS);
-      const found = await feed(halved, halved.newCache(), mask, part, [150, 150]);
+      const found = await feed(halved, halved.newCache(), mask, part, [100, 50]);
       let [worst, kl, agreed] = [0, 0, 0];
       for (const position of HALVED_ROWS) {
         const [row, logits] = [rows.get(position)!, found[position]!];
@@ -239,9 +239,9 @@ describe('K and V in half precision', () => {
   test('greedy answers to beginnings of real texts are the same', async () => {
     for (const [from, to] of [
       [0, 40],
-      [300, 420],
+      [300, 360],
     ]) {
-      const answers = [exact, halved].map((runner) => greedy(runner, ids.slice(from, to), 12));
+      const answers = [exact, halved].map((runner) => greedy(runner, ids.slice(from, to), 6));
       expect(await answers[1]).toEqual(await answers[0]);
     }
   }, 60_000);

@@ -181,14 +181,14 @@ describe('what is generated is valid', () => {
     const isValid = ajv.compile(schema as object);
     const answer = schemaGrammar(schema, { strict: true, param: 'schema' });
     let ended = 0;
-    for (let seed = 0; seed < 12; seed++) {
+    for (let seed = 0; seed < 8; seed++) {
       const played = await player.play({ answer, calls: undefined }, seed);
       if (!played.ended) continue;
       ended++;
       const value = JSON.parse(played.text);
       expect(isValid(value), `${played.text} ${JSON.stringify(isValid.errors)}`).toBe(true);
     }
-    expect(ended).toBeGreaterThan(6);
+    expect(ended).toBeGreaterThan(4);
   });
 });
 

@@ -137,10 +137,11 @@ describe('pullModel', () => {
   test('a refused file leaves nothing', async () => {
     await writeFile(file, writeGguf(tinyLlama()).subarray(0, -10));
     await expect(pull(file)).rejects.toMatchObject({ code: 'corrupt_model' });
-    const endless = '{% for a in range(999999999999) %}{{ a }}{% endfor %}';
+    const hoarding =
+      '{% set ns = namespace(kept=[0]) %}{% for a in range(40) %}{% set ns.kept = ns.kept + ns.kept %}{% endfor %}';
     await writeFile(
       file,
-      writeGguf(tinyLlama({ metadata: { 'tokenizer.chat_template': { type: 'string', value: endless } } })),
+      writeGguf(tinyLlama({ metadata: { 'tokenizer.chat_template': { type: 'string', value: hoarding } } })),
     );
     await expect(pull(file)).rejects.toMatchObject({
       code: 'unsupported_model',
@@ -153,9 +154,9 @@ describe('pullModel', () => {
     const { folder, manifest } = await pull(file);
     await tryModelText(folder, manifest);
     const loop = '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}';
-    await expect(tryModelText(folder, { ...manifest, chatTemplate: loop }, 2000)).rejects.toMatchObject({
+    await expect(tryModelText(folder, { ...manifest, chatTemplate: loop }, 1000)).rejects.toMatchObject({
       code: 'unsupported_model',
-      message: expect.stringContaining('it takes more than 2 s of CPU time'),
+      message: expect.stringContaining('it takes more than 1 s of CPU time'),
     });
   });
 

@@ -5,7 +5,7 @@ import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { type ModelText, openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
-import type { Tokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
+import { createTokenizer, type Tokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import { installedModel } from '../../../support/installed-model.ts';
 
 type Case = { text: string; ids: number[]; plainIds?: number[] };
@@ -31,6 +31,15 @@ describe('encode', () => {
   test('nothing is nothing, and half a surrogate pair is U+FFFD', () => {
     expect([...tokenizer.encode('')]).toEqual([]);
     expect(tokenizer.decode(tokenizer.encode('a\ud800b'))).toBe('a\ufffdb');
+  });
+
+  test('leaves out merges of what is no token, and into what is none: text would vanish', () => {
+    const vocab = Object.fromEntries(['a', 'b', 'c', 'd', 'ab', 'xa'].map((name, id) => [name, id]));
+    const byteLevel = { type: 'ByteLevel', add_prefix_space: false, use_regex: false };
+    const model = { type: 'BPE', vocab, merges: ['c d', 'x a', 'a b', 'ab c'] };
+    const { encode } = createTokenizer({ model, pre_tokenizer: byteLevel, decoder: byteLevel }, {});
+    expect([...encode('abcd')]).toEqual([4, 2, 3]);
+    expect([...encode('xab')]).toEqual([4]);
   });
 
   test('does not keep a text in memory for a word of it', () => {
@@ -93,6 +102,13 @@ describe('decode', () => {
     expect(shown.join('')).toBe('👩‍🚀');
     expect(shown.every((part) => part.isWellFormed() && !part.includes('\ufffd'))).toBe(true);
     expect(decoder.flush()).toBe('');
+  });
+
+  test('what is no stand-in of a byte, in a damaged vocabulary, is shown as it is', () => {
+    const byteLevel = { type: 'ByteLevel', add_prefix_space: false, use_regex: false };
+    const model = { type: 'BPE', vocab: { a漢Ġ: 0, '😀b': 1 }, merges: [] };
+    const { decode } = createTokenizer({ model, pre_tokenizer: byteLevel, decoder: byteLevel }, {});
+    expect(decode([0, 1])).toBe('a漢 😀b');
   });
 
   test('an unfinished character shows as U+FFFD at the end, and only there', () => {
