@@ -27,7 +27,7 @@ import {
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { createdKeySchema, listSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetSummarySchema, publicationSchema } from '../../../shared/admin/publication-wire.ts';
 import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
@@ -201,6 +201,23 @@ describe('a mask set', () => {
     });
     expect(await publicationHistory(client, '')).toEqual(history);
     expect(await publishMaskSet(client, set, DEFAULT)).toMatchObject({ state: 'activated' });
+  });
+
+  test('is published by keys that may, which can be asked before there is one', async () => {
+    await requireMayPublish(client, '');
+    await expect(requireMayPublish(client, 'nobody')).rejects.toMatchObject({
+      code: 'not_found',
+      param: 'tenant',
+    });
+    const body = { kind: 'viewer', name: 'reads' };
+    const { key } = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+    for (const [wrong, code] of [
+      [key, 'forbidden'],
+      ['wrong', 'invalid_api_key'],
+    ] as const) {
+      const other = createAdminClient(edge.url, wrong);
+      await expect(requireMayPublish(other, '')).rejects.toMatchObject({ code });
+    }
   });
 
   test('that is live already gets the bounds that come with it', async () => {
