@@ -291,7 +291,10 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
 async function labelOf({ edge, apiKey, model }: DevFile, prompt: string): Promise<string> {
   const body = { model, messages: [{ role: 'user', content: prompt }] };
   const client = createTenantClient(edge, apiKey);
-  const { label } = await client.request({ method: 'POST', path: '/route', body }, dryRunSchema);
+  const { label } = await client.request(
+    { method: 'POST', path: '/route', body, isDryRun: true },
+    dryRunSchema,
+  );
   return label ?? 'no label';
 }
 

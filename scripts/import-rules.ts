@@ -20,7 +20,6 @@ type Rule = {
 const forbid = (name: string, why: string, from: Side, to: Side): Rule => ({ name, why, from, to });
 
 const ONLINE = '^gpu-backend/((api|jobs|engine|grammar|encoder|onnx|model)/|main\\.ts$)';
-const OFFLINE = '^gpu-backend/(learning|publication)/';
 const ENTRY_POINTS = '^gpu-backend/(cli|dev|bench)/';
 const STAGES = 'data → masks → evaluation → publication: an earlier stage never needs a later one.';
 
@@ -101,7 +100,13 @@ export const RULES: readonly Rule[] = [
     'serving-needs-no-learning',
     'What answers requests starts without what learns masks.',
     { path: ONLINE },
-    { path: OFFLINE },
+    { path: '^gpu-backend/learning/' },
+  ),
+  forbid(
+    'only-jobs-publish',
+    'Of what answers requests only jobs are clients of an edge.',
+    { path: ONLINE, pathNot: '^gpu-backend/jobs/' },
+    { path: '^gpu-backend/publication/' },
   ),
   forbid(
     'graphs-know-no-server',

@@ -37,7 +37,8 @@ type EdgeFlags = {
   readonly json: boolean;
 };
 
-type PublishFlags = EdgeFlags & ScheduleFlags & { readonly activate: boolean; readonly evaluation?: string };
+type PublishFlags = EdgeFlags &
+  ScheduleFlags & { readonly activate: boolean; readonly once: boolean; readonly evaluation?: string };
 
 export function addPublishCommands(program: Command): void {
   program
@@ -48,6 +49,11 @@ export function addPublishCommands(program: Command): void {
     .addOption(tenantOption())
     .option('--evaluation <file>', 'the evaluation.json of the set, for the dashboard')
     .option('--activate', 'make it live', false)
+    .option(
+      '--once',
+      'with --activate: change nothing if this version was published before, also if it was rolled back since',
+      false,
+    )
     .option('--at <time>', 'go live at this time, such as 2026-01-31T09:00:00Z (default: now)')
     .option(
       '--rollout <steps>',
@@ -82,8 +88,8 @@ export function addPublishCommands(program: Command): void {
     )
     .action(async (file: string, flags: PublishFlags) => {
       const schedule = parseSchedule(flags);
-      if (!flags.activate && Object.keys(schedule).length > 0) {
-        throw new MaskrouteError('invalid_argument', '--at, --rollout and bounds need --activate.');
+      if (!flags.activate && (flags.once || Object.keys(schedule).length > 0)) {
+        throw new MaskrouteError('invalid_argument', '--once, --at, --rollout and bounds need --activate.');
       }
       const set = await readMaskSet(file);
       const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
@@ -95,8 +101,8 @@ export function addPublishCommands(program: Command): void {
 It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
         await confirmChange(client.edge, change, flags.yes);
       }
-      const { tenant, activate } = flags;
-      const published = await publishMaskSet(client, set, { tenant, activate, schedule, figures });
+      const { tenant, activate, once } = flags;
+      const published = await publishMaskSet(client, set, { tenant, activate, once, schedule, figures });
       const { version, state, replacedVersion } = published;
       if (flags.json) {
         const told = { version, name: set.name, state, replaced_version: replacedVersion };
@@ -229,4 +235,5 @@ const STATES = {
   already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
+  published_before: 'was published before, so what is live stays',
 };

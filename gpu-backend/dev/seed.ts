@@ -6,7 +6,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { createdKeySchema, DEFAULT_TENANT, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { type AdminClient, createAdminClient, createTenantClient } from '../publication/admin-client.ts';
@@ -69,11 +69,18 @@ export async function ensureApiKey(client: AdminClient, kept: string | undefined
   return (await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema)).key;
 }
 
+/** Also of an edge whose backends do not answer. @throws MaskrouteError `edge_unreachable`, or `backend_error` when it is no edge. */
 async function isAccepted(edge: string, key: string): Promise<boolean> {
-  const response = await fetch(`${edge}/v1/models`, { headers: { authorization: `Bearer ${key}` } });
-  await response.body?.cancel();
-  return response.status !== 401;
+  try {
+    await servedModels(edge, key);
+    return true;
+  } catch (error) {
+    const isEdges = error instanceof MaskrouteError && !NOT_HEARD.includes(error.code);
+    if (isEdges) return error.status !== 401;
+    throw error;
+  }
 }
+const NOT_HEARD: readonly ErrorCode[] = ['edge_unreachable', 'backend_error'];
 
 /**
  * Makes the preset live if nothing or an older preset is live. A set that a user published stays live, and so does the

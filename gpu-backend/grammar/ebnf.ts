@@ -20,9 +20,11 @@ export type Expression =
       readonly max: number | undefined;
     };
 
+export type Rule = Extract<Expression, { readonly kind: 'rule' }>;
+
 export const text = (value: string): Expression => ({ kind: 'text', text: value });
 export const chars = (...ranges: readonly CharRange[]): Expression => ({ kind: 'chars', ranges });
-export const rule = (name: string): Expression => ({ kind: 'rule', name });
+export const rule = (name: string): Rule => ({ kind: 'rule', name });
 export const sequence = (...parts: readonly Expression[]): Expression =>
   parts.length === 1 ? parts[0]! : { kind: 'sequence', parts };
 export const choice = (...options: readonly Expression[]): Expression =>
@@ -209,6 +211,27 @@ export function endlessRules(rules: Rules): string[] {
     ),
   );
   return [...rules.keys()].filter((name) => !ending.has(name));
+}
+
+/** Rules that may begin with something else than `letter`; what their sequences begin with must not be empty. */
+export function otherRules(rules: Rules, letter: string): ReadonlySet<string> {
+  const isOther = (expression: Expression, found: ReadonlySet<string>): boolean => {
+    switch (expression.kind) {
+      case 'text':
+        return !expression.text.startsWith(letter);
+      case 'chars':
+        return true;
+      case 'rule':
+        return found.has(expression.name);
+      case 'sequence':
+        return expression.parts.slice(0, 1).some((part) => isOther(part, found));
+      case 'choice':
+        return expression.options.some((option) => isOther(option, found));
+      case 'repeat':
+        return isOther(expression.part, found);
+    }
+  };
+  return rulesThat(rules, isOther);
 }
 
 /** Left-recursive rules: they reach themselves again without consuming a character. */

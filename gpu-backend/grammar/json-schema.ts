@@ -15,7 +15,9 @@ import {
   lettersOf,
   loopingRules,
   optional,
+  otherRules,
   printGrammar,
+  type Rule,
   repeat,
   rule,
   sequence,
@@ -24,6 +26,7 @@ import {
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
 import {
+  NOT_STRINGS,
   type Path,
   type SchemaObject,
   type SchemaOptions,
@@ -116,6 +119,8 @@ class Converter {
   /** Rules that are referred to but not converted yet. The queue avoids deep recursion for long chains of `$ref`s. */
   readonly #unmade: { readonly name: string; readonly schema: unknown; readonly path: Path }[] = [];
   readonly #where = new Map<string, Path>();
+  /** Rules of `propertyNames`, with their places. */
+  readonly #keys = new Map<string, Path>();
   readonly #spent: Spent;
 
   constructor(root: unknown, options: SchemaOptions) {
@@ -137,9 +142,18 @@ class Converter {
         this.#where.get(endless) ?? '',
         'it requires itself without end, so it has no finite value',
       );
+    this.#requireKeys();
     const own = new Map([...this.#rules].filter(([name]) => !BASICS.has(name)));
     const written = separated(own, root, SEPARATED_BASICS);
     return printGrammar(written.rules, written.root);
+  }
+
+  /** Through `$ref`s in `anyOf`, a key could be of another type. */
+  #requireKeys(): void {
+    if (this.#keys.size === 0) return;
+    const others = otherRules(this.#rules, '"');
+    for (const [name, path] of this.#keys)
+      if (others.has(name)) throw this.#reader.refusal(path, NOT_STRINGS);
   }
 
   #value(schema: unknown, path: Path, depth = 0): Expression {
@@ -345,12 +359,18 @@ class Converter {
   }
 
   /** A schema's value as a rule, so that repeating it does not copy it. */
-  #item(schema: unknown, path: Path, depth: number): Expression {
+  #item(schema: unknown, path: Path, depth: number): Rule {
     const value = this.#value(schema, path, depth + 1);
     return value.kind === 'rule' ? value : this.#newRule(value, path);
   }
 
-  #newRule(body: Expression, path: Path): Expression {
+  #key(names: SchemaObject, path: Path, depth: number): Expression {
+    const key = this.#item(names, path, depth);
+    this.#keys.set(key.name, path);
+    return key;
+  }
+
+  #newRule(body: Expression, path: Path): Rule {
     const name = `part_${this.#rules.size}`;
     this.#where.set(name, path);
     this.#rules.set(name, body);
@@ -396,7 +416,7 @@ class Converter {
   #dictionary(schema: SchemaObject, others: unknown, path: Path, depth: number): Expression {
     if (others === false) return text('{}');
     const names = this.#reader.propertyNames(schema, path);
-    const key = names === undefined ? rule('json_string') : this.#item(names, `${path}/propertyNames`, depth);
+    const key = names === undefined ? rule('json_string') : this.#key(names, `${path}/propertyNames`, depth);
     const value = this.#item(others, `${path}/additionalProperties`, depth);
     return sequence(text('{'), optional(list(sequence(key, COLON, value))), text('}'));
   }

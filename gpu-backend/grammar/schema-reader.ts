@@ -2,6 +2,7 @@
  * Reads JSON schemas keyword by keyword: types, bounds, lists, properties, `$ref`s. Invalid keywords, and in strict mode
  * those that a grammar cannot enforce, are refused with their place in the schema. `json-schema.ts` makes the grammar.
  */
+import { canonicalJson } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import type { Bounds } from './number-range.ts';
@@ -89,6 +90,9 @@ const KNOWN = new Set([
 
 /** Most schemas of a request that are joined for `allOf`: nested `$ref`s can make their number grow exponentially. */
 const JOINED_MAX = 2000;
+
+/** What `propertyNames` is refused with if it allows other values. */
+export const NOT_STRINGS = 'expected a schema of strings';
 
 /** With one of these a schema without `type` may have values of any type. */
 const TYPELESS_KEYWORDS = ['$ref', 'enum', 'const', 'anyOf', 'oneOf', 'allOf'];
@@ -261,13 +265,14 @@ export class SchemaReader {
     if (!isJsonObject(schema)) return schema;
     if ('$ref' in schema) {
       const own = this.#typesOf(this.reference(schema, path).found, path) ?? TYPES;
+      if (commonTypes(types, own).length === 0) return undefined;
       const isWithin = own.every((one) => types.some((type) => commonType(type, one) === one));
       if (isWithin || !this.isStrict) return schema;
       throw this.refusal(`${path}/$ref`, 'it leads to a schema of other types');
     }
     const own = this.#typesOf(schema, path) ?? types;
-    const common = types.flatMap((type) => own.flatMap((other) => commonType(type, other) ?? []));
-    return common.length === 0 ? undefined : { ...schema, type: [...new Set(common)] };
+    const common = commonTypes(types, own);
+    return common.length === 0 ? undefined : { ...schema, type: common };
   }
 
   /** A schema's types by its own keywords; undefined if only other schemas, as in `$ref` or `anyOf`, say them. */
@@ -340,16 +345,28 @@ export class SchemaReader {
     return { names, properties, required, others };
   }
 
-  /** The schema of `propertyNames`, itself and not a `$ref`; undefined if all names are allowed. */
+  /** The schema of `propertyNames`, itself and neither a `$ref` nor an `allOf`; undefined if all names are allowed. */
   propertyNames(schema: SchemaObject, path: Path): SchemaObject | undefined {
     const place = `${path}/propertyNames`;
-    const given = schema.propertyNames ?? true;
-    const found = isJsonObject(given) && '$ref' in given ? this.reference(given, place).found : given;
+    const found = this.#followed(schema.propertyNames ?? true, place);
     if (found === true) return undefined;
     const names = isJsonObject(found) && !('type' in found) ? { ...found, type: 'string' } : found;
     if (!isJsonObject(names) || this.types(names, place).join() !== 'string')
-      throw this.refusal(place, 'expected a schema of strings');
+      throw this.refusal(place, NOT_STRINGS);
     return names;
+  }
+
+  /** A schema behind its `$ref`s and with its `allOf` joined in. */
+  #followed(schema: unknown, path: Path): unknown {
+    const seen = new Set<string>();
+    for (let found = schema; ; ) {
+      const whole = isJsonObject(found) ? this.object(found, path) : found;
+      if (!isJsonObject(whole) || !('$ref' in whole)) return whole;
+      const { $ref, found: next } = this.reference(whole, path);
+      if (seen.has($ref)) throw this.refusal(path, 'it leads back to itself');
+      seen.add($ref);
+      found = next;
+    }
   }
 
   /** In strict mode, `propertyNames` beside named properties has to be a list that has their names. */
@@ -393,7 +410,7 @@ function joined(first: SchemaObject, second: SchemaObject): SchemaObject {
 const valuesOf = (schema: SchemaObject): readonly unknown[] =>
   'const' in schema ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : [];
 
-const textsOf = (schema: SchemaObject): string[] => valuesOf(schema).map((value) => JSON.stringify(value));
+const textsOf = (schema: SchemaObject): string[] => valuesOf(schema).map(canonicalJson);
 
 /** Whether all lists have items, and no item is there twice. */
 function areDisjoint(lists: readonly (readonly string[])[]): boolean {
@@ -447,6 +464,10 @@ function commonType(a: Type, b: Type): Type | undefined {
   const isNumeric = [a, b].every((type) => type === 'integer' || type === 'number');
   return isNumeric ? 'integer' : undefined;
 }
+
+const commonTypes = (some: readonly Type[], others: readonly Type[]): readonly Type[] => [
+  ...new Set(some.flatMap((type) => others.flatMap((other) => commonType(type, other) ?? []))),
+];
 
 /** `value`: of JSON. */
 function typeOf(value: unknown): Exclude<Type, 'integer'> {

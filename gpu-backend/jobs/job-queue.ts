@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -18,6 +18,8 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { type InstalledModel, openInstalled } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
+import { createAdminClient } from '../publication/admin-client.ts';
+import { requireMayPublish } from '../publication/publish.ts';
 import { createJobStore, JobData, type JobStore, type Note, needsUpload, seal, unseal } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
@@ -39,6 +41,8 @@ export type JobsOptions = {
 
 /** Shorter than the edge waits for an answer: a step of learning may take longer on a busy machine. */
 const CANCEL_WAIT_ms = 8_000;
+/** How long an edge may take to say whether a job may publish there; an edge that starts the schedule waits for that. */
+const MAY_PUBLISH_TIMEOUT_ms = 8_000;
 /** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
 /** The error of a job that is cancelled while it publishes. */
@@ -118,11 +122,29 @@ export class Jobs {
   /**
    * Concurrent requests are handled one after the other, so that the queue's limit holds for all of them.
    * @param schedule id of the schedule that creates the job, if any.
-   * @throws MaskrouteError `queue_full`, what {@link JobData.files} throws, `not_found` or `conflict` when the mask set
-   * to begin with is missing.
+   * @throws MaskrouteError `queue_full`, what {@link check} throws, `not_found` or `conflict` when the mask set to begin
+   * with is missing.
    */
   create(request: CreateJob, schedule: string | null = null): Promise<Job> {
     return this.#inTurn(() => this.#create(request, schedule));
+  }
+
+  /**
+   * Checks what a job would find out only at its end, or that it cannot begin at all.
+   * @throws MaskrouteError what {@link JobData.files} throws, `invalid_request` where the edge refuses to publish; where
+   * it cannot say, its own error or `edge_unreachable`.
+   */
+  async check(request: CreateJob): Promise<void> {
+    await this.data.files(request);
+    if (request.publish === undefined) return;
+    const { edge, tenant, admin_key } = request.publish;
+    const client = createAdminClient(edge, admin_key, MAY_PUBLISH_TIMEOUT_ms);
+    await requireMayPublish(client, tenant).catch((error: unknown) => {
+      if (!(error instanceof MaskrouteError) || isPassing(error)) throw error;
+      // Status 401 or 403 would seem to be about the caller's own key.
+      const message = `publish: the edge at ${client.edge} refuses it: ${error.message}`;
+      throw new MaskrouteError('invalid_request', message, { param: 'publish', cause: error });
+    });
   }
 
   /** Records a job that failed before it could begin, so that it is listed with its error. */
@@ -230,7 +252,10 @@ export class Jobs {
       const message = `${JOBS_WAITING_MAX} jobs are waiting already.`;
       throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
     }
-    await this.data.files(request);
+    await this.check(request).catch((error: unknown) => {
+      // The edge may be back when a job of a schedule has learned; if not, the next one publishes the set.
+      if (schedule === null || !(error instanceof MaskrouteError) || !isPassing(error)) throw error;
+    });
     if (request.from !== undefined && request.from !== 'last') {
       await this.read(request.from, 'mask-set.json');
       if (request.context !== undefined)
@@ -306,6 +331,9 @@ export class Jobs {
       starts: starts + 1,
     });
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
+    // A key that cannot be decrypted any more is not worth learning for.
+    if (request.publish !== undefined) await this.#adminKeyOf(id);
+    const mayBePublished = starts > 0 && (await this.#hasSet(id));
     const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const version = maskSetVersion(await this.#readSet(id));
@@ -315,42 +343,79 @@ export class Jobs {
     }
     // Cancelled, or the backend stops: nothing is published yet.
     if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
-    const adminKey = unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
-    const toPublish = publishArguments(request.publish, this.#setOf(id));
-    const published = await this.#run(id, toPublish, { MASKROUTE_ADMIN_KEY: adminKey }, signal);
+    const toPublish = publishArguments(request.publish, this.#setOf(id), mayBePublished);
+    const env = { MASKROUTE_ADMIN_KEY: await this.#adminKeyOf(id) };
+    const published = await this.#run(id, toPublish, env, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
   }
 
-  /** Unless an earlier start of the job has learned: the mask set is the last file that `learn` writes. */
+  /** @throws MaskrouteError `conflict` when it was sealed under another key. */
+  async #adminKeyOf(id: string): Promise<string> {
+    return unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
+  }
+
+  /** Unless an earlier start of the job has learned, or an equal job. */
   async #learn(id: string, request: JobRequest, signal: AbortSignal): Promise<CommandEnd> {
-    if ((await sizeOf(this.#setOf(id))) !== undefined) return { kind: 'done', lastLine: '' };
+    const done = { kind: 'done', lastLine: '' } as const;
+    if (await this.#hasSet(id)) return done;
     const out = this.#store.outOf(id);
-    if ((await sizeOf(out)) === undefined) await this.#takeOver(id, request);
-    await mkdir(out, { recursive: true, mode: 0o700 });
     const files = await this.data.files(request);
     const earlier = await this.#earlierSet(request);
+    if ((await sizeOf(out)) === undefined) await this.#takeOver(id, request, files, earlier);
+    if (await this.#hasSet(id)) return done;
+    await mkdir(out, { recursive: true, mode: 0o700 });
     return await this.#run(id, learnArguments(request, files, out, earlier), {}, signal);
   }
 
   /**
-   * Moves what an equal job computed before it failed, for example for lack of memory, or was cancelled: `learn` goes on
-   * from there, and drops what no longer fits.
+   * Takes what an equal job computed before it failed or was cancelled. If it had learned, and only did not publish, that
+   * is its mask set, if `learn` would learn it from the same today. Else, for example for lack of memory, `learn` goes
+   * on from there, and drops what no longer fits.
+   * @param files the job's data. @param from the file of the mask set that it begins with.
    */
-  async #takeOver(id: string, request: JobRequest): Promise<void> {
+  async #takeOver(id: string, request: JobRequest, files: readonly string[], from?: string): Promise<void> {
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
-    for (const { id: earlier } of this.list().filter(isEqual)) {
-      // It has learned, so `learn` has deleted what another run could go on from.
-      if ((await sizeOf(this.#setOf(earlier))) !== undefined) continue;
-      try {
-        await rename(this.#store.outOf(earlier), this.#store.outOf(id));
-      } catch {
-        // It never began, or another job has taken its results over.
-        continue;
+    const out = this.#store.outOf(id);
+    for (const job of this.list().filter(isEqual)) {
+      const earlier = this.#store.outOf(job.id);
+      if (await this.#hasSet(job.id)) {
+        if (job.status === 'succeeded' || !(await this.#isStillRight(job, request, files, from))) continue;
+        // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
+        await rm(`${out}.part`, { recursive: true, force: true });
+        await cp(earlier, `${out}.part`, { recursive: true });
+        await rename(`${out}.part`, out);
+      } else {
+        try {
+          await rename(earlier, out);
+        } catch {
+          // It never began, or another job has taken its results over.
+          continue;
+        }
       }
-      this.#options.note('a job goes on from an equal one', { job: id, earlier });
+      this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
       return;
     }
+  }
+
+  /** Whether the mask set of an equal job is for the model, the data and the earlier set that are there now. */
+  async #isStillRight(
+    { id, started_at }: Job,
+    request: JobRequest,
+    files: readonly string[],
+    from?: string,
+  ): Promise<boolean> {
+    const set = await this.#readSet(id);
+    const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
+    if (installed !== undefined && !fits(set, installed, request)) return false;
+    if (set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
+    const changes = await Promise.all(files.map(async (file) => (await stat(file)).ctimeMs));
+    return started_at !== null && Math.max(...changes) < Date.parse(started_at);
+  }
+
+  /** Whether it has learned: the mask set is the last file that `learn` writes. */
+  async #hasSet(id: string): Promise<boolean> {
+    return (await sizeOf(this.#setOf(id))) !== undefined;
   }
 
   /**
@@ -372,10 +437,7 @@ export class Jobs {
     return undefined;
   }
 
-  async #readSet(id: string): Promise<MaskSet> {
-    return maskSetSchema.parse(JSON.parse(await readFile(this.#setOf(id), 'utf8')));
-  }
-
+  readonly #readSet = (id: string): Promise<MaskSet> => readSet(this.#setOf(id));
   readonly #setOf = (id: string): string => join(this.#store.outOf(id), 'mask-set.json');
 
   async #run(
@@ -465,6 +527,12 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 /** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
+
+const readSet = async (file: string): Promise<MaskSet> =>
+  maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8')));
+
+/** Whether an edge may answer otherwise after a while. */
+const isPassing = ({ status }: MaskrouteError): boolean => status >= 500 || status === 429;
 
 /** Whether `learn` can begin with the set: it is for the installed weights, and for the surrogates that it will use. */
 const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>

@@ -183,9 +183,11 @@ export function learnArguments(
   ];
 }
 
+/** @param once an earlier start of the job may have published the set, and somebody may have rolled it back since. */
 export function publishArguments(
   { edge, tenant, activate, rollout, auto_rollback }: NonNullable<JobRequest['publish']>,
   file: string,
+  once: boolean,
 ): string[] {
   const steps = (rollout ?? []).map(
     ({ share, duration_s }) => `${Number((100 * share).toPrecision(12))}%:${duration_s}s`,
@@ -203,6 +205,7 @@ export function publishArguments(
     ...['--edge', edge],
     ...(tenant === DEFAULT_TENANT ? [] : ['--tenant', tenant]),
     ...(activate ? ['--activate'] : []),
+    ...(activate && once ? ['--once'] : []),
     ...(steps.length === 0 ? [] : ['--rollout', steps.join(',')]),
     ...Object.entries(bounds).flatMap(([flag, bound]) => (bound === undefined ? [] : [flag, String(bound)])),
   ];

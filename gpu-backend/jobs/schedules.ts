@@ -83,7 +83,7 @@ export class Schedules {
     return schedule;
   }
 
-  /** @throws MaskrouteError `queue_full`, and what `JobData.files` throws. */
+  /** @throws MaskrouteError `queue_full`, and what {@link Jobs.check} throws: the first job may be days away. */
   create(request: CreateSchedule): Promise<Schedule> {
     return this.#change(() => this.#create(request));
   }
@@ -127,7 +127,7 @@ export class Schedules {
   async #create({ every, first_at, job }: CreateSchedule): Promise<Schedule> {
     if (this.#schedules.size >= SCHEDULES_MAX)
       throw new MaskrouteError('queue_full', `There are ${SCHEDULES_MAX} schedules already.`);
-    await this.#jobs.data.files(job);
+    await this.#jobs.check(job);
     const id = `schedule_${randomBytes(12).toString('hex')}`;
     const now_ms = Date.now();
     const schedule: Schedule = {

@@ -22,6 +22,8 @@ type AdminRequest = {
   /** Path and query below `/admin/v1` or `/v1`. */
   readonly path: string;
   readonly body?: unknown;
+  /** Changes nothing, whatever its method. */
+  readonly isDryRun?: boolean;
 };
 
 type Requests = {
@@ -127,13 +129,16 @@ export async function listAll<T extends z.ZodType>(
 
 type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };
 
-async function send(server: Server, { method, path, body }: AdminRequest): Promise<Answer> {
+async function send(
+  server: Server,
+  { method, path, body, isDryRun = method === 'GET' }: AdminRequest,
+): Promise<Answer> {
   const { kind, origin, base, key, timeout_ms } = server;
   const headers: Record<string, string> = { authorization: `Bearer ${key}` };
   if (body !== undefined) headers['content-type'] = 'application/json';
   const at = new URL(origin).origin;
   // Whoever repeats a rollback that was only slow rolls back twice.
-  const mayBeDone = method === 'GET' ? '' : ' It may have done what it was asked: look before you ask again.';
+  const mayBeDone = isDryRun ? '' : ' It may have done what it was asked: look before you ask again.';
   const unreachable = (message: string, cause: unknown) =>
     new MaskrouteError(`${kind}_unreachable`, message, { cause });
   let response: Response;

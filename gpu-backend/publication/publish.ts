@@ -15,6 +15,7 @@ import {
   type Publication,
   type PublishBody,
   publicationSchema,
+  publishCheckSchema,
 } from '../../shared/admin/publication-wire.ts';
 import {
   type EvaluationFigures,
@@ -64,7 +65,8 @@ type PublishOutcome = {
   readonly version: string;
   /**
    * `stored`: not live; `activated`: live from now on; `scheduled`: not everyone sees it yet; `already_scheduled` and
-   * `already_live`: nothing changed; `bounds_changed`: everyone saw the version before, and only its bounds changed.
+   * `already_live`: nothing changed; `bounds_changed`: everyone saw the version before, and only its bounds changed;
+   * `published_before`: with `once`, nothing changed.
    */
   readonly state:
     | 'stored'
@@ -72,7 +74,8 @@ type PublishOutcome = {
     | 'scheduled'
     | 'already_scheduled'
     | 'already_live'
-    | 'bounds_changed';
+    | 'bounds_changed'
+    | 'published_before';
   readonly replacedVersion: string | null;
 };
 
@@ -88,13 +91,17 @@ export async function publishMaskSet(
   options: {
     readonly tenant: string;
     readonly activate: boolean;
+    /** With `activate`: changes nothing if the version was ever published, also if it was rolled back since. */
+    readonly once?: boolean;
     readonly schedule?: PublishSchedule;
     readonly figures?: EvaluationFigures | undefined;
   },
 ): Promise<PublishOutcome> {
-  const { tenant, activate, schedule, figures } = options;
+  const { tenant, activate, once = false, schedule, figures } = options;
   const version = maskSetVersion(set);
   if (figures !== undefined && !hasRowOf(figures, version)) throw invalid(`No row is of ${version}`);
+  if (activate && once && (await wasPublished(client, tenant, version)))
+    return { version, state: 'published_before', replacedVersion: null };
   const live = await livePublication(client, tenant);
   // A version in a partial rollout may be activated again: for everyone, or with another schedule.
   const isEveryones = live?.version === version && live.share === 1;
@@ -188,7 +195,24 @@ export async function livePublication(
   }
 }
 
-/** Whether the version was ever live for the tenant. */
+/** The version of no set. */
+const NO_VERSION = `v_${'0'.repeat(24)}`;
+
+/**
+ * Checks that the client's key may publish for the tenant: asks whether a version could go live that no set has.
+ * @throws MaskrouteError the edge's own: `invalid_api_key`, `forbidden`, `not_found` for an unknown tenant.
+ */
+export async function requireMayPublish(client: AdminClient, tenant: string): Promise<void> {
+  const body = { version: NO_VERSION, tenant, activate: false };
+  try {
+    await client.request({ method: 'POST', path: '/publications', body, isDryRun: true }, publishCheckSchema);
+  } catch (error) {
+    if (error instanceof MaskrouteError && error.code === 'not_found' && error.param === 'version') return;
+    throw error;
+  }
+}
+
+/** Whether the version was ever published for the tenant. */
 export async function wasPublished(client: AdminClient, tenant: string, version: string): Promise<boolean> {
   const query = new URLSearchParams({ tenant, q: version });
   for await (const publication of itemsOf(client, `/publications?${query}`, publicationSchema)) {

@@ -46,6 +46,7 @@ export const ERROR_CODES = {
   backend_error: [502, 'server_error'],
   download_failed: [502, 'server_error'],
   backend_unreachable: [503, 'server_error'],
+  edge_unreachable: [503, 'server_error'],
   not_ready: [503, 'server_error'],
   budget_unavailable: [503, 'server_error'],
   configuration_unavailable: [503, 'server_error'],
@@ -58,7 +59,6 @@ export const ERROR_CODES = {
   no_device: [500, 'server_error'],
   start_failed: [500, 'server_error'],
   storage_failed: [500, 'server_error'],
-  edge_unreachable: [503, 'server_error'],
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 

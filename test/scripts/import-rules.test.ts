@@ -24,6 +24,7 @@ const BREAKING: Record<string, Tree> = {
   'offline-evaluation-third': { 'gpu-backend/learning/evaluation/a.ts': '../../publication/b.ts' },
   'steps-know-no-search': { 'gpu-backend/learning/gates/a.ts': '../search/b.ts' },
   'serving-needs-no-learning': { 'gpu-backend/api/a.ts': '../learning/data/b.ts' },
+  'only-jobs-publish': { 'gpu-backend/api/a.ts': '../publication/b.ts' },
   'graphs-know-no-server': { 'gpu-backend/onnx/a.ts': '../engine/b.ts' },
   'wiring-at-entry-points': { 'gpu-backend/api/a.ts': '../cli/b.ts' },
   'edge-order-base': { 'workers/base/a.ts': '../db/b.ts' },

@@ -27,7 +27,7 @@ export type EncodeOptions = {
 
 export type Tokenizer = TokenReader & {
   encode(text: string, options?: EncodeOptions): Int32Array;
-  /** `encode` in steps of some milliseconds, longer for a long word; each step yields the number of tokens so far. */
+  /** `encode` in steps of some milliseconds; each step yields the number of tokens so far. */
   encodeSteps(text: string, options?: EncodeOptions): Generator<number, Int32Array>;
   /** The text, special tokens included. */
   decode(tokenIds: ArrayLike<number>): string;
@@ -90,14 +90,15 @@ export const addedTokensOf = (json: object): readonly AddedToken[] =>
 export const isControl = ({ special, content }: AddedToken): boolean =>
   special === true && content.trim() !== '';
 
-/** Characters of words in a step of `encodeSteps`. */
-const CHARS_A_STEP = 4096;
+/** Words of a step of `encodeSteps` together: what a word takes grows with its bytes of UTF-8, whatever its letters. */
+const BYTES_A_STEP = 4096;
 
 /**
- * A longer word is encoded in parts, since the library encodes a word at once. Only such words may have other ids than
- * the original has.
+ * A longer word is encoded in parts, since the library encodes a word at once, and takes about 12 ms for this many bytes.
+ * Only such words may have other ids than the original has. In prose, code and base64 of programs the longest has 476;
+ * base64 of zeros has longer ones.
  */
-const WORD_CHARS_MAX = 10_000;
+const WORD_BYTES_MAX = 10_000;
 /** Characters and ids of words that are remembered: most words of a text come again. */
 const REMEMBERED_MAX = 500_000;
 
@@ -145,15 +146,15 @@ export function createTokenizer(
     const { addSpecial = true, parseSpecial = false } = options;
     const within = typeof parseSpecial === 'object' ? parseSpecial.within : parseSpecial ? text : undefined;
     const ids = addSpecial ? [...frame.before] : [];
-    let chars = 0;
+    let bytes = 0;
     for (const { section, part } of cut(text, within)) {
       const all = typeof part === 'string' ? inParts(words.cut(part, section)) : [part];
       for (const word of all) {
         if (typeof word === 'string') for (const id of idsOf(word)) ids.push(id);
         else ids.push(word.id);
-        chars += typeof word === 'string' ? word.length : word.content.length;
-        if (chars < CHARS_A_STEP) continue;
-        chars = 0;
+        bytes += Buffer.byteLength(typeof word === 'string' ? word : word.content);
+        if (bytes < BYTES_A_STEP) continue;
+        bytes = 0;
         yield ids.length;
       }
     }
@@ -180,14 +181,22 @@ export function createTokenizer(
 /** Cuts long words, but no character. */
 function* inParts(words: Iterable<string>): Generator<string> {
   for (const word of words) {
-    let at = 0;
-    while (word.length - at > WORD_CHARS_MAX) {
-      const last = at + WORD_CHARS_MAX - 1;
-      const end = word.codePointAt(last)! > 0xffff ? last : last + 1;
-      yield word.slice(at, end);
-      at = end;
+    let from = 0;
+    // A unit of UTF-16 has three bytes at most.
+    if (3 * word.length > WORD_BYTES_MAX) {
+      let bytes = 0;
+      let at = 0;
+      for (const character of word) {
+        const size = Buffer.byteLength(character);
+        if (bytes + size > WORD_BYTES_MAX) {
+          yield word.slice(from, at);
+          [from, bytes] = [at, 0];
+        }
+        bytes += size;
+        at += character.length;
+      }
     }
-    yield word.slice(at);
+    yield word.slice(from);
   }
 }
 

@@ -11,12 +11,14 @@ import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { type Served, serve } from '../../support/serve.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
+import { startJobsEdge } from '../jobs/fixtures/edge.ts';
 import { writeSmallData } from '../learning/small-run.ts';
 import { answer, BACKEND_KEY, eventually, parseSse } from './harness.ts';
 
 const LEARN_TIMEOUT_ms = 420_000;
 let home = '';
 let files: string[] = [];
+let edge: Awaited<ReturnType<typeof startJobsEdge>>;
 let backend: { readonly url: string; readonly kill: Served['kill'] };
 
 beforeAll(async () => {
@@ -24,10 +26,12 @@ beforeAll(async () => {
   const { manifest } = await installTinyModel(join(home, 'models', 'tiny'), 'q8', { contextTokens: 128 });
   await writeFile(join(home, 'models', 'tiny', 'model.json'), JSON.stringify(manifest));
   files = await writeSmallData(join(home, 'data'));
+  edge = await startJobsEdge();
   backend = await startBackend();
 }, 60_000);
 afterAll(async () => {
   await backend?.kill();
+  await edge?.close();
   await rm(home, { recursive: true, force: true });
 });
 
@@ -178,7 +182,7 @@ describe('a schedule', () => {
     const upload = call('POST', '/v1/jobs/data?name=sums', readFileSync(files[0]!, 'utf8'));
     const { id: data } = JSON.parse(await (await upload).text()) as UploadedData;
     const publish = {
-      edge: 'https://edge.example.com',
+      edge: edge.url,
       activate: true,
       rollout: [{ share: 0.1, duration_s: 60 }],
     };

@@ -153,6 +153,12 @@ const KEPT: Record<string, unknown> = {
     propertyNames: { $ref: '#/$defs/name' },
     $defs: { name: { enum: ['x', 'y'], type: 'string' } },
   },
+  'a dictionary with names from further away': {
+    type: 'object',
+    additionalProperties: { type: 'integer' },
+    propertyNames: { $ref: '#/$defs/alias' },
+    $defs: { alias: { $ref: '#/$defs/name' }, name: { enum: ['x', 'y'] } },
+  },
   'a dictionary with any names': {
     type: 'object',
     additionalProperties: { type: 'boolean' },
@@ -262,6 +268,11 @@ test.each<[object, RegExp]>([
   [{ required: ['a'], additionalProperties: false }, /at \/required: "a" is not in `properties`/],
   [{ propertyNames: { type: 'integer' } }, /at \/propertyNames: expected a schema of strings/],
   [{ propertyNames: { type: 'string', nullable: true } }, /at \/propertyNames: expected a schema of strings/],
+  [{ propertyNames: { allOf: [{ type: 'integer' }] } }, /at \/propertyNames: expected a schema of strings/],
+  [
+    { propertyNames: { $ref: '#/$defs/a' }, $defs: { a: { $ref: '#/$defs/a' } } },
+    /at \/propertyNames: it leads back to itself/,
+  ],
   [{ prefixItems: {} }, /at \/prefixItems: expected a list of schemas/],
   [{ minItems: 2, maxItems: 1 }, /its `maxItems` is below its `minItems`/],
   [{ minItems: 2, prefixItems: [{}], items: false }, /at \/minItems: more items than there are schemas for/],
@@ -274,6 +285,32 @@ test.each<[object, RegExp]>([
   [{ allOf: [{ minimum: 1 }, { maximum: 2 }] }, /at \/allOf: .* write them as one schema/],
 ])('%j is refused where it is wrong', (schema, message) => {
   expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrow(message);
+});
+
+test.each([true, false])('keys are strings, whatever leads to their schema (strict: %s)', (strict) => {
+  const grammar = (propertyNames: object) => {
+    const $defs = {
+      alias: { $ref: '#/$defs/number' },
+      number: { type: 'number' },
+      name: { enum: ['x', 'y'] },
+      both: { anyOf: [{ $ref: '#/$defs/name' }, { $ref: '#/$defs/number' }] },
+      deep: { anyOf: [{ $ref: '#/$defs/both' }] },
+    };
+    const schema = { type: 'object', propertyNames, additionalProperties: { type: 'null' }, $defs };
+    return schemaGrammar(schema, { strict, param: 'schema' });
+  };
+  for (const name of ['alias', 'number', 'deep'])
+    expect(() => grammar({ $ref: `#/$defs/${name}` }), name).toThrow(/at \/propertyNames/);
+  // Keys are no numbers anyway.
+  expect(grammar({ $ref: '#/$defs/both' })).toContain('"x\\u0022"');
+  expect(() => grammar({ anyOf: [{ $ref: '#/$defs/alias' }] })).toThrow(/at \/propertyNames/);
+});
+
+test('objects with the same fields in another order are one value for two schemas', () => {
+  const oneOf = (...values: object[]) =>
+    schemaGrammar({ oneOf: values.map((value) => ({ const: value })) }, { strict: true, param: 'schema' });
+  expect(() => oneOf({ a: 1, b: [{ c: 2, d: 3 }] }, { b: [{ d: 3, c: 2 }], a: 1 })).toThrow(/valid for two/);
+  expect(oneOf({ a: [1, 2] }, { a: [2, 1] })).toContain('root');
 });
 
 describe('what cannot be enforced', () => {
@@ -416,6 +453,11 @@ describe('what cannot be enforced', () => {
     [
       'a reference to another type',
       { $defs: { a: { type: 'null' } }, type: 'string', anyOf: [{ $ref: '#/$defs/a' }] },
+      /at \/anyOf: none of its schemas has the type/,
+    ],
+    [
+      'a reference to another type, too',
+      { $defs: { a: { type: ['null', 'string'] } }, type: 'string', anyOf: [{ $ref: '#/$defs/a' }] },
       /at \/anyOf\/0\/\$ref: it leads to a schema of other types/,
     ],
     [

@@ -13,7 +13,7 @@ import { constants, getPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openHomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { createJobStore, JobData, seal, unseal } from '../../../gpu-backend/jobs/job-store.ts';
@@ -22,11 +22,18 @@ import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 import { eventually } from '../api/harness.ts';
+import { startJobsEdge } from './fixtures/edge.ts';
 
 const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const KEY = 'a-backend-key-of-the-tests';
 const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
 const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
+
+let edge: Awaited<ReturnType<typeof startJobsEdge>>;
+beforeAll(async () => {
+  edge = await startJobsEdge();
+});
+afterAll(() => edge.close());
 
 let home = '';
 const open: Jobs[] = [];
@@ -34,6 +41,7 @@ let notes = '';
 beforeEach(() => {
   home = mkdtempSync(join(tmpdir(), 'maskroute-jobs-'));
   notes = '';
+  edge.says();
 });
 afterEach(async () => {
   for (const jobs of open.splice(0)) await jobs.close();
@@ -78,6 +86,8 @@ const starts = (id: string) =>
         .trim()
         .split('\n')
     : [];
+const published = (id: string): { args: string[]; key: string } =>
+  JSON.parse(readFileSync(join(folderOf(id), 'published.json'), 'utf8'));
 const hangs = (id: string) => eventually(() => existsSync(join(folderOf(id), 'out', 'step-2')), 15_000);
 
 describe('a job', () => {
@@ -116,7 +126,7 @@ describe('a job', () => {
     await hangs(other.id);
     await jobs.cancel(other.id);
     // The first two of four steps are done. Where the set is published does not matter to learning.
-    const publish = { edge: 'http://edge.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
     for (const more of [{ publish }, { sparsity: 0.2 }]) {
       const { id } = await create(jobs, 'hang', more);
       await ended(jobs, id);
@@ -262,7 +272,7 @@ describe('a job', () => {
 
   it('keeps what a waiting one begins with, though it did not succeed itself', async () => {
     const jobs = await start();
-    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: 'hang', activate: true, admin_key: ADMIN_KEY };
     const learned = await create(jobs, 'ok', { publish });
     await eventually(() => existsSync(join(folderOf(learned.id), 'published.json')), 15_000);
     await jobs.cancel(learned.id);
@@ -308,16 +318,18 @@ describe('a restart', () => {
 
   it('of a job that publishes does not learn again, and needs its data no more', async () => {
     const first = await start();
-    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: 'hang', activate: true, admin_key: ADMIN_KEY };
     const { id, request: asked } = await create(first, 'ok', { publish });
     await eventually(() => existsSync(join(folderOf(id), 'published.json')), 15_000);
+    expect(published(id).args).not.toContain('--once');
     await first.close();
     rmSync(join(home, 'jobs', 'data'), { recursive: true });
     const second = await start();
     await ended(second, id);
     expect(second.get(id)).toMatchObject({ status: 'succeeded', starts: 2, request: asked });
-    // Learned once, published twice.
+    // Learned once, published twice: the second time only what the first had not.
     expect(starts(id)).toHaveLength(3);
+    expect(published(id).args).toContain('--once');
   });
 
   it('removes the secret of a job that had just ended', async () => {
@@ -392,17 +404,17 @@ describe('a restart', () => {
 describe('publishing', () => {
   it('uses the admin key once and shows it to nobody', async () => {
     const jobs = await start();
-    const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
     const job = await create(jobs, 'ok', { publish });
     const { id } = job;
-    expect(job.request.publish).toEqual({ edge: 'http://edge.test', tenant: 'acme', activate: true });
+    expect(job.request.publish).toEqual({ edge: edge.url, tenant: 'acme', activate: true });
     const secret = readFileSync(join(folderOf(id), 'secret'));
     expect(secret.includes(ADMIN_KEY)).toBe(false);
     await ended(jobs, id);
     expect(jobs.get(id).result!.published).toContain('live at the edge');
-    const { args, key } = JSON.parse(readFileSync(join(folderOf(id), 'published.json'), 'utf8'));
+    const { args, key } = published(id);
     expect(key).toBe(ADMIN_KEY);
-    expect(args.slice(1)).toEqual(['--edge', 'http://edge.test', '--tenant', 'acme', '--activate']);
+    expect(args.slice(1)).toEqual(['--edge', edge.url, '--tenant', 'acme', '--activate']);
     rmSync(join(folderOf(id), 'published.json'));
     for (const file of readdirSync(folderOf(id), { withFileTypes: true })) {
       if (file.isFile())
@@ -467,7 +479,7 @@ describe('publishing', () => {
       new JobData(join(home, 'jobs', 'data'), undefined),
       [],
     );
-    const publish = { edge: 'http://edge.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
     const { id } = await create(jobs, 'ok', { publish });
     await ended(jobs, id);
     await jobs.close();
@@ -493,14 +505,14 @@ describe('publishing', () => {
     const store = createJobStore(join(home, 'jobs'), options().note);
     const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
     const jobs = new Jobs(options(), full, new JobData(join(home, 'jobs', 'data'), undefined), []);
-    const publish = { edge: 'http://edge.test', tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
     await expect(create(jobs, 'ok', { publish })).rejects.toThrow('the disk is full');
     expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);
   });
 
   it('that is cancelled may have happened, which the job says', async () => {
     const jobs = await start();
-    const publish = { edge: 'http://hang.test', tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const publish = { edge: edge.url, tenant: 'hang', activate: true, admin_key: ADMIN_KEY };
     const { id } = await create(jobs, 'ok', { publish });
     await eventually(() => existsSync(join(folderOf(id), 'published.json')), 15_000);
     expect(await jobs.cancel(id)).toMatchObject({
@@ -519,6 +531,100 @@ describe('publishing', () => {
       });
       expect(existsSync(join(folderOf(learning.id), 'published.json'))).toBe(false);
     }
+  });
+
+  describe('where it failed', () => {
+    const to = (tenant: string) => ({
+      publish: { edge: edge.url, tenant, activate: true, admin_key: ADMIN_KEY },
+    });
+    /** How often an equal job begins a command after one that learned and did not publish: once where it only publishes. */
+    async function startsAfter(change: (learned: Job) => unknown) {
+      const folder = join(home, 'open');
+      mkdirSync(folder);
+      writeFileSync(join(folder, 'ok.jsonl'), '{"text": "x"}\n');
+      const jobs = await start(folder);
+      const asked: Partial<CreateJob> = { data: [{ path: 'ok.jsonl' }], from: 'last' };
+      const first = await create(jobs, 'ok', { ...asked, ...to('refused') });
+      await ended(jobs, first.id);
+      expect(jobs.get(first.id)).toMatchObject({
+        status: 'failed',
+        error: expect.stringContaining('The edge is away.'),
+      });
+      await change(first);
+      const { id } = await create(jobs, 'ok', { ...asked, ...to('acme') });
+      await ended(jobs, id);
+      expect(jobs.get(id)).toMatchObject({ status: 'succeeded', error: null });
+      expect(published(id).args).not.toContain('--once');
+      expect(await jobs.read(first.id, 'mask-set.json')).toBe(await jobs.read(id, 'mask-set.json'));
+      return starts(id).length;
+    }
+
+    it('is done by an equal job, which does not learn again', async () => {
+      expect(await startsAfter(() => {})).toBe(1);
+    });
+
+    it.each<[string, (learned: Job) => unknown]>([
+      ['its data has changed', () => writeFileSync(join(home, 'open', 'ok.jsonl'), '{"text": "y"}\n')],
+      [
+        'other weights are installed',
+        async () => {
+          const folder = join(home, 'models', 'served');
+          const { manifest } = await installTinyModel(folder, 'f32');
+          writeFileSync(join(folder, 'model.json'), JSON.stringify(manifest));
+        },
+      ],
+      [
+        'it would begin with another set',
+        async ({ request: { publish: _, ...asked } }) => {
+          const jobs = open.at(-1)!;
+          const { id } = await jobs.create({ ...asked, seed: 1 });
+          await ended(jobs, id);
+        },
+      ],
+    ])('is done by an equal job that learns again where %s', async (_what, change) => {
+      expect(await startsAfter(change)).toBe(2);
+    });
+  });
+
+  it('is refused before it learns where the edge does not take the key, and says why', async () => {
+    const jobs = await start();
+    const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    await create(jobs, 'ok', { publish });
+    expect(edge.asked.at(-1)).toEqual({
+      key: ADMIN_KEY,
+      body: { version: expect.stringMatching(/^v_0+$/), tenant: 'acme', activate: false },
+    });
+    for (const code of ['invalid_api_key', 'forbidden', 'not_found', 'tenant_disabled'] as const) {
+      edge.says(code);
+      await expect(create(jobs, 'ok', { publish })).rejects.toMatchObject({
+        code: 'invalid_request',
+        param: 'publish',
+        message: `publish: the edge at ${edge.url} refuses it: It says ${code}.`,
+      });
+    }
+    edge.says('configuration_unavailable');
+    await expect(create(jobs, 'ok', { publish })).rejects.toMatchObject({
+      code: 'configuration_unavailable',
+    });
+    const nobody = { ...publish, edge: 'http://127.0.0.1:9' };
+    await expect(create(jobs, 'ok', { publish: nobody })).rejects.toMatchObject({ code: 'edge_unreachable' });
+    expect(jobs.list()).toHaveLength(1);
+  });
+
+  it('is refused before it learns where the backend key has changed', async () => {
+    const first = await start();
+    const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const { id } = await create(first, 'hang', { publish });
+    await hangs(id);
+    await first.close();
+    const second = (await openJobs({ ...options(), backendKeys: ['another-backend-key'] }))!;
+    open.push(second);
+    await ended(second, id);
+    expect(second.get(id)).toMatchObject({
+      status: 'failed',
+      error: expect.stringContaining('the backend key has changed'),
+    });
+    expect(starts(id)).toHaveLength(1);
   });
 
   it('seals a secret for one job under one key', () => {

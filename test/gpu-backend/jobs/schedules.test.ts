@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, expect, it } from 'vitest';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
 import { openSchedules, type Schedules } from '../../../gpu-backend/jobs/schedules.ts';
 import {
@@ -14,11 +14,18 @@ import {
   type Schedule,
 } from '../../../shared/admin/job-wire.ts';
 import { eventually } from '../api/harness.ts';
+import { startJobsEdge } from './fixtures/edge.ts';
 
 const KEY = 'a-backend-key-of-the-tests';
 const ADMIN_KEY = 'an-admin-key-that-nobody-may-read';
 const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
 const DAY_ms = 86_400_000;
+
+let edge: Awaited<ReturnType<typeof startJobsEdge>>;
+beforeAll(async () => {
+  edge = await startJobsEdge();
+});
+afterAll(() => edge.close());
 
 let home = '';
 let dataFolder = '';
@@ -31,6 +38,7 @@ beforeEach(() => {
   writeFileSync(join(dataFolder, 'hang.jsonl'), '{"text": "x"}\n');
 });
 afterEach(async () => {
+  edge.says();
   await close();
   rmSync(home, { recursive: true, force: true });
 });
@@ -64,7 +72,7 @@ const fileOf = ({ id }: Schedule) => join(home, 'jobs', 'schedules', id, 'schedu
 it('a schedule learns and publishes by the rollout and the bounds that it names', async () => {
   const { jobs, schedules } = await start();
   const publish = {
-    edge: 'https://edge.example.com',
+    edge: edge.url,
     tenant: 'acme',
     activate: true,
     admin_key: ADMIN_KEY,
@@ -83,7 +91,7 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
   const { args, key } = JSON.parse(readFileSync(join(home, 'jobs', done!.id, 'published.json'), 'utf8'));
   expect(key).toBe(ADMIN_KEY);
   expect(args.slice(1).join(' ')).toBe(
-    '--edge https://edge.example.com --tenant acme --activate --rollout 7%:600s,50%:3600s ' +
+    `--edge ${edge.url} --tenant acme --activate --rollout 7%:600s,50%:3600s ` +
       '--max-error-rate 0.02 --max-slowdown 1.1 --max-token-ms 50 --min-requests 200',
   );
   expect(schedules.get(made.id)).toMatchObject({ last_job: done!.id });
@@ -170,7 +178,7 @@ it('there are at most 32, listed with the newest first', async () => {
 
 it('a run that cannot begin stands among the jobs and says why, and the next one comes all the same', async () => {
   const { jobs, schedules } = await start();
-  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
   const made = await schedules.create({ every: '24h', job: job('ok', { publish }) });
   await close();
   rmSync(join(dataFolder, 'ok.jsonl'));
@@ -193,6 +201,30 @@ it('a run that cannot begin stands among the jobs and says why, and the next one
   await finished(rotated.jobs, 2);
   expect(rotated.jobs.list()[0]!.error).toContain('the backend key has changed since');
   expect(jobs.list()).toEqual([]);
+});
+
+it('whose key may not publish is refused, and so are its jobs once the key is revoked; an edge that is away is waited for', async () => {
+  const { schedules } = await start();
+  const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
+  for (const code of ['forbidden', 'not_ready'] as const) {
+    edge.says(code);
+    const made = schedules.create({ every: '24h', job: job('ok', { publish }) });
+    await expect(made).rejects.toThrow(`It says ${code}.`);
+  }
+  edge.says();
+  const made = await schedules.create({ every: '24h', job: job('ok', { publish }) });
+  for (const [code, status] of [
+    ['invalid_api_key', 'failed'],
+    ['not_ready', 'succeeded'],
+  ] as const) {
+    await close();
+    edge.says(code);
+    writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
+    const { jobs } = await start();
+    await eventually(() => jobs.list()[0]?.status === status, 20_000);
+    const error = code === 'not_ready' ? null : expect.stringContaining(`It says ${code}.`);
+    expect(jobs.list()[0]).toMatchObject({ error, starts: code === 'not_ready' ? 1 : 0 });
+  }
 });
 
 it('keeps its data, and is gone when it is removed', async () => {
@@ -218,7 +250,7 @@ it('keeps its data, and is gone when it is removed', async () => {
 
 it('is removed before its secret: a kill in between leaves no schedule whose jobs fail', async () => {
   const { schedules } = await start();
-  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
   const made = await schedules.create({ every: '1h', job: job('ok', { publish }) });
   const folder = dirname(fileOf(made));
   // Whatever the order in which a file system lists files, by name or by age.
@@ -236,7 +268,7 @@ it('a schedule that the disk does not take leaves no secret, and neither does a 
   const folder = join(home, 'jobs', 'schedules');
   mkdirSync(join(home, 'jobs'), { recursive: true });
   writeFileSync(folder, 'in the way');
-  const publish = { edge: 'https://edge.example.com', tenant: '', activate: true, admin_key: ADMIN_KEY };
+  const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
   await expect(schedules.create({ every: '1h', job: job('ok', { publish }) })).rejects.toThrow(
     /ENOTDIR|EEXIST/,
   );

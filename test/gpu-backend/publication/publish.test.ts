@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
 import { main } from '../../../gpu-backend/cli/cli.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
-import { ensurePreset, seed, storePreset } from '../../../gpu-backend/dev/seed.ts';
+import { ensureApiKey, ensurePreset, seed, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
 import {
   type AdminClient,
@@ -23,10 +23,11 @@ import {
   publicationHistory,
   publishMaskSet,
   readMaskSet,
+  requireMayPublish,
   rollBack,
   storeMaskSet,
 } from '../../../gpu-backend/publication/publish.ts';
-import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { createdKeySchema, listSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetSummarySchema, publicationSchema } from '../../../shared/admin/publication-wire.ts';
 import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
@@ -185,6 +186,38 @@ describe('a mask set', () => {
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'activated' });
     expect(await livePublication(client, '')).toMatchObject({ share: 1, version: maskSetVersion(after) });
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'already_live' });
+  });
+
+  test('that was rolled back stays so where it is published once', async () => {
+    const set = maskSet('once', 3);
+    const once = { ...DEFAULT, once: true };
+    expect(await publishMaskSet(client, set, once)).toMatchObject({ state: 'activated' });
+    await rollBackNow(client);
+    const history = await publicationHistory(client, '');
+    expect(await publishMaskSet(client, set, once)).toMatchObject({
+      state: 'published_before',
+      version: maskSetVersion(set),
+      replacedVersion: null,
+    });
+    expect(await publicationHistory(client, '')).toEqual(history);
+    expect(await publishMaskSet(client, set, DEFAULT)).toMatchObject({ state: 'activated' });
+  });
+
+  test('is published by keys that may, which can be asked before there is one', async () => {
+    await requireMayPublish(client, '');
+    await expect(requireMayPublish(client, 'nobody')).rejects.toMatchObject({
+      code: 'not_found',
+      param: 'tenant',
+    });
+    const body = { kind: 'viewer', name: 'reads' };
+    const { key } = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+    for (const [wrong, code] of [
+      [key, 'forbidden'],
+      ['wrong', 'invalid_api_key'],
+    ] as const) {
+      const other = createAdminClient(edge.url, wrong);
+      await expect(requireMayPublish(other, '')).rejects.toMatchObject({ code });
+    }
   });
 
   test('that is live already gets the bounds that come with it', async () => {
@@ -371,6 +404,23 @@ describe('an edge that is not there', () => {
     });
     slow.closeAllConnections();
     slow.close();
+  });
+
+  test('what only asks has changed nothing', async () => {
+    const slow = createServer(() => {}).listen(0);
+    const { port } = slow.address() as AddressInfo;
+    const asking = requireMayPublish(createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY, 300), '');
+    await expect(asking).rejects.toThrow(/did not answer within 0\.3 s\.$/);
+    slow.closeAllConnections();
+    slow.close();
+  });
+
+  test('is named where a kept API key is tried there', async () => {
+    const nobody = createAdminClient('http://127.0.0.1:9', ADMIN_KEY);
+    await expect(ensureApiKey(nobody, 'mr_live_kept')).rejects.toMatchObject({
+      code: 'edge_unreachable',
+      message: expect.stringMatching(/^No edge answers at http:\/\/127\.0\.0\.1:9: /),
+    });
   });
 
   test('a wrong key', async () => {

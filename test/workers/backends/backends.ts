@@ -111,6 +111,34 @@ describe('the registry', () => {
     refresh.mockRestore();
   });
 
+  it('that loses a backend and gets it back knows nothing of what it did before', async () => {
+    const { key } = await newTenant();
+    const id = await register();
+    const isolate = freshIsolate();
+    const change = (method: string, path: string, body?: object) =>
+      call(method, `/admin/v1/backends${path}`, { key: ADMIN_KEY, body }, isolate);
+    const breaker = async () => (await (await change('GET', `/${id}`)).json<BackendEntry>()).state.breaker;
+    await mood(id, 'html');
+    for (let i = 0; i < 5; i++) await chat(key, {}, isolate);
+    expect(await breaker()).toBe('open');
+    expect((await change('DELETE', `/${id}`)).status).toBe(200);
+    expect((await chat(key, {}, isolate)).status).toBe(200);
+    await mood(id, 'good');
+    const url = `${env.BACKEND_URL}/at/${id}`;
+    expect((await change('POST', '', { id, url })).status).toBe(201);
+    expect(await breaker()).toBe('closed');
+    expect(backendOf(await chat(key, {}, isolate))).toBe(id);
+  });
+
+  it('takes 64 backends and no more, however many come at once', async () => {
+    const added = await Promise.allSettled(Array.from({ length: 70 }, () => register({ enabled: false })));
+    const refused = added.filter((one) => one.status === 'rejected');
+    expect(refused).toHaveLength(6);
+    expect(String(refused[0]!.reason)).toContain('There are 64 backends already.');
+    const { data } = await (await admin('GET', '/backends')).json<{ data: BackendEntry[] }>();
+    expect(data).toHaveLength(64);
+  });
+
   it('without an enabled backend is 503', async () => {
     const { key } = await newTenant();
     await register({ enabled: false });

@@ -1,9 +1,17 @@
 /** The rules by which backends are chosen, left alone and asked again, each on its own. */
 import { describe, expect, it } from 'vitest';
 import { formatLoad, type LoadReport, parseLoad } from '../../../shared/wire/backend-load.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { Attempted } from '../../../workers/backends/attempt.ts';
 import { Breaker, Observed } from '../../../workers/backends/backend-state.ts';
-import { hedged, pause, retryDelay_ms } from '../../../workers/backends/call-backend.ts';
+import {
+  type Called,
+  callBackend,
+  hedged,
+  type Purpose,
+  pause,
+  retryDelay_ms,
+} from '../../../workers/backends/call-backend.ts';
 import {
   affinityOf,
   type Candidate,
@@ -376,6 +384,108 @@ describe('hedging', () => {
     expect((await run([30, 'cancelled'], [60, 'answer'], 10))[0]).toBe('b');
     expect((await run([60, 'answer'], [20, 'cancelled'], 10))[0]).toBe('a');
   });
+});
+
+describe('a request to backends', () => {
+  const COMPLETION: Purpose = {
+    kind: 'completion',
+    region: 'EU',
+    model: 'm',
+    mask: 'dense',
+    needs: undefined,
+    conversation: { kind: 'chat', body: { messages: [] } },
+  };
+  const ASIDE: Purpose = { kind: 'aside', region: 'EU' };
+  const backend = (id: string, regions: readonly string[] = ['*']) => ({
+    id,
+    regions,
+    url: `https://${id}.test`,
+    weight: 1,
+    seen: new Observed(),
+  });
+  const openFor = (seen: Observed, since_ms: number) => {
+    for (let i = 0; i < 5; i++) seen.breaker.failed(steadyNow_ms() - since_ms, false);
+  };
+  const HALF_OPEN_ms = 30_001;
+  /** Who was asked in turn, and what came of it. */
+  async function ask(
+    backends: readonly ReturnType<typeof backend>[],
+    purpose: Purpose,
+    answer: () => Promise<Response> | Response,
+    hedge_ms = 0,
+  ): Promise<{ asked: string[]; called: Called }> {
+    const asked: string[] = [];
+    const parts = {
+      send: async (url: string) => {
+        asked.push(new URL(url).hostname.replace('.test', ''));
+        return await answer();
+      },
+      token: async () => 'token',
+      suspect: async () => {},
+      hedge_ms,
+    };
+    const called = await callBackend(
+      parts,
+      {
+        request: { path: '/v1/x', requestId: 'r', tenant: 't', body: '{}' },
+        purpose,
+        time: { timeout_ms: 5_000, isFullTime: true },
+        retries: { left: 4 },
+        signal: new AbortController().signal,
+        hold: () => {},
+      },
+      backends,
+    );
+    return { asked, called };
+  }
+  const good = () => Response.json({});
+  const slow = async () => {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    return good();
+  };
+
+  it('asks a second one for a silent one, but no half-open one, whose only trial that would take', async () => {
+    const [near, far] = [backend('near', ['EU']), backend('far', ['NA'])];
+    expect((await ask([near, far], COMPLETION, slow, 10)).asked).toEqual(['near', 'far']);
+    openFor(far.seen, HALF_OPEN_ms);
+    expect((await ask([near, far], COMPLETION, slow, 10)).asked).toEqual(['near']);
+    expect(far.seen.breaker.admits(steadyNow_ms())).toBe(true);
+  });
+
+  it('that is no completion asks a half-open backend, and leaves the only trial to a completion', async () => {
+    const one = backend('one');
+    openFor(one.seen, HALF_OPEN_ms);
+    const asking = ask([one], ASIDE, slow);
+    expect(one.seen.breaker.admits(steadyNow_ms())).toBe(true);
+    expect((await asking).asked).toEqual(['one']);
+    const completing = ask([one], COMPLETION, slow);
+    expect(one.seen.breaker.admits(steadyNow_ms())).toBe(false);
+    expect((await completing).called.kind).toBe('answer');
+  });
+
+  it('that is no completion opens and closes no breaker', async () => {
+    const one = backend('one');
+    for (let i = 0; i < 6; i++) await ask([one], ASIDE, () => new Response('<html>', { status: 500 }));
+    expect(one.seen.breaker.state(steadyNow_ms())).toBe('closed');
+    openFor(one.seen, HALF_OPEN_ms);
+    for (let i = 0; i < 3; i++) await ask([one], ASIDE, good);
+    expect(one.seen.breaker.state(steadyNow_ms())).toBe('half_open');
+  });
+
+  it.each(['deadline_exceeded', 'configuration_unavailable'] as const)(
+    'that a backend refuses with %s is refused by all, and no backend is to blame',
+    async (code) => {
+      const backends = [backend('one'), backend('two')];
+      const error = new MaskrouteError(code, 'The mask could not be fetched.');
+      const refuse = () => Response.json(error.toWire(), { status: error.status });
+      for (let i = 0; i < 12; i++) {
+        const { asked, called } = await ask(backends, COMPLETION, refuse);
+        expect(asked).toHaveLength(1);
+        expect(called).toMatchObject({ kind: 'answer', response: { status: error.status } });
+      }
+      for (const { seen } of backends) expect(seen.breaker.state(steadyNow_ms())).toBe('closed');
+    },
+  );
 });
 
 it('a load in a header is read back, and nothing else is taken for one', () => {

@@ -77,6 +77,14 @@ describe('encode', () => {
   });
 });
 
+test('a step ends within a long word', () => {
+  const word = Array.from({ length: 9000 }, (_, i) => String.fromCharCode(0x4e00 + ((i * 7919) % 5000)));
+  const steps = tokenizer.encodeSteps(word.join(''));
+  const first = steps.next();
+  expect(first.done).toBe(false);
+  expect(first.value).toBeLessThan(0.5 * tokenizer.encode(word.join('')).length);
+});
+
 describe('decode', () => {
   test('gives every line back', () => {
     for (const { text: line, ids } of cases) expect(tokenizer.decode(ids)).toBe(line);
