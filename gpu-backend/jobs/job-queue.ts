@@ -324,7 +324,7 @@ export class Jobs {
   }
 
   async #work(id: string, signal: AbortSignal): Promise<void> {
-    const { started_at, starts } = this.get(id);
+    const { started_at, starts, schedule } = this.get(id);
     const { request } = await this.#change(id, {
       status: 'running',
       started_at: started_at ?? new Date().toISOString(),
@@ -333,7 +333,8 @@ export class Jobs {
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
     // A key that cannot be decrypted any more is not worth learning for.
     if (request.publish !== undefined) await this.#adminKeyOf(id);
-    const mayBePublished = starts > 0 && (await this.#hasSet(id));
+    // By an earlier start, or by the schedule's earlier job on the same data.
+    const mayBePublished = schedule !== null || (starts > 0 && (await this.#hasSet(id)));
     const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const version = maskSetVersion(await this.#readSet(id));

@@ -183,7 +183,7 @@ export function learnArguments(
   ];
 }
 
-/** @param once an earlier start of the job may have published the set, and somebody may have rolled it back since. */
+/** @param once the set may have been published before, and rolled back since. */
 export function publishArguments(
   { edge, tenant, activate, rollout, auto_rollback }: NonNullable<JobRequest['publish']>,
   file: string,

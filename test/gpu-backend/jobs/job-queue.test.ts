@@ -299,6 +299,14 @@ describe('a job', () => {
   });
 });
 
+it('a job of a schedule does not bring back a set that an earlier one published and that was rolled back', async () => {
+  const jobs = await start();
+  const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+  const { id } = await jobs.create(await request(jobs, 'ok', { publish }), 'schedule_1');
+  await ended(jobs, id);
+  expect(published(id).args).toContain('--once');
+});
+
 describe('a restart', () => {
   it('in good order stops the job, and the next start goes on with it', async () => {
     const first = await start();
