@@ -6,9 +6,10 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { afterAll, describe, expect, test, vi } from 'vitest';
-import { main, program } from '../../../gpu-backend/cli/cli.ts';
+import { program } from '../../../gpu-backend/cli/cli.ts';
 import manifest from '../../../package.json' with { type: 'json' };
 import { eventually } from '../api/harness.ts';
+import { saidInProcess } from './in-process.ts';
 
 const home = mkdtempSync(path.join(tmpdir(), 'cli-'));
 afterAll(() => rmSync(home, { recursive: true }));
@@ -23,24 +24,8 @@ function maskroute(...args: string[]) {
   return { status, stdout, stderr };
 }
 
-/** The same without a process of its own, which takes longer than any refusal. */
-async function refusal(...args: string[]) {
-  for (const [name, value] of Object.entries(ENVIRONMENT)) vi.stubEnv(name, value);
-  const said = { stdout: '', stderr: '' };
-  const hear = (stream: 'stdout' | 'stderr') => (text: unknown) => {
-    said[stream] += text;
-    return true;
-  };
-  vi.spyOn(process.stdout, 'write').mockImplementation(hear('stdout'));
-  vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
-  vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
-  await main(args);
-  const status = process.exitCode;
-  process.exitCode = undefined;
-  vi.restoreAllMocks();
-  vi.unstubAllEnvs();
-  return { status, ...said };
-}
+/** The same without a process of its own. */
+const refusal = (...args: string[]) => saidInProcess(ENVIRONMENT, args);
 
 const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const MODEL = ['--model', 'nobody'];

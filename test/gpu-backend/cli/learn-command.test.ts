@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { tinyHome } from '../learning/evaluation/tiny.ts';
 import { writeSmallData } from '../learning/small-run.ts';
+import { saidInProcess } from './in-process.ts';
 
 const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
 
@@ -37,10 +38,7 @@ test.each([
     const data = await writeSmallData(join(tiny.home, 'data'));
     const out = join(tiny.home, 'out');
     const args = ['learn', '--model', 'tiny', '--data', ...data, '--clusters', '2', '--out', out, ...flags];
-    const { status, stdout, stderr } = spawnSync(process.execPath, [cli, ...args], {
-      env: { ...process.env, MASKROUTE_HOME: tiny.home },
-      encoding: 'utf8',
-    });
+    const { status, stdout, stderr } = await saidInProcess({ MASKROUTE_HOME: tiny.home }, args);
     expect(stderr.trim().split('\n').at(-1)).toMatch(/^error: /);
     expect(stderr).toMatch(reason);
     expect([status, stdout]).toEqual([code, '']);
@@ -62,11 +60,9 @@ test('names a wrong path before it measures what the run will take', async () =>
     [['--data', data!, '--encoder', 'nobody'], /nobody is neither all-minilm/],
   ] as const) {
     const args = ['learn', '--model', 'tiny', '--clusters', '2', '--sparsity', '0.5', '--out', tiny.home];
-    const { status, stderr } = spawnSync(process.execPath, [cli, ...args, ...flags], {
-      // A folder for runs that have a queue means nothing to one without.
-      env: { ...process.env, MASKROUTE_HOME: tiny.home, MASKROUTE_JOURNAL: join(tiny.home, 'units') },
-      encoding: 'utf8',
-    });
+    // A folder for runs that have a queue means nothing to one without.
+    const env = { MASKROUTE_HOME: tiny.home, MASKROUTE_JOURNAL: join(tiny.home, 'units') };
+    const { status, stderr } = await saidInProcess(env, [...args, ...flags]);
     expect(stderr.trim().split('\n')).toEqual([expect.stringMatching(reason)]);
     expect(status).toBeGreaterThan(0);
   }
@@ -128,7 +124,7 @@ test('makes a first set quickly, and says whether routing pays', async () => {
   const args = ['learn', '--model', 'tiny', '--data', ...data, '--clusters', '4', '--out', out];
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
-    [cli, ...args, '--masks', '2', '--sparsity', '0.25', '--quick'],
+    [cli, ...args, '--rows', '20', '--masks', '2', '--sparsity', '0.25', '--quick'],
     { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
   );
   expect([status, stderr.includes('error:')]).toEqual([0, false]);

@@ -39,9 +39,11 @@ async function start(
 
 type Pids = { pid: number; below: number };
 const pidsAt = async (url: string): Promise<Pids> => (await fetch(url)).json() as Promise<Pids>;
+/** Without those that have ended and that their new parent has not heard of yet: process 1 may look every two seconds only. */
 const isAlive = (pid: number): boolean => {
   try {
-    return process.kill(pid, 0);
+    process.kill(pid, 0);
+    return process.platform !== 'linux' || !readFileSync(`/proc/${pid}/stat`, 'utf8').includes(') Z ');
   } catch {
     return false;
   }

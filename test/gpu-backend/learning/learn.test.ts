@@ -111,8 +111,8 @@ describe('learn', () => {
     expect(report.information_bits.fit).toBeCloseTo(1, 1);
     expect(report.masks[0]).toMatchObject({ bits: report.oneMask.bits });
     for (const mask of report.masks) {
-      expect([...mask.skipAttention, ...mask.skipFfn]).toHaveLength(4);
-      expect(mask.curve).toHaveLength(4);
+      expect([...mask.skipAttention, ...mask.skipFfn]).toHaveLength(2);
+      expect(mask.curve).toHaveLength(2);
     }
     for (const cluster of report.clusters) expect(cluster.bits).toBe(report.masks[cluster.maskIndex]!.bits);
     const { pool, validated_kl, rows } = report.sharing!;
@@ -173,10 +173,10 @@ describe('learn', () => {
   it('keeps the counts that it is told', async () => {
     const exactly = (count: number) => ({ min: count, max: count });
     const { report } = await learn(
-      await options('counts', { budget: { attention: exactly(1), ffn: exactly(3) } }),
+      await options('counts', { budget: { attention: exactly(0), ffn: exactly(2) } }),
     );
     for (const { skipAttention, skipFfn } of [...report.masks, ...report.clusters])
-      expect([skipAttention.length, skipFfn.length]).toEqual([1, 3]);
+      expect([skipAttention.length, skipFfn.length]).toEqual([0, 2]);
     const impossible = await options('impossible', { budget: { attention: exactly(0), ffn: exactly(3) } });
     await expect(learn(impossible)).rejects.toThrow(/No mask leaves out 25.0 %/);
   }, 60_000);
@@ -189,12 +189,12 @@ describe('learn', () => {
         (sum, digit) => sum + [...Number.parseInt(digit, 16).toString(2)].filter((bit) => bit === '1').length,
         0,
       );
-    const sizes = report.sharing!.pool.map(({ bits }) => 16 - outOf(bits));
-    expect(sizes).toEqual(expect.arrayContaining([0, 2, 4, 6]));
+    const sizes = report.sharing!.pool.map(({ bits }) => 8 - outOf(bits));
+    expect(sizes).toEqual(expect.arrayContaining([0, 1, 2, 3]));
     // The dense model costs nothing.
-    expect(report.sharing!.pool[0]).toMatchObject({ bits: 'ffff', kl: 0 });
+    expect(report.sharing!.pool[0]).toMatchObject({ bits: 'ff', kl: 0 });
     const [attention, ffn] = [report.oneMask.skipAttention, report.oneMask.skipFfn];
-    expect(attention.length + ffn.length).toBe(4);
+    expect(attention.length + ffn.length).toBe(2);
     const { masksMax, compose } = effort;
     expect(report.sharing!.validated_kl.length).toBeLessThanOrEqual(
       masksMax + compose.masks + effort.sizes.length,

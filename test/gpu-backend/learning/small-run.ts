@@ -14,7 +14,7 @@ import { installTinyModel } from '../../support/tiny-model.ts';
 const mask = {
   searchPositions: 120,
   glanceParts: 1,
-  gateSteps: 4,
+  gateSteps: 2,
   rounds: 1,
   exchanges: 4,
   triesMax: 3,
@@ -61,7 +61,7 @@ export async function writeSmallData(folder: string): Promise<string[]> {
 async function smallModel(folder: string): Promise<InstalledModel> {
   const manifestFile = join(folder, 'model.json');
   if (existsSync(manifestFile)) return { folder, manifest: JSON.parse(readFileSync(manifestFile, 'utf8')) };
-  const model = await installTinyModel(folder, 'q8', { layerCount: 8, contextTokens: 128 });
+  const model = await installTinyModel(folder, 'q8', { contextTokens: 128 });
   await writeFile(manifestFile, JSON.stringify(model.manifest));
   return model;
 }

@@ -56,11 +56,8 @@ describe('in fp32', () => {
       if (expected.gates[i] === 0) return;
       expect(Math.abs(gradients[i]! - value)).toBeLessThan(1e-3 * Math.max(Math.abs(value), typical));
     });
-  });
-
-  test('a gate at 0 skips its block: its derivative is exactly 0', async () => {
-    const { gradients } = await session.step(CASES[1]![2], mixed.gates);
-    expect(mixed.gates.flatMap((gate, i) => (gate === 0 ? [gradients[i]] : []))).toEqual(Array(8).fill(0));
+    // A gate at 0 skips its block: its derivative is exactly 0.
+    expect(expected.gates.every((gate, i) => gate !== 0 || gradients[i] === 0)).toBe(true);
   });
 });
 
@@ -80,7 +77,7 @@ describe('with 8-bit weights both ways', () => {
   });
 
   test('a skipped block costs nothing in either direction', async () => {
-    const batch = nextTokenBatch(ids, 1);
+    const batch = nextTokenBatch(ids.slice(0, 24), 1);
     const time = async (gate: number) => {
       const start = performance.now();
       await session.step(

@@ -10,7 +10,7 @@ import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data
 import { drawAround, drawMask, rankedMask } from '../../../../gpu-backend/learning/surrogates/draw-mask.ts';
 import type { LearnSurrogatesOptions } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
 import { learnSurrogates } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
-import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
+import { type InstalledModel, sha256OfFiles } from '../../../../gpu-backend/model/store.ts';
 import { readSurrogates } from '../../../../gpu-backend/model/surrogates.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { tinyLlama, writeGguf } from '../../../support/gguf.ts';
@@ -32,7 +32,8 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => rm(home, { recursive: true }));
 
-const STEPS = 24;
+/** The state is saved at the tenth. */
+const STEPS = 14;
 type Changes = Pick<Partial<LearnSurrogatesOptions>, 'model' | 'data'> & {
   readonly start?: Partial<LearnSurrogatesOptions['start']>;
   readonly steps?: number;
@@ -55,7 +56,8 @@ const learn = (out: string, { start, steps = STEPS, stopAt, ...changes }: Change
     ...changes,
   });
 };
-const bytes = (out: string) => readFile(path.join(home, out));
+/** Hashed: a runner takes minutes to print how so many bytes differ. */
+const bytes = (out: string) => sha256OfFiles([path.join(home, out)]);
 
 test('distillation lowers the held-out KL; stopped and started again it ends with the same bytes', async () => {
   const whole = await learn('whole.safetensors');
@@ -64,11 +66,11 @@ test('distillation lowers the held-out KL; stopped and started again it ends wit
   const { model: hash, table, fitted } = await readSurrogates(path.join(home, 'whole.safetensors'));
   expect(hash).toBe(model.manifest.hash);
   expect(table).toMatchObject({ blockCount: 4, hiddenSize: 64, rank: 32 });
-  expect(fitted).toMatch(/^closed form, 24 steps of distillation$/);
+  expect(fitted).toMatch(/^closed form, 14 steps of distillation$/);
   const from = path.join(home, 'whole.safetensors');
   const more = await learn('more.safetensors', { steps: 1, start: { from } });
   expect(Math.abs(more.start - whole.distilled)).toBeLessThan(0.02);
-  await expect(learn('stopped.safetensors', { stopAt: 15 })).rejects.toThrow('stopped');
+  await expect(learn('stopped.safetensors', { stopAt: 12 })).rejects.toThrow('stopped');
   expect(existsSync(path.join(home, 'stopped.safetensors'))).toBe(false);
   expect(await learn('stopped.safetensors')).toEqual(whole);
   expect(await bytes('stopped.safetensors')).toEqual(await bytes('whole.safetensors'));
@@ -94,7 +96,7 @@ test('the same rows as other kinds are other inputs: a run that was stopped does
     [await half('letters.jsonl', 0), await half('logs.jsonl', 600)],
     [await half('first/rows.jsonl', 0), await half('second/rows.jsonl', 600)],
   ];
-  await expect(learn('kinds.safetensors', { data: { files: two }, stopAt: 15 })).rejects.toThrow('stopped');
+  await expect(learn('kinds.safetensors', { data: { files: two }, stopAt: 12 })).rejects.toThrow('stopped');
   await learn('kinds.safetensors', { data: { files: one } });
   await learn('fresh.safetensors', { data: { files: one } });
   expect(await bytes('kinds.safetensors')).toEqual(await bytes('fresh.safetensors'));
@@ -105,7 +107,7 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
   const random = createRandom(8);
   const letters = (count: number) =>
     Array.from({ length: count }, () => 'abcdefgh '[random.below(9)]).join('');
-  const rows = Array.from({ length: 200 }, (_, i) => ({
+  const rows = Array.from({ length: 100 }, (_, i) => ({
     question: `${i} ${letters(30)}`,
     answer: letters(60),
   }));
@@ -117,16 +119,16 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
   const fitOn = async (name: string, some: readonly object[]) => {
     const file = path.join(home, `${name}.jsonl`);
     await writeFile(file, some.map((row) => JSON.stringify(row)).join('\n'));
-    await learn(name, { steps: 0, model: chat, data: { files: [file] }, start: { fitSequences: 400 } });
+    await learn(name, { steps: 0, model: chat, data: { files: [file] }, start: { fitSequences: 200 } });
     return bytes(name);
   };
   const table = await fitOn('as-it-is', rows);
   const others = rows.map((row) => (judged.has(row.question) ? { ...row, answer: letters(60) } : row));
-  expect(judged.size).toBeGreaterThan(10);
+  expect(judged.size).toBeGreaterThan(5);
   expect(others).not.toEqual(rows);
   expect(await fitOn('others', others)).toEqual(table);
   expect(await fitOn('twice', [...rows, ...rows])).toEqual(table);
-  expect(await fitOn('fewer', rows.slice(0, 150))).not.toEqual(table);
+  expect(await fitOn('fewer', rows.slice(0, 75))).not.toEqual(table);
 });
 
 test('what cannot be is refused before the work', async () => {

@@ -314,6 +314,8 @@ it('a run and its workers end when they are told to while the queue is away', as
 it('a job of a schedule is cancelled while the queue is away, in mid-run and before it begins', async () => {
   await using site = await cluster(1);
   const [worker] = site.machines.all;
+  await using open = new AsyncDisposableStack();
+  open.defer(() => void vi.unstubAllEnvs());
   vi.stubEnv('MASKROUTE_QUEUE', site.server.url);
   vi.stubEnv('MASKROUTE_JOURNAL', site.journal);
   const options = {
@@ -324,7 +326,9 @@ it('a job of a schedule is cancelled while the queue is away, in mid-run and bef
     note: () => {},
   };
   const jobs = (await openJobs({ ...options, entry: cli }))!;
+  open.defer(() => jobs.close());
   const schedules = await openSchedules(options, jobs);
+  open.defer(() => schedules.close());
   const job = { kind: 'learn', data: [{ path: 'sums.jsonl' }], clusters: 1, sparsity: 0.25 };
   const begin = async () => {
     await schedules.create(
@@ -347,9 +351,6 @@ it('a job of a schedule is cancelled while the queue is away, in mid-run and bef
   const waiting = await begin();
   await soon(() => isAway(waiting));
   expect(await jobs.cancel(waiting)).toMatchObject({ status: 'cancelled', error: null });
-  vi.unstubAllEnvs();
-  await schedules.close();
-  await jobs.close();
 }, 300_000);
 
 it('a thread that is closed in mid-unit leaves its process alive', () => {
