@@ -35,9 +35,13 @@ import { createSession, floats, tensor } from '../../onnx/session.ts';
 const VERSION = 4;
 /** Types of columns' codes. Each has its own files, since machines may share a folder. */
 const CODE_TYPES = ['i8', 'u8'] as const;
-type CodeType = (typeof CODE_TYPES)[number];
+export type CodeType = (typeof CODE_TYPES)[number];
 const copiesFile = (codes: CodeType) => `training-v${VERSION}-${codes}.bin`;
 const indexFile = (codes: CodeType) => `training-v${VERSION}-${codes}.json`;
+
+/** Where the graph `name` over these copies is: ONNX Runtime looks for weights beside the graph's file. */
+export const trainingGraphFile = (folder: string, name: string, codes: CodeType): string =>
+  join(folder, `training-${name}-${codes}.onnx`);
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
