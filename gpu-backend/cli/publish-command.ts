@@ -236,5 +236,5 @@ const STATES = {
   already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
-  published_before: 'was published before, so what is live stays',
+  published_before: 'was published before, so nothing changes',
 };
