@@ -309,6 +309,10 @@ it.each([
       }),
     },
   ],
+  ...['a pasted…', 'of two\nlines', 'with a space', ''].map((admin_key): [string, object] => [
+    `the key ${JSON.stringify(admin_key)}`,
+    { job: job('ok', { publish: { edge: 'https://e.example', admin_key } as never }) },
+  ]),
 ])('refuses %s', (_what, changes) => {
   expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok') }).success).toBe(true);
   expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok'), ...changes }).success).toBe(false);
