@@ -104,7 +104,7 @@ export const RULES: readonly Rule[] = [
   ),
   forbid(
     'only-jobs-publish',
-    'Of what answers requests only jobs are clients of an edge.',
+    'Requests need no admin key: of what answers them only jobs publish.',
     { path: ONLINE, pathNot: '^gpu-backend/jobs/' },
     { path: '^gpu-backend/publication/' },
   ),

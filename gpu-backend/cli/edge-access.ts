@@ -1,6 +1,7 @@
 /** The edge or backend that a command talks to, its key, and the question before a change at an edge that others use. */
 import { createInterface } from 'node:readline/promises';
 import { Option } from 'commander';
+import { sentKey } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readDevFile } from '../dev/dev-home.ts';
 import { maskrouteHome } from '../files.ts';
@@ -47,8 +48,10 @@ async function accessTo(
   const { variable, ofDev, key: what } = ACCESS[kind];
   const isDev = dev !== undefined && new URL(url).origin === new URL(dev[kind]).origin;
   const key = process.env[variable] || (isDev ? dev[ofDev] : undefined);
-  if (key !== undefined) return [url, key];
-  throw invalid(`Set ${variable} to ${what} of ${url}.`);
+  if (key === undefined) throw invalid(`Set ${variable} to ${what} of ${url}.`);
+  const { data } = sentKey.safeParse(key);
+  if (data !== undefined) return [url, data];
+  throw invalid(`${variable} is no key: it has characters that no key has, or spaces.`);
 }
 
 const invalid = (message: string): MaskrouteError => new MaskrouteError('invalid_argument', message);

@@ -96,9 +96,10 @@ export function addPublishCommands(program: Command): void {
       const client = await adminClient(flags.edge);
       if (flags.activate) {
         const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
+        const unless = flags.once ? ', unless it was published before' : '';
         const change =
           async () => `${await liveNow(client, flags.tenant, await livePublication(client, flags.tenant))}
-It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}`;
+It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}${unless}`;
         await confirmChange(client.edge, change, flags.yes);
       }
       const { tenant, activate, once } = flags;
@@ -235,5 +236,5 @@ const STATES = {
   already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
-  published_before: 'was published before, so what is live stays',
+  published_before: 'was published before, so nothing changes',
 };

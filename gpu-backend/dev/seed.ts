@@ -69,7 +69,7 @@ export async function ensureApiKey(client: AdminClient, kept: string | undefined
   return (await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema)).key;
 }
 
-/** Also of an edge whose backends do not answer. @throws MaskrouteError `edge_unreachable`, or `backend_error` when it is no edge. */
+/** Whether the edge takes the key, whatever its backends do. @throws MaskrouteError `edge_unreachable`, `backend_error` when it is no edge. */
 async function isAccepted(edge: string, key: string): Promise<boolean> {
   try {
     await servedModels(edge, key);

@@ -41,7 +41,7 @@ export type JobsOptions = {
 
 /** Shorter than the edge waits for an answer: a step of learning may take longer on a busy machine. */
 const CANCEL_WAIT_ms = 8_000;
-/** How long an edge may take to say whether a job may publish there; an edge that starts the schedule waits for that. */
+/** How long an edge may take to say whether a job may publish there: shorter than an edge waits that asks for the job. */
 const MAY_PUBLISH_TIMEOUT_ms = 8_000;
 /** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
@@ -120,31 +120,16 @@ export class Jobs {
   }
 
   /**
-   * Concurrent requests are handled one after the other, so that the queue's limit holds for all of them.
+   * Concurrent requests are handled one after the other, so that the queue's limit holds for all of them. Edges are asked
+   * before: an edge that does not answer holds up nobody else. The edge of a schedule was asked when that was created.
    * @param schedule id of the schedule that creates the job, if any.
-   * @throws MaskrouteError `queue_full`, what {@link check} throws, `not_found` or `conflict` when the mask set to begin
-   * with is missing.
+   * @throws MaskrouteError `queue_full`, what {@link requireEdgeAllows} and {@link JobData.files} throw, `not_found` or
+   * `conflict` when the mask set to begin with is missing.
    */
-  create(request: CreateJob, schedule: string | null = null): Promise<Job> {
-    return this.#inTurn(() => this.#create(request, schedule));
-  }
-
-  /**
-   * Checks what a job would find out only at its end, or that it cannot begin at all.
-   * @throws MaskrouteError what {@link JobData.files} throws, `invalid_request` where the edge refuses to publish; where
-   * it cannot say, its own error or `edge_unreachable`.
-   */
-  async check(request: CreateJob): Promise<void> {
-    await this.data.files(request);
-    if (request.publish === undefined) return;
-    const { edge, tenant, admin_key } = request.publish;
-    const client = createAdminClient(edge, admin_key, MAY_PUBLISH_TIMEOUT_ms);
-    await requireMayPublish(client, tenant).catch((error: unknown) => {
-      if (!(error instanceof MaskrouteError) || isPassing(error)) throw error;
-      // Status 401 or 403 would seem to be about the caller's own key.
-      const message = `publish: the edge at ${client.edge} refuses it: ${error.message}`;
-      throw new MaskrouteError('invalid_request', message, { param: 'publish', cause: error });
-    });
+  async create(request: CreateJob, schedule: string | null = null): Promise<Job> {
+    this.#requireRoom();
+    if (schedule === null && request.publish !== undefined) await requireEdgeAllows(request.publish);
+    return await this.#inTurn(() => this.#create(request, schedule));
   }
 
   /** Records a job that failed before it could begin, so that it is listed with its error. */
@@ -247,15 +232,8 @@ export class Jobs {
   /* How a job comes into being. */
 
   async #create(request: CreateJob, schedule: string | null): Promise<Job> {
-    const waiting = [...this.#jobs.values()].filter(({ status }) => status === 'waiting').length;
-    if (waiting >= JOBS_WAITING_MAX) {
-      const message = `${JOBS_WAITING_MAX} jobs are waiting already.`;
-      throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
-    }
-    await this.check(request).catch((error: unknown) => {
-      // The edge may be back when a job of a schedule has learned; if not, the next one publishes the set.
-      if (schedule === null || !(error instanceof MaskrouteError) || !isPassing(error)) throw error;
-    });
+    this.#requireRoom();
+    await this.data.files(request);
     if (request.from !== undefined && request.from !== 'last') {
       await this.read(request.from, 'mask-set.json');
       if (request.context !== undefined)
@@ -271,6 +249,13 @@ export class Jobs {
     await this.#forgetOldest();
     this.#startNext();
     return job;
+  }
+
+  #requireRoom(): void {
+    const waiting = [...this.#jobs.values()].filter(({ status }) => status === 'waiting').length;
+    if (waiting < JOBS_WAITING_MAX) return;
+    const message = `${JOBS_WAITING_MAX} jobs are waiting already.`;
+    throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
   }
 
   /** Writes the job to disk with its secret sealed; if a write fails, removes everything again. */
@@ -331,10 +316,11 @@ export class Jobs {
       starts: starts + 1,
     });
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
-    // A key that cannot be decrypted any more is not worth learning for.
-    if (request.publish !== undefined) await this.#adminKeyOf(id);
+    const hasLearned = await this.#hasSet(id);
+    if (request.publish !== undefined && !hasLearned)
+      await this.#requireKey({ ...request.publish, admin_key: await this.#adminKeyOf(id) }, signal);
     // By an earlier start, or by the schedule's earlier job on the same data.
-    const mayBePublished = schedule !== null || (starts > 0 && (await this.#hasSet(id)));
+    const mayBePublished = schedule !== null || (starts > 0 && hasLearned);
     const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const version = maskSetVersion(await this.#readSet(id));
@@ -349,6 +335,13 @@ export class Jobs {
     const published = await this.#run(id, toPublish, env, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
+  }
+
+  /** A key that was revoked meanwhile is not worth learning for. An edge that does not answer may be back by then. */
+  async #requireKey(publish: Publish, signal: AbortSignal): Promise<void> {
+    await requireEdgeAllows(publish, signal).catch((error: MaskrouteError) => {
+      if (error.code !== 'edge_unreachable') throw error;
+    });
   }
 
   /** @throws MaskrouteError `conflict` when it was sealed under another key. */
@@ -406,7 +399,8 @@ export class Jobs {
     files: readonly string[],
     from?: string,
   ): Promise<boolean> {
-    const set = await this.#readSet(id);
+    const set = await this.#readSet(id).catch(() => undefined);
+    if (set === undefined) return false;
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
     if (installed !== undefined && !fits(set, installed, request)) return false;
     if (set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
@@ -532,8 +526,31 @@ const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((fiel
 const readSet = async (file: string): Promise<MaskSet> =>
   maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8')));
 
-/** Whether an edge may answer otherwise after a while. */
-const isPassing = ({ status }: MaskrouteError): boolean => status >= 500 || status === 429;
+type Publish = NonNullable<CreateJob['publish']>;
+
+/**
+ * Checks what a job would find out only at its end. `signal`: ends the question.
+ * @throws MaskrouteError `invalid_request` where the edge refuses to publish, `edge_unreachable` where it cannot say.
+ */
+export async function requireEdgeAllows(
+  { edge, tenant, admin_key }: Publish,
+  signal?: AbortSignal,
+): Promise<void> {
+  const client = createAdminClient(edge, admin_key, MAY_PUBLISH_TIMEOUT_ms);
+  await requireMayPublish(client, tenant, signal).catch((cause: MaskrouteError) => {
+    // The edge's own status, such as 401 or 429, would seem to be about the caller.
+    const isPassing = cause.status >= 500 || cause.status === 429;
+    const refused = `publish: the edge at ${client.edge} ${isPassing ? 'does not say whether it allows it' : 'refuses it'}`;
+    throw new MaskrouteError(
+      isPassing ? 'edge_unreachable' : 'invalid_request',
+      `${refused}: ${cause.message}`,
+      {
+        param: 'publish',
+        cause,
+      },
+    );
+  });
+}
 
 /** Whether `learn` can begin with the set: it is for the installed weights, and for the surrogates that it will use. */
 const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>

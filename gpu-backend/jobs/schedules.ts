@@ -20,7 +20,7 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
+import { type Jobs, type JobsOptions, requireEdgeAllows, withDefaults } from './job-queue.ts';
 import { needsUpload, seal, unseal } from './job-store.ts';
 
 type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'note'>;
@@ -83,9 +83,12 @@ export class Schedules {
     return schedule;
   }
 
-  /** @throws MaskrouteError `queue_full`, and what {@link Jobs.check} throws: the first job may be days away. */
-  create(request: CreateSchedule): Promise<Schedule> {
-    return this.#change(() => this.#create(request));
+  /** @throws MaskrouteError `queue_full`, and what {@link requireEdgeAllows} and `JobData.files` throw. */
+  async create(request: CreateSchedule): Promise<Schedule> {
+    this.#requireRoom();
+    // Its first job may be days away. Not in turn: an edge that does not answer holds up nobody else.
+    if (request.job.publish !== undefined) await requireEdgeAllows(request.job.publish);
+    return await this.#change(() => this.#create(request));
   }
 
   /** Its jobs stay, including a running one. @throws MaskrouteError `not_found`. */
@@ -125,9 +128,8 @@ export class Schedules {
   }
 
   async #create({ every, first_at, job }: CreateSchedule): Promise<Schedule> {
-    if (this.#schedules.size >= SCHEDULES_MAX)
-      throw new MaskrouteError('queue_full', `There are ${SCHEDULES_MAX} schedules already.`);
-    await this.#jobs.check(job);
+    this.#requireRoom();
+    await this.#jobs.data.files(job);
     const id = `schedule_${randomBytes(12).toString('hex')}`;
     const now_ms = Date.now();
     const schedule: Schedule = {
@@ -141,6 +143,11 @@ export class Schedules {
     };
     await this.#keep(schedule, job.publish?.admin_key);
     return schedule;
+  }
+
+  #requireRoom(): void {
+    if (this.#schedules.size < SCHEDULES_MAX) return;
+    throw new MaskrouteError('queue_full', `There are ${SCHEDULES_MAX} schedules already.`);
   }
 
   /** Writes the schedule to disk with its secret sealed; if a write fails, removes everything again. */

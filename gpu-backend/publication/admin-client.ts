@@ -24,6 +24,8 @@ type AdminRequest = {
   readonly body?: unknown;
   /** Changes nothing, whatever its method. */
   readonly isDryRun?: boolean;
+  /** Ends it early, as if no answer came. */
+  readonly signal?: AbortSignal | undefined;
 };
 
 type Requests = {
@@ -131,7 +133,7 @@ type Answer = Pick<Response, 'ok' | 'status'> & { readonly text: string };
 
 async function send(
   server: Server,
-  { method, path, body, isDryRun = method === 'GET' }: AdminRequest,
+  { method, path, body, isDryRun = method === 'GET', signal }: AdminRequest,
 ): Promise<Answer> {
   const { kind, origin, base, key, timeout_ms } = server;
   const headers: Record<string, string> = { authorization: `Bearer ${key}` };
@@ -147,7 +149,7 @@ async function send(
       method,
       headers,
       body: body === undefined ? null : JSON.stringify(body),
-      signal: AbortSignal.timeout(timeout_ms),
+      signal: AbortSignal.any([AbortSignal.timeout(timeout_ms), ...(signal === undefined ? [] : [signal])]),
     });
   } catch (error) {
     if ((error as Error).name === 'TimeoutError')

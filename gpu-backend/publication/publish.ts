@@ -199,13 +199,21 @@ export async function livePublication(
 const NO_VERSION = `v_${'0'.repeat(24)}`;
 
 /**
- * Checks that the client's key may publish for the tenant: asks whether a version could go live that no set has.
+ * Checks that the client's key may publish for the tenant: asks whether a version could go live that no set has. `signal`:
+ * ends the question.
  * @throws MaskrouteError the edge's own: `invalid_api_key`, `forbidden`, `not_found` for an unknown tenant.
  */
-export async function requireMayPublish(client: AdminClient, tenant: string): Promise<void> {
+export async function requireMayPublish(
+  client: AdminClient,
+  tenant: string,
+  signal?: AbortSignal,
+): Promise<void> {
   const body = { version: NO_VERSION, tenant, activate: false };
   try {
-    await client.request({ method: 'POST', path: '/publications', body, isDryRun: true }, publishCheckSchema);
+    await client.request(
+      { method: 'POST', path: '/publications', body, isDryRun: true, signal },
+      publishCheckSchema,
+    );
   } catch (error) {
     if (error instanceof MaskrouteError && error.code === 'not_found' && error.param === 'version') return;
     throw error;

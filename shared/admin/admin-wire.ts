@@ -21,6 +21,11 @@ export const slug = z
 export const tenantId = slug;
 export const ownerId = z.union([z.literal(DEFAULT_TENANT), tenantId]);
 export const version = z.string().regex(/^v_[0-9a-f]{24}$/, 'expected v_ and 24 hexadecimal digits');
+/** A key as a header carries it. For another one `fetch` throws an error that may show it. */
+export const sentKey = z
+  .string()
+  .trim()
+  .regex(/^[\x21-\x7e]+$/, 'expected a key: ASCII characters without spaces');
 /** `abort`: after a malformed time, later checks (such as comparisons) do not run. */
 export const timestamp = z.iso.datetime({ abort: true });
 

@@ -27,7 +27,7 @@
  * gives the backend an admin key, for that edge alone.
  */
 import { z } from 'zod';
-import { DEFAULT_TENANT, ownerId, timestamp } from './admin-wire.ts';
+import { DEFAULT_TENANT, ownerId, sentKey, timestamp } from './admin-wire.ts';
 import { autoRollbackSchema, rolloutSchema } from './publication-wire.ts';
 
 export const JOB_ID_PATTERN = /^job_[0-9a-f]{24}$/;
@@ -58,8 +58,8 @@ const publishing = {
   auto_rollback: autoRollbackSchema.optional(),
 };
 const publishTo = { edge: z.url({ protocol: /^https?$/ }).max(500), ...publishing };
-/** Used once by each job; kept encrypted until then, and never shown. */
-const adminKey = z.string().min(1).max(500);
+/** Kept encrypted until the job ends or the schedule is removed, and never shown. */
+const adminKey = sentKey.max(500);
 type Publishing = {
   readonly activate: boolean;
   readonly rollout?: unknown;

@@ -1,5 +1,4 @@
 /** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
-import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
@@ -10,7 +9,12 @@ import type { Graph } from '../../onnx/graph.ts';
 import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
 import { fittingStepGraph } from './gate-graph.ts';
-import { fastestCodes, type TrainingLinears, trainingLinears } from './training-weights.ts';
+import {
+  fastestCodes,
+  type TrainingLinears,
+  trainingGraphFile,
+  trainingLinears,
+} from './training-weights.ts';
 
 export type GateStep = {
   /** Mean over the scored positions, nats. */
@@ -120,9 +124,9 @@ export async function openTrainingGraph(
   options: SessionOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
-  const linears = await trainingLinears(folder, config, stored, await fastestCodes());
-  // ONNX Runtime looks for external weights beside the graph's file.
-  const path = join(folder, `training-${name}.onnx`);
+  const codes = await fastestCodes();
+  const linears = await trainingLinears(folder, config, stored, codes);
+  const path = trainingGraphFile(folder, name, codes);
   await writeWhole(path, encodeModel(build(stored, linears)));
   return createSession(path, { spinning: false, ...options });
 }

@@ -8,7 +8,6 @@
  * Opening a layer packs its weights, which takes about as long as computing a batch, so this is only for models that do
  * not fit otherwise.
  */
-import { join } from 'node:path';
 import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
@@ -30,7 +29,13 @@ import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
-import { fastestCodes, type TrainingLinears, trainingLinears } from './training-weights.ts';
+import {
+  type CodeType,
+  fastestCodes,
+  type TrainingLinears,
+  trainingGraphFile,
+  trainingLinears,
+} from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 type LayeredSession = Pick<GateSession, 'step'> &
@@ -53,9 +58,10 @@ export async function openLayeredSession(
   options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
-  const linears = await trainingLinears(folder, config, stored, await fastestCodes());
+  const codes = await fastestCodes();
+  const linears = await trainingLinears(folder, config, stored, codes);
   const { surrogates, threads } = options;
-  const { run, close } = openPieces(folder, threads);
+  const { run, close } = openPieces(folder, codes, threads);
   const model: Layered = { config, surrogates, run, pieces: piecesOf(config, stored, linears, options) };
   const { head, teacherHead } = model.pieces;
   return {
@@ -183,12 +189,11 @@ type Piece = {
   build(): Graph;
 };
 
-function openPieces(folder: string, threads: number) {
+function openPieces(folder: string, codes: CodeType, threads: number) {
   const written = new Set<string>();
   const open = new Map<string, Session>();
   const openPiece = async ({ name, build }: Piece): Promise<Session> => {
-    // External weights are found beside the graph's file.
-    const path = join(folder, `training-piece-${name}.onnx`);
+    const path = trainingGraphFile(folder, `piece-${name}`, codes);
     if (!written.has(name)) await writeWhole(path, encodeModel(build()));
     written.add(name);
     // Without the arena a closed piece returns its memory to the system.

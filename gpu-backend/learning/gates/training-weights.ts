@@ -5,8 +5,8 @@
  *
  * Products with the normalized residual stream, or with a gradient by it, have channels of similar size
  * (`model/architectures/rotation.ts`), so these matrices are stored as `columns`: one scale for each column, and one
- * for the whole activation tensor; 2.7 times as fast as blocks of 32. All others keep blocks: with the gradients of gate
- * and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
+ * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
+ * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  */
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -35,9 +35,13 @@ import { createSession, floats, tensor } from '../../onnx/session.ts';
 const VERSION = 4;
 /** Types of columns' codes. Each has its own files, since machines may share a folder. */
 const CODE_TYPES = ['i8', 'u8'] as const;
-type CodeType = (typeof CODE_TYPES)[number];
+export type CodeType = (typeof CODE_TYPES)[number];
 const copiesFile = (codes: CodeType) => `training-v${VERSION}-${codes}.bin`;
 const indexFile = (codes: CodeType) => `training-v${VERSION}-${codes}.json`;
+
+/** Where the graph `name` over these copies is: ONNX Runtime looks for weights beside the graph's file. */
+export const trainingGraphFile = (folder: string, name: string, codes: CodeType): string =>
+  join(folder, `training-${name}-${codes}.onnx`);
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint

@@ -365,6 +365,12 @@ describe('the command line', () => {
     expect(maskroute('rollback').stderr).toMatch(/^error: No edge answers at http:\/\/localhost:9: .+\.\n$/);
     expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
   });
+
+  test('does not show a key that is none', async () => {
+    const env = { ...ENVIRONMENT, MASKROUTE_ADMIN_KEY: 'of two\nlines' };
+    const { stderr } = await saidInProcess(env, ['rollback', '--edge', 'http://localhost:9']);
+    expect(stderr).toMatch(/^error: MASKROUTE_ADMIN_KEY is no key: .+\.\n$/);
+  });
 });
 
 test('a reader that has left, such as head, ends the command without a word', () => {

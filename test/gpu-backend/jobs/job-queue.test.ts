@@ -558,12 +558,15 @@ describe('publishing', () => {
         status: 'failed',
         error: expect.stringContaining('The edge is away.'),
       });
+      const learned = await jobs.read(first.id, 'mask-set.json');
       await change(first);
       const { id } = await create(jobs, 'ok', { ...asked, ...to('acme') });
       await ended(jobs, id);
       expect(jobs.get(id)).toMatchObject({ status: 'succeeded', error: null });
       expect(published(id).args).not.toContain('--once');
-      expect(await jobs.read(first.id, 'mask-set.json')).toBe(await jobs.read(id, 'mask-set.json'));
+      expect(await jobs.read(id, 'mask-set.json')).toBe(learned);
+      // The earlier one keeps its own.
+      expect(existsSync(join(folderOf(first.id), 'out', 'mask-set.json'))).toBe(true);
       return starts(id).length;
     }
 
@@ -581,6 +584,7 @@ describe('publishing', () => {
           writeFileSync(join(folder, 'model.json'), JSON.stringify(manifest));
         },
       ],
+      ['its set is damaged', ({ id }) => writeFileSync(join(folderOf(id), 'out', 'mask-set.json'), '{}')],
       [
         'it would begin with another set',
         async ({ request: { publish: _, ...asked } }) => {
@@ -610,13 +614,55 @@ describe('publishing', () => {
         message: `publish: the edge at ${edge.url} refuses it: It says ${code}.`,
       });
     }
-    edge.says('configuration_unavailable');
-    await expect(create(jobs, 'ok', { publish })).rejects.toMatchObject({
-      code: 'configuration_unavailable',
-    });
+    // Statuses of the edge, which would seem to be the backend's own.
+    for (const code of ['configuration_unavailable', 'rate_limit_exceeded'] as const) {
+      edge.says(code);
+      await expect(create(jobs, 'ok', { publish })).rejects.toMatchObject({
+        code: 'edge_unreachable',
+        message: `publish: the edge at ${edge.url} does not say whether it allows it: It says ${code}.`,
+      });
+    }
     const nobody = { ...publish, edge: 'http://127.0.0.1:9' };
     await expect(create(jobs, 'ok', { publish: nobody })).rejects.toMatchObject({ code: 'edge_unreachable' });
     expect(jobs.list()).toHaveLength(1);
+  });
+
+  it('holds up nobody else while its edge does not answer', async () => {
+    const jobs = await start();
+    const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const release = edge.holds();
+    const asking = create(jobs, 'ok', { publish });
+    const { id } = await create(jobs, 'ok');
+    await ended(jobs, id);
+    expect(jobs.list()).toHaveLength(1);
+    release();
+    await asking;
+    expect(jobs.list()).toHaveLength(2);
+  });
+
+  it('fails before it learns where the key was revoked while it waited, and is cancelled while its edge is asked', async () => {
+    const jobs = await start();
+    const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
+    const first = await create(jobs, 'hang');
+    const revoked = await create(jobs, 'ok', { publish });
+    const next = await create(jobs, 'ok', { publish });
+    edge.says('invalid_api_key');
+    await jobs.cancel(first.id);
+    await ended(jobs, revoked.id);
+    expect(jobs.get(revoked.id)).toMatchObject({
+      status: 'failed',
+      error: `publish: the edge at ${edge.url} refuses it: It says invalid_api_key.`,
+    });
+    await ended(jobs, next.id);
+    edge.says();
+    const asked = await create(jobs, 'hang', { seed: 1 });
+    const last = await create(jobs, 'ok', { publish });
+    const release = edge.holds();
+    await jobs.cancel(asked.id);
+    await eventually(() => jobs.get(last.id).status === 'running', 15_000);
+    expect(await jobs.cancel(last.id)).toMatchObject({ status: 'cancelled' });
+    release();
+    expect([starts(revoked.id), starts(last.id)]).toEqual([[], []]);
   });
 
   it('is refused before it learns where the backend key has changed', async () => {

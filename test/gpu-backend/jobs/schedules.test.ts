@@ -1,5 +1,14 @@
 /** Jobs that come again: when, after a restart, after a time away, and what stands in the list when one cannot begin. */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, watch, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  watch,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -91,7 +100,7 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
   const { args, key } = JSON.parse(readFileSync(join(home, 'jobs', done!.id, 'published.json'), 'utf8'));
   expect(key).toBe(ADMIN_KEY);
   expect(args.slice(1).join(' ')).toBe(
-    `--edge ${edge.url} --tenant acme --activate --rollout 7%:600s,50%:3600s ` +
+    `--edge ${edge.url} --tenant acme --activate --once --rollout 7%:600s,50%:3600s ` +
       '--max-error-rate 0.02 --max-slowdown 1.1 --max-token-ms 50 --min-requests 200',
   );
   expect(schedules.get(made.id)).toMatchObject({ last_job: done!.id });
@@ -223,7 +232,8 @@ it('whose key may not publish is refused, and so are its jobs once the key is re
     const { jobs } = await start();
     await eventually(() => jobs.list()[0]?.status === status, 20_000);
     const error = code === 'not_ready' ? null : expect.stringContaining(`It says ${code}.`);
-    expect(jobs.list()[0]).toMatchObject({ error, starts: code === 'not_ready' ? 1 : 0 });
+    expect(jobs.list()[0]).toMatchObject({ error });
+    expect(existsSync(join(home, 'jobs', jobs.list()[0]!.id, 'starts'))).toBe(code === 'not_ready');
   }
 });
 
@@ -299,6 +309,10 @@ it.each([
       }),
     },
   ],
+  ...['a pasted…', 'of two\nlines', 'with a space', ''].map((admin_key): [string, object] => [
+    `the key ${JSON.stringify(admin_key)}`,
+    { job: job('ok', { publish: { edge: 'https://e.example', admin_key } as never }) },
+  ]),
 ])('refuses %s', (_what, changes) => {
   expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok') }).success).toBe(true);
   expect(createScheduleSchema.safeParse({ every: '24h', job: job('ok'), ...changes }).success).toBe(false);

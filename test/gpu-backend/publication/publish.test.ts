@@ -569,6 +569,8 @@ describe('the command line at an edge', () => {
     expect(refused.status).toBe(2);
     expect(refused.stderr).toContain(`for tenant ${tenant}.\nLive now: told v_`);
     expect(refused.stderr).toMatch(/It will be: next v_\S+, for everyone at once\nerror: .*add --yes\.\n$/);
+    const once = await run('publish', fileOf(set), ...flags, '--activate', '--once');
+    expect(once.stderr).toContain(', for everyone at once, unless it was published before\n');
     expect((await livePublication(client, tenant))?.version).toBe(maskSetVersion(maskSet('told', 1)));
     // To store a set changes nothing for anybody.
     expect(await run('publish', fileOf(set), ...flags)).toMatchObject({ status: 0, stderr: '' });
