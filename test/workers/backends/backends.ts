@@ -847,7 +847,7 @@ describe('time', () => {
       hurry();
       for (let i = 0; i < 5; i++) await chat(key, { stream }, isolate);
       await vi.waitFor(async () => {
-        const refused = await chat(key, {}, isolate);
+        const refused = await chat(key, { stream }, isolate);
         expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(20);
       }, 5 * SECOND_ms);
     },
