@@ -50,7 +50,10 @@ async function begin(env: Record<string, string> = {}, command = DIRECT): Promis
   return current;
 }
 const running = async (): Promise<Started> => current ?? (await begin());
-const runningByNpm = async (): Promise<Started> => current ?? (await begin({}, BY_NPM));
+async function runningByNpm(): Promise<Started> {
+  if (current !== undefined && current.process.spawnfile !== BY_NPM[0]) await end();
+  return current ?? (await begin({}, BY_NPM));
+}
 
 /** Stops what runs, which must end well. */
 async function end(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {

@@ -2,7 +2,7 @@
 import { vi } from 'vitest';
 import { main } from '../../../gpu-backend/cli/cli.ts';
 
-/** One at a time. `status` is undefined where the command ends well. */
+/** One at a time. `env` is added to the environment of this process, and what a test stubs there is gone after it. */
 export async function saidInProcess(env: Readonly<Record<string, string>>, args: readonly string[]) {
   for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
   const said = { stdout: '', stderr: '' };
@@ -12,9 +12,10 @@ export async function saidInProcess(env: Readonly<Record<string, string>>, args:
   };
   vi.spyOn(process.stdout, 'write').mockImplementation(hear('stdout'));
   vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
+  vi.spyOn(console, 'log').mockImplementation((text) => void hear('stdout')(`${text}\n`));
   vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
   await main(args);
-  const status = process.exitCode;
+  const status = process.exitCode ?? 0;
   process.exitCode = undefined;
   vi.restoreAllMocks();
   vi.unstubAllEnvs();

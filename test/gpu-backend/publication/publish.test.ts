@@ -7,7 +7,6 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
-import { main } from '../../../gpu-backend/cli/cli.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensureApiKey, ensurePreset, seed, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
@@ -34,6 +33,7 @@ import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
+import { saidInProcess } from '../cli/in-process.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const MODEL = { name: 'tiny', hash: 'ab'.repeat(32) as ModelHash, blockCount: 8 };
@@ -487,24 +487,8 @@ describe('the command line at an edge', () => {
     writeFileSync(file, JSON.stringify(set));
     return file;
   };
-  async function run(...args: string[]) {
-    vi.stubEnv('MASKROUTE_HOME', folder);
-    vi.stubEnv('MASKROUTE_ADMIN_KEY', ADMIN_KEY);
-    const said = { stdout: '', stderr: '' };
-    const hear = (stream: 'stdout' | 'stderr') => (text: unknown) => {
-      said[stream] += text;
-      return true;
-    };
-    vi.spyOn(console, 'log').mockImplementation((text) => void hear('stdout')(`${text}\n`));
-    vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
-    vi.spyOn(process.stderr, 'write').mockImplementation(hear('stderr'));
-    await main(args);
-    const status = process.exitCode ?? 0;
-    process.exitCode = undefined;
-    vi.restoreAllMocks();
-    vi.unstubAllEnvs();
-    return { status, ...said };
-  }
+  const run = (...args: string[]) =>
+    saidInProcess({ MASKROUTE_HOME: folder, MASKROUTE_ADMIN_KEY: ADMIN_KEY }, args);
   /** The same edge by an address that is not this machine's own. */
   const elsewhere = () => edge.url.replace('localhost', '0.0.0.0');
   const tenant = 'cli';
