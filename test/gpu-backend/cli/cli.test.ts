@@ -366,7 +366,7 @@ describe('the command line', () => {
     expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
   });
 
-  test('does not show a key that is none', async () => {
+  test('refuses what cannot be a key, without showing it', async () => {
     const env = { ...ENVIRONMENT, MASKROUTE_ADMIN_KEY: 'of two\nlines' };
     const { stderr } = await saidInProcess(env, ['rollback', '--edge', 'http://localhost:9']);
     expect(stderr).toMatch(/^error: MASKROUTE_ADMIN_KEY is no key: .+\.\n$/);

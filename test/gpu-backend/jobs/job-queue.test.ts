@@ -545,7 +545,7 @@ describe('publishing', () => {
     const to = (tenant: string) => ({
       publish: { edge: edge.url, tenant, activate: true, admin_key: ADMIN_KEY },
     });
-    /** How often an equal job begins a command after one that learned and did not publish: once where it only publishes. */
+    /** An equal job's commands, after a job that learned and did not publish. A single command only publishes. */
     async function startsAfter(change: (learned: Job) => unknown) {
       const folder = join(home, 'open');
       mkdirSync(folder);

@@ -13,7 +13,11 @@ import {
   measurePaces,
   type Paces,
 } from '../../../gpu-backend/learning/forecast.ts';
-import { LOSS_BATCH_TOKENS, planMemory } from '../../../gpu-backend/learning/gates/step-memory.ts';
+import {
+  LOSS_BATCH_TOKENS,
+  type MemoryPlan,
+  planMemory,
+} from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
 import type { ModelConfig, ModelManifest } from '../../../gpu-backend/model/model-source.ts';
 import { installedModel } from '../../support/installed-model.ts';
@@ -87,7 +91,9 @@ test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, 
 test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   // `memory-run.ts` on two cores with other work, all of them at a pace of 7.9e10: a batch's loss took 71 s, a step's part 121 s.
   const plan = planMemory(EIGHT_B, 'q4', 1e9);
-  const { loss_s, step_s } = batchTimes(EIGHT_B, 'q4', plan, pacesOf(7.9e10), LOSS_BATCH_TOKENS);
+  const timesOf = (of: Pick<MemoryPlan, 'kind' | 'layersKept'>) =>
+    batchTimes(EIGHT_B, 'q4', of, pacesOf(7.9e10), LOSS_BATCH_TOKENS);
+  const { loss_s, step_s } = timesOf(plan);
   for (const [said, measured] of [
     [loss_s, 71],
     [step_s, 121],
@@ -99,20 +105,8 @@ test('a whole 8B in four bits, layer by layer, takes what was measured', () => {
   expect(plan.memory_bytes).toBeGreaterThan(7.78e9);
   expect(plan.memory_bytes).toBeLessThan(1.2 * 7.78e9);
   // Layers that stay open are packed once; on the way back all are.
-  const roomy = batchTimes(
-    EIGHT_B,
-    'q4',
-    { kind: 'layers', layersKept: 32 },
-    pacesOf(7.9e10),
-    LOSS_BATCH_TOKENS,
-  );
-  const whole = batchTimes(
-    EIGHT_B,
-    'q4',
-    { kind: 'whole', layersKept: 0 },
-    pacesOf(7.9e10),
-    LOSS_BATCH_TOKENS,
-  );
+  const roomy = timesOf({ kind: 'layers', layersKept: 32 });
+  const whole = timesOf({ kind: 'whole', layersKept: 0 });
   expect(roomy.loss_s - whole.loss_s).toBeLessThan(3);
   expect(roomy.step_s - whole.step_s).toBeGreaterThan(40);
 });
