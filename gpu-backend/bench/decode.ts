@@ -23,12 +23,12 @@ import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner } from '../engine/runner.ts';
 import type { Runner, RunnerOptions } from '../engine/runner-interface.ts';
 import { type BenchHooks, interleaved, median, round } from '../measure.ts';
-import type { StoredLinear } from '../model/architectures/projections.ts';
+import { storedBytes } from '../model/architectures/projections.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
-import { type WeightRange, weightsRead } from '../model/weights-file.ts';
+import { weightsRead } from '../model/weights-file.ts';
 import type { FloatType } from '../onnx/graph.ts';
 
 const DENSE = 'dense';
@@ -135,12 +135,7 @@ export async function denseBytes(
 ): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);
   const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
-  const floats = (range: WeightRange) => (floatType === 'f32' ? range.bytes : range.bytes / 2);
-  const bytesOf = (stored: StoredLinear) =>
-    stored.kind === 'f32'
-      ? floats(stored.values)
-      : stored.values.bytes + floats(stored.scales) + stored.zeroPoints.bytes;
-  return [...matrices, head].reduce((sum, stored) => sum + bytesOf(stored), 0);
+  return [...matrices, head].reduce((sum, stored) => sum + storedBytes(stored, floatType), 0);
 }
 
 /** Read bandwidth of all cores: each searches a large buffer for an absent byte, with the C library's SIMD loops. */

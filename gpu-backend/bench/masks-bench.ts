@@ -18,7 +18,7 @@ import type { RunInput } from '../engine/run-input.ts';
 import { openRunner } from '../engine/runner.ts';
 import type { Runner } from '../engine/runner-interface.ts';
 import { type BenchHooks, interleaved, median, round, type Subject } from '../measure.ts';
-import type { StoredLinear } from '../model/architectures/projections.ts';
+import { storedBytes } from '../model/architectures/projections.ts';
 import { WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { openInstalled } from '../model/store.ts';
@@ -181,17 +181,14 @@ async function blockCosts(folder: string, config: ModelConfig): Promise<BlockCos
   const { headCount: N, kvHeadCount: G } = config;
   const mean = (bytes: (layer: (typeof layers)[number]) => number) =>
     layers.reduce((sum, layer) => sum + bytes(layer), 0) / layers.length;
-  const keysValues = mean(({ qkv }) => (bytesOf(qkv) * 2 * G) / (N + 2 * G));
+  const keysValues = mean(({ qkv }) => (storedBytes(qkv) * 2 * G) / (N + 2 * G));
   return {
-    attention: mean(({ qkv, output }) => bytesOf(qkv) + bytesOf(output)) - keysValues,
+    attention: mean(({ qkv, output }) => storedBytes(qkv) + storedBytes(output)) - keysValues,
     keysValues,
-    ffn: mean(({ gateUp, down }) => bytesOf(gateUp) + bytesOf(down)),
-    head: bytesOf(head),
+    ffn: mean(({ gateUp, down }) => storedBytes(gateUp) + storedBytes(down)),
+    head: storedBytes(head),
   };
 }
-
-const bytesOf = (stored: StoredLinear): number =>
-  stored.values.bytes + (stored.kind === 'f32' ? 0 : stored.scales.bytes + stored.zeroPoints.bytes);
 
 /** The share of the cost that the mask skips, 0 to 1. `times`: see {@link Work}. */
 export function skippedShare(

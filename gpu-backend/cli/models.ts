@@ -14,7 +14,7 @@ import {
   type LocalModel,
   type Weights,
 } from '../model/import-model.ts';
-import type { ImportHooks, WeightKind } from '../model/model-source.ts';
+import { type ImportHooks, isCalibrated, type WeightKind } from '../model/model-source.ts';
 import {
   DEFAULT_MODEL,
   DEFAULT_MODEL_HASH,
@@ -40,7 +40,7 @@ type PullOptions = ImportHooks & {
   readonly weights: WeightKind;
   /** Imports even when the model is installed already, or another one has its name. */
   readonly force?: boolean;
-  /** Files of calibration text for q4; without them the model writes its own text. */
+  /** Files of calibration text; without them the model writes its own text. */
   readonly data?: readonly string[];
 };
 
@@ -48,7 +48,7 @@ type PullOptions = ImportHooks & {
 type WaitHooks = Pick<ImportHooks, 'log' | 'signal'>;
 
 /**
- * Installs a model. With 8-bit weights it has the plain name; others are named `<name>-q4` and `<name>-f32`.
+ * Installs a model. With `q8` it has the plain name; others are named `<name>-q4`, `<name>-q8-columns` and `<name>-f32`.
  * Does nothing when the same model is installed already, and replaces an older one from the same place. A name that belongs
  * to a model from elsewhere is refused before a download.
  * @throws MaskrouteError `download_failed`, `corrupt_model`, `unsupported_model`, `not_found`, `invalid_request`,
@@ -76,12 +76,14 @@ function refusedByDisk(what: string, error: unknown): unknown {
 
 async function pull(specText: string, options: PullOptions): Promise<InstalledModel> {
   const { home, weights, force = false, data = [] } = options;
-  if (data.length > 0 && weights !== 'q4')
-    throw new MaskrouteError('invalid_request', 'Only q4 is calibrated on text: --data needs --weights q4.');
+  if (data.length > 0 && !isCalibrated(weights)) {
+    const message = 'Only q4 and q8-columns are calibrated on text: --data needs one of them as --weights.';
+    throw new MaskrouteError('invalid_request', message);
+  }
   const spec = await parseModelSpec(specText);
   const plainName = nameOfSpec(spec);
   const name = weights === 'q8' ? plainName : `${plainName}-${weights}`;
-  const given = weights === 'q4' ? await originOf(data) : undefined;
+  const given = isCalibrated(weights) ? await originOf(data) : undefined;
   const asWanted = (model: InstalledModel | undefined, origin: string | undefined) =>
     model && !force && isHeldSo(model.manifest, weights, origin) ? model : undefined;
   // Every start asks for the default model: when it is installed, from whichever source, neither the network nor the
@@ -95,7 +97,9 @@ async function pull(specText: string, options: PullOptions): Promise<InstalledMo
     if (remote !== undefined) await requireOwnName(home, name, remote);
     const local = await fetchModel(spec, home, options);
     const isPlain =
-      weights === 'q4' && data.length === 0 && (await describeLocal(local)).weightCount > BY_TEXT_WEIGHTS_MAX;
+      isCalibrated(weights) &&
+      data.length === 0 &&
+      (await describeLocal(local)).weightCount > BY_TEXT_WEIGHTS_MAX;
     const origin = isPlain ? PLAIN_ORIGIN : given;
     const same = asWanted(await findImported(local, { ...options, name }), origin);
     if (same !== undefined) return same;
@@ -127,7 +131,7 @@ async function requireOwnName(home: string, name: string, source: string): Promi
 const placeOf = (source: string): string =>
   /^(file|folder):/.test(source) ? 'here' : source.replace(/(@[0-9a-f]{40}|==).*/, '').toLowerCase();
 
-/* The calibration text of q4. */
+/* The calibration text of q4 and q8-columns. */
 
 const OWN_TEXT_SEED = 1;
 /**
@@ -137,7 +141,7 @@ const OWN_TEXT_SEED = 1;
 const BY_TEXT_WEIGHTS_MAX = 1e9;
 const PLAIN_ORIGIN = 'none: rounded plainly';
 const PLAIN_HINT =
-  'The model is large, so its four-bit weights are rounded to nearest. With --data FILE they are calibrated on your text, which takes hours.';
+  'The model is large, so its weights are rounded to nearest. With --data FILE they are calibrated on your text, which takes hours.';
 
 /** The manifest's name of the calibration text. @throws MaskrouteError `invalid_argument` when a file cannot be read. */
 async function originOf(data: readonly string[]): Promise<string> {
@@ -151,7 +155,7 @@ async function originOf(data: readonly string[]): Promise<string> {
   return `data ${hash}`;
 }
 
-/** The format of the weights, with q4's calibration text: from `data`, or written by the model at eight bits. */
+/** The format of the weights, with the calibration text: from `data`, or written by the model at eight bits. */
 async function heldAs(
   local: LocalModel,
   plainName: string,
@@ -159,8 +163,8 @@ async function heldAs(
   options: PullOptions,
 ): Promise<Weights> {
   const { weights, home, data = [], signal } = options;
-  if (weights !== 'q4') return { kind: weights };
-  if (origin === PLAIN_ORIGIN) return { kind: 'q4', origin, text: undefined };
+  if (!isCalibrated(weights)) return { kind: weights };
+  if (origin === PLAIN_ORIGIN) return { kind: weights, origin, text: undefined };
   const { readCalibrationText, writeOwnText } = await import('../learning/data/calibration-text.ts');
   const threads = availableParallelism();
   const text = await withEightBits(local, plainName, home, options, (model) => {
@@ -169,7 +173,7 @@ async function heldAs(
       options.onProgress({ phase: 'write', done: (100 * done) / total, total: 100, unit: 'percent' });
     return writeOwnText(model, { threads, seed: OWN_TEXT_SEED, signal, onProgress });
   });
-  return { kind: 'q4', origin: origin!, text, threads };
+  return { kind: weights, origin: origin!, text, threads };
 }
 
 /** Calls `use` with the model at eight bits: the installed model, or a temporary import. */
@@ -182,7 +186,7 @@ async function withEightBits<T>(
 ): Promise<T> {
   const installed = await findImported(local, { ...hooks, home, name: plainName });
   if (installed && isHeldSo(installed.manifest, 'q8', undefined)) return use(installed);
-  hooks.log('q4 is calibrated on text, for which the model is first imported with eight bits.');
+  hooks.log('The weights are calibrated on text, for which the model is first imported with eight bits.');
   return withScratch(home, async (scratch) =>
     use(await importModel(local, { ...hooks, home: scratch, name: plainName, weights: { kind: 'q8' } })),
   );

@@ -44,6 +44,7 @@ export async function measurePaces(threads: number): Promise<Paces> {
     f32: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'f32'))),
     q8: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8'))),
     q4: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q4'))),
+    'q8-columns': await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8-columns'))),
     columns: await paceOf(threads, (g, x) => {
       const values = someTensor(g, codes, [PACE_WIDTH, PACE_WIDTH]);
       return multiplyColumns(g, x, { codes, values, scales: someTensor(g, 'f32', [PACE_WIDTH]) });
@@ -76,6 +77,10 @@ async function paceOf(threads: number, product: (g: GraphBuilder, x: Value) => V
 function someWeights(g: GraphBuilder, kind: WeightKind): Linear {
   const size = { outputs: PACE_WIDTH, inputs: PACE_WIDTH };
   if (kind === 'f32') return { kind, ...size, values: someTensor(g, kind, [PACE_WIDTH, PACE_WIDTH]) };
+  if (kind === 'q8-columns') {
+    const values = someTensor(g, 'i8', [PACE_WIDTH, PACE_WIDTH]);
+    return { kind, ...size, values, scales: someTensor(g, 'f32', [PACE_WIDTH]) };
+  }
   const form = kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS;
   const blocks = blocksOf(PACE_WIDTH, form);
   return {

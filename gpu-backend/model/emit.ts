@@ -15,11 +15,20 @@ import { convertSlices, type Job } from './conversion/convert-slices.ts';
 import type { Turn } from './conversion/slice.ts';
 import type { LayerProduct } from './matrices.ts';
 import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
-import { type FileSource, type ModelConfig, unsupportedModel } from './model-source.ts';
-import { type FourBitOptions, openFourBits, type Quantizer } from './quantization/four-bits.ts';
+import {
+  type CalibratedKind,
+  type FileSource,
+  type ModelConfig,
+  unsupportedModel,
+  type WeightKind,
+} from './model-source.ts';
+import type { Quantizer, TextOptions } from './quantization/calibration.ts';
+import { openColumns } from './quantization/columns.ts';
+import { openFourBits } from './quantization/four-bits.ts';
 import {
   eightBitsOf,
   FOUR_BITS,
+  type MatrixForm,
   PLAIN_8_BITS,
   QUANT_BLOCK,
   type QuantForm,
@@ -32,8 +41,8 @@ export const MODEL_FILE = 'model.onnx';
 export const BATCHED_MODEL_FILE = 'model-batched.onnx';
 export const WEIGHTS_FILE = 'weights.bin';
 
-/** The format of the weights. Plain `q4` is rounded to nearest; with options it is calibrated on text. */
-export type Holding = 'f32' | 'q8' | 'q4' | (FourBitOptions & { readonly kind: 'q4' });
+/** The format of the weights. A kind alone is rounded to nearest; with options it is calibrated on text. */
+export type Holding = WeightKind | (TextOptions & { readonly kind: CalibratedKind });
 
 /** The source of tensors, the file to write, and the basis of the residual stream. */
 type Emission = {
@@ -44,7 +53,7 @@ type Emission = {
 
 /**
  * Writes the weights and both graphs into `outDir`. Threads convert matrices in slices, so memory does not grow with the
- * model; only calibrated q4 needs whole layers in memory. `onProgress` gets the fraction done, 0 to 1; when it throws, the
+ * model; only calibration on text needs whole layers in memory. `onProgress` gets the fraction done, 0 to 1; when it throws, the
  * work ends.
  * @throws MaskrouteError `unsupported_model` for widths that codes cannot have, `corrupt_model`.
  */
@@ -134,7 +143,7 @@ function tiedEmbedding(
 /* In slices: first reserve the places of all matrices, then convert them. */
 
 /** Bits of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
-type Forms = { readonly ends: QuantForm | undefined; readonly layers: QuantForm | undefined };
+type Forms = { readonly ends: MatrixForm | undefined; readonly layers: MatrixForm | undefined };
 
 function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: ModelConfig): Forms {
   switch (holding) {
@@ -144,6 +153,8 @@ function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: ModelConfig)
       return { ends: PLAIN_8_BITS, layers: PLAIN_8_BITS };
     case 'q4':
       return { ends: eightBitsOf(hiddenSize), layers: FOUR_BITS };
+    case 'q8-columns':
+      return { ends: 'columns', layers: 'columns' };
   }
 }
 
@@ -160,7 +171,7 @@ async function storeInSlices(
   const { config } = source;
   const isTurned = forms.ends !== undefined;
   const jobs: Job[] = [];
-  const place = (names: readonly string[], form: QuantForm | undefined, turn: (name: string) => Turn) => {
+  const place = (names: readonly string[], form: MatrixForm | undefined, turn: (name: string) => Turn) => {
     const { stored, jobs: own } = placeMatrix(emission, names, form, (name) =>
       isTurned ? turn(name) : plainTurn(turn(name)),
     );
@@ -215,14 +226,14 @@ const plainTurn = (turn: Turn): Turn =>
 function placeMatrix(
   { source, file }: Emission,
   names: readonly string[],
-  form: QuantForm | undefined,
+  form: MatrixForm | undefined,
   turnOf: (name: string) => Turn,
 ): { stored: StoredLinear; jobs: Job[] } {
   const columns = source.shape(names[0]!)[1]!;
   const heights = names.map((name) => source.shape(name)[0]!);
   const outputs = heights.reduce((sum, height) => sum + height, 0);
   const stored = reserveLinear(file, form, outputs, columns);
-  // Each of the three parts of a matrix is rows of equal length.
+  // Each of the parts of a matrix is rows of equal length.
   const at = (range: { offset: number; bytes: number }, row: number) =>
     range.offset + (range.bytes / outputs) * row;
   const { headSize } = source.config;
@@ -235,7 +246,6 @@ function placeMatrix(
     for (let from = 0; from < height; ) {
       const rows = turn.kind === 'writes' ? height : Math.min(step, height - from);
       const row = above + from;
-      const codes = stored.kind === 'f32' ? undefined : stored;
       jobs.push({
         place: source.place(name),
         slice: {
@@ -245,8 +255,8 @@ function placeMatrix(
           turn,
           form,
           valuesAt: at(stored.values, row),
-          scalesAt: codes === undefined ? 0 : at(codes.scales, row),
-          zeroPointsAt: codes === undefined ? 0 : at(codes.zeroPoints, row),
+          scalesAt: 'scales' in stored ? at(stored.scales, row) : 0,
+          zeroPointsAt: 'zeroPoints' in stored ? at(stored.zeroPoints, row) : 0,
         },
       });
       from += rows;
@@ -260,12 +270,13 @@ function placeMatrix(
 
 async function storeByText(
   emission: Emission,
-  options: FourBitOptions,
+  { kind, ...options }: Extract<Holding, object>,
   onProgress: (fraction: number) => void,
 ): Promise<StoredLlama> {
   const { source, file, basis } = emission;
   const { layerCount } = source.config;
-  const quantizer = await openFourBits(source, basis, options, onProgress);
+  const open = kind === 'q4' ? openFourBits : openColumns;
+  const quantizer = await open(source, basis, options, onProgress);
   const finalNorm = await source.read('model.norm.weight');
   const head = storeCodes(file, quantizer.end(await headMatrix(source, basis, finalNorm)));
   const embedded = async () =>

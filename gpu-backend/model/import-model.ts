@@ -10,13 +10,16 @@ import { tensorType } from './formats/dequantize.ts';
 import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
+  type CalibratedKind,
   type ImportHooks,
+  isCalibrated,
   MANIFEST_FORMAT,
   type ModelManifest,
   type OpenModelFile,
   type WeightKind,
 } from './model-source.ts';
-import type { CalibrationText } from './quantization/calibration.ts';
+import type { TextOptions } from './quantization/calibration.ts';
+import { COLUMNS_VERSION } from './quantization/columns.ts';
 import { FOUR_BITS_VERSION } from './quantization/four-bits.ts';
 import { describeFiles, type InstalledModel, install, openInstalled, sha256OfFiles } from './store.ts';
 import { type ImportedTokenizer, tokenizerFromGguf } from './tokenizer/gguf-tokenizer.ts';
@@ -31,16 +34,11 @@ export type LocalModel = {
   readonly source: string;
 };
 
-/** The format of the weights. q4 has its calibration text and a name of it; without text it is rounded to nearest. */
+/** The format of the weights. A calibrated kind has its text and a name of it; without text it is rounded to nearest. */
 export type Weights =
-  | { readonly kind: 'f32' | 'q8' }
-  | { readonly kind: 'q4'; readonly origin: string; readonly text: undefined }
-  | {
-      readonly kind: 'q4';
-      readonly origin: string;
-      readonly text: CalibrationText;
-      readonly threads: number;
-    };
+  | { readonly kind: Exclude<WeightKind, CalibratedKind> }
+  | { readonly kind: CalibratedKind; readonly origin: string; readonly text: undefined }
+  | (TextOptions & { readonly kind: CalibratedKind; readonly origin: string });
 
 type ImportOptions = ImportHooks & {
   readonly home: string;
@@ -135,17 +133,33 @@ async function hashWeights(
   return sha256OfFiles(paths, signal, onBytes);
 }
 
-/** Whether a model's weights have this format. `origin`: the name of q4's calibration text. */
-export const isHeldSo = (
-  { weights, fourBits }: Pick<ModelManifest, 'weights' | 'fourBits'>,
+/** Whether a model's weights have this format. `origin`: the name of the text of a calibrated kind. */
+export function isHeldSo(
+  { weights, ...calibrated }: Pick<ModelManifest, 'weights' | CalibrationField>,
   kind: WeightKind,
   origin: string | undefined,
-): boolean =>
-  weights === kind &&
-  (kind !== 'q4' || (fourBits?.version === FOUR_BITS_VERSION && fourBits.text === origin));
+): boolean {
+  if (weights !== kind) return false;
+  if (!isCalibrated(kind)) return true;
+  const { field, version } = CALIBRATIONS[kind];
+  const own = calibrated[field];
+  return own?.version === version && own.text === origin;
+}
+
+/** The manifest's field with the calibration of each kind, and the version of its codes. */
+const CALIBRATIONS = {
+  q4: { field: 'fourBits', version: FOUR_BITS_VERSION },
+  'q8-columns': { field: 'columns', version: COLUMNS_VERSION },
+} as const;
+type CalibrationField = (typeof CALIBRATIONS)[CalibratedKind]['field'];
 
 const holdingOf = (weights: Weights): Holding =>
-  weights.kind === 'q4' && weights.text !== undefined ? weights : weights.kind;
+  'text' in weights && weights.text !== undefined ? weights : weights.kind;
+
+function calibrationOf({ kind, origin }: Extract<Weights, { readonly origin: string }>) {
+  const { field, version } = CALIBRATIONS[kind];
+  return { [field]: { version, text: origin } };
+}
 
 /** Writes the files of an installed model into `folder`, and returns its manifest. */
 async function convert(
@@ -184,7 +198,7 @@ async function convert(
     source,
     weights: held.kind,
     config: weights.config,
-    ...(held.kind === 'q4' ? { fourBits: { version: FOUR_BITS_VERSION, text: held.origin } } : {}),
+    ...('origin' in held ? calibrationOf(held) : {}),
     ...text,
     files,
     importedAt: new Date().toISOString(),

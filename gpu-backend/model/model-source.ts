@@ -94,8 +94,13 @@ export type TensorPlace = {
   readonly interleavedHeads: number | undefined;
 };
 
-export const WEIGHT_KINDS = ['q8', 'q4', 'f32'] as const;
+export const WEIGHT_KINDS = ['q8', 'q4', 'q8-columns', 'f32'] as const;
 export type WeightKind = (typeof WEIGHT_KINDS)[number];
+/** Kinds that are calibrated on text. */
+const CALIBRATED_KINDS = ['q4', 'q8-columns'] as const;
+export type CalibratedKind = (typeof CALIBRATED_KINDS)[number];
+export const isCalibrated = (kind: WeightKind): kind is CalibratedKind =>
+  (CALIBRATED_KINDS as readonly string[]).includes(kind);
 
 /** Types of the KV cache. On the CPU, attention computes in fp32 in any case. */
 export const KV_TYPES = ['f32', 'f16'] as const;
@@ -103,6 +108,8 @@ export type KvType = (typeof KV_TYPES)[number];
 
 /** Raised whenever the format of the graphs or the weights file changes; models of another format are imported again. */
 export const MANIFEST_FORMAT = 'maskroute-model-v8';
+
+const calibrationSchema = z.strictObject({ version: z.int(), text: z.string() });
 
 /** `model.json` in a model's folder in the store, beside `model.onnx`, `weights.bin` and `tokenizer.json`. */
 export const modelManifestSchema = z.strictObject({
@@ -119,7 +126,9 @@ export const modelManifestSchema = z.strictObject({
   eosTokenIds: z.array(z.int()).min(1),
   addBos: z.boolean(),
   /** q4's quantizer version and calibration text; the codes depend on both. */
-  fourBits: z.strictObject({ version: z.int(), text: z.string() }).optional(),
+  fourBits: calibrationSchema.optional(),
+  /** The same of q8-columns. */
+  columns: calibrationSchema.optional(),
   /** The table of surrogates in the graph, when one is installed (`surrogates.ts`). */
   surrogates: z
     .strictObject({

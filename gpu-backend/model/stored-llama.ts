@@ -30,7 +30,7 @@ export async function readStoredLlama(
     if (tensor === undefined) throw corruptModel(`its graph has no tensor ${name}`);
     return tensor;
   };
-  const linear = (name: string): StoredLinear => storedLinear(get, found.forms.get(`${name}.q`), name);
+  const linear = (name: string): StoredLinear => storedLinear(found, get, name);
   const surrogate = (name: string): StoredSurrogate => ({
     down: linear(`${name}.surrogate_down`),
     up: linear(`${name}.surrogate_up`),
@@ -67,12 +67,18 @@ export async function readStoredLlama(
   };
 }
 
-/** `form`: bits and block size, from the node that reads the matrix; undefined for fp32. */
 function storedLinear(
+  { tensors, forms }: Weights,
   get: (name: string) => Tensor,
-  form: QuantForm | undefined,
   name: string,
 ): StoredLinear {
+  const columns = tensors.get(`${name}.columns`);
+  if (columns !== undefined) {
+    const [outputs, inputs] = columns.shape as [number, number];
+    const scales = get(`${name}.scales`).range;
+    return { kind: 'q8-columns', outputs, inputs, values: columns.range, scales };
+  }
+  const form = forms.get(`${name}.q`);
   if (form === undefined) {
     const { shape, range } = get(name);
     return { kind: 'f32', outputs: shape[0]!, inputs: shape[1]!, values: range };
@@ -105,7 +111,7 @@ type DecodedGraph = {
 type Weights = {
   /** All initializers of the graph and its branches whose data are in a file. */
   readonly tensors: Map<string, Tensor>;
-  /** Bits and block size of quantized matrices, by the names of their codes. */
+  /** Bits and block size of matrices in blocks, from the nodes that read them, by the names of their codes. */
   readonly forms: Map<string, QuantForm>;
 };
 

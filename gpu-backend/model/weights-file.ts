@@ -22,7 +22,7 @@ export class WeightsFile {
     this.descriptor = openSync(path, 'w');
   }
 
-  append(data: Uint8Array | Float32Array): WeightRange {
+  append(data: Uint8Array | Int8Array | Float32Array): WeightRange {
     const range = this.reserve(data.byteLength);
     writeAt(this.descriptor, range.offset, data);
     return range;
@@ -46,7 +46,11 @@ export class WeightsFile {
 }
 
 /** Writes all of `data` from byte `offset` on. Works in any thread, as threads share open files. */
-export function writeAt(descriptor: number, offset: number, data: Uint8Array | Float32Array): void {
+export function writeAt(
+  descriptor: number,
+  offset: number,
+  data: Uint8Array | Int8Array | Float32Array,
+): void {
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   for (let written = 0; written < bytes.length; )
     written += writeSync(descriptor, bytes, written, bytes.length - written, offset + written);

@@ -6,7 +6,13 @@ import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
 import { openSafetensors } from '../../gpu-backend/model/formats/safetensors.ts';
-import type { KvType, ModelConfig, WeightKind, WeightSource } from '../../gpu-backend/model/model-source.ts';
+import {
+  isCalibrated,
+  type KvType,
+  type ModelConfig,
+  type WeightKind,
+  type WeightSource,
+} from '../../gpu-backend/model/model-source.ts';
 import { type SurrogateTable, writeSurrogateGraph } from '../../gpu-backend/model/surrogates.ts';
 import type { Device } from '../../gpu-backend/onnx/device.ts';
 import { createRandom, seededRandom } from '../../gpu-backend/random.ts';
@@ -83,9 +89,9 @@ export function randomSurrogates({ layerCount, hiddenSize }: ModelConfig, rank: 
   };
 }
 
-/** Four bits are measured on random tokens: enough for a random model. */
+/** Weights are calibrated on random tokens: enough for a random model. */
 export function holding(kind: WeightKind, { vocabularySize }: ModelConfig): Holding {
-  if (kind !== 'q4') return kind;
+  if (!isCalibrated(kind)) return kind;
   const random = createRandom(21);
   const sequenceTokens = 32;
   const tokenIds = Int32Array.from({ length: 24 * sequenceTokens }, () => random.below(vocabularySize));

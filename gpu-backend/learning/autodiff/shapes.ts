@@ -76,6 +76,7 @@ const TABLE: { readonly [op: string]: Infer } = {
   Sub: elementwise,
   Mul: elementwise,
   Identity: same,
+  Cast: same,
   QuickGelu: same,
   Softmax: same,
   SimplifiedLayerNormalization: same,

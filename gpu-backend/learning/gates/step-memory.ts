@@ -52,7 +52,7 @@ export function planMemory(config: ModelConfig, kind: WeightKind, available_byte
 const KEPT_SHARE_MAX = 0.7;
 
 /** Bytes a weight in the serving graph, including the mapped pages of scales. */
-const SERVED: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.28, q4: 0.89 };
+const SERVED: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.28, q4: 0.89, 'q8-columns': 1.06 };
 /**
  * Bytes a weight of a quantized matrix in a training step: with one scale a column, and in blocks (see
  * `training-weights.ts`).

@@ -12,6 +12,7 @@ import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
+import { withEvenRows } from '../../model/architectures/column-products.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
   formOf,
@@ -179,11 +180,16 @@ function storeCopies(
   file: WeightsFile,
   codes: CodeType,
   name: string,
-  { outputs, inputs }: StoredLinear,
+  { kind, outputs, inputs }: StoredLinear,
   rows: Float32Array,
 ) {
-  if (INNER.has(name.slice(name.indexOf('.') + 1)))
-    return { back: storeColumns(file, codes, rows, outputs, inputs) };
+  if (INNER.has(name.slice(name.indexOf('.') + 1))) {
+    const back = storeColumns(file, codes, rows, outputs, inputs);
+    // The rules of gradients know no product by column of the serving graph.
+    return kind === 'q8-columns'
+      ? { forward: storeLinear(file, 'q8', rows, outputs, inputs), back }
+      : { back };
+  }
   const columns = transpose(rows, outputs, inputs);
   const forward = storeColumns(file, codes, columns, inputs, outputs);
   const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
@@ -259,9 +265,6 @@ async function multipliesSignedExactly(): Promise<boolean> {
   }
 }
 
-/** Far below the mean square of any gradient row that matters; rows of zeros stay zeros. */
-const ROW_EPSILON = 1e-30;
-
 /**
  * `weights`: row-major `[inputs, outputs]`. Symmetric quantization: a column's largest weight is 127 codes away from
  * the zero point.
@@ -307,10 +310,8 @@ export function multiplyGradient(
     const whole = withZeros(g, gradient, inputs - forward.outputs);
     return multiplyStored(g, whole, name, stored);
   }
-  const ones = g.constant('f32', [inputs], Array<number>(inputs).fill(1));
-  const attributes = { axis: -1, epsilon: { float: ROW_EPSILON } };
-  const [even, inverse] = g.ops('SimplifiedLayerNormalization', [gradient, ones], 2, attributes);
-  return g.op('Div', [multiplyStored(g, even!, name, stored), inverse!]);
+  const { even, inverse } = withEvenRows(g, gradient, inputs);
+  return g.op('Div', [multiplyStored(g, even, name, stored), inverse]);
 }
 
 /** x `[..., n]` → `[..., n + count]`. */
@@ -345,11 +346,12 @@ export function multiplyColumns(g: GraphBuilder, x: Value, { codes, values, scal
 async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
   const { outputs, inputs } = linear;
   if (linear.kind === 'f32') return new Float32Array((await readRange(weights, linear.values)).buffer);
-  const [values, scales, zeroPoints] = await Promise.all(
-    [linear.values, linear.scales, linear.zeroPoints].map((range) => readRange(weights, range)),
-  );
-  const packed = { values: values!, scales: new Float32Array(scales!.buffer), zeroPoints: zeroPoints! };
-  return dequantize(unpackRows(packed, outputs, inputs, formOf(linear)));
+  const values = await readRange(weights, linear.values);
+  const scales = new Float32Array((await readRange(weights, linear.scales)).buffer);
+  if (linear.kind === 'q8-columns')
+    return dequantize({ rows: outputs, columns: inputs, codes: new Int8Array(values.buffer), scales });
+  const zeroPoints = await readRange(weights, linear.zeroPoints);
+  return dequantize(unpackRows({ values, scales, zeroPoints }, outputs, inputs, formOf(linear)));
 }
 
 async function readRange(file: FileHandle, { offset, bytes: length }: WeightRange): Promise<Uint8Array> {

@@ -1,12 +1,23 @@
 /**
  * Linear layers and the embedding in a graph: `MatMulNBits` with 8 or 4 bits (fast on CPUs: VNNI kernels, activations
- * quantized in blocks too), or fp32 as the reference. Every matrix has its own bits and block size.
+ * quantized in blocks too), 8 bits by column (`column-products.ts`, for CPUs with AMX), or fp32 as the reference. Every matrix
+ * has its own form.
  * Weights stay `[out, in]`, as in model files, so that initializers can share rows.
  */
-import { type Attribute, type Graph, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import {
+  type Attribute,
+  ELEMENT_TYPES,
+  type FloatType,
+  type Graph,
+  type GraphBuilder,
+  MICROSOFT,
+  type Value,
+} from '../../onnx/graph.ts';
 import {
   blocksOf,
   checkForm,
+  type MatrixCodes,
+  type MatrixForm,
   PLAIN_8_BITS,
   packRows,
   type QuantCodes,
@@ -14,12 +25,14 @@ import {
   roundRows,
 } from '../quantization/quantize.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
+import { type Columns, multiplyByColumn, withEvenRows } from './column-products.ts';
 
 type Shape = { readonly outputs: number; readonly inputs: number };
 
 export type Linear = Shape & { readonly values: Value } & (
     | { readonly kind: 'f32' }
     | (QuantForm & { readonly kind: 'nbits'; readonly scales: Value; readonly zeroPoints: Value })
+    | (Columns & { readonly kind: 'q8-columns' })
   );
 
 /** A matrix in the weights file. */
@@ -31,8 +44,10 @@ export type StoredLinear = Shape & { readonly values: WeightRange } & (
         readonly scales: WeightRange;
         readonly zeroPoints: WeightRange;
       }
+    | { readonly kind: 'q8-columns'; readonly scales: WeightRange }
   );
-export type StoredCodes = Exclude<StoredLinear, { readonly kind: 'f32' }>;
+/** Codes in blocks. */
+export type StoredCodes = Extract<StoredLinear, { readonly zeroPoints: WeightRange }>;
 
 export const formOf = ({ kind, blockSize }: Pick<StoredCodes, 'kind' | 'blockSize'>): QuantForm => ({
   bits: kind === 'q8' ? 8 : 4,
@@ -51,8 +66,15 @@ export function storeLinear(
   return storeCodes(file, roundRows(weights, outputs, inputs, PLAIN_8_BITS));
 }
 
-export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
-  const { bits, blockSize, rows: outputs, columns: inputs } = codes;
+export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes;
+export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear;
+export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear {
+  const { rows: outputs, columns: inputs } = codes;
+  if (!('blockSize' in codes)) {
+    const [values, scales] = [file.append(codes.codes), file.append(codes.scales)];
+    return { kind: 'q8-columns', outputs, inputs, values, scales };
+  }
+  const { bits, blockSize } = codes;
   const { values, scales, zeroPoints } = packRows(codes);
   return {
     kind: bits === 8 ? 'q8' : 'q4',
@@ -68,11 +90,15 @@ export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes {
 /** Reserves room for a matrix that is written later; `form` undefined: fp32. */
 export function reserveLinear(
   file: WeightsFile,
-  form: QuantForm | undefined,
+  form: MatrixForm | undefined,
   outputs: number,
   inputs: number,
 ): StoredLinear {
   if (form === undefined) return { kind: 'f32', outputs, inputs, values: file.reserve(4 * outputs * inputs) };
+  if (form === 'columns') {
+    const [values, scales] = [file.reserve(outputs * inputs), file.reserve(4 * outputs)];
+    return { kind: 'q8-columns', outputs, inputs, values, scales };
+  }
   checkForm(inputs, form);
   const blocks = blocksOf(inputs, form);
   return {
@@ -94,15 +120,32 @@ export function storedRows(stored: StoredLinear, from: number, to: number): Stor
   };
   const rows = { ...stored, outputs: to - from, values: cut(stored.values) };
   if (rows.kind === 'f32') return rows;
-  return { ...rows, scales: cut(rows.scales), zeroPoints: cut(rows.zeroPoints) };
+  const scales = cut(rows.scales);
+  return rows.kind === 'q8-columns'
+    ? { ...rows, scales }
+    : { ...rows, scales, zeroPoints: cut(rows.zeroPoints) };
 }
 
-/** Makes initializers of a stored matrix. */
+/** Bytes of a stored matrix, with its scales and zero points, when floats have the type `floatType`. */
+export function storedBytes(stored: StoredLinear, floatType: FloatType = 'f32'): number {
+  const floats = ({ bytes }: WeightRange) => (floatType === 'f32' ? bytes : bytes / 2);
+  if (stored.kind === 'f32') return floats(stored.values);
+  const zeroPoints_bytes = stored.kind === 'q8-columns' ? 0 : stored.zeroPoints.bytes;
+  return stored.values.bytes + floats(stored.scales) + zeroPoints_bytes;
+}
+
+/** Makes initializers of a stored matrix. By column, the runtime transposes the codes once, when it opens the graph. */
 export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
   const { outputs, inputs } = stored;
   if (stored.kind === 'f32') {
     const values = g.initializer(name, 'f32', [outputs, inputs], external(stored.values));
     return { kind: 'f32', outputs, inputs, values };
+  }
+  if (stored.kind === 'q8-columns') {
+    const codes = g.initializer(`${name}.columns`, 'i8', [outputs, inputs], external(stored.values));
+    const values = g.op('Transpose', [codes], { perm: [1, 0] });
+    const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
+    return { kind: stored.kind, outputs, inputs, values, scales };
   }
   const form = formOf(stored);
   const block_bytes = (form.blockSize * form.bits) / 8;
@@ -123,25 +166,34 @@ function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values:
   };
 }
 
-/** x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. */
+/**
+ * x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. The rows of x are normalized:
+ * their mean square is at most 1.
+ */
 export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.fresh('linear')): Value {
-  if (weight.kind === 'f32') {
-    g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
-  } else {
-    const { inputs: K, outputs: N, bits, blockSize } = weight;
-    const attributes = { K, N, bits, block_size: blockSize, accuracy_level: 4 };
-    g.node(
-      'MatMulNBits',
-      [x, weight.values, weight.scales, weight.zeroPoints],
-      [output],
-      attributes,
-      MICROSOFT,
-    );
+  switch (weight.kind) {
+    case 'f32':
+      g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
+      return { name: output };
+    case 'nbits': {
+      const { inputs: K, outputs: N, bits, blockSize, values, scales, zeroPoints } = weight;
+      const attributes = { K, N, bits, block_size: blockSize, accuracy_level: 4 };
+      g.node('MatMulNBits', [x, values, scales, zeroPoints], [output], attributes, MICROSOFT);
+      return { name: output };
+    }
+    case 'q8-columns':
+      return multiplyByColumn(g, x, weight, output);
   }
-  return { name: output };
 }
 
-/** The graph with products that compute in fp32, without rounding activations to 8 bits. */
+/** As {@link multiply}, for rows of any size. */
+export function multiplyAny(g: GraphBuilder, x: Value, weight: Linear): Value {
+  if (weight.kind !== 'q8-columns') return multiply(g, x, weight);
+  const { even, inverse } = withEvenRows(g, x, weight.inputs);
+  return g.op('Div', [multiply(g, even, weight), inverse]);
+}
+
+/** The graph with products in blocks that compute in fp32, without rounding activations to 8 bits. */
 export const withExactProducts = (graph: Graph): Graph => ({
   ...graph,
   nodes: graph.nodes.map((node) => ({
@@ -187,6 +239,12 @@ function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): 
   const { outputs: V, inputs: H } = stored;
   if (stored.kind === 'f32') {
     return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
+  }
+  if (stored.kind === 'q8-columns') {
+    const codes = g.initializer('embedding.columns', 'i8', [V, H], external(stored.values));
+    const scales = g.initializer('embedding.scales', 'f32', [V, 1], external(stored.scales));
+    const rows = g.op('Cast', [g.op('Gather', [codes, tokenIds])], { to: ELEMENT_TYPES.f32 });
+    return g.op('Mul', [rows, g.op('Gather', [scales, tokenIds])]);
   }
   const { bits, blockSize } = formOf(stored);
   const { values, scales, zeroPoints } = codeTensors(g, 'embedding', stored, [V, (H * bits) / 8]);

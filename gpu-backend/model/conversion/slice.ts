@@ -8,7 +8,14 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { rotateColumns, rotateRows, scaleColumns } from '../architectures/rotation.ts';
 import { COLUMNS_UNIT, type MatrixParts, matrixInFile } from '../formats/tensor-parts.ts';
 import type { TensorPlace } from '../model-source.ts';
-import { packRows, type QuantForm, roundRows } from '../quantization/quantize.ts';
+import {
+  type MatrixCodes,
+  type MatrixForm,
+  packRows,
+  type QuantForm,
+  roundMatrix,
+  roundRows,
+} from '../quantization/quantize.ts';
 import { writeAt } from '../weights-file.ts';
 
 /** The transformation of a matrix before rounding; it depends on the matrix' role for the residual stream. */
@@ -29,7 +36,7 @@ export type Slice = {
   readonly columns: number;
   readonly turn: Turn;
   /** Undefined: fp32. */
-  readonly form: QuantForm | undefined;
+  readonly form: MatrixForm | undefined;
   readonly valuesAt: number;
   readonly scalesAt: number;
   readonly zeroPointsAt: number;
@@ -58,31 +65,55 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
     case 'none':
   }
   if (form === undefined) return writeAt(descriptor, slice.valuesAt, rows);
-  const packed = packRows(roundRows(rows, slice.rows, columns, form));
-  writeAt(descriptor, slice.valuesAt, packed.values);
-  writeAt(descriptor, slice.scalesAt, packed.scales);
-  writeAt(descriptor, slice.zeroPointsAt, packed.zeroPoints);
+  writeCodes(slice, roundMatrix(rows, slice.rows, columns, form), descriptor);
+}
+
+function writeCodes(
+  { valuesAt, scalesAt, zeroPointsAt }: Slice,
+  codes: MatrixCodes,
+  descriptor: number,
+): void {
+  writeAt(descriptor, scalesAt, codes.scales);
+  if (!('blockSize' in codes)) {
+    writeAt(descriptor, valuesAt, codes.codes);
+    return;
+  }
+  const { values, zeroPoints } = packRows(codes);
+  writeAt(descriptor, valuesAt, values);
+  writeAt(descriptor, zeroPointsAt, zeroPoints);
 }
 
 function scale(values: Float32Array, factor: number): void {
   if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }
 
-/** Converts tiles of columns, and writes the whole matrix at the end: in the file, rows are contiguous. */
-async function convertColumns(
-  { rows, columns, form, valuesAt, scalesAt, zeroPointsAt }: Slice,
-  parts: MatrixParts,
-  descriptor: number,
-): Promise<void> {
+/** Rotates tiles of columns, and writes the whole matrix at the end: in the file, rows are contiguous. */
+async function convertColumns(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
+  const { form } = slice;
   if (form === undefined) throw new RangeError('fp32 is not rotated');
+  const codes = await (form === 'columns' ? wholeRows(slice, parts) : rowsInBlocks(slice, form, parts));
+  writeCodes(slice, codes, descriptor);
+}
+
+type Tile = { readonly from: number; readonly count: number; readonly rows: Float32Array };
+
+/** Rotated tiles of the matrix, `[rows, count]` each. */
+async function* rotatedTiles({ rows, columns }: Slice, parts: MatrixParts): AsyncGenerator<Tile> {
+  const width = COLUMNS_UNIT * Math.max(1, Math.floor(TILE_WEIGHTS / rows / COLUMNS_UNIT));
+  for (let from = 0; from < columns; from += width) {
+    const count = Math.min(width, columns - from);
+    yield { from, count, rows: rotateColumns(await parts.columns(from, count), rows) };
+  }
+}
+
+/** Blocks are rounded tile by tile. */
+async function rowsInBlocks(slice: Slice, form: QuantForm, parts: MatrixParts): Promise<MatrixCodes> {
+  const { rows, columns } = slice;
   const codes = new Uint8Array(rows * columns);
   const blocks = columns / form.blockSize;
   const scales = new Float32Array(rows * blocks);
   const zeroPoints = new Uint8Array(rows * blocks);
-  const width = COLUMNS_UNIT * Math.max(1, Math.floor(TILE_WEIGHTS / rows / COLUMNS_UNIT));
-  for (let from = 0; from < columns; from += width) {
-    const count = Math.min(width, columns - from);
-    const tile = rotateColumns(await parts.columns(from, count), rows);
+  for await (const { from, count, rows: tile } of rotatedTiles(slice, parts)) {
     const rounded = roundRows(tile, rows, count, form);
     const [ownBlocks, block] = [count / form.blockSize, from / form.blockSize];
     for (let row = 0; row < rows; row++) {
@@ -94,15 +125,23 @@ async function convertColumns(
       }
     }
   }
-  const packed = packRows({ ...form, rows, columns, codes, scales, zeroPoints });
-  writeAt(descriptor, valuesAt, packed.values);
-  writeAt(descriptor, scalesAt, packed.scales);
-  writeAt(descriptor, zeroPointsAt, packed.zeroPoints);
+  return { ...form, rows, columns, codes, scales, zeroPoints };
+}
+
+/** By column, a scale is known when its whole row is. */
+async function wholeRows(slice: Slice, parts: MatrixParts): Promise<MatrixCodes> {
+  const { rows, columns } = slice;
+  const whole = new Float32Array(rows * columns);
+  for await (const { from, count, rows: tile } of rotatedTiles(slice, parts)) {
+    for (let row = 0; row < rows; row++)
+      whole.set(tile.subarray(row * count, (row + 1) * count), row * columns + from);
+  }
+  return roundMatrix(whole, rows, columns, 'columns');
 }
 
 /** Most memory of a slice in bytes: the source's bytes, fp32, codes and packed codes. */
-export const sliceBytes = ({ rows, columns, turn }: Slice, source_bytesPerWeight: number): number =>
-  turn.kind === 'writes'
+export const sliceBytes = ({ rows, columns, turn, form }: Slice, source_bytesPerWeight: number): number =>
+  turn.kind === 'writes' && form !== 'columns'
     ? rows * columns * (source_bytesPerWeight + 2) + 3 * 4 * TILE_WEIGHTS
     : rows * columns * (source_bytesPerWeight + 4 + 2);
 

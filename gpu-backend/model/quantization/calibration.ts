@@ -5,11 +5,10 @@
  * The activations of the whole text are in memory: at most 4·T·(3·H + F) bytes, T = tokens.
  */
 import type { Basis, Matrix } from '../architectures/rotation.ts';
-import type { LayerMatrices, LayerProduct } from '../matrices.ts';
+import { type LayerMatrices, type LayerProduct, layerMatrices } from '../matrices.ts';
 import type { WeightSource } from '../model-source.ts';
-import { quantizeWithFeedback } from './error-feedback.ts';
-import type { LayerSteps, Products } from './layer-steps.ts';
-import { dequantize, type QuantCodes, type QuantForm } from './quantize.ts';
+import { type LayerSteps, openLayerSteps } from './layer-steps.ts';
+import { dequantize, type MatrixCodes } from './quantize.ts';
 
 /** Tokens of one run: few enough for the CPU's caches, enough to keep all threads busy. */
 const CHUNK_TOKENS = 2048;
@@ -20,12 +19,54 @@ export type CalibrationText = {
   readonly sequenceTokens: number;
 };
 
-type CalibrationState = {
+/** What quantizes on text. */
+export type TextOptions = {
+  readonly text: CalibrationText;
+  readonly threads: number;
+};
+
+/** The quantization of a model on text, ready to give the codes of its matrices. */
+export type Quantizer = {
+  /** The share of the import's work that is done when the quantizer is open. */
+  readonly progress: number;
+  /** Codes of the embedding or the head. */
+  end(matrix: Matrix): MatrixCodes;
+  /** Codes of a layer's matrices. */
+  layer(index: number, matrices: LayerMatrices): Promise<LayerCodes<MatrixCodes>>;
+};
+
+export type LayerCodes<Codes> = Readonly<Record<LayerProduct, Codes>>;
+
+/** Quantizes a matrix for inputs with these second moments, `[K, K]`. */
+type Round<Codes> = (matrix: Matrix, moments: Float64Array) => Promise<Codes>;
+
+/**
+ * The codes of all layers, a byte a weight in memory. `onProgress` gets the fraction of layers done.
+ * @throws RangeError when the text is shorter than one sequence.
+ */
+export async function quantizeLayers<Codes extends MatrixCodes>(
+  source: WeightSource,
+  basis: Basis,
+  { text, threads }: TextOptions,
+  round: Round<Codes>,
+  onProgress: (fraction: number) => void,
+): Promise<LayerCodes<Codes>[]> {
+  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
+  let streams = await embedText(source, basis, text);
+  const layers: LayerCodes<Codes>[] = [];
+  for (let layer = 0; layer < source.config.layerCount; layer++) {
+    const matrices = await layerMatrices(source, basis, layer);
+    const rounded = await quantizeLayer({ steps, round, streams }, matrices);
+    layers.push(rounded.codes);
+    streams = rounded.streams;
+    onProgress((layer + 1) / source.config.layerCount);
+  }
+  return layers;
+}
+
+type CalibrationState<Codes> = {
   readonly steps: LayerSteps;
-  readonly products: Products;
-  /** Refinement passes over all blocks, after the first. */
-  readonly passes: number;
-  readonly form: QuantForm;
+  readonly round: Round<Codes>;
   /** The residual stream before the layer, `[T, H]` for each chunk of sequences. */
   readonly streams: readonly Float32Array[];
 };
@@ -55,10 +96,10 @@ export async function embedText(
 }
 
 /** The layer's codes, and the streams after the quantized layer. */
-export async function quantizeLayer(
-  state: CalibrationState,
+async function quantizeLayer<Codes extends MatrixCodes>(
+  state: CalibrationState<Codes>,
   matrices: LayerMatrices,
-): Promise<{ codes: Record<LayerProduct, QuantCodes>; streams: Float32Array[] }> {
+): Promise<{ codes: LayerCodes<Codes>; streams: Float32Array[] }> {
   const { steps } = state;
   const { attentionNorm, ffnNorm } = matrices;
   const quantize = (name: LayerProduct, inputs: readonly Float32Array[], shares: readonly Float32Array[]) =>
@@ -78,7 +119,7 @@ export async function quantizeLayer(
   return { codes: { qkv, output, gateUp, down }, streams };
 }
 
-export const restored = (codes: QuantCodes): Matrix => ({
+export const restored = (codes: MatrixCodes): Matrix => ({
   rows: dequantize(codes),
   outputs: codes.rows,
   inputs: codes.columns,
@@ -93,20 +134,19 @@ async function inOrder<T>(
   return made;
 }
 
-async function quantizeMatrix(
-  { steps, products, passes, form }: CalibrationState,
+async function quantizeMatrix<Codes>(
+  { steps, round }: CalibrationState<Codes>,
   matrix: Matrix,
   inputs: readonly Float32Array[],
   shares: readonly Float32Array[],
-): Promise<QuantCodes> {
+): Promise<Codes> {
   const halves = [0, 1].map(() => new Float64Array(matrix.inputs * matrix.inputs));
   for (const [chunk, x] of inputs.entries()) {
     const half = halves[chunk % 2]!;
     const sums = await steps.moments(x, shares[chunk]!);
     for (let i = 0; i < sums.length; i++) half[i]! += sums[i]!;
   }
-  const moments = shrink(halves[0]!, halves[1]!, matrix.inputs);
-  return quantizeWithFeedback(matrix, { moments, form, passes, products });
+  return round(matrix, shrink(halves[0]!, halves[1]!, matrix.inputs));
 }
 
 /** Equal weights of positions, for matrices whose outputs are not added to the stream. */

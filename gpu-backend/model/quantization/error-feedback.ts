@@ -7,12 +7,21 @@
  * first, each to the code nearest to its c_j (Babai's nearest plane, which is GPTQ run backwards). A block's scale and zero
  * point are chosen in its turn, for these compensating values.
  * Then each block is solved again against the errors of all other blocks, in several passes; that never raises the error.
+ * By column, the scales are those of the weights, and columns are rounded once: at 8 bits that is enough.
  *
  * Limits: N·K² multiply-adds a pass in ONNX Runtime, N·K·blockSize·3 here; K³/6 for R. H and R take 16·K² bytes.
  */
 import type { Matrix } from '../architectures/rotation.ts';
 import type { Products } from './layer-steps.ts';
-import { blocksOf, checkForm, type QuantCodes, type QuantForm } from './quantize.ts';
+import {
+  blocksOf,
+  type ColumnCodes,
+  checkForm,
+  columnCode,
+  columnScales,
+  type QuantCodes,
+  type QuantForm,
+} from './quantize.ts';
 
 /** Damping, a share of the mean second moment: an input that the text hardly uses must not seem free of error. */
 const DAMPING = 0.01;
@@ -55,6 +64,38 @@ export async function quantizeWithFeedback(
       await visitAgain(work, damped, block, products);
   }
   return work.codes;
+}
+
+/** Inputs whose feedback is computed in one product. */
+const COLUMNS_TOGETHER = 32;
+
+/** As {@link quantizeWithFeedback}, to codes by column. */
+export async function roundColumnsWithFeedback(
+  { rows: weights, outputs, inputs: K }: Matrix,
+  { moments, products }: Pick<FeedbackOptions, 'moments' | 'products'>,
+): Promise<ColumnCodes> {
+  const scales = columnScales(weights, outputs, K);
+  const codes = new Int8Array(weights.length);
+  const errors = new Float32Array(weights.length);
+  const factor = await factorize(damp(moments, K), K, products);
+  for (let end = K; end > 0; end -= COLUMNS_TOGETHER) {
+    const from = Math.max(0, end - COLUMNS_TOGETHER);
+    const B = end - from;
+    const rows = upperRows(factor, K, from, B);
+    const square = columnsOf(rows, K, from, B);
+    const feedback = await products.multiply(errors, rows, K);
+    for (let row = 0; row < outputs; row++) {
+      const at = row * K + from;
+      for (let j = B - 1; j >= 0; j--) {
+        let owed = feedback[row * B + j]!;
+        for (let i = j + 1; i < B; i++) owed += square[j * B + i]! * errors[at + i]!;
+        const code = columnCode(weights[at + j]! + owed / square[j * B + j]!, scales[row]!);
+        codes[at + j] = code;
+        errors[at + j] = weights[at + j]! - code * scales[row]!;
+      }
+    }
+  }
+  return { rows: outputs, columns: K, codes, scales };
 }
 
 type Work = {

@@ -12,25 +12,18 @@ import {
   layerMatrices,
 } from '../matrices.ts';
 import type { ModelConfig, WeightSource } from '../model-source.ts';
-import { type CalibrationText, embedText, quantizeLayer, restored } from './calibration.ts';
+import {
+  type CalibrationText,
+  embedText,
+  type LayerCodes,
+  type Quantizer,
+  quantizeLayers,
+  restored,
+  type TextOptions,
+} from './calibration.ts';
+import { quantizeWithFeedback } from './error-feedback.ts';
 import { type LayerSteps, openLayerSteps, openProducts, type Products } from './layer-steps.ts';
 import { eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
-
-type LayerCodes = Readonly<Record<LayerProduct, QuantCodes>>;
-
-export type Quantizer = {
-  /** The share of the import's work that is done when the quantizer is open. */
-  readonly progress: number;
-  /** Codes of the embedding or the head. */
-  end(matrix: Matrix): QuantCodes;
-  /** Codes of a layer's matrices. */
-  layer(index: number, matrices: LayerMatrices): Promise<LayerCodes>;
-};
-
-export type FourBitOptions = {
-  readonly text: CalibrationText;
-  readonly threads: number;
-};
 
 /** Raised when a change gives the same model and text other codes. */
 export const FOUR_BITS_VERSION = 1;
@@ -55,12 +48,15 @@ const MEASURED_EVERY = 4;
 export async function openFourBits(
   source: WeightSource,
   basis: Basis,
-  { text, threads }: FourBitOptions,
+  { text, threads }: TextOptions,
   onProgress: (fraction: number) => void,
 ): Promise<Quantizer> {
   await using products = await openProducts(threads);
   const work: Work = { source, basis, text, threads, products };
-  const codes = await roundLayers(work, (done) => onProgress(ROUNDED * done));
+  const round = (matrix: Matrix, moments: Float64Array) =>
+    quantizeWithFeedback(matrix, { moments, form: FOUR_BITS, passes: PASSES, products });
+  const options = { text, threads };
+  const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
   const sensitivities = await measureLayers(work, codes, (done) =>
     onProgress(ROUNDED + (MEASURED - ROUNDED) * done),
   );
@@ -75,7 +71,7 @@ export async function openFourBits(
   };
 }
 
-type Work = FourBitOptions & {
+type Work = TextOptions & {
   readonly source: WeightSource;
   readonly basis: Basis;
   readonly products: Products;
@@ -84,27 +80,9 @@ type Work = FourBitOptions & {
 const roundToEight = ({ rows, outputs, inputs }: Matrix): QuantCodes =>
   roundRows(rows, outputs, inputs, eightBitsOf(inputs));
 
-async function roundLayers(
-  { source, basis, text, threads, products }: Work,
-  onProgress: (fraction: number) => void,
-): Promise<LayerCodes[]> {
-  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
-  let streams = await embedText(source, basis, text);
-  const layers: LayerCodes[] = [];
-  for (let layer = 0; layer < source.config.layerCount; layer++) {
-    const matrices = await layerMatrices(source, basis, layer);
-    const state = { steps, products, passes: PASSES, form: FOUR_BITS, streams };
-    const rounded = await quantizeLayer(state, matrices);
-    layers.push(rounded.codes);
-    streams = rounded.streams;
-    onProgress((layer + 1) / source.config.layerCount);
-  }
-  return layers;
-}
-
 async function measureLayers(
   { source, basis, text, threads, products }: Work,
-  codes: readonly LayerCodes[],
+  codes: readonly LayerCodes<QuantCodes>[],
   onProgress: (fraction: number) => void,
 ): Promise<Sensitivity[]> {
   const ends = endsOf(text);

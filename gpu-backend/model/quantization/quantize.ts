@@ -1,7 +1,12 @@
 /**
- * Weights in the layout of ONNX Runtime's MatMulNBits: a row of `[out, in]` is cut into blocks of inputs, each with an
- * fp32 scale and a zero point; a weight is (code − zero point) · scale. This file rounds to nearest, which at 8 bits costs
- * almost nothing; 4 bits need `error-feedback.ts`.
+ * The codes of quantized weights, in two forms, and rounding to nearest.
+ *
+ * In blocks, the layout of ONNX Runtime's MatMulNBits: a row of `[out, in]` is cut into blocks of inputs, each with an fp32
+ * scale and a zero point; a weight is (code − zero point) · scale. At 8 bits rounding to nearest costs almost nothing; 4
+ * bits need `error-feedback.ts`.
+ *
+ * By column, for integer products of whole matrices (`architectures/column-products.ts`): signed codes of 8 bits with one
+ * scale an output. One scale for so many weights rounds coarser, which error feedback makes good.
  */
 export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 128 };
 
@@ -150,11 +155,68 @@ function unpackHalves(packed: Uint8Array, rows: number, width: number): Uint8Arr
 }
 
 /** The weights in fp32, `[rows, columns]`. */
-export function dequantize({ blockSize, codes, scales, zeroPoints }: QuantCodes): Float32Array {
-  const weights = new Float32Array(codes.length);
+export function dequantize(matrix: MatrixCodes): Float32Array {
+  const weights = new Float32Array(matrix.codes.length);
+  if (!('blockSize' in matrix)) {
+    const { columns, codes, scales } = matrix;
+    for (let i = 0; i < codes.length; i++) weights[i] = codes[i]! * scales[Math.floor(i / columns)]!;
+    return weights;
+  }
+  const { blockSize, codes, scales, zeroPoints } = matrix;
   for (let i = 0; i < codes.length; i++) {
     const block = Math.floor(i / blockSize);
     weights[i] = (codes[i]! - zeroPoints[block]!) * scales[block]!;
   }
   return weights;
+}
+
+/* By column. */
+
+/** How a matrix is held: in blocks, or by column. */
+export type MatrixForm = QuantForm | 'columns';
+export type MatrixCodes = QuantCodes | ColumnCodes;
+
+/** A column's largest weight has this code. */
+export const COLUMN_CODE_MAX = 127;
+
+export type ColumnCodes = {
+  /** Outputs and inputs. An output is a column of the transposed matrix, as products take it. */
+  readonly rows: number;
+  readonly columns: number;
+  /** `[rows, columns]`. */
+  readonly codes: Int8Array;
+  /** `[rows]`. */
+  readonly scales: Float32Array;
+};
+
+/** Rounds row-major `[rows, columns]` to nearest. */
+export const roundMatrix = (
+  weights: Float32Array,
+  rows: number,
+  columns: number,
+  form: MatrixForm,
+): MatrixCodes =>
+  form === 'columns' ? roundColumns(weights, rows, columns) : roundRows(weights, rows, columns, form);
+
+function roundColumns(weights: Float32Array, rows: number, columns: number): ColumnCodes {
+  const scales = columnScales(weights, rows, columns);
+  const codes = new Int8Array(rows * columns);
+  for (let i = 0; i < codes.length; i++) codes[i] = columnCode(weights[i]!, scales[Math.floor(i / columns)]!);
+  return { rows, columns, codes, scales };
+}
+
+/** `[rows]`. */
+export function columnScales(weights: Float32Array, rows: number, columns: number): Float32Array {
+  const scales = new Float32Array(rows);
+  for (let i = 0; i < weights.length; i++) {
+    const row = Math.floor(i / columns);
+    scales[row] = Math.max(scales[row]!, Math.abs(weights[i]!));
+  }
+  return scales.map((largest) => largest / COLUMN_CODE_MAX);
+}
+
+/** The code nearest to `weight`. */
+export function columnCode(weight: number, scale: number): number {
+  const code = scale === 0 ? 0 : Math.round(weight / scale);
+  return Math.max(-COLUMN_CODE_MAX, Math.min(COLUMN_CODE_MAX, code));
 }

@@ -60,10 +60,12 @@ describe('pullModel', () => {
     await pull(file);
     await pull(file, { weights: 'f32' });
     await pull(file, { weights: 'q4' });
+    await pull(file, { weights: 'q8-columns' });
     expect((await listModels(home)).map(({ name, weights }) => [name, weights])).toEqual([
       ['Tiny-model-v1', 'q8'],
       ['Tiny-model-v1-f32', 'f32'],
       ['Tiny-model-v1-q4', 'q4'],
+      ['Tiny-model-v1-q8-columns', 'q8-columns'],
     ]);
   });
 
@@ -75,25 +77,33 @@ describe('pullModel', () => {
     expect((await listModels(home)).map(({ name }) => name)).toEqual([manifest.name]);
   });
 
-  test('four bits: measured on its own text or on data, done once for each, and nothing else is left', async () => {
-    const options = { weights: 'q4' } as const;
-    const own = await pull(file, options);
-    expect(own.manifest.fourBits).toEqual({
-      version: 1,
-      text: expect.stringMatching(/^own text, seed 1, passages [0-9a-f]{64}$/),
-    });
-    expect((await pull(file, options)).manifest.importedAt).toBe(own.manifest.importedAt);
-    const data = path.join(home, 'data.jsonl');
-    const rows = Array.from({ length: 200 }, (_, i) =>
-      JSON.stringify({ text: `${i} is a number. `.repeat(4) }),
-    );
-    await writeFile(data, rows.join('\n'));
-    const measured = await pull(file, { ...options, data: [data] });
-    expect(measured.manifest.fourBits?.text).toMatch(/^data [0-9a-f]{64}$/);
-    expect(measured.manifest.files['weights.bin']).not.toEqual(own.manifest.files['weights.bin']);
-    expect((await showModel(home, own.manifest.name, { verify: true })).manifest).toEqual(measured.manifest);
-    expect(await inStore()).toEqual(['Tiny-model-v1-q4']);
-  });
+  test.each([
+    ['q4', 'fourBits'],
+    ['q8-columns', 'columns'],
+  ] as const)(
+    '%s: calibrated on its own text or on data, done once for each, and nothing else is left',
+    async (weights, field) => {
+      const options = { weights };
+      const own = await pull(file, options);
+      expect(own.manifest[field]).toEqual({
+        version: 1,
+        text: expect.stringMatching(/^own text, seed 1, passages [0-9a-f]{64}$/),
+      });
+      expect((await pull(file, options)).manifest.importedAt).toBe(own.manifest.importedAt);
+      const data = path.join(home, 'data.jsonl');
+      const rows = Array.from({ length: 200 }, (_, i) =>
+        JSON.stringify({ text: `${i} is a number. `.repeat(4) }),
+      );
+      await writeFile(data, rows.join('\n'));
+      const measured = await pull(file, { ...options, data: [data] });
+      expect(measured.manifest[field]?.text).toMatch(/^data [0-9a-f]{64}$/);
+      expect(measured.manifest.files['weights.bin']).not.toEqual(own.manifest.files['weights.bin']);
+      expect((await showModel(home, own.manifest.name, { verify: true })).manifest).toEqual(
+        measured.manifest,
+      );
+      expect(await inStore()).toEqual([`Tiny-model-v1-${weights}`]);
+    },
+  );
 
   test('four bits: stopped while the model writes, or given data that is none, it leaves nothing', async () => {
     const controller = new AbortController();

@@ -12,7 +12,7 @@ import { type GateSession, openGateSession } from '../../../../gpu-backend/learn
 import { fastestCodes } from '../../../../gpu-backend/learning/gates/training-weights.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import type { WeightKind } from '../../../../gpu-backend/model/model-source.ts';
+import { WEIGHT_KINDS, type WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { installedModel, testModelFile } from '../../../support/installed-model.ts';
 import { emitFromMemory, holding, randomLlama } from '../../../support/random-llama.ts';
 import reference from './fixtures/gates.json' with { type: 'json' };
@@ -117,6 +117,7 @@ describe('a small random model', () => {
     ['f32', 0.01, 0.9999, {}],
     ['q8', 0.1, 0.99, {}],
     ['q4', 0.1, 0.99, {}],
+    ['q8-columns', 0.1, 0.99, {}],
     // Neither the tokens nor the keys are whole blocks of 32 codes.
     ['q8', 0.1, 0.99, { vocabularySize: 301, kvHeadCount: 1 }],
   ] as const)('%s: finite differences of its own loss (%#)', async (kind, h, least, changes) => {
@@ -178,20 +179,17 @@ describe('a small random model', () => {
     expect((await readdir(folder)).filter((name) => name.includes('training'))).toEqual([]);
   });
 
-  test.each(['f32', 'q8', 'q4'] as const)(
-    '%s: values computed once more give the same bits',
-    async (kind) => {
-      const { open } = await emitted(kind, { tiedEmbeddings: false });
-      const gates = [0, 0.3, 1, 0.7, 1, 1, 0, 0.9];
-      const steps = [];
-      for (const recompute of [false, true]) {
-        const session = await open(recompute);
-        steps.push(await session.step(batch, gates));
-        await session.close();
-      }
-      expect(steps[1]).toEqual(steps[0]);
-    },
-  );
+  test.each(WEIGHT_KINDS)('%s: values computed once more give the same bits', async (kind) => {
+    const { open } = await emitted(kind, { tiedEmbeddings: false });
+    const gates = [0, 0.3, 1, 0.7, 1, 1, 0, 0.9];
+    const steps = [];
+    for (const recompute of [false, true]) {
+      const session = await open(recompute);
+      steps.push(await session.step(batch, gates));
+      await session.close();
+    }
+    expect(steps[1]).toEqual(steps[0]);
+  });
 
   test('two that open at once both work', async () => {
     const { open } = await emitted('q8');

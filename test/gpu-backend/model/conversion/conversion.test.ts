@@ -8,17 +8,20 @@ import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
 import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
-import type {
-  FileSource,
-  ModelConfig,
-  OpenModelFile,
-  WeightSource,
+import {
+  type FileSource,
+  type ModelConfig,
+  type OpenModelFile,
+  WEIGHT_KINDS,
+  type WeightKind,
+  type WeightSource,
 } from '../../../../gpu-backend/model/model-source.ts';
 import {
   eightBitsOf,
   FOUR_BITS,
   PLAIN_8_BITS,
   packRows,
+  roundMatrix,
   roundRows,
 } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
@@ -54,7 +57,7 @@ async function fileOf(source: WeightSource, kind: 'safetensors' | 'gguf'): Promi
   return openSafetensorsFolder(folder);
 }
 
-async function emitted(source: FileSource, kind: 'f32' | 'q8' | 'q4', threads?: number): Promise<Buffer> {
+async function emitted(source: FileSource, kind: WeightKind, threads?: number): Promise<Buffer> {
   const out = await mkdtemp(path.join(folder, 'out-'));
   await emitModel(source, kind, out, () => {}, threads);
   return readFile(path.join(out, WEIGHTS_FILE));
@@ -63,7 +66,7 @@ async function emitted(source: FileSource, kind: 'f32' | 'q8' | 'q4', threads?: 
 test.each(VARIANTS)('threads and kinds of files come to the same bytes: %o', async (changes) => {
   const source = randomLlama(changes);
   const [file, gguf] = [await fileOf(source, 'safetensors'), await fileOf(source, 'gguf')];
-  for (const kind of ['f32', 'q8', 'q4'] as const) {
+  for (const kind of WEIGHT_KINDS) {
     const expected = await emitted(file, kind, 1);
     // A thread takes a while to start, so not every kind gets some.
     if (kind === 'q4') expect((await emitted(file, kind, 2)).equals(expected)).toBe(true);
@@ -72,34 +75,37 @@ test.each(VARIANTS)('threads and kinds of files come to the same bytes: %o', asy
   await Promise.all([file.close(), gguf.close()]);
 });
 
-test.each(['f32', 'q8', 'q4'] as const)(
-  '%s: whole matrices, turned and rounded at once, are the same',
-  async (kind) => {
-    const source = randomLlama(VARIANTS[0]);
-    const out = await mkdtemp(path.join(folder, 'out-'));
-    await emitFromMemory(source, kind, out, () => {});
-    const bytes = await readFile(path.join(out, WEIGHTS_FILE));
-    const at = ({ offset, bytes: length }: WeightRange) => bytes.subarray(offset, offset + length);
-    const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
-    const matrices = await layerMatrices(source, basis, 1);
-    const stored = await readStoredLlama(out, source.config);
-    for (const name of ['qkv', 'output', 'gateUp', 'down'] as const) {
-      const { rows, outputs, inputs } = matrices[name];
-      const own = stored.layers[1]![name];
-      if (own.kind === 'f32') {
-        expect(at(own.values).equals(Buffer.from(rows.buffer)), name).toBe(true);
-        continue;
-      }
-      const packed = packRows(roundRows(rows, outputs, inputs, kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS));
-      expect(at(own.values).equals(Buffer.from(packed.values)), name).toBe(true);
-      expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
-      expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
+test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the same', async (kind) => {
+  const source = randomLlama(VARIANTS[0]);
+  const out = await mkdtemp(path.join(folder, 'out-'));
+  await emitFromMemory(source, kind, out, () => {});
+  const bytes = await readFile(path.join(out, WEIGHTS_FILE));
+  const at = ({ offset, bytes: length }: WeightRange) => bytes.subarray(offset, offset + length);
+  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
+  const matrices = await layerMatrices(source, basis, 1);
+  const stored = await readStoredLlama(out, source.config);
+  for (const name of ['qkv', 'output', 'gateUp', 'down'] as const) {
+    const { rows, outputs, inputs } = matrices[name];
+    const own = stored.layers[1]![name];
+    if (own.kind === 'f32') {
+      expect(at(own.values).equals(Buffer.from(rows.buffer)), name).toBe(true);
+      continue;
     }
-    const { head } = stored;
-    if (kind === 'q4')
-      expect(head).toMatchObject({ kind: 'q8', blockSize: eightBitsOf(head.inputs).blockSize });
-  },
-);
+    if (own.kind === 'q8-columns') {
+      const { codes, scales } = roundMatrix(rows, outputs, inputs, 'columns');
+      expect(at(own.values).equals(Buffer.from(codes.buffer)), name).toBe(true);
+      expect(at(own.scales).equals(Buffer.from(scales.buffer)), name).toBe(true);
+      continue;
+    }
+    const packed = packRows(roundRows(rows, outputs, inputs, kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS));
+    expect(at(own.values).equals(Buffer.from(packed.values)), name).toBe(true);
+    expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
+    expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
+  }
+  const { head } = stored;
+  if (kind === 'q4')
+    expect(head).toMatchObject({ kind: 'q8', blockSize: eightBitsOf(head.inputs).blockSize });
+});
 
 test('a weight that is not finite is refused by name, from a thread, too', async () => {
   const source = randomLlama(VARIANTS[0]);

@@ -1,11 +1,17 @@
 /** Rounding with error feedback: what it gains on inputs that go together, measured by the error that it says it minimizes. */
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { quantizeWithFeedback } from '../../../../gpu-backend/model/quantization/error-feedback.ts';
+import {
+  quantizeWithFeedback,
+  roundColumnsWithFeedback,
+} from '../../../../gpu-backend/model/quantization/error-feedback.ts';
 import { openProducts, type Products } from '../../../../gpu-backend/model/quantization/layer-steps.ts';
 import {
+  type ColumnCodes,
   dequantize,
+  type MatrixCodes,
   type QuantCodes,
   type QuantForm,
+  roundMatrix,
   roundRows,
 } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -41,7 +47,7 @@ function problem(seed: number, directions: number) {
 }
 
 /** tr((W − Q)·H·(W − Q)ᵀ), by the book. */
-function weightedError(rows: Float32Array, codes: QuantCodes, moments: Float64Array): number {
+function weightedError(rows: Float32Array, codes: MatrixCodes, moments: Float64Array): number {
   const back = dequantize(codes);
   let total = 0;
   for (let n = 0; n < N; n++) {
@@ -119,4 +125,33 @@ test('an input that is always 0, and moments of nothing, are no trouble', async 
     const codes = await quantizeWithFeedback(matrix, { moments: some, form: FORMS[0]!, passes: 1, products });
     expect(dequantize(codes).every(Number.isFinite)).toBe(true);
   }
+});
+
+test('by column: less error than to nearest, the same scales, and the same again', async () => {
+  const { matrix, moments } = problem(7, 12);
+  const plain = roundMatrix(matrix.rows, N, K, 'columns');
+  const codes = await roundColumnsWithFeedback(matrix, { moments, products });
+  expect(codes.scales).toEqual(plain.scales);
+  expect(weightedError(matrix.rows, codes, moments)).toBeLessThan(
+    0.35 * weightedError(matrix.rows, plain, moments),
+  );
+  expect(await roundColumnsWithFeedback(matrix, { moments, products })).toEqual(codes);
+});
+
+test('by column: weights that have codes keep them; an odd number of inputs, and moments of nothing, are no trouble', async () => {
+  const [rows, inputs] = [5, 70];
+  const random = createRandom(8);
+  const grid: ColumnCodes = {
+    rows,
+    columns: inputs,
+    codes: Int8Array.from({ length: rows * inputs }, (_, i) =>
+      i % inputs === 0 ? 127 : random.below(255) - 127,
+    ),
+    scales: Float32Array.from({ length: rows }, (_, row) => 2 ** -row),
+  };
+  const matrix = { rows: dequantize(grid), outputs: rows, inputs };
+  const moments = new Float64Array(inputs * inputs);
+  for (let i = 0; i < inputs; i++) moments[i * inputs + i] = i;
+  expect(await roundColumnsWithFeedback(matrix, { moments, products })).toEqual(grid);
+  expect(await roundColumnsWithFeedback(matrix, { moments: moments.fill(0), products })).toEqual(grid);
 });

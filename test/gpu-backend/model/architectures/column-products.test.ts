@@ -1,0 +1,164 @@
+/** Products by column in the runtime, against plain loops: how exact they are, and that rows keep to themselves. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import {
+  linear,
+  multiply,
+  multiplyAny,
+  storeCodes,
+  storedRows,
+} from '../../../../gpu-backend/model/architectures/projections.ts';
+import {
+  type ColumnCodes,
+  dequantize,
+  roundMatrix,
+} from '../../../../gpu-backend/model/quantization/quantize.ts';
+import { WeightsFile } from '../../../../gpu-backend/model/weights-file.ts';
+import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
+import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
+import { createSession, floats, type Session, tensor } from '../../../../gpu-backend/onnx/session.ts';
+import { createRandom } from '../../../../gpu-backend/random.ts';
+import { furthest } from '../../../support/furthest.ts';
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'maskroute-columns-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const random = createRandom(17);
+const normals = (count: number) => Float32Array.from({ length: count }, () => random.normal());
+
+/** Outputs `y` (normalized rows), `some` (rows 3 to 9 of the matrix) and `any` (rows of any size). */
+async function openProduct(codes: ColumnCodes): Promise<Session> {
+  const { rows: N, columns: K } = codes;
+  const name = `${N}-${K}-${random.below(1e9)}`;
+  const file = new WeightsFile(join(folder, `${name}.bin`), `${name}.bin`);
+  const stored = storeCodes(file, codes);
+  file.close();
+  const g = new GraphBuilder('products');
+  const x = g.input('x', 'f32', ['B', 'T', K]);
+  const all = linear(g, 'all', stored);
+  multiply(g, x, all, 'y');
+  multiply(g, x, linear(g, 'rows', storedRows(stored, 3, 9)), 'some');
+  const any = multiplyAny(g, x, all);
+  g.node('Identity', [any], ['any']);
+  for (const [output, width] of [
+    ['y', N],
+    ['some', 6],
+    ['any', N],
+  ] as const)
+    g.output({ name: output }, 'f32', ['B', 'T', width]);
+  const path = join(folder, `${name}.onnx`);
+  await writeFile(path, encodeModel(g.graph));
+  return createSession(path, { threads: 1 });
+}
+
+async function products(session: Session, x: Float32Array, K: number, sequences = 1) {
+  const shape = [sequences, x.length / K / sequences, K];
+  const outputs = await session.run({ x: tensor('f32', x, shape) }, ['y', 'some', 'any']);
+  return { y: floats(outputs.y!), some: floats(outputs.some!), any: floats(outputs.any!) };
+}
+
+/** `[T, N]` in double precision. */
+function naive(x: Float32Array, codes: ColumnCodes): Float32Array {
+  const { rows: N, columns: K } = codes;
+  const weights = dequantize(codes);
+  return Float32Array.from({ length: (x.length / K) * N }, (_, i) => {
+    const [t, n] = [Math.floor(i / N), i % N];
+    let sum = 0;
+    for (let k = 0; k < K; k++) sum += x[t * K + k]! * weights[n * K + k]!;
+    return sum;
+  });
+}
+
+/** Rows with a mean square of 1. */
+function normalized(x: Float32Array, K: number): Float32Array {
+  return x.map((value, i) => {
+    const row = x.subarray(i - (i % K), i - (i % K) + K);
+    return value / Math.sqrt(row.reduce((sum, one) => sum + one * one, 0) / K);
+  });
+}
+
+const largest = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+
+// The second matrix is larger than what is multiplied twice.
+describe.each([
+  [20, 192],
+  [2100, 1024],
+])('a matrix of %i outputs and %i inputs', (N, K) => {
+  let codes: ColumnCodes;
+  let session: Session;
+  beforeAll(async () => {
+    codes = roundMatrix(normals(N * K), N, K, 'columns') as ColumnCodes;
+    session = await openProduct(codes);
+  });
+  afterAll(() => session.release());
+
+  test('is multiplied within two thousandths, and so are some of its rows', async () => {
+    const x = normalized(normals(3 * K), K);
+    const expected = naive(x, codes);
+    const { y, some, any } = await products(session, x, K);
+    expect(furthest(y, expected) / largest(expected)).toBeLessThan(2e-3);
+    expect(furthest(any, expected) / largest(expected)).toBeLessThan(2e-3);
+    const rows = Float32Array.from({ length: 18 }, (_, i) => y[Math.floor(i / 6) * N + 3 + (i % 6)]!);
+    expect(furthest(some, rows) / largest(rows)).toBeLessThan(1e-6);
+  });
+
+  test('a row has the same bits alone, in company and in any sequence, and no rows give none', async () => {
+    const x = normalized(normals(6 * K), K);
+    const together = await products(session, x, K);
+    for (const row of [0, 3, 5]) {
+      const alone = await products(session, x.subarray(row * K, (row + 1) * K), K);
+      for (const output of ['y', 'any'] as const)
+        expect(alone[output]).toEqual(together[output].subarray(row * N, (row + 1) * N));
+    }
+    expect(await products(session, x, K, 2)).toEqual(together);
+    expect((await products(session, new Float32Array(0), K)).any).toHaveLength(0);
+  });
+
+  test('rows of any size keep their precision beside each other; zeros stay zeros', async () => {
+    const sizes = [1e-6, 1, 1e6, 0];
+    const base = normals(4 * K);
+    const x = base.map((value, i) => value * sizes[Math.floor(i / K)]!);
+    const { any } = await products(session, x, K);
+    const expected = naive(x, codes);
+    sizes.forEach((size, row) => {
+      const [found, own] = [any, expected].map((values) => values.subarray(row * N, (row + 1) * N));
+      expect(furthest(found!, own!)).toBeLessThanOrEqual(2e-3 * largest(own!));
+      if (size === 0) expect(largest(found!)).toBe(0);
+    });
+  });
+
+  test('the largest codes that there are do not overflow', async () => {
+    const full: ColumnCodes = {
+      rows: N,
+      columns: K,
+      codes: Int8Array.from({ length: N * K }, (_, i) => (Math.floor(i / K) % 2 === 0 ? 127 : -127)),
+      scales: new Float32Array(N).fill(0.01),
+    };
+    const extreme = await openProduct(full);
+    // More than normalized rows can be: the largest code everywhere, and the smallest.
+    const x = Float32Array.from({ length: 2 * K }, (_, i) => (i < K ? 1 : -1) * Math.sqrt(K));
+    const { y } = await products(extreme, x, K);
+    await extreme.release();
+    const expected = naive(x, full);
+    expect(furthest(y, expected) / largest(expected)).toBeLessThan(1e-5);
+  });
+});
+
+test('an output without weights, and one with a single weight', async () => {
+  const K = 64;
+  const weights = new Float32Array(10 * K);
+  weights[K + 5] = -3;
+  const codes = roundMatrix(weights, 10, K, 'columns') as ColumnCodes;
+  expect(dequantize(codes)).toEqual(weights);
+  const session = await openProduct(codes);
+  const x = normalized(normals(K), K);
+  const { y } = await products(session, x, K);
+  await session.release();
+  expect(y[0]).toBe(0);
+  expect(y[1]!).toBeCloseTo(-3 * x[5]!, 2);
+});
