@@ -52,13 +52,11 @@ const NEVER = new AbortController().signal;
 /** Tokens a second of all streams together, while all of them run. */
 type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number[][]): Promise<number> };
 
-export type BatchOptions = SpeedOptions & Pick<DecodeOptions, 'kvType'>;
-
-export async function benchBatch(options: BatchOptions): Promise<object> {
-  const { home, kvType = 'f32', rounds, say, signal } = options;
-  await using ours = await openOurs(home, { kvType });
+export async function benchBatch(options: DecodeOptions): Promise<object> {
+  const { home, model, kvType = 'f32', rounds, say, signal } = options;
+  await using ours = await openOurs(home, { model, kvType });
   await using opened = new AsyncDisposableStack();
-  const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, say, async (file) => [
+  const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, ours.hash, say, async (file) => [
     await llamaCppStreams(file, 2),
     await llamaCppStreams(file, 1),
   ]);
@@ -137,9 +135,12 @@ function shifted(mask: Mask, steps: number): Mask {
 
 export async function openOurs(
   home: string,
-  held: { readonly device?: Device; readonly kvType?: KvType | undefined },
+  {
+    model = DEFAULT_MODEL,
+    ...held
+  }: { readonly model?: string; readonly device?: Device; readonly kvType?: KvType | undefined },
 ) {
-  const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
+  const { folder, manifest } = await openInstalled(home, model);
   const { config, hash, name, weights } = manifest;
   const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
   const engine = await createEngine({
@@ -154,6 +155,7 @@ export async function openOurs(
   return {
     engine,
     config,
+    hash,
     name,
     weights,
     /** Tokens a second of all streams. `of`: each stream's mask, or one mask for all. */

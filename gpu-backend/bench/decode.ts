@@ -113,15 +113,12 @@ function decodeFigures(found: ReadonlyMap<string, number>): object {
   const dense_ms = found.get(DENSE)!;
   const quarter_ms = found.get(QUARTER)!;
   const replaced_ms = found.get(SURROGATES);
-  const eightBits_ms = found.get(EIGHT_BITS);
   const llamaCpp_ms = bestOfLlamaCpp(found);
   return {
     dense_ms: round(dense_ms),
     quarter_ms: round(quarter_ms),
     ...(replaced_ms === undefined ? {} : { quarterSurrogates_ms: round(replaced_ms) }),
-    ...(eightBits_ms === undefined
-      ? {}
-      : { eightBits_ms: round(eightBits_ms), timesEightBits: round(eightBits_ms / dense_ms) }),
+    ...eightBitsFigures(found, dense_ms),
     ...llamaCppFigures(llamaCpp_ms, dense_ms),
     speedup25: round(dense_ms / quarter_ms),
   };
@@ -161,11 +158,11 @@ async function readBandwidth_GBps(): Promise<number> {
   return median(found);
 }
 
-export async function benchPrefill(options: SpeedOptions): Promise<object> {
+export async function benchPrefill(options: Omit<DecodeOptions, 'kvType'>): Promise<object> {
   const { rounds, long = false, say, signal } = options;
-  const held = { model: DEFAULT_MODEL, kvType: 'f32' } as const;
-  await using compared = await openCompared({ ...options, ...held }, long ? 8192 : 1024);
+  await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, peers } = compared;
+  const subject = { bench: 'prefill', model: manifest.name, weights: manifest.weights };
   const measured = async (tokens: number) => {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.prefill(tokens) }));
     const found = await interleaved(subjects, rounds, signal);
@@ -182,7 +179,7 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
         ...llamaCppFigures(llamaCpp_ms, dense_ms, 0),
       };
     }
-    return { bench: 'prefill', model: manifest.name, rounds, ...figures, ...compared.missing };
+    return { ...subject, rounds, ...figures, ...compared.missing };
   }
   const found = await measured(PROMPT_TOKENS);
   const dense_ms = found.get(DENSE)!;
@@ -190,12 +187,12 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
   const { config } = manifest;
   const products = (weightsRead(config, dense) - config.hiddenSize * config.vocabularySize) * PROMPT_TOKENS;
   return {
-    bench: 'prefill',
-    model: manifest.name,
+    ...subject,
     rounds,
     promptTokens: PROMPT_TOKENS,
     dense_ms: round(dense_ms, 1),
     quarter_ms: round(found.get(QUARTER)!, 1),
+    ...eightBitsFigures(found, dense_ms, 1),
     ...llamaCppFigures(llamaCpp_ms, dense_ms, 1),
     ...compared.missing,
     products_GMACps: round(products / dense_ms / 1e6, 1),
@@ -206,20 +203,30 @@ export async function benchPrefill(options: SpeedOptions): Promise<object> {
 const bestOfLlamaCpp = (found: ReadonlyMap<string, number>): number =>
   Math.min(...[...found].filter(([name]) => name.startsWith('llama.cpp')).map(([, ms]) => ms));
 
+/** The model with eight bits, which other weights are compared with. */
+function eightBitsFigures(found: ReadonlyMap<string, number>, dense_ms: number, digits?: number): object {
+  const eightBits_ms = found.get(EIGHT_BITS);
+  return eightBits_ms === undefined
+    ? {}
+    : { eightBits_ms: round(eightBits_ms, digits), timesEightBits: round(eightBits_ms / dense_ms) };
+}
+
 const llamaCppFigures = (llamaCpp_ms: number, dense_ms: number, digits?: number): object =>
   Number.isFinite(llamaCpp_ms)
     ? { llamaCpp_ms: round(llamaCpp_ms, digits), timesLlamaCpp: round(llamaCpp_ms / dense_ms) }
     : {};
 
 /**
- * Opens llama.cpp's peers on the default model's GGUF file. When that fails, the bench runs without them, and its result
- * has `missing`, which says why.
+ * Opens llama.cpp's peers on the default model's GGUF file, for a model that was imported from it. When that fails, the
+ * bench runs without them, and its result has `missing`, which says why.
  */
 export async function openLlamaCppPeers<T>(
   home: string,
+  modelHash: string,
   say: BenchHooks['say'],
   open: (ggufFile: string) => Promise<T[]>,
 ): Promise<{ peers: T[]; missing: object }> {
+  if (modelHash !== DEFAULT_MODEL_HASH) return { peers: [], missing: {} };
   const file = defaultModelFile(home);
   try {
     if (!existsSync(file)) throw new Error("the model's GGUF file is not there");
@@ -245,17 +252,14 @@ async function openCompared({ home, model, kvType = 'f32', say }: DecodeOptions,
   if (runner.surrogates !== undefined)
     own.push(engine.peer(SURROGATES, withSurrogates(quarter, runner.surrogates)));
   const others: (Peer & { close(): Promise<void> })[] = [];
-  const isDefault = manifest.hash === DEFAULT_MODEL_HASH;
-  if (isDefault && manifest.weights !== 'q8') {
+  if (manifest.hash === DEFAULT_MODEL_HASH && manifest.weights !== 'q8') {
     const eight = await openEngine(home, DEFAULT_MODEL, served);
     others.push({ ...eight.peer(EIGHT_BITS, eight.dense), close: () => eight.runner.close() });
   }
-  const { peers: llamaCpp, missing } = isDefault
-    ? await openLlamaCppPeers(home, say, async (file) => [
-        await llamaCppPeer(file, 1, contextTokens),
-        await llamaCppPeer(file, 2, contextTokens),
-      ])
-    : { peers: [], missing: {} };
+  const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, manifest.hash, say, async (file) => [
+    await llamaCppPeer(file, 1, contextTokens),
+    await llamaCppPeer(file, 2, contextTokens),
+  ]);
   others.push(...llamaCpp);
   const names = others.map(({ name }) => name).join(', ') || 'nothing else';
   say(`${manifest.name} (${manifest.weights}, K and V in ${kvType}) against ${names}`);

@@ -8,14 +8,13 @@
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
 import { inTurns, median, round } from '../measure.ts';
-import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
-import { type BatchOptions, eightMasks, openOurs } from './batch.ts';
+import { eightMasks, openOurs } from './batch.ts';
 import {
   type DecodeOptions,
   denseBytes,
@@ -66,10 +65,10 @@ const STREAM_TOKENS = 64;
 
 export async function benchBatchOn(
   device: Adapter,
-  { home, kvType, rounds, say, signal }: BatchOptions,
+  { home, model, kvType, rounds, say, signal }: DecodeOptions,
 ): Promise<object> {
   const bandwidth_GBps = await toldBandwidth(device, say);
-  await using ours = await openOurs(home, { device, kvType });
+  await using ours = await openOurs(home, { model, device, kvType });
   const { layerCount } = ours.config;
   const dense = denseMask(2 * layerCount);
   const masks = eightMasks(layerCount);
@@ -85,7 +84,7 @@ export async function benchBatchOn(
   const of = (name: string) => round(median(found.get(name)!), 1);
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
-  const { folder } = await openInstalled(home, DEFAULT_MODEL);
+  const { folder } = await openInstalled(home, model);
   const read_GBps = (steps * (await denseBytes(folder, ours.config, device.floatType))) / 1e9;
   return {
     bench: 'batch',

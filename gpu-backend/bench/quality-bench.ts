@@ -46,6 +46,7 @@ import { openEngine } from './decode.ts';
 const REFERENCE = `${DEFAULT_MODEL}-f32`;
 const EIGHT_BITS = DEFAULT_MODEL;
 const FOUR_BITS = `${DEFAULT_MODEL}-q4`;
+const BY_COLUMN = `${DEFAULT_MODEL}-q8-columns`;
 const SEED = 9;
 const TOKENS_MAX = 256;
 const POSITION = 64;
@@ -85,7 +86,7 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
   const session = await openScoreSession(availableParallelism());
   opened.defer(() => session.close());
   const candidates: Candidate[] = [];
-  for (const model of [EIGHT_BITS, FOUR_BITS]) {
+  for (const model of await quantizedModels(options)) {
     for (const kvType of KV_TYPES)
       candidates.push(...candidatesOf(model, kvType, await open(model, kvType), options));
   }
@@ -119,6 +120,14 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
   return { bench: 'quantization', reference: REFERENCE, kinds: [...kinds.keys()], rows };
 }
 
+/** Weights by column are for some processors only, so they may be missing. */
+async function quantizedModels({ home, say }: QuantizationOptions): Promise<string[]> {
+  const byColumn = await openInstalled(home, BY_COLUMN).catch(() => undefined);
+  if (byColumn !== undefined) return [EIGHT_BITS, FOUR_BITS, BY_COLUMN];
+  say(`${BY_COLUMN} is not installed, and is left out.`);
+  return [EIGHT_BITS, FOUR_BITS];
+}
+
 /** Dense, and under masks only with K and V in fp32. */
 function candidatesOf(
   model: string,
@@ -126,7 +135,7 @@ function candidatesOf(
   engine: Engine,
   { maskSets }: QuantizationOptions,
 ): Candidate[] {
-  const name = model === EIGHT_BITS ? 'q8' : 'q4';
+  const name = engine.manifest.weights;
   const held = { model, kvType, engine };
   if (kvType !== 'f32') return [{ ...held, name: `${name} dense, K and V in ${kvType}`, mask: engine.dense }];
   const masked = maskSets.map((set) => {

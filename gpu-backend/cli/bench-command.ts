@@ -2,7 +2,6 @@
 import { fileURLToPath } from 'node:url';
 import { type Command, Option } from 'commander';
 import { maskSetVersion } from '../../shared/mask/mask-set.ts';
-import type { BatchOptions } from '../bench/batch.ts';
 import type { DecodeOptions } from '../bench/decode.ts';
 import { maskrouteHome } from '../files.ts';
 import type { BenchHooks } from '../measure.ts';
@@ -63,9 +62,10 @@ function addDecodingBenches(bench: Command): void {
     });
 
   command(bench, 'prefill', 'ms to prefill a prompt of 512 tokens, against llama.cpp')
+    .option(...MODEL)
     .option(...ROUNDS, 7)
     .option(...LONG)
-    .action(async ({ json, ...flags }: BenchFlags & { rounds: number; long: boolean }) => {
+    .action(async ({ json, ...flags }: BenchFlags & Omit<DecodeFlags, 'kvType'>) => {
       const { benchPrefill } = await import('../bench/decode.ts');
       await told(json, (hooks) => benchPrefill({ home: maskrouteHome(), ...flags, ...hooks }));
     });
@@ -86,11 +86,12 @@ function addDecodingBenches(bench: Command): void {
     });
 
   command(bench, 'batch', 'tokens/s of eight streams, under one mask and under eight, against llama.cpp')
+    .option(...MODEL)
     .option(...ROUNDS, 3)
     .addOption(deviceOption())
     .addOption(floatTypeOption())
     .addOption(kvTypeOption())
-    .action(async ({ json, device, floatType, ...flags }: OnDevice & { rounds: number; kvType?: KvType }) => {
+    .action(async ({ json, device, floatType, ...flags }: OnDevice & Omit<DecodeFlags, 'long'>) => {
       const { batch } = await benchesOn({ device, floatType });
       await told(json, (hooks) => batch({ home: maskrouteHome(), ...flags, ...hooks }));
     });
@@ -164,7 +165,7 @@ function addQualityBenches(bench: Command): void {
   command(
     bench,
     'quantization',
-    'speed and quality of q4 and q8 beside f32, dense and masked; needs the three models installed',
+    'speed and quality of q4, q8 and q8-columns beside f32, dense and masked; needs f32, q8 and q4 installed',
   )
     .requiredOption('--data <file...>', `${DATA_HELP}; each file is a kind of text`)
     .option('--positions <count>', 'scored positions of each kind', wholeNumber(1), 700)
@@ -247,7 +248,7 @@ async function benchesOn(flags: DeviceFlags) {
     const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
     return {
       decode: (options: DecodeOptions) => benchDecodeOn(device, options),
-      batch: (options: BatchOptions) => benchBatchOn(device, options),
+      batch: (options: DecodeOptions) => benchBatchOn(device, options),
     };
   }
   const { benchDecode: decode } = await import('../bench/decode.ts');

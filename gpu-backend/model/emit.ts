@@ -31,7 +31,6 @@ import {
   type MatrixForm,
   PLAIN_8_BITS,
   QUANT_BLOCK,
-  type QuantForm,
 } from './quantization/quantize.ts';
 import { ropeTables } from './rope.ts';
 import { WeightsFile } from './weights-file.ts';

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { openLlamaCppPeers } from '../../../gpu-backend/bench/decode.ts';
-import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
+import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/resolve.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 
@@ -31,15 +31,22 @@ async function bench(...args: string[]) {
   return { lines, figures: JSON.parse(lines.at(-1)!) };
 }
 
-test('llama.cpp that is not there is left out, with the reason', async () => {
+test('llama.cpp that is not there is left out, with the reason, and so it is for a model of another file', async () => {
   const said: string[] = [];
-  const found = await openLlamaCppPeers(
-    home,
-    (line) => said.push(line),
-    async () => ['a peer'],
-  );
+  const peersFor = (hash: string) =>
+    openLlamaCppPeers(
+      home,
+      hash,
+      (line) => said.push(line),
+      async () => ['a peer'],
+    );
+  expect(await peersFor('of another file')).toEqual({ peers: [], missing: {} });
+  expect(said).toEqual([]);
   const llamaCppProblem = "the model's GGUF file is not there";
-  expect(found).toEqual({ peers: [], missing: { llamaCpp: null, llamaCppProblem } });
+  expect(await peersFor(DEFAULT_MODEL_HASH)).toEqual({
+    peers: [],
+    missing: { llamaCpp: null, llamaCppProblem },
+  });
   expect(said).toEqual([`llama.cpp is left out: ${llamaCppProblem}`]);
 });
 

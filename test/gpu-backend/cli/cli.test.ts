@@ -51,7 +51,7 @@ const REFUSED: [string, string[], RegExp][] = [
   [
     'an unknown kind of weights',
     ['model', 'pull', 'x', '--weights', 'q5'],
-    /Allowed choices are q8, q4, f32/,
+    /Allowed choices are q8, q4, q8-columns, f32/,
   ],
   ['a model that is not installed', ['model', 'show', 'nobody'], /No model named "nobody"/],
   ['a source that is nowhere', ['model', 'pull', 'no/such/file.gguf'], /no\/such\/file.gguf/],
