@@ -16,7 +16,7 @@ import {
 import { canonicalJson, type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
-import { type InstalledModel, openInstalled } from '../model/store.ts';
+import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { requireMayPublish } from '../publication/publish.ts';
@@ -394,7 +394,7 @@ export class Jobs {
 
   /** Whether the mask set of an equal job is for the model, the data and the earlier set that are there now. */
   async #isStillRight(
-    { id, started_at }: Job,
+    { id }: Job,
     request: JobRequest,
     files: readonly string[],
     from?: string,
@@ -404,8 +404,7 @@ export class Jobs {
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
     if (installed !== undefined && !fits(set, installed, request)) return false;
     if (set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
-    const changes = await Promise.all(files.map(async (file) => (await stat(file)).ctimeMs));
-    return started_at !== null && Math.max(...changes) < Date.parse(started_at);
+    return set.learned.dataHash === (await sha256OfFiles(files));
   }
 
   /** Whether it has learned: the mask set is the last file that `learn` writes. */
