@@ -7,6 +7,7 @@ import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { AdminClient } from '../publication/admin-client.ts';
 import {
+  firstTry,
   livePublication,
   namesOfVersions,
   parseSchedule,
@@ -38,7 +39,13 @@ type EdgeFlags = {
 };
 
 type PublishFlags = EdgeFlags &
-  ScheduleFlags & { readonly activate: boolean; readonly once: boolean; readonly evaluation?: string };
+  ScheduleFlags & {
+    readonly activate: boolean;
+    /** File of {@link firstTry}. */
+    readonly once?: string;
+    readonly unlessRolledBack: boolean;
+    readonly evaluation?: string;
+  };
 
 export function addPublishCommands(program: Command): void {
   program
@@ -50,8 +57,12 @@ export function addPublishCommands(program: Command): void {
     .option('--evaluation <file>', 'the evaluation.json of the set, for the dashboard')
     .option('--activate', 'make it live', false)
     .option(
-      '--once',
-      'with --activate: change nothing if this version was published before, also if it was rolled back since',
+      '--once <file>',
+      'with --activate: change nothing if this version was published since the first call with this file, which remembers it',
+    )
+    .option(
+      '--unless-rolled-back',
+      'with --activate: change nothing if this version is live, or was rolled back',
       false,
     )
     .option('--at <time>', 'go live at this time, such as 2026-01-31T09:00:00Z (default: now)')
@@ -88,26 +99,32 @@ export function addPublishCommands(program: Command): void {
     )
     .action(async (file: string, flags: PublishFlags) => {
       const schedule = parseSchedule(flags);
-      if (!flags.activate && (flags.once || Object.keys(schedule).length > 0)) {
-        throw new MaskrouteError('invalid_argument', '--once, --at, --rollout and bounds need --activate.');
+      const { tenant, activate, once, unlessRolledBack } = flags;
+      if (!activate && (once !== undefined || unlessRolledBack || Object.keys(schedule).length > 0)) {
+        const message = '--once, --unless-rolled-back, --at, --rollout and bounds need --activate.';
+        throw new MaskrouteError('invalid_argument', message);
       }
       const set = await readMaskSet(file);
       const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
       const client = await adminClient(flags.edge);
-      if (flags.activate) {
+      if (activate) {
         const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
-        const unless = flags.once ? ', unless it was published before' : '';
-        const change =
-          async () => `${await liveNow(client, flags.tenant, await livePublication(client, flags.tenant))}
-It will be: ${set.name} ${maskSetVersion(set)}${isGradual ? ', as scheduled' : ', for everyone at once'}${unless}`;
+        const how = [
+          isGradual ? 'as scheduled' : 'for everyone at once',
+          ...(once === undefined ? [] : [`unless it was published since ${once} was written`]),
+          ...(unlessRolledBack ? ['unless it is live or was rolled back'] : []),
+        ].join(', ');
+        const change = async () => `${await liveNow(client, tenant, await livePublication(client, tenant))}
+It will be: ${set.name} ${maskSetVersion(set)}, ${how}`;
         await confirmChange(client.edge, change, flags.yes);
       }
-      const { tenant, activate, once } = flags;
-      const published = await publishMaskSet(client, set, { tenant, activate, once, schedule, figures });
+      const since = once === undefined ? undefined : await firstTry(client, tenant, once);
+      const options = { tenant, activate, since, unlessRolledBack, schedule, figures };
+      const published = await publishMaskSet(client, set, options);
       const { version, state, replacedVersion } = published;
       if (flags.json) {
         const told = { version, name: set.name, state, replaced_version: replacedVersion };
-        return console.log(JSON.stringify({ ...told, edge: client.edge, tenant: flags.tenant }));
+        return console.log(JSON.stringify({ ...told, edge: client.edge, tenant }));
       }
       const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
       console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
@@ -236,5 +253,6 @@ const STATES = {
   already_scheduled: 'goes live by this schedule already',
   already_live: 'is live already',
   bounds_changed: 'is live already; these bounds apply from now on',
-  published_before: 'was published before, so nothing changes',
+  published_before: 'was published already, so nothing changes',
+  rolled_back: 'was rolled back, so nothing changes',
 };

@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { cp, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { copyFile, cp, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -16,7 +16,7 @@ import {
 import { canonicalJson, type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
-import { type InstalledModel, openInstalled } from '../model/store.ts';
+import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { requireMayPublish } from '../publication/publish.ts';
@@ -319,8 +319,6 @@ export class Jobs {
     const hasLearned = await this.#hasSet(id);
     if (request.publish !== undefined && !hasLearned)
       await this.#requireKey({ ...request.publish, admin_key: await this.#adminKeyOf(id) }, signal);
-    // By an earlier start, or by the schedule's earlier job on the same data.
-    const mayBePublished = schedule !== null || (starts > 0 && hasLearned);
     const learned = await this.#learn(id, request, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
     const version = maskSetVersion(await this.#readSet(id));
@@ -330,11 +328,27 @@ export class Jobs {
     }
     // Cancelled, or the backend stops: nothing is published yet.
     if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
-    const toPublish = publishArguments(request.publish, this.#setOf(id), mayBePublished);
+    if (schedule !== null) await this.#continueTry(id, schedule, version);
+    const firstTry = this.#store.firstTryOf(id);
+    const toPublish = publishArguments(request.publish, this.#setOf(id), firstTry, schedule !== null);
     const env = { MASKROUTE_ADMIN_KEY: await this.#adminKeyOf(id) };
     const published = await this.#run(id, toPublish, env, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
     await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
+  }
+
+  /**
+   * Where the schedule's job before learned the same version, this one publishes it only if that one did not: a set that
+   * somebody has made live in its place since stays live.
+   */
+  async #continueTry(id: string, schedule: string, version: string): Promise<void> {
+    const before = this.list().find((job) => job.schedule === schedule && job.result !== null);
+    if (before?.result?.version !== version) return;
+    const { firstTryOf } = this.#store;
+    await copyFile(firstTryOf(before.id), firstTryOf(id)).catch((error: NodeJS.ErrnoException) => {
+      // It could not even ask the edge what was live.
+      if (error.code !== 'ENOENT') throw error;
+    });
   }
 
   /** A key that was revoked meanwhile is not worth learning for. An edge that does not answer may be back by then. */
@@ -394,7 +408,7 @@ export class Jobs {
 
   /** Whether the mask set of an equal job is for the model, the data and the earlier set that are there now. */
   async #isStillRight(
-    { id, started_at }: Job,
+    { id }: Job,
     request: JobRequest,
     files: readonly string[],
     from?: string,
@@ -404,8 +418,7 @@ export class Jobs {
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
     if (installed !== undefined && !fits(set, installed, request)) return false;
     if (set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
-    const changes = await Promise.all(files.map(async (file) => (await stat(file)).ctimeMs));
-    return started_at !== null && Math.max(...changes) < Date.parse(started_at);
+    return set.learned.dataHash === (await sha256OfFiles(files));
   }
 
   /** Whether it has learned: the mask set is the last file that `learn` writes. */

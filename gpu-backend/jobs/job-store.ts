@@ -43,6 +43,8 @@ export type JobStore = {
   readonly outOf: (id: string) => string;
   readonly logOf: (id: string) => string;
   readonly secretOf: (id: string) => string;
+  /** What publishing remembers of its first try; see `publish --once`. */
+  readonly firstTryOf: (id: string) => string;
 };
 
 export function createJobStore(folder: string, note: Note): JobStore {
@@ -84,6 +86,7 @@ export function createJobStore(folder: string, note: Note): JobStore {
     outOf: (id) => join(folderOf(id), 'out'),
     logOf: (id) => join(folderOf(id), 'log.txt'),
     secretOf,
+    firstTryOf: (id) => join(folderOf(id), 'first-try.json'),
   };
 }
 

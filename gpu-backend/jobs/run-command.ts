@@ -183,11 +183,15 @@ export function learnArguments(
   ];
 }
 
-/** @param once the set may have been published before, and rolled back since. */
+/**
+ * @param once the job's file for publishing once, however often it is started. @param isScheduled whether a schedule
+ * created the job: nobody asked for this very publication, so it brings back nothing that was rolled back.
+ */
 export function publishArguments(
   { edge, tenant, activate, rollout, auto_rollback }: NonNullable<JobRequest['publish']>,
   file: string,
-  once: boolean,
+  once: string,
+  isScheduled: boolean,
 ): string[] {
   const steps = (rollout ?? []).map(
     ({ share, duration_s }) => `${Number((100 * share).toPrecision(12))}%:${duration_s}s`,
@@ -204,8 +208,8 @@ export function publishArguments(
     file,
     ...['--edge', edge],
     ...(tenant === DEFAULT_TENANT ? [] : ['--tenant', tenant]),
-    ...(activate ? ['--activate'] : []),
-    ...(activate && once ? ['--once'] : []),
+    ...(activate ? ['--activate', '--once', once] : []),
+    ...(activate && isScheduled ? ['--unless-rolled-back'] : []),
     ...(steps.length === 0 ? [] : ['--rollout', steps.join(',')]),
     ...Object.entries(bounds).flatMap(([flag, bound]) => (bound === undefined ? [] : [flag, String(bound)])),
   ];

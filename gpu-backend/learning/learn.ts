@@ -146,15 +146,16 @@ async function learnAlone(
   const groups = maskCount === 1 || clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, effort, groups) });
   const rows = distinctRows(await readData(data.files, data.rowsMax));
+  const dataHash = await sha256OfFiles(data.files);
   const { home, threads } = machine;
   const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log, signal } });
   try {
     onProgress({ stage: 'embed', at: firstStage(2, effort, groups) });
     const { spec } = open.encoder;
     const prompts = await groupPrompts(rows, open.encoder, clusterCount, seed, signal);
-    const journal = await openRunJournal(path, await journalKey(settings, spec), log);
+    const journal = await openRunJournal(path, await journalKey(settings, spec, dataHash), log);
     const found = await learnWith(settings, prompts, journal);
-    const maskSet = await assemble(settings, spec, prompts, found);
+    const maskSet = await assemble(settings, spec, dataHash, prompts, found);
     const report = buildReport(maskSet, prompts, found.masks, found.budget, settings.budget.cost);
     // Loaded lazily: the chart library loads slowly, and a run without a report does not need it.
     const { LEARN_REPORT_FILE, writeLearnPage } = await import('./report/write-report.ts');
@@ -267,7 +268,11 @@ function checkName(name: string): void {
  * Everything that results depend on except the clusters, which are part of the results' names. The number of threads
  * changes no bit.
  */
-async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Promise<string> {
+async function journalKey(
+  settings: Settings,
+  encoder: MaskSet['encoder'],
+  dataHash: string,
+): Promise<string> {
   const { model, surrogates, data, seed, known } = settings;
   const { sparsity, cost, context, attention, ffn } = settings.budget;
   const { effort } = settings.search;
@@ -276,7 +281,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
     version: PIPELINE_VERSION,
     model: modelKey(model.manifest),
     surrogates: surrogates?.id ?? null,
-    data: await sha256OfFiles(data.files),
+    data: dataHash,
     names: data.files.map((path) => basename(path)),
     rowsMax: data.rowsMax ?? null,
     budget: [sparsity, cost, context ?? null, attention ?? null, ffn ?? null],
@@ -292,6 +297,7 @@ async function journalKey(settings: Settings, encoder: MaskSet['encoder']): Prom
 async function assemble(
   settings: Settings,
   encoder: MaskSet['encoder'],
+  dataHash: string,
   prompts: Prompts,
   { masks, budget, effort }: Found,
 ): Promise<MaskSet> {
@@ -316,6 +322,7 @@ async function assemble(
       constants: { ...HARD_CONCRETE, learningRate: LEARNING_RATE },
       weights: manifest.weights,
       data: files.map((path) => basename(path)),
+      dataHash,
       rows: prompts.rows.fit,
       heldOutRows: prompts.rows.heldOut,
       seed,

@@ -27,7 +27,7 @@ import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/m
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJson, unreadable } from '../files.ts';
+import { readJson, readOwnJson, sizeOf, unreadable, writeWhole } from '../files.ts';
 import { type AdminClient, itemsOf, listAll } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
@@ -66,7 +66,7 @@ type PublishOutcome = {
   /**
    * `stored`: not live; `activated`: live from now on; `scheduled`: not everyone sees it yet; `already_scheduled` and
    * `already_live`: nothing changed; `bounds_changed`: everyone saw the version before, and only its bounds changed;
-   * `published_before`: with `once`, nothing changed.
+   * `published_before`: with `since`, nothing changed; `rolled_back`: with `unlessRolledBack`, nothing changed.
    */
   readonly state:
     | 'stored'
@@ -75,7 +75,8 @@ type PublishOutcome = {
     | 'already_scheduled'
     | 'already_live'
     | 'bounds_changed'
-    | 'published_before';
+    | 'published_before'
+    | 'rolled_back';
   readonly replacedVersion: string | null;
 };
 
@@ -91,18 +92,24 @@ export async function publishMaskSet(
   options: {
     readonly tenant: string;
     readonly activate: boolean;
-    /** With `activate`: changes nothing if the version was ever published, also if it was rolled back since. */
-    readonly once?: boolean;
+    /** With `activate`: changes nothing if the version was published after this one; see {@link firstTry}. */
+    readonly since?: Newest | undefined;
+    /** With `activate`: changes nothing if the version is live in any way, or was rolled back. */
+    readonly unlessRolledBack?: boolean;
     readonly schedule?: PublishSchedule;
     readonly figures?: EvaluationFigures | undefined;
   },
 ): Promise<PublishOutcome> {
-  const { tenant, activate, once = false, schedule, figures } = options;
+  const { tenant, activate, since, unlessRolledBack = false, schedule, figures } = options;
   const version = maskSetVersion(set);
   if (figures !== undefined && !hasRowOf(figures, version)) throw invalid(`No row is of ${version}`);
-  if (activate && once && (await wasPublished(client, tenant, version)))
-    return { version, state: 'published_before', replacedVersion: null };
+  const unchanged = (state: PublishOutcome['state']) => ({ version, state, replacedVersion: null });
+  // Before the history: who publishes or rolls back from now on makes this a conflict.
   const live = await livePublication(client, tenant);
+  if (activate && since !== undefined && (await wasPublished(client, tenant, version, since)))
+    return unchanged('published_before');
+  if (activate && unlessRolledBack && (await isRolledBack(client, tenant, version)))
+    return unchanged('rolled_back');
   // A version in a partial rollout may be activated again: for everyone, or with another schedule.
   const isEveryones = live?.version === version && live.share === 1;
   if (!isEveryones) await storeMaskSet(client, set, tenant, 'publishable');
@@ -113,14 +120,15 @@ export async function publishMaskSet(
   };
   if (isEveryones) {
     const bounds = schedule?.auto_rollback;
-    if (!activate || bounds === undefined) return { version, state: 'already_live', replacedVersion: null };
+    // Whoever changed them since meant it.
+    if (!activate || bounds === undefined || unlessRolledBack) return unchanged('already_live');
     await publish({ auto_rollback: bounds });
-    return { version, state: 'bounds_changed', replacedVersion: null };
+    return unchanged('bounds_changed');
   }
-  if (!activate) return { version, state: 'stored', replacedVersion: null };
-  // Repeated, as by a job that was killed: the rollout goes on, and does not begin again.
-  if (live?.version === version && isScheduledSo(live, schedule))
-    return { version, state: 'already_scheduled', replacedVersion: null };
+  if (!activate) return unchanged('stored');
+  // The rollout goes on, and does not begin again.
+  if (live?.version === version && (unlessRolledBack || isScheduledSo(live, schedule)))
+    return unchanged('already_scheduled');
   const publication = await publish(schedule);
   const isGradual = publication.rollout.length > 0 || publication.activate_at > publication.created_at;
   const state = isGradual ? 'scheduled' : 'activated';
@@ -220,11 +228,49 @@ export async function requireMayPublish(
   }
 }
 
-/** Whether the version was ever published for the tenant. */
-export async function wasPublished(client: AdminClient, tenant: string, version: string): Promise<boolean> {
-  const query = new URLSearchParams({ tenant, q: version });
-  for await (const publication of itemsOf(client, `/publications?${query}`, publicationSchema)) {
-    if (publication.version === version) return true;
+/** Newest first. */
+const publicationsOf = (client: AdminClient, tenant: string) =>
+  itemsOf(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
+
+/** Id of a tenant's newest publication at some time; null: there was none. */
+type Newest = string | null;
+
+const firstTrySchema = z.strictObject({ newest: z.string().nullable() });
+
+/**
+ * What was the tenant's newest publication when this was first called with `file`, which remembers it. Whoever publishes
+ * with that as `since` may be killed and try again. @throws MaskrouteError the edge's own; `invalid_argument` for a file
+ * of something else. Rejects with the disk's error.
+ */
+export async function firstTry(client: AdminClient, tenant: string, file: string): Promise<Newest> {
+  const known = await readOwnJson(file, firstTrySchema);
+  if (known !== undefined) return known.newest;
+  if ((await sizeOf(file)) !== undefined) throw invalid(`${file} is not a file of --once`);
+  const [newest] = await publicationHistory(client, tenant, 1);
+  const first = { newest: newest?.id ?? null };
+  await writeWhole(file, `${JSON.stringify(first)}\n`);
+  return first.newest;
+}
+
+/** Whether the version was published for the tenant after `since`. */
+export async function wasPublished(
+  client: AdminClient,
+  tenant: string,
+  version: string,
+  since: Newest = null,
+): Promise<boolean> {
+  for await (const publication of publicationsOf(client, tenant)) {
+    if (publication.id === since) return false;
+    if (publication.version === version && publication.action === 'activate') return true;
+  }
+  return false;
+}
+
+/** Whether the last that happened to the version was that somebody, or a bound, rolled it back. */
+async function isRolledBack(client: AdminClient, tenant: string, version: string): Promise<boolean> {
+  for await (const publication of publicationsOf(client, tenant)) {
+    if (publication.version === version) return false;
+    if (publication.replaced_version === version && publication.action === 'rollback') return true;
   }
   return false;
 }

@@ -6,7 +6,7 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import type { OpenAI } from 'openai';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, onTestFailed, test, vi } from 'vitest';
 import { type DevFile, lockHome } from '../../gpu-backend/dev/dev-home.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import {
@@ -353,7 +353,14 @@ test(
   'what `npm start` started ends with npm when that is killed, too',
   async () => {
     const killed = await runningByNpm();
-    await kill(killed);
+    current = undefined;
+    if (process.platform === 'linux') {
+      const [, product] = treeOf(killed.process.pid!);
+      onTestFailed(() => void process.kill(product!));
+    }
+    killed.process.kill('SIGKILL');
+    // What npm started has its output open, so `ended` waits for that, too.
+    await once(killed.process, 'exit');
     await vi.waitFor(() => expect(existsSync(path.join(home, 'dev.json'))).toBe(false), 10_000);
     // It still counts what it knows, and keeps its home until that is done.
     const unlock = await vi.waitFor(() => lockHome(home), { timeout: 60_000, interval: 200 });

@@ -32,6 +32,8 @@ type QueuedOptions = {
   /** The journal's folder. */
   readonly journal: string;
   readonly say: (line: string) => void;
+  /** A server that answers nothing for so long counts as gone. Shorter in tests. */
+  readonly silent_ms?: number;
 };
 
 /** Most units in the queue at a time: enough for as many workers, and few to submit again. */
@@ -48,10 +50,10 @@ const RETRY_AFTER_ms = 1000;
 const GOODBYE_ms = 2000;
 
 export const openQueuedUnits =
-  ({ url, journal: folder, say }: QueuedOptions): OpenUnits =>
+  ({ url, journal: folder, say, silent_ms }: QueuedOptions): OpenUnits =>
   async ({ model, surrogates, signal }) => {
     const journal = await openUnitJournal(folder, say);
-    const redis = connectQueue(url, say);
+    const redis = connectQueue(url, say, silent_ms);
     const learns = { work: workOf(model, surrogates), journal: journal.id };
     try {
       await waitForTurn(redis, learns, say, signal);

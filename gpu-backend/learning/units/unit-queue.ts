@@ -38,12 +38,12 @@ export const sameRun = (a: Learns, b: Learns): boolean => sameWork(a.work, b.wor
  * Connects, and reconnects without limit. `say` receives a line when the server is unreachable or silent, and when it is
  * back.
  */
-export function connectQueue(url: string, say: (line: string) => void): Redis {
+export function connectQueue(url: string, say: (line: string) => void, silent_ms = SILENT_ms): Redis {
   const { protocol, host } = new URL(url);
   const redis = new Redis(url, {
     maxRetriesPerRequest: null,
     enableReadyCheck: true,
-    socketTimeout: SILENT_ms,
+    socketTimeout: silent_ms,
     retryStrategy: (tries) => Math.min(100 * tries, 1000),
   });
   let isAway = false;
@@ -51,7 +51,7 @@ export function connectQueue(url: string, say: (line: string) => void): Redis {
     if (isAway) return;
     isAway = true;
     const reason = /^Socket timeout/.test(error.message)
-      ? `no answer for ${SILENT_ms / 1000} s`
+      ? `no answer for ${silent_ms / 1000} s`
       : (error.code ?? error.message);
     say(`The queue ${protocol}//${host} is unreachable (${reason}); waiting for it.`);
   });

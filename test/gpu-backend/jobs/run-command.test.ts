@@ -74,7 +74,9 @@ it.each([
 it('a job says that it waits for an earlier run, begins at its end, and ends with its parent meanwhile', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'maskroute-command-'));
   const entry = fileURLToPath(new URL('./fixtures/command.ts', import.meta.url));
-  const args = ['learn', '--data', 'ok.jsonl', '--out', folder];
+  const data = join(folder, 'ok.jsonl');
+  writeFileSync(data, '');
+  const args = ['learn', '--data', data, '--out', folder];
   const env = { MASKROUTE_JOB_FOLDER: folder };
   const unlock = tryLock(join(folder, 'lock'))!;
   const orphan = fork(entry, args, {

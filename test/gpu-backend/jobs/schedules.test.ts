@@ -100,12 +100,36 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
   const { args, key } = JSON.parse(readFileSync(join(home, 'jobs', done!.id, 'published.json'), 'utf8'));
   expect(key).toBe(ADMIN_KEY);
   expect(args.slice(1).join(' ')).toBe(
-    `--edge ${edge.url} --tenant acme --activate --once --rollout 7%:600s,50%:3600s ` +
+    `--edge ${edge.url} --tenant acme --activate --once ${join(home, 'jobs', done!.id, 'first-try.json')} ` +
+      '--unless-rolled-back --rollout 7%:600s,50%:3600s ' +
       '--max-error-rate 0.02 --max-slowdown 1.1 --max-token-ms 50 --min-requests 200',
   );
   expect(schedules.get(made.id)).toMatchObject({ last_job: done!.id });
   // On the beat of its own times, not of when a job happened to begin.
   expect(Date.parse(schedules.get(made.id).next_at) - Date.parse(made.next_at)).toBe(DAY_ms);
+});
+
+it('tries again what its job before tried, where that learned the same; what it learned earlier is tried anew', async () => {
+  let { jobs, schedules } = await start();
+  const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+  const made = await schedules.create({ every: '24h', first_at: now(), job: job('ok', { publish }) });
+  await finished(jobs, 1);
+  const data = join(dataFolder, 'ok.jsonl');
+  const [earlier, later] = ['{"text": "x"}\n', '{"text": "y"}\n'];
+  for (const [count, text] of [earlier, later, later, earlier].entries()) {
+    await close();
+    writeFileSync(data, text);
+    writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
+    ({ jobs, schedules } = await start());
+    await finished(jobs, count + 2);
+  }
+  const folders = jobs.list().map(({ id }) => join(home, 'jobs', id));
+  const tries = folders.map((folder) => {
+    const [, of] = readFileSync(join(folder, 'first-try.json'), 'utf8').split('the first try of ');
+    return folders.indexOf(of!);
+  });
+  // The newest first.
+  expect(tries).toEqual([0, 2, 2, 4, 4]);
 });
 
 it('survives a restart; what passed while the backend was away is made up for once', async () => {

@@ -17,6 +17,7 @@ import {
 } from '../../../gpu-backend/learning/report/write-report.ts';
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
+import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
@@ -100,7 +101,11 @@ describe('learn', () => {
     expect(maskSetSchema.parse(JSON.parse(read('whole', 'mask-set.json')))).toEqual(maskSet);
     expect(learnReportSchema.parse(JSON.parse(read('whole', 'report.json')))).toEqual(report);
     expect(maskSet).toMatchObject({ targetSparsity: 0.25, reachedSparsity: 0.25, surrogate: false });
-    expect(maskSet.learned).toMatchObject({ method: 'hard-concrete', oneMask: report.oneMask.bits });
+    expect(maskSet.learned).toMatchObject({
+      method: 'hard-concrete',
+      oneMask: report.oneMask.bits,
+      dataHash: await sha256OfFiles((await options('whole')).data.files),
+    });
     expect(Object.keys(maskSet.heldOut)).toEqual(
       expect.arrayContaining(['dense', 'learned', 'one-mask', 'clusters', 'nearest']),
     );

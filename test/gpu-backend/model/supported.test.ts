@@ -1,4 +1,7 @@
-/** Every row of the tables in docs/models.md, held to a checkpoint that is imported and compared: what is not here is not promised. */
+/**
+ * Every row of the tables in docs/models.md, held to a checkpoint or a file: what is not here is not promised. The checkpoints
+ * of families are imported and compared with transformers in `architectures/families.test.ts`, all of them.
+ */
 import { readFileSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -17,10 +20,9 @@ import {
 import { ARCHITECTURES, type OpenModelFile } from '../../../gpu-backend/model/model-source.ts';
 import { refusePickles } from '../../../gpu-backend/model/sources/local.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
-import { denseMask } from '../../../shared/mask/mask.ts';
 import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../support/family-files.ts';
 import { splitGguf, writeGguf } from '../../support/gguf.ts';
-import { openEmitted, randomLlama } from '../../support/random-llama.ts';
+import { randomLlama } from '../../support/random-llama.ts';
 import { writeSafetensors } from '../../support/safetensors.ts';
 import encoders from '../encoder/fixtures/encoders.json' with { type: 'json' };
 import figures from './architectures/fixtures/families.json' with { type: 'json' };
@@ -146,28 +148,8 @@ describe('families', () => {
     expect(rows.map(([name]) => name)).toEqual([...ARCHITECTURES]);
   });
 
-  test.each(rows)('%s: %s', async (family, what) => {
-    for (const variant of shown(what.split(/[,;]\s*/), ofFamily(family))) {
-      const source = randomLlama(configFromHuggingFace(variant.config));
-      await put({
-        ...safetensorsFiles(await readAll(source), 2),
-        'config.json': JSON.stringify(variant.config),
-      });
-      const opened = await openSafetensorsFolder(folder);
-      await using runner = await openEmitted(opened, 'f32');
-      await opened.close();
-      const plan = { mask: denseMask(2 * source.config.layerCount), kv: 'preserve' as const };
-      const logits = await runner.run({
-        cache: runner.newCache(),
-        tokenIds: figures.tokens,
-        plan,
-        logitRows: figures.rows,
-      });
-      const width = source.config.vocabularySize;
-      for (const [i, row] of variant.dense.entries())
-        for (const [j, value] of row.entries())
-          expect(Math.abs(logits[i * width + 16 * j]! - value)).toBeLessThan(1e-3);
-    }
+  test.each(rows)('%s: %s', (family, what) => {
+    expect(shown(what.split(/[,;]\s*/), ofFamily(family)).size).toBeGreaterThan(0);
   });
 
   test('have in common what is said of all of them', () => {

@@ -16,6 +16,7 @@ import {
   listAll,
 } from '../../../gpu-backend/publication/admin-client.ts';
 import {
+  firstTry,
   livePublication,
   namesOfVersions,
   parseSchedule,
@@ -188,19 +189,107 @@ describe('a mask set', () => {
     expect(await publishMaskSet(client, after, DEFAULT)).toMatchObject({ state: 'already_live' });
   });
 
-  test('that was rolled back stays so where it is published once', async () => {
-    const set = maskSet('once', 3);
-    const once = { ...DEFAULT, once: true };
-    expect(await publishMaskSet(client, set, once)).toMatchObject({ state: 'activated' });
-    await rollBackNow(client);
-    const history = await publicationHistory(client, '');
-    expect(await publishMaskSet(client, set, once)).toMatchObject({
-      state: 'published_before',
-      version: maskSetVersion(set),
-      replacedVersion: null,
+  describe('that is published again', () => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'maskroute-tries-'));
+    afterAll(() => rmSync(folder, { recursive: true }));
+    const [set, other] = [maskSet('again', 3), maskSet('again', 2)];
+    const unlessRolledBack = true;
+    /** Publishes one set after the other for a tenant of its own; null is a rollback. @returns what became of each. */
+    async function statesOf(
+      tenant: string,
+      steps: readonly (readonly [MaskSet, Partial<Parameters<typeof publishMaskSet>[2]>?] | null)[],
+    ): Promise<(string | null)[]> {
+      const states: (string | null)[] = [];
+      for (const step of steps) {
+        if (step === null) await rollBack(client, tenant, await livePublication(client, tenant));
+        const published =
+          step && (await publishMaskSet(client, step[0], { tenant, activate: true, ...step[1] }));
+        states.push(published?.state ?? null);
+      }
+      return states;
+    }
+    const newTenant = (id: string) =>
+      client.request({ method: 'POST', path: '/tenants', body: { id, name: id } }, z.unknown());
+
+    test('by a script that runs again goes live once for each file, also where it was rolled back before', async () => {
+      const tenant = 'tries';
+      await newTenant(tenant);
+      const tryOf = (name: string) => firstTry(client, tenant, path.join(folder, name));
+      expect(await tryOf('none.json')).toBeNull();
+      await statesOf(tenant, [[other], [set], null]);
+      const since = await tryOf('one.json');
+      expect(await statesOf(tenant, [[set, { since }], [set, { since }], null])).toEqual([
+        'activated',
+        'published_before',
+        null,
+      ]);
+      const history = await publicationHistory(client, tenant);
+      const repeated = { since: await tryOf('one.json') };
+      expect(await publishMaskSet(client, set, { tenant, activate: true, ...repeated })).toEqual({
+        state: 'published_before',
+        version: maskSetVersion(set),
+        replacedVersion: null,
+      });
+      expect(await publicationHistory(client, tenant)).toEqual(history);
+      expect(await statesOf(tenant, [[set, { since: await tryOf('none.json') }]])).toEqual([
+        'published_before',
+      ]);
+      expect(await statesOf(tenant, [[set, { since: await tryOf('another.json') }]])).toEqual(['activated']);
     });
-    expect(await publicationHistory(client, '')).toEqual(history);
-    expect(await publishMaskSet(client, set, DEFAULT)).toMatchObject({ state: 'activated' });
+
+    test('with a file of something else is refused, and the file stays', async () => {
+      const file = path.join(folder, 'mask-set.json');
+      writeFileSync(file, JSON.stringify(set));
+      await expect(firstTry(client, '', file)).rejects.toMatchObject({ code: 'invalid_argument' });
+      expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual(set);
+    });
+
+    test('unless it was rolled back goes live in place of others, and stays away where it was', async () => {
+      await newTenant('returns');
+      const steps = [
+        [set],
+        [other],
+        [set],
+        null,
+        [set],
+        [other, {}],
+        [set],
+        [set, {}],
+        [other],
+        [set],
+      ] as const;
+      const asked = steps.map((step) => step && ([step[0], step[1] ?? { unlessRolledBack }] as const));
+      expect(await statesOf('returns', asked)).toEqual([
+        'activated',
+        'activated',
+        'activated',
+        null,
+        'rolled_back',
+        'already_live',
+        'rolled_back',
+        // A person may.
+        'activated',
+        'activated',
+        'activated',
+      ]);
+    });
+
+    test('unless it was rolled back leaves the steps and the bounds of a live one as they are', async () => {
+      await newTenant('kept');
+      const [slow, fast] = ['1%:10m', '2%:10m'].map((rollout) =>
+        parseSchedule({ rollout, maxErrorRate: 0.1 }),
+      );
+      const bounds = parseSchedule({ maxErrorRate: 0.2 });
+      const states = await statesOf('kept', [
+        [other],
+        [set, { schedule: slow! }],
+        [set, { schedule: fast!, unlessRolledBack }],
+        [set, { schedule: bounds }],
+        [set, { schedule: fast!, unlessRolledBack }],
+      ]);
+      expect(states).toEqual(['activated', 'scheduled', 'already_scheduled', 'activated', 'already_live']);
+      expect(await livePublication(client, 'kept')).toMatchObject(bounds);
+    });
   });
 
   test('is published by keys that may, which can be asked before there is one', async () => {
@@ -553,8 +642,10 @@ describe('the command line at an edge', () => {
     expect(refused.status).toBe(2);
     expect(refused.stderr).toContain(`for tenant ${tenant}.\nLive now: told v_`);
     expect(refused.stderr).toMatch(/It will be: next v_\S+, for everyone at once\nerror: .*add --yes\.\n$/);
-    const once = await run('publish', fileOf(set), ...flags, '--activate', '--once');
-    expect(once.stderr).toContain(', for everyone at once, unless it was published before\n');
+    const once = ['--once', path.join(folder, 'first-try.json'), '--unless-rolled-back'];
+    expect((await run('publish', fileOf(set), ...flags, '--activate', ...once)).stderr).toMatch(
+      /, for everyone at once, unless it was published since \S+ was written, unless it is live or was rolled back\n/,
+    );
     expect((await livePublication(client, tenant))?.version).toBe(maskSetVersion(maskSet('told', 1)));
     // To store a set changes nothing for anybody.
     expect(await run('publish', fileOf(set), ...flags)).toMatchObject({ status: 0, stderr: '' });

@@ -56,8 +56,6 @@ describe('in fp32', () => {
       if (expected.gates[i] === 0) return;
       expect(Math.abs(gradients[i]! - value)).toBeLessThan(1e-3 * Math.max(Math.abs(value), typical));
     });
-    // A gate at 0 skips its block: its derivative is exactly 0.
-    expect(expected.gates.every((gate, i) => gate !== 0 || gradients[i] === 0)).toBe(true);
   });
 });
 
