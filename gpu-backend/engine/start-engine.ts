@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { turnQueue } from '../event-loop.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { CPU, type Device } from '../onnx/device.ts';
@@ -109,6 +110,7 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
   /** Requests that have not started to run. */
   readonly #unstarted = new Map<string, GenerateRequest>();
+  readonly #failing = turnQueue();
 
   constructor(
     worker: Worker,
@@ -215,7 +217,9 @@ class ThreadEngine implements Engine {
         return;
       case 'failed':
         if (news.error.detail !== '') this.#onError?.(news.error.detail);
-        queue?.fail(fromThread(news.error));
+        this.#unstarted.delete(news.requestId);
+        // A step may refuse all that wait, and the end of a request is much work.
+        void this.#failing().then(() => queue?.fail(fromThread(news.error)));
     }
   }
 

@@ -305,6 +305,27 @@ test('whether the line is full can be asked before a request is sent; a tenant t
   engine.expectRoom('acme');
 });
 
+test('requests that are refused all at once end in a turn of the event loop each', async () => {
+  await using engine = await open({ runningMax: 1, waitingMax: 40, queueTimeout_ms: 150 });
+  const running = await occupy(engine);
+  let turn = 0;
+  const ended: number[] = [];
+  const waiting = Array.from({ length: 40 }, () =>
+    collect(engine, request()).catch(({ code }) => {
+      expect(code).toBe('queue_timeout');
+      ended.push(turn);
+    }),
+  );
+  const count = () => {
+    turn++;
+    if (ended.length < 40) setImmediate(count);
+  };
+  count();
+  await Promise.all(waiting);
+  expect(new Set(ended).size).toBe(40);
+  await running.stop();
+});
+
 test.each<[string, Partial<GenerateRequest>, string]>([
   ['an empty prompt', { promptTokenIds: new Int32Array(0) }, 'invalid_request'],
   [
