@@ -110,6 +110,8 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
   /** Requests that have not started to run. */
   readonly #unstarted = new Map<string, GenerateRequest>();
+  /** Places of requests that are about to come. */
+  readonly #reserved = new Set<{ readonly tenant: string }>();
   readonly #failing = turnQueue();
 
   constructor(
@@ -167,12 +169,18 @@ class ThreadEngine implements Engine {
    */
   expectRoom(tenant: string): void {
     const { waitingMax, runningMax } = this.#limits;
-    const { size } = this.#unstarted;
+    const size = this.#unstarted.size + this.#reserved.size;
     if (size < waitingMax) return;
     const { requestsRunning, requestsWaiting } = readStats(this.#stats);
     if (requestsWaiting < waitingMax && size < waitingMax + runningMax - requestsRunning) return;
-    const counts = countsByTenant(this.#unstarted.values());
+    const counts = countsByTenant([...this.#unstarted.values(), ...this.#reserved]);
     if ((counts.get(tenant) ?? 0) + 1 >= Math.max(...counts.values())) throw queueFull(waitingMax);
+  }
+
+  reserve(tenant: string): () => void {
+    const place = { tenant };
+    this.#reserved.add(place);
+    return () => this.#reserved.delete(place);
   }
 
   stats(): EngineStats {

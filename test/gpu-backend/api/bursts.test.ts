@@ -1,14 +1,15 @@
-/** Many clients at once: every turn of the event loop does a little. */
+/** Many clients at once: every turn of the event loop does a little, and the queue's places are counted before work is done. */
 import { EventEmitter, once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { Bodies } from '../../../gpu-backend/api/body.ts';
-import { DEFAULT_LIMITS, openParts } from '../../../gpu-backend/api/parts.ts';
+import { DEFAULT_LIMITS, openParts, type TokenText } from '../../../gpu-backend/api/parts.ts';
 import { connectOneATurn, oneATurn } from '../../../gpu-backend/api/server.ts';
 import { turnQueue } from '../../../gpu-backend/event-loop.ts';
-import { apiOptions, eventually } from './harness.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { apiOptions, eventually, serveModel } from './harness.ts';
 import { says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const MANY = 40;
@@ -108,4 +109,40 @@ it('bodies that end all at once are parsed in a turn each, in their order', asyn
   end.resolve();
   await Promise.all(read);
   await turns.expectOneATurn();
+});
+
+it('requests whose prompts are being read keep their places: nothing of the others is read', async () => {
+  const engine = scriptedEngine(says('a'));
+  const model = scriptedModel(engine);
+  let places = 3;
+  engine.expectRoom = () => {
+    if (places === 0) throw new MaskrouteError('queue_full', 'The queue is full.');
+  };
+  engine.reserve = () => {
+    places--;
+    return () => places++;
+  };
+  const [reading, goOn] = [new Set<string>(), Promise.withResolvers<void>()];
+  const text: TokenText = {
+    ...model.text,
+    async encode(job, call) {
+      reading.add(JSON.stringify(job));
+      await goOn.promise;
+      return model.text.encode(job, call);
+    },
+  };
+  await using server = await serveModel({ ...model, text });
+  const statuses: number[] = [];
+  const chats = IN_ORDER.map(async (which) => {
+    const messages = [{ role: 'user', content: `${which}` }];
+    const { status } = await server.post('/v1/chat/completions', { model: 'scripted', messages });
+    statuses.push(status);
+  });
+  await eventually(() => statuses.length === MANY - 3);
+  expect(new Set(statuses)).toEqual(new Set([429]));
+  expect(reading.size).toBe(3);
+  goOn.resolve();
+  await Promise.all(chats);
+  expect(statuses.slice(-3)).toEqual([200, 200, 200]);
+  expect(places).toBe(3);
 });
