@@ -44,8 +44,6 @@ export class Bodies {
     requireJsonType(request.headers.get('content-type'));
     requireUnpacked(request.headers);
     const bytes = await this.#receive(request, tenant ?? '');
-    // The ends of many bodies may come at once.
-    await this.#turn();
     return parseJson(decodeUtf8(bytes));
   }
 
@@ -88,6 +86,8 @@ export class Bodies {
         cause: error,
       });
     }
+    // The ends of many bodies may come at once.
+    await this.#turn();
     return Buffer.concat(pieces);
   }
 
