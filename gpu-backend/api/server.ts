@@ -91,9 +91,12 @@ function refuseMalformed(server: Server, parts: ApiParts): void {
     const answers = [...(unfinished.get(socket) ?? [])];
     if (socket.writable && !answers.some(({ headersSent }) => headersSent)) {
       const error = malformed(thrown);
-      // A request whose body was being read is counted by the app: its client is gone.
-      if (answers.every(({ req }) => req.complete)) note(parts, error);
-      socket.write(rawAnswer(error));
+      // A request whose body was being read is counted by the app: its client is gone, or it took too long.
+      const unread = answers.map(({ req }) => req).filter(({ complete }) => !complete);
+      if (unread.length === 0) note(parts, error);
+      socket.write(rawAnswer(error), () => {
+        if (error.code === 'request_timeout') for (const request of unread) request.destroy(error);
+      });
     }
     socket.destroySoon();
   });
