@@ -35,6 +35,8 @@ export function createApp(parts: ApiParts): Hono<ApiEnv> {
   app.route('/', healthRoutes(parts));
   app.use('/v1/*', async (c, next) => {
     c.set('caller', await parts.authenticate(c.req.header('authorization')));
+    // Other threads compare signatures, and may have compared those of many requests since the last turn.
+    await parts.turn();
     await next();
     c.header(...loadHeader(parts.model.engine));
   });

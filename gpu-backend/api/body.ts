@@ -7,6 +7,7 @@
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseJson, piecesOf, requireUnpacked, TooLargeError } from '../../shared/wire/parse-body.ts';
+import type { Turn } from '../event-loop.ts';
 
 export type ArrivalLimits = {
   readonly bodyBytesMax: number;
@@ -20,12 +21,14 @@ type Arriving = { readonly tenant: string; readonly end: AbortController; bytes:
 
 export class Bodies {
   readonly #limits: ArrivalLimits;
+  readonly #turn: Turn;
   /** Oldest first. */
   readonly #arriving = new Set<Arriving>();
 
   /** `stopping` aborts all bodies that are being received, with its reason. */
-  constructor(limits: ArrivalLimits, stopping: AbortSignal) {
+  constructor(limits: ArrivalLimits, stopping: AbortSignal, turn: Turn) {
     this.#limits = limits;
+    this.#turn = turn;
     stopping.addEventListener('abort', () => {
       for (const body of this.#arriving) this.#giveUp(body, stopping.reason);
     });
@@ -83,6 +86,8 @@ export class Bodies {
         cause: error,
       });
     }
+    // The ends of many bodies may come at once.
+    await this.#turn();
     return Buffer.concat(pieces);
   }
 

@@ -94,7 +94,9 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
-    const plan = await planOf(parts, completion, body);
+    // Planning takes turns in another thread, so many requests plan at once: each of them keeps its place in the queue.
+    const planned = parts.model.engine.reserve(tenant);
+    const plan = await planOf(parts, completion, body).finally(planned);
     running = runAnswer(parts.model, plan, parts.limits, completion.signal);
     if (plan.stream) return await streamed(parts, c, completion, running);
     const whole =

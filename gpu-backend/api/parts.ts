@@ -14,6 +14,7 @@ import { type AnswerUsage, UNREAD_MAX_ms } from '../../shared/wire/protocol.ts';
 import type { EncoderService } from '../encoder/encoder-service.ts';
 import type { Engine } from '../engine/engine.ts';
 import type { MaskRegistry } from '../engine/mask-registry.ts';
+import { type Turn, turnQueue } from '../event-loop.ts';
 import type { Grammars } from '../grammar/grammars.ts';
 import type { HomeJobs } from '../jobs/home-jobs.ts';
 import type { TextService } from '../model/tokenizer/text-service.ts';
@@ -68,6 +69,8 @@ export type ApiParts = Omit<ApiOptions, 'keys'> & {
   readonly expectScraper: (authorization: string | undefined) => void;
   readonly metrics: Metrics;
   readonly bodies: Bodies;
+  /** One for all requests: a turn of the event loop does one piece of work for one of them. */
+  readonly turn: Turn;
   readonly lifecycle: Lifecycle;
   /**
    * Token counts of recent answers, by id. An edge whose client hung up does not see the end of the answer, but still has
@@ -83,12 +86,14 @@ const RECENT_ANSWERS_MAX = 5_000;
 export function openParts({ keys, ...given }: ApiOptions): ApiParts {
   const { model, limits } = given;
   const lifecycle = new Lifecycle();
+  const turn = turnQueue();
   return {
     ...given,
     authenticate: createAuthenticator(keys.backendKey, keys),
     expectScraper: createScraperCheck(keys.backendKey, keys.otherBackendKey, keys.metricsKey),
     metrics: createMetrics(model.engine, model.name),
-    bodies: new Bodies(limits, lifecycle.stopping),
+    bodies: new Bodies(limits, lifecycle.stopping, turn),
+    turn,
     lifecycle,
     recentAnswers: new LRUCache({ max: RECENT_ANSWERS_MAX }),
     failedRequests: new FailedRequests(),

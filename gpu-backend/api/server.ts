@@ -9,9 +9,9 @@ import {
   STATUS_CODES,
 } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { getRequestListener, RequestError } from '@hono/node-server';
 import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import type { Turn } from '../event-loop.ts';
 import { createApp, noteError } from './api-app.ts';
 import { type ApiOptions, type ApiParts, openParts } from './parts.ts';
 
@@ -39,34 +39,26 @@ export type RunningServer = {
 
 type Fetch = ReturnType<typeof createApp>['fetch'];
 
-/** @returns a function whose calls resolve in order, each in its own turn of the event loop. */
-function turnQueue(): () => Promise<void> {
-  let last: Promise<void> = Promise.resolve();
-  return () => {
-    last = last.then(() => nextTurn());
-    return last;
-  };
-}
-
 /**
  * Handles one request in each turn of the event loop, in order of arrival. One poll of the sockets may bring a hundred
  * requests, which would delay the tokens of every answer if they were handled in one turn.
  */
-export function oneATurn(fetch: Fetch): Fetch {
-  const turn = turnQueue();
+export function oneATurn(fetch: Fetch, turn: Turn): Fetch {
   return async (...request) => {
     await turn();
     return fetch(...request);
   };
 }
 
-/** The same for new connections: each is read from its own turn on. */
-export function readOneATurn(server: Server): void {
-  const turn = turnQueue();
+/** The same for new connections: in its own turn each gets its parser and is read from then on. */
+export function connectOneATurn(server: Server, turn: Turn): void {
+  const [listen] = server.listeners('connection') as [(socket: Socket) => void];
+  server.off('connection', listen);
   // An option of `net.createServer` that `http.createServer` does not pass on.
   Object.assign(server, { pauseOnConnect: true });
   server.on('connection', async (socket: Socket) => {
     await turn();
+    listen.call(server, socket);
     socket.resume();
   });
 }
@@ -99,9 +91,12 @@ function refuseMalformed(server: Server, parts: ApiParts): void {
     const answers = [...(unfinished.get(socket) ?? [])];
     if (socket.writable && !answers.some(({ headersSent }) => headersSent)) {
       const error = malformed(thrown);
-      // A request whose body was being read is counted by the app: its client is gone.
-      if (answers.every(({ req }) => req.complete)) note(parts, error);
-      socket.write(rawAnswer(error));
+      // A request whose body was being read is counted by the app: its client is gone, or it took too long.
+      const unread = answers.map(({ req }) => req).filter(({ complete }) => !complete);
+      if (unread.length === 0) note(parts, error);
+      socket.write(rawAnswer(error), () => {
+        if (error.code === 'request_timeout') for (const request of unread) request.destroy(error);
+      });
     }
     socket.destroySoon();
   });
@@ -151,7 +146,7 @@ export async function startServer(
   { port, hostname }: { readonly port: number; readonly hostname: string },
 ): Promise<RunningServer> {
   const parts = openParts(options);
-  const listener = getRequestListener(oneATurn(createApp(parts).fetch), {
+  const listener = getRequestListener(oneATurn(createApp(parts).fetch, parts.turn), {
     overrideGlobalObjects: false,
     errorHandler: (thrown) => {
       const error = thrown instanceof RequestError ? notHttp(thrown.message) : toMaskrouteError(thrown);
@@ -169,7 +164,7 @@ export async function startServer(
     },
     listener,
   );
-  readOneATurn(server);
+  connectOneATurn(server, parts.turn);
   refuseMalformed(server, parts);
   ignoreExpectation(server);
   server.prependListener('request', nameHost);

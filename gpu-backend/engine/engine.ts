@@ -22,6 +22,8 @@ export interface Engine {
    * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the queue.
    */
   expectRoom(tenant: string): void;
+  /** Keeps a place in the queue for a request that is about to come. @returns what gives it back, just before it comes. */
+  reserve(tenant: string): () => void;
   stats(): EngineStats;
   /** Why the engine has stopped for good; undefined while it runs. */
   readonly failure: MaskrouteError | undefined;

@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import type { ModelHash, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { turnQueue } from '../event-loop.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { CPU, type Device } from '../onnx/device.ts';
@@ -109,6 +110,9 @@ class ThreadEngine implements Engine {
   readonly #queues = new Map<string, EventQueue<EngineEvent>>();
   /** Requests that have not started to run. */
   readonly #unstarted = new Map<string, GenerateRequest>();
+  /** Places of requests that are about to come. */
+  readonly #reserved = new Set<{ readonly tenant: string }>();
+  readonly #failing = turnQueue();
 
   constructor(
     worker: Worker,
@@ -165,12 +169,18 @@ class ThreadEngine implements Engine {
    */
   expectRoom(tenant: string): void {
     const { waitingMax, runningMax } = this.#limits;
-    const { size } = this.#unstarted;
+    const size = this.#unstarted.size + this.#reserved.size;
     if (size < waitingMax) return;
     const { requestsRunning, requestsWaiting } = readStats(this.#stats);
     if (requestsWaiting < waitingMax && size < waitingMax + runningMax - requestsRunning) return;
-    const counts = countsByTenant(this.#unstarted.values());
+    const counts = countsByTenant([...this.#unstarted.values(), ...this.#reserved]);
     if ((counts.get(tenant) ?? 0) + 1 >= Math.max(...counts.values())) throw queueFull(waitingMax);
+  }
+
+  reserve(tenant: string): () => void {
+    const place = { tenant };
+    this.#reserved.add(place);
+    return () => this.#reserved.delete(place);
   }
 
   stats(): EngineStats {
@@ -215,7 +225,9 @@ class ThreadEngine implements Engine {
         return;
       case 'failed':
         if (news.error.detail !== '') this.#onError?.(news.error.detail);
-        queue?.fail(fromThread(news.error));
+        this.#unstarted.delete(news.requestId);
+        // A step may refuse all that wait, and the end of a request is much work.
+        void this.#failing().then(() => queue?.fail(fromThread(news.error)));
     }
   }
 

@@ -1,7 +1,9 @@
 /** What the client library would never send: every answer is the OpenAI error object with a reason. */
 import { randomUUID } from 'node:crypto';
+import { subscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import type { Server } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -424,6 +426,26 @@ describe('bodies that are sent slowly', () => {
     await arrived();
     await own[Symbol.asyncDispose]();
     expect(slow.answer()).toBe('503 not_ready');
+    expect(await readdir(folder)).toEqual([]);
+    await rm(folder, { recursive: true });
+  });
+
+  it('that take a full hour are refused and counted as too slow: an upload', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'maskroute-uploads-'));
+    const jobs = { jobs: { data: new JobData(folder, undefined) } } as unknown as HomeJobs['held'];
+    await using own = await serveModel(scriptedModel(engine), {}, { jobs });
+    const begun = new Promise<{ server: Server; socket: Socket }>((resolve) =>
+      subscribe('http.server.request.start', resolve as never),
+    );
+    const slow = await slowly(own, 10, { path: '/v1/jobs/data?name=a' });
+    const { server: node, socket } = await begun;
+    await arrived();
+    // As Node does after the hour.
+    node.emit('clientError', Object.assign(new Error(), { code: 'ERR_HTTP_REQUEST_TIMEOUT' }), socket);
+    await slow.closed;
+    expect(slow.answer()).toBe('408 request_timeout');
+    await eventually(() => own.logs().includes('request refused'));
+    expect(own.logs().match(/"code":"\w+"/g)).toEqual(['"code":"request_timeout"']);
     expect(await readdir(folder)).toEqual([]);
     await rm(folder, { recursive: true });
   });

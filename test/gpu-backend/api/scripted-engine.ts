@@ -140,6 +140,7 @@ export function scriptedEngine(
     expectRoom: () => {
       if (engine.script.isFull) throw lineIsFull(engine.script);
     },
+    reserve: () => () => {},
     silence_ms: () => engine.script.silence_ms ?? 0,
     close: async () => {},
   };

@@ -1,12 +1,9 @@
 /** Streams that go wrong: clients that leave or do not read, engines that are slow, full or broken, a stop. */
 import { randomUUID } from 'node:crypto';
-import { EventEmitter, once } from 'node:events';
-import { createServer, type Server } from 'node:http';
-import { type AddressInfo, connect } from 'node:net';
+import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { type ApiLimits, openParts } from '../../../gpu-backend/api/parts.ts';
-import { oneATurn, readOneATurn } from '../../../gpu-backend/api/server.ts';
 import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
@@ -570,55 +567,4 @@ describe('what an answer cost', () => {
     expect(body.completion_tokens).toBeGreaterThan(0);
     expect(await ask(api, 'nothing')).toMatchObject({ status: 404, body: { error: { code: 'not_found' } } });
   });
-});
-
-it('requests that come all at once get a turn of the event loop each, in their order', async () => {
-  let turn = 0;
-  const count = () => {
-    turn++;
-    if (taken.length < 40) setImmediate(count);
-  };
-  const taken: { readonly which: number; readonly turn: number }[] = [];
-  const take = oneATurn((request) => {
-    taken.push({ which: Number(new URL(request.url).searchParams.get('which')), turn });
-    return new Response('taken');
-  });
-  setImmediate(count);
-  const answers = Array.from({ length: 40 }, (_, which) =>
-    take(new Request(`http://backend.test/?which=${which}`)),
-  );
-  for (const answer of await Promise.all(answers)) expect(await answer.text()).toBe('taken');
-  expect(taken.map(({ which }) => which)).toEqual(Array.from({ length: 40 }, (_, which) => which));
-  expect(new Set(taken.map((one) => one.turn)).size).toBe(40);
-});
-
-it('connections that come all at once are read in a turn of the event loop each, in their order', async () => {
-  let turn = 0;
-  const read: { readonly which: number; readonly turn: number }[] = [];
-  const count = () => {
-    turn++;
-    if (read.length < 40) setImmediate(count);
-  };
-  const server = createServer((_, response) => response.end('taken'));
-  readOneATurn(server);
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  const answers = Array.from({ length: 10 }, () =>
-    fetch(`http://127.0.0.1:${port}`, { method: 'POST', body: 'x'.repeat(50_000) }).then((answer) =>
-      answer.text(),
-    ),
-  );
-  expect(new Set(await Promise.all(answers))).toEqual(new Set(['taken']));
-  server.closeAllConnections();
-  server.close();
-  const paused = new EventEmitter();
-  readOneATurn(paused as Server);
-  setImmediate(count);
-  for (let which = 0; which < 40; which++)
-    paused.emit('connection', { resume: () => read.push({ which, turn }) });
-  await eventually(() => read.length === 40);
-  expect(paused).toMatchObject({ pauseOnConnect: true });
-  expect(read.map(({ which }) => which)).toEqual(Array.from({ length: 40 }, (_, which) => which));
-  expect(new Set(read.map((one) => one.turn)).size).toBe(40);
 });

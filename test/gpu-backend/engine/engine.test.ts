@@ -305,6 +305,40 @@ test('whether the line is full can be asked before a request is sent; a tenant t
   engine.expectRoom('acme');
 });
 
+test('a request that is about to come has its place in the line, and others of its tenant find it full', async () => {
+  await using engine = await open({ runningMax: 1, waitingMax: 2 });
+  const full = expect.objectContaining({ code: 'queue_full', retryAfter_s: 1 });
+  const places = [1, 2, 3].map(() => {
+    engine.expectRoom('acme');
+    return engine.reserve('acme');
+  });
+  expect(() => engine.expectRoom('acme')).toThrow(full);
+  engine.expectRoom('other');
+  places[0]!();
+  engine.expectRoom('acme');
+});
+
+test('requests that are refused all at once end in a turn of the event loop each', async () => {
+  await using engine = await open({ runningMax: 1, waitingMax: 40, queueTimeout_ms: 150 });
+  const running = await occupy(engine);
+  let turn = 0;
+  const ended: number[] = [];
+  const waiting = Array.from({ length: 40 }, () =>
+    collect(engine, request()).catch(({ code }) => {
+      expect(code).toBe('queue_timeout');
+      ended.push(turn);
+    }),
+  );
+  const count = () => {
+    turn++;
+    if (ended.length < 40) setImmediate(count);
+  };
+  count();
+  await Promise.all(waiting);
+  expect(new Set(ended).size).toBe(40);
+  await running.stop();
+});
+
 test.each<[string, Partial<GenerateRequest>, string]>([
   ['an empty prompt', { promptTokenIds: new Int32Array(0) }, 'invalid_request'],
   [

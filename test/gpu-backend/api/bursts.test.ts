@@ -1,0 +1,148 @@
+/** Many clients at once: every turn of the event loop does a little, and the queue's places are counted before work is done. */
+import { EventEmitter, once } from 'node:events';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { expect, it } from 'vitest';
+import { createApp } from '../../../gpu-backend/api/api-app.ts';
+import { Bodies } from '../../../gpu-backend/api/body.ts';
+import { DEFAULT_LIMITS, openParts, type TokenText } from '../../../gpu-backend/api/parts.ts';
+import { connectOneATurn, oneATurn } from '../../../gpu-backend/api/server.ts';
+import { turnQueue } from '../../../gpu-backend/event-loop.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { apiOptions, eventually, serveModel } from './harness.ts';
+import { says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+
+const MANY = 40;
+const IN_ORDER = Array.from({ length: MANY }, (_, which) => which);
+
+/** Notes in which turn of the event loop each of many things happens. */
+function watchTurns() {
+  let turn = 0;
+  const seen: { readonly which: number; readonly turn: number }[] = [];
+  const count = () => {
+    turn++;
+    if (seen.length < MANY) setImmediate(count);
+  };
+  setImmediate(count);
+  return {
+    see: (which: number) => void seen.push({ which, turn }),
+    async expectOneATurn() {
+      await eventually(() => seen.length === MANY);
+      expect(seen.map(({ which }) => which)).toEqual(IN_ORDER);
+      expect(new Set(seen.map((one) => one.turn)).size).toBe(MANY);
+    },
+  };
+}
+
+it('requests that come all at once get a turn of the event loop each, in their order', async () => {
+  const turns = watchTurns();
+  const take = oneATurn((request) => {
+    turns.see(Number(new URL(request.url).searchParams.get('which')));
+    return new Response('taken');
+  }, turnQueue());
+  const answers = IN_ORDER.map((which) => take(new Request(`http://backend.test/?which=${which}`)));
+  for (const answer of await Promise.all(answers)) expect(await answer.text()).toBe('taken');
+  await turns.expectOneATurn();
+});
+
+it('connections that come all at once get their parser in a turn each, in their order', async () => {
+  const server = createServer((_, response) => response.end('taken'));
+  connectOneATurn(server, turnQueue());
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  const answers = Array.from({ length: 10 }, () =>
+    fetch(`http://127.0.0.1:${port}`, { method: 'POST', body: 'x'.repeat(50_000) }).then((answer) =>
+      answer.text(),
+    ),
+  );
+  expect(new Set(await Promise.all(answers))).toEqual(new Set(['taken']));
+  server.closeAllConnections();
+  server.close();
+
+  const turns = watchTurns();
+  const paused = new EventEmitter();
+  const resumed: number[] = [];
+  paused.on('connection', ({ which }: { which: number }) => turns.see(which));
+  connectOneATurn(paused as Server, turnQueue());
+  for (const which of IN_ORDER) paused.emit('connection', { which, resume: () => resumed.push(which) });
+  await turns.expectOneATurn();
+  expect(paused).toMatchObject({ pauseOnConnect: true });
+  expect(resumed).toEqual(IN_ORDER);
+});
+
+it('requests whose keys are found good all at once go on in a turn each', async () => {
+  const engine = scriptedEngine(says('a'));
+  const api = await apiOptions(scriptedModel(engine));
+  const isGood = Promise.withResolvers<void>();
+  const caller = { tenant: 'acme', edge: undefined, mayRunJobs: false };
+  const parts = { ...openParts(api.options), authenticate: () => isGood.promise.then(() => caller) };
+  const app = createApp(parts);
+  const models = IN_ORDER.map((which) => app.request(`/v1/models/m${which}`));
+  const turns = watchTurns();
+  // A model that is not served here is an error, which is counted.
+  let counted = 0;
+  parts.metrics.request = () => turns.see(counted++);
+  isGood.resolve();
+  for (const answer of await Promise.all(models)) expect(answer.status).toBe(404);
+  await turns.expectOneATurn();
+  await api.close();
+});
+
+it('bodies that end all at once are parsed in a turn each, in their order', async () => {
+  const bodies = new Bodies(DEFAULT_LIMITS, new AbortController().signal, turnQueue());
+  const end = Promise.withResolvers<void>();
+  const turns = watchTurns();
+  const read = IN_ORDER.map(async (which) => {
+    const body = new ReadableStream({
+      async pull(controller) {
+        await end.promise;
+        controller.enqueue(new TextEncoder().encode(`{"which":${which}}`));
+        controller.close();
+      },
+    });
+    const headers = { 'content-type': 'application/json' };
+    const init = { method: 'POST', body, headers, duplex: 'half' } as RequestInit;
+    const request = new Request('http://backend.test', init);
+    turns.see(((await bodies.readJson(request, undefined)) as { which: number }).which);
+  });
+  end.resolve();
+  await Promise.all(read);
+  await turns.expectOneATurn();
+});
+
+it('requests whose prompts are being read keep their places: nothing of the others is read', async () => {
+  const engine = scriptedEngine(says('a'));
+  const model = scriptedModel(engine);
+  let places = 3;
+  engine.expectRoom = () => {
+    if (places === 0) throw new MaskrouteError('queue_full', 'The queue is full.');
+  };
+  engine.reserve = () => {
+    places--;
+    return () => places++;
+  };
+  const [reading, goOn] = [new Set<string>(), Promise.withResolvers<void>()];
+  const text: TokenText = {
+    ...model.text,
+    async encode(job, call) {
+      reading.add(JSON.stringify(job));
+      await goOn.promise;
+      return model.text.encode(job, call);
+    },
+  };
+  await using server = await serveModel({ ...model, text });
+  const statuses: number[] = [];
+  const chats = IN_ORDER.map(async (which) => {
+    const messages = [{ role: 'user', content: `${which}` }];
+    const { status } = await server.post('/v1/chat/completions', { model: 'scripted', messages });
+    statuses.push(status);
+  });
+  await eventually(() => statuses.length === MANY - 3);
+  expect(new Set(statuses)).toEqual(new Set([429]));
+  expect(reading.size).toBe(3);
+  goOn.resolve();
+  await Promise.all(chats);
+  expect(statuses.slice(-3)).toEqual([200, 200, 200]);
+  expect(places).toBe(3);
+});
