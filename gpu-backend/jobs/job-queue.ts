@@ -391,28 +391,32 @@ export class Jobs {
     if (equal.length === 0) return;
     const dataHash = await sha256OfFiles(files);
     const out = this.#store.outOf(id);
-    for (const job of equal) {
-      const earlier = this.#store.outOf(job.id);
-      if (await this.#hasSet(job.id)) {
-        const isOfSchedule = schedule !== null && job.schedule === schedule;
-        if (job.status === 'succeeded' && !isOfSchedule) continue;
-        if (!(await this.#isStillRight(job, request, dataHash))) continue;
-        if (!isOfSchedule && !(await this.#beganWith(job, from))) continue;
-        // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
-        await rm(`${out}.part`, { recursive: true, force: true });
-        await cp(earlier, `${out}.part`, { recursive: true });
-        await rename(`${out}.part`, out);
-      } else {
-        try {
-          await rename(earlier, out);
-        } catch {
-          // It never began, or another job has taken its results over.
-          continue;
-        }
+    const takeSet = async (job: Job): Promise<boolean> => {
+      const isOfSchedule = schedule !== null && job.schedule === schedule;
+      if (job.status === 'succeeded' && !isOfSchedule) return false;
+      if (!(await this.#isStillRight(job, request, dataHash))) return false;
+      if (!isOfSchedule && !(await this.#beganWith(job, from))) return false;
+      // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
+      await rm(`${out}.part`, { recursive: true, force: true });
+      await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
+      await rename(`${out}.part`, out);
+      return true;
+    };
+    const takePart = async (job: Job): Promise<boolean> => {
+      if (await this.#hasSet(job.id)) return false;
+      // Not where it never began, or another job has taken its results over.
+      return await rename(this.#store.outOf(job.id), out).then(
+        () => true,
+        () => false,
+      );
+    };
+    // A whole set of an older job is worth more than a part of a newer one.
+    for (const take of [takeSet, takePart])
+      for (const job of equal) {
+        if (!(await take(job))) continue;
+        this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
+        return;
       }
-      this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
-      return;
-    }
   }
 
   /** Whether the mask set of an equal job is for the model and the data that are there now. */

@@ -148,6 +148,29 @@ it.each<[string, Partial<CreateJob>]>([
   },
 );
 
+it('takes the set of its earlier job with this data, though a later one with other data was cancelled in the middle', async () => {
+  let { jobs, schedules } = await start();
+  const made = await schedules.create({ every: '24h', first_at: now(), job: job('hang') });
+  const due = async (text: string) => {
+    await close();
+    writeFileSync(join(dataFolder, 'hang.jsonl'), text);
+    writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
+    ({ jobs, schedules } = await start());
+  };
+  await eventually(() => jobs.list()[0]?.progress != null, 20_000);
+  // It hangs the first time only.
+  await close();
+  ({ jobs, schedules } = await start());
+  await finished(jobs, 1);
+  await due('{"text": "y"}\n');
+  await eventually(() => jobs.list()[0]?.progress != null, 20_000);
+  await jobs.cancel(jobs.list()[0]!.id);
+  await due('{"text": "x"}\n');
+  await finished(jobs, 3);
+  const [again, , first] = jobs.list();
+  expect(again!.result).toEqual(first!.result);
+});
+
 it('survives a restart; what passed while the backend was away is made up for once', async () => {
   const first = await start();
   const made = await first.schedules.create({ every: '24h', job: job('ok') });
