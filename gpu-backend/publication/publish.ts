@@ -228,7 +228,7 @@ export async function requireMayPublish(
   }
 }
 
-/** Newest first. */
+/** A tenant's publications, newest first. */
 const publicationsOf = (client: AdminClient, tenant: string) =>
   itemsOf(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
@@ -252,7 +252,10 @@ export async function firstTry(client: AdminClient, tenant: string, file: string
   return first.newest;
 }
 
-/** Whether the version was published for the tenant after `since`. */
+/**
+ * Whether the version was published for the tenant after `since`. Where the history does not have that, as after the edge's
+ * database was restored from a backup, whether it was ever published: to change nothing is the safer mistake.
+ */
 export async function wasPublished(
   client: AdminClient,
   tenant: string,

@@ -234,6 +234,8 @@ describe('a mask set', () => {
       expect(await statesOf(tenant, [[set, { since: await tryOf('none.json') }]])).toEqual([
         'published_before',
       ]);
+      // The edge has lost that publication: its database was restored from a backup.
+      expect(await statesOf(tenant, [[set, { since: 'p_lost' }]])).toEqual(['published_before']);
       expect(await statesOf(tenant, [[set, { since: await tryOf('another.json') }]])).toEqual(['activated']);
     });
 
