@@ -239,6 +239,15 @@ describe('a mask set', () => {
       expect(await statesOf(tenant, [[set, { since: await tryOf('another.json') }]])).toEqual(['activated']);
     });
 
+    test('has a file in a folder that is made, and is told which file it cannot read', async () => {
+      const file = path.join(folder, 'new', 'first-try.json');
+      expect(await firstTry(client, '', file)).toBe((await publicationHistory(client, '', 1))[0]!.id);
+      await expect(firstTry(client, '', path.dirname(file))).rejects.toMatchObject({
+        code: 'invalid_argument',
+        message: expect.stringContaining(`${path.dirname(file)} cannot be read`),
+      });
+    });
+
     test('with a file of something else is refused, and the file stays', async () => {
       const file = path.join(folder, 'mask-set.json');
       writeFileSync(file, JSON.stringify(set));
