@@ -62,7 +62,7 @@ export function addPublishCommands(program: Command): void {
     )
     .option(
       '--unless-rolled-back',
-      'with --activate: change nothing if this version is live, or was rolled back',
+      'with --activate: change nothing if this version is live, or was rolled back and nobody has published it since',
       false,
     )
     .option('--at <time>', 'go live at this time, such as 2026-01-31T09:00:00Z (default: now)')

@@ -165,7 +165,8 @@ class ThreadEngine implements Engine {
 
   /**
    * The rule is that of `Scheduler.add`: a full queue drops the newest request of the tenant with most requests in it.
-   * Requests that the engine's thread has not received yet count as queued, minus those that will start at once.
+   * Requests that the engine's thread has not received yet, and reserved places, count as queued, minus those that will
+   * start at once.
    */
   expectRoom(tenant: string): void {
     const { waitingMax, runningMax } = this.#limits;

@@ -379,46 +379,59 @@ export class Jobs {
   /**
    * Takes what an equal job computed before it failed or was cancelled. If it had learned, and only did not publish, that
    * is its mask set, if `learn` would learn it from the same today. Else, for example for lack of memory, `learn` goes
-   * on from there, and drops what no longer fits.
+   * on from there, and drops what no longer fits. A job of a schedule also takes the set of the schedule's earlier jobs if
+   * their data was the same, even if they succeeded: learned again, it would have another date, and perhaps another `from`,
+   * so it would be another version.
    * @param files the job's data. @param from the file of the mask set that it begins with.
    */
   async #takeOver(id: string, request: JobRequest, files: readonly string[], from?: string): Promise<void> {
+    const { schedule } = this.get(id);
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
+    const equal = this.list().filter(isEqual);
+    if (equal.length === 0) return;
+    const dataHash = await sha256OfFiles(files);
     const out = this.#store.outOf(id);
-    for (const job of this.list().filter(isEqual)) {
-      const earlier = this.#store.outOf(job.id);
-      if (await this.#hasSet(job.id)) {
-        if (job.status === 'succeeded' || !(await this.#isStillRight(job, request, files, from))) continue;
-        // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
-        await rm(`${out}.part`, { recursive: true, force: true });
-        await cp(earlier, `${out}.part`, { recursive: true });
-        await rename(`${out}.part`, out);
-      } else {
-        try {
-          await rename(earlier, out);
-        } catch {
-          // It never began, or another job has taken its results over.
-          continue;
-        }
+    const takeSet = async (job: Job): Promise<boolean> => {
+      const isOfSchedule = schedule !== null && job.schedule === schedule;
+      if (job.status === 'succeeded' && !isOfSchedule) return false;
+      if (!(await this.#isStillRight(job, request, dataHash))) return false;
+      if (!isOfSchedule && !(await this.#beganWith(job, from))) return false;
+      // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
+      await rm(`${out}.part`, { recursive: true, force: true });
+      await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
+      await rename(`${out}.part`, out);
+      return true;
+    };
+    const takePart = async (job: Job): Promise<boolean> => {
+      if (await this.#hasSet(job.id)) return false;
+      // Not where it never began, or another job has taken its results over.
+      return await rename(this.#store.outOf(job.id), out).then(
+        () => true,
+        () => false,
+      );
+    };
+    // A whole set of an older job is worth more than a part of a newer one.
+    for (const take of [takeSet, takePart])
+      for (const job of equal) {
+        if (!(await take(job))) continue;
+        this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
+        return;
       }
-      this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
-      return;
-    }
   }
 
-  /** Whether the mask set of an equal job is for the model, the data and the earlier set that are there now. */
-  async #isStillRight(
-    { id }: Job,
-    request: JobRequest,
-    files: readonly string[],
-    from?: string,
-  ): Promise<boolean> {
+  /** Whether the mask set of an equal job is for the model and the data that are there now. */
+  async #isStillRight({ id }: Job, request: JobRequest, dataHash: string): Promise<boolean> {
     const set = await this.#readSet(id).catch(() => undefined);
     if (set === undefined) return false;
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
     if (installed !== undefined && !fits(set, installed, request)) return false;
-    if (set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
-    return set.learned.dataHash === (await sha256OfFiles(files));
+    return set.learned.dataHash === dataHash;
+  }
+
+  /** Whether the mask set of a job was learned from the earlier set in the file `from`; undefined: from none. */
+  async #beganWith({ id }: Job, from: string | undefined): Promise<boolean> {
+    const { learned } = await this.#readSet(id);
+    return learned.from === (from && maskSetVersion(await readSet(from)));
   }
 
   /** Whether it has learned: the mask set is the last file that `learn` writes. */

@@ -3,6 +3,7 @@
  * set is stored under its content address, and the edge flips one pointer. Every step may be repeated. Of two
  * concurrent publications one gets a `conflict`; the live version is always one of the two.
  */
+import { dirname } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
@@ -27,7 +28,7 @@ import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/m
 import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { readJson, readOwnJson, sizeOf, unreadable, writeWhole } from '../files.ts';
+import { makeFolder, readJson, readOwnJson, sizeOf, unreadable, writeWhole } from '../files.ts';
 import { type AdminClient, itemsOf, listAll } from './admin-client.ts';
 
 /** Well above what a D1 row holds (2 MB), so that the edge's own limit is what people meet. */
@@ -228,7 +229,7 @@ export async function requireMayPublish(
   }
 }
 
-/** Newest first. */
+/** A tenant's publications, newest first. */
 const publicationsOf = (client: AdminClient, tenant: string) =>
   itemsOf(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
@@ -240,19 +241,26 @@ const firstTrySchema = z.strictObject({ newest: z.string().nullable() });
 /**
  * What was the tenant's newest publication when this was first called with `file`, which remembers it. Whoever publishes
  * with that as `since` may be killed and try again. @throws MaskrouteError the edge's own; `invalid_argument` for a file
- * of something else. Rejects with the disk's error.
+ * of something else; `storage_failed` where its folder cannot be made. Rejects with the disk's error of writing it.
  */
 export async function firstTry(client: AdminClient, tenant: string, file: string): Promise<Newest> {
-  const known = await readOwnJson(file, firstTrySchema);
+  const known = await readOwnJson(file, firstTrySchema).catch((error: unknown) => {
+    throw unreadable(file, error);
+  });
   if (known !== undefined) return known.newest;
-  if ((await sizeOf(file)) !== undefined) throw invalid(`${file} is not a file of --once`);
+  if ((await sizeOf(file)) !== undefined)
+    throw invalid(`${file} was not written by --once: name a file that is not there yet`);
   const [newest] = await publicationHistory(client, tenant, 1);
   const first = { newest: newest?.id ?? null };
+  await makeFolder(dirname(file));
   await writeWhole(file, `${JSON.stringify(first)}\n`);
   return first.newest;
 }
 
-/** Whether the version was published for the tenant after `since`. */
+/**
+ * Whether the version was published for the tenant after `since`. Where the history does not have that, as after the edge's
+ * database was restored from a backup, whether it was ever published: to change nothing is the safer mistake.
+ */
 export async function wasPublished(
   client: AdminClient,
   tenant: string,

@@ -146,3 +146,38 @@ it('requests whose prompts are being read keep their places: nothing of the othe
   expect(statuses.slice(-3)).toEqual([200, 200, 200]);
   expect(places).toBe(3);
 });
+
+it('a request that fails, or whose client leaves, while its prompt is read gives its place back', async () => {
+  const model = scriptedModel(scriptedEngine(says('a')));
+  const places = new Set<object>();
+  model.engine.reserve = () => {
+    const place = {};
+    places.add(place);
+    return () => places.delete(place);
+  };
+  const fails = Promise.withResolvers<never>();
+  let reading = 0;
+  const text: TokenText = {
+    ...model.text,
+    encode(_, { signal }) {
+      reading++;
+      const left = new Promise<never>((_resolve, reject) => {
+        signal.addEventListener('abort', () => reject(new MaskrouteError('cancelled', 'Its client left.')));
+      });
+      return Promise.race([left, fails.promise]);
+    },
+  };
+  await using server = await serveModel({ ...model, text });
+  const body = { model: 'scripted', messages: [{ role: 'user', content: 'x' }] };
+  const leave = new AbortController();
+  const left = server.post('/v1/chat/completions', body, { signal: leave.signal }).catch(() => 'left');
+  const failed = server.post('/v1/chat/completions', body);
+  await eventually(() => reading === 2);
+  expect(places.size).toBe(2);
+  leave.abort();
+  expect(await left).toBe('left');
+  await eventually(() => places.size === 1);
+  fails.reject(new MaskrouteError('invalid_request', 'It cannot be read.'));
+  expect((await failed).status).toBe(400);
+  expect(places.size).toBe(0);
+});

@@ -109,27 +109,66 @@ it('a schedule learns and publishes by the rollout and the bounds that it names'
   expect(Date.parse(schedules.get(made.id).next_at) - Date.parse(made.next_at)).toBe(DAY_ms);
 });
 
-it('tries again what its job before tried, where that learned the same; what it learned earlier is tried anew', async () => {
+it.each<[string, Partial<CreateJob>]>([
+  ['a search', {}],
+  ['the last set', { from: 'last' }],
+])(
+  'beginning with %s, learns the same data once, and publishes anew only what is not its last set',
+  async (_, more) => {
+    let { jobs, schedules } = await start();
+    const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
+    const made = await schedules.create({
+      every: '24h',
+      first_at: now(),
+      job: job('ok', { publish, ...more }),
+    });
+    await finished(jobs, 1);
+    const data = join(dataFolder, 'ok.jsonl');
+    const [earlier, later] = ['{"text": "x"}\n', '{"text": "y"}\n'];
+    for (const [count, text] of [earlier, later, later, earlier].entries()) {
+      await close();
+      // Also a file of the same content has another date.
+      writeFileSync(data, text);
+      writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
+      ({ jobs, schedules } = await start());
+      await finished(jobs, count + 2);
+    }
+    // The newest first.
+    const done = jobs.list();
+    const folders = done.map(({ id }) => join(home, 'jobs', id));
+    const hasLearned = folders.map((folder) => existsSync(join(folder, 'arguments')));
+    expect(hasLearned).toEqual([false, false, true, false, true]);
+    const versions = done.map(({ result }) => result!.version);
+    expect(versions.map((version) => versions.indexOf(version))).toEqual([0, 1, 1, 0, 0]);
+    const tries = folders.map((folder) => {
+      const [, of] = readFileSync(join(folder, 'first-try.json'), 'utf8').split('the first try of ');
+      return folders.indexOf(of!);
+    });
+    expect(tries).toEqual([0, 2, 2, 4, 4]);
+  },
+);
+
+it('takes the set of its earlier job with this data, though a later one with other data was cancelled in the middle', async () => {
   let { jobs, schedules } = await start();
-  const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
-  const made = await schedules.create({ every: '24h', first_at: now(), job: job('ok', { publish }) });
-  await finished(jobs, 1);
-  const data = join(dataFolder, 'ok.jsonl');
-  const [earlier, later] = ['{"text": "x"}\n', '{"text": "y"}\n'];
-  for (const [count, text] of [earlier, later, later, earlier].entries()) {
+  const made = await schedules.create({ every: '24h', first_at: now(), job: job('hang') });
+  const due = async (text: string) => {
     await close();
-    writeFileSync(data, text);
+    writeFileSync(join(dataFolder, 'hang.jsonl'), text);
     writeFileSync(fileOf(made), JSON.stringify({ ...made, next_at: at(Date.now()) }));
     ({ jobs, schedules } = await start());
-    await finished(jobs, count + 2);
-  }
-  const folders = jobs.list().map(({ id }) => join(home, 'jobs', id));
-  const tries = folders.map((folder) => {
-    const [, of] = readFileSync(join(folder, 'first-try.json'), 'utf8').split('the first try of ');
-    return folders.indexOf(of!);
-  });
-  // The newest first.
-  expect(tries).toEqual([0, 2, 2, 4, 4]);
+  };
+  await eventually(() => jobs.list()[0]?.progress != null, 20_000);
+  // It hangs the first time only.
+  await close();
+  ({ jobs, schedules } = await start());
+  await finished(jobs, 1);
+  await due('{"text": "y"}\n');
+  await eventually(() => jobs.list()[0]?.progress != null, 20_000);
+  await jobs.cancel(jobs.list()[0]!.id);
+  await due('{"text": "x"}\n');
+  await finished(jobs, 3);
+  const [again, , first] = jobs.list();
+  expect(again!.result).toEqual(first!.result);
 });
 
 it('survives a restart; what passed while the backend was away is made up for once', async () => {

@@ -234,7 +234,18 @@ describe('a mask set', () => {
       expect(await statesOf(tenant, [[set, { since: await tryOf('none.json') }]])).toEqual([
         'published_before',
       ]);
+      // The edge has lost that publication: its database was restored from a backup.
+      expect(await statesOf(tenant, [[set, { since: 'p_lost' }]])).toEqual(['published_before']);
       expect(await statesOf(tenant, [[set, { since: await tryOf('another.json') }]])).toEqual(['activated']);
+    });
+
+    test('has a file in a folder that is made, and is told which file it cannot read', async () => {
+      const file = path.join(folder, 'new', 'first-try.json');
+      expect(await firstTry(client, '', file)).toBe((await publicationHistory(client, '', 1))[0]!.id);
+      await expect(firstTry(client, '', path.dirname(file))).rejects.toMatchObject({
+        code: 'invalid_argument',
+        message: expect.stringContaining(`${path.dirname(file)} cannot be read`),
+      });
     });
 
     test('with a file of something else is refused, and the file stays', async () => {
