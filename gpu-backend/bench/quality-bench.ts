@@ -5,8 +5,7 @@
  * precision, against the same model in fp32; times a token in interleaved rounds. `timesEightBits` is the speedup over
  * eight bits, dense.
  *
- * All kinds weigh the same, however many rows they have. The text must differ from the calibration text of the four-bit
- * model.
+ * All kinds weigh the same, however many rows they have. The text must differ from the text that models were calibrated on.
  */
 import { cp, mkdtemp, rm, stat } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';

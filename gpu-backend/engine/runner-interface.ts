@@ -38,7 +38,7 @@ export type RunnerOptions = {
   readonly device?: Device | undefined;
   /** Number type of the KV cache; fp32 unless given. A GPU uses its compute type. */
   readonly kvType?: KvType | undefined;
-  /** With 8-bit or 4-bit weights the CPU quantizes the inputs of matrix products to 8 bits; this turns it off, as on a GPU. */
+  /** With weights in blocks the CPU quantizes the inputs of matrix products to 8 bits; this turns it off, as on a GPU. */
   readonly exactProducts?: boolean | undefined;
   /** Reuses the memory of logits: the next run may overwrite those of the last one. */
   readonly reuseLogits?: boolean | undefined;

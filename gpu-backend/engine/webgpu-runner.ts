@@ -111,7 +111,7 @@ async function openGraph(
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
   if (stored.head.kind === 'q8-columns')
     throw unsupportedModel(
-      'its weights are held by column, which only processors multiply; use --weights q8 for a GPU',
+      'its weights are held by column, which only a CPU multiplies; take --device cpu, or pull it with --weights q8 for a GPU',
     );
   const graph = webgpuLlamaGraph(config, stored, floatType);
   return createSessionIn(modelDir, graph, {

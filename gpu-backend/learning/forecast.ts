@@ -17,7 +17,7 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from './gates/step-memory.ts';
-import { fastestCodes, multiplyColumns } from './gates/training-weights.ts';
+import { fastestCodes, innerKind, multiplyColumns } from './gates/training-weights.ts';
 import { sumOf } from './search/bootstrap.ts';
 import { effortFor, type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
@@ -31,9 +31,9 @@ export type Forecast = {
 };
 
 /**
- * Multiply-adds a second of this machine, by the form of the weights: fp32, codes in blocks, and codes with one scale a
- * column. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and 1.2 times with VNNI alone, columns
- * 7 and 2.8 times.
+ * Multiply-adds a second of this machine, by the form of the weights: the kinds of the serving graph, and the `columns` of a
+ * training step, whose activations get one code. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX
+ * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns', number>>;
 
@@ -175,7 +175,7 @@ export function batchTimes(
   const columns = paces[weights === 'f32' ? 'f32' : 'columns'];
   const back = paces[weights === 'f32' ? 'f32' : 'q8'];
   // `training-weights.ts` says which matrices have which form.
-  const forward_s = (all - written) / columns + written / paces[weights];
+  const forward_s = (all - written) / columns + written / paces[innerKind(weights)];
   const back_s = (all - written) / back + written / columns;
   const stepTokens = Math.min(STEP_PART_TOKENS, batchTokens);
   if (kind === 'whole') return { loss_s: batchTokens * forward_s, step_s: stepTokens * (forward_s + back_s) };

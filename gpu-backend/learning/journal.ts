@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
 import { namingFile, removeOldParts, writeWhole } from '../files.ts';
+import { calibrationIn } from '../model/model-source.ts';
 import type { InstalledModel } from '../model/store.ts';
 import type { Sample } from './data/samples.ts';
 
@@ -89,16 +90,14 @@ export async function openKeptResults<T>(
 export const contentKey = (content: unknown): string =>
   createHash('sha256').update(canonicalJson(content)).digest('hex');
 
-/**
- * Identifies a model's weights, for a question. Four-bit weights also depend on the text that they were calibrated on.
- */
-export const modelKey = ({ hash, weights, format, fourBits }: WeightsOrigin) => [
-  ...[hash, weights, format],
-  ...(fourBits === undefined ? [] : [fourBits]),
-];
+/** Identifies a model's weights, for a question. Calibrated weights also depend on the text that they were calibrated on. */
+export function modelKey({ hash, weights, format, ...calibrated }: WeightsOrigin) {
+  const calibration = calibrationIn(calibrated);
+  return [hash, weights, format, ...(calibration === undefined ? [] : [calibration])];
+}
 type WeightsOrigin = { readonly weights: string; readonly format: string } & Pick<
   InstalledModel['manifest'],
-  'hash' | 'fourBits'
+  'hash' | 'fourBits' | 'columns'
 >;
 
 export const sampleKey = (samples: readonly Sample[]) =>

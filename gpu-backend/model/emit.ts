@@ -141,7 +141,7 @@ function tiedEmbedding(
 
 /* In slices: first reserve the places of all matrices, then convert them. */
 
-/** Bits of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
+/** Forms of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
 type Forms = { readonly ends: MatrixForm | undefined; readonly layers: MatrixForm | undefined };
 
 function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: ModelConfig): Forms {

@@ -144,6 +144,10 @@ export const modelManifestSchema = z.strictObject({
 });
 export type ModelManifest = z.infer<typeof modelManifestSchema>;
 
+/** The calibration of the weights, whatever their kind; undefined when their kind has none. */
+export const calibrationIn = ({ fourBits, columns }: Pick<ModelManifest, 'fourBits' | 'columns'>) =>
+  fourBits ?? columns;
+
 /* Progress of an import. */
 
 export type ImportPhase = 'download' | 'unpack' | 'verify' | 'write' | 'convert';

@@ -5,6 +5,7 @@
  * compares both estimates with measurements.
  */
 import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
+import { innerKind } from './training-weights.ts';
 
 /** Tokens of a batch for the loss alone, and of a part of a training step. */
 export const LOSS_BATCH_TOKENS = 768;
@@ -75,7 +76,7 @@ const SCORED_TOKENS = 128;
 /** Bytes of packed weights: for a forward pass, and for the backward products in addition. */
 function stepBytes({ reads, writes }: { reads: number; writes: number }, kind: WeightKind) {
   const isExact = kind === 'f32';
-  const own = SERVED[kind];
+  const own = SERVED[innerKind(kind)];
   return {
     forward: reads * (isExact ? own : COLUMNS) + writes * own,
     back: isExact ? 0 : reads * BLOCKS + writes * COLUMNS,

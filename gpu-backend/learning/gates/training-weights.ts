@@ -24,7 +24,7 @@ import {
 } from '../../model/architectures/projections.ts';
 import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
-import type { ModelConfig } from '../../model/model-source.ts';
+import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
 import { dequantize, QUANT_BLOCK, unpackRows } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
@@ -52,6 +52,9 @@ const LAYER_LINEARS = ['q', 'k', 'v', 'output', 'gate', 'up', 'down'] as const;
 export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
+/** Their form in the forward pass: the model's own, unless the rules of gradients do not know its products. */
+export const innerKind = (kind: WeightKind): Exclude<WeightKind, 'q8-columns'> =>
+  kind === 'q8-columns' ? 'q8' : kind;
 
 export type TrainingLinear = {
   readonly forward: StoredProduct;
@@ -185,10 +188,9 @@ function storeCopies(
 ) {
   if (INNER.has(name.slice(name.indexOf('.') + 1))) {
     const back = storeColumns(file, codes, rows, outputs, inputs);
-    // The rules of gradients know no product by column of the serving graph.
-    return kind === 'q8-columns'
-      ? { forward: storeLinear(file, 'q8', rows, outputs, inputs), back }
-      : { back };
+    return innerKind(kind) === kind
+      ? { back }
+      : { forward: storeLinear(file, 'q8', rows, outputs, inputs), back };
   }
   const columns = transpose(rows, outputs, inputs);
   const forward = storeColumns(file, codes, columns, inputs, outputs);

@@ -7,7 +7,7 @@ import { z } from 'zod';
 import manifest from '../../../package.json' with { type: 'json' };
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { maskBits } from '../../../shared/mask/mask.ts';
-import { modelManifestSchema } from '../../model/model-source.ts';
+import { calibrationIn, modelManifestSchema } from '../../model/model-source.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Sample } from '../data/samples.ts';
@@ -72,16 +72,17 @@ export const workSchema = z.strictObject({
     weights: z.string(),
     format: z.string(),
     fourBits: modelManifestSchema.shape.fourBits,
+    columns: modelManifestSchema.shape.columns,
   }),
   surrogates: z.string().nullable(),
 });
 export type Work = z.infer<typeof workSchema>;
 
 export function workOf({ manifest: model }: InstalledModel, surrogates: Surrogates | undefined): Work {
-  const { name, hash, weights, format, fourBits } = model;
+  const { name, hash, weights, format, fourBits, columns } = model;
   return {
     version: `${manifest.version} (units ${UNITS_VERSION}, scores ${SCORES_VERSION})`,
-    model: { name, hash, weights, format, ...(fourBits && { fourBits }) },
+    model: { name, hash, weights, format, ...(fourBits && { fourBits }), ...(columns && { columns }) },
     surrogates: surrogates?.id ?? null,
   };
 }
@@ -96,6 +97,7 @@ export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(
 
 /** Model and version, for messages. */
 export function describeWork({ version, model, surrogates }: Work): string {
-  const weights = model.fourBits === undefined ? model.weights : `${model.weights} by ${model.fourBits.text}`;
+  const calibration = calibrationIn(model);
+  const weights = calibration === undefined ? model.weights : `${model.weights} by ${calibration.text}`;
   return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}), version ${version}`;
 }

@@ -201,22 +201,25 @@ export const roundMatrix = (
 function roundColumns(weights: Float32Array, rows: number, columns: number): ColumnCodes {
   const scales = columnScales(weights, rows, columns);
   const codes = new Int8Array(rows * columns);
-  for (let i = 0; i < codes.length; i++) codes[i] = columnCode(weights[i]!, scales[Math.floor(i / columns)]!);
+  for (let row = 0; row < rows; row++) {
+    const end = (row + 1) * columns;
+    for (let i = row * columns; i < end; i++) codes[i] = columnCode(weights[i]!, scales[row]!);
+  }
   return { rows, columns, codes, scales };
 }
 
 /** `[rows]`. */
 export function columnScales(weights: Float32Array, rows: number, columns: number): Float32Array {
   const scales = new Float32Array(rows);
-  for (let i = 0; i < weights.length; i++) {
-    const row = Math.floor(i / columns);
-    scales[row] = Math.max(scales[row]!, Math.abs(weights[i]!));
+  for (let row = 0; row < rows; row++) {
+    const [start, end] = [row * columns, (row + 1) * columns];
+    scales[row] = Math.max(highest(weights, start, end), -lowest(weights, start, end)) / COLUMN_CODE_MAX;
   }
-  return scales.map((largest) => largest / COLUMN_CODE_MAX);
+  return scales;
 }
 
 /** The code nearest to `weight`. */
 export function columnCode(weight: number, scale: number): number {
-  const code = scale === 0 ? 0 : Math.round(weight / scale);
+  const code = scale === 0 ? 0 : Math.floor(weight / scale + 0.5);
   return Math.max(-COLUMN_CODE_MAX, Math.min(COLUMN_CODE_MAX, code));
 }

@@ -1,14 +1,18 @@
-/** The benches of a GPU as a person runs them, on lavapipe, with a small model in the default one's place; and without llama.cpp. */
+/** The benches of a GPU as a person runs them, on lavapipe, with a small model in the default one's place; the CPU's on that model. */
 import { execFile } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { benchBatch } from '../../../gpu-backend/bench/batch.ts';
 import { openLlamaCppPeers } from '../../../gpu-backend/bench/decode.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH } from '../../../gpu-backend/model/sources/resolve.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
+
+const NEVER = new AbortController().signal;
+const POSITIVE = expect.toSatisfy((value: number) => value > 0);
 
 let home: string;
 beforeAll(async () => {
@@ -50,8 +54,18 @@ test('llama.cpp that is not there is left out, with the reason, and so it is for
   expect(said).toEqual([`llama.cpp is left out: ${llamaCppProblem}`]);
 });
 
+test('many streams on the CPU, of a model whose context is shorter than the usual long prompt', async () => {
+  const options = { home, model: DEFAULT_MODEL, rounds: 1, say: () => {}, signal: NEVER };
+  expect(await benchBatch(options)).toMatchObject({
+    bench: 'batch',
+    model: DEFAULT_MODEL,
+    eightStreams_tokensPerSecond: { 64: POSITIVE, 440: POSITIVE, mixed: POSITIVE },
+    gapPrompt_ms: POSITIVE,
+    gapPromptTokens: 1023,
+  });
+}, 120_000);
+
 const ADAPTER = process.platform === 'linux' ? expect.stringContaining('llvmpipe') : expect.any(String);
-const POSITIVE = expect.toSatisfy((value: number) => value > 0);
 
 test('decoding: the adapter, its times, and why nothing is said of the bandwidth of a CPU', async () => {
   const { lines, figures } = await bench('decode');

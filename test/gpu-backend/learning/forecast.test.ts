@@ -17,9 +17,10 @@ import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
   planMemory,
+  weightCounts,
 } from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
-import type { ModelConfig, ModelManifest } from '../../../gpu-backend/model/model-source.ts';
+import type { ModelConfig, ModelManifest, WeightKind } from '../../../gpu-backend/model/model-source.ts';
 import { installedModel } from '../../support/installed-model.ts';
 import { TINY_CONFIG } from '../../support/random-llama.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
@@ -156,6 +157,21 @@ test('each form of weights counts at its own pace', () => {
   expect(columns.loss_s).toBeLessThan(0.75 * before.loss_s);
   expect(blocks.loss_s).toBeGreaterThan(1.2 * before.loss_s);
   expect(blocks.step_s).toBeGreaterThan(1.3 * before.step_s);
+});
+
+test('by column, a training step takes the time and memory of blocks; only serving takes less', () => {
+  const paces = { ...pacesOf(1e11), 'q8-columns': 5e11 };
+  const whole = { kind: 'whole', layersKept: 0 } as const;
+  const [blocks, byColumn] = (['q8', 'q8-columns'] as const).map((kind) =>
+    batchTimes(EIGHT_B, kind, whole, paces, LOSS_BATCH_TOKENS),
+  );
+  expect(byColumn).toEqual(blocks);
+  const timeOf = (kind: WeightKind) =>
+    forecastLearning(EIGHT_B, kind, LEARN_EFFORT, { ...MACHINE, paces }).time_s;
+  expect(timeOf('q8-columns')).toBeLessThan(timeOf('q8'));
+  const memoryOf = (kind: WeightKind) => planMemory(EIGHT_B, kind, 1e12).memory_bytes;
+  expect(memoryOf('q8') - memoryOf('q8-columns')).toBeGreaterThan(0);
+  expect(memoryOf('q8') - memoryOf('q8-columns')).toBeLessThan(0.25 * 1.1 * weightCounts(EIGHT_B).all);
 });
 
 describe('a model as wide as the default one', () => {

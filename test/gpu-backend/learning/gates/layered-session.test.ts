@@ -21,6 +21,12 @@ afterEach(() => rm(folder, { recursive: true }));
 const CASES: [string, WeightKind, Partial<ModelConfig>, number][] = [
   ['Llama, eight bits, with surrogates', 'q8', { tiedEmbeddings: false }, 32],
   ['Qwen 2, fp32', 'f32', { architecture: 'qwen2', attentionBias: 'qkv' }, 0],
+  [
+    'Qwen 2, eight bits by column, with surrogates',
+    'q8-columns',
+    { architecture: 'qwen2', attentionBias: 'qkvo', tiedEmbeddings: false },
+    32,
+  ],
   ['Qwen 3, four bits', 'q4', { architecture: 'qwen3', headNorms: true, headSize: 32 }, 0],
   [
     'Mistral, a window, eight bits',

@@ -446,16 +446,21 @@ it('a run and its worker wait for a queue without memory, and for a silent one, 
   await queued[Symbol.asyncDispose]();
 }, 300_000);
 
-it('a model in four bits that were chosen on another text is another model', () => {
-  const inFourBits = (text: string) => {
-    const manifest = { ...tiny.model.manifest, weights: 'q4' as const, fourBits: { version: 1, text } };
+it.each([
+  ['q4', 'fourBits'],
+  ['q8-columns', 'columns'],
+] as const)('a model in %s that was calibrated on another text is another model', (weights, field) => {
+  const calibratedOn = (text: string) => {
+    const manifest = { ...tiny.model.manifest, weights, [field]: { version: 1, text } };
     return workOf({ ...tiny.model, manifest }, undefined);
   };
-  const [one, other] = [inFourBits('data 1'), inFourBits('data 2')];
+  const [one, other] = [calibratedOn('data 1'), calibratedOn('data 2')];
   expect([sameWork(one, one), sameWork(one, other)]).toEqual([true, false]);
   expect(unitName(one, longUnit(1))).not.toBe(unitName(other, longUnit(1)));
   expect(workSchema.parse(JSON.parse(JSON.stringify(one)))).toEqual(one);
-  expect(describeWork(one)).toMatch(/^tiny \(q4 by data 1, aaaaaaaaaaaa, no surrogates\), version /);
+  expect(describeWork(one)).toBe(
+    `tiny (${weights} by data 1, aaaaaaaaaaaa, no surrogates), version ${one.version}`,
+  );
 });
 
 it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {

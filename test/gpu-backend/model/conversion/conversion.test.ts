@@ -134,7 +134,7 @@ test.each([
   'a %s that is no multiple of 32 has eight or four bits refused, not fp32',
   async (_, changes, reason) => {
     const source = randomLlama(changes);
-    for (const kind of ['q8', 'q4'] as const)
+    for (const kind of ['q8', 'q4', 'q8-columns'] as const)
       await expect(emitFromMemory(source, kind, folder, () => {})).rejects.toMatchObject({
         code: 'unsupported_model',
         message: expect.stringMatching(new RegExp(`${reason}.*--weights f32`)),
@@ -143,9 +143,13 @@ test.each([
   },
 );
 
-test.each([0, 1e-4])(
-  'tied, with %d in the last norm: the embedding is not lost in the head',
-  async (weight) => {
+test.each([
+  ['q8', 0],
+  ['q8', 1e-4],
+  ['q8-columns', 1e-4],
+] as const)(
+  '%s, tied, with %d in the last norm: the embedding is not lost in the head',
+  async (kind, weight) => {
     const source = randomLlama();
     const changed: WeightSource = {
       ...source,
@@ -156,7 +160,7 @@ test.each([0, 1e-4])(
       },
     };
     const naive = await naiveLlama(changed);
-    await using runner = await openEmitted(changed, 'q8');
+    await using runner = await openEmitted(changed, kind);
     const mask = denseMask(8);
     const logits = await runner.run({
       cache: runner.newCache(),
