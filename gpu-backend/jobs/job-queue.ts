@@ -394,8 +394,9 @@ export class Jobs {
     const takeSet = async (job: Job): Promise<boolean> => {
       const isOfSchedule = schedule !== null && job.schedule === schedule;
       if (job.status === 'succeeded' && !isOfSchedule) return false;
-      if (!(await this.#isStillRight(job, request, dataHash))) return false;
-      if (!isOfSchedule && !(await this.#beganWith(job, from))) return false;
+      const set = await this.#readSet(job.id).catch(() => undefined);
+      if (set?.learned.dataHash !== dataHash || !(await this.#isForInstalled(set, request))) return false;
+      if (!isOfSchedule && set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
       // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
       await rm(`${out}.part`, { recursive: true, force: true });
       await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
@@ -419,19 +420,10 @@ export class Jobs {
       }
   }
 
-  /** Whether the mask set of an equal job is for the model and the data that are there now. */
-  async #isStillRight({ id }: Job, request: JobRequest, dataHash: string): Promise<boolean> {
-    const set = await this.#readSet(id).catch(() => undefined);
-    if (set === undefined) return false;
+  /** Whether the mask set is for the model that is installed now. What is wrong with one that cannot be opened, `learn` says. */
+  async #isForInstalled(set: MaskSet, request: JobRequest): Promise<boolean> {
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
-    if (installed !== undefined && !fits(set, installed, request)) return false;
-    return set.learned.dataHash === dataHash;
-  }
-
-  /** Whether the mask set of a job was learned from the earlier set in the file `from`; undefined: from none. */
-  async #beganWith({ id }: Job, from: string | undefined): Promise<boolean> {
-    const { learned } = await this.#readSet(id);
-    return learned.from === (from && maskSetVersion(await readSet(from)));
+    return installed === undefined || fits(set, installed, request);
   }
 
   /** Whether it has learned: the mask set is the last file that `learn` writes. */
@@ -445,15 +437,12 @@ export class Jobs {
    * it, so every later job of a schedule would fail.
    */
   async #earlierSet(request: JobRequest): Promise<string | undefined> {
-    const { from, model } = request;
+    const { from } = request;
     if (from !== 'last') return from && this.#setOf(this.get(from).id);
-    // What is wrong with a model that cannot be opened, `learn` says.
-    const installed = await openInstalled(this.#options.home, model!).catch(() => undefined);
     const isAlike = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
     for (const { id } of this.list().filter(isAlike)) {
       const set = await this.#readSet(id).catch(() => undefined);
-      if (set !== undefined && (installed === undefined || fits(set, installed, request)))
-        return this.#setOf(id);
+      if (set !== undefined && (await this.#isForInstalled(set, request))) return this.#setOf(id);
     }
     return undefined;
   }

@@ -11,6 +11,7 @@ import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
   type CalibratedKind,
+  calibrationIn,
   type ImportHooks,
   isCalibrated,
   MANIFEST_FORMAT,
@@ -135,15 +136,14 @@ async function hashWeights(
 
 /** Whether a model's weights have this format. `origin`: the name of the text of a calibrated kind. */
 export function isHeldSo(
-  { weights, ...calibrated }: Pick<ModelManifest, 'weights' | CalibrationField>,
+  { weights, ...calibrated }: Pick<ModelManifest, 'weights' | 'fourBits' | 'columns'>,
   kind: WeightKind,
   origin: string | undefined,
 ): boolean {
   if (weights !== kind) return false;
   if (!isCalibrated(kind)) return true;
-  const { field, version } = CALIBRATIONS[kind];
-  const own = calibrated[field];
-  return own?.version === version && own.text === origin;
+  const own = calibrationIn(calibrated);
+  return own?.version === CALIBRATIONS[kind].version && own.text === origin;
 }
 
 /** The manifest's field with the calibration of each kind, and the version of its codes. */
@@ -151,7 +151,6 @@ const CALIBRATIONS = {
   q4: { field: 'fourBits', version: FOUR_BITS_VERSION },
   'q8-columns': { field: 'columns', version: COLUMNS_VERSION },
 } as const;
-type CalibrationField = (typeof CALIBRATIONS)[CalibratedKind]['field'];
 
 const holdingOf = (weights: Weights): Holding =>
   'text' in weights && weights.text !== undefined ? weights : weights.kind;

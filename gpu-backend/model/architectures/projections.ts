@@ -167,8 +167,8 @@ function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values:
 }
 
 /**
- * x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. The rows of x are normalized:
- * their mean square is at most 1.
+ * x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. With weights by column the mean
+ * square of a row of x is at most 1.
  */
 export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.fresh('linear')): Value {
   switch (weight.kind) {

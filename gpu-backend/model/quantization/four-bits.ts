@@ -48,15 +48,14 @@ const MEASURED_EVERY = 4;
 export async function openFourBits(
   source: WeightSource,
   basis: Basis,
-  { text, threads }: TextOptions,
+  options: TextOptions,
   onProgress: (fraction: number) => void,
 ): Promise<Quantizer> {
-  await using products = await openProducts(threads);
-  const work: Work = { source, basis, text, threads, products };
+  await using products = await openProducts(options.threads);
   const round = (matrix: Matrix, moments: Float64Array) =>
     quantizeWithFeedback(matrix, { moments, form: FOUR_BITS, passes: PASSES, products });
-  const options = { text, threads };
   const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
+  const work: Work = { source, basis, products, ...options };
   const sensitivities = await measureLayers(work, codes, (done) =>
     onProgress(ROUNDED + (MEASURED - ROUNDED) * done),
   );

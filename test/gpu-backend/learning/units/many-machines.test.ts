@@ -217,7 +217,7 @@ describe('two workers', () => {
     expect(site.said.some((line) => line.includes('is back'))).toBe(true);
   }, 300_000);
 
-  it('lose one that is killed in mid-unit, which costs that unit, and nothing else is done again', async () => {
+  it('lose one that is killed in mid-unit: that unit alone is done again', async () => {
     const units = LONG_UNITS;
     await using queued = await site.open({ ...run, model: tiny.model });
     const found = Promise.all(units.map((unit) => queued.run(unit)));
