@@ -248,7 +248,7 @@ async function openModel(
 ): Promise<ServedModel & { readonly text: TextService }> {
   const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
-  const { device, reason } = await chooseDevice({ choice, floatType });
+  const { device, reason } = await chooseDevice({ choice, floatType, weights: manifest.weights });
   if (reason !== undefined) log.warn({ reason }, 'answers are computed on the CPU');
   const text = await openTextService({
     folder,

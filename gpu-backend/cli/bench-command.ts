@@ -7,6 +7,7 @@ import { maskrouteHome } from '../files.ts';
 import type { BenchHooks } from '../measure.ts';
 import { type KvType, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
+import type { Device } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
 import {
@@ -57,7 +58,7 @@ function addDecodingBenches(bench: Command): void {
     .addOption(floatTypeOption())
     .addOption(kvTypeOption())
     .action(async ({ json, device, floatType, ...flags }: OnDevice & DecodeFlags) => {
-      const { decode } = await benchesOn({ device, floatType });
+      const { decode } = await benchesOn({ device, floatType }, flags.model);
       await told(json, (hooks) => decode({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
@@ -92,7 +93,7 @@ function addDecodingBenches(bench: Command): void {
     .addOption(floatTypeOption())
     .addOption(kvTypeOption())
     .action(async ({ json, device, floatType, ...flags }: OnDevice & Omit<DecodeFlags, 'long'>) => {
-      const { batch } = await benchesOn({ device, floatType });
+      const { batch } = await benchesOn({ device, floatType }, flags.model);
       await told(json, (hooks) => batch({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
@@ -102,7 +103,7 @@ function addDecodingBenches(bench: Command): void {
     .addOption(floatTypeOption())
     .action(async ({ json, rounds, ...flags }: OnDevice & { rounds: number }) => {
       const { benchPrefix } = await import('../bench/batch.ts');
-      const device = await chosenDevice(flags);
+      const device = await deviceFor(DEFAULT_MODEL, flags);
       await told(json, (hooks) => benchPrefix({ home: maskrouteHome(), rounds, device, ...hooks }));
     });
 }
@@ -241,9 +242,16 @@ const command = (bench: Command, name: string, description: string): Command =>
     .option('--json', 'print the JSON line and nothing else', false)
     .addHelpText('after', examples(`maskroute bench ${name}${ARGUMENTS[name] ?? ''} --json`));
 
-/** The benches for the device that `--device` chooses. */
-async function benchesOn(flags: DeviceFlags) {
-  const device = await chosenDevice(flags);
+/** The device that `--device` chooses for an installed model. */
+async function deviceFor(model: string, flags: DeviceFlags): Promise<Device> {
+  const { openInstalled } = await import('../model/store.ts');
+  const { manifest } = await openInstalled(maskrouteHome(), model);
+  return chosenDevice(flags, manifest);
+}
+
+/** The benches for that device. */
+async function benchesOn(flags: DeviceFlags, model: string) {
+  const device = await deviceFor(model, flags);
   if (device.kind === 'webgpu') {
     const { benchDecodeOn, benchBatchOn } = await import('../bench/device-bench.ts');
     return {

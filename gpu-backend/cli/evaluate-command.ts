@@ -181,7 +181,7 @@ async function toOptions(
   const maskSets = await Promise.all(flags.maskSet.map(readMaskSet));
   const threads = flags.threads ?? computingThreads();
   return {
-    evaluated: { home, model, threads, device: await chosenDevice(flags) },
+    evaluated: { home, model, threads, device: await chosenDevice(flags, model.manifest) },
     compared: {
       maskSets,
       openEncoder: async (set) => {

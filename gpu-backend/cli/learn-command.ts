@@ -183,7 +183,7 @@ async function toOptions(
   reporter: Reporter,
   signal: AbortSignal,
 ): Promise<Omit<LearnOptions, 'clusterCount'>> {
-  const device = await chosenDevice(flags);
+  const device = await chosenDevice(flags, model.manifest);
   if (device.kind !== 'cpu') reporter.log(whereLearningComputes(device, flags.queue !== undefined));
   return {
     model,

@@ -8,7 +8,12 @@ import { Presets, SingleBar } from 'cli-progress';
 import { InvalidArgumentError, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { waitForLock } from '../files.ts';
-import { type ImportPhase, type ImportProgress, KV_TYPES } from '../model/model-source.ts';
+import {
+  type ImportPhase,
+  type ImportProgress,
+  KV_TYPES,
+  type ModelManifest,
+} from '../model/model-source.ts';
 import { chooseDevice, DEVICE_CHOICES, type Device, type DeviceChoice } from '../onnx/device.ts';
 import { FLOAT_TYPES, type FloatType } from '../onnx/graph.ts';
 import { onStopSignal } from '../stop-signals.ts';
@@ -113,11 +118,14 @@ export const kvTypeOption = (): Option =>
     .env('MASKROUTE_KV_TYPE');
 
 /**
- * The device that the flags choose. When `auto` falls back to the CPU, prints why on standard error.
+ * The device that the flags choose for a model. When `auto` falls back to the CPU, prints why on standard error.
  * @throws MaskrouteError `no_device`, `invalid_argument`.
  */
-export async function chosenDevice({ device: choice, floatType }: DeviceFlags): Promise<Device> {
-  const { device, reason } = await chooseDevice({ choice, floatType });
+export async function chosenDevice(
+  { device: choice, floatType }: DeviceFlags,
+  { weights }: Pick<ModelManifest, 'weights'>,
+): Promise<Device> {
+  const { device, reason } = await chooseDevice({ choice, floatType, weights });
   if (reason !== undefined) console.error(`Computing on the CPU: ${reason}.`);
   return device;
 }

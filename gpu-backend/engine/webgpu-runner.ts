@@ -10,7 +10,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { headRoom } from '../model/architectures/head-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
-import { type ModelConfig, unsupportedModel } from '../model/model-source.ts';
+import type { ModelConfig } from '../model/model-source.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
 import type { FloatType } from '../onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
@@ -109,10 +109,6 @@ async function openGraph(
   { threads, profileFile }: RunnerOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  if (stored.head.kind === 'q8-columns')
-    throw unsupportedModel(
-      'its weights are held by column, which only a CPU multiplies; take --device cpu, or pull it with --weights q8 for a GPU',
-    );
   const graph = webgpuLlamaGraph(config, stored, floatType);
   return createSessionIn(modelDir, graph, {
     threads,

@@ -6,6 +6,7 @@ import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import type { WeightKind } from '../model/model-source.ts';
 import type { FloatType } from './graph.ts';
 
 export const DEVICE_CHOICES = ['cpu', 'webgpu', 'auto'] as const;
@@ -46,21 +47,31 @@ type ChosenDevice = {
   readonly reason?: string;
 };
 
-type DeviceWish = { readonly choice: DeviceChoice; readonly floatType?: FloatType | undefined };
+type DeviceWish = {
+  readonly choice: DeviceChoice;
+  readonly floatType?: FloatType | undefined;
+  /** The kind of the model's weights. */
+  readonly weights: WeightKind;
+};
 
 /**
- * Chooses the device. A GPU computes in fp16 if it can, unless `floatType` says otherwise.
+ * Chooses the device for a model. A GPU computes in fp16 if it can, unless `floatType` says otherwise.
  * @throws MaskrouteError `no_device` for `webgpu` without an adapter that ONNX Runtime can use, `invalid_argument` for a
- * type that the device does not support.
+ * type that the device does not support, or weights that a GPU does not.
  */
 export async function chooseDevice(
-  { choice, floatType }: DeviceWish,
+  { choice, floatType, weights }: DeviceWish,
   probe = probeAdapter,
 ): Promise<ChosenDevice> {
   if (choice === 'cpu') {
     if (floatType === 'f16')
       throw new MaskrouteError('invalid_argument', 'The CPU computes in f32: take no --float-type f16.');
     return { device: CPU };
+  }
+  if (weights === 'q8-columns') {
+    if (choice === 'auto') return insteadOfGpu(BY_COLUMN, floatType);
+    const message = `A GPU cannot compute this model: ${BY_COLUMN}. Take --device cpu, or pull the model with --weights q8 for a GPU.`;
+    throw new MaskrouteError('invalid_argument', message);
   }
   const found = await probe();
   switch (found.kind) {
@@ -88,6 +99,8 @@ export async function chooseDevice(
     }
   }
 }
+
+const BY_COLUMN = "the model's weights are held by column, which only a CPU multiplies";
 
 /** The CPU, and why `auto` chose it. Says, too, when that gives up a type that only a GPU computes in. */
 const insteadOfGpu = (reason: string, floatType: FloatType | undefined): ChosenDevice => ({

@@ -220,15 +220,6 @@ test('K and V in another type than the device computes in are refused, with what
   await expect(openRunner(folder, config, options)).rejects.toThrow(/here f32.*--float-type f16/);
 });
 
-test('weights by column are refused, with what to take instead', async () => {
-  await expect(
-    openEmitted(randomLlama({ layerCount: 1 }), 'q8-columns', undefined, device),
-  ).rejects.toMatchObject({
-    code: 'unsupported_model',
-    message: expect.stringMatching(/--device cpu, or .* --weights q8 for a GPU/),
-  });
-});
-
 describe.each(['f32', 'f16'] as const)('what crosses the bus in %s', (floatType) => {
   test('decoding feeds and fetches no K or V from the host, and as many bytes after 300 tokens as after 20', async () => {
     await using runner = await openEmitted(randomLlama(), 'f32', undefined, testDevice(floatType));

@@ -1,7 +1,14 @@
 /** Which device is chosen: real drivers, none at all, and adapters that this machine does not have. */
 import { spawnSync } from 'node:child_process';
 import { afterEach, expect, test, vi } from 'vitest';
-import { chooseDevice, deviceName, type Probe, probeAdapter } from '../../../gpu-backend/onnx/device.ts';
+import type { WeightKind } from '../../../gpu-backend/model/model-source.ts';
+import {
+  chooseDevice,
+  type DeviceChoice,
+  deviceName,
+  type Probe,
+  probeAdapter,
+} from '../../../gpu-backend/onnx/device.ts';
 import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 
@@ -10,15 +17,20 @@ const finding = (probe: Probe) => () => Promise.resolve(probe);
 const card: Probe = { kind: 'adapter', adapter: 'A Card', isSoftware: false, hasHalves: true };
 const software: Probe = { kind: 'adapter', adapter: 'llvmpipe', isSoftware: true, hasHalves: true };
 const none: Probe = { kind: 'none', reason: 'no driver has an adapter' };
+const wish = (choice: DeviceChoice, floatType?: FloatType, weights: WeightKind = 'q8') => ({
+  choice,
+  floatType,
+  weights,
+});
 
 test('the CPU is taken without a look at any driver', async () => {
   const probe = vi.fn(finding(card));
-  expect(await chooseDevice({ choice: 'cpu' }, probe)).toEqual({ device: { kind: 'cpu' } });
+  expect(await chooseDevice(wish('cpu'), probe)).toEqual({ device: { kind: 'cpu' } });
   expect(probe).not.toHaveBeenCalled();
 });
 
 test('auto takes a card, and never drivers that compute on the CPU', async () => {
-  const { device, reason } = await chooseDevice({ choice: 'auto' }, finding(card));
+  const { device, reason } = await chooseDevice(wish('auto'), finding(card));
   expect(device).toEqual({ kind: 'webgpu', adapter: 'A Card', isSoftware: false, floatType: 'f16' });
   expect(deviceName(device)).toBe('A Card, through WebGPU in f16');
   expect(reason).toBeUndefined();
@@ -27,36 +39,46 @@ test('auto takes a card, and never drivers that compute on the CPU', async () =>
     [{ ...card, isSoftware: null }, 'may be a software adapter'],
     [none, 'no driver has an adapter'],
   ] as const) {
-    const chosen = await chooseDevice({ choice: 'auto' }, finding(probe));
+    const chosen = await chooseDevice(wish('auto'), finding(probe));
     expect(chosen.device).toEqual({ kind: 'cpu' });
     expect(chosen.reason).toContain(why);
     expect(chosen.reason).not.toContain('f16');
-    const wished = await chooseDevice({ choice: 'auto', floatType: 'f16' }, finding(probe));
+    const wished = await chooseDevice(wish('auto', 'f16'), finding(probe));
     expect(wished).toEqual({ device: { kind: 'cpu' }, reason: expect.stringMatching(/f32, not in f16/) });
   }
 });
 
 test('who asks for a GPU gets any adapter, or an error that says what to do', async () => {
-  expect((await chooseDevice({ choice: 'webgpu' }, finding(software))).device.kind).toBe('webgpu');
-  await expect(chooseDevice({ choice: 'webgpu' }, finding(none))).rejects.toMatchObject({
+  expect((await chooseDevice(wish('webgpu'), finding(software))).device.kind).toBe('webgpu');
+  await expect(chooseDevice(wish('webgpu'), finding(none))).rejects.toMatchObject({
     code: 'no_device',
     message: expect.stringMatching(/no driver has an adapter.*docs\/gpu\.md.*--device cpu/),
   });
 });
 
 test('a GPU computes in fp16 where it can, and in what it is told; who asks for more than it has is told', async () => {
-  const floatType = async (wish: FloatType | undefined, hasHalves: boolean) => {
-    const { device } = await chooseDevice(
-      { choice: 'webgpu', floatType: wish },
-      finding({ ...card, hasHalves }),
-    );
+  const floatType = async (wished: FloatType | undefined, hasHalves: boolean) => {
+    const { device } = await chooseDevice(wish('webgpu', wished), finding({ ...card, hasHalves }));
     return device.kind === 'webgpu' && device.floatType;
   };
   expect(await floatType(undefined, true)).toBe('f16');
   expect(await floatType(undefined, false)).toBe('f32');
   expect(await floatType('f32', true)).toBe('f32');
   await expect(floatType('f16', false)).rejects.toThrow(/A Card does not compute in f16.*--float-type f32/);
-  await expect(chooseDevice({ choice: 'cpu', floatType: 'f16' })).rejects.toThrow(/CPU computes in f32/);
+  await expect(chooseDevice(wish('cpu', 'f16'))).rejects.toThrow(/CPU computes in f32/);
+});
+
+test('weights by column stay on the CPU: auto says why and asks no driver, and a GPU is refused with what to take instead', async () => {
+  const probe = vi.fn(finding(card));
+  expect(await chooseDevice(wish('auto', undefined, 'q8-columns'), probe)).toEqual({
+    device: { kind: 'cpu' },
+    reason: "the model's weights are held by column, which only a CPU multiplies",
+  });
+  await expect(chooseDevice(wish('webgpu', undefined, 'q8-columns'), probe)).rejects.toMatchObject({
+    code: 'invalid_argument',
+    message: expect.stringMatching(/held by column.*--device cpu, or .* --weights q8 for a GPU/),
+  });
+  expect(probe).not.toHaveBeenCalled();
 });
 
 test('the drivers of this machine are asked in a process of their own', async () => {
