@@ -27,6 +27,7 @@ import {
   quarterMask,
   type SpeedOptions,
   somePrompt,
+  thatFit,
 } from './decode.ts';
 
 const STREAMS = 8;
@@ -39,6 +40,10 @@ const LENGTHS: Readonly<Record<string, readonly number[]>> = {
   440: Array<number>(STREAMS).fill(440),
   mixed: [30, 64, 120, 200, 300, 440, 560, 700],
 };
+/** Tokens of a stream with its prompt: its own steps, and as many while the prompts of others are read. */
+export const streamTokens = (prompt: number): number => prompt + 2 * STEPS;
+/** Tokens of each of the streams beside a long prompt, before that is read. */
+const GAP_TOKENS = 100;
 const ONE = 'one stream';
 const EIGHT = 'eight streams';
 const EIGHT_QUARTER = 'eight streams of one mask at 25 %';
@@ -54,6 +59,15 @@ type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number
 
 export async function benchBatch(options: DecodeOptions): Promise<object> {
   const { home, model, kvType = 'f32', rounds, say, signal } = options;
+  const { manifest } = await openInstalled(home, model);
+  // The streams beside a long prompt are measured in any case.
+  thatFit([64 + GAP_TOKENS], streamTokens, manifest.config, say);
+  const lengthsThatFit = thatFit(
+    Object.entries(LENGTHS),
+    ([, lengths]) => streamTokens(Math.max(...lengths)),
+    manifest.config,
+    say,
+  );
   await using ours = await openOurs(home, { model, kvType });
   await using opened = new AsyncDisposableStack();
   const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, ours.hash, say, async (file) => [
@@ -72,7 +86,7 @@ export async function benchBatch(options: DecodeOptions): Promise<object> {
     ...llamaCpp,
   ];
   const figures: Record<string, Record<string, number>> = {};
-  for (const [length, lengths] of Object.entries(LENGTHS)) {
+  for (const [length, lengths] of lengthsThatFit) {
     // The same prompts in each round, so that later rounds find them in the prefix cache.
     const prompts = lengths.map((tokens) => newPrompt(tokens, ours.config.vocabularySize));
     const found = await inTurns(subjects, rounds, (subject) => subject.tokensPerSecond(prompts), signal);
@@ -248,7 +262,8 @@ async function gapsBesidePrompt({ engine, config }: Awaited<ReturnType<typeof op
     for await (const event of engine.generate(request, stop.signal))
       if (event.type === 'token') own.push(performance.now());
   });
-  while (Math.min(...times.map((own) => own.length)) < 100) await new Promise((wake) => setTimeout(wake, 10));
+  while (Math.min(...times.map((own) => own.length)) < GAP_TOKENS)
+    await new Promise((wake) => setTimeout(wake, 10));
   const begun_ms = performance.now();
   // The context holds one token of the answer, too.
   const promptTokens = Math.min(LONG_PROMPT_TOKENS_MAX, config.contextTokens - 1);

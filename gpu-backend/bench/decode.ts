@@ -18,6 +18,7 @@ import {
   type SurrogatesId,
   withSurrogates,
 } from '../../shared/mask/mask.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner } from '../engine/runner.ts';
@@ -58,8 +59,38 @@ export type DecodeOptions = SpeedOptions & {
   readonly kvType?: KvType | undefined;
 };
 
+/**
+ * Those of `all` that fit into the model's context. `tokens`: what one takes, with the tokens behind it. Says which are left
+ * out.
+ * @throws MaskrouteError `invalid_argument` when none fits.
+ */
+export function thatFit<T>(
+  all: readonly T[],
+  tokens: (one: T) => number,
+  { contextTokens }: ModelConfig,
+  say: BenchHooks['say'],
+): T[] {
+  const needs = all.map(tokens);
+  if (Math.min(...needs) > contextTokens) {
+    const message = `The model has a context of ${contextTokens} tokens, and the shortest measurement needs ${Math.min(...needs)}.`;
+    throw new MaskrouteError('invalid_argument', message);
+  }
+  const tooLong = needs.filter((need) => need > contextTokens);
+  if (tooLong.length > 0)
+    say(`left out: what needs ${tooLong.join(', ')} tokens, as the model has a context of ${contextTokens}`);
+  return all.filter((_, i) => needs[i]! <= contextTokens);
+}
+
+/** The positions to measure decoding at. @throws MaskrouteError as {@link thatFit}. */
+export async function decodePositions({ home, model, long = false, say }: DecodeOptions): Promise<number[]> {
+  const { manifest } = await openInstalled(home, model);
+  const positions = long ? LONG_POSITIONS : POSITIONS;
+  return thatFit(positions, (position) => position + STEPS, manifest.config, say);
+}
+
 export async function benchDecode(options: DecodeOptions): Promise<object> {
   const { long = false, kvType = 'f32', say } = options;
+  const at = await decodePositions(options);
   await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, quarter, peers } = compared;
   const bandwidth_GBps = await readBandwidth_GBps();
@@ -70,7 +101,7 @@ export async function benchDecode(options: DecodeOptions): Promise<object> {
   const { layerCount, kvHeadCount, headSize } = config;
   const token_bytes = tokenBytes({ layerCount, width: kvHeadCount * headSize, kvType });
   const positions: Record<string, object> = {};
-  for (const [position, found] of await measureDecode(peers, options)) {
+  for (const [position, found] of await measureDecode(peers, at, options)) {
     const keys_bytes = position * token_bytes;
     const reached_GBps = (weights_bytes + keys_bytes) / found.get(DENSE)! / 1e6;
     const share = round(reached_GBps / bandwidth_GBps);
@@ -97,10 +128,11 @@ export async function benchDecode(options: DecodeOptions): Promise<object> {
 /** Milliseconds a token of each peer, by position. */
 export async function measureDecode(
   peers: readonly Peer[],
-  { rounds, long = false, say, signal }: SpeedOptions,
+  positions: readonly number[],
+  { rounds, say, signal }: SpeedOptions,
 ): Promise<Map<number, ReadonlyMap<string, number>>> {
   const byPosition = new Map<number, ReadonlyMap<string, number>>();
-  for (const position of long ? LONG_POSITIONS : POSITIONS) {
+  for (const position of positions) {
     const subjects = peers.map((peer) => ({ name: peer.name, measure: () => peer.decode(position) }));
     const found = await interleaved(subjects, rounds, signal);
     for (const [name, ms] of found) say(`after ${position} tokens, ${name}: ${ms.toFixed(2)} ms/token`);
@@ -159,7 +191,9 @@ async function readBandwidth_GBps(): Promise<number> {
 }
 
 export async function benchPrefill(options: Omit<DecodeOptions, 'kvType'>): Promise<object> {
-  const { rounds, long = false, say, signal } = options;
+  const { home, model, rounds, long = false, say, signal } = options;
+  const { config } = (await openInstalled(home, model)).manifest;
+  const prompts = thatFit(long ? LONG_POSITIONS : [PROMPT_TOKENS], (tokens) => tokens, config, say);
   await using compared = await openCompared(options, long ? 8192 : 1024);
   const { manifest, dense, peers } = compared;
   const subject = { bench: 'prefill', model: manifest.name, weights: manifest.weights };
@@ -171,7 +205,7 @@ export async function benchPrefill(options: Omit<DecodeOptions, 'kvType'>): Prom
   };
   if (long) {
     const figures: Record<string, object> = {};
-    for (const tokens of LONG_POSITIONS) {
+    for (const tokens of prompts) {
       const found = await measured(tokens);
       const [dense_ms, llamaCpp_ms] = [found.get(DENSE)!, bestOfLlamaCpp(found)];
       figures[`of${tokens}`] = {
@@ -184,7 +218,6 @@ export async function benchPrefill(options: Omit<DecodeOptions, 'kvType'>): Prom
   const found = await measured(PROMPT_TOKENS);
   const dense_ms = found.get(DENSE)!;
   const llamaCpp_ms = bestOfLlamaCpp(found);
-  const { config } = manifest;
   const products = (weightsRead(config, dense) - config.hiddenSize * config.vocabularySize) * PROMPT_TOKENS;
   return {
     ...subject,

@@ -14,21 +14,24 @@ import { type Device, deviceName } from '../onnx/device.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
-import { eightMasks, openOurs } from './batch.ts';
+import { eightMasks, openOurs, streamTokens } from './batch.ts';
 import {
   type DecodeOptions,
+  decodePositions,
   denseBytes,
   measureDecode,
   openEngine,
   quarterMask,
   type SpeedOptions,
   somePrompt,
+  thatFit,
 } from './decode.ts';
 
 type Adapter = Device & { readonly kind: 'webgpu' };
 
 export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Promise<object> {
   const { home, model, kvType, rounds, say } = options;
+  const at = await decodePositions(options);
   const bandwidth_GBps = await toldBandwidth(device, say);
   const engine = await openEngine(home, model, { device, kvType });
   try {
@@ -40,7 +43,7 @@ export async function benchDecodeOn(device: Adapter, options: DecodeOptions): Pr
     const weights = weightsRead(manifest.config, dense);
     const bytes = await denseBytes(engine.folder, manifest.config, device.floatType);
     const positions: Record<string, object> = {};
-    for (const [position, found] of await measureDecode(peers, options)) {
+    for (const [position, found] of await measureDecode(peers, at, options)) {
       const dense_ms = found.get('dense')!;
       positions[`at${position}`] = {
         ...Object.fromEntries([...found].map(([name, ms]) => [`${name}_ms`, round(ms)])),
@@ -67,6 +70,8 @@ export async function benchBatchOn(
   device: Adapter,
   { home, model, kvType, rounds, say, signal }: DecodeOptions,
 ): Promise<object> {
+  const { folder, manifest } = await openInstalled(home, model);
+  thatFit([STREAM_TOKENS], streamTokens, manifest.config, say);
   const bandwidth_GBps = await toldBandwidth(device, say);
   await using ours = await openOurs(home, { model, device, kvType });
   const { layerCount } = ours.config;
@@ -84,7 +89,6 @@ export async function benchBatchOn(
   const of = (name: string) => round(median(found.get(name)!), 1);
   for (const { name } of subjects) say(`after ${STREAM_TOKENS} tokens, ${name}: ${of(name)} tokens/s`);
   const steps = of('eightStreams') / masks.length;
-  const { folder } = await openInstalled(home, model);
   const read_GBps = (steps * (await denseBytes(folder, ours.config, device.floatType))) / 1e9;
   return {
     bench: 'batch',
