@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { cloudflareTest, readD1Migrations } from '@cloudflare/vitest-plugin';
 import { defineConfig } from 'vitest/config';
 import { BaseSequencer, type TestSpecification } from 'vitest/node';
-import { COMPILED_FOLDER } from './gpu-backend/files.ts';
+import { COMPILED_FOLDER } from './gpu-backend/compiled-folder.js';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER } from './test/support/edge/constants.ts';
 
 // The tests' processes find what an earlier one compiled, as what they start does.

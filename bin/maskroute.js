@@ -12,7 +12,7 @@ const NODE_MAJOR_MIN = 24;
 const cli = new URL('../gpu-backend/cli/cli.ts', import.meta.url);
 
 if (Number(process.versions.node.split('.')[0]) >= NODE_MAJOR_MIN) {
-  module.enableCompileCache((await import('../gpu-backend/files.ts')).COMPILED_FOLDER);
+  module.enableCompileCache((await import('../gpu-backend/compiled-folder.js')).COMPILED_FOLDER);
   await (await import(cli.href)).main(process.argv.slice(2));
 } else {
   handOver(fileURLToPath(new URL('../node_modules/.bin/node', import.meta.url)));

@@ -35,9 +35,6 @@ export function maskrouteHome(): string {
     : path.resolve(named);
 }
 
-/** Node's compile cache, which halves the time to load the sources. */
-export const COMPILED_FOLDER = path.resolve(import.meta.dirname, '../node_modules/.cache/node-compile');
-
 /* The product's own files. */
 
 /**

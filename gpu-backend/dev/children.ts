@@ -9,7 +9,7 @@ import { open } from 'node:fs/promises';
 import { enableCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
-import { COMPILED_FOLDER } from '../files.ts';
+import { COMPILED_FOLDER } from '../compiled-folder.js';
 import type { BackendOptions } from '../main.ts';
 import type { EdgeOptions } from './local-edge.ts';
 

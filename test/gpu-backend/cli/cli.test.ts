@@ -399,6 +399,23 @@ test.skipIf(process.platform !== 'linux')('a full disk that takes no progress en
   });
 });
 
+/** Prints at the end which of Node's own modules for TypeScript was loaded. */
+const COMPILERS =
+  'data:text/javascript,process.on("exit",()=>console.log(process.moduleLoadList.filter((name)=>name.includes("amaro"))))';
+
+test('a second start finds all sources compiled, and loads no compiler', () => {
+  const env = { ...process.env };
+  // Would turn the cache on before the first file.
+  delete env.NODE_COMPILE_CACHE;
+  const start = () =>
+    spawnSync(process.execPath, ['--import', COMPILERS, 'bin/maskroute.js', '--version'], {
+      env,
+      encoding: 'utf8',
+    }).stdout;
+  start();
+  expect(start()).toBe(`${manifest.version}\n[]\n`);
+});
+
 const OLDER_NODE =
   'data:text/javascript,Object.defineProperty(process,"versions",{value:{...process.versions,node:"20.0.0"}})';
 
