@@ -37,7 +37,7 @@ function addPull(model: Command): void {
     )
     .option(
       '--data <file...>',
-      `text that q4 and q8-columns are calibrated on (default: the model writes its own): ${DATA_HELP}`,
+      `text that q4 and q8-columns are calibrated on (default: the model writes its own; above a billion weights none, they are rounded to nearest): ${DATA_HELP}`,
     )
     .option(
       '--force',
