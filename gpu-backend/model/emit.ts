@@ -7,8 +7,8 @@ import { queryScale, readExtras, storeExtras } from './architectures/attention-e
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
-import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
-import { reserveLinear, storeCodes } from './architectures/projections.ts';
+import type { StoredAs, StoredEmbedding, StoredLinear, StoredRows } from './architectures/projections.ts';
+import { reserveLinear, storeCodes, storeLinear } from './architectures/projections.ts';
 import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import { convertSlices, type Job } from './conversion/convert-slices.ts';
@@ -31,6 +31,7 @@ import {
   type MatrixForm,
   PLAIN_8_BITS,
   QUANT_BLOCK,
+  type QuantForm,
 } from './quantization/quantize.ts';
 import { ropeTables } from './rope.ts';
 import { WeightsFile } from './weights-file.ts';
@@ -100,6 +101,27 @@ function requireBlocks({ hiddenSize, ffnSize, headCount, headSize }: ModelConfig
   );
 }
 
+/** `undefined`: fp32. */
+type Forms = {
+  readonly embedding: QuantForm | undefined;
+  readonly head: MatrixForm | undefined;
+  readonly layers: MatrixForm | undefined;
+};
+
+function formsOf(kind: WeightKind, { hiddenSize }: ModelConfig): Forms {
+  const eightBits = eightBitsOf(hiddenSize);
+  switch (kind) {
+    case 'f32':
+      return { embedding: undefined, head: undefined, layers: undefined };
+    case 'q8':
+      return { embedding: PLAIN_8_BITS, head: PLAIN_8_BITS, layers: PLAIN_8_BITS };
+    case 'q4':
+      return { embedding: eightBits, head: eightBits, layers: FOUR_BITS };
+    case 'q8-columns':
+      return { embedding: eightBits, head: 'columns', layers: 'columns' };
+  }
+}
+
 /** Writes the last norm and the rotary tables. */
 function storeRest(
   { source, file, basis }: Emission,
@@ -118,10 +140,14 @@ const NORM_SHARE_MIN = 1 / 256;
 
 /**
  * Whether tied embedding and head are stored once. The embedding is then the head's rows divided by the last norm's weights
- * (`Basis.embeddingFromHead`), and a weight near 0 would leave only noise.
+ * (`Basis.embeddingFromHead`), and a weight near 0 would leave only noise. A head by column has no rows.
  */
-function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean {
-  if (!source.config.tiedEmbeddings) return false;
+function isShared(
+  { source, basis }: Emission,
+  head: StoredLinear,
+  finalNorm: Float32Array,
+): head is StoredRows {
+  if (!source.config.tiedEmbeddings || head.kind === 'q8-columns') return false;
   if (basis === fileBasis) return true;
   const sizes = finalNorm.map(Math.abs);
   const largest = sizes.reduce((most, size) => Math.max(most, size), 0);
@@ -131,7 +157,7 @@ function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean
 /** The embedding when it is stored once with the head. */
 function tiedEmbedding(
   { source, file, basis }: Emission,
-  head: StoredLinear,
+  head: StoredRows,
   finalNorm: Float32Array,
 ): StoredEmbedding {
   const correction = basis.embeddingFromHead(finalNorm);
@@ -140,22 +166,6 @@ function tiedEmbedding(
 }
 
 /* In slices: first reserve the places of all matrices, then convert them. */
-
-/** Forms of the layers, and of the embedding and the head (`ends`). `undefined`: fp32. */
-type Forms = { readonly ends: MatrixForm | undefined; readonly layers: MatrixForm | undefined };
-
-function formsOf(holding: Exclude<Holding, object>, { hiddenSize }: ModelConfig): Forms {
-  switch (holding) {
-    case 'f32':
-      return { ends: undefined, layers: undefined };
-    case 'q8':
-      return { ends: PLAIN_8_BITS, layers: PLAIN_8_BITS };
-    case 'q4':
-      return { ends: eightBitsOf(hiddenSize), layers: FOUR_BITS };
-    case 'q8-columns':
-      return { ends: 'columns', layers: 'columns' };
-  }
-}
 
 /** Weights of a slice: enough work for a thread, small enough to have many in memory. */
 const SLICE_WEIGHTS = 2 ** 22;
@@ -168,23 +178,24 @@ async function storeInSlices(
 ): Promise<StoredLlama> {
   const { source, file } = emission;
   const { config } = source;
-  const isTurned = forms.ends !== undefined;
   const jobs: Job[] = [];
-  const place = (names: readonly string[], form: MatrixForm | undefined, turn: (name: string) => Turn) => {
-    const { stored, jobs: own } = placeMatrix(emission, names, form, (name) =>
-      isTurned ? turn(name) : plainTurn(turn(name)),
-    );
+  const place = <Form extends MatrixForm | undefined>(
+    names: readonly string[],
+    form: Form,
+    turn: (name: string) => Turn,
+  ): StoredAs<Form> => {
+    const { stored, jobs: own } = placeMatrix(emission, names, form, turn);
     jobs.push(...own);
     return stored;
   };
   const reads = (norm: Float32Array, scale = 1): Turn => ({ kind: 'reads', norm, scale });
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
-  const head = place([headName], forms.ends, () => reads(finalNorm));
-  const embedding = isShared(emission, finalNorm)
+  const head = place([headName], forms.head, () => reads(finalNorm));
+  const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : {
-        rows: place(['model.embed_tokens.weight'], forms.ends, () => ({ kind: 'embeds' })),
+        rows: place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' })),
         correction: undefined,
       };
   const layers: StoredLayer[] = [];
@@ -222,25 +233,27 @@ const plainTurn = (turn: Turn): Turn =>
   turn.kind === 'reads' && turn.scale !== 1 ? { kind: 'scaled', scale: turn.scale } : { kind: 'none' };
 
 /** Reserves one place for the named matrices, stacked by rows, and cuts them into slices. */
-function placeMatrix(
-  { source, file }: Emission,
+function placeMatrix<Form extends MatrixForm | undefined>(
+  { source, file, basis }: Emission,
   names: readonly string[],
-  form: MatrixForm | undefined,
+  form: Form,
   turnOf: (name: string) => Turn,
-): { stored: StoredLinear; jobs: Job[] } {
+): { stored: StoredAs<Form>; jobs: Job[] } {
   const columns = source.shape(names[0]!)[1]!;
   const heights = names.map((name) => source.shape(name)[0]!);
   const outputs = heights.reduce((sum, height) => sum + height, 0);
   const stored = reserveLinear(file, form, outputs, columns);
-  // Each of the parts of a matrix is rows of equal length.
+  // Each of the parts of a matrix is rows of equal length; by column, a row's codes are a byte apart.
   const at = (range: { offset: number; bytes: number }, row: number) =>
     range.offset + (range.bytes / outputs) * row;
+  const valuesAt = (row: number) =>
+    stored.kind === 'q8-columns' ? stored.values.offset + row : at(stored.values, row);
   const { headSize } = source.config;
   const step = headSize * Math.max(1, Math.floor(SLICE_WEIGHTS / columns / headSize));
   const jobs: Job[] = [];
   let above = 0;
   for (const [i, name] of names.entries()) {
-    const turn = turnOf(name);
+    const turn = basis === fileBasis ? plainTurn(turnOf(name)) : turnOf(name);
     const height = heights[i]!;
     for (let from = 0; from < height; ) {
       const rows = turn.kind === 'writes' ? height : Math.min(step, height - from);
@@ -251,9 +264,10 @@ function placeMatrix(
           from,
           rows,
           columns,
+          outputs,
           turn,
           form,
-          valuesAt: at(stored.values, row),
+          valuesAt: valuesAt(row),
           scalesAt: 'scales' in stored ? at(stored.scales, row) : 0,
           zeroPointsAt: 'zeroPoints' in stored ? at(stored.zeroPoints, row) : 0,
         },
@@ -276,13 +290,13 @@ async function storeByText(
   const { layerCount } = source.config;
   const open = kind === 'q4' ? openFourBits : openColumns;
   const quantizer = await open(source, basis, options, onProgress);
+  const forms = formsOf(kind, source.config);
   const finalNorm = await source.read('model.norm.weight');
-  const head = storeCodes(file, quantizer.end(await headMatrix(source, basis, finalNorm)));
-  const embedded = async () =>
-    quantizer.end(basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
-  const embedding = isShared(emission, finalNorm)
+  const head = storeLinear(file, forms.head, await headMatrix(source, basis, finalNorm));
+  const embedded = async () => basis.embeds(await stackRows(source, ['model.embed_tokens.weight']));
+  const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
-    : { rows: storeCodes(file, await embedded()), correction: undefined };
+    : { rows: storeLinear(file, forms.embedding, await embedded()), correction: undefined };
   const layers: StoredLayer[] = [];
   for (let index = 0; index < layerCount; index++) {
     layers.push(await storeLayer(emission, quantizer, index));

@@ -107,7 +107,7 @@ export const KV_TYPES = ['f32', 'f16'] as const;
 export type KvType = (typeof KV_TYPES)[number];
 
 /** Raised whenever the format of the graphs or the weights file changes; models of another format are imported again. */
-export const MANIFEST_FORMAT = 'maskroute-model-v8';
+export const MANIFEST_FORMAT = 'maskroute-model-v9';
 
 const calibrationSchema = z.strictObject({ version: z.int(), text: z.string() });
 

@@ -8,7 +8,7 @@ import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
-import type { StoredLinear } from './architectures/projections.ts';
+import type { StoredLinear, StoredRows } from './architectures/projections.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
 import type { ModelConfig } from './model-source.ts';
@@ -57,7 +57,7 @@ export async function readStoredLlama(
       ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
-      rows: linear('embedding'),
+      rows: rowMatrix(found, get, 'embedding'),
       correction: correction && { values: correction.range, size: correction.shape[0]! },
     },
     head: linear('head'),
@@ -67,17 +67,15 @@ export async function readStoredLlama(
   };
 }
 
-function storedLinear(
-  { tensors, forms }: Weights,
-  get: (name: string) => Tensor,
-  name: string,
-): StoredLinear {
-  const columns = tensors.get(`${name}.columns`);
-  if (columns !== undefined) {
-    const [outputs, inputs] = columns.shape as [number, number];
-    const scales = get(`${name}.scales`).range;
-    return { kind: 'q8-columns', outputs, inputs, values: columns.range, scales };
-  }
+function storedLinear(weights: Weights, get: (name: string) => Tensor, name: string): StoredLinear {
+  const columns = weights.tensors.get(`${name}.columns`);
+  if (columns === undefined) return rowMatrix(weights, get, name);
+  const [inputs, outputs] = columns.shape as [number, number];
+  const scales = get(`${name}.scales`).range;
+  return { kind: 'q8-columns', outputs, inputs, values: columns.range, scales, from: 0, width: outputs };
+}
+
+function rowMatrix({ forms }: Weights, get: (name: string) => Tensor, name: string): StoredRows {
   const form = forms.get(`${name}.q`);
   if (form === undefined) {
     const { shape, range } = get(name);

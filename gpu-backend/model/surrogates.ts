@@ -22,7 +22,7 @@ import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, writeGraphs } from './emit.ts';
 import { encodeHalfTensors, openSafetensors, type SafetensorsFile } from './formats/safetensors.ts';
 import type { ModelConfig, ModelManifest, WeightKind } from './model-source.ts';
-import { QUANT_BLOCK } from './quantization/quantize.ts';
+import { PLAIN_8_BITS, QUANT_BLOCK } from './quantization/quantize.ts';
 import {
   describeFiles,
   type InstalledModel,
@@ -266,14 +266,14 @@ function storeSurrogates(
 ): StoredLayer[] {
   const { a, b, bias, first, hiddenSize: H, rank } = toInstalledBasis(table, weights);
   // Surrogates are small, so four bits would save little and cost accuracy.
-  const kind = weights === 'f32' ? 'f32' : 'q8';
+  const form = weights === 'f32' ? undefined : PLAIN_8_BITS;
   const file = new WeightsFile(path, SURROGATE_WEIGHTS_FILE);
   const store = (block: number): StoredSurrogate => {
     const matrix = (values: Float32Array) => values.subarray(block * H * rank, (block + 1) * H * rank);
     const vector = (values: Float32Array) => file.append(values.subarray(block * H, (block + 1) * H));
     return {
-      down: storeLinear(file, kind, transpose(matrix(a), H, rank), rank, H),
-      up: storeLinear(file, kind, transpose(matrix(b), rank, H), H, rank),
+      down: storeLinear(file, form, { rows: transpose(matrix(a), H, rank), outputs: rank, inputs: H }),
+      up: storeLinear(file, form, { rows: transpose(matrix(b), rank, H), outputs: H, inputs: rank }),
       bias: vector(bias),
       first: vector(first),
     };

@@ -26,7 +26,13 @@ import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
 import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
-import { dequantize, QUANT_BLOCK, unpackRows } from '../../model/quantization/quantize.ts';
+import {
+  dequantize,
+  PLAIN_8_BITS,
+  QUANT_BLOCK,
+  unpackColumns,
+  unpackRows,
+} from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
@@ -190,13 +196,13 @@ function storeCopies(
     const back = storeColumns(file, codes, rows, outputs, inputs);
     return innerKind(kind) === kind
       ? { back }
-      : { forward: storeLinear(file, 'q8', rows, outputs, inputs), back };
+      : { forward: storeLinear(file, PLAIN_8_BITS, { rows, outputs, inputs }), back };
   }
   const columns = transpose(rows, outputs, inputs);
   const forward = storeColumns(file, codes, columns, inputs, outputs);
   const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
   const filled = whole === outputs ? columns : widened(columns, inputs, outputs, whole);
-  return { forward, back: storeLinear(file, 'q8', filled, inputs, whole) as StoredProduct };
+  return { forward, back: storeLinear(file, PLAIN_8_BITS, { rows: filled, outputs: inputs, inputs: whole }) };
 }
 
 /** Row-major `[rows, columns]` with zeros behind each row, `[rows, wide]`. */
@@ -350,8 +356,10 @@ async function dequantizeLinear(weights: FileHandle, linear: StoredLinear): Prom
   if (linear.kind === 'f32') return new Float32Array((await readRange(weights, linear.values)).buffer);
   const values = await readRange(weights, linear.values);
   const scales = new Float32Array((await readRange(weights, linear.scales)).buffer);
-  if (linear.kind === 'q8-columns')
-    return dequantize({ rows: outputs, columns: inputs, codes: new Int8Array(values.buffer), scales });
+  if (linear.kind === 'q8-columns') {
+    const codes = unpackColumns(new Int8Array(values.buffer), inputs, linear.from, outputs);
+    return dequantize({ rows: outputs, columns: inputs, codes, scales });
+  }
   const zeroPoints = await readRange(weights, linear.zeroPoints);
   return dequantize(unpackRows({ values, scales, zeroPoints }, outputs, inputs, formOf(linear)));
 }

@@ -2,11 +2,11 @@
  * Linear layers and the embedding in a graph: `MatMulNBits` with 8 or 4 bits (fast on CPUs: VNNI kernels, activations
  * quantized in blocks too), 8 bits by column (`column-products.ts`, for CPUs with AMX), or fp32 as the reference. Every matrix
  * has its own form.
- * Weights stay `[out, in]`, as in model files, so that initializers can share rows.
+ * Weights stay `[out, in]`, as in model files, so that initializers can share rows. Only codes by column are `[in, out]`, as
+ * their product reads them: transposing would take as long as all the rest of opening a graph.
  */
 import {
   type Attribute,
-  ELEMENT_TYPES,
   type FloatType,
   type Graph,
   type GraphBuilder,
@@ -18,14 +18,15 @@ import {
   checkForm,
   type MatrixCodes,
   type MatrixForm,
-  PLAIN_8_BITS,
+  packColumns,
   packRows,
   type QuantCodes,
   type QuantForm,
-  roundRows,
+  roundMatrix,
 } from '../quantization/quantize.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
 import { type Columns, multiplyByColumn, withEvenRows } from './column-products.ts';
+import type { Matrix } from './rotation.ts';
 
 type Shape = { readonly outputs: number; readonly inputs: number };
 
@@ -44,35 +45,52 @@ export type StoredLinear = Shape & { readonly values: WeightRange } & (
         readonly scales: WeightRange;
         readonly zeroPoints: WeightRange;
       }
-    | { readonly kind: 'q8-columns'; readonly scales: WeightRange }
+    | {
+        readonly kind: 'q8-columns';
+        readonly scales: WeightRange;
+        /** The matrix is some outputs of a wider matrix, from output `from` on; `values` are those of the wider matrix. */
+        readonly from: number;
+        readonly width: number;
+      }
   );
 /** Codes in blocks. */
 export type StoredCodes = Extract<StoredLinear, { readonly zeroPoints: WeightRange }>;
+/** Codes by column. */
+export type StoredColumns = Extract<StoredLinear, { readonly kind: 'q8-columns' }>;
+/** A matrix whose rows are contiguous. */
+export type StoredRows = Exclude<StoredLinear, StoredColumns>;
+/** As a form is stored; undefined: fp32. */
+export type StoredAs<Form extends MatrixForm | undefined> = Form extends 'columns'
+  ? StoredColumns
+  : StoredRows;
 
 export const formOf = ({ kind, blockSize }: Pick<StoredCodes, 'kind' | 'blockSize'>): QuantForm => ({
   bits: kind === 'q8' ? 8 : 4,
   blockSize,
 });
 
-/** Writes `weights`, row-major `[outputs, inputs]`, in fp32 or rounded to 8 bits in blocks of 32. */
+/** Writes a matrix rounded to nearest; `form` undefined: fp32. */
+export function storeLinear<Form extends MatrixForm | undefined>(
+  file: WeightsFile,
+  form: Form,
+  matrix: Matrix,
+): StoredAs<Form>;
 export function storeLinear(
   file: WeightsFile,
-  kind: 'f32' | 'q8',
-  weights: Float32Array,
-  outputs: number,
-  inputs: number,
+  form: MatrixForm | undefined,
+  { rows, outputs, inputs }: Matrix,
 ): StoredLinear {
-  if (kind === 'f32') return { kind, outputs, inputs, values: file.append(weights) };
-  return storeCodes(file, roundRows(weights, outputs, inputs, PLAIN_8_BITS));
+  if (form === undefined) return { kind: 'f32', outputs, inputs, values: file.append(rows) };
+  return storeCodes(file, roundMatrix(rows, outputs, inputs, form));
 }
 
 export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes;
-export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear;
+export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredCodes | StoredColumns;
 export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear {
   const { rows: outputs, columns: inputs } = codes;
   if (!('blockSize' in codes)) {
-    const [values, scales] = [file.append(codes.codes), file.append(codes.scales)];
-    return { kind: 'q8-columns', outputs, inputs, values, scales };
+    const [values, scales] = [file.append(packColumns(codes)), file.append(codes.scales)];
+    return { kind: 'q8-columns', outputs, inputs, values, scales, from: 0, width: outputs };
   }
   const { bits, blockSize } = codes;
   const { values, scales, zeroPoints } = packRows(codes);
@@ -88,6 +106,12 @@ export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear 
 }
 
 /** Reserves room for a matrix that is written later; `form` undefined: fp32. */
+export function reserveLinear<Form extends MatrixForm | undefined>(
+  file: WeightsFile,
+  form: Form,
+  outputs: number,
+  inputs: number,
+): StoredAs<Form>;
 export function reserveLinear(
   file: WeightsFile,
   form: MatrixForm | undefined,
@@ -97,7 +121,7 @@ export function reserveLinear(
   if (form === undefined) return { kind: 'f32', outputs, inputs, values: file.reserve(4 * outputs * inputs) };
   if (form === 'columns') {
     const [values, scales] = [file.reserve(outputs * inputs), file.reserve(4 * outputs)];
-    return { kind: 'q8-columns', outputs, inputs, values, scales };
+    return { kind: 'q8-columns', outputs, inputs, values, scales, from: 0, width: outputs };
   }
   checkForm(inputs, form);
   const blocks = blocksOf(inputs, form);
@@ -118,12 +142,17 @@ export function storedRows(stored: StoredLinear, from: number, to: number): Stor
     const row_bytes = range.bytes / stored.outputs;
     return slice(range, from * row_bytes, (to - from) * row_bytes);
   };
-  const rows = { ...stored, outputs: to - from, values: cut(stored.values) };
-  if (rows.kind === 'f32') return rows;
-  const scales = cut(rows.scales);
-  return rows.kind === 'q8-columns'
-    ? { ...rows, scales }
-    : { ...rows, scales, zeroPoints: cut(rows.zeroPoints) };
+  const outputs = to - from;
+  switch (stored.kind) {
+    case 'f32':
+      return { ...stored, outputs, values: cut(stored.values) };
+    case 'q8-columns':
+      return { ...stored, outputs, from: stored.from + from, scales: cut(stored.scales) };
+    default: {
+      const { values, scales, zeroPoints } = stored;
+      return { ...stored, outputs, values: cut(values), scales: cut(scales), zeroPoints: cut(zeroPoints) };
+    }
+  }
 }
 
 /** Bytes of a stored matrix, with its scales and zero points, when floats have the type `floatType`. */
@@ -134,7 +163,7 @@ export function storedBytes(stored: StoredLinear, floatType: FloatType = 'f32'):
   return stored.values.bytes + floats(stored.scales) + zeroPoints_bytes;
 }
 
-/** Makes initializers of a stored matrix. By column, the runtime transposes the codes once, when it opens the graph. */
+/** Makes initializers of a stored matrix. */
 export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
   const { outputs, inputs } = stored;
   if (stored.kind === 'f32') {
@@ -142,8 +171,10 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
     return { kind: 'f32', outputs, inputs, values };
   }
   if (stored.kind === 'q8-columns') {
-    const codes = g.initializer(`${name}.columns`, 'i8', [outputs, inputs], external(stored.values));
-    const values = g.op('Transpose', [codes], { perm: [1, 0] });
+    const { from, width } = stored;
+    const all = g.initializer(`${name}.columns`, 'i8', [inputs, width], external(stored.values));
+    // The runtime cuts once, when it opens the graph.
+    const values = outputs === width ? all : outputsOf(g, all, from, from + outputs);
     const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
     return { kind: stored.kind, outputs, inputs, values, scales };
   }
@@ -151,6 +182,12 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
   const block_bytes = (form.blockSize * form.bits) / 8;
   const values: readonly number[] = [outputs, blocksOf(inputs, form), block_bytes];
   return { ...form, kind: 'nbits', outputs, inputs, ...codeTensors(g, name, stored, values) };
+}
+
+/** Outputs `from` to `to` of codes `[inputs, outputs]`. */
+function outputsOf(g: GraphBuilder, codes: Value, from: number, to: number): Value {
+  const one = (value: number) => g.constant('i64', [1], [value]);
+  return g.op('Slice', [codes, one(from), one(to), one(1)]);
 }
 
 /** The three tensors of a quantized matrix. `stored-llama.ts` reads its bits and block size back from their shapes. */
@@ -218,7 +255,7 @@ const EXACT = 1;
 
 export type StoredEmbedding = {
   /** `[V, H]`; the same ranges as the head when the embeddings are tied. */
-  readonly rows: StoredLinear;
+  readonly rows: StoredRows;
   /** fp32 `[H, H]`: turns a row from the head's basis into the stream's; undefined when they are the same. */
   readonly correction: { readonly values: WeightRange; readonly size: number } | undefined;
 };
@@ -235,16 +272,10 @@ export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: St
 }
 
 /** One row for each token, dequantized if the matrix is quantized. */
-function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredLinear): Value {
+function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredRows): Value {
   const { outputs: V, inputs: H } = stored;
   if (stored.kind === 'f32') {
     return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
-  }
-  if (stored.kind === 'q8-columns') {
-    const codes = g.initializer('embedding.columns', 'i8', [V, H], external(stored.values));
-    const scales = g.initializer('embedding.scales', 'f32', [V, 1], external(stored.scales));
-    const rows = g.op('Cast', [g.op('Gather', [codes, tokenIds])], { to: ELEMENT_TYPES.f32 });
-    return g.op('Mul', [rows, g.op('Gather', [scales, tokenIds])]);
   }
   const { bits, blockSize } = formOf(stored);
   const { values, scales, zeroPoints } = codeTensors(g, 'embedding', stored, [V, (H * bits) / 8]);

@@ -11,6 +11,7 @@ import type { TensorPlace } from '../model-source.ts';
 import {
   type MatrixCodes,
   type MatrixForm,
+  packColumns,
   packRows,
   type QuantForm,
   roundMatrix,
@@ -39,6 +40,8 @@ export type Slice = {
   readonly form: MatrixForm | undefined;
   readonly valuesAt: number;
   readonly scalesAt: number;
+  /** Rows of the whole matrix; codes by column have those of all rows for an input side by side. */
+  readonly outputs: number;
   readonly zeroPointsAt: number;
 };
 
@@ -69,13 +72,15 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
 }
 
 function writeCodes(
-  { valuesAt, scalesAt, zeroPointsAt }: Slice,
+  { valuesAt, scalesAt, zeroPointsAt, rows, columns, outputs }: Slice,
   codes: MatrixCodes,
   descriptor: number,
 ): void {
   writeAt(descriptor, scalesAt, codes.scales);
   if (!('blockSize' in codes)) {
-    writeAt(descriptor, valuesAt, codes.codes);
+    const packed = packColumns(codes);
+    for (let input = 0; input < columns; input++)
+      writeAt(descriptor, valuesAt + input * outputs, packed.subarray(input * rows, (input + 1) * rows));
     return;
   }
   const { values, zeroPoints } = packRows(codes);

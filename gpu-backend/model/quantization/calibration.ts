@@ -29,8 +29,6 @@ export type TextOptions = {
 export type Quantizer = {
   /** The share of the import's work that is done when the quantizer is open. */
   readonly progress: number;
-  /** Codes of the embedding or the head. */
-  end(matrix: Matrix): MatrixCodes;
   /** Codes of a layer's matrices. */
   layer(index: number, matrices: LayerMatrices): Promise<LayerCodes<MatrixCodes>>;
 };

@@ -1,13 +1,12 @@
-/** Eight bits by column with error feedback on calibration text; the embedding and the head are rounded to nearest. */
+/** Eight bits by column with error feedback on calibration text. */
 import type { Basis, Matrix } from '../architectures/rotation.ts';
 import type { WeightSource } from '../model-source.ts';
 import { type Quantizer, quantizeLayers, type TextOptions } from './calibration.ts';
 import { roundColumnsWithFeedback } from './error-feedback.ts';
 import { openProducts } from './layer-steps.ts';
-import { roundMatrix } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes. */
-export const COLUMNS_VERSION = 1;
+export const COLUMNS_VERSION = 2;
 
 /** The share of the work that is done when all matrices are rounded. */
 const ROUNDED = 0.95;
@@ -28,7 +27,6 @@ export async function openColumns(
   const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
   return {
     progress: ROUNDED,
-    end: ({ rows, outputs, inputs }) => roundMatrix(rows, outputs, inputs, 'columns'),
     layer: async (index) => codes[index]!,
   };
 }

@@ -62,7 +62,6 @@ export async function openFourBits(
   const eight = chooseEightBits(source.config, sensitivities, EIGHT_BIT_SHARE);
   return {
     progress: MEASURED,
-    end: roundToEight,
     layer: async (index, matrices) =>
       eachProduct((name) =>
         eight.has(`${index}.${name}`) ? roundToEight(matrices[name]) : codes[index]![name],

@@ -189,6 +189,32 @@ export type ColumnCodes = {
   readonly scales: Float32Array;
 };
 
+/** Rows that are packed together: as many bytes as a line of the CPU's cache. */
+const PACKED_TOGETHER = 64;
+
+/** The codes as the graph reads them, `[columns, rows]`. */
+export function packColumns({ rows, columns, codes }: ColumnCodes): Int8Array {
+  const packed = new Int8Array(codes.length);
+  for (let from = 0; from < rows; from += PACKED_TOGETHER) {
+    const to = Math.min(rows, from + PACKED_TOGETHER);
+    for (let column = 0; column < columns; column++) {
+      for (let row = from; row < to; row++) packed[column * rows + row] = codes[row * columns + column]!;
+    }
+  }
+  return packed;
+}
+
+/** The inverse of {@link packColumns}, of some rows of a matrix: `count` of them, from row `from` on. */
+export function unpackColumns(packed: Int8Array, columns: number, from: number, count: number): Int8Array {
+  const rows = packed.length / columns;
+  const codes = new Int8Array(count * columns);
+  for (let row = 0; row < count; row++) {
+    for (let column = 0; column < columns; column++)
+      codes[row * columns + column] = packed[column * rows + from + row]!;
+  }
+  return codes;
+}
+
 /** Rounds row-major `[rows, columns]` to nearest. */
 export const roundMatrix = (
   weights: Float32Array,

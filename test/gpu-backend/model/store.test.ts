@@ -9,6 +9,8 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
 import type { ImportProgress, WeightKind } from '../../../gpu-backend/model/model-source.ts';
+import { COLUMNS_VERSION } from '../../../gpu-backend/model/quantization/columns.ts';
+import { FOUR_BITS_VERSION } from '../../../gpu-backend/model/quantization/four-bits.ts';
 import { tryModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import { loadTokenizer } from '../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
@@ -78,15 +80,15 @@ describe('pullModel', () => {
   });
 
   test.each([
-    ['q4', 'fourBits'],
-    ['q8-columns', 'columns'],
+    ['q4', 'fourBits', FOUR_BITS_VERSION],
+    ['q8-columns', 'columns', COLUMNS_VERSION],
   ] as const)(
     '%s: calibrated on its own text or on data, done once for each, and nothing else is left',
-    async (weights, field) => {
+    async (weights, field, version) => {
       const options = { weights };
       const own = await pull(file, options);
       expect(own.manifest[field]).toEqual({
-        version: 1,
+        version,
         text: expect.stringMatching(/^own text, seed 1, passages [0-9a-f]{64}$/),
       });
       expect((await pull(file, options)).manifest.importedAt).toBe(own.manifest.importedAt);

@@ -17,6 +17,7 @@ import {
   type WeightSource,
 } from '../../../../gpu-backend/model/model-source.ts';
 import {
+  type ColumnCodes,
   eightBitsOf,
   FOUR_BITS,
   PLAIN_8_BITS,
@@ -92,8 +93,13 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
       continue;
     }
     if (own.kind === 'q8-columns') {
-      const { codes, scales } = roundMatrix(rows, outputs, inputs, 'columns');
-      expect(at(own.values).equals(Buffer.from(codes.buffer)), name).toBe(true);
+      const rounded = roundMatrix(rows, outputs, inputs, 'columns');
+      const { codes, scales } = rounded as ColumnCodes;
+      const asRead = Int8Array.from(
+        codes,
+        (_, i) => codes[(i % outputs) * inputs + Math.floor(i / outputs)]!,
+      );
+      expect(at(own.values).equals(Buffer.from(asRead.buffer)), name).toBe(true);
       expect(at(own.scales).equals(Buffer.from(scales.buffer)), name).toBe(true);
       continue;
     }
@@ -102,9 +108,13 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
     expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
     expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
   }
-  const { head } = stored;
-  if (kind === 'q4')
-    expect(head).toMatchObject({ kind: 'q8', blockSize: eightBitsOf(head.inputs).blockSize });
+  const { head, embedding } = stored;
+  const { blockSize } = eightBitsOf(head.inputs);
+  if (kind === 'q4') expect(head).toMatchObject({ kind: 'q8', blockSize });
+  if (kind === 'q8-columns') {
+    expect(head).toMatchObject({ kind });
+    expect(embedding.rows).toMatchObject({ kind: 'q8', blockSize });
+  }
 });
 
 test('a weight that is not finite is refused by name, from a thread, too', async () => {
