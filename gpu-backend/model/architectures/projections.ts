@@ -190,7 +190,7 @@ function outputsOf(g: GraphBuilder, codes: Value, from: number, to: number): Val
   return g.op('Slice', [codes, one(from), one(to), one(1)]);
 }
 
-/** The three tensors of a quantized matrix. `stored-llama.ts` reads its bits and block size back from their shapes. */
+/** The three tensors of a matrix in blocks. `stored-llama.ts` finds them by their names. */
 function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values: readonly number[]) {
   const { outputs, inputs, scales, zeroPoints } = stored;
   const form = formOf(stored);
@@ -254,7 +254,7 @@ const EXACT = 1;
  */
 
 export type StoredEmbedding = {
-  /** `[V, H]`; the same ranges as the head when the embeddings are tied. */
+  /** `[V, H]`; the same ranges as the head's when the two are stored once. */
   readonly rows: StoredRows;
   /** fp32 `[H, H]`: turns a row from the head's basis into the stream's; undefined when they are the same. */
   readonly correction: { readonly values: WeightRange; readonly size: number } | undefined;

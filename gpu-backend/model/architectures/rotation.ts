@@ -1,8 +1,8 @@
 /**
  * An orthogonal change of basis of the residual stream, folded into the weights (QuaRot, arXiv 2404.00456).
  *
- * 8-bit products also quantize activations, in blocks. A few channels of the residual stream are far larger than the rest,
- * and take the precision from the other channels of their block. In a rotated basis no channel is an outlier.
+ * Quantized products also quantize activations. A few channels of the residual stream are far larger than the rest, and take
+ * the precision from the channels that share their scale. In a rotated basis no channel is an outlier.
  * The model computes the same function: RMS norms commute with a rotation once their weights are folded into the matrices
  * that follow them.
  */
@@ -166,7 +166,7 @@ export type Basis = {
   /** The RMS norm's weight that remains after folding. */
   norm(norm: Float32Array): Float32Array;
   /**
-   * Tied embeddings are stored once, as the head's rows. Returns the matrix `[H, H]` (input-major) that turns such a row
+   * For a tied embedding that is stored once with the head: the matrix `[H, H]` (input-major) that turns a row of the head
    * into the stream's first value; undefined when they are equal.
    */
   embeddingFromHead(norm: Float32Array): Float32Array | undefined;

@@ -50,7 +50,7 @@ const TILE_WEIGHTS = 2 ** 21;
 
 /** Converts and writes a slice. `descriptor`: the weights file. */
 export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
-  if (slice.turn.kind === 'writes') return convertColumns(slice, parts, descriptor);
+  if (slice.turn.kind === 'writes') return convertInTiles(slice, parts, descriptor);
   const { from, columns, turn, form } = slice;
   const rows = await parts.rows(from, slice.rows);
   switch (turn.kind) {
@@ -92,8 +92,8 @@ function scale(values: Float32Array, factor: number): void {
   if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }
 
-/** Rotates tiles of columns, and writes the whole matrix at the end: in the file, rows are contiguous. */
-async function convertColumns(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
+/** Rotates tiles of columns, and writes the whole matrix at the end: a tile has a part of every row. */
+async function convertInTiles(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
   const { form } = slice;
   if (form === undefined) throw new RangeError('fp32 is not rotated');
   const codes = await (form === 'columns' ? wholeRows(slice, parts) : rowsInBlocks(slice, form, parts));

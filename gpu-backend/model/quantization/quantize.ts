@@ -6,7 +6,8 @@
  * bits need `error-feedback.ts`.
  *
  * By column, for integer products of whole matrices (`architectures/column-products.ts`): signed codes of 8 bits with one
- * scale an output. One scale for so many weights rounds coarser, which error feedback makes good.
+ * scale an output. One scale for so many weights rounds coarser, which error feedback makes good. They are packed as
+ * `[in, out]`.
  */
 export type QuantForm = { readonly bits: 4 | 8; readonly blockSize: 32 | 64 | 128 };
 
@@ -15,7 +16,7 @@ export const QUANT_BLOCK = 32;
 export const PLAIN_8_BITS: QuantForm = { bits: 8, blockSize: QUANT_BLOCK };
 export const FOUR_BITS: QuantForm = { bits: 4, blockSize: QUANT_BLOCK };
 
-/** For the 8-bit matrices of a q4 model. Blocks of 64 are read faster and lose nothing at 8 bits; at 4, a quarter more error. */
+/** For matrices beside those of another form. Blocks of 64 are read faster and lose nothing at 8 bits; at 4, a quarter more error. */
 export const eightBitsOf = (columns: number): QuantForm => ({
   bits: 8,
   blockSize: columns % 64 === 0 ? 64 : 32,
