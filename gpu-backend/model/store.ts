@@ -185,7 +185,8 @@ async function readManifest(folder: string): Promise<ModelManifest> {
     throw corruptModel(`${path} cannot be read (${(error as Error).message})`, error);
   }
   if ((json as { format?: unknown } | null)?.format !== modelManifestSchema.shape.format.value) {
-    throw corruptModel(`${path} was written by another version of Maskroute; pull the model again`);
+    const message = `${path} was written by another version of Maskroute; pull the model again.`;
+    throw new MaskrouteError('corrupt_model', message);
   }
   const checked = check(modelManifestSchema, json, 'the manifest');
   if (checked.kind === 'bad') throw corruptModel(`${path}: ${checked.message}`);

@@ -208,7 +208,11 @@ describe('what is broken', () => {
       manifest,
       (await readFile(manifest, 'utf8')).replace('maskroute-model-v', 'maskroute-model-v0'),
     );
-    await expect(showModel(home, 'Tiny-model-v1')).rejects.toThrow(/another version of Maskroute; pull/);
+    await expect(showModel(home, 'Tiny-model-v1')).rejects.toMatchObject({
+      code: 'corrupt_model',
+      // Nothing is damaged.
+      message: expect.stringMatching(/^\S+model\.json was written by another version of Maskroute; pull/),
+    });
     await pull(file);
     expect((await showModel(home, 'Tiny-model-v1')).manifest.name).toBe('Tiny-model-v1');
   });
