@@ -109,7 +109,7 @@ async function openGraph(
   { threads, profileFile }: RunnerOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  if (stored.head.kind === 'q8-columns')
+  if (stored.head[0]!.kind === 'q8-columns')
     throw unsupportedModel(
       'its weights are held by column, which only a CPU multiplies; take --device cpu, or pull it with --weights q8 for a GPU',
     );

@@ -7,7 +7,7 @@ import { queryScale, readExtras, storeExtras } from './architectures/attention-e
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
-import type { StoredEmbedding, StoredLinear } from './architectures/projections.ts';
+import type { StoredEmbedding, StoredLinear, VocabularyMatrix } from './architectures/projections.ts';
 import { reserveLinear, storeCodes } from './architectures/projections.ts';
 import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
@@ -131,7 +131,7 @@ function isShared({ source, basis }: Emission, finalNorm: Float32Array): boolean
 /** The embedding when it is stored once with the head. */
 function tiedEmbedding(
   { source, file, basis }: Emission,
-  head: StoredLinear,
+  head: VocabularyMatrix,
   finalNorm: Float32Array,
 ): StoredEmbedding {
   const correction = basis.embeddingFromHead(finalNorm);
@@ -180,11 +180,11 @@ async function storeInSlices(
   const reads = (norm: Float32Array, scale = 1): Turn => ({ kind: 'reads', norm, scale });
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
-  const head = place([headName], forms.ends, () => reads(finalNorm));
+  const head = [place([headName], forms.ends, () => reads(finalNorm))];
   const embedding = isShared(emission, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : {
-        rows: place(['model.embed_tokens.weight'], forms.ends, () => ({ kind: 'embeds' })),
+        rows: [place(['model.embed_tokens.weight'], forms.ends, () => ({ kind: 'embeds' }))],
         correction: undefined,
       };
   const layers: StoredLayer[] = [];
@@ -277,12 +277,14 @@ async function storeByText(
   const open = kind === 'q4' ? openFourBits : openColumns;
   const quantizer = await open(source, basis, options, onProgress);
   const finalNorm = await source.read('model.norm.weight');
-  const head = storeCodes(file, quantizer.end(await headMatrix(source, basis, finalNorm)));
+  const head = quantizer
+    .head(await headMatrix(source, basis, finalNorm))
+    .map((codes): StoredLinear => storeCodes(file, codes));
   const embedded = async () =>
-    quantizer.end(basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
+    quantizer.embedding(basis.embeds(await stackRows(source, ['model.embed_tokens.weight'])));
   const embedding = isShared(emission, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
-    : { rows: storeCodes(file, await embedded()), correction: undefined };
+    : { rows: [storeCodes(file, await embedded())], correction: undefined };
   const layers: StoredLayer[] = [];
   for (let index = 0; index < layerCount; index++) {
     layers.push(await storeLayer(emission, quantizer, index));

@@ -8,7 +8,7 @@ import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
-import type { StoredLinear } from './architectures/projections.ts';
+import { type StoredLinear, stretchName, type VocabularyMatrix } from './architectures/projections.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
 import type { ModelConfig } from './model-source.ts';
@@ -31,6 +31,12 @@ export async function readStoredLlama(
     return tensor;
   };
   const linear = (name: string): StoredLinear => storedLinear(found, get, name);
+  const vocabulary = (matrix: 'head' | 'embedding'): VocabularyMatrix => {
+    const stretches: StoredLinear[] = [];
+    do stretches.push(linear(stretchName(matrix, stretches.length)));
+    while (found.tensors.has(`${stretchName(matrix, stretches.length)}.scales`));
+    return stretches;
+  };
   const surrogate = (name: string): StoredSurrogate => ({
     down: linear(`${name}.surrogate_down`),
     up: linear(`${name}.surrogate_up`),
@@ -57,10 +63,10 @@ export async function readStoredLlama(
       ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
-      rows: linear('embedding'),
+      rows: vocabulary('embedding'),
       correction: correction && { values: correction.range, size: correction.shape[0]! },
     },
-    head: linear('head'),
+    head: vocabulary('head'),
     finalNorm: get('final_norm').range,
     ropeCos: get('rope_cos').range,
     ropeSin: get('rope_sin').range,

@@ -25,10 +25,12 @@ export async function openColumns(
   await using products = await openProducts(options.threads);
   const round = (matrix: Matrix, moments: Float64Array) =>
     roundColumnsWithFeedback(matrix, { moments, products });
-  const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
+  const { codes } = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
+  const toNearest = ({ rows, outputs, inputs }: Matrix) => roundMatrix(rows, outputs, inputs, 'columns');
   return {
     progress: ROUNDED,
-    end: ({ rows, outputs, inputs }) => roundMatrix(rows, outputs, inputs, 'columns'),
+    head: (matrix) => [toNearest(matrix)],
+    embedding: toNearest,
     layer: async (index) => codes[index]!,
   };
 }

@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { StoredLinear } from '../../../../gpu-backend/model/architectures/projections.ts';
 import { fileBasis, rotatedBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
@@ -102,7 +103,7 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
     expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
     expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
   }
-  const { head } = stored;
+  const [head] = stored.head as [StoredLinear];
   if (kind === 'q4')
     expect(head).toMatchObject({ kind: 'q8', blockSize: eightBitsOf(head.inputs).blockSize });
 });
