@@ -164,7 +164,7 @@ export async function denseBytes(
 ): Promise<number> {
   const { layers, head } = await readStoredLlama(folder, config);
   const matrices = layers.flatMap(({ qkv, output, gateUp, down }) => [qkv, output, gateUp, down]);
-  return [...matrices, head].reduce((sum, stored) => sum + storedBytes(stored, floatType), 0);
+  return [...matrices, ...head].reduce((sum, stored) => sum + storedBytes(stored, floatType), 0);
 }
 
 /** Read bandwidth of all cores: each searches a large buffer for an absent byte, with the C library's SIMD loops. */

@@ -186,7 +186,7 @@ async function blockCosts(folder: string, config: ModelConfig): Promise<BlockCos
     attention: mean(({ qkv, output }) => storedBytes(qkv) + storedBytes(output)) - keysValues,
     keysValues,
     ffn: mean(({ gateUp, down }) => storedBytes(gateUp) + storedBytes(down)),
-    head: storedBytes(head),
+    head: head.reduce((sum, stretch) => sum + storedBytes(stretch), 0),
   };
 }
 

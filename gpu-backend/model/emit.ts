@@ -7,7 +7,13 @@ import { queryScale, readExtras, storeExtras } from './architectures/attention-e
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
-import type { StoredAs, StoredEmbedding, StoredLinear, StoredRows } from './architectures/projections.ts';
+import type {
+  StoredAs,
+  StoredEmbedding,
+  StoredLinear,
+  StoredRows,
+  VocabularyMatrix,
+} from './architectures/projections.ts';
 import { reserveLinear, storeCodes, storeLinear } from './architectures/projections.ts';
 import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
@@ -144,10 +150,10 @@ const NORM_SHARE_MIN = 1 / 256;
  */
 function isShared(
   { source, basis }: Emission,
-  head: StoredLinear,
+  head: VocabularyMatrix,
   finalNorm: Float32Array,
-): head is StoredRows {
-  if (!source.config.tiedEmbeddings || head.kind === 'q8-columns') return false;
+): head is VocabularyMatrix<StoredRows> {
+  if (!source.config.tiedEmbeddings || head.some(({ kind }) => kind === 'q8-columns')) return false;
   if (basis === fileBasis) return true;
   const sizes = finalNorm.map(Math.abs);
   const largest = sizes.reduce((most, size) => Math.max(most, size), 0);
@@ -157,7 +163,7 @@ function isShared(
 /** The embedding when it is stored once with the head. */
 function tiedEmbedding(
   { source, file, basis }: Emission,
-  head: StoredRows,
+  head: VocabularyMatrix<StoredRows>,
   finalNorm: Float32Array,
 ): StoredEmbedding {
   const correction = basis.embeddingFromHead(finalNorm);
@@ -191,11 +197,11 @@ async function storeInSlices(
   const reads = (norm: Float32Array, scale = 1): Turn => ({ kind: 'reads', norm, scale });
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
-  const head = place([headName], forms.head, () => reads(finalNorm));
+  const head = [place([headName], forms.head, () => reads(finalNorm))];
   const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : {
-        rows: place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' })),
+        rows: [place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' }))],
         correction: undefined,
       };
   const layers: StoredLayer[] = [];
@@ -292,11 +298,13 @@ async function storeByText(
   const quantizer = await open(source, basis, options, onProgress);
   const forms = formsOf(kind, source.config);
   const finalNorm = await source.read('model.norm.weight');
-  const head = storeLinear(file, forms.head, await headMatrix(source, basis, finalNorm));
+  const head = quantizer
+    .head(await headMatrix(source, basis, finalNorm))
+    .map((codes): StoredLinear => storeCodes(file, codes));
   const embedded = async () => basis.embeds(await stackRows(source, ['model.embed_tokens.weight']));
   const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
-    : { rows: storeLinear(file, forms.embedding, await embedded()), correction: undefined };
+    : { rows: [storeLinear(file, forms.embedding, await embedded())], correction: undefined };
   const layers: StoredLayer[] = [];
   for (let index = 0; index < layerCount; index++) {
     layers.push(await storeLayer(emission, quantizer, index));

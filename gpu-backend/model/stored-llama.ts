@@ -8,7 +8,12 @@ import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
 import type { StoredLlama } from './architectures/llama.ts';
-import type { StoredLinear, StoredRows } from './architectures/projections.ts';
+import {
+  type StoredLinear,
+  type StoredRows,
+  stretchName,
+  type VocabularyMatrix,
+} from './architectures/projections.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { MODEL_FILE } from './emit.ts';
 import type { ModelConfig } from './model-source.ts';
@@ -31,6 +36,15 @@ export async function readStoredLlama(
     return tensor;
   };
   const linear = (name: string): StoredLinear => storedLinear(found, get, name);
+  const stretches = <Stretch extends StoredLinear>(
+    matrix: 'head' | 'embedding',
+    read: (name: string) => Stretch,
+  ): VocabularyMatrix<Stretch> => {
+    const all: Stretch[] = [];
+    do all.push(read(stretchName(matrix, all.length)));
+    while (found.tensors.has(`${stretchName(matrix, all.length)}.scales`));
+    return all;
+  };
   const surrogate = (name: string): StoredSurrogate => ({
     down: linear(`${name}.surrogate_down`),
     up: linear(`${name}.surrogate_up`),
@@ -57,10 +71,10 @@ export async function readStoredLlama(
       ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
-      rows: rowMatrix(found, get, 'embedding'),
+      rows: stretches('embedding', (name) => rowMatrix(found, get, name)),
       correction: correction && { values: correction.range, size: correction.shape[0]! },
     },
-    head: linear('head'),
+    head: stretches('head', linear),
     finalNorm: get('final_norm').range,
     ropeCos: get('rope_cos').range,
     ropeSin: get('rope_sin').range,

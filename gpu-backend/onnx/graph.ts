@@ -4,7 +4,7 @@
  */
 
 /** ONNX `TensorProto.DataType` numbers of the element types in use. */
-export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10 } as const;
+export const ELEMENT_TYPES = { f32: 1, u8: 2, i8: 3, i32: 6, i64: 7, bool: 9, f16: 10, u4: 21 } as const;
 export type ElementType = keyof typeof ELEMENT_TYPES;
 
 /** Float types of a GPU's computations and its KV cache. */

@@ -32,7 +32,7 @@ const TOKENS_MIN = 2_048;
  * Tokens of generated text for each input of the model's widest matrix, and the most in all, as generating is slow.
  * Passages give as many.
  */
-const OWN_TOKENS_PER_INPUT = 8;
+const OWN_TOKENS_PER_INPUT = 10;
 const OWN_TOKENS_MAX = 16_384;
 /** Rows in the form of a user's data, written for this purpose. */
 export const PASSAGES_FILE = fileURLToPath(new URL('./passages.jsonl', import.meta.url));

@@ -21,6 +21,7 @@ import {
   type StoredLinear,
   storedRows,
   storeLinear,
+  type VocabularyMatrix,
 } from '../../model/architectures/projections.ts';
 import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
@@ -81,20 +82,21 @@ export async function trainingLinears(
   codes: CodeType,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
-  if (stored.head.kind === 'f32')
-    return new Map([...linears].map(([name, forward]) => [name, { forward, back: undefined }]));
+  if (stored.head[0]!.kind === 'f32')
+    return new Map([...linears].map(([name, [forward]]) => [name, { forward: forward!, back: undefined }]));
   const copies = (await readIndex(folder, codes)) ?? (await writeCopies(folder, codes, linears));
   return new Map(
-    [...linears].map(([name, linear]) => {
+    [...linears].map(([name, [linear]]) => {
       const { forward, back } = copies.get(name)!;
-      return [name, { forward: forward ?? linear, back }];
+      return [name, { forward: forward ?? linear!, back }];
     }),
   );
 }
 
-function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, StoredLinear> {
+/** Each in stretches of rows; only the head has several. */
+function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, VocabularyMatrix> {
   const { headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
-  const named = new Map([['head', stored.head]]);
+  const named = new Map<string, VocabularyMatrix>([['head', stored.head]]);
   for (const [index, { qkv, output, gateUp, down }] of stored.layers.entries()) {
     const layer: Record<LayerLinear, StoredLinear> = {
       q: storedRows(qkv, 0, N * D),
@@ -105,7 +107,7 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, Sto
       up: storedRows(gateUp, F, 2 * F),
       down,
     };
-    for (const name of LAYER_LINEARS) named.set(`layer_${index}.${name}`, layer[name]);
+    for (const name of LAYER_LINEARS) named.set(`layer_${index}.${name}`, [layer[name]]);
   }
   return named;
 }
@@ -141,7 +143,7 @@ async function readIndex(folder: string, codes: CodeType): Promise<Copies | unde
 async function writeCopies(
   folder: string,
   codes: CodeType,
-  linears: ReadonlyMap<string, StoredLinear>,
+  linears: ReadonlyMap<string, VocabularyMatrix>,
 ): Promise<Copies> {
   await removeOldVersions(folder);
   const whole = join(folder, copiesFile(codes));
@@ -164,16 +166,23 @@ async function fillCopies(
   folder: string,
   part: string,
   codes: CodeType,
-  linears: ReadonlyMap<string, StoredLinear>,
+  linears: ReadonlyMap<string, VocabularyMatrix>,
 ): Promise<Copies> {
   const weights = await open(join(folder, WEIGHTS_FILE), 'r');
   try {
     const file = new WeightsFile(part, copiesFile(codes));
     try {
       const copies: Copies = new Map();
-      for (const [name, linear] of linears) {
-        const rows = await dequantizeLinear(weights, linear);
-        copies.set(name, storeCopies(file, codes, name, linear, rows));
+      for (const [name, stretches] of linears) {
+        const outputs = stretches.reduce((sum, stretch) => sum + stretch.outputs, 0);
+        const [{ kind, inputs }] = stretches as [StoredLinear];
+        const rows = new Float32Array(outputs * inputs);
+        let at = 0;
+        for (const stretch of stretches) {
+          rows.set(await dequantizeLinear(weights, stretch), at);
+          at += stretch.outputs * inputs;
+        }
+        copies.set(name, storeCopies(file, codes, name, { kind, outputs, inputs }, rows));
       }
       return copies;
     } finally {
@@ -189,7 +198,7 @@ function storeCopies(
   file: WeightsFile,
   codes: CodeType,
   name: string,
-  { kind, outputs, inputs }: StoredLinear,
+  { kind, outputs, inputs }: Pick<StoredLinear, 'kind' | 'outputs' | 'inputs'>,
   rows: Float32Array,
 ) {
   if (INNER.has(name.slice(name.indexOf('.') + 1))) {

@@ -45,8 +45,8 @@ import {
   nothingGrown,
   outputGrown,
 } from './head-attention.ts';
-import type { Linear, StoredEmbedding, StoredLinear } from './projections.ts';
-import { embed, linear, multiply, multiplyAny, storedRows } from './projections.ts';
+import type { Linear, StoredEmbedding, StoredLinear, VocabularyMatrix } from './projections.ts';
+import { embed, headLogits, linear, multiply, multiplyAny, storedRows } from './projections.ts';
 import type { SkippedBlock, Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
@@ -65,8 +65,7 @@ export type StoredLayer = StoredExtras & {
 export type StoredLlama = {
   readonly layers: readonly StoredLayer[];
   readonly embedding: StoredEmbedding;
-  /** `[V, H]`. */
-  readonly head: StoredLinear;
+  readonly head: VocabularyMatrix;
   readonly finalNorm: WeightRange;
   /** cos and sin, `[context, D/2]` each. */
   readonly ropeCos: WeightRange;
@@ -184,7 +183,7 @@ export function outputLogits(
 ): void {
   const norm = g.initializer('final_norm', 'f32', [config.hiddenSize], external(stored.finalNorm));
   const normalized = g.op('SimplifiedLayerNormalization', [last, norm], normAttributes(config));
-  const logits = multiply(g, normalized, linear(g, 'head', stored.head), 'logits');
+  const logits = headLogits(g, normalized, stored.head);
   g.output(logits, 'f32', [...rows, config.vocabularySize]);
 }
 

@@ -181,7 +181,7 @@ export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Lin
   const form = formOf(stored);
   const block_bytes = (form.blockSize * form.bits) / 8;
   const values: readonly number[] = [outputs, blocksOf(inputs, form), block_bytes];
-  return { ...form, kind: 'nbits', outputs, inputs, ...codeTensors(g, name, stored, values) };
+  return { ...form, kind: 'nbits', outputs, inputs, ...codeTensors(g, name, stored, values, 'bytes') };
 }
 
 /** Outputs `from` to `to` of codes `[inputs, outputs]`. */
@@ -190,16 +190,26 @@ function outputsOf(g: GraphBuilder, codes: Value, from: number, to: number): Val
   return g.op('Slice', [codes, one(from), one(to), one(1)]);
 }
 
-/** The three tensors of a matrix in blocks. `stored-llama.ts` finds them by their names. */
-function codeTensors(g: GraphBuilder, name: string, stored: StoredCodes, values: readonly number[]) {
+/**
+ * The three tensors of a matrix in blocks; `values` is the shape of its codes. Products read bytes, and gathering on a device
+ * reads codes of four bits as elements. `stored-llama.ts` finds them by their names.
+ */
+function codeTensors(
+  g: GraphBuilder,
+  name: string,
+  stored: StoredCodes,
+  values: readonly number[],
+  as: 'bytes' | 'an element a code',
+) {
   const { outputs, inputs, scales, zeroPoints } = stored;
   const form = formOf(stored);
   const blocks = blocksOf(inputs, form);
-  const zeros = [outputs, Math.ceil((blocks * form.bits) / 8)];
+  const perRow = as === 'bytes' ? Math.ceil((blocks * form.bits) / 8) : blocks;
+  const type = as === 'bytes' || form.bits === 8 ? 'u8' : 'u4';
   return {
-    values: g.initializer(`${name}.q`, 'u8', values, external(stored.values)),
+    values: g.initializer(`${name}.q`, type, values, external(stored.values)),
     scales: g.initializer(`${name}.scales`, 'f32', [outputs, blocks], external(scales)),
-    zeroPoints: g.initializer(`${name}.zeros`, 'u8', zeros, external(zeroPoints)),
+    zeroPoints: g.initializer(`${name}.zeros`, type, [outputs, perRow], external(zeroPoints)),
   };
 }
 
@@ -221,6 +231,25 @@ export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.f
     case 'q8-columns':
       return multiplyByColumn(g, x, weight, output);
   }
+}
+
+/**
+ * A matrix with a row for each token of the vocabulary, `[V, H]`: the head or the embedding. Stretches of rows, first rows
+ * first, may have different forms.
+ */
+export type VocabularyMatrix<Stretch extends StoredLinear = StoredLinear> = readonly Stretch[];
+
+/** The names of a stretch's initializers begin with this. */
+export const stretchName = (matrix: 'head' | 'embedding', stretch: number): string =>
+  stretch === 0 ? matrix : `${matrix}_${stretch}`;
+
+/** x `[..., H]` → logits `[..., V]`, named `logits`. */
+export function headLogits(g: GraphBuilder, x: Value, head: VocabularyMatrix): Value {
+  const weights = head.map((stored, i) => linear(g, stretchName('head', i), stored));
+  if (weights.length === 1) return multiply(g, x, weights[0]!, 'logits');
+  const parts = weights.map((weight) => multiply(g, x, weight));
+  g.node('Concat', parts, ['logits'], { axis: -1 });
+  return { name: 'logits' };
 }
 
 /** As {@link multiply}, for rows of any size. */
@@ -254,15 +283,15 @@ const EXACT = 1;
  */
 
 export type StoredEmbedding = {
-  /** `[V, H]`; the same ranges as the head's when the two are stored once. */
-  readonly rows: StoredRows;
+  /** The same ranges as the head's when the two are stored once. */
+  readonly rows: VocabularyMatrix<StoredRows>;
   /** fp32 `[H, H]`: turns a row from the head's basis into the stream's; undefined when they are the same. */
   readonly correction: { readonly values: WeightRange; readonly size: number } | undefined;
 };
 
 /** The first value of the residual stream, `[B, S, H]`. */
 export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: StoredEmbedding): Value {
-  const embedded = embeddingRows(g, tokenIds, rows);
+  const embedded = vocabularyRows(g, tokenIds, rows);
   if (correction === undefined) return embedded;
   const shape = [correction.size, correction.size];
   return g.op('MatMul', [
@@ -271,14 +300,34 @@ export function embed(g: GraphBuilder, tokenIds: Value, { rows, correction }: St
   ]);
 }
 
-/** One row for each token, dequantized if the matrix is quantized. */
-function embeddingRows(g: GraphBuilder, tokenIds: Value, stored: StoredRows): Value {
+/** One row for each token, `[B, S, H]`. */
+function vocabularyRows(g: GraphBuilder, tokenIds: Value, stretches: VocabularyMatrix<StoredRows>): Value {
+  const [first, ...others] = stretches;
+  if (others.length === 0) return stretchRows(g, tokenIds, 'embedding', first!);
+  const int = (value: number) => g.constant('i64', [], [value]);
+  const lastAxis = g.constant('i64', [1], [-1]);
+  // Each stretch gives a row for every token. Where it lacks the token, the row is one of its own and is not taken.
+  let from = 0;
+  let rows: Value | undefined;
+  for (const [i, stored] of stretches.entries()) {
+    const ids = i === 0 ? tokenIds : g.op('Sub', [tokenIds, int(from)]);
+    const within = g.op('Clip', [ids, int(0), int(stored.outputs - 1)]);
+    const own = stretchRows(g, within, stretchName('embedding', i), stored);
+    const isBefore = () => g.op('Unsqueeze', [g.op('Less', [ids, int(0)]), lastAxis]);
+    rows = rows === undefined ? own : g.op('Where', [isBefore(), rows, own]);
+    from += stored.outputs;
+  }
+  return rows!;
+}
+
+/** Rows of one stretch, dequantized if it is quantized. */
+function stretchRows(g: GraphBuilder, tokenIds: Value, name: string, stored: StoredRows): Value {
   const { outputs: V, inputs: H } = stored;
   if (stored.kind === 'f32') {
-    return g.op('Gather', [g.initializer('embedding', 'f32', [V, H], external(stored.values)), tokenIds]);
+    return g.op('Gather', [g.initializer(name, 'f32', [V, H], external(stored.values)), tokenIds]);
   }
   const { bits, blockSize } = formOf(stored);
-  const { values, scales, zeroPoints } = codeTensors(g, 'embedding', stored, [V, (H * bits) / 8]);
+  const { values, scales, zeroPoints } = codeTensors(g, name, stored, [V, H], 'an element a code');
   const attributes = { gather_axis: 0, quantize_axis: 1, block_size: blockSize, bits };
   return g.op('GatherBlockQuantized', [values, tokenIds, scales, zeroPoints], attributes, MICROSOFT);
 }

@@ -29,6 +29,8 @@ export type TextOptions = {
 export type Quantizer = {
   /** The share of the import's work that is done when the quantizer is open. */
   readonly progress: number;
+  /** Codes of the head's stretches of rows, in their order. */
+  head(matrix: Matrix): readonly MatrixCodes[];
   /** Codes of a layer's matrices. */
   layer(index: number, matrices: LayerMatrices): Promise<LayerCodes<MatrixCodes>>;
 };
@@ -36,7 +38,13 @@ export type Quantizer = {
 export type LayerCodes<Codes> = Readonly<Record<LayerProduct, Codes>>;
 
 /** Quantizes a matrix for inputs with these second moments, `[K, K]`. */
-type Round<Codes> = (matrix: Matrix, moments: Float64Array) => Promise<Codes>;
+export type Round<Codes> = (matrix: Matrix, moments: Float64Array) => Promise<Codes>;
+
+type QuantizedLayers<Codes> = {
+  readonly codes: readonly LayerCodes<Codes>[];
+  /** The streams after the last layer. */
+  readonly streams: readonly Float32Array[];
+};
 
 /**
  * The codes of all layers, a byte a weight in memory. `onProgress` gets the fraction of layers done.
@@ -48,18 +56,18 @@ export async function quantizeLayers<Codes extends MatrixCodes>(
   { text, threads }: TextOptions,
   round: Round<Codes>,
   onProgress: (fraction: number) => void,
-): Promise<LayerCodes<Codes>[]> {
+): Promise<QuantizedLayers<Codes>> {
   await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
   let streams = await embedText(source, basis, text);
-  const layers: LayerCodes<Codes>[] = [];
+  const codes: LayerCodes<Codes>[] = [];
   for (let layer = 0; layer < source.config.layerCount; layer++) {
     const matrices = await layerMatrices(source, basis, layer);
     const rounded = await quantizeLayer({ steps, round, streams }, matrices);
-    layers.push(rounded.codes);
+    codes.push(rounded.codes);
     streams = rounded.streams;
     onProgress((layer + 1) / source.config.layerCount);
   }
-  return layers;
+  return { codes, streams };
 }
 
 type CalibrationState<Codes> = {
@@ -138,13 +146,33 @@ async function quantizeMatrix<Codes>(
   inputs: readonly Float32Array[],
   shares: readonly Float32Array[],
 ): Promise<Codes> {
-  const halves = [0, 1].map(() => new Float64Array(matrix.inputs * matrix.inputs));
+  return round(matrix, await momentsOf(steps, matrix.inputs, inputs, shares));
+}
+
+/** Second moments `[K, K]` of all chunks of inputs `[T, K]`, weighted by position, shrunk for other text. */
+async function momentsOf(
+  steps: LayerSteps,
+  K: number,
+  inputs: readonly Float32Array[],
+  shares: readonly Float32Array[],
+): Promise<Float64Array> {
+  const halves = [0, 1].map(() => new Float64Array(K * K));
   for (const [chunk, x] of inputs.entries()) {
     const half = halves[chunk % 2]!;
     const sums = await steps.moments(x, shares[chunk]!);
     for (let i = 0; i < sums.length; i++) half[i]! += sums[i]!;
   }
-  return round(matrix, shrink(halves[0]!, halves[1]!, matrix.inputs));
+  return shrink(halves[0]!, halves[1]!, K);
+}
+
+/** Second moments of the head's inputs, from the streams after the last layer; `norm` is the last one. */
+export async function headMoments(
+  steps: LayerSteps,
+  streams: readonly Float32Array[],
+  norm: Float32Array,
+): Promise<Float64Array> {
+  const inputs = await inOrder(streams, (h) => steps.normalize(h, norm));
+  return momentsOf(steps, norm.length, inputs, inputs.map(equalShares(norm.length)));
 }
 
 /** Equal weights of positions, for matrices whose outputs are not added to the stream. */

@@ -4,6 +4,7 @@ import type { WeightSource } from '../model-source.ts';
 import { type Quantizer, quantizeLayers, type TextOptions } from './calibration.ts';
 import { roundColumnsWithFeedback } from './error-feedback.ts';
 import { openProducts } from './layer-steps.ts';
+import { roundMatrix } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes. */
 export const COLUMNS_VERSION = 2;
@@ -24,9 +25,10 @@ export async function openColumns(
   await using products = await openProducts(options.threads);
   const round = (matrix: Matrix, moments: Float64Array) =>
     roundColumnsWithFeedback(matrix, { moments, products });
-  const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
+  const { codes } = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
   return {
     progress: ROUNDED,
+    head: ({ rows, outputs, inputs }) => [roundMatrix(rows, outputs, inputs, 'columns')],
     layer: async (index) => codes[index]!,
   };
 }

@@ -1,6 +1,6 @@
 /**
- * Mixed precision for q4: the head and the most sensitive matrices, by measurement, at 8 bits, the others at 4 bits with
- * error feedback on calibration text (`calibration.ts`). LOG.md says how much each part gains.
+ * Mixed precision for q4: the head's rows of common tokens and the most sensitive matrices, by measurement, at 8 bits, all
+ * others at 4 bits with error feedback on calibration text (`calibration.ts`). LOG.md says how much each part gains.
  */
 import { divergence } from '../../logits.ts';
 import type { Basis, Matrix } from '../architectures/rotation.ts';
@@ -15,30 +15,53 @@ import type { ModelConfig, WeightSource } from '../model-source.ts';
 import {
   type CalibrationText,
   embedText,
+  headMoments,
   type LayerCodes,
   type Quantizer,
   quantizeLayers,
+  type Round,
   restored,
   type TextOptions,
 } from './calibration.ts';
 import { quantizeWithFeedback } from './error-feedback.ts';
 import { type LayerSteps, openLayerSteps, openProducts, type Products } from './layer-steps.ts';
-import { eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
+import { blocksOf, eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes. */
-export const FOUR_BITS_VERSION = 1;
+export const FOUR_BITS_VERSION = 2;
 
-/** The share of the layers' weights that have 8 bits. */
+/** The share of the layers' weights that have 8 bits, beside as many weights as the head has at 4. */
 const EIGHT_BIT_SHARE = 0.15;
 /** Refinement passes over all blocks, after the first. */
 const PASSES = 2;
-/** Shares of the work: when all matrices are rounded to four bits, and when sensitivities are measured. */
-const ROUNDED = 0.65;
+/** Shares of the work: when the layers are rounded to four bits, when the head is, and when sensitivities are measured. */
+const ROUNDED = 0.6;
+const HEAD_ROUNDED = 0.7;
 const MEASURED = 0.95;
 /** Sensitivity is measured on the last tokens of a few sequences; every `MEASURED_EVERY`-th position counts. */
 const MEASURED_SEQUENCES = 4;
 const MEASURED_TOKENS = 48;
 const MEASURED_EVERY = 4;
+
+/** Vocabularies list their tokens in the order of their frequency: this share of the rows is read for most of all text. */
+const COMMON_SHARE = 1 / 3;
+/** Special tokens of chats are the first or among the last tokens. */
+const SPECIAL_ROWS = 512;
+/** Products have their rows in groups. */
+const ROW_STEP = 64;
+
+type Rows = { readonly from: number; readonly to: number };
+
+/**
+ * The rows of rare tokens, which have 4 bits: two thirds of the vocabulary. In their place, as many weights of the layers have
+ * 8 bits, where they save more. Undefined for a small vocabulary, and where zero points of 4 bits leave half a byte at a row's
+ * end: gathering cannot skip it.
+ */
+function rareRows({ vocabularySize, hiddenSize }: ModelConfig): Rows | undefined {
+  const from = ROW_STEP * Math.ceil((COMMON_SHARE * vocabularySize) / ROW_STEP);
+  const to = ROW_STEP * Math.floor((vocabularySize - SPECIAL_ROWS) / ROW_STEP);
+  return to > from && blocksOf(hiddenSize, FOUR_BITS) % 2 === 0 ? { from, to } : undefined;
+}
 
 /**
  * Quantizes all layers to four bits, then measures which matrices need eight. The sensitivity is measured with the final
@@ -52,16 +75,28 @@ export async function openFourBits(
   onProgress: (fraction: number) => void,
 ): Promise<Quantizer> {
   await using products = await openProducts(options.threads);
-  const round = (matrix: Matrix, moments: Float64Array) =>
+  const round: Round<QuantCodes> = (matrix, moments) =>
     quantizeWithFeedback(matrix, { moments, form: FOUR_BITS, passes: PASSES, products });
-  const codes = await quantizeLayers(source, basis, options, round, (done) => onProgress(ROUNDED * done));
-  const work: Work = { source, basis, products, ...options };
-  const sensitivities = await measureLayers(work, codes, (done) =>
-    onProgress(ROUNDED + (MEASURED - ROUNDED) * done),
+  const { codes, streams } = await quantizeLayers(source, basis, options, round, (done) =>
+    onProgress(ROUNDED * done),
   );
-  const eight = chooseEightBits(source.config, sensitivities, EIGHT_BIT_SHARE);
+  const work: Work = { source, basis, products, ...options };
+  const rare = await roundRare(work, streams, round);
+  onProgress(HEAD_ROUNDED);
+  const sensitivities = await measureLayers(work, codes, (done) =>
+    onProgress(HEAD_ROUNDED + (MEASURED - HEAD_ROUNDED) * done),
+  );
+  const eight = chooseEightBits(source.config, sensitivities, EIGHT_BIT_SHARE, rare?.codes.codes.length ?? 0);
   return {
     progress: MEASURED,
+    head: (matrix) =>
+      rare === undefined
+        ? [roundToEight(matrix)]
+        : [
+            roundToEight(rowsOf(matrix, { from: 0, to: rare.from })),
+            rare.codes,
+            roundToEight(rowsOf(matrix, { from: rare.to, to: matrix.outputs })),
+          ],
     layer: async (index, matrices) =>
       eachProduct((name) =>
         eight.has(`${index}.${name}`) ? roundToEight(matrices[name]) : codes[index]![name],
@@ -77,6 +112,27 @@ type Work = TextOptions & {
 
 const roundToEight = ({ rows, outputs, inputs }: Matrix): QuantCodes =>
   roundRows(rows, outputs, inputs, eightBitsOf(inputs));
+
+const rowsOf = ({ rows, inputs }: Matrix, { from, to }: Rows): Matrix => ({
+  rows: rows.subarray(from * inputs, to * inputs),
+  outputs: to - from,
+  inputs,
+});
+
+/** The head's rows of rare tokens at four bits, for these streams after the last layer. */
+async function roundRare(
+  { source, basis, text, threads }: Work,
+  streams: readonly Float32Array[],
+  round: Round<QuantCodes>,
+): Promise<(Rows & { readonly codes: QuantCodes }) | undefined> {
+  const rare = rareRows(source.config);
+  if (rare === undefined) return undefined;
+  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
+  const finalNorm = await source.read('model.norm.weight');
+  const moments = await headMoments(steps, streams, basis.norm(finalNorm));
+  const rows = rowsOf(await headMatrix(source, basis, finalNorm), rare);
+  return { ...rare, codes: await round(rows, moments) };
+}
 
 async function measureLayers(
   { source, basis, text, threads, products }: Work,
@@ -108,15 +164,16 @@ function endsOf({ tokenIds, sequenceTokens }: CalibrationText): CalibrationText 
   return { tokenIds: ends, sequenceTokens: tokens };
 }
 
-/** The matrices `layer.name` with the highest KL a weight at four bits, up to `share` of the layers' weights. */
+/** The matrices `layer.name` with the highest KL a weight at four bits, up to `share` of the layers' weights and `more`. */
 export function chooseEightBits(
   config: ModelConfig,
   sensitivities: readonly Sensitivity[],
   share: number,
+  more: number,
 ): ReadonlySet<string> {
   const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, layerCount: L } = config;
   const sizes = { qkv: (N + 2 * G) * D * H, output: N * D * H, gateUp: 2 * F * H, down: F * H };
-  const budget = share * L * Object.values(sizes).reduce((sum, size) => sum + size, 0);
+  const budget = more + share * L * Object.values(sizes).reduce((sum, size) => sum + size, 0);
   const chosen = new Set<string>();
   let spent = 0;
   for (const { layer, name } of sensitivities.toSorted(

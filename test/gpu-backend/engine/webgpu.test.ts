@@ -73,9 +73,9 @@ const NOTHING: Mask = { runs: new Uint8Array(8) };
 /** Of a logit, from the processor's in fp32; logits reach 4.6. In halves 0.018 was found at most. */
 const DIFFERENCE_MAX = { f32: 5e-3, f16: 0.03 } as const;
 
-const tokensOf = (seed: number, count: number): number[] => {
+const tokensOf = (seed: number, count: number, vocabularySize = V): number[] => {
   const random = createRandom(seed);
-  return Array.from({ length: count }, () => random.below(V));
+  return Array.from({ length: count }, () => random.below(vocabularySize));
 };
 const planOf = (mask: Mask): MaskPlan => ({ mask, kv: 'preserve' });
 const best1 = (logits: Float32Array): number => logits.indexOf(Math.max(...logits));
@@ -90,11 +90,14 @@ describe.each([
   ['q4', 'f16'],
 ] as const)('weights in %s, computed in %s', (kind, floatType) => {
   const differenceMax = DIFFERENCE_MAX[floatType];
+  // With four bits, a head of this size has rows of eight bits, too.
+  const source = randomLlama(kind === 'q4' ? { vocabularySize: 1500, hiddenSize: 128 } : {});
+  const tokens = (seed: number, count: number) => tokensOf(seed, count, source.config.vocabularySize);
   let onDevice: Runner & AsyncDisposable & { readonly folder: string };
   let onProcessor: Runner;
   beforeAll(async () => {
-    const table = randomSurrogates(TINY_CONFIG, 32);
-    onDevice = await openEmitted(randomLlama(), kind, table, testDevice(floatType));
+    const table = randomSurrogates(source.config, 32);
+    onDevice = await openEmitted(source, kind, table, testDevice(floatType));
     const { folder, config, surrogates } = onDevice;
     onProcessor = await openRunner(folder, config, { ...EXACT, surrogates });
   });
@@ -132,11 +135,11 @@ describe.each([
     async (_, mask) => {
       const caches = twoCaches();
       const plan = planOf(mask);
-      const prompt = tokensOf(1, 250);
+      const prompt = tokens(1, 250);
       const rows = prompt.map((_, row) => row);
       expect(await step([{ caches, tokenIds: prompt, plan, logitRows: rows }])).toBeLessThan(differenceMax);
       let most = 0;
-      for (const tokenId of tokensOf(2, 10))
+      for (const tokenId of tokens(2, 10))
         most = Math.max(most, await step([{ caches, tokenIds: [tokenId], plan, logitRows: [0] }]));
       expect(most).toBeLessThan(differenceMax);
       caches[0].truncate(0);
@@ -152,7 +155,7 @@ describe.each([
       const present = sequences.slice(0, 1 + Math.floor(turn / 2));
       const inputs = present.map(({ plan, caches }, i) => {
         const isPiece = caches[0].length === 0 || (turn === 8 && i === 2);
-        const tokenIds = tokensOf(100 * turn + i, isPiece ? 20 + 60 * i : 1);
+        const tokenIds = tokens(100 * turn + i, isPiece ? 20 + 60 * i : 1);
         return {
           caches,
           tokenIds,
@@ -173,7 +176,7 @@ describe.each([
       const answers = masks.map((mask, i) => ({
         plan: planOf(mask),
         caches: twoCaches(),
-        next: tokensOf(i, 9),
+        next: tokens(i, 9),
       }));
       let most = 0;
       const marginsOfOthers: number[] = [];

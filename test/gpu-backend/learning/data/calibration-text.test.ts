@@ -23,10 +23,10 @@ const write = (seed: number, signal?: AbortSignal) =>
 test('a model writes whole sequences within its context, and passages stand between them; equal seeds give equal text', async () => {
   const text = await write(1);
   expect(text.sequenceTokens).toBe(64);
-  // 8 tokens for each of the 160 inputs of its widest matrix, and as many of passages.
-  expect(text.tokenIds.length).toBe(2560);
+  // 10 tokens for each of the 160 inputs of its widest matrix, and as many of passages.
+  expect(text.tokenIds.length).toBe(3200);
   const { tokenizer } = await openModelText(model.folder, model.manifest);
-  const sequences = Array.from({ length: 40 }, (_, i) =>
+  const sequences = Array.from({ length: 50 }, (_, i) =>
     tokenizer.decode(text.tokenIds.slice(64 * i, 64 * (i + 1))),
   );
   const passages = await readFile(
@@ -36,7 +36,7 @@ test('a model writes whole sequences within its context, and passages stand betw
   const isOfPassage = (words: string) => passages.includes(JSON.stringify(words.slice(-12)).slice(1, -1));
   // Every second one, whatever a row of passages begins with.
   const found = sequences.map((sequence) => isOfPassage(sequence));
-  for (let i = 0; i < 40; i += 2) expect(found.slice(i, i + 2).filter(Boolean).length).toBeLessThan(2);
+  for (let i = 0; i < 50; i += 2) expect(found.slice(i, i + 2).filter(Boolean).length).toBeLessThan(2);
   expect(found.filter(Boolean).length).toBeGreaterThan(12);
   expect(text.tokenIds.every((id) => id >= 0 && id < model.manifest.config.vocabularySize)).toBe(true);
   expect(await write(1)).toEqual(text);
@@ -47,7 +47,7 @@ test('a model whose template refuses a conversation gets it as plain text', asyn
   const chatTemplate = "{{ raise_exception('no') }}";
   const strict = { ...model, manifest: { ...model.manifest, chatTemplate } };
   const text = await writeOwnText(strict, { threads: 1, seed: 1, onProgress: () => undefined });
-  expect(text.tokenIds.length).toBe(2560);
+  expect(text.tokenIds.length).toBe(3200);
   expect(text.tokenIds).not.toEqual((await write(1)).tokenIds);
 });
 

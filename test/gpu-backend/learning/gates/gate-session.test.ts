@@ -114,7 +114,8 @@ describe('a small random model', () => {
   test.each([
     ['f32', 0.01, 0.9999, {}],
     ['q8', 0.1, 0.99, {}],
-    ['q4', 0.1, 0.99, {}],
+    // Its head has rows of eight and of four bits.
+    ['q4', 0.1, 0.99, { vocabularySize: 1500, hiddenSize: 128 }],
     ['q8-columns', 0.1, 0.99, {}],
     // Neither the tokens nor the keys are whole blocks of 32 codes.
     ['q8', 0.1, 0.99, { vocabularySize: 301, kvHeadCount: 1 }],

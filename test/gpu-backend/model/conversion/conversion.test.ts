@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { StoredLinear } from '../../../../gpu-backend/model/architectures/projections.ts';
 import { fileBasis, rotatedBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
@@ -108,12 +109,12 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
     expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
     expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
   }
-  const { head, embedding } = stored;
+  const [head] = stored.head as [StoredLinear];
   const { blockSize } = eightBitsOf(head.inputs);
   if (kind === 'q4') expect(head).toMatchObject({ kind: 'q8', blockSize });
   if (kind === 'q8-columns') {
     expect(head).toMatchObject({ kind });
-    expect(embedding.rows).toMatchObject({ kind: 'q8', blockSize });
+    expect(stored.embedding.rows).toMatchObject([{ kind: 'q8', blockSize }]);
   }
 });
 
