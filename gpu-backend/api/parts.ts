@@ -163,8 +163,8 @@ export class Lifecycle {
 }
 
 /**
- * Places in the engine's queue for the choices with which an answer begins. They are taken before the prompt is read, and
- * each is kept until its choice is in the engine: opening its grammar takes time, too.
+ * Places in the engine's queue for the choices with which an answer begins. They are taken when the mask is known, before the
+ * prompt is read, and each is kept until its choice is in the engine: opening its grammar takes time, too.
  */
 export class Places {
   readonly #engine: Engine;
@@ -178,8 +178,12 @@ export class Places {
     this.#atOnceMax = Math.max(1, Math.min(choicesAtOnce, engine.stats().queueCapacity));
   }
 
-  /** Takes places for an answer of so many choices. */
+  /**
+   * Takes places for an answer of so many choices.
+   * @throws MaskrouteError `queue_full` when others took the last one since the request came.
+   */
   take(choices: number): void {
+    this.#engine.expectRoom(this.#tenant);
     const count = Math.min(choices, this.#atOnceMax);
     for (let choice = 0; choice < count; choice++) this.#places.push(this.#engine.reserve(this.#tenant));
   }

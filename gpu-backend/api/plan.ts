@@ -122,10 +122,11 @@ async function planFrame(
   requireTokens(request.logit_bias, model.engine.model.vocabularySize);
   const choices = choiceCount(request, limits.choicesMax);
   requireMinTokens(request.min_tokens ?? 0, maxTokens);
-  places.take(choices);
   // Last, since the mask may have to be fetched from the edge.
   const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
   const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
+  // Not before: while the edge is slow, requests whose masks are known would find the queue full of others that cannot run.
+  places.take(choices);
   return {
     endpoint,
     id,

@@ -5,13 +5,20 @@ import type { AddressInfo } from 'node:net';
 import { expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { Bodies } from '../../../gpu-backend/api/body.ts';
-import { DEFAULT_LIMITS, openParts, type TokenText } from '../../../gpu-backend/api/parts.ts';
+import {
+  DEFAULT_LIMITS,
+  openParts,
+  type ServedModel,
+  type TokenText,
+} from '../../../gpu-backend/api/parts.ts';
 import { connectOneATurn, oneATurn } from '../../../gpu-backend/api/server.ts';
 import { turnQueue } from '../../../gpu-backend/event-loop.ts';
 import type { Grammars } from '../../../gpu-backend/grammar/grammars.ts';
+import type { TextJob } from '../../../gpu-backend/model/tokenizer/text-service.ts';
+import { maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { answer, apiOptions, eventually, serveModel } from './harness.ts';
-import { byteGrammars, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+import { byteGrammars, MODEL_HASH, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const MANY = 40;
 const IN_ORDER = Array.from({ length: MANY }, (_, which) => which);
@@ -127,6 +134,23 @@ function withPlaces(count: number) {
   return { model: scriptedModel(engine), taken };
 }
 
+/** The model, whose tokenizer waits; `reads` is called with each text that it would read. */
+const readingAfter = (
+  model: ServedModel,
+  mayRead: Promise<void>,
+  reads: (job: TextJob) => void = () => {},
+): ServedModel => ({
+  ...model,
+  text: {
+    ...model.text,
+    async encode(job, call) {
+      reads(job);
+      await mayRead;
+      return model.text.encode(job, call);
+    },
+  },
+});
+
 const chat = (which: number) => ({
   model: 'scripted',
   messages: [{ role: 'user', content: `${which}` }],
@@ -135,15 +159,8 @@ const chat = (which: number) => ({
 it('requests whose prompts are being read keep their places: nothing of the others is read', async () => {
   const { model, taken } = withPlaces(3);
   const [reading, goOn] = [new Set<string>(), Promise.withResolvers<void>()];
-  const text: TokenText = {
-    ...model.text,
-    async encode(job, call) {
-      reading.add(JSON.stringify(job));
-      await goOn.promise;
-      return model.text.encode(job, call);
-    },
-  };
-  await using server = await serveModel({ ...model, text });
+  const noteReading = (job: TextJob) => reading.add(JSON.stringify(job));
+  await using server = await serveModel(readingAfter(model, goOn.promise, noteReading));
   const statuses: number[] = [];
   const chats = IN_ORDER.map(async (which) => {
     const { status } = await server.post('/v1/chat/completions', chat(which));
@@ -214,14 +231,7 @@ it('a request keeps its place until the grammar of its answer is open', async ()
 it('a request has a place for each of the choices with which its answer begins', async () => {
   const { model, taken } = withPlaces(3);
   const goOn = Promise.withResolvers<void>();
-  const text: TokenText = {
-    ...model.text,
-    async encode(job, call) {
-      await goOn.promise;
-      return model.text.encode(job, call);
-    },
-  };
-  await using server = await serveModel({ ...model, text }, { choicesAtOnce: 3 });
+  await using server = await serveModel(readingAfter(model, goOn.promise), { choicesAtOnce: 3 });
   const several = server.post('/v1/chat/completions', { ...chat(0), n: 5 });
   await eventually(() => taken.size === 3);
   expect((await server.post('/v1/chat/completions', chat(1))).status).toBe(429);
@@ -229,4 +239,48 @@ it('a request has a place for each of the choices with which its answer begins',
   const { choices } = await answer<{ choices: unknown[] }>(several, 200);
   expect(choices).toHaveLength(5);
   expect(taken.size).toBe(0);
+});
+
+/** An edge that gives out a mask when it is told to. */
+async function slowEdge() {
+  const mask = maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [] });
+  const record = { id: maskId(MODEL_HASH, mask), modelHash: MODEL_HASH, blockCount: 8, bits: maskBits(mask) };
+  const [asked, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const server = createServer(async (_, response) => {
+    asked.resolve();
+    await goOn.promise;
+    response.end(JSON.stringify(record));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    mask: record.id,
+    asked: asked.promise,
+    answers: goOn.resolve,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
+it('requests that wait for a mask of a slow edge take no place before it is there', async () => {
+  const { model, taken } = withPlaces(1);
+  await using edge = await slowEdge();
+  const goOn = Promise.withResolvers<void>();
+  await using server = await serveModel(readingAfter(model, goOn.promise), {}, { edgeUrl: edge.url });
+  const waiting = [1, 2, 3].map((which) =>
+    server.post('/v1/chat/completions', { ...chat(which), mask: edge.mask }),
+  );
+  await edge.asked;
+  const known = server.post('/v1/chat/completions', chat(0));
+  await eventually(() => taken.size === 1);
+  edge.answers();
+  for (const one of waiting) expect((await one).status).toBe(429);
+  goOn.resolve();
+  expect((await known).status).toBe(200);
+  expect(taken.size).toBe(0);
+  const late = { ...chat(4), mask: edge.mask };
+  expect((await server.post('/v1/chat/completions', late)).status).toBe(200);
 });
