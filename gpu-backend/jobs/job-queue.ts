@@ -388,15 +388,22 @@ export class Jobs {
     const { schedule } = this.get(id);
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
     const equal = this.list().filter(isEqual);
-    if (equal.length === 0) return;
-    const dataHash = await sha256OfFiles(files);
+    // Equal requests name equal uploads, by their content; a file of the open folder may have changed since.
+    const isOfUploads = request.data.every((source) => 'upload' in source);
+    let dataHash: string | undefined;
+    const isOfSameData = async ({ learned }: MaskSet): Promise<boolean> => {
+      if (isOfUploads) return true;
+      dataHash ??= await sha256OfFiles(files);
+      return learned.dataHash === dataHash;
+    };
     const out = this.#store.outOf(id);
     const takeSet = async (job: Job): Promise<boolean> => {
       const isOfSchedule = schedule !== null && job.schedule === schedule;
       if (job.status === 'succeeded' && !isOfSchedule) return false;
       const set = await this.#readSet(job.id).catch(() => undefined);
-      if (set?.learned.dataHash !== dataHash || !(await this.#isForInstalled(set, request))) return false;
+      if (set === undefined || !(await this.#isForInstalled(set, request))) return false;
       if (!isOfSchedule && set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
+      if (!(await isOfSameData(set))) return false;
       // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
       await rm(`${out}.part`, { recursive: true, force: true });
       await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
