@@ -14,7 +14,7 @@ import {
   chatRequest,
   completionRequest,
 } from '../../shared/wire/openai.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
+import { EVENT_STREAM_HEADERS, HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
 import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
@@ -238,10 +238,7 @@ async function streamed(
   });
   return c.body(body, 200, {
     ...answerHeaders(running.plan),
-    'content-type': 'text/event-stream; charset=utf-8',
-    'cache-control': 'no-cache, no-transform',
-    // Some proxies buffer streams unless told not to.
-    'x-accel-buffering': 'no',
+    ...EVENT_STREAM_HEADERS,
     [HEADERS.serverTiming]: `first;dur=${(performance.now() - arrivedAt_ms).toFixed(1)}`,
   });
 }
