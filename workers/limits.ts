@@ -243,6 +243,11 @@ export const BURST = {
  */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
 /**
+ * A backend that refuses so many of these queries in a row has ended, and its answers' costs with it. A single one may have
+ * met a connection that broke.
+ */
+export const COST_QUESTION_REFUSALS = 3;
+/**
  * Most concurrent cost queries of one isolate. A query without a free place waits a little and is then skipped; the
  * account has more attempts. A tenant without running queries has reserved places, so that one tenant's flood of
  * hang-ups does not prevent exact charges for others.

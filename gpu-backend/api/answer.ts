@@ -14,7 +14,7 @@ import {
   type Progress,
   runChoice,
 } from './choice.ts';
-import type { ApiLimits, ServedModel } from './parts.ts';
+import type { ApiLimits, Places, ServedModel } from './parts.ts';
 import type { AnswerPlan } from './plan.ts';
 
 /** An answer that is being generated. */
@@ -35,7 +35,7 @@ export function runAnswer(
   model: ServedModel,
   plan: AnswerPlan,
   limits: ApiLimits,
-  signal: AbortSignal,
+  { signal, places }: { readonly signal: AbortSignal; readonly places: Places },
 ): RunningAnswer {
   const progress = plan.jobs.map(notBegun);
   const abandoned = new AbortController();
@@ -43,14 +43,14 @@ export function runAnswer(
     someoneIsIn: false,
     readmit_ms: limits.readmit_ms,
     signal: AbortSignal.any([signal, abandoned.signal]),
+    places,
   };
   const answerSince_ms = Date.now();
   const starts = plan.jobs.map((planned, position) => () => {
     const job = { ...planned, request: { ...planned.request, answerSince_ms } };
     return runAdmitted(model, job, progress[position]!, admission);
   });
-  const atOnce = Math.max(1, Math.min(limits.choicesAtOnce, model.engine.stats().queueCapacity));
-  const events = mergeStreams(starts, atOnce, abandoned);
+  const events = mergeStreams(starts, places.count, abandoned);
   const first = events.next();
   const begun = first.then(() => {
     running.firstEventAt_ms = performance.now();
@@ -80,7 +80,12 @@ async function* goOn(
 }
 
 /** Shared by the choices of one answer: once one is admitted (`someoneIsIn`), the others retry while the queue is full. */
-type Admission = { someoneIsIn: boolean; readonly readmit_ms: number; readonly signal: AbortSignal };
+type Admission = {
+  someoneIsIn: boolean;
+  readonly readmit_ms: number;
+  readonly signal: AbortSignal;
+  readonly places: Places;
+};
 
 /**
  * A full queue refuses an answer whose first choice is not admitted yet. Once a choice is admitted, the others retry
@@ -96,7 +101,7 @@ async function* runAdmitted(
   const until_ms = performance.now() + readmit_ms;
   for (let wait_ms = 20; ; wait_ms = Math.min(2 * wait_ms, 1000)) {
     try {
-      for await (const event of runFormed(model, job, progress, signal)) {
+      for await (const event of runFormed(model, job, progress, admission)) {
         admission.someoneIsIn = true;
         yield event;
       }
@@ -116,13 +121,17 @@ async function* runFormed(
   { engine, text, grammars }: ServedModel,
   job: ChoiceJob,
   progress: Progress,
-  signal: AbortSignal,
+  { signal, places }: Admission,
 ): AsyncGenerator<ChoiceEvent, void> {
   const { grammar, calls } = job.form ?? {};
-  if (grammar === undefined) return yield* runChoice(engine, text, job, progress, signal);
+  if (grammar === undefined) {
+    places.giveBack(job.index);
+    return yield* runChoice(engine, text, job, progress, signal);
+  }
   const open = await grammars.open(grammar, { tenant: job.request.tenant, signal });
   try {
     const formed = { ...job, request: { ...job.request, grammar: open.session } };
+    places.giveBack(job.index);
     const events = runChoice(engine, text, formed, progress, signal);
     yield* calls === undefined ? events : readCalls(events, calls);
   } finally {

@@ -14,12 +14,12 @@ import {
   chatRequest,
   completionRequest,
 } from '../../shared/wire/openai.ts';
-import { HEADERS } from '../../shared/wire/protocol.ts';
+import { EVENT_STREAM_HEADERS, HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
 import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
-import { type ApiContext, type ApiEnv, type ApiParts, setHeaders } from './parts.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, Places, setHeaders } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
 import { ResponseWriter, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
@@ -94,10 +94,8 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   const completion = begin(parts, c, arrival, request, limit_ms);
   let running: RunningAnswer | undefined;
   try {
-    // Planning takes turns in another thread, so many requests plan at once: each of them keeps its place in the queue.
-    const planned = parts.model.engine.reserve(tenant);
-    const plan = await planOf(parts, completion, body).finally(planned);
-    running = runAnswer(parts.model, plan, parts.limits, completion.signal);
+    const plan = await planOf(parts, completion, body);
+    running = runAnswer(parts.model, plan, parts.limits, completion);
     if (plan.stream) return await streamed(parts, c, completion, running);
     const whole =
       plan.response === undefined
@@ -161,7 +159,7 @@ type Asked = AnyRequest & {
   readonly tenant: string;
 };
 
-/** A completion that has taken its place; `end` gives the place back and is called once. */
+/** A completion that has begun; `end` gives its places back and is called once. */
 type Completion = Call &
   Arrival & {
     readonly request: Asked;
@@ -173,7 +171,7 @@ type Completion = Call &
   };
 
 function begin(
-  { lifecycle, recentAnswers }: ApiParts,
+  { lifecycle, limits, model, recentAnswers }: ApiParts,
   c: ApiContext,
   arrival: Arrival,
   request: Asked,
@@ -198,6 +196,7 @@ function begin(
     requestId,
     caller,
     signal: abort.signal,
+    places: new Places(model.engine, tenantOf(c), limits),
     spent: { tokens: 0 },
     ...arrival,
     request,
@@ -239,10 +238,7 @@ async function streamed(
   });
   return c.body(body, 200, {
     ...answerHeaders(running.plan),
-    'content-type': 'text/event-stream; charset=utf-8',
-    'cache-control': 'no-cache, no-transform',
-    // Some proxies buffer streams unless told not to.
-    'x-accel-buffering': 'no',
+    ...EVENT_STREAM_HEADERS,
     [HEADERS.serverTiming]: `first;dur=${(performance.now() - arrivedAt_ms).toFixed(1)}`,
   });
 }
@@ -291,7 +287,7 @@ function wholeTiming(running: RunningAnswer): string {
 }
 
 /**
- * Gives the place back, ends choices that still run, and records the cost: for later queries, in the metrics and in the
+ * Gives the places back, ends choices that still run, and records the cost: for later queries, in the metrics and in the
  * log. `running` is undefined for a request that ended before it ran; it is charged for tokenizing its prompts.
  */
 function end(
@@ -303,6 +299,7 @@ function end(
   const { id, requestId, caller, endpoint, request, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
   completion.leave();
+  completion.places.giveAllBack();
   running?.abandon();
   completion.trace?.end(running, error);
   if (running === undefined) {

@@ -13,6 +13,7 @@ import {
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
+import { EVENT_STREAM_HEADERS } from '../../shared/wire/protocol.ts';
 import type { HomeJobs } from '../jobs/home-jobs.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
@@ -97,10 +98,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
         c.env?.outgoing?.destroy();
       };
       const frames = eventFrames(jobs().follow(id, AbortSignal.any([left.signal, lifecycle.stopping])));
-      return c.body(sseBody(frames, { ...limits, onCancel: leave, onStall }), 200, {
-        'content-type': 'text/event-stream; charset=utf-8',
-        'cache-control': 'no-cache, no-transform',
-      });
+      return c.body(sseBody(frames, { ...limits, onCancel: leave, onStall }), 200, EVENT_STREAM_HEADERS);
     });
 }
 

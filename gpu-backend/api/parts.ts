@@ -162,6 +162,47 @@ export class Lifecycle {
   }
 }
 
+/**
+ * Places in the engine's queue for the choices with which an answer begins. They are taken when the mask is known, before the
+ * prompt is read, and each is kept until its choice is in the engine: opening its grammar takes time, too.
+ */
+export class Places {
+  readonly #engine: Engine;
+  readonly #tenant: string;
+  readonly #atOnceMax: number;
+  readonly #places: (() => void)[] = [];
+
+  constructor(engine: Engine, tenant: string, { choicesAtOnce }: Pick<ApiLimits, 'choicesAtOnce'>) {
+    this.#engine = engine;
+    this.#tenant = tenant;
+    this.#atOnceMax = Math.max(1, Math.min(choicesAtOnce, engine.stats().queueCapacity));
+  }
+
+  /**
+   * Takes places for an answer of so many choices.
+   * @throws MaskrouteError `queue_full` when others took the last one since the request came.
+   */
+  take(choices: number): void {
+    this.#engine.expectRoom(this.#tenant);
+    const count = Math.min(choices, this.#atOnceMax);
+    for (let choice = 0; choice < count; choice++) this.#places.push(this.#engine.reserve(this.#tenant));
+  }
+
+  /** The number of choices that run at a time: those with a place. */
+  get count(): number {
+    return this.#places.length;
+  }
+
+  /** Call it just before a choice comes to the engine, which counts it from then on. */
+  giveBack(choice: number): void {
+    this.#places[choice]?.();
+  }
+
+  giveAllBack(): void {
+    for (const giveBack of this.#places) giveBack();
+  }
+}
+
 /*
  * Requests that made the engine fail. After the second failure the same request is refused, so that a client's retries do
  * not disturb others. Each backend learns this separately, and the edge does not count it against the backend.

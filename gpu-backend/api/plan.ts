@@ -10,7 +10,7 @@ import type { TextJob } from '../model/tokenizer/text-service.ts';
 import { type AnswerForm, answerForm } from './answer-form.ts';
 import type { Caller } from './auth.ts';
 import type { ChoiceJob } from './choice.ts';
-import type { ApiParts, ServedModel } from './parts.ts';
+import type { ApiParts, Places, ServedModel } from './parts.ts';
 
 export type Endpoint = 'chat' | 'completions' | 'responses';
 
@@ -42,6 +42,8 @@ export type Call = {
   readonly requestId: string;
   readonly caller: Caller;
   readonly signal: AbortSignal;
+  /** In the engine's queue. The plan takes them, and whoever made the call gives them back. */
+  readonly places: Places;
   /** Tokens of the prompts that were tokenized so far, also if that fails. */
   readonly spent: { tokens: number };
 };
@@ -112,17 +114,19 @@ export async function planCompletion(
 /** The plan without its choices. All cheap checks are here, before the prompts are tokenized. */
 async function planFrame(
   { model, masks, limits }: PlanParts,
-  { id, caller }: Call,
+  { id, caller, places }: Call,
   request: ChatRequest | CompletionRequest,
   { endpoint, maxTokens, logprobs }: Wanted,
 ): Promise<Omit<AnswerPlan, 'jobs'>> {
   requireModel(model.name, request.model);
   requireTokens(request.logit_bias, model.engine.model.vocabularySize);
-  requireCount(request, limits.choicesMax);
+  const choices = choiceCount(request, limits.choicesMax);
   requireMinTokens(request.min_tokens ?? 0, maxTokens);
   // Last, since the mask may have to be fetched from the edge.
   const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
   const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
+  // Not before: while the edge is slow, requests whose masks are known would find the queue full of others that cannot run.
+  places.take(choices);
   return {
     endpoint,
     id,
@@ -162,11 +166,12 @@ function requireTokens(logitBias: ChatRequest['logit_bias'], vocabularySize: num
   if (unknown !== undefined) throw unknownToken('logit_bias', Number(unknown), vocabularySize);
 }
 
-function requireCount(request: ChatRequest | CompletionRequest, choicesMax: number): void {
+/** @throws MaskrouteError `invalid_request` when there are too many. */
+function choiceCount(request: ChatRequest | CompletionRequest, choicesMax: number): number {
   const prompt = 'prompt' in request ? request.prompt : undefined;
   const several = Array.isArray(prompt) && typeof prompt[0] !== 'number';
   const count = (several ? prompt.length : 1) * (request.n ?? 1);
-  if (count <= choicesMax) return;
+  if (count <= choicesMax) return count;
   const param = several ? 'prompt' : 'n';
   throw refusal(param, `${param}: prompts times n is ${count}; the maximum is ${choicesMax}.`);
 }

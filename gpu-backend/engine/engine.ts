@@ -22,7 +22,10 @@ export interface Engine {
    * @throws MaskrouteError `queue_full` when a request of `tenant` would find no place in the queue.
    */
   expectRoom(tenant: string): void;
-  /** Keeps a place in the queue for a request that is about to come. @returns what gives it back, just before it comes. */
+  /**
+   * Keeps a place in the queue for a request that is about to come.
+   * @returns what gives it back, just before it comes; later calls of it do nothing.
+   */
   reserve(tenant: string): () => void;
   stats(): EngineStats;
   /** Why the engine has stopped for good; undefined while it runs. */

@@ -20,6 +20,7 @@ import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { internalMaskPath, maskRecordSchema } from '../../shared/wire/protocol.ts';
 import { createSigner, type SignFor } from '../../shared/wire/service-token.ts';
+import { turnQueue } from '../event-loop.ts';
 import { writeWhole } from '../files.ts';
 import type { EngineModel } from './engine.ts';
 
@@ -65,6 +66,8 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
   const known = new LRUCache<MaskId, MaskRecord>({ max: IN_MEMORY_MAX });
   const inFlight = new Map<string, Promise<MaskRecord>>();
   const refusals = new LRUCache<string, MaskrouteError>({ max: IN_MEMORY_MAX });
+  /** Many requests may wait for one mask: each goes on in a turn of its own. */
+  const turn = turnQueue();
 
   async function find(id: MaskId, edge: Edge | undefined): Promise<MaskRecord> {
     const record = (await readKept(options, id)) ?? (await fetchRecord(options, sign, id, edge));
@@ -97,7 +100,7 @@ export function createMaskRegistry(options: MaskRegistryOptions): MaskRegistry {
       if (id === DENSE_MASK_ID) return denseMask(options.model.blockCount);
       const url = options.edgeUrl ?? tokenEdge;
       const edge = url === undefined ? undefined : { url, name: tokenEdge ?? url };
-      const record = known.get(id) ?? (await findOnce(id, edge));
+      const record = known.get(id) ?? (await findOnce(id, edge).finally(turn));
       if (record.modelHash !== options.model.hash || record.blockCount !== options.model.blockCount) {
         throw new MaskrouteError('mask_model_mismatch', `The mask ${id} is for another model.`, {
           param: 'mask',

@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { copyFile, cp, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { copyFile, cp, mkdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -13,14 +13,22 @@ import {
   type Job,
   type JobRequest,
 } from '../../shared/admin/job-wire.ts';
-import { canonicalJson, type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
-import { requireMayPublish } from '../publication/publish.ts';
-import { createJobStore, JobData, type JobStore, type Note, needsUpload, seal, unseal } from './job-store.ts';
+import { readMaskSet, requireMayPublish } from '../publication/publish.ts';
+import {
+  createJobStore,
+  JobData,
+  type JobStore,
+  makeWithSecret,
+  type Note,
+  needsUpload,
+  readSecret,
+} from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 export type JobsOptions = {
@@ -244,7 +252,10 @@ export class Jobs {
         );
     }
     const job = newJob(withDefaults(request, this.#options.model), schedule);
-    await this.#keep(job, request.publish?.admin_key);
+    const folder = this.#store.folderOf(job.id);
+    await makeWithSecret(folder, request.publish?.admin_key, this.#options.backendKeys[0], () =>
+      this.#store.save(job),
+    );
     this.#tell(job);
     await this.#forgetOldest();
     this.#startNext();
@@ -256,22 +267,6 @@ export class Jobs {
     if (waiting < JOBS_WAITING_MAX) return;
     const message = `${JOBS_WAITING_MAX} jobs are waiting already.`;
     throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
-  }
-
-  /** Writes the job to disk with its secret sealed; if a write fails, removes everything again. */
-  async #keep(job: Job, adminKey: string | undefined): Promise<void> {
-    const { id } = job;
-    try {
-      await mkdir(this.#store.folderOf(id), { recursive: true, mode: 0o700 });
-      if (adminKey !== undefined) {
-        const sealed = seal(adminKey, this.#options.backendKeys[0], id);
-        await writeFile(this.#store.secretOf(id), sealed, { mode: 0o600 });
-      }
-      await this.#store.save(job);
-    } catch (error) {
-      await this.#store.remove(id);
-      throw error;
-    }
   }
 
   /** A schedule that always fails must not push out the mask sets that other jobs begin with. */
@@ -359,8 +354,8 @@ export class Jobs {
   }
 
   /** @throws MaskrouteError `conflict` when it was sealed under another key. */
-  async #adminKeyOf(id: string): Promise<string> {
-    return unseal(await readFile(this.#store.secretOf(id)), this.#options.backendKeys, id);
+  #adminKeyOf(id: string): Promise<string> {
+    return readSecret(this.#store.folderOf(id), this.#options.backendKeys);
   }
 
   /** Unless an earlier start of the job has learned, or an equal job. */
@@ -385,28 +380,22 @@ export class Jobs {
    * @param files the job's data. @param from the file of the mask set that it begins with.
    */
   async #takeOver(id: string, request: JobRequest, files: readonly string[], from?: string): Promise<void> {
-    const { schedule } = this.get(id);
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
     const equal = this.list().filter(isEqual);
-    if (equal.length === 0) return;
-    const dataHash = await sha256OfFiles(files);
-    const out = this.#store.outOf(id);
-    const takeSet = async (job: Job): Promise<boolean> => {
-      const isOfSchedule = schedule !== null && job.schedule === schedule;
-      if (job.status === 'succeeded' && !isOfSchedule) return false;
-      const set = await this.#readSet(job.id).catch(() => undefined);
-      if (set?.learned.dataHash !== dataHash || !(await this.#isForInstalled(set, request))) return false;
-      if (!isOfSchedule && set.learned.from !== (from && maskSetVersion(await readSet(from)))) return false;
+    const isOfSameData = dataCheck(request, files);
+    const takeSet = async (job: Job) => {
+      if (!(await this.#wouldLearnSetOf(job, id, isOfSameData, from))) return false;
       // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
+      const out = this.#store.outOf(id);
       await rm(`${out}.part`, { recursive: true, force: true });
       await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
       await rename(`${out}.part`, out);
       return true;
     };
-    const takePart = async (job: Job): Promise<boolean> => {
+    const takePart = async (job: Job) => {
       if (await this.#hasSet(job.id)) return false;
       // Not where it never began, or another job has taken its results over.
-      return await rename(this.#store.outOf(job.id), out).then(
+      return await rename(this.#store.outOf(job.id), this.#store.outOf(id)).then(
         () => true,
         () => false,
       );
@@ -418,6 +407,22 @@ export class Jobs {
         this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
         return;
       }
+  }
+
+  /** Whether the job `id` would learn the set of an equal job; for a job of the same schedule, from the same data at least. */
+  async #wouldLearnSetOf(
+    job: Job,
+    id: string,
+    isOfSameData: (set: MaskSet) => Promise<boolean>,
+    from: string | undefined,
+  ): Promise<boolean> {
+    const { schedule } = this.get(id);
+    const isOfSchedule = schedule !== null && job.schedule === schedule;
+    if (job.status === 'succeeded' && !isOfSchedule) return false;
+    const set = await this.#readSet(job.id).catch(() => undefined);
+    if (set === undefined || !(await this.#isForInstalled(set, job.request))) return false;
+    const beginsAlike = async () => set.learned.from === (from && maskSetVersion(await readMaskSet(from)));
+    return (isOfSchedule || (await beginsAlike())) && (await isOfSameData(set));
   }
 
   /** Whether the mask set is for the model that is installed now. What is wrong with one that cannot be opened, `learn` says. */
@@ -447,7 +452,7 @@ export class Jobs {
     return undefined;
   }
 
-  readonly #readSet = (id: string): Promise<MaskSet> => readSet(this.#setOf(id));
+  readonly #readSet = (id: string): Promise<MaskSet> => readMaskSet(this.#setOf(id));
   readonly #setOf = (id: string): string => join(this.#store.outOf(id), 'mask-set.json');
 
   async #run(
@@ -538,8 +543,16 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
 
-const readSet = async (file: string): Promise<MaskSet> =>
-  maskSetSchema.parse(JSON.parse(await readFile(file, 'utf8')));
+/** @returns whether a set was learned from the data of `request`, which is read once, and only if it has to be. */
+function dataCheck(request: JobRequest, files: readonly string[]): (set: MaskSet) => Promise<boolean> {
+  // Uploads are named by their content, and equal requests name equal ones. A file of the open folder may have changed.
+  if (request.data.every((source) => 'upload' in source)) return async () => true;
+  let hash: string | undefined;
+  return async ({ learned }) => {
+    hash ??= await sha256OfFiles(files);
+    return learned.dataHash === hash;
+  };
+}
 
 type Publish = NonNullable<CreateJob['publish']>;
 

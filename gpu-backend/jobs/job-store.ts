@@ -1,14 +1,15 @@
 /**
- * What jobs keep on disk. Each job has a folder with its request, progress, log and results. Sealed secrets and the
- * uploaded data are stored beside these folders. Files are replaced atomically.
+ * What jobs keep on disk. Each job has a folder with its request, sealed secret, progress, log and results; uploaded data
+ * is stored beside these folders. Files are replaced atomically.
  */
 import { createCipheriv, createDecipheriv, createHash, hkdfSync, randomBytes, randomUUID } from 'node:crypto';
 import { createReadStream, createWriteStream } from 'node:fs';
-import { mkdir, readdir, realpath, rename, rm, stat } from 'node:fs/promises';
-import { join, sep } from 'node:path';
+import { mkdir, readdir, readFile, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { basename, join, sep } from 'node:path';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
+import type { z } from 'zod';
 import {
   DATA_ID_PATTERN,
   isFinished,
@@ -42,42 +43,27 @@ export type JobStore = {
   /** The folder that `learn` writes to and resumes from. */
   readonly outOf: (id: string) => string;
   readonly logOf: (id: string) => string;
-  readonly secretOf: (id: string) => string;
   /** What publishing remembers of its first try; see `publish --once`. */
   readonly firstTryOf: (id: string) => string;
 };
 
 export function createJobStore(folder: string, note: Note): JobStore {
   const folderOf = (id: string) => join(folder, id);
-  const fileOf = (id: string) => join(folderOf(id), 'job.json');
-  const secretOf = (id: string) => join(folderOf(id), 'secret');
   const write = async (job: Job) => {
     await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
-    await writeWhole(fileOf(job.id), `${JSON.stringify(job, null, 2)}\n`);
+    await writeWhole(join(folderOf(job.id), 'job.json'), `${JSON.stringify(job, null, 2)}\n`);
   };
   const remove = (id: string) => rm(folderOf(id), { recursive: true, force: true });
-  const noting = (message: string, job: string) => (error: Error) =>
-    note(message, { job, reason: error.message });
   const removeSecret = (id: string) =>
-    rm(secretOf(id), { force: true }).catch(noting('the secret of an ended job was not deleted', id));
+    rm(secretIn(folderOf(id)), { force: true }).catch(({ message: reason }: Error) =>
+      note('the secret of an ended job was not deleted', { job: id, reason }),
+    );
   const inTurn = oneAtATime();
   return {
     async load() {
-      const names = await readdir(folder).catch(() => []);
-      const ids = names.filter((name) => JOB_ID_PATTERN.test(name));
-      const jobs = await Promise.all(
-        ids.map(async (id) => {
-          // Read before removing anything: this throws when the disk cannot say whether the job exists.
-          const job = await readOwnJson(fileOf(id), jobSchema);
-          if (job === undefined && (await sizeOf(fileOf(id))) === undefined)
-            await remove(id).catch(noting('what a kill left of a job was not deleted', id));
-          if (job !== undefined && isFinished(job)) await removeSecret(id);
-          return job;
-        }),
-      );
-      return jobs
-        .filter((job) => job !== undefined)
-        .sort((a, b) => (a.created_at < b.created_at ? -1 : a.created_at > b.created_at ? 1 : 0));
+      const jobs = await loadAll(folder, 'job', { ids: JOB_ID_PATTERN, schema: jobSchema, note });
+      for (const job of jobs) if (isFinished(job)) await removeSecret(job.id);
+      return jobs.sort((a, b) => (a.created_at < b.created_at ? -1 : a.created_at > b.created_at ? 1 : 0));
     },
     save: (job) => inTurn(() => write(job)),
     remove,
@@ -85,9 +71,33 @@ export function createJobStore(folder: string, note: Note): JobStore {
     folderOf,
     outOf: (id) => join(folderOf(id), 'out'),
     logOf: (id) => join(folderOf(id), 'log.txt'),
-    secretOf,
     firstTryOf: (id) => join(folderOf(id), 'first-try.json'),
   };
+}
+
+/**
+ * The jobs or schedules of a folder: each has a folder of its own there, named by its id, with a file named by its kind.
+ * Damaged ones are skipped. A folder without the file was left by a kill and is removed; the log says where that fails.
+ * Rejects with the disk's error when a file cannot be read.
+ */
+export async function loadAll<T>(
+  folder: string,
+  kind: 'job' | 'schedule',
+  { ids, schema, note }: { readonly ids: RegExp; readonly schema: z.ZodType<T>; readonly note: Note },
+): Promise<T[]> {
+  const load = async (id: string): Promise<T | undefined> => {
+    const file = join(folder, id, `${kind}.json`);
+    // Read before removing anything: this throws when the disk cannot say whether the file exists.
+    const found = await readOwnJson(file, schema);
+    if (found === undefined && (await sizeOf(file)) === undefined)
+      await rm(join(folder, id), { recursive: true, force: true }).catch(({ message: reason }: Error) =>
+        note(`what a kill left of a ${kind} was not deleted`, { [kind]: id, reason }),
+      );
+    return found;
+  };
+  const names = await readdir(folder).catch(() => []);
+  const found = await Promise.all(names.filter((name) => ids.test(name)).map(load));
+  return found.filter((one) => one !== undefined);
 }
 
 /*
@@ -132,6 +142,31 @@ function decrypted(bytes: Buffer, backendKey: string, purpose: string): string {
   decipher.setAuthTag(bytes.subarray(IV_BYTES, IV_BYTES + TAG_BYTES));
   const text = bytes.subarray(IV_BYTES + TAG_BYTES);
   return Buffer.concat([decipher.update(text), decipher.final()]).toString('utf8');
+}
+
+/** The secret of a job or schedule is in its folder, and sealed for its id, which is the folder's name. */
+const secretIn = (folder: string): string => join(folder, 'secret');
+
+/** @throws MaskrouteError as {@link unseal}; the disk's error when there is none. */
+export const readSecret = async (folder: string, backendKeys: readonly string[]): Promise<string> =>
+  unseal(await readFile(secretIn(folder)), backendKeys, basename(folder));
+
+/** Makes the folder of a job or schedule with its secret and what `write` adds; if a write fails, removes it again. */
+export async function makeWithSecret(
+  folder: string,
+  secret: string | undefined,
+  backendKey: string,
+  write: () => Promise<void>,
+): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true, mode: 0o700 });
+    if (secret !== undefined)
+      await writeFile(secretIn(folder), seal(secret, backendKey, basename(folder)), { mode: 0o600 });
+    await write();
+  } catch (error) {
+    await rm(folder, { recursive: true, force: true });
+    throw error;
+  }
 }
 
 /*

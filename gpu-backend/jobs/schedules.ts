@@ -4,7 +4,7 @@
  * waits for its end.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type CreateJob,
@@ -18,10 +18,10 @@ import {
   secondsOf,
 } from '../../shared/admin/job-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
+import { writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { type Jobs, type JobsOptions, requireEdgeAllows, withDefaults } from './job-queue.ts';
-import { needsUpload, seal, unseal } from './job-store.ts';
+import { loadAll, makeWithSecret, needsUpload, readSecret } from './job-store.ts';
 
 type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'note'>;
 
@@ -34,23 +34,8 @@ const LOOK_EVERY_ms = 30_000;
  */
 export async function openSchedules(options: SchedulesOptions, jobs: Jobs): Promise<Schedules> {
   const folder = join(options.home, 'jobs', 'schedules');
-  const names = await readdir(folder).catch(() => []);
-  const files = names.filter((name) => SCHEDULE_ID_PATTERN.test(name));
-  const found = await Promise.all(
-    files.map(async (id) => {
-      const file = join(folder, id, 'schedule.json');
-      const schedule = await readOwnJson(file, scheduleSchema);
-      if (schedule === undefined && (await sizeOf(file)) === undefined)
-        await rm(join(folder, id), { recursive: true, force: true }).catch((error: Error) => {
-          options.note('what a kill left of a schedule was not deleted', {
-            schedule: id,
-            reason: error.message,
-          });
-        });
-      return schedule;
-    }),
-  );
-  const known = found.filter((schedule) => schedule !== undefined);
+  const { note } = options;
+  const known = await loadAll(folder, 'schedule', { ids: SCHEDULE_ID_PATTERN, schema: scheduleSchema, note });
   return new Schedules(options, folder, jobs, known);
 }
 
@@ -141,30 +126,15 @@ export class Schedules {
       next_at: first_at ?? new Date(now_ms + 1000 * secondsOf(every)).toISOString(),
       last_job: null,
     };
-    await this.#keep(schedule, job.publish?.admin_key);
+    await makeWithSecret(join(this.#folder, id), job.publish?.admin_key, this.#options.backendKeys[0], () =>
+      this.#save(schedule),
+    );
     return schedule;
   }
 
   #requireRoom(): void {
     if (this.#schedules.size < SCHEDULES_MAX) return;
     throw new MaskrouteError('queue_full', `There are ${SCHEDULES_MAX} schedules already.`);
-  }
-
-  /** Writes the schedule to disk with its secret sealed; if a write fails, removes everything again. */
-  async #keep(schedule: Schedule, adminKey: string | undefined): Promise<void> {
-    const { id } = schedule;
-    const folder = join(this.#folder, id);
-    try {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
-      if (adminKey !== undefined) {
-        const sealed = seal(adminKey, this.#options.backendKeys[0], id);
-        await writeFile(this.#secretOf(id), sealed, { mode: 0o600 });
-      }
-      await this.#save(schedule);
-    } catch (error) {
-      await rm(folder, { recursive: true, force: true });
-      throw error;
-    }
   }
 
   /* When jobs begin. */
@@ -212,12 +182,11 @@ export class Schedules {
 
   async #requestOf(id: string, { publish, ...job }: JobRequest): Promise<CreateJob> {
     if (publish === undefined) return job;
-    const admin_key = unseal(await readFile(this.#secretOf(id)), this.#options.backendKeys, id);
+    const admin_key = await readSecret(join(this.#folder, id), this.#options.backendKeys);
     return { ...job, publish: { ...publish, admin_key } };
   }
 
   readonly #fileOf = (id: string) => join(this.#folder, id, 'schedule.json');
-  readonly #secretOf = (id: string) => join(this.#folder, id, 'secret');
 
   async #save(schedule: Schedule): Promise<void> {
     await writeWhole(this.#fileOf(schedule.id), `${JSON.stringify(schedule, null, 2)}\n`);

@@ -233,6 +233,26 @@ export async function requireMayPublish(
 const publicationsOf = (client: AdminClient, tenant: string) =>
   itemsOf(client, `/publications${tenantQuery(tenant)}`, publicationSchema);
 
+/**
+ * Those that made this version live, or another one in its place; newest first. An edge that is older than this filter
+ * refuses it: the answer is in the whole history, too.
+ */
+async function* publicationsAbout(
+  client: AdminClient,
+  tenant: string,
+  version: string,
+): AsyncGenerator<Publication, void> {
+  const query = new URLSearchParams({ tenant, version });
+  try {
+    yield* itemsOf(client, `/publications?${query}`, publicationSchema);
+  } catch (error) {
+    const isUnknown =
+      error instanceof MaskrouteError && error.code === 'invalid_request' && error.param === 'version';
+    if (!isUnknown) throw error;
+    yield* publicationsOf(client, tenant);
+  }
+}
+
 /** Id of a tenant's newest publication at some time; null: there was none. */
 type Newest = string | null;
 
@@ -267,18 +287,20 @@ export async function wasPublished(
   version: string,
   since: Newest = null,
 ): Promise<boolean> {
-  for await (const publication of publicationsOf(client, tenant)) {
-    if (publication.id === since) return false;
-    if (publication.version === version && publication.action === 'activate') return true;
+  const entries =
+    since === null ? publicationsAbout(client, tenant, version) : publicationsOf(client, tenant);
+  for await (const entry of entries) {
+    if (entry.id === since) return false;
+    if (entry.version === version && entry.action === 'activate') return true;
   }
   return false;
 }
 
 /** Whether the last that happened to the version was that somebody, or a bound, rolled it back. */
 async function isRolledBack(client: AdminClient, tenant: string, version: string): Promise<boolean> {
-  for await (const publication of publicationsOf(client, tenant)) {
-    if (publication.version === version) return false;
-    if (publication.replaced_version === version && publication.action === 'rollback') return true;
+  for await (const entry of publicationsAbout(client, tenant, version)) {
+    if (entry.version === version) return false;
+    if (entry.replaced_version === version && entry.action === 'rollback') return true;
   }
   return false;
 }

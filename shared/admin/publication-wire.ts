@@ -3,7 +3,15 @@
  * which steps and within which bounds requests see it.
  */
 import { z } from 'zod';
-import { DEFAULT_TENANT, ownerId, querySwitch, tenantQuerySchema, timestamp, version } from './admin-wire.ts';
+import {
+  DEFAULT_TENANT,
+  ownerId,
+  querySwitch,
+  tenantPageQuerySchema,
+  tenantQuerySchema,
+  timestamp,
+  version,
+} from './admin-wire.ts';
 
 export const maskSetSummarySchema = z.object({
   version: z.string(),
@@ -108,6 +116,14 @@ export const publicationSchema = z.object({
   reason: z.string().nullable(),
 });
 export type Publication = z.infer<typeof publicationSchema>;
+
+/** The query of the history. */
+export const publicationsQuerySchema = tenantPageQuerySchema.extend({
+  version: version
+    .optional()
+    .meta({ description: 'Only publications that made this version live, or another one in its place' }),
+});
+export type PublicationsQuery = z.infer<typeof publicationsQuerySchema>;
 
 /** The actor of an automatic rollback. */
 export const AUTO_ROLLBACK = 'auto-rollback';

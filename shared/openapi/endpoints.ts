@@ -321,7 +321,7 @@ export const GROUPS: readonly Group[] = [
         { query: tenant, errors: ['not_found'] },
       ),
       on('GET /admin/v1/publications', 'The history, newest first', '200 [Publication]', {
-        query: tenantPage,
+        query: publications.publicationsQuerySchema,
       }),
       on('GET /admin/v1/publications/live', 'What is live', '200 LivePublication', {
         query: tenant,

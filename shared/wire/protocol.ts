@@ -14,6 +14,13 @@ import { BLOCK_COUNT_MAX, MASK_ID_PATTERN, MODEL_HASH_PATTERN, SURROGATES_ID_PAT
 /** A backend ends an answer when its client reads nothing of it for this long. */
 export const UNREAD_MAX_ms = 30_000;
 
+/** The headers of a stream of events. Some proxies buffer one unless told not to. */
+export const EVENT_STREAM_HEADERS = {
+  'content-type': 'text/event-stream; charset=utf-8',
+  'cache-control': 'no-cache, no-transform',
+  'x-accel-buffering': 'no',
+} as const;
+
 /** Why a request went dense although routing was on. */
 export type FallbackReason =
   | 'requested'

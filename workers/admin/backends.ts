@@ -20,6 +20,7 @@ import { maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { createBackendSchema, updateBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse, requireUnpacked } from '../../shared/wire/parse-body.ts';
+import { EVENT_STREAM_HEADERS } from '../../shared/wire/protocol.ts';
 import type { JobQuestion } from '../backends/backend-jobs.ts';
 import { DEFAULT_BACKEND, defaultBackend } from '../backends/registry.ts';
 import {
@@ -76,10 +77,7 @@ const jobs = new Hono<AppEnv>()
   .get('/:job', async (c) => c.json(await ask(c, jobSchema, 'GET', jobPath(c))))
   .get('/:job/events', async (c) => {
     const events = await c.var.services.jobs.follow(await question(c, 'GET', `${jobPath(c)}/events`));
-    return c.body(events, 200, {
-      'content-type': 'text/event-stream; charset=utf-8',
-      'cache-control': 'no-cache, no-transform',
-    });
+    return c.body(events, 200, EVENT_STREAM_HEADERS);
   })
   .post('/:job/cancel', async (c) => c.json(await ask(c, jobSchema, 'POST', `${jobPath(c)}/cancel`)))
   .post('/:job/store', async (c) => {

@@ -5,6 +5,7 @@ import {
   changeLiveSchema,
   type LivePublication,
   type PublicationInUse,
+  publicationsQuerySchema,
   publishSchema,
   storeMaskSetQuerySchema,
 } from '../../shared/admin/publication-wire.ts';
@@ -131,9 +132,9 @@ export const publications = new Hono<AppEnv>()
   .post('/pause', (c) => changeLive(c, (services, request) => pauseOrResume(services, request, 'pause')))
   .post('/resume', (c) => changeLive(c, (services, request) => pauseOrResume(services, request, 'resume')))
   .get('/', async (c) => {
-    const { tenant: named, ...page } = tenantPageQuery(c);
+    const { tenant: named, ...wanted } = readQuery(c, publicationsQuerySchema);
     const tenant = await scopedTenant(c, named);
-    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, page))));
+    return c.json(listed(await d1(listPublications(c.var.services.db, tenant, wanted))));
   })
   .get('/live', async (c) => {
     const tenant = await scopedTenant(c, namedTenant(c));

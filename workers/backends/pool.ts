@@ -13,7 +13,7 @@ import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
 import { LOAD_PROBE } from '../limits.ts';
-import { attempt, type BackendRequest, type Send } from './attempt.ts';
+import { type Attempted, attempt, type BackendRequest, type Send } from './attempt.ts';
 import { type KnownBackend, type LiveBackend, Observed } from './backend-state.ts';
 import {
   type Call,
@@ -26,8 +26,8 @@ import {
 import type { ServedModels } from './choose.ts';
 import { createRegistry, type Given, type Registry } from './registry.ts';
 
-/** One backend's answer; `status` null: it gave none, or a proxy answered in its place. */
-type Said = { readonly status: number | null; readonly value: unknown };
+/** One backend's answer; `status` null: it gave none, or a proxy answered in its place. `isRefused`: as an attempt's. */
+type Said = { readonly status: number | null; readonly value: unknown; readonly isRefused: boolean };
 
 type PoolConfig = Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>;
 
@@ -121,9 +121,12 @@ export class BackendPool {
   async askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]> {
     const backends = (await this.#list(hold)).filter(({ id }) => only === undefined || id === only);
     return await Promise.all(
-      backends.map((backend) =>
-        this.#ask(backend, path, timeout_ms).catch(() => ({ status: null, value: null })),
-      ),
+      backends.map(async (backend) => {
+        const outcome = await this.#attempt(backend, path, timeout_ms);
+        const isRefused = outcome.kind === 'failed' && outcome.isRefused;
+        const { status, value } = await read(outcome, backend, timeout_ms).catch(() => NOTHING_SAID);
+        return { status, value, isRefused };
+      }),
     );
   }
 
@@ -164,26 +167,19 @@ export class BackendPool {
     return seen;
   }
 
-  /** Its status and JSON, also of a refusal. @throws when it gives no answer of the protocol. */
-  async #ask(backend: LiveBackend, path: string, timeout_ms: number) {
+  async #attempt(backend: LiveBackend, path: string, timeout_ms: number): Promise<Attempted> {
     const { send, token: sign } = this.#callParts;
     const request: BackendRequest = { path, requestId: `edge_${crypto.randomUUID()}`, tenant: '' };
     const token = await sign(request, backend);
     // An attempt's time limit ends with the first byte; this signal bounds the whole answer.
     const signal = AbortSignal.timeout(timeout_ms);
     const time = { timeout_ms, left_ms: timeout_ms };
-    const sending = { send, url: backend.url, token, request, signal, time };
-    const outcome = await attempt(sending);
-    if (outcome.kind === 'failed') throw outcome.error;
-    if (outcome.kind === 'late' || outcome.kind === 'cancelled') {
-      throw new DeadlineError(`an answer of ${backend.id}`, timeout_ms);
-    }
-    const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
-    return { status: outcome.response.status, value };
+    return await attempt({ send, url: backend.url, token, request, signal, time });
   }
 
   async #askForSuccess(backend: LiveBackend, path: string, timeout_ms: number): Promise<unknown> {
-    const { status, value } = await this.#ask(backend, path, timeout_ms);
+    const outcome = await this.#attempt(backend, path, timeout_ms);
+    const { status, value } = await read(outcome, backend, timeout_ms);
     if (status < 200 || status >= 300) throw new Error(`the backend ${backend.id} answered ${status}`);
     return value;
   }
@@ -220,6 +216,21 @@ export class BackendPool {
   async #suspect(backend: KnownBackend): Promise<void> {
     if (!(await this.#probe(backend))) backend.seen.breaker.failed(steadyNow_ms(), true);
   }
+}
+
+const NOTHING_SAID = { status: null, value: null } as const;
+
+/** An answer's status and JSON, also of a refusal. @throws when it is no answer of the protocol. */
+async function read(
+  outcome: Attempted,
+  { id }: LiveBackend,
+  timeout_ms: number,
+): Promise<{ readonly status: number; readonly value: unknown }> {
+  if (outcome.kind === 'failed') throw outcome.error;
+  if (outcome.kind === 'late' || outcome.kind === 'cancelled')
+    throw new DeadlineError(`an answer of ${id}`, timeout_ms);
+  const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
+  return { status: outcome.response.status, value };
 }
 
 const nobodyEnabled = (): Error => new Error('no backend is enabled');

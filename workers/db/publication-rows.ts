@@ -5,10 +5,9 @@
  * The pointer names the newest publication. Until its schedule is complete, readers compute from the schedule and the
  * clock which requests see it and which still see its base: the last publication that everyone saw.
  */
-import { and, desc, eq, type SQL, sql } from 'drizzle-orm';
+import { and, desc, eq, or, type SQL, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
-import type { PageQuery } from '../../shared/admin/admin-wire.ts';
-import type { AutoRollback, Publication } from '../../shared/admin/publication-wire.ts';
+import type { AutoRollback, Publication, PublicationsQuery } from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
 import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
@@ -85,15 +84,16 @@ export async function findPublication(db: Database, id: string): Promise<Publica
 export async function listPublications(
   db: Database,
   tenant: string,
-  { before, limit, q }: PageQuery,
+  { before, limit, q, version: about }: Omit<PublicationsQuery, 'tenant'>,
 ): Promise<Page<Publication>> {
-  const { id, sequence, version, actor, reason } = publications;
+  const { id, sequence, version, replacedVersion, actor, reason } = publications;
   const rows = await db
     .select()
     .from(publications)
     .where(
       and(
         eq(publications.tenant, tenant),
+        about === undefined ? undefined : or(eq(version, about), eq(replacedVersion, about)),
         holds(q, version, actor, reason),
         pastCursor(sequence, id, before),
       ),

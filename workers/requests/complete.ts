@@ -9,7 +9,7 @@ import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest, type DryRun } from '../../shared/wire/openai.ts';
-import { HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
+import { EVENT_STREAM_HEADERS, HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
 import { placeOf, regionOf } from '../base/place.ts';
@@ -188,7 +188,7 @@ async function forward(
   if (begun === 'late') {
     // No backend has answered yet. A keepalive comment is sent, and the status with it, so nothing can be retried.
     progress.retries.left = 0;
-    Object.assign(headers, EVENT_STREAM);
+    Object.assign(headers, EVENT_STREAM_HEADERS);
     return new Response(answer.events(requestId), { headers });
   }
   passHeaders(begun.headers, headers);
@@ -196,11 +196,6 @@ async function forward(
   const passing = () => (isEvents ? answer.events(requestId) : answer.bytes());
   return new Response(begun.body === 'passing' ? passing() : begun.body, { status: begun.status, headers });
 }
-
-const EVENT_STREAM = {
-  'content-type': 'text/event-stream; charset=utf-8',
-  'cache-control': 'no-cache, no-transform',
-};
 
 /** The routing decision, the same for a completion and its dry run. */
 function route(c: AppContext, routable: RoutableBody): Promise<Routed> {
@@ -227,7 +222,7 @@ function trialOf(c: AppContext): Trial | undefined {
  * Headers of the backend's answer that are passed on, including those that it knows better: a custom mask's id and
  * sparsity.
  */
-const PASSED = ['content-type', 'cache-control', 'retry-after', HEADERS.mask, HEADERS.sparsity];
+const PASSED = [...Object.keys(EVENT_STREAM_HEADERS), 'retry-after', HEADERS.mask, HEADERS.sparsity];
 
 function passHeaders(from: Headers, to: ReplyHeaders): void {
   for (const name of PASSED) {

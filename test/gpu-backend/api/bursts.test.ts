@@ -5,12 +5,20 @@ import type { AddressInfo } from 'node:net';
 import { expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { Bodies } from '../../../gpu-backend/api/body.ts';
-import { DEFAULT_LIMITS, openParts, type TokenText } from '../../../gpu-backend/api/parts.ts';
+import {
+  DEFAULT_LIMITS,
+  openParts,
+  type ServedModel,
+  type TokenText,
+} from '../../../gpu-backend/api/parts.ts';
 import { connectOneATurn, oneATurn } from '../../../gpu-backend/api/server.ts';
 import { turnQueue } from '../../../gpu-backend/event-loop.ts';
+import type { Grammars } from '../../../gpu-backend/grammar/grammars.ts';
+import type { TextJob } from '../../../gpu-backend/model/tokenizer/text-service.ts';
+import { maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { apiOptions, eventually, serveModel } from './harness.ts';
-import { says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
+import { answer, apiOptions, eventually, serveModel } from './harness.ts';
+import { byteGrammars, MODEL_HASH, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const MANY = 40;
 const IN_ORDER = Array.from({ length: MANY }, (_, which) => which);
@@ -111,31 +119,51 @@ it('bodies that end all at once are parsed in a turn each, in their order', asyn
   await turns.expectOneATurn();
 });
 
-it('requests whose prompts are being read keep their places: nothing of the others is read', async () => {
+/** A model whose engine has so many places in its queue, and none that come free by themselves. */
+function withPlaces(count: number) {
   const engine = scriptedEngine(says('a'));
-  const model = scriptedModel(engine);
-  let places = 3;
+  const taken = new Set<object>();
   engine.expectRoom = () => {
-    if (places === 0) throw new MaskrouteError('queue_full', 'The queue is full.');
+    if (taken.size >= count) throw new MaskrouteError('queue_full', 'The queue is full.');
   };
   engine.reserve = () => {
-    places--;
-    return () => places++;
+    const place = {};
+    taken.add(place);
+    return () => taken.delete(place);
   };
-  const [reading, goOn] = [new Set<string>(), Promise.withResolvers<void>()];
-  const text: TokenText = {
+  return { model: scriptedModel(engine), taken };
+}
+
+/** The model, whose tokenizer waits; `reads` is called with each text that it would read. */
+const readingAfter = (
+  model: ServedModel,
+  mayRead: Promise<void>,
+  reads: (job: TextJob) => void = () => {},
+): ServedModel => ({
+  ...model,
+  text: {
     ...model.text,
     async encode(job, call) {
-      reading.add(JSON.stringify(job));
-      await goOn.promise;
+      reads(job);
+      await mayRead;
       return model.text.encode(job, call);
     },
-  };
-  await using server = await serveModel({ ...model, text });
+  },
+});
+
+const chat = (which: number) => ({
+  model: 'scripted',
+  messages: [{ role: 'user', content: `${which}` }],
+});
+
+it('requests whose prompts are being read keep their places: nothing of the others is read', async () => {
+  const { model, taken } = withPlaces(3);
+  const [reading, goOn] = [new Set<string>(), Promise.withResolvers<void>()];
+  const noteReading = (job: TextJob) => reading.add(JSON.stringify(job));
+  await using server = await serveModel(readingAfter(model, goOn.promise, noteReading));
   const statuses: number[] = [];
   const chats = IN_ORDER.map(async (which) => {
-    const messages = [{ role: 'user', content: `${which}` }];
-    const { status } = await server.post('/v1/chat/completions', { model: 'scripted', messages });
+    const { status } = await server.post('/v1/chat/completions', chat(which));
     statuses.push(status);
   });
   await eventually(() => statuses.length === MANY - 3);
@@ -144,17 +172,11 @@ it('requests whose prompts are being read keep their places: nothing of the othe
   goOn.resolve();
   await Promise.all(chats);
   expect(statuses.slice(-3)).toEqual([200, 200, 200]);
-  expect(places).toBe(3);
+  expect(taken.size).toBe(0);
 });
 
 it('a request that fails, or whose client leaves, while its prompt is read gives its place back', async () => {
-  const model = scriptedModel(scriptedEngine(says('a')));
-  const places = new Set<object>();
-  model.engine.reserve = () => {
-    const place = {};
-    places.add(place);
-    return () => places.delete(place);
-  };
+  const { model, taken } = withPlaces(2);
   const fails = Promise.withResolvers<never>();
   let reading = 0;
   const text: TokenText = {
@@ -168,16 +190,97 @@ it('a request that fails, or whose client leaves, while its prompt is read gives
     },
   };
   await using server = await serveModel({ ...model, text });
-  const body = { model: 'scripted', messages: [{ role: 'user', content: 'x' }] };
   const leave = new AbortController();
-  const left = server.post('/v1/chat/completions', body, { signal: leave.signal }).catch(() => 'left');
-  const failed = server.post('/v1/chat/completions', body);
+  const left = server.post('/v1/chat/completions', chat(0), { signal: leave.signal }).catch(() => 'left');
+  const failed = server.post('/v1/chat/completions', chat(1));
   await eventually(() => reading === 2);
-  expect(places.size).toBe(2);
+  expect(taken.size).toBe(2);
   leave.abort();
   expect(await left).toBe('left');
-  await eventually(() => places.size === 1);
+  await eventually(() => taken.size === 1);
   fails.reject(new MaskrouteError('invalid_request', 'It cannot be read.'));
   expect((await failed).status).toBe(400);
-  expect(places.size).toBe(0);
+  expect(taken.size).toBe(0);
+});
+
+it('a request keeps its place until the grammar of its answer is open', async () => {
+  const { model, taken } = withPlaces(1);
+  const [opening, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const grammars: Grammars = {
+    prepare: (...given) => byteGrammars.prepare(...given),
+    close: async () => {},
+    async open(...given) {
+      opening.resolve();
+      await goOn.promise;
+      return byteGrammars.open(...given);
+    },
+  };
+  await using server = await serveModel({ ...model, grammars });
+  const formed = server.post('/v1/chat/completions', {
+    ...chat(0),
+    response_format: { type: 'json_object' },
+  });
+  await opening.promise;
+  expect((await server.post('/v1/chat/completions', chat(1))).status).toBe(429);
+  goOn.resolve();
+  expect((await formed).status).toBe(200);
+  expect(taken.size).toBe(0);
+  expect((await server.post('/v1/chat/completions', chat(2))).status).toBe(200);
+});
+
+it('a request has a place for each of the choices with which its answer begins', async () => {
+  const { model, taken } = withPlaces(3);
+  const goOn = Promise.withResolvers<void>();
+  await using server = await serveModel(readingAfter(model, goOn.promise), { choicesAtOnce: 3 });
+  const several = server.post('/v1/chat/completions', { ...chat(0), n: 5 });
+  await eventually(() => taken.size === 3);
+  expect((await server.post('/v1/chat/completions', chat(1))).status).toBe(429);
+  goOn.resolve();
+  const { choices } = await answer<{ choices: unknown[] }>(several, 200);
+  expect(choices).toHaveLength(5);
+  expect(taken.size).toBe(0);
+});
+
+/** An edge that gives out a mask when it is told to. */
+async function slowEdge() {
+  const mask = maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [] });
+  const record = { id: maskId(MODEL_HASH, mask), modelHash: MODEL_HASH, blockCount: 8, bits: maskBits(mask) };
+  const [asked, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const server = createServer(async (_, response) => {
+    asked.resolve();
+    await goOn.promise;
+    response.end(JSON.stringify(record));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    mask: record.id,
+    asked: asked.promise,
+    answers: goOn.resolve,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
+it('requests that wait for a mask of a slow edge take no place before it is there', async () => {
+  const { model, taken } = withPlaces(1);
+  await using edge = await slowEdge();
+  const goOn = Promise.withResolvers<void>();
+  await using server = await serveModel(readingAfter(model, goOn.promise), {}, { edgeUrl: edge.url });
+  const waiting = [1, 2, 3].map((which) =>
+    server.post('/v1/chat/completions', { ...chat(which), mask: edge.mask }),
+  );
+  await edge.asked;
+  const known = server.post('/v1/chat/completions', chat(0));
+  await eventually(() => taken.size === 1);
+  edge.answers();
+  for (const one of waiting) expect((await one).status).toBe(429);
+  goOn.resolve();
+  expect((await known).status).toBe(200);
+  expect(taken.size).toBe(0);
+  const late = { ...chat(4), mask: edge.mask };
+  expect((await server.post('/v1/chat/completions', late)).status).toBe(200);
 });

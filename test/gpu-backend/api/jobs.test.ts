@@ -8,6 +8,7 @@ import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Job, jobSchema, scheduleSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
+import { EVENT_STREAM_HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { type Served, serve } from '../../support/serve.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
@@ -75,7 +76,7 @@ describe('a learning job', () => {
       backend = await startBackend();
 
       const stream = await call('GET', `/v1/jobs/${id}/events`);
-      expect(stream.headers.get('content-type')).toMatch(/^text\/event-stream/);
+      expect(Object.fromEntries(stream.headers)).toMatchObject(EVENT_STREAM_HEADERS);
       const { events } = parseSse(await stream.text());
       expect(events.every(({ event }) => event === 'job')).toBe(true);
       const last = jobSchema.parse(JSON.parse(events.at(-1)!.data));

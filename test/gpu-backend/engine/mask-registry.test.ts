@@ -74,6 +74,25 @@ describe('mask registry', () => {
     expect(asked.length).toBe(1);
   });
 
+  it('lets all that wait for a mask go on in a turn of the event loop each', async () => {
+    const masks = registry();
+    let turn = 0;
+    let ended = 0;
+    const count = () => {
+      turn++;
+      if (ended < 20) setImmediate(count);
+    };
+    setImmediate(count);
+    const turns = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        await masks.resolve(ID, undefined);
+        ended++;
+        return turn;
+      }),
+    );
+    expect(new Set(turns).size).toBe(20);
+  });
+
   it('shows the edge a token for that edge and for masks, and nobody the key', async () => {
     await registry().resolve(ID, undefined);
     const token = asked[0]!.authorization!.replace('Bearer ', '');

@@ -6,7 +6,9 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { constants, getPriority, tmpdir } from 'node:os';
@@ -134,6 +136,26 @@ describe('a job', () => {
     }
     expect(notes).toContain(`"earlier":"${killed.id}"`);
     expect(notes).toContain(`"earlier":"${other.id}"`);
+  });
+
+  it('goes on from a part of an equal one without reading its data first: only a whole set says what it was learned from', async () => {
+    const folder = join(home, 'open');
+    const file = join(folder, 'hang.jsonl');
+    mkdirSync(folder);
+    writeFileSync(file, '{"text": "x"}\n');
+    let readAt_ms: number | undefined;
+    const note = (message: string) => {
+      if (message === 'a job goes on from an equal one') readAt_ms = statSync(file).atimeMs;
+    };
+    const jobs = (await openJobs({ ...options(), dataFolder: folder, note }))!;
+    open.push(jobs);
+    const asked = { data: [{ path: 'hang.jsonl' }] };
+    const first = await create(jobs, 'hang', asked);
+    await hangs(first.id);
+    await jobs.cancel(first.id);
+    utimesSync(file, 0, statSync(file).mtime);
+    await ended(jobs, (await create(jobs, 'hang', asked)).id);
+    expect(readAt_ms).toBe(0);
   });
 
   it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
@@ -577,6 +599,19 @@ describe('publishing', () => {
 
     it('is done by an equal job, which does not learn again', async () => {
       expect(await startsAfter(() => {})).toBe(1);
+    });
+
+    it('is done by an equal job, also where its set does not say from which upload it was learned', async () => {
+      const jobs = await start();
+      const first = await create(jobs, 'ok', to('refused'));
+      await ended(jobs, first.id);
+      const file = join(folderOf(first.id), 'out', 'mask-set.json');
+      const set = JSON.parse(readFileSync(file, 'utf8'));
+      writeFileSync(file, JSON.stringify({ ...set, learned: { ...set.learned, dataHash: undefined } }));
+      const { id } = await create(jobs, 'ok', to('acme'));
+      await ended(jobs, id);
+      expect(jobs.get(id).status).toBe('succeeded');
+      expect(starts(id)).toHaveLength(1);
     });
 
     it('is done by an equal job, also where the same data was written anew', async () => {

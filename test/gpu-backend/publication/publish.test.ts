@@ -33,6 +33,7 @@ import { evaluatedRowSchema } from '../../../shared/admin/stats-wire.ts';
 import { loadStaticEncoder } from '../../../shared/embedding/static-encoder.ts';
 import { type ModelHash, maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
 import { saidInProcess } from '../cli/in-process.ts';
 
@@ -89,6 +90,21 @@ afterAll(async () => {
 const liveVersion = async (tenant = '') => (await livePublication(client, tenant))?.version;
 const rollBackNow = async (at: AdminClient) => rollBack(at, '', await livePublication(at, ''));
 const DEFAULT = { tenant: '', activate: true };
+
+/** A client that reads one item a page. `pages()`: how many it has read of the history; `refuse` may throw instead. */
+function pagingClient(refuse: (path: string) => void = () => {}): AdminClient & { pages(): number } {
+  let pages = 0;
+  return {
+    edge: client.edge,
+    pages: () => pages,
+    async request({ path, ...asked }, schema) {
+      if (!path.startsWith('/publications?')) return client.request({ ...asked, path }, schema);
+      refuse(path);
+      pages++;
+      return client.request({ ...asked, path: `${path}&limit=1` }, schema);
+    },
+  };
+}
 
 describe('a mask set', () => {
   test('is stored, goes live, goes live again, and is rolled back', async () => {
@@ -285,6 +301,29 @@ describe('a mask set', () => {
       ]);
     });
 
+    test('unless it was rolled back asks the edge about this version, and an older edge for the whole history', async () => {
+      const tenant = 'long';
+      await newTenant(tenant);
+      await statesOf(tenant, [[other], [set], null]);
+      for (const layer of [0, 1, 0]) await statesOf(tenant, [[maskSet('again', layer)]]);
+      const once = { tenant, activate: true, unlessRolledBack };
+      const paging = pagingClient();
+      expect((await publishMaskSet(paging, set, once)).state).toBe('rolled_back');
+      expect(paging.pages()).toBe(1);
+
+      const unknown = { method: 'GET', path: '/publications?unknown=1' } as const;
+      await expect(client.request(unknown, z.unknown())).rejects.toMatchObject({
+        code: 'invalid_request',
+        param: 'unknown',
+      });
+      const old = pagingClient((path) => {
+        if (path.includes('version='))
+          throw new MaskrouteError('invalid_request', 'version: unknown field.', { param: 'version' });
+      });
+      expect((await publishMaskSet(old, set, once)).state).toBe('rolled_back');
+      expect(old.pages()).toBe(4);
+    });
+
     test('unless it was rolled back leaves the steps and the bounds of a live one as they are', async () => {
       await newTenant('kept');
       const [slow, fast] = ['1%:10m', '2%:10m'].map((rollout) =>
@@ -386,8 +425,11 @@ describe('the preset of a fresh start', () => {
     expect(await ensurePreset(client, newer)).toBe('live');
     expect(await liveVersion()).toBe(maskSetVersion(newer));
     await rollBackNow(client);
-    expect(await ensurePreset(client, newer)).toBe('kept_other');
+    const paging = pagingClient();
+    expect(await ensurePreset(paging, newer)).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(older));
+    expect(await ensurePreset(paging, maskSet('preset', 0))).toBe('published');
+    expect(paging.pages()).toBe(3);
     await publishMaskSet(client, own, DEFAULT);
     expect(await ensurePreset(client, maskSet('preset', 1))).toBe('kept_other');
     expect(await liveVersion()).toBe(maskSetVersion(own));

@@ -1,7 +1,7 @@
 /** What a request costs its tenant on which several backends worked: the one answer that came, once. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { UsageRow } from '../../../shared/admin/admin-wire.ts';
-import { COST_QUESTION_DELAYS_ms } from '../../../workers/limits.ts';
+import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../../../workers/limits.ts';
 import { askedOf, homeOf, mood, testBackends } from '../support/backends.ts';
 import { admin, chat, errorCode, freshIsolate, hurry, say } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
@@ -84,13 +84,14 @@ describe('what is charged', () => {
       expect(await errorCode(chat(key, { ...BODY, user: 'half-whole' }, isolate))).toBe('502 backend_error');
     }));
 
-  it('is all that was reserved, when the client left before it saw anything and the backend is gone', async () => {
+  /** A client leaves before it saw anything, and its backend is in this mood from then on. @returns what was reserved. */
+  const leavesBefore = async (how: string) => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
     const backend = await register();
     const leave = new AbortController();
     const isolate = freshIsolate();
     setTimeout(async () => {
-      await mood(backend, 'down');
+      await mood(backend, how);
       leave.abort();
     }, 300);
     const response = await chat(key, { ...BODY, user: 'busy' }, (request) =>
@@ -98,12 +99,23 @@ describe('what is charged', () => {
     );
     expect(response.status).toBe(499);
     // Its bytes, the template and the answer.
-    const reserved = 3 + 40 + 10;
+    return { tenant, reserved: 3 + 40 + 10 };
+  };
+
+  it('is all that was reserved, when the client left before it saw anything and the backend is silent', async () => {
+    const { tenant, reserved } = await leavesBefore('mute');
     // The backend is asked for as long as the platform lets anybody ask.
     hurry();
-    await new Promise((resolve) => setTimeout(resolve, sumOf(COST_QUESTION_DELAYS_ms) + SECOND_ms));
+    await new Promise((resolve) =>
+      setTimeout(resolve, sumOf(COST_QUESTION_DELAYS_ms) + 5 * COST_QUESTION_ms + SECOND_ms),
+    );
     vi.useRealTimers();
     await charged(tenant, reserved);
+  });
+
+  it('is the same when the backend has ended, and soon: it refuses connections', async () => {
+    const { tenant, reserved } = await leavesBefore('down');
+    await charged(tenant, reserved, 6 * SECOND_ms);
   });
 
   it('is the prompt as it was reserved, when the backend broke off and is gone', async () => {

@@ -329,6 +329,15 @@ describe('rolling back', () => {
     data.slice(0, -1).forEach((entry, i) => {
       expect(entry.replaced_version).toBe(data[i + 1]!.version);
     });
+    const [, two, three] = versions;
+    const about = await admin('GET', `/publications?tenant=${tenant}&version=${two}`);
+    const isAbout = ({ version, replaced_version }: Publication) =>
+      [version, replaced_version].includes(two!);
+    expect(await about.json()).toMatchObject({ data: data.filter(isAbout), has_more: false });
+    expect(data.filter(isAbout)).toHaveLength(4);
+    const first = await admin('GET', `/publications?tenant=${tenant}&version=${three}&limit=1`);
+    expect(await first.json()).toMatchObject({ data: [data[0]], has_more: true });
+    expect(await errorCode(admin('GET', '/publications?version=two'))).toBe('400 invalid_request');
   });
 
   it('goes where the live publication says, whatever was passed over or taken back before', async () => {

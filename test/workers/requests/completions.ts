@@ -5,6 +5,7 @@ import { AzureOpenAI } from 'openai';
 import { describe, expect, it, vi } from 'vitest';
 import { DENSE_MASK_ID, denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
+import { EVENT_STREAM_HEADERS } from '../../../shared/wire/protocol.ts';
 import { createVerifier } from '../../../shared/wire/service-token.ts';
 import { forwardedBody } from '../../../workers/requests/forward.ts';
 import {
@@ -372,7 +373,7 @@ describe('a stream', () => {
     await goLive('compass', tenant);
     const started = performance.now();
     const response = await chat(key, { stream: true });
-    expect(response.headers.get('content-type')).toBe('text/event-stream; charset=utf-8');
+    expect(Object.fromEntries(response.headers)).toMatchObject(EVENT_STREAM_HEADERS);
     expect(response.headers.get('x-maskroute-cluster')).toBe('0');
     const times: number[] = [];
     let text = '';

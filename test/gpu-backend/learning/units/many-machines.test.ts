@@ -29,6 +29,7 @@ import {
 } from '../../../../gpu-backend/learning/units/unit.ts';
 import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-computer.ts';
 import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
+import { BEAT_ms, claimUnit, connectQueue } from '../../../../gpu-backend/learning/units/unit-queue.ts';
 import { createScheduleSchema } from '../../../../shared/admin/job-wire.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from '../small-run.ts';
@@ -232,6 +233,36 @@ describe('two workers', () => {
     expect(victim.computed).not.toContain(lost!.unit);
   }, 300_000);
 });
+
+it('of two workers with one unit the second waits: for the numbers of the first, or until that one gives the unit up', async () => {
+  await using server = await startValkey();
+  const journal = await openUnitJournal(mkdtempSync(join(folder, 'journal-')), () => {});
+  const redis = connectQueue(server.url, () => {});
+  using cleaning = new DisposableStack();
+  cleaning.defer(() => redis.disconnect());
+  /** A claim, and whether it is decided yet. */
+  const claim = (unit: string, worker: string) => {
+    const state = { isDecided: false };
+    const isDone = async () => (await journal.read(unit)) !== undefined;
+    const claimed = claimUnit(redis, unit, worker, isDone).finally(() => {
+      state.isDecided = true;
+    });
+    return { state, claimed };
+  };
+  for (const isComputed of [true, false]) {
+    const unit = unitName(workOf(tiny.model, undefined), longUnit(isComputed ? 1 : 2));
+    const first = await claim(unit, 'first').claimed;
+    const second = claim(unit, 'second');
+    await sleep(BEAT_ms);
+    expect(second.state.isDecided).toBe(false);
+    if (isComputed) await journal.write(unit, [1, 2]);
+    else first![Symbol.dispose]();
+    const found = await second.claimed;
+    expect(found === undefined).toBe(isComputed);
+    expect(await journal.read(unit)).toEqual(isComputed ? [1, 2] : undefined);
+    for (const held of [first, found]) held?.[Symbol.dispose]();
+  }
+}, 60_000);
 
 it('a worker with another model, version or journal is refused by name, and the run hears of it', async () => {
   await using site = await cluster(0);
