@@ -10,6 +10,7 @@ import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantiz
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
+import { type CopyForm, codesOf, fastestForm, multiplyColumns } from './gates/copy-form.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -17,7 +18,7 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from './gates/step-memory.ts';
-import { fastestCodes, innerKind, multiplyColumns } from './gates/training-weights.ts';
+import { innerKind } from './gates/training-weights.ts';
 import { sumOf } from './search/bootstrap.ts';
 import { effortFor, type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
@@ -35,12 +36,17 @@ export type Forecast = {
  * training step, whose activations get one code. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX
  * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
-export type Paces = Readonly<Record<WeightKind | 'columns', number>>;
+export type Paces = Readonly<Record<WeightKind | 'columns', number>> & {
+  /** Of a training step's copies; `pairs` are multiplied as `q8-columns`. */
+  readonly form: CopyForm;
+};
 
 /** Measures products on `threads` threads, under the machine's present load. */
 export async function measurePaces(threads: number): Promise<Paces> {
-  const codes = await fastestCodes();
+  const form = await fastestForm();
+  const codes = codesOf(form);
   return {
+    form,
     f32: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'f32'))),
     q8: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8'))),
     q4: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q4'))),
@@ -171,12 +177,7 @@ export function batchTimes(
   batchTokens: number,
 ): { readonly loss_s: number; readonly step_s: number } {
   const { head, reads, writes, all } = weightCounts(config);
-  const written = config.layerCount * writes;
-  const columns = paces[weights === 'f32' ? 'f32' : 'columns'];
-  const back = paces[weights === 'f32' ? 'f32' : 'q8'];
-  // `training-weights.ts` says which matrices have which form.
-  const forward_s = (all - written) / columns + written / paces[innerKind(weights)];
-  const back_s = (all - written) / back + written / columns;
+  const { forward_s, back_s } = productTimes(config, weights, paces);
   const stepTokens = Math.min(STEP_PART_TOKENS, batchTokens);
   if (kind === 'whole') return { loss_s: batchTokens * forward_s, step_s: stepTokens * (forward_s + back_s) };
   const opened = all - layersKept * (reads + writes);
@@ -185,6 +186,25 @@ export function batchTimes(
   return {
     loss_s: batchTokens * forward_s + opened / PACK_PACE,
     step_s: stepTokens * (2 * forward_s + back_s) + openedForStep / PACK_PACE,
+  };
+}
+
+/** Seconds a token for the products of both directions. `training-weights.ts` says which matrices have which form. */
+function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
+  const { head, reads, writes, all } = weightCounts(config);
+  const [read, written] = [config.layerCount * reads, config.layerCount * writes];
+  if (weights === 'f32') return { forward_s: all / paces.f32, back_s: all / paces.f32 };
+  const { columns } = paces;
+  if (paces.form === 'pairs') {
+    const pairs = paces['q8-columns'];
+    return {
+      forward_s: head / columns + (read + written) / pairs,
+      back_s: (head + read) / pairs + written / columns,
+    };
+  }
+  return {
+    forward_s: (head + read) / columns + written / paces[innerKind(weights)],
+    back_s: (head + read) / paces.q8 + written / columns,
   };
 }
 

@@ -50,6 +50,16 @@ export type Node = {
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
   readonly attributes: Attributes;
+  /** Set where several nodes compute one product, at the last of them; gradients take them for one. */
+  readonly product?: Product;
+};
+
+/** The output is `input` `[..., n]` times frozen weights: `[..., outputs]`. */
+export type Product = {
+  readonly input: string;
+  /** The name of the weights' values. */
+  readonly weights: string;
+  readonly outputs: number;
 };
 
 export type Graph = {
@@ -134,6 +144,11 @@ export class GraphBuilder {
     const names = inputs.map((input) => input?.name ?? '');
     while (names.at(-1) === '') names.pop();
     this.graph.nodes.push({ op, domain, inputs: names, outputs, attributes });
+  }
+
+  /** Says that the last node ends a product. */
+  endProduct(product: Product): void {
+    this.graph.nodes.push({ ...this.graph.nodes.pop()!, product });
   }
 
   /** A branch: `build` appends to it and names its outputs. Values of the outer graph are visible inside. */

@@ -43,6 +43,11 @@ export function gradients(
 const reverse: Reverse = (walk, seeds, targets) => {
   const { graph, g } = walk;
   const depends = dependents(graph, targets);
+  const throughWeights = (weights: string) => {
+    const multiply = walk.options.transposed?.get(weights);
+    if (multiply === undefined) throw new Error(`no transposed copy of the quantized weights ${weights}`);
+    return multiply;
+  };
   const found = new Map<string, Value>();
   const add = (name: string, gradient: Value): void => {
     const before = found.get(name);
@@ -60,10 +65,15 @@ const reverse: Reverse = (walk, seeds, targets) => {
       }
       continue;
     }
+    const { product } = node;
+    if (product !== undefined) {
+      add(product.input, throughWeights(product.weights)(g, found.get(node.outputs[0]!)!));
+      continue;
+    }
     const rule = RULES[node.op];
     if (rule === undefined) throw new Error(`no gradient rule for ${node.op} (it gives ${node.outputs[0]})`);
     const wants = (i: number) => depends.has(node.inputs[i] ?? '');
-    rule(contextOf(walk, node, found, wants)).forEach((gradient, i) => {
+    rule(contextOf(walk, node, found, { wants, transposed: throughWeights })).forEach((gradient, i) => {
       if (gradient !== undefined && wants(i)) add(node.inputs[i]!, gradient);
     });
   }
@@ -71,10 +81,10 @@ const reverse: Reverse = (walk, seeds, targets) => {
 };
 
 function contextOf(
-  { g, resolve, shapes, options }: Walk,
+  { g, resolve, shapes }: Walk,
   node: Node,
   found: ReadonlyMap<string, Value>,
-  wants: (index: number) => boolean,
+  { wants, transposed }: Pick<RuleContext, 'wants' | 'transposed'>,
 ): RuleContext {
   return {
     g,
@@ -85,11 +95,7 @@ function contextOf(
     shape: (i) => shapeOf(shapes, node.inputs[i]!),
     outputShape: (i) => shapeOf(shapes, node.outputs[i]!),
     gradient: (i) => found.get(node.outputs[i]!),
-    transposed(weight) {
-      const multiply = options.transposed?.get(weight);
-      if (multiply === undefined) throw new Error(`no transposed copy of the quantized weights ${weight}`);
-      return multiply;
-    },
+    transposed,
   };
 }
 

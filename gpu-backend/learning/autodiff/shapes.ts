@@ -39,6 +39,12 @@ function inferNode(node: Node, shapes: Shapes, integers: (name: string) => numbe
     });
     return;
   }
+  const { product } = node;
+  if (product !== undefined) {
+    const of = shapes.get(product.input);
+    if (of !== undefined) shapes.set(node.outputs[0]!, [...of.slice(0, -1), product.outputs]);
+    return;
+  }
   const inputs = node.inputs.map((name) => shapes.get(name));
   const infer = TABLE[node.op];
   if (infer === undefined || inputs[0] === undefined) return;
@@ -63,7 +69,7 @@ const elementwise: Infer = ({ inputs }) => {
   const known = inputs.filter((shape) => shape !== undefined);
   return known.length === inputs.length ? [known.reduce(broadcast)] : undefined;
 };
-const product: Infer = ({ first, inputs: [, second], node }) => {
+const matrices: Infer = ({ first, inputs: [, second], node }) => {
   if (second === undefined) return undefined;
   const { transA = 0, transB = 0 } = node.attributes;
   const rows = first.at(transA === 1 ? -1 : -2)!;
@@ -81,8 +87,8 @@ const TABLE: { readonly [op: string]: Infer } = {
   Softmax: same,
   SimplifiedLayerNormalization: same,
   RotaryEmbedding: same,
-  MatMul: product,
-  FusedMatMul: product,
+  MatMul: matrices,
+  FusedMatMul: matrices,
   MatMulNBits: ({ first, node }) => [[...first.slice(0, -1), node.attributes.N as number]],
   DynamicQuantizeMatMul: ({ first, inputs }) => [[...first.slice(0, -1), inputs[1]!.at(-1)!]],
   Transpose: ({ first, node }) => [(node.attributes.perm as readonly number[]).map((axis) => first[axis]!)],

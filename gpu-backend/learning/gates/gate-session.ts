@@ -8,13 +8,9 @@ import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
+import { fastestForm } from './copy-form.ts';
 import { fittingStepGraph } from './gate-graph.ts';
-import {
-  fastestCodes,
-  type TrainingLinears,
-  trainingGraphFile,
-  trainingLinears,
-} from './training-weights.ts';
+import { type TrainingLinears, trainingGraphFile, trainingLinears } from './training-weights.ts';
 
 export type GateStep = {
   /** Mean over the scored positions, nats. */
@@ -124,9 +120,9 @@ export async function openTrainingGraph(
   options: SessionOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
-  const codes = await fastestCodes();
-  const linears = await trainingLinears(folder, config, stored, codes);
-  const path = trainingGraphFile(folder, name, codes);
+  const form = await fastestForm();
+  const linears = await trainingLinears(folder, config, stored, form);
+  const path = trainingGraphFile(folder, name, form);
   await writeWhole(path, encodeModel(build(stored, linears)));
   return createSession(path, { spinning: false, ...options });
 }

@@ -26,16 +26,11 @@ import {
 } from '../../onnx/session.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
+import { type CopyForm, fastestForm } from './copy-form.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
-import {
-  type CodeType,
-  fastestCodes,
-  type TrainingLinears,
-  trainingGraphFile,
-  trainingLinears,
-} from './training-weights.ts';
+import { type TrainingLinears, trainingGraphFile, trainingLinears } from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 type LayeredSession = Pick<GateSession, 'step'> &
@@ -58,10 +53,10 @@ export async function openLayeredSession(
   options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
-  const codes = await fastestCodes();
-  const linears = await trainingLinears(folder, config, stored, codes);
+  const form = await fastestForm();
+  const linears = await trainingLinears(folder, config, stored, form);
   const { surrogates, threads } = options;
-  const { run, close } = openPieces(folder, codes, threads);
+  const { run, close } = openPieces(folder, form, threads);
   const model: Layered = { config, surrogates, run, pieces: piecesOf(config, stored, linears, options) };
   const { head, teacherHead } = model.pieces;
   return {
@@ -189,11 +184,11 @@ type Piece = {
   build(): Graph;
 };
 
-function openPieces(folder: string, codes: CodeType, threads: number) {
+function openPieces(folder: string, form: CopyForm, threads: number) {
   const written = new Set<string>();
   const open = new Map<string, Session>();
   const openPiece = async ({ name, build }: Piece): Promise<Session> => {
-    const path = trainingGraphFile(folder, `piece-${name}`, codes);
+    const path = trainingGraphFile(folder, `piece-${name}`, form);
     if (!written.has(name)) await writeWhole(path, encodeModel(build()));
     written.add(name);
     // Without the arena a closed piece returns its memory to the system.

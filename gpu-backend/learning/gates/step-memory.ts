@@ -56,7 +56,7 @@ const KEPT_SHARE_MAX = 0.7;
 const SERVED: Readonly<Record<WeightKind, number>> = { f32: 4, q8: 1.28, q4: 0.89, 'q8-columns': 1.06 };
 /**
  * Bytes a weight of a quantized matrix in a training step: with one scale a column, and in blocks (see
- * `training-weights.ts`).
+ * `training-weights.ts`). An upper bound with AMX, where these have one scale a column, too.
  */
 const [COLUMNS, BLOCKS] = [1, 1.28];
 /** Memory of the process without any graph. */

@@ -7,12 +7,22 @@
  * (`model/architectures/rotation.ts`), so these matrices are stored as `columns`: one scale for each column, and one
  * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
  * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
+ *
+ * With AMX they have `pairs` instead, codes by column and two codes an activation (`model/architectures/column-products.ts`),
+ * which are as exact and take half the time there; elsewhere they would take more. The forward products with the stream have
+ * pairs, too, which makes up for the precision that weights by column lose. A scale of pairs belongs to a channel that is not
+ * the stream's, in both directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine
+ * times. The head has a scale for each channel of the stream instead, and none for tokens that are hardly ever likely.
  */
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
-import { withEvenRows } from '../../model/architectures/column-products.ts';
+import {
+  type Columns as ByColumn,
+  multiplyByColumn,
+  withEvenRows,
+} from '../../model/architectures/column-products.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import {
   formOf,
@@ -31,25 +41,31 @@ import {
   dequantize,
   PLAIN_8_BITS,
   QUANT_BLOCK,
+  roundColumns,
   unpackColumns,
   unpackRows,
 } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
-import { encodeModel } from '../../onnx/encode.ts';
-import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
-import { createSession, floats, tensor } from '../../onnx/session.ts';
+import type { GraphBuilder, Value } from '../../onnx/graph.ts';
+import {
+  CODE_MAX,
+  CODE_TYPES,
+  COPY_FORMS,
+  type CodeType,
+  type CopyForm,
+  codesOf,
+  multiplyColumns,
+  ZERO_CODE,
+} from './copy-form.ts';
 
 /** Raised whenever the copies' layout changes. */
-const VERSION = 4;
-/** Types of columns' codes. Each has its own files, since machines may share a folder. */
-const CODE_TYPES = ['i8', 'u8'] as const;
-export type CodeType = (typeof CODE_TYPES)[number];
-const copiesFile = (codes: CodeType) => `training-v${VERSION}-${codes}.bin`;
-const indexFile = (codes: CodeType) => `training-v${VERSION}-${codes}.json`;
+const VERSION = 5;
+const copiesFile = (form: CopyForm) => `training-v${VERSION}-${form}.bin`;
+const indexFile = (form: CopyForm) => `training-v${VERSION}-${form}.json`;
 
 /** Where the graph `name` over these copies is: ONNX Runtime looks for weights beside the graph's file. */
-export const trainingGraphFile = (folder: string, name: string, codes: CodeType): string =>
-  join(folder, `training-${name}-${codes}.onnx`);
+export const trainingGraphFile = (folder: string, name: string, form: CopyForm): string =>
+  join(folder, `training-${name}-${form}.onnx`);
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
@@ -74,17 +90,17 @@ export type TrainingLinear = {
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 
-/** Reads the copies of the model in `folder` that have such codes, or makes them. @throws MaskrouteError `corrupt_model`. */
+/** Reads the copies of the model in `folder` that have this form, or makes them. @throws MaskrouteError `corrupt_model`. */
 export async function trainingLinears(
   folder: string,
   config: ModelConfig,
   stored: StoredLlama,
-  codes: CodeType,
+  form: CopyForm,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
   if (stored.head[0]!.kind === 'f32')
     return new Map([...linears].map(([name, [forward]]) => [name, { forward: forward!, back: undefined }]));
-  const copies = (await readIndex(folder, codes)) ?? (await writeCopies(folder, codes, linears));
+  const copies = (await readIndex(folder, form)) ?? (await writeCopies(folder, form, linears));
   return new Map(
     [...linears].map(([name, [linear]]) => {
       const { forward, back } = copies.get(name)!;
@@ -113,7 +129,7 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, Voc
 }
 
 const rangeSchema = z.strictObject({
-  file: z.enum(CODE_TYPES.map(copiesFile)),
+  file: z.enum(COPY_FORMS.map(copiesFile)),
   offset: z.int(),
   bytes: z.int(),
 });
@@ -122,6 +138,7 @@ const blockSize = z.literal(QUANT_BLOCK);
 const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
   z.strictObject({ kind: z.literal('columns'), codes: z.enum(CODE_TYPES), ...sizes }),
+  z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales: rangeSchema.optional() }),
 ]);
 /** `forward` is missing where the model's own weights are used. */
 const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
@@ -129,30 +146,30 @@ const indexSchema = z.record(z.string(), copiesSchema);
 type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
-async function readIndex(folder: string, codes: CodeType): Promise<Copies | undefined> {
-  const index = await readOwnJson(join(folder, indexFile(codes)), indexSchema);
+async function readIndex(folder: string, form: CopyForm): Promise<Copies | undefined> {
+  const index = await readOwnJson(join(folder, indexFile(form)), indexSchema);
   const copies = new Map(Object.entries(index ?? {}));
   const products = [...copies.values()].flatMap(({ forward, back }) => [back, ...(forward ? [forward] : [])]);
   const ends_bytes = products.map((product) => {
     const last = product.kind === 'q8' ? product.zeroPoints : product.scales;
     return last.offset + last.bytes;
   });
-  return (await sizeOf(join(folder, copiesFile(codes)))) === Math.max(...ends_bytes) ? copies : undefined;
+  return (await sizeOf(join(folder, copiesFile(form)))) === Math.max(...ends_bytes) ? copies : undefined;
 }
 
 async function writeCopies(
   folder: string,
-  codes: CodeType,
+  form: CopyForm,
   linears: ReadonlyMap<string, VocabularyMatrix>,
 ): Promise<Copies> {
   await removeOldVersions(folder);
-  const whole = join(folder, copiesFile(codes));
+  const whole = join(folder, copiesFile(form));
   await removeOldParts(whole);
   const part = partOf(whole);
   try {
-    const copies = await fillCopies(folder, part, codes, linears);
+    const copies = await fillCopies(folder, part, form, linears);
     await rename(part, whole);
-    await writeWhole(join(folder, indexFile(codes)), JSON.stringify(Object.fromEntries(copies)));
+    await writeWhole(join(folder, indexFile(form)), JSON.stringify(Object.fromEntries(copies)));
     return copies;
   } catch (error) {
     throw namingFile(whole, error);
@@ -165,12 +182,12 @@ async function writeCopies(
 async function fillCopies(
   folder: string,
   part: string,
-  codes: CodeType,
+  form: CopyForm,
   linears: ReadonlyMap<string, VocabularyMatrix>,
 ): Promise<Copies> {
   const weights = await open(join(folder, WEIGHTS_FILE), 'r');
   try {
-    const file = new WeightsFile(part, copiesFile(codes));
+    const file = new WeightsFile(part, copiesFile(form));
     try {
       const copies: Copies = new Map();
       for (const [name, stretches] of linears) {
@@ -182,7 +199,7 @@ async function fillCopies(
           rows.set(await dequantizeLinear(weights, stretch), at);
           at += stretch.outputs * inputs;
         }
-        copies.set(name, storeCopies(file, codes, name, { kind, outputs, inputs }, rows));
+        copies.set(name, storeCopies(file, form, name, { kind, outputs, inputs }, rows));
       }
       return copies;
     } finally {
@@ -196,22 +213,49 @@ async function fillCopies(
 /** `rows`: the matrix in fp32, `[outputs, inputs]`. */
 function storeCopies(
   file: WeightsFile,
-  codes: CodeType,
+  form: CopyForm,
   name: string,
   { kind, outputs, inputs }: Pick<StoredLinear, 'kind' | 'outputs' | 'inputs'>,
   rows: Float32Array,
 ) {
+  const codes = codesOf(form);
   if (INNER.has(name.slice(name.indexOf('.') + 1))) {
     const back = storeColumns(file, codes, rows, outputs, inputs);
+    if (form === 'pairs') {
+      const columns = transpose(rows, outputs, inputs);
+      return { forward: storePairsByInput(file, columns, inputs, outputs), back };
+    }
     return innerKind(kind) === kind
       ? { back }
       : { forward: storeLinear(file, PLAIN_8_BITS, { rows, outputs, inputs }), back };
   }
   const columns = transpose(rows, outputs, inputs);
+  if (form === 'pairs') {
+    if (name === 'head')
+      return {
+        forward: storeColumns(file, codes, columns, inputs, outputs),
+        back: storePairsEvening(file, withoutMean(rows, outputs, inputs), outputs, inputs),
+      };
+    return {
+      forward: storePairs(file, columns, inputs, outputs),
+      back: storePairsByInput(file, rows, outputs, inputs),
+    };
+  }
   const forward = storeColumns(file, codes, columns, inputs, outputs);
   const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
   const filled = whole === outputs ? columns : widened(columns, inputs, outputs, whole);
   return { forward, back: storeLinear(file, PLAIN_8_BITS, { rows: filled, outputs: inputs, inputs: whole }) };
+}
+
+/**
+ * The rows of `[count, width]` minus their mean. The gradient by a row's logits sums to 0, so its product with a constant row
+ * is 0, too. But tokens of tiny probability lose their codes, thousands of them, and most rows of a head point where
+ * their mean does: without this the cosine of a step's gate gradients with fp32 falls to 0.97.
+ */
+function withoutMean(rows: Float32Array, count: number, width: number): Float32Array {
+  const sums = new Float64Array(width);
+  for (let i = 0; i < rows.length; i++) sums[i % width]! += rows[i]!;
+  return rows.map((value, i) => value - sums[i % width]! / count);
 }
 
 /** Row-major `[rows, columns]` with zeros behind each row, `[rows, wide]`. */
@@ -224,14 +268,14 @@ function widened(values: Float32Array, rows: number, columns: number, wide: numb
 
 async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    const version = /^training-v(\d+)(?:-[iu]8)?\.(?:bin|json)$/.exec(name)?.[1];
+    const version = /^training-v(\d+)(?:-\w+)?\.(?:bin|json)$/.exec(name)?.[1];
     if (version !== undefined && version !== String(VERSION)) await rm(join(folder, name), { force: true });
   }
 }
 
 /*
- * Products in the two quantized forms of a training step: blocks of 32 (`model/architectures/projections.ts`), and
- * columns with one scale each (DynamicQuantizeMatMul), whose activations share one scale a tensor.
+ * Products in the quantized forms of a training step: blocks of 32 (`model/architectures/projections.ts`), columns with one
+ * scale each (DynamicQuantizeMatMul), whose activations share one scale a tensor, and pairs of codes.
  */
 
 type StoredColumns = {
@@ -244,43 +288,18 @@ type StoredColumns = {
   /** `[outputs]`. */
   readonly scales: WeightRange;
 };
-type StoredProduct = StoredLinear | StoredColumns;
-
-const CODE_MAX = 127;
-/** The code of weight 0. */
-const ZERO_CODE: Readonly<Record<CodeType, number>> = { i8: 0, u8: 128 };
-
-/**
- * Signed codes wherever this machine multiplies them exactly; both types give the same bits then. Only signed codes use AMX, with
- * seven times the multiply-adds a second; VNNI computes both alike (`mlas/lib/platform.cpp`). CPUs with AVX2 and without VNNI
- * add up products of signed codes in 16 bits, which overflow: the gradients' cosine falls by 0.01.
- */
-export const fastestCodes = async (): Promise<CodeType> => {
-  signedAreExact ??= multipliesSignedExactly();
-  return (await signedAreExact) ? 'i8' : 'u8';
+type StoredPairs = {
+  readonly kind: 'pairs';
+  readonly outputs: number;
+  readonly inputs: number;
+  /** i8 `[inputs, outputs]`. */
+  readonly values: WeightRange;
+  /** `[inputs]`, at most 1; undefined where rows are normalized already, and their channels even. */
+  readonly inputScales?: WeightRange | undefined;
+  /** `[outputs]`. */
+  readonly scales: WeightRange;
 };
-let signedAreExact: Promise<boolean> | undefined;
-
-/** Multiplies the largest codes that there are: if anything overflows, they do. */
-async function multipliesSignedExactly(): Promise<boolean> {
-  const [rows, inputs, outputs] = [8, 64, 16];
-  const [activation, weight] = [255, CODE_MAX];
-  const g = new GraphBuilder('signed_codes');
-  const x = g.input('x', 'f32', [rows, inputs]);
-  const bytes = new Uint8Array(inputs * outputs).fill(weight);
-  const values = g.initializer('w', 'i8', [inputs, outputs], { kind: 'inline', bytes });
-  const y = multiplyColumns(g, x, { codes: 'i8', values, scales: g.constant('f32', [1], [1]) });
-  g.output(y, 'f32', [rows, outputs]);
-  const session = await createSession(encodeModel(g.graph), { threads: 1, spinning: false });
-  try {
-    // Their least value is 0, so the runtime's scale is 1 and their code 255.
-    const activations = new Float32Array(rows * inputs).fill(activation);
-    const found = await session.run({ x: tensor('f32', activations, [rows, inputs]) }, [y.name]);
-    return floats(found[y.name]!).every((value) => value === inputs * activation * weight);
-  } finally {
-    await session.release();
-  }
-}
+type StoredProduct = StoredLinear | StoredColumns | StoredPairs;
 
 /**
  * `weights`: row-major `[inputs, outputs]`. Symmetric quantization: a column's largest weight is 127 codes away from
@@ -308,6 +327,42 @@ function storeColumns(
   return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(scales) };
 }
 
+/** `weights`: row-major `[inputs, outputs]`, for rows that are normalized. A scale belongs to an output. */
+function storePairs(file: WeightsFile, weights: Float32Array, inputs: number, outputs: number): StoredPairs {
+  const { values, scales } = storeColumns(file, 'i8', weights, inputs, outputs);
+  return { kind: 'pairs', outputs, inputs, values, scales };
+}
+
+/** As {@link storePairs}, for any rows. */
+function storePairsEvening(
+  file: WeightsFile,
+  weights: Float32Array,
+  inputs: number,
+  outputs: number,
+): StoredPairs {
+  const inputScales = file.append(new Float32Array(inputs).fill(1));
+  return { ...storePairs(file, weights, inputs, outputs), inputScales };
+}
+
+/** As {@link storePairs}, for any rows. A scale belongs to an input. */
+function storePairsByInput(
+  file: WeightsFile,
+  weights: Float32Array,
+  inputs: number,
+  outputs: number,
+): StoredPairs {
+  const { codes, scales } = roundColumns(weights, inputs, outputs);
+  const largest = scales.reduce((most, scale) => Math.max(most, scale), 0);
+  return {
+    kind: 'pairs',
+    outputs,
+    inputs,
+    values: file.append(codes),
+    inputScales: file.append(scales.map((scale) => (largest === 0 ? 0 : scale / largest))),
+    scales: file.append(new Float32Array(outputs).fill(largest)),
+  };
+}
+
 /** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
 export const weightName = (name: string): string => `${name}.q`;
 
@@ -323,6 +378,7 @@ export function multiplyGradient(
   { forward, back: stored }: TrainingLinear & { readonly back: StoredProduct },
 ): Value {
   const { inputs } = stored;
+  if (stored.kind === 'pairs') return multiplyStored(g, gradient, name, stored);
   if (stored.kind !== 'columns') {
     const whole = withZeros(g, gradient, inputs - forward.outputs);
     return multiplyStored(g, whole, name, stored);
@@ -344,19 +400,32 @@ function withZeros(g: GraphBuilder, x: Value, count: number): Value {
 
 /** x `[..., inputs]` → `[..., outputs]`. */
 export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: StoredProduct): Value {
-  if (stored.kind !== 'columns') return multiply(g, x, linear(g, name, stored));
-  const { codes, inputs, outputs } = stored;
+  if (stored.kind !== 'columns' && stored.kind !== 'pairs') return multiply(g, x, linear(g, name, stored));
+  const { inputs, outputs } = stored;
+  const codes = stored.kind === 'columns' ? stored.codes : 'i8';
   const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
   const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
-  return multiplyColumns(g, x, { codes, values, scales });
+  if (stored.kind === 'columns') return multiplyColumns(g, x, { codes, values, scales });
+  const columns = { inputs, outputs, values, scales };
+  const product = multiplyPairs(g, x, columns, name, stored.inputScales);
+  g.endProduct({ input: x.name, weights: values.name, outputs });
+  return product;
 }
 
-type Columns = { readonly codes: CodeType; readonly values: Value; readonly scales: Value };
-
-/** x `[..., inputs]` times codes `[inputs, outputs]` with a scale for each output. */
-export function multiplyColumns(g: GraphBuilder, x: Value, { codes, values, scales }: Columns): Value {
-  const zero = codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
-  return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
+/** As {@link multiplyStored}; the last node gives the result. */
+function multiplyPairs(
+  g: GraphBuilder,
+  x: Value,
+  columns: ByColumn,
+  name: string,
+  stored: WeightRange | undefined,
+): Value {
+  const ofMany = (rows: Value) => multiplyByColumn(g, rows, columns, g.fresh('pairs'), true);
+  if (stored === undefined) return ofMany(x);
+  const { inputs } = columns;
+  const scales = g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
+  const { even, inverse } = withEvenRows(g, x, inputs, scales);
+  return g.op('Div', [ofMany(even), inverse]);
 }
 
 /** The matrix in fp32, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */

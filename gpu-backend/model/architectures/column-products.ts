@@ -32,8 +32,17 @@ const FINER = 2 * STEPS;
 /** Weights of a matrix that stays in a core's cache between two products: 2 MB. */
 const CACHED_WEIGHTS_MAX = 2 ** 21;
 
-/** x `[rows, ..., inputs]`, whose rows have a mean square of at most 1 → `[rows, ..., outputs]`, named `output`. */
-export function multiplyByColumn(g: GraphBuilder, x: Value, columns: Columns, output: string): Value {
+/**
+ * x `[rows, ..., inputs]`, whose rows have a mean square of at most 1 → `[rows, ..., outputs]`, named `output`. With hundreds of
+ * rows, `manyRows`, copies of the activations and results cost more than reading the weights twice.
+ */
+export function multiplyByColumn(
+  g: GraphBuilder,
+  x: Value,
+  columns: Columns,
+  output: string,
+  manyRows = false,
+): Value {
   const { inputs, outputs, values, scales } = columns;
   const scalar = (size: number) => g.constant('f32', [], [size]);
   const zero = g.constant('u8', [], [ZERO_CODE]);
@@ -45,7 +54,8 @@ export function multiplyByColumn(g: GraphBuilder, x: Value, columns: Columns, ou
   const product = (codes: Value, size: Value) =>
     g.op('MatMulIntegerToFloat', [codes, values, size, scales, zero], {}, MICROSOFT);
   const both = (): readonly (Value | undefined)[] => {
-    if (inputs * outputs <= CACHED_WEIGHTS_MAX) return [product(first, step), product(second, fineStep)];
+    if (manyRows || inputs * outputs <= CACHED_WEIGHTS_MAX)
+      return [product(first, step), product(second, fineStep)];
     // One product of both reads the weights once, and needs three nodes more.
     const codes = g.op('Concat', [first, second], { axis: 0 });
     const [large, small] = g.ops('Split', [product(codes, step)], 2, { axis: 0, num_outputs: 2 });
@@ -58,10 +68,18 @@ export function multiplyByColumn(g: GraphBuilder, x: Value, columns: Columns, ou
 /** Far below the mean square of any row that matters; rows of zeros stay zeros. */
 const ROW_EPSILON = 1e-30;
 
-/** x `[..., inputs]` with each row divided by its root mean square, and the inverses of these, `[..., 1]`. */
-export function withEvenRows(g: GraphBuilder, x: Value, inputs: number): { even: Value; inverse: Value } {
-  const ones = g.constant('f32', [inputs], Array<number>(inputs).fill(1));
+/**
+ * x `[..., inputs]` with each row divided by its root mean square, and the inverses of these, `[..., 1]`. Columns are multiplied by
+ * `scales` `[inputs]` in the same pass, if they are given.
+ */
+export function withEvenRows(
+  g: GraphBuilder,
+  x: Value,
+  inputs: number,
+  scales?: Value,
+): { even: Value; inverse: Value } {
+  const weights = scales ?? g.constant('f32', [inputs], Array<number>(inputs).fill(1));
   const attributes = { axis: -1, epsilon: { float: ROW_EPSILON } };
-  const [even, inverse] = g.ops('SimplifiedLayerNormalization', [x, ones], 2, attributes);
+  const [even, inverse] = g.ops('SimplifiedLayerNormalization', [x, weights], 2, attributes);
   return { even: even!, inverse: inverse! };
 }

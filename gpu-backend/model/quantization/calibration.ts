@@ -38,7 +38,7 @@ export type Quantizer = {
 export type LayerCodes<Codes> = Readonly<Record<LayerProduct, Codes>>;
 
 /** Quantizes a matrix for inputs with these second moments, `[K, K]`. */
-export type Round<Codes> = (matrix: Matrix, moments: Float64Array) => Promise<Codes>;
+type Round<Codes> = (matrix: Matrix, moments: Float64Array) => Promise<Codes>;
 
 type QuantizedLayers<Codes> = {
   readonly codes: readonly LayerCodes<Codes>[];

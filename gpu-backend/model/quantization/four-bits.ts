@@ -19,7 +19,6 @@ import {
   type LayerCodes,
   type Quantizer,
   quantizeLayers,
-  type Round,
   restored,
   type TextOptions,
 } from './calibration.ts';
@@ -32,11 +31,11 @@ export const FOUR_BITS_VERSION = 2;
 
 /** The share of the layers' weights that have 8 bits, beside as many weights as the head has at 4. */
 const EIGHT_BIT_SHARE = 0.15;
-/** Refinement passes over all blocks, after the first. */
+/** Refinement passes over all blocks of a layer's matrix, after the first. They do little for the head (LOG.md). */
 const PASSES = 2;
 /** Shares of the work: when the layers are rounded to four bits, when the head is, and when sensitivities are measured. */
-const ROUNDED = 0.6;
-const HEAD_ROUNDED = 0.7;
+const ROUNDED = 0.62;
+const HEAD_ROUNDED = 0.68;
 const MEASURED = 0.95;
 /** Sensitivity is measured on the last tokens of a few sequences; every `MEASURED_EVERY`-th position counts. */
 const MEASURED_SEQUENCES = 4;
@@ -75,13 +74,13 @@ export async function openFourBits(
   onProgress: (fraction: number) => void,
 ): Promise<Quantizer> {
   await using products = await openProducts(options.threads);
-  const round: Round<QuantCodes> = (matrix, moments) =>
+  const round = (matrix: Matrix, moments: Float64Array) =>
     quantizeWithFeedback(matrix, { moments, form: FOUR_BITS, passes: PASSES, products });
   const { codes, streams } = await quantizeLayers(source, basis, options, round, (done) =>
     onProgress(ROUNDED * done),
   );
   const work: Work = { source, basis, products, ...options };
-  const rare = await roundRare(work, streams, round);
+  const rare = await roundRare(work, streams);
   onProgress(HEAD_ROUNDED);
   const sensitivities = await measureLayers(work, codes, (done) =>
     onProgress(HEAD_ROUNDED + (MEASURED - HEAD_ROUNDED) * done),
@@ -121,9 +120,8 @@ const rowsOf = ({ rows, inputs }: Matrix, { from, to }: Rows): Matrix => ({
 
 /** The head's rows of rare tokens at four bits, for these streams after the last layer. */
 async function roundRare(
-  { source, basis, text, threads }: Work,
+  { source, basis, text, threads, products }: Work,
   streams: readonly Float32Array[],
-  round: Round<QuantCodes>,
 ): Promise<(Rows & { readonly codes: QuantCodes }) | undefined> {
   const rare = rareRows(source.config);
   if (rare === undefined) return undefined;
@@ -131,7 +129,8 @@ async function roundRare(
   const finalNorm = await source.read('model.norm.weight');
   const moments = await headMoments(steps, streams, basis.norm(finalNorm));
   const rows = rowsOf(await headMatrix(source, basis, finalNorm), rare);
-  return { ...rare, codes: await round(rows, moments) };
+  const codes = await quantizeWithFeedback(rows, { moments, form: FOUR_BITS, passes: 0, products });
+  return { ...rare, codes };
 }
 
 async function measureLayers(

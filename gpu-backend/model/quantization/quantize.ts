@@ -225,7 +225,8 @@ export const roundMatrix = (
 ): MatrixCodes =>
   form === 'columns' ? roundColumns(weights, rows, columns) : roundRows(weights, rows, columns, form);
 
-function roundColumns(weights: Float32Array, rows: number, columns: number): ColumnCodes {
+/** One scale a row, as {@link ColumnCodes} has them. */
+export function roundColumns(weights: Float32Array, rows: number, columns: number): ColumnCodes {
   const scales = columnScales(weights, rows, columns);
   const codes = new Int8Array(rows * columns);
   for (let row = 0; row < rows; row++) {

@@ -43,6 +43,22 @@ test('what does not lead from a target to the loss is not differentiated, and ne
   expect(g.graph.nodes.slice(before).map(({ op }) => op)).toEqual(['Mul']);
 });
 
+test('nodes that end a product are differentiated as one, by its transposed weights alone', async () => {
+  const g = new GraphBuilder('g');
+  const x = g.input('x', 'f32', [2, 3]);
+  // Doubles a row; rounding has no rule.
+  const y = g.op('Mul', [g.op('Round', [x]), g.constant('f32', [], [2])]);
+  g.endProduct({ input: x.name, weights: 'w', outputs: 3 });
+  const { seed } = weightedSum(g, g.op('Mul', [y, y]));
+  const before = g.graph.nodes.length;
+  const transposed = new Map([
+    ['w', (b: GraphBuilder, gradient: { name: string }) => b.op('Neg', [gradient])],
+  ]);
+  const [found] = gradients(g, [seed], [x], { transposed });
+  expect(g.graph.nodes.slice(before).map(({ op }) => op)).toEqual(['Mul', 'Mul', 'Add', 'Neg']);
+  expect(g.graph.nodes.at(-1)!.outputs).toEqual([found!.name]);
+});
+
 describe('If', () => {
   const build = (g: GraphBuilder, x: { name: string }, z: { name: string }) => {
     const run = g.subgraph('run', (b) => {

@@ -4,10 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { fastestForm } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { openGateSession, openLossSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { openLayeredSession } from '../../../../gpu-backend/learning/gates/layered-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
-import { fastestCodes } from '../../../../gpu-backend/learning/gates/training-weights.ts';
 import type { ModelConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { emitFromMemory, holding, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
@@ -65,10 +65,10 @@ test.each(CASES)('%s: the same bits', async (_, weights, changes, rank) => {
   } finally {
     for (const session of [layered, teacher, losses, steps]) await session.close();
   }
-  // Machines of other codes may share the folder: layers are opened from their graphs again and again.
+  // Machines of another form may share the folder: layers are opened from their graphs again and again.
   const graphs = (await readdir(folder)).filter(
     (name) => name.startsWith('training-') && name.endsWith('.onnx'),
   );
-  const codes = await fastestCodes();
-  expect(graphs.filter((name) => !name.endsWith(`-${codes}.onnx`))).toEqual([]);
+  const form = await fastestForm();
+  expect(graphs.filter((name) => !name.endsWith(`-${form}.onnx`))).toEqual([]);
 });

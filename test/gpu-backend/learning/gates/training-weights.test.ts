@@ -1,11 +1,12 @@
-/** Codes of both types multiply alike wherever signed ones are exact, and machines that share a folder keep each other's. */
+/** All forms of the copies multiply alike, and machines that share a folder keep each other's. */
 import { readFileSync } from 'node:fs';
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { type CopyForm, fastestForm } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import {
-  fastestCodes,
+  multiplyGradient,
   multiplyStored,
   type TrainingLinears,
   trainingLinears,
@@ -13,58 +14,133 @@ import {
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSessionIn, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
-import { emitFromMemory, holding, randomLlama } from '../../../support/random-llama.ts';
+import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
-const source = randomLlama();
+const plain = randomLlama();
+/** As in real models, the head's rows have much in common. */
+const source: typeof plain = {
+  ...plain,
+  read: async (name) => {
+    const values = await plain.read(name);
+    return name.includes('embed_tokens')
+      ? values.map((value, i) => value + Math.sin(i % TINY_CONFIG.hiddenSize))
+      : values;
+  },
+};
 let folder: string;
-let linears: Record<'i8' | 'u8', TrainingLinears>;
+let linears: Record<CopyForm, TrainingLinears>;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   // Of an earlier version.
-  await writeFile(join(folder, 'training-v3.bin'), '');
+  for (const name of ['training-v3.bin', 'training-v4-i8.bin']) await writeFile(join(folder, name), '');
   linears = {
     i8: await trainingLinears(folder, source.config, stored, 'i8'),
     u8: await trainingLinears(folder, source.config, stored, 'u8'),
+    pairs: await trainingLinears(folder, source.config, stored, 'pairs'),
   };
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-/** `layer_0.gate` times rows of very different sizes. */
-async function product(codes: 'i8' | 'u8'): Promise<Float32Array> {
-  const { forward } = linears[codes].get('layer_0.gate')!;
-  const g = new GraphBuilder(`codes_${codes}`);
-  const x = g.input('x', 'f32', [4, forward.inputs]);
-  const y = multiplyStored(g, x, 'w', forward);
-  g.output(y, 'f32', [4, forward.outputs]);
+type Which = { readonly form: CopyForm; readonly name: string; readonly direction: 'forward' | 'back' };
+
+/** Rows of very different sizes. */
+const someRows = (inputs: number) =>
+  Float32Array.from({ length: ROWS * inputs }, (_, i) => Math.sin(i * i) * 10 ** Math.floor(i / inputs));
+const ROWS = 4;
+
+/** A matrix of the model times {@link someRows}, or `[ROWS, inputs]` others. */
+async function product({ form, name, direction }: Which, rows?: Float32Array): Promise<Float32Array> {
+  const { forward, back } = linears[form].get(name)!;
+  const [inputs, outputs] =
+    direction === 'forward' ? [forward.inputs, forward.outputs] : [forward.outputs, forward.inputs];
+  const g = new GraphBuilder(`product_${form}`);
+  const x = g.input('x', 'f32', [ROWS, inputs]);
+  const y =
+    direction === 'forward'
+      ? multiplyStored(g, x, 'w', forward)
+      : multiplyGradient(g, x, 'w', { forward, back: back! });
+  g.output(y, 'f32', [ROWS, outputs]);
   const session = await createSessionIn(folder, g.graph, { threads: 1 });
-  const values = Float32Array.from({ length: 4 * forward.inputs }, (_, i) => Math.sin(i * i) * 3 ** (i % 5));
-  const outputs = await session.run({ x: tensor('f32', values, [4, forward.inputs]) }, [y.name]);
+  const found = await session.run({ x: tensor('f32', rows ?? someRows(inputs), [ROWS, inputs]) }, [y.name]);
   await session.release();
-  return floats(outputs[y.name]!);
+  return floats(found[y.name]!);
 }
 
-test('both types give the same bits where signed codes are exact', async () => {
-  const [signed, unsigned] = [await product('i8'), await product('u8')];
+test('both types of codes give the same bits where signed codes are exact', async () => {
+  const which = { name: 'layer_0.gate', direction: 'forward' } as const;
+  const [signed, unsigned] = [
+    await product({ form: 'i8', ...which }),
+    await product({ form: 'u8', ...which }),
+  ];
   expect(unsigned.some((value) => value !== 0)).toBe(true);
-  if ((await fastestCodes()) === 'i8') expect(signed).toEqual(unsigned);
+  if ((await fastestForm()) !== 'u8') expect(signed).toEqual(unsigned);
+});
+
+/** The largest difference of a row, in a row's root mean square. */
+function worstDifference(found: Float32Array, expected: Float32Array): number {
+  const width = expected.length / ROWS;
+  return Math.max(
+    ...Array.from({ length: ROWS }, (_, row) => {
+      const [a, b] = [found, expected].map((all) => all.subarray(row * width, (row + 1) * width));
+      const size = Math.hypot(...b!) / Math.sqrt(width);
+      return Math.max(...b!.map((value, i) => Math.abs(value - a![i]!))) / size;
+    }),
+  );
+}
+
+test.each([
+  ['output', 'forward'],
+  ['down', 'forward'],
+  ['q', 'back'],
+  ['gate', 'back'],
+] as const)('pairs multiply as blocks do: %s, %s', async (which, direction) => {
+  const of = { name: `layer_0.${which}`, direction };
+  const found = await product({ form: 'pairs', ...of });
+  expect(worstDifference(found, await product({ form: 'i8', ...of }))).toBeLessThan(0.06);
+});
+
+test('pairs take normalized rows as they are', async () => {
+  const { inputs } = linears.pairs.get('layer_0.gate')!.forward;
+  const rows = someRows(inputs);
+  for (let row = 0; row < ROWS; row++) {
+    const values = rows.subarray(row * inputs, (row + 1) * inputs);
+    const size = Math.hypot(...values) / Math.sqrt(inputs);
+    for (let i = 0; i < inputs; i++) values[i]! /= size;
+  }
+  const of = { name: 'layer_0.gate', direction: 'forward' } as const;
+  const found = await product({ form: 'pairs', ...of }, rows);
+  expect(worstDifference(found, await product({ form: 'i8', ...of }, rows))).toBeLessThan(0.06);
+});
+
+test("pairs of the head leave out what all tokens share, as a gradient's sum over all tokens is 0", async () => {
+  const rows = new Float32Array(ROWS * linears.pairs.get('head')!.forward.outputs).fill(1);
+  const of = { name: 'head', direction: 'back' } as const;
+  const [pairs, blocks] = [
+    await product({ form: 'pairs', ...of }, rows),
+    await product({ form: 'i8', ...of }, rows),
+  ];
+  expect(Math.hypot(...pairs)).toBeLessThan(0.01 * Math.hypot(...blocks));
 });
 
 test.runIf(process.platform === 'linux' && process.arch === 'x64')(
-  'codes are signed where the CPU has VNNI, and unsigned elsewhere',
+  'codes are signed where the CPU has VNNI, unsigned elsewhere, and in pairs with AMX',
   async () => {
-    const hasVnni = /\b(avx512_vnni|avx_vnni)\b/.test(readFileSync('/proc/cpuinfo', 'utf8'));
-    expect(await fastestCodes()).toBe(hasVnni ? 'i8' : 'u8');
+    const flags = readFileSync('/proc/cpuinfo', 'utf8');
+    const signed = /\bamx_int8\b/.test(flags) ? 'pairs' : 'i8';
+    expect(await fastestForm()).toBe(/\b(avx512_vnni|avx_vnni)\b/.test(flags) ? signed : 'u8');
   },
 );
 
-test('each type has its own files, and those of earlier versions go', async () => {
+test('each form has its own files, and those of earlier versions go', async () => {
   const names = (await readdir(folder)).filter((name) => name.startsWith('training-'));
   expect(names.sort()).toEqual([
-    'training-v4-i8.bin',
-    'training-v4-i8.json',
-    'training-v4-u8.bin',
-    'training-v4-u8.json',
+    'training-v5-i8.bin',
+    'training-v5-i8.json',
+    'training-v5-pairs.bin',
+    'training-v5-pairs.json',
+    'training-v5-u8.bin',
+    'training-v5-u8.json',
   ]);
 });
