@@ -321,7 +321,7 @@ async function storeLayer(
   index: number,
 ): Promise<StoredLayer> {
   const matrices = await layerMatrices(source, basis, index);
-  const codes = await quantizer.layer(index, matrices);
+  const codes = quantizer.layer(index, matrices);
   return {
     ...eachProduct((name: LayerProduct) => storeCodes(file, codes[name])),
     attentionNorm: file.append(matrices.attentionNorm),

@@ -113,7 +113,7 @@ export async function openFourBits(
             rare.codes,
             roundToEight(rowsOf(matrix, { from: rare.to, to: matrix.outputs })),
           ],
-    layer: async (index, matrices) =>
+    layer: (index, matrices) =>
       eachProduct((name) =>
         eight.has(`${index}.${name}`) ? roundToEight(matrices[name]) : codes[index]![name],
       ),
