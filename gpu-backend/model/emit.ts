@@ -8,7 +8,6 @@ import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { llamaGraph } from './architectures/llama.ts';
 import type {
-  StoredAs,
   StoredEmbedding,
   StoredLinear,
   StoredRows,
@@ -185,11 +184,11 @@ async function storeInSlices(
   const { source, file } = emission;
   const { config } = source;
   const jobs: Job[] = [];
-  const place = <Form extends MatrixForm | undefined>(
+  const place = (
     names: readonly string[],
-    form: Form,
+    form: MatrixForm | undefined,
     turn: (name: string) => Turn,
-  ): StoredAs<Form> => {
+  ): StoredLinear => {
     const { stored, jobs: own } = placeMatrix(emission, names, form, turn);
     jobs.push(...own);
     return stored;
@@ -201,7 +200,10 @@ async function storeInSlices(
   const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
     : {
-        rows: [place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' }))],
+        // Its form is never by column.
+        rows: [
+          place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' })) as StoredRows,
+        ],
         correction: undefined,
       };
   const layers: StoredLayer[] = [];
@@ -239,12 +241,12 @@ const plainTurn = (turn: Turn): Turn =>
   turn.kind === 'reads' && turn.scale !== 1 ? { kind: 'scaled', scale: turn.scale } : { kind: 'none' };
 
 /** Reserves one place for the named matrices, stacked by rows, and cuts them into slices. */
-function placeMatrix<Form extends MatrixForm | undefined>(
+function placeMatrix(
   { source, file, basis }: Emission,
   names: readonly string[],
-  form: Form,
+  form: MatrixForm | undefined,
   turnOf: (name: string) => Turn,
-): { stored: StoredAs<Form>; jobs: Job[] } {
+): { stored: StoredLinear; jobs: Job[] } {
   const columns = source.shape(names[0]!)[1]!;
   const heights = names.map((name) => source.shape(name)[0]!);
   const outputs = heights.reduce((sum, height) => sum + height, 0);
@@ -300,7 +302,7 @@ async function storeByText(
   const finalNorm = await source.read('model.norm.weight');
   const head = quantizer
     .head(await headMatrix(source, basis, finalNorm))
-    .map((codes): StoredLinear => storeCodes(file, codes));
+    .map((codes) => storeCodes(file, codes));
   const embedded = async () => basis.embeds(await stackRows(source, ['model.embed_tokens.weight']));
   const embedding = isShared(emission, head, finalNorm)
     ? tiedEmbedding(emission, head, finalNorm)
@@ -319,9 +321,9 @@ async function storeLayer(
   index: number,
 ): Promise<StoredLayer> {
   const matrices = await layerMatrices(source, basis, index);
-  const codes = await quantizer.layer(index, matrices);
+  const codes = quantizer.layer(index, matrices);
   return {
-    ...eachProduct((name: LayerProduct): StoredLinear => storeCodes(file, codes[name])),
+    ...eachProduct((name: LayerProduct) => storeCodes(file, codes[name])),
     attentionNorm: file.append(matrices.attentionNorm),
     ffnNorm: file.append(matrices.ffnNorm),
     ...storeExtras(file, matrices.extras),

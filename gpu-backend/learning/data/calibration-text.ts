@@ -1,5 +1,5 @@
 /**
- * The text that four-bit quantization is calibrated on: a user's rows or, without any, passages of many kinds from the
+ * The text that q4 and q8-columns are calibrated on: a user's rows or, without any, passages of many kinds from the
  * project mixed with text that the model generates after a few openings. Generated text resembles what the model will
  * say; passages have words that it would not choose, as people's prompts do (LOG.md compares both).
  */
@@ -56,7 +56,7 @@ export async function readCalibrationText(
   if (found.length < TOKENS_MIN) {
     throw new MaskrouteError(
       'invalid_data',
-      `Four bits need ${TOKENS_MIN} tokens of text to be measured on; the data has ${found.length}.`,
+      `Calibration needs ${TOKENS_MIN} tokens of text; the data has ${found.length}.`,
     );
   }
   return { tokenIds: found.slice(0, found.length - (found.length % sequenceTokens)), sequenceTokens };

@@ -31,7 +31,6 @@ import {
   type StoredLinear,
   storedRows,
   storeLinear,
-  type VocabularyMatrix,
 } from '../../model/architectures/projections.ts';
 import { transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
@@ -110,9 +109,9 @@ export async function trainingLinears(
 }
 
 /** Each in stretches of rows; only the head has several. */
-function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, VocabularyMatrix> {
+function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, readonly StoredLinear[]> {
   const { headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
-  const named = new Map<string, VocabularyMatrix>([['head', stored.head]]);
+  const named = new Map<string, readonly StoredLinear[]>([['head', stored.head]]);
   for (const [index, { qkv, output, gateUp, down }] of stored.layers.entries()) {
     const layer: Record<LayerLinear, StoredLinear> = {
       q: storedRows(qkv, 0, N * D),
@@ -160,7 +159,7 @@ async function readIndex(folder: string, form: CopyForm): Promise<Copies | undef
 async function writeCopies(
   folder: string,
   form: CopyForm,
-  linears: ReadonlyMap<string, VocabularyMatrix>,
+  linears: ReadonlyMap<string, readonly StoredLinear[]>,
 ): Promise<Copies> {
   await removeOldVersions(folder);
   const whole = join(folder, copiesFile(form));
@@ -183,7 +182,7 @@ async function fillCopies(
   folder: string,
   part: string,
   form: CopyForm,
-  linears: ReadonlyMap<string, VocabularyMatrix>,
+  linears: ReadonlyMap<string, readonly StoredLinear[]>,
 ): Promise<Copies> {
   const weights = await open(join(folder, WEIGHTS_FILE), 'r');
   try {

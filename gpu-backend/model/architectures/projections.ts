@@ -22,7 +22,7 @@ import {
   packRows,
   type QuantCodes,
   type QuantForm,
-  roundMatrix,
+  roundRows,
 } from '../quantization/quantize.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
 import { type Columns, multiplyByColumn, withEvenRows } from './column-products.ts';
@@ -55,14 +55,8 @@ export type StoredLinear = Shape & { readonly values: WeightRange } & (
   );
 /** Codes in blocks. */
 export type StoredCodes = Extract<StoredLinear, { readonly zeroPoints: WeightRange }>;
-/** Codes by column. */
-export type StoredColumns = Extract<StoredLinear, { readonly kind: 'q8-columns' }>;
 /** A matrix whose rows are contiguous. */
-export type StoredRows = Exclude<StoredLinear, StoredColumns>;
-/** As a form is stored; undefined: fp32. */
-export type StoredAs<Form extends MatrixForm | undefined> = Form extends 'columns'
-  ? StoredColumns
-  : StoredRows;
+export type StoredRows = Exclude<StoredLinear, { readonly kind: 'q8-columns' }>;
 
 export const formOf = ({ kind, blockSize }: Pick<StoredCodes, 'kind' | 'blockSize'>): QuantForm => ({
   bits: kind === 'q8' ? 8 : 4,
@@ -70,22 +64,17 @@ export const formOf = ({ kind, blockSize }: Pick<StoredCodes, 'kind' | 'blockSiz
 });
 
 /** Writes a matrix rounded to nearest; `form` undefined: fp32. */
-export function storeLinear<Form extends MatrixForm | undefined>(
-  file: WeightsFile,
-  form: Form,
-  matrix: Matrix,
-): StoredAs<Form>;
 export function storeLinear(
   file: WeightsFile,
-  form: MatrixForm | undefined,
+  form: QuantForm | undefined,
   { rows, outputs, inputs }: Matrix,
-): StoredLinear {
+): StoredRows {
   if (form === undefined) return { kind: 'f32', outputs, inputs, values: file.append(rows) };
-  return storeCodes(file, roundMatrix(rows, outputs, inputs, form));
+  return storeCodes(file, roundRows(rows, outputs, inputs, form));
 }
 
 export function storeCodes(file: WeightsFile, codes: QuantCodes): StoredCodes;
-export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredCodes | StoredColumns;
+export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear;
 export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear {
   const { rows: outputs, columns: inputs } = codes;
   if (!('blockSize' in codes)) {
@@ -106,12 +95,6 @@ export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear 
 }
 
 /** Reserves room for a matrix that is written later; `form` undefined: fp32. */
-export function reserveLinear<Form extends MatrixForm | undefined>(
-  file: WeightsFile,
-  form: Form,
-  outputs: number,
-  inputs: number,
-): StoredAs<Form>;
 export function reserveLinear(
   file: WeightsFile,
   form: MatrixForm | undefined,

@@ -35,13 +35,13 @@ export type Slice = {
   readonly from: number;
   readonly rows: number;
   readonly columns: number;
+  /** Rows of the whole matrix; codes by column have those of all rows for an input side by side. */
+  readonly outputs: number;
   readonly turn: Turn;
   /** Undefined: fp32. */
   readonly form: MatrixForm | undefined;
   readonly valuesAt: number;
   readonly scalesAt: number;
-  /** Rows of the whole matrix; codes by column have those of all rows for an input side by side. */
-  readonly outputs: number;
   readonly zeroPointsAt: number;
 };
 

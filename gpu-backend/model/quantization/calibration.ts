@@ -32,7 +32,7 @@ export type Quantizer = {
   /** Codes of the head's stretches of rows, in their order. */
   head(matrix: Matrix): readonly MatrixCodes[];
   /** Codes of a layer's matrices. */
-  layer(index: number, matrices: LayerMatrices): Promise<LayerCodes<MatrixCodes>>;
+  layer(index: number, matrices: LayerMatrices): LayerCodes<MatrixCodes>;
 };
 
 export type LayerCodes<Codes> = Readonly<Record<LayerProduct, Codes>>;

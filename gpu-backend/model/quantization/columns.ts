@@ -29,6 +29,6 @@ export async function openColumns(
   return {
     progress: ROUNDED,
     head: ({ rows, outputs, inputs }) => [roundMatrix(rows, outputs, inputs, 'columns')],
-    layer: async (index) => codes[index]!,
+    layer: (index) => codes[index]!,
   };
 }

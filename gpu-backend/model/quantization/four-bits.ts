@@ -42,9 +42,9 @@ const MEASURED_SEQUENCES = 4;
 const MEASURED_TOKENS = 48;
 const MEASURED_EVERY = 4;
 
-/** Vocabularies list their tokens in the order of their frequency: this share of the rows is read for most of all text. */
+/** The share of the vocabulary that is read for most of all text. */
 const COMMON_SHARE = 1 / 3;
-/** Special tokens of chats are the first or among the last tokens. */
+/** Special tokens of chats are among the first or the last tokens. */
 const SPECIAL_ROWS = 512;
 /** Products have their rows in groups. */
 const ROW_STEP = 64;
@@ -53,13 +53,29 @@ type Rows = { readonly from: number; readonly to: number };
 
 /**
  * The rows of rare tokens, which have 4 bits: two thirds of the vocabulary. In their place, as many weights of the layers have
- * 8 bits, where they save more. Undefined for a small vocabulary, and where zero points of 4 bits leave half a byte at a row's
- * end: gathering cannot skip it.
+ * 8 bits, where they save more. Vocabularies list their tokens in the order of their frequency, but SentencePiece lists single
+ * characters behind all others, as letters, digits and commas. So of all stretches of that length, the text has the tokens of
+ * this one least often; of equal ones it is the last.
+ *
+ * Undefined for a small vocabulary, and where zero points of 4 bits leave half a byte at a row's end: gathering cannot skip it.
  */
-function rareRows({ vocabularySize, hiddenSize }: ModelConfig): Rows | undefined {
-  const from = ROW_STEP * Math.ceil((COMMON_SHARE * vocabularySize) / ROW_STEP);
-  const to = ROW_STEP * Math.floor((vocabularySize - SPECIAL_ROWS) / ROW_STEP);
-  return to > from && blocksOf(hiddenSize, FOUR_BITS) % 2 === 0 ? { from, to } : undefined;
+export function rareRows(
+  { vocabularySize, hiddenSize }: Pick<ModelConfig, 'vocabularySize' | 'hiddenSize'>,
+  { tokenIds }: Pick<CalibrationText, 'tokenIds'>,
+): Rows | undefined {
+  const lastFrom = ROW_STEP * Math.ceil((COMMON_SHARE * vocabularySize) / ROW_STEP);
+  const size = ROW_STEP * Math.floor((vocabularySize - SPECIAL_ROWS) / ROW_STEP) - lastFrom;
+  if (size <= 0 || blocksOf(hiddenSize, FOUR_BITS) % 2 !== 0) return undefined;
+  const uses = new Int32Array(Math.ceil(vocabularySize / ROW_STEP));
+  for (const id of tokenIds) uses[Math.floor(id / ROW_STEP)]!++;
+  let from = lastFrom;
+  // How many more tokens of the text are in a stretch than in the last one.
+  let [more, least] = [0, 0];
+  for (let at = lastFrom - ROW_STEP; at >= SPECIAL_ROWS; at -= ROW_STEP) {
+    more += uses[at / ROW_STEP]! - uses[(at + size) / ROW_STEP]!;
+    if (more < least) [from, least] = [at, more];
+  }
+  return { from, to: from + size };
 }
 
 /**
@@ -96,7 +112,7 @@ export async function openFourBits(
             rare.codes,
             roundToEight(rowsOf(matrix, { from: rare.to, to: matrix.outputs })),
           ],
-    layer: async (index, matrices) =>
+    layer: (index, matrices) =>
       eachProduct((name) =>
         eight.has(`${index}.${name}`) ? roundToEight(matrices[name]) : codes[index]![name],
       ),
@@ -123,7 +139,7 @@ async function roundRare(
   { source, basis, text, threads, products }: Work,
   streams: readonly Float32Array[],
 ): Promise<(Rows & { readonly codes: QuantCodes }) | undefined> {
-  const rare = rareRows(source.config);
+  const rare = rareRows(source.config, text);
   if (rare === undefined) return undefined;
   await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
   const finalNorm = await source.read('model.norm.weight');

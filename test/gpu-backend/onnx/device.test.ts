@@ -11,6 +11,7 @@ import {
 } from '../../../gpu-backend/onnx/device.ts';
 import type { FloatType } from '../../../gpu-backend/onnx/graph.ts';
 import { testDevice } from '../../support/lavapipe.ts';
+import { tinyHome } from '../learning/evaluation/tiny.ts';
 
 afterEach(() => vi.unstubAllEnvs());
 const finding = (probe: Probe) => () => Promise.resolve(probe);
@@ -107,9 +108,16 @@ test.runIf(process.platform === 'linux')('without a driver there is no adapter',
 test.runIf(process.platform === 'linux').each([
   ['--device', ['--device', 'webgpu'], {}],
   ['MASKROUTE_DEVICE', [], { MASKROUTE_DEVICE: 'webgpu' }],
-])('a command that is told of a device by %s says that there is none', (_, flags, environment) => {
-  const { status, stderr } = spawnSync(process.execPath, ['bin/maskroute.js', 'bench', 'decode', ...flags], {
-    env: { ...process.env, ...environment, VK_DRIVER_FILES: '/nowhere/icd.json' },
+])('a command that is told of a device by %s says that there is none', async (_, flags, environment) => {
+  using tiny = await tinyHome();
+  const command = ['bin/maskroute.js', 'bench', 'decode', '--model', 'tiny', ...flags];
+  const { status, stderr } = spawnSync(process.execPath, command, {
+    env: {
+      ...process.env,
+      ...environment,
+      MASKROUTE_HOME: tiny.home,
+      VK_DRIVER_FILES: '/nowhere/icd.json',
+    },
     encoding: 'utf8',
   });
   expect(status).toBe(1);

@@ -15,8 +15,8 @@ import {
   storedRows,
   withExactProducts,
 } from '../../../../gpu-backend/model/architectures/projections.ts';
-import { MODEL_FILE, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
-import { chooseEightBits } from '../../../../gpu-backend/model/quantization/four-bits.ts';
+import { type Holding, MODEL_FILE, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
+import { chooseEightBits, rareRows } from '../../../../gpu-backend/model/quantization/four-bits.ts';
 import {
   dequantize,
   type QuantCodes,
@@ -133,6 +133,21 @@ test('the matrices that cost most a weight get eight bits, as far as their share
   expect(choose(1)).toHaveLength(8);
 });
 
+test('rare tokens are the last of a vocabulary; where the text is full of the last, they stand before these', () => {
+  const [vocabularySize, hiddenSize] = [32_000, 576];
+  const rare = (...tokenIds: number[]) =>
+    rareRows({ vocabularySize, hiddenSize }, { tokenIds: Int32Array.from(tokenIds) });
+  expect(rare()).toEqual({ from: 10_688, to: 31_488 });
+  // Other stretches have as many of these tokens, or more.
+  expect(rare(0, 300, 10_000, 20_000, 31_900)).toEqual({ from: 10_688, to: 31_488 });
+  // Letters and commas of Llama 2 are from 29,871 on.
+  expect(rare(29_871, 29_892, 29_889, 9_100, 15_000)).toEqual({ from: 9_024, to: 29_824 });
+  // The first rows are never rare, whatever the text has.
+  expect(rare(...Array.from({ length: 30_000 }, (_, i) => 700 + i))).toEqual({ from: 10_688, to: 31_488 });
+  expect(rareRows({ vocabularySize: 768, hiddenSize }, { tokenIds: new Int32Array() })).toBeUndefined();
+  expect(rareRows({ vocabularySize, hiddenSize: 96 }, { tokenIds: new Int32Array() })).toBeUndefined();
+});
+
 describe('a model of four bits', () => {
   const config = { layerCount: 2, hiddenSize: 64, ffnSize: 192, headSize: 16, headCount: 4, kvHeadCount: 2 };
 
@@ -160,7 +175,9 @@ describe('a model of four bits', () => {
   test('a large vocabulary has four bits for rare tokens, and none for common and special ones', async () => {
     const source = randomLlama({ ...config, vocabularySize: 2000 });
     const out = await mkdtemp(join(folder, 'vocabulary'));
-    await emitFromMemory(source, holding('q4', source.config), out, () => {});
+    const given = holding('q4', source.config) as Extract<Holding, object>;
+    const tokenIds = given.text.tokenIds.map((id) => id % 640);
+    await emitFromMemory(source, { ...given, text: { ...given.text, tokenIds } }, out, () => {});
     const stored = await readStoredLlama(out, source.config);
     const stretches = stored.head.map(({ kind, outputs }) => [kind, outputs]);
     expect(stretches).toEqual([
