@@ -241,6 +241,24 @@ it('a request has a place for each of the choices with which its answer begins',
   expect(taken.size).toBe(0);
 });
 
+it.each([
+  ['text', 'a', {}],
+  ['JSON', '{}', { response_format: { type: 'json_object' } }],
+])(
+  'choices of %s that are in the engine, which counts them, have no places of their own',
+  async (_, said, form) => {
+    const { model, engine, taken } = withPlaces(3);
+    const goOn = Promise.withResolvers<void>();
+    engine.script = { ...says(said), lastToken: goOn.promise };
+    await using server = await serveModel(model);
+    const running = server.post('/v1/chat/completions', { ...chat(0), ...form, n: 2 });
+    await eventually(() => engine.requests.length === 2);
+    expect(taken.size).toBe(0);
+    goOn.resolve();
+    expect((await running).status).toBe(200);
+  },
+);
+
 /** An edge that gives out a mask when it is told to. */
 async function slowEdge() {
   const mask = maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [] });
