@@ -243,10 +243,10 @@ export const BURST = {
  */
 export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
 /**
- * A backend that refuses so many of these queries in a row has ended, and its answers' costs with it. A single one may have
- * met a connection that broke.
+ * A backend that seems gone in so many of these queries in a row has ended, and its answers' costs with it. In a single one
+ * a connection may have broken.
  */
-export const COST_QUESTION_REFUSALS = 3;
+export const COST_QUESTIONS_WHILE_GONE = 3;
 /**
  * Most concurrent cost queries of one isolate. A query without a free place waits a little and is then skipped; the
  * account has more attempts. A tenant without running queries has reserved places, so that one tenant's flood of

@@ -31,14 +31,14 @@ export type Attempted =
   /** An error that another backend might not answer; the client gets it if there is no other backend. */
   | { readonly kind: 'refused'; readonly response: Response; readonly why: Refusal }
   /**
-   * No answer, or not a valid answer of the protocol. `again`: a retry at the same backend may succeed. `isRefused`: the
+   * No answer, or not a valid answer of the protocol. `again`: a retry at the same backend may succeed. `seemsGone`: the
    * connection was refused, as where the backend's process has ended, or it broke: the runtime does not tell the two apart.
    */
   | {
       readonly kind: 'failed';
       readonly error: MaskrouteError;
       readonly again: boolean;
-      readonly isRefused: boolean;
+      readonly seemsGone: boolean;
     }
   /** Timed out: the backend may have worked on the request. */
   | { readonly kind: 'late'; readonly waited_ms: number }
@@ -109,7 +109,7 @@ export async function attempt(sending: Sending): Promise<Attempted> {
       return { kind: 'late', waited_ms: timeout_ms };
     }
     log('error', 'backend_unreachable', { request_id, url, reason: reasonOf(error) });
-    return { kind: 'failed', error: unreachable(error), again: true, isRefused: true };
+    return { kind: 'failed', error: unreachable(error), again: true, seemsGone: true };
   } finally {
     if (!isRestLeft) wait.end();
   }
@@ -243,11 +243,11 @@ async function foreign(
   await response.body?.cancel().catch(() => {});
   if (isOfSomethingBetween(status)) {
     log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
-    return { kind: 'failed', error: unreachable(), again: true, isRefused: status === ORIGIN_REFUSED };
+    return { kind: 'failed', error: unreachable(), again: true, seemsGone: status === ORIGIN_REFUSED };
   }
   log('error', 'backend_error', { request_id: requestId, url: response.url, status, reason });
   const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');
-  return { kind: 'failed', error, again: false, isRefused: false };
+  return { kind: 'failed', error, again: false, seemsGone: false };
 }
 
 /** Whether the body is empty. Accessing `body` creates a stream, so the length is checked first. */

@@ -229,7 +229,7 @@ class Way {
     const waits_ms = this.#backends.map(({ seen }) => seen.breaker.wait_ms(now_ms));
     const wait_ms = Math.min(...waits_ms);
     const retryAfter_s = Number.isFinite(wait_ms) ? Math.max(1, Math.ceil(wait_ms / 1000)) : 1;
-    return { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false, isRefused: false };
+    return { kind: 'failed', error: unreachable(undefined, retryAfter_s), again: false, seemsGone: false };
   }
 
   async #ask(backend: KnownBackend, signal: AbortSignal, hasOthers: boolean): Promise<Tried> {

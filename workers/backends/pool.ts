@@ -26,8 +26,8 @@ import {
 import type { ServedModels } from './choose.ts';
 import { createRegistry, type Given, type Registry } from './registry.ts';
 
-/** One backend's answer; `status` null: it gave none, or a proxy answered in its place. `isRefused`: as an attempt's. */
-type Said = { readonly status: number | null; readonly value: unknown; readonly isRefused: boolean };
+/** One backend's answer; `status` null: it gave none, or a proxy answered in its place. `seemsGone`: as an attempt's. */
+type Said = { readonly status: number | null; readonly value: unknown; readonly seemsGone: boolean };
 
 type PoolConfig = Pick<Config, 'BACKEND_URL' | 'BACKEND_KEY' | 'BACKEND_HEDGE_MS' | 'EDGE_URL'>;
 
@@ -123,9 +123,9 @@ export class BackendPool {
     return await Promise.all(
       backends.map(async (backend) => {
         const outcome = await this.#attempt(backend, path, timeout_ms);
-        const isRefused = outcome.kind === 'failed' && outcome.isRefused;
+        const seemsGone = outcome.kind === 'failed' && outcome.seemsGone;
         const { status, value } = await read(outcome, backend, timeout_ms).catch(() => NOTHING_SAID);
-        return { status, value, isRefused };
+        return { status, value, seemsGone };
       }),
     );
   }

@@ -19,9 +19,9 @@ import {
   COST_QUESTION_DELAYS_ms,
   COST_QUESTION_LOOK_ms,
   COST_QUESTION_ms,
-  COST_QUESTION_REFUSALS,
   COST_QUESTION_WAIT_ms,
   COST_QUESTIONS_MAX,
+  COST_QUESTIONS_WHILE_GONE,
 } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
@@ -94,14 +94,14 @@ async function costOf(
  * Asks the backends for the cost of an answer whose end the edge did not see; a few times, since a backend notices a
  * hang-up only a little later. One request is charged once, however many backends worked on it: the cost at the backend
  * that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request; null if the
- * one that worked on it, or every one that may have, is gone or has forgotten it.
+ * one that worked on it is gone or has forgotten it, or if all are gone that may have.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,
   ranAt: Outcome['ranAt'],
 ): Promise<Cost | null> {
   let cost: Cost | null = null;
-  let refusals = 0;
+  let whileGone = 0;
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await sleep(delay_ms);
     const said = await ask();
@@ -113,9 +113,9 @@ async function answerCost(
     if (isUnheardOf && ranAt === 'answerer') return null;
     cost = isUnheardOf ? NOTHING : null;
     if (isUnheardOf && ranAt === 'refuser') return cost;
-    const areGone = said.length > 0 && said.every(({ isRefused }) => isRefused);
-    refusals = areGone ? refusals + 1 : 0;
-    if (refusals === COST_QUESTION_REFUSALS) return null;
+    const areGone = said.length > 0 && said.every(({ seemsGone }) => seemsGone);
+    whileGone = areGone ? whileGone + 1 : 0;
+    if (whileGone === COST_QUESTIONS_WHILE_GONE) return null;
   }
   return cost;
 }

@@ -131,7 +131,7 @@ function withPlaces(count: number) {
     taken.add(place);
     return () => taken.delete(place);
   };
-  return { model: scriptedModel(engine), taken };
+  return { model: scriptedModel(engine), engine, taken };
 }
 
 /** The model, whose tokenizer waits; `reads` is called with each text that it would read. */
@@ -241,6 +241,24 @@ it('a request has a place for each of the choices with which its answer begins',
   expect(taken.size).toBe(0);
 });
 
+it.each([
+  ['text', 'a', {}],
+  ['JSON', '{}', { response_format: { type: 'json_object' } }],
+])(
+  'choices of %s that are in the engine, which counts them, have no places of their own',
+  async (_, said, form) => {
+    const { model, engine, taken } = withPlaces(3);
+    const goOn = Promise.withResolvers<void>();
+    engine.script = { ...says(said), lastToken: goOn.promise };
+    await using server = await serveModel(model);
+    const running = server.post('/v1/chat/completions', { ...chat(0), ...form, n: 2 });
+    await eventually(() => engine.requests.length === 2);
+    expect(taken.size).toBe(0);
+    goOn.resolve();
+    expect((await running).status).toBe(200);
+  },
+);
+
 /** An edge that gives out a mask when it is told to. */
 async function slowEdge() {
   const mask = maskFromSkippedLayers(8, { skipAttention: [1], skipFfn: [] });
@@ -283,4 +301,21 @@ it('requests that wait for a mask of a slow edge take no place before it is ther
   expect(taken.size).toBe(0);
   const late = { ...chat(4), mask: edge.mask };
   expect((await server.post('/v1/chat/completions', late)).status).toBe(200);
+});
+
+it('a request whose client leaves while its mask is fetched does not come to the engine', async () => {
+  const { model, engine } = withPlaces(1);
+  await using edge = await slowEdge();
+  await using server = await serveModel(model, {}, { edgeUrl: edge.url });
+  const leave = new AbortController();
+  const ids = { model: 'scripted', prompt: [1, 2], mask: edge.mask };
+  const left = server.post('/v1/completions', ids, { signal: leave.signal }).catch(() => 'left');
+  await edge.asked;
+  leave.abort();
+  expect(await left).toBe('left');
+  // The server hears of the hang-up before it answers this.
+  expect((await server.post('/v1/chat/completions', chat(0))).status).toBe(200);
+  edge.answers();
+  expect((await server.post('/v1/chat/completions', { ...chat(1), mask: edge.mask })).status).toBe(200);
+  expect(engine.requests).toHaveLength(2);
 });
