@@ -312,15 +312,18 @@ function storeColumns(
   outputs: number,
 ): StoredColumns {
   const scales = new Float32Array(outputs);
-  for (let i = 0; i < weights.length; i++) {
-    const size = Math.abs(weights[i]!);
-    if (size > scales[i % outputs]!) scales[i % outputs] = size;
+  for (let start = 0; start < weights.length; start += outputs) {
+    for (let column = 0; column < outputs; column++)
+      scales[column] = Math.max(scales[column]!, Math.abs(weights[start + column]!));
   }
   for (let column = 0; column < outputs; column++) scales[column]! /= CODE_MAX;
   const bytes = new Uint8Array(weights.length);
-  for (let i = 0; i < bytes.length; i++) {
-    const scale = scales[i % outputs]!;
-    bytes[i] = ZERO_CODE[codes] + (scale === 0 ? 0 : Math.round(weights[i]! / scale));
+  const zero = ZERO_CODE[codes];
+  for (let start = 0; start < bytes.length; start += outputs) {
+    for (let column = 0; column < outputs; column++) {
+      const scale = scales[column]!;
+      bytes[start + column] = zero + (scale === 0 ? 0 : Math.round(weights[start + column]! / scale));
+    }
   }
   const values = file.append(bytes);
   return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(scales) };
