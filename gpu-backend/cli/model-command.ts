@@ -91,7 +91,7 @@ function addList(model: Command): void {
         console.log('No model is installed. Try: maskroute model pull smollm2-135m-instruct');
       for (const { name, weights, bytes, source, problem } of json ? [] : rows) {
         console.log(
-          problem ? `${name}  broken: ${problem}` : `${name}  ${weights}  ${megabytes(bytes)}  ${source}`,
+          problem ? `${name}  unusable: ${problem}` : `${name}  ${weights}  ${megabytes(bytes)}  ${source}`,
         );
       }
     });

@@ -38,7 +38,7 @@ export function toModelName(text: string): string {
   return name;
 }
 
-/** All installed models and broken folders, sorted by name. */
+/** All installed models and folders that cannot be used, sorted by name. */
 export async function listInstalled(home: string): Promise<(InstalledModel | BrokenModel)[]> {
   const names = (await readdirOrNone(modelsFolder(home))).filter((name) => NAME_PATTERN.test(name)).sort();
   return Promise.all(
