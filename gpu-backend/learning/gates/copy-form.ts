@@ -3,6 +3,7 @@
  * fastest.
  */
 import { readFile } from 'node:fs/promises';
+import { COLUMN_CODE_MAX } from '../../model/quantization/quantize.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, tensor } from '../../onnx/session.ts';
@@ -45,7 +46,7 @@ const hasAmx = async (): Promise<boolean> =>
 /** Multiplies the largest codes that there are: if anything overflows, they do. */
 async function multipliesSignedExactly(): Promise<boolean> {
   const [rows, inputs, outputs] = [8, 64, 16];
-  const [activation, weight] = [255, CODE_MAX];
+  const [activation, weight] = [255, COLUMN_CODE_MAX];
   const g = new GraphBuilder('signed_codes');
   const x = g.input('x', 'f32', [rows, inputs]);
   const bytes = new Uint8Array(inputs * outputs).fill(weight);
@@ -63,7 +64,6 @@ async function multipliesSignedExactly(): Promise<boolean> {
   }
 }
 
-export const CODE_MAX = 127;
 /** The code of weight 0. */
 export const ZERO_CODE: Readonly<Record<CodeType, number>> = { i8: 0, u8: 128 };
 

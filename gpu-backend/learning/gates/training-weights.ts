@@ -32,13 +32,14 @@ import {
   storedRows,
   storeLinear,
 } from '../../model/architectures/projections.ts';
-import { transpose } from '../../model/architectures/rotation.ts';
+import { type Matrix, transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
 import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
 import {
   dequantize,
   PLAIN_8_BITS,
+  packColumns,
   QUANT_BLOCK,
   roundColumns,
   unpackColumns,
@@ -47,7 +48,6 @@ import {
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import {
-  CODE_MAX,
   CODE_TYPES,
   COPY_FORMS,
   type CodeType,
@@ -190,15 +190,8 @@ async function fillCopies(
     try {
       const copies: Copies = new Map();
       for (const [name, stretches] of linears) {
-        const outputs = stretches.reduce((sum, stretch) => sum + stretch.outputs, 0);
-        const [{ kind, inputs }] = stretches as [StoredLinear];
-        const rows = new Float32Array(outputs * inputs);
-        let at = 0;
-        for (const stretch of stretches) {
-          rows.set(await dequantizeLinear(weights, stretch), at);
-          at += stretch.outputs * inputs;
-        }
-        copies.set(name, storeCopies(file, form, name, { kind, outputs, inputs }, rows));
+        const matrix = await wholeMatrix(weights, stretches);
+        copies.set(name, storeCopies(file, form, name, stretches[0]!.kind, matrix));
       }
       return copies;
     } finally {
@@ -209,60 +202,50 @@ async function fillCopies(
   }
 }
 
-/** `rows`: the matrix in fp32, `[outputs, inputs]`. */
-function storeCopies(
-  file: WeightsFile,
-  form: CopyForm,
-  name: string,
-  { kind, outputs, inputs }: Pick<StoredLinear, 'kind' | 'outputs' | 'inputs'>,
-  rows: Float32Array,
-) {
-  const codes = codesOf(form);
-  if (INNER.has(name.slice(name.indexOf('.') + 1))) {
-    const back = storeColumns(file, codes, rows, outputs, inputs);
-    if (form === 'pairs') {
-      const columns = transpose(rows, outputs, inputs);
-      return { forward: storePairsByInput(file, columns, inputs, outputs), back };
-    }
-    return innerKind(kind) === kind
-      ? { back }
-      : { forward: storeLinear(file, PLAIN_8_BITS, { rows, outputs, inputs }), back };
+/** `kind`: how the model holds the matrix. */
+function storeCopies(file: WeightsFile, form: CopyForm, name: string, kind: WeightKind, matrix: Matrix) {
+  const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
+  if (isInner) {
+    const turned = transposed(matrix);
+    const back = storeColumns(file, codesOf(form), turned);
+    if (form === 'pairs') return { forward: storePairsByInput(file, turned), back };
+    return innerKind(kind) === kind ? { back } : { forward: storeLinear(file, PLAIN_8_BITS, matrix), back };
   }
-  const columns = transpose(rows, outputs, inputs);
-  if (form === 'pairs') {
-    if (name === 'head')
-      return {
-        forward: storeColumns(file, codes, columns, inputs, outputs),
-        back: storePairsEvening(file, withoutMean(rows, outputs, inputs), outputs, inputs),
-      };
-    return {
-      forward: storePairs(file, columns, inputs, outputs),
-      back: storePairsByInput(file, rows, outputs, inputs),
-    };
+  if (form !== 'pairs') {
+    const forward = storeColumns(file, form, matrix);
+    return { forward, back: storeLinear(file, PLAIN_8_BITS, inWholeBlocks(transposed(matrix))) };
   }
-  const forward = storeColumns(file, codes, columns, inputs, outputs);
-  const whole = QUANT_BLOCK * Math.ceil(outputs / QUANT_BLOCK);
-  const filled = whole === outputs ? columns : widened(columns, inputs, outputs, whole);
-  return { forward, back: storeLinear(file, PLAIN_8_BITS, { rows: filled, outputs: inputs, inputs: whole }) };
+  if (name !== 'head') return { forward: storePairs(file, matrix), back: storePairsByInput(file, matrix) };
+  return {
+    forward: storeColumns(file, codesOf(form), matrix),
+    back: storePairsEvening(file, transposed(withoutMean(matrix))),
+  };
 }
+
+const transposed = ({ rows, outputs, inputs }: Matrix): Matrix => ({
+  rows: transpose(rows, outputs, inputs),
+  outputs: inputs,
+  inputs: outputs,
+});
 
 /**
- * The rows of `[count, width]` minus their mean. The gradient by a row's logits sums to 0, so its product with a constant row
- * is 0, too. But tokens of tiny probability lose their codes, thousands of them, and most rows of a head point where
- * their mean does: without this the cosine of a step's gate gradients with fp32 falls to 0.97.
+ * The rows minus their mean. The gradient by a row's logits sums to 0, so its product with a constant row is 0, too. But
+ * tokens of tiny probability lose their codes, thousands of them, and most rows of a head point where their mean does:
+ * without this the cosine of a step's gate gradients with fp32 falls to 0.97.
  */
-function withoutMean(rows: Float32Array, count: number, width: number): Float32Array {
-  const sums = new Float64Array(width);
-  for (let i = 0; i < rows.length; i++) sums[i % width]! += rows[i]!;
-  return rows.map((value, i) => value - sums[i % width]! / count);
+function withoutMean({ rows, outputs, inputs }: Matrix): Matrix {
+  const sums = new Float64Array(inputs);
+  for (let i = 0; i < rows.length; i++) sums[i % inputs]! += rows[i]!;
+  return { rows: rows.map((value, i) => value - sums[i % inputs]! / outputs), outputs, inputs };
 }
 
-/** Row-major `[rows, columns]` with zeros behind each row, `[rows, wide]`. */
-function widened(values: Float32Array, rows: number, columns: number, wide: number): Float32Array {
-  const filled = new Float32Array(rows * wide);
-  for (let row = 0; row < rows; row++)
-    filled.set(values.subarray(row * columns, (row + 1) * columns), row * wide);
-  return filled;
+/** With zeros behind each row, up to whole blocks. */
+function inWholeBlocks({ rows, outputs, inputs }: Matrix): Matrix {
+  const whole = QUANT_BLOCK * Math.ceil(inputs / QUANT_BLOCK);
+  const filled = new Float32Array(outputs * whole);
+  for (let row = 0; row < outputs; row++)
+    filled.set(rows.subarray(row * inputs, (row + 1) * inputs), row * whole);
+  return { rows: filled, outputs, inputs: whole };
 }
 
 async function removeOldVersions(folder: string): Promise<void> {
@@ -300,60 +283,34 @@ type StoredPairs = {
 };
 type StoredProduct = StoredLinear | StoredColumns | StoredPairs;
 
-/**
- * `weights`: row-major `[inputs, outputs]`. Symmetric quantization: a column's largest weight is 127 codes away from
- * the zero point.
- */
-function storeColumns(
-  file: WeightsFile,
-  codes: CodeType,
-  weights: Float32Array,
-  inputs: number,
-  outputs: number,
-): StoredColumns {
-  const scales = new Float32Array(outputs);
-  for (let start = 0; start < weights.length; start += outputs) {
-    for (let column = 0; column < outputs; column++)
-      scales[column] = Math.max(scales[column]!, Math.abs(weights[start + column]!));
-  }
-  for (let column = 0; column < outputs; column++) scales[column]! /= CODE_MAX;
-  const bytes = new Uint8Array(weights.length);
-  const zero = ZERO_CODE[codes];
-  for (let start = 0; start < bytes.length; start += outputs) {
-    for (let column = 0; column < outputs; column++) {
-      const scale = scales[column]!;
-      bytes[start + column] = zero + (scale === 0 ? 0 : Math.round(weights[start + column]! / scale));
-    }
-  }
+/** Symmetric quantization: an output's largest weight is 127 codes away from the zero point. */
+function storeColumns(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredColumns {
+  const rounded = roundColumns(rows, outputs, inputs);
+  const signed = packColumns(rounded);
+  const bytes = new Uint8Array(signed.buffer);
+  if (codes === 'u8') for (let i = 0; i < bytes.length; i++) bytes[i] = signed[i]! + ZERO_CODE.u8;
   const values = file.append(bytes);
-  return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(scales) };
+  return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(rounded.scales) };
 }
 
-/** `weights`: row-major `[inputs, outputs]`, for rows that are normalized. A scale belongs to an output. */
-function storePairs(file: WeightsFile, weights: Float32Array, inputs: number, outputs: number): StoredPairs {
-  const { values, scales } = storeColumns(file, 'i8', weights, inputs, outputs);
+/** For rows that are normalized. A scale belongs to an output. */
+function storePairs(file: WeightsFile, matrix: Matrix): StoredPairs {
+  const { outputs, inputs, values, scales } = storeColumns(file, 'i8', matrix);
   return { kind: 'pairs', outputs, inputs, values, scales };
 }
 
 /** As {@link storePairs}, for any rows. */
-function storePairsEvening(
-  file: WeightsFile,
-  weights: Float32Array,
-  inputs: number,
-  outputs: number,
-): StoredPairs {
-  const inputScales = file.append(new Float32Array(inputs).fill(1));
-  return { ...storePairs(file, weights, inputs, outputs), inputScales };
+function storePairsEvening(file: WeightsFile, matrix: Matrix): StoredPairs {
+  const inputScales = file.append(new Float32Array(matrix.inputs).fill(1));
+  return { ...storePairs(file, matrix), inputScales };
 }
 
-/** As {@link storePairs}, for any rows. A scale belongs to an input. */
+/** As {@link storePairs}, for any rows, from the matrix transposed. A scale belongs to an input. */
 function storePairsByInput(
   file: WeightsFile,
-  weights: Float32Array,
-  inputs: number,
-  outputs: number,
+  { rows, outputs: inputs, inputs: outputs }: Matrix,
 ): StoredPairs {
-  const { codes, scales } = roundColumns(weights, inputs, outputs);
+  const { codes, scales } = roundColumns(rows, inputs, outputs);
   const largest = scales.reduce((most, scale) => Math.max(most, scale), 0);
   return {
     kind: 'pairs',
@@ -428,6 +385,19 @@ function multiplyPairs(
   const scales = g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
   const { even, inverse } = withEvenRows(g, x, inputs, scales);
   return g.op('Div', [ofMany(even), inverse]);
+}
+
+/** Stretches of rows as one matrix, in fp32. @throws MaskrouteError `corrupt_model` when the file ends early. */
+async function wholeMatrix(weights: FileHandle, stretches: readonly StoredLinear[]): Promise<Matrix> {
+  const outputs = stretches.reduce((sum, stretch) => sum + stretch.outputs, 0);
+  const { inputs } = stretches[0]!;
+  const rows = new Float32Array(outputs * inputs);
+  let at = 0;
+  for (const stretch of stretches) {
+    rows.set(await dequantizeLinear(weights, stretch), at);
+    at += stretch.outputs * inputs;
+  }
+  return { rows, outputs, inputs };
 }
 
 /** The matrix in fp32, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */
