@@ -425,7 +425,7 @@ export class Jobs {
     return (isOfSchedule || (await beginsAlike())) && (await isOfSameData(set));
   }
 
-  /** Whether the mask set is for the model that is installed now. What is wrong with one that cannot be opened, `learn` says. */
+  /** Whether the mask set is for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
   async #isForInstalled(set: MaskSet, request: JobRequest): Promise<boolean> {
     const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
     return installed === undefined || fits(set, installed, request);

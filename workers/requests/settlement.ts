@@ -93,8 +93,8 @@ async function costOf(
 /**
  * Asks the backends for the cost of an answer whose end the edge did not see; a few times, since a backend notices a
  * hang-up only a little later. One request is charged once, however many backends worked on it: the cost at the backend
- * that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request; null if the
- * one that worked on it is gone or has forgotten it, or if all are gone that may have.
+ * that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request. Null if the backend
+ * that worked on it is gone or has forgotten it, or if every backend that may have worked on it is gone.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,

@@ -119,7 +119,7 @@ it('bodies that end all at once are parsed in a turn each, in their order', asyn
   await turns.expectOneATurn();
 });
 
-/** A model whose engine has so many places in its queue, and none that come free by themselves. */
+/** A model whose engine has this many places in its queue. They stay taken until they are given back. */
 function withPlaces(count: number) {
   const engine = scriptedEngine(says('a'));
   const taken = new Set<object>();

@@ -218,7 +218,7 @@ describe('two workers', () => {
     expect(site.said.some((line) => line.includes('is back'))).toBe(true);
   }, 300_000);
 
-  it('lose one that is killed in mid-unit: that unit alone is done again', async () => {
+  it('go on when one is killed in mid-unit: only its unit is done again', async () => {
     const units = LONG_UNITS;
     await using queued = await site.open({ ...run, model: tiny.model });
     const found = Promise.all(units.map((unit) => queued.run(unit)));
