@@ -33,6 +33,8 @@ export type Call = {
   readonly purpose: Purpose;
   readonly time: CallTime;
   readonly retries: Retries;
+  /** Gets the ids of the backends that are asked, each before it is. */
+  readonly asked?: Set<string>;
   readonly signal: AbortSignal;
   readonly trace?: RequestTrace;
   readonly hold: Hold;
@@ -237,6 +239,7 @@ class Way {
     const { request, time } = this.#call;
     const { id, url, seen } = backend;
     this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
+    this.#call.asked?.add(id);
     const token = await sign(request, backend);
     const wasDraining = seen.isDraining(steadyNow_ms());
     const left_ms = Math.max(1, this.#left_ms());

@@ -117,9 +117,14 @@ export class BackendPool {
     return given;
   }
 
-  /** Like `askAll`, but includes refusals. Rejects when the registry is unknown. */
-  async askEach(path: string, timeout_ms: number, hold: Hold, only?: string): Promise<readonly Said[]> {
-    const backends = (await this.#list(hold)).filter(({ id }) => only === undefined || id === only);
+  /** Like `askAll`, but of the backends with these ids only, and with their refusals. */
+  async askEach(
+    path: string,
+    timeout_ms: number,
+    hold: Hold,
+    ids: ReadonlySet<string>,
+  ): Promise<readonly Said[]> {
+    const backends = (await this.#list(hold)).filter(({ id }) => ids.has(id));
     return await Promise.all(
       backends.map(async (backend) => {
         const outcome = await this.#attempt(backend, path, timeout_ms);

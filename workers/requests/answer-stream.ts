@@ -199,7 +199,7 @@ export class Answer {
       const error = hadBegun ? this.#brokeOff(thrown) : thrown;
       const { status, code } = toMaskrouteError(error);
       // If no backend was asked, none worked on the request.
-      const ranElsewhere = this.#progress.wasAsked && code === 'cancelled' ? 'anywhere' : 'nowhere';
+      const ranElsewhere = this.#progress.asked.size > 0 && code === 'cancelled' ? 'anywhere' : 'nowhere';
       this.#over(noAnswer(status, code, hadBegun ? 'answerer' : ranElsewhere));
       throw error;
     }

@@ -13,8 +13,8 @@ import type { Account } from './admission.ts';
 export type Progress = {
   /** The decision under which a backend was asked last. */
   routed: Routed;
-  /** Whether a backend may have worked on the request. */
-  wasAsked: boolean;
+  /** The backends that may have worked on the request, by id. */
+  readonly asked: Set<string>;
   /** Whether a silent backend was abandoned; it may have worked on the request, whatever the result. */
   gaveUp: boolean;
   /** The backend that answered last. */
@@ -28,7 +28,7 @@ export type Progress = {
 
 export const notAsked = (routed: Routed): Progress => ({
   routed,
-  wasAsked: false,
+  asked: new Set(),
   gaveUp: false,
   backend: undefined,
   affinity: undefined,
@@ -80,7 +80,7 @@ async function askUnder(
 ): Promise<Asked> {
   const { caller, routable, patience, signal, hold, trace } = account;
   if (signal.aborted) throw hungUp();
-  Object.assign(progress, { routed, wasAsked: true, backend_ms: undefined });
+  Object.assign(progress, { routed, backend_ms: undefined });
   const body = forwardedBody(client, {
     ...(account.answerTokensMax === undefined
       ? {}
@@ -99,6 +99,7 @@ async function askUnder(
       stall_ms: config.BACKEND_STALL_MS,
     },
     retries: progress.retries,
+    asked: progress.asked,
     signal,
     hold,
     trace,

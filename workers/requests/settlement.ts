@@ -83,18 +83,18 @@ async function costOf(
   progress: Progress | undefined,
 ): Promise<Cost | null> {
   if (heard?.figures) return heard.figures;
-  if (ranAt === 'nowhere' && progress?.gaveUp !== true) return NOTHING;
-  const only = ranAt === 'answerer' ? progress?.backend : undefined;
+  if (progress === undefined || (ranAt === 'nowhere' && !progress.gaveUp)) return NOTHING;
+  const workers = ranAt === 'answerer' ? new Set([progress.backend!]) : progress.asked;
   const path = answerPath(completion);
-  const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, only));
+  const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, workers));
   return await answerCost(ask, ranAt);
 }
 
 /**
- * Asks the backends for the cost of an answer whose end the edge did not see; a few times, since a backend notices a
- * hang-up only a little later. One request is charged once, however many backends worked on it: the cost at the backend
- * that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request. Null if the backend
- * that worked on it is gone or has forgotten it, or if every backend that may have worked on it is gone.
+ * Asks the backends that may have worked on an answer for its cost, when the edge did not see its end; a few times, since a
+ * backend notices a hang-up only a little later. One request is charged once, however many backends worked on it: the cost at
+ * the backend that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request. Null if
+ * the backend that worked on it is gone or has forgotten it, or if every backend that may have worked on it is gone.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,

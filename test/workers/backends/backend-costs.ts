@@ -113,10 +113,14 @@ describe('what is charged', () => {
     await charged(tenant, reserved);
   });
 
-  it('is the same when the backend has ended, and soon: it refuses connections', async () => {
-    const { tenant, reserved } = await leavesBefore('down');
-    await charged(tenant, reserved, 6 * SECOND_ms);
-  });
+  it.each(['no other backend', 'another one, which was not asked'])(
+    'is the same when the backend has ended, and soon: it refuses connections, with %s',
+    async (others) => {
+      if (others !== 'no other backend') await register({ regions: ['NA'] });
+      const { tenant, reserved } = await leavesBefore('down');
+      await charged(tenant, reserved, 6 * SECOND_ms);
+    },
+  );
 
   it('is the prompt as it was reserved, when the backend broke off and is gone', async () => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
