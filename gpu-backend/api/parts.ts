@@ -163,14 +163,15 @@ export class Lifecycle {
 }
 
 /**
- * Places in the engine's queue for the choices with which an answer begins. They are taken when the mask is known, before the
- * prompt is read, and each is kept until its choice is in the engine: opening its grammar takes time, too.
+ * Places in the engine's queue for the choices with which an answer begins: fewer when the queue is nearly full. They are taken
+ * when the mask is known, before the prompt is read, and each is kept until its choice is in the engine: opening its grammar
+ * takes time, too.
  */
 export class Places {
   readonly #engine: Engine;
   readonly #tenant: string;
   readonly #atOnceMax: number;
-  readonly #places: (() => void)[] = [];
+  #places: readonly (() => void)[] = [];
 
   constructor(engine: Engine, tenant: string, { choicesAtOnce }: Pick<ApiLimits, 'choicesAtOnce'>) {
     this.#engine = engine;
@@ -183,9 +184,7 @@ export class Places {
    * @throws MaskrouteError `queue_full` when others took the last one since the request came.
    */
   take(choices: number): void {
-    this.#engine.expectRoom(this.#tenant);
-    const count = Math.min(choices, this.#atOnceMax);
-    for (let choice = 0; choice < count; choice++) this.#places.push(this.#engine.reserve(this.#tenant));
+    this.#places = this.#engine.reserve(this.#tenant, Math.min(choices, this.#atOnceMax));
   }
 
   /** The number of choices that run at a time: those with a place. */

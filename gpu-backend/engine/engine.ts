@@ -23,10 +23,11 @@ export interface Engine {
    */
   expectRoom(tenant: string): void;
   /**
-   * Keeps a place in the queue for a request that is about to come.
-   * @returns what gives it back, just before it comes; later calls of it do nothing.
+   * Keeps places in the queue for requests of one tenant that are about to come: `countMax`, or fewer if there are fewer.
+   * @returns for each place what gives it back, just before its request comes; later calls of it do nothing.
+   * @throws MaskrouteError as `expectRoom`.
    */
-  reserve(tenant: string): () => void;
+  reserve(tenant: string, countMax: number): (() => void)[];
   stats(): EngineStats;
   /** Why the engine has stopped for good; undefined while it runs. */
   readonly failure: MaskrouteError | undefined;

@@ -168,20 +168,29 @@ class ThreadEngine implements Engine {
    * Requests that the engine's thread has not received yet, and reserved places, count as queued, minus those that will
    * start at once.
    */
-  expectRoom(tenant: string): void {
+  #hasRoom(tenant: string): boolean {
     const { waitingMax, runningMax } = this.#limits;
     const size = this.#unstarted.size + this.#reserved.size;
-    if (size < waitingMax) return;
+    if (size < waitingMax) return true;
     const { requestsRunning, requestsWaiting } = readStats(this.#stats);
-    if (requestsWaiting < waitingMax && size < waitingMax + runningMax - requestsRunning) return;
+    if (requestsWaiting < waitingMax && size < waitingMax + runningMax - requestsRunning) return true;
     const counts = countsByTenant([...this.#unstarted.values(), ...this.#reserved]);
-    if ((counts.get(tenant) ?? 0) + 1 >= Math.max(...counts.values())) throw queueFull(waitingMax);
+    return (counts.get(tenant) ?? 0) + 1 < Math.max(...counts.values());
   }
 
-  reserve(tenant: string): () => void {
-    const place = { tenant };
-    this.#reserved.add(place);
-    return () => this.#reserved.delete(place);
+  expectRoom(tenant: string): void {
+    if (!this.#hasRoom(tenant)) throw queueFull(this.#limits.waitingMax);
+  }
+
+  reserve(tenant: string, countMax: number): (() => void)[] {
+    this.expectRoom(tenant);
+    const giveBacks: (() => void)[] = [];
+    do {
+      const place = { tenant };
+      this.#reserved.add(place);
+      giveBacks.push(() => this.#reserved.delete(place));
+    } while (giveBacks.length < countMax && this.#hasRoom(tenant));
+    return giveBacks;
   }
 
   stats(): EngineStats {

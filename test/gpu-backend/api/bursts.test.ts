@@ -126,10 +126,13 @@ function withPlaces(count: number) {
   engine.expectRoom = () => {
     if (taken.size >= count) throw new MaskrouteError('queue_full', 'The queue is full.');
   };
-  engine.reserve = () => {
-    const place = {};
-    taken.add(place);
-    return () => taken.delete(place);
+  engine.reserve = (tenant, countMax) => {
+    engine.expectRoom(tenant);
+    return Array.from({ length: Math.min(countMax, count - taken.size) }, () => {
+      const place = {};
+      taken.add(place);
+      return () => taken.delete(place);
+    });
   };
   return { model: scriptedModel(engine), engine, taken };
 }
@@ -239,6 +242,23 @@ it('a request has a place for each of the choices with which its answer begins',
   const { choices } = await answer<{ choices: unknown[] }>(several, 200);
   expect(choices).toHaveLength(5);
   expect(taken.size).toBe(0);
+});
+
+it('a request that finds fewer places begins with as many of its choices', async () => {
+  const { model, engine, taken } = withPlaces(3);
+  const [goOn, mayEnd] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  engine.script = { ...says('a'), lastToken: mayEnd.promise };
+  await using server = await serveModel(readingAfter(model, goOn.promise));
+  const one = server.post('/v1/chat/completions', chat(0));
+  await eventually(() => taken.size === 1);
+  const several = server.post('/v1/chat/completions', { ...chat(1), n: 5 });
+  await eventually(() => taken.size === 3);
+  goOn.resolve();
+  await eventually(() => engine.requests.length === 3);
+  mayEnd.resolve();
+  const { choices } = await answer<{ choices: unknown[] }>(several, 200);
+  expect(choices).toHaveLength(5);
+  expect((await one).status).toBe(200);
 });
 
 it.each([

@@ -140,7 +140,10 @@ export function scriptedEngine(
     expectRoom: () => {
       if (engine.script.isFull) throw lineIsFull(engine.script);
     },
-    reserve: () => () => {},
+    reserve: (tenant, countMax) => {
+      engine.expectRoom(tenant);
+      return Array.from({ length: countMax }, () => () => {});
+    },
     silence_ms: () => engine.script.silence_ms ?? 0,
     close: async () => {},
   };

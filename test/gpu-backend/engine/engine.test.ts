@@ -308,14 +308,32 @@ test('whether the line is full can be asked before a request is sent; a tenant t
 test('a request that is about to come has its place in the line, and others of its tenant find it full', async () => {
   await using engine = await open({ runningMax: 1, waitingMax: 2 });
   const full = expect.objectContaining({ code: 'queue_full', retryAfter_s: 1 });
-  const places = [1, 2, 3].map(() => {
-    engine.expectRoom('acme');
-    return engine.reserve('acme');
-  });
+  const places = [1, 2, 3].flatMap(() => engine.reserve('acme', 1));
   expect(() => engine.expectRoom('acme')).toThrow(full);
   engine.expectRoom('other');
   places[0]!();
   engine.expectRoom('acme');
+});
+
+test('requests for several places at once do not get more of them than requests for one', async () => {
+  await using engine = await open({ runningMax: 2, waitingMax: 8 });
+  const takenBy: Record<string, number> = { acme: 0, other: 0 };
+  /** Until the line is full. */
+  const take = (tenant: string, countMax: number, requests = 50) => {
+    for (let i = 0; i < requests; i++) {
+      try {
+        takenBy[tenant]! += engine.reserve(tenant, countMax).length;
+      } catch {
+        return;
+      }
+    }
+  };
+  take('acme', 4);
+  expect(takenBy).toEqual({ acme: 10, other: 0 });
+  // One more or less than what the other one has: they would let each other in by turns.
+  take('other', 1, 2);
+  for (let turn = 0; turn < 10; turn++) for (const tenant of ['other', 'acme']) take(tenant, 4);
+  expect(takenBy).toEqual({ acme: 10, other: 9 });
 });
 
 test('requests that are refused all at once end in a turn of the event loop each', async () => {
