@@ -314,8 +314,8 @@ export const publicationHistory = (
   listAll(client, `/publications${tenantQuery(tenant)}`, publicationSchema, countMax);
 
 /**
- * Names of mask sets by version. The list, newest first, is read until it has named all of `versions`; those that the
- * tenant inherits from the default tenant are not in it, and are asked for one by one.
+ * Names of mask sets by version. The newest are in one list; older ones, and those that the tenant inherits from the default
+ * tenant, are asked for one by one.
  */
 export async function namesOfVersions(
   client: AdminClient,
@@ -326,10 +326,9 @@ export async function namesOfVersions(
   const names = new Map<string, string>();
   const unnamed = new Set(versions);
   if (unnamed.size === 0) return names;
-  for await (const { version, name } of itemsOf(client, `/mask-sets${query}`, maskSetSummarySchema)) {
-    if (unnamed.delete(version)) names.set(version, name);
-    if (unnamed.size === 0) break;
-  }
+  const newest = { method: 'GET', path: `/mask-sets${query}` } as const;
+  const { data } = await client.request(newest, listSchema(maskSetSummarySchema));
+  for (const { version, name } of data) if (unnamed.delete(version)) names.set(version, name);
   for (const version of unnamed) {
     const path = `/mask-sets/${version}${query}`;
     names.set(version, (await client.request({ method: 'GET', path }, namedSchema)).name);
