@@ -44,6 +44,7 @@ const LENGTHS: Readonly<Record<string, readonly number[]>> = {
 export const streamTokens = (prompt: number): number => prompt + 2 * STEPS;
 /** Tokens of each of the streams beside a long prompt, before that is read. */
 const GAP_TOKENS = 100;
+const BESIDE_PROMPT = 'beside a long prompt';
 const ONE = 'one stream';
 const EIGHT = 'eight streams';
 const EIGHT_QUARTER = 'eight streams of one mask at 25 %';
@@ -60,14 +61,13 @@ type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number
 export async function benchBatch(options: DecodeOptions): Promise<object> {
   const { home, model, kvType = 'f32', rounds, say, signal } = options;
   const { manifest } = await openInstalled(home, model);
-  // The streams beside a long prompt are measured in any case.
-  thatFit([64 + GAP_TOKENS], streamTokens, manifest.config, say);
-  const lengthsThatFit = thatFit(
-    Object.entries(LENGTHS),
+  const fitting = thatFit(
+    Object.entries({ ...LENGTHS, [BESIDE_PROMPT]: [64 + GAP_TOKENS] }),
     ([, lengths]) => streamTokens(Math.max(...lengths)),
     manifest.config,
     say,
   );
+  const lengthsThatFit = fitting.filter(([name]) => name !== BESIDE_PROMPT);
   await using ours = await openOurs(home, { model, kvType });
   await using opened = new AsyncDisposableStack();
   const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, ours.hash, say, async (file) => [
@@ -102,10 +102,7 @@ export async function benchBatch(options: DecodeOptions): Promise<object> {
   }
   const byLength = (name: string) =>
     Object.fromEntries(Object.entries(figures).map(([length, found]) => [length, found[name]!]));
-  const gaps = await gapsBesidePrompt(ours);
-  say(
-    `tokens of four streams come every ${gaps.gapMedian_ms} ms; while a prompt of ${gaps.gapPromptTokens} tokens is read, ${gaps.gapP99BesidePrompt_ms} ms at p99`,
-  );
+  const gaps = lengthsThatFit.length < fitting.length ? await gapsBesidePrompt(ours, say) : {};
   const [at64] = Object.values(figures);
   return {
     bench: 'batch',
@@ -253,7 +250,10 @@ async function whileAllRun(streams: readonly AsyncIterable<void>[], stop: AbortC
 }
 
 /** Times between the tokens of four streams, alone and while a long prompt is read beside them. */
-async function gapsBesidePrompt({ engine, config }: Awaited<ReturnType<typeof openOurs>>) {
+async function gapsBesidePrompt(
+  { engine, config }: Awaited<ReturnType<typeof openOurs>>,
+  say: DecodeOptions['say'],
+) {
   const dense = denseMask(2 * config.layerCount);
   const stop = new AbortController();
   const times: number[][] = [[], [], [], []];
@@ -281,6 +281,9 @@ async function gapsBesidePrompt({ engine, config }: Awaited<ReturnType<typeof op
     );
   const [alone, during] = [gaps(0, begun_ms), gaps(begun_ms, ended_ms)];
   const p99_ms = quantile(during, 0.99);
+  say(
+    `tokens of four streams come every ${round(median(alone), 1)} ms; while a prompt of ${promptTokens} tokens is read, ${round(p99_ms, 1)} ms at p99`,
+  );
   return {
     gapMedian_ms: round(median(alone), 1),
     gapMedianBesidePrompt_ms: round(median(during), 1),

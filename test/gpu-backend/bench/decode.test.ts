@@ -11,7 +11,7 @@ let home: string;
 const said: string[] = [];
 beforeAll(async () => {
   home = await mkdtemp(join(tmpdir(), 'maskroute-bench-'));
-  for (const contextTokens of [128, 2050]) {
+  for (const contextTokens of [128, 200, 2050]) {
     const shape = { layerCount: 2, vocabularySize: 2048, contextTokens };
     const { folder, manifest } = await installTinyModel(
       join(home, 'models', `${contextTokens}`),
@@ -39,10 +39,17 @@ test('positions of decoding count the tokens that are decoded after them', async
   expect(said).toEqual(['left out: what needs 536 tokens, as the model has a context of 128']);
 });
 
+test('many streams: those that fit are measured, and the others are named', async () => {
+  const result = await benchBatch(optionsOf('200'));
+  expect(result).toMatchObject({ eightStreams_tokensPerSecond: { 64: expect.any(Number) } });
+  expect(Object.keys(result).filter((name) => name.startsWith('gap'))).toEqual([]);
+  expect(said[0]).toBe('left out: what needs 520, 780, 244 tokens, as the model has a context of 200');
+});
+
 test.each([
   ['prefill', 512, () => benchPrefill(optionsOf('128'))],
   ['decode --long', 2072, () => benchDecode(optionsOf('2050', true))],
-  ['batch', 244, () => benchBatch(optionsOf('128'))],
+  ['batch', 144, () => benchBatch(optionsOf('128'))],
 ])(
   '%s: a model that is too short for everything is refused before anything is measured',
   async (_, needed, bench) => {
