@@ -6,13 +6,13 @@ import {
   requestEventSchema,
 } from '../../../shared/admin/requests-wire.ts';
 import { BACKEND_HEADERS } from '../../../shared/wire/backend-load.ts';
-import { UNREAD_MAX_ms } from '../../../shared/wire/protocol.ts';
+import { HEADERS, UNREAD_MAX_ms } from '../../../shared/wire/protocol.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
 import { AnswerBytes, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
 import { MODEL } from '../../support/edge/constants.ts';
-import { CHAT, call, chat, freshIsolate, goLive, newTenant, say, soon } from '../support/edge.ts';
+import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 /** The queue, seen from the front: what is sent is kept, after as many failures as wanted. */
@@ -185,19 +185,22 @@ describe('the event', () => {
     const { key } = await newTenant();
     const { EVENTS, sent, event } = queue();
     const leave = new AbortController();
-    const isolate = freshIsolate({ EVENTS });
-    const answering = chat(
+    const id = `left-${stream}`;
+    const asked = {
       key,
-      { ...say('a b'), user: stream ? 'stream-forever' : 'hang', stream },
-      (request) => isolate(new Request(request, { signal: leave.signal })),
-    );
+      headers: { [HEADERS.requestId]: id },
+      body: { ...CHAT, ...say('a b'), user: stream ? 'stream-forever' : 'hang', stream },
+      signal: leave.signal,
+    };
+    const answering = call('POST', '/v1/chat/completions', asked, freshIsolate({ EVENTS }));
     if (stream) {
       const reader = (await answering).body!.getReader();
       await reader.read();
       leave.abort();
       await reader.cancel().catch(() => {});
     } else {
-      setTimeout(() => leave.abort(), 200);
+      await soon(async () => expect(await recorded(id)).not.toBeNull());
+      setTimeout(() => leave.abort(), 100);
       expect((await answering).status).toBe(499);
     }
     const told = await event();
