@@ -5,6 +5,7 @@
 
 import { type FallbackReason, splitModelName } from '../../shared/wire/protocol.ts';
 import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
+import { steadyNow_ms } from '../base/waiting.ts';
 import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
 import type { Services } from '../services.ts';
 import type { Account } from './admission.ts';
@@ -88,7 +89,7 @@ async function askUnder(
     mask: routed.decision.mask,
     maskroute: { ...routeEcho(routed), completion: account.completion },
   });
-  const started_ms = performance.now();
+  const started_ms = steadyNow_ms();
   const called = await backend.call({
     request: { path: PATHS[client.wire], requestId, tenant: caller.tenant, body },
     purpose: purposeOf(routed, routable),
@@ -108,7 +109,7 @@ async function askUnder(
   if (called.kind === 'error') throw called.error;
   const { response, rest, backend: answerer, affinity } = called;
   if (response.ok && typeof routable.body.mask === 'string') namedMasks.met(routable.body.mask);
-  Object.assign(progress, { backend: answerer, affinity, backend_ms: performance.now() - started_ms });
+  Object.assign(progress, { backend: answerer, affinity, backend_ms: steadyNow_ms() - started_ms });
   return { response, rest };
 }
 

@@ -28,7 +28,7 @@ import {
 import type { MaskNeeds } from '../backends/choose.ts';
 import type { Models } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, steadyNow_ms } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import type { Config } from '../env.ts';
 import type { Caller } from '../tenants/api-keys.ts';
@@ -239,13 +239,13 @@ export async function routeRequest(
   request: RouteRequest,
 ): Promise<Routed> {
   const timings: RouteTimings = { assign_ms: 0, embed_ms: 0, route_ms: 0 };
-  const started_ms = performance.now();
+  const started_ms = steadyNow_ms();
   const known = await withTrialSet(dependencies, await lookUp(dependencies, request), request);
-  const found_ms = performance.now();
+  const found_ms = steadyNow_ms();
   const assignment = assignRequest(known, request);
-  timings.assign_ms = performance.now() - found_ms;
+  timings.assign_ms = steadyNow_ms() - found_ms;
   const { decision, encoder, vector } = await decide(dependencies, known, assignment, request, timings);
-  timings.route_ms = performance.now() - started_ms - timings.assign_ms - timings.embed_ms;
+  timings.route_ms = steadyNow_ms() - started_ms - timings.assign_ms - timings.embed_ms;
   return { decision, assignment, encoder, vector, timings };
 }
 
@@ -334,9 +334,9 @@ async function decide(
   const text = routeText(request);
   if (text === null) return unembedded(denseDecision(set, 'token_prompt'));
   if (text === '') return unembedded(denseDecision(set, 'empty_prompt'));
-  const started_ms = performance.now();
+  const started_ms = steadyNow_ms();
   const embedding = await embedder.embed(text, request);
-  timings.embed_ms = performance.now() - started_ms;
+  timings.embed_ms = steadyNow_ms() - started_ms;
   return {
     decision: nearestDecision(set, embedding, config.SIMILARITY_MIN, sparsityMax),
     encoder: embedding.ok ? embedding.spec : null,

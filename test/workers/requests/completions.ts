@@ -302,6 +302,29 @@ describe('dense, and why', () => {
     expect(left_ms).toBeLessThanOrEqual(2000 - UNKNOWN_MASK_ms + 10);
   });
 
+  it('asks again in no more time than that when the clock is set back meanwhile', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('compass', tenant);
+    const headers = { [BACKEND_HEADERS.deadline]: '2000' };
+    const { now } = Date;
+    let back_ms = 0;
+    // In Workers both are the system's clock.
+    for (const clock of [Date, performance]) vi.spyOn(clock, 'now').mockImplementation(() => now() - back_ms);
+    try {
+      const body = { ...CHAT, ...say('south'), user: 'masks-unknown' };
+      const asked = call('POST', '/v1/chat/completions', { key, body, headers });
+      setTimeout(() => {
+        back_ms = 3_600_000;
+      }, UNKNOWN_MASK_ms / 2);
+      const response = await asked;
+      expect(response.headers.get('server-timing')).not.toContain('-');
+      const left_ms = Number((await recorded(idOf(response)))!.headers[BACKEND_HEADERS.deadline]);
+      expect(left_ms).toBeLessThanOrEqual(2000);
+    } finally {
+      vi.restoreAllMocks();
+    }
+  });
+
   it('passes the mask of a client through as it is', async () => {
     const { tenant, key } = await newTenant();
     const { set } = await goLive('compass', tenant);
