@@ -33,8 +33,8 @@ export type Call = {
   readonly purpose: Purpose;
   readonly time: CallTime;
   readonly retries: Retries;
-  /** Gets the ids of the backends that are asked, each before it is. */
-  readonly asked?: Set<string>;
+  /** Gets the backends that are asked, by id, each before it is. */
+  readonly asked?: Map<string, LiveBackend>;
   readonly signal: AbortSignal;
   readonly trace?: RequestTrace;
   readonly hold: Hold;
@@ -239,7 +239,7 @@ class Way {
     const { request, time } = this.#call;
     const { id, url, seen } = backend;
     this.#asked.set(id, (this.#asked.get(id) ?? 0) + 1);
-    this.#call.asked?.add(id);
+    this.#call.asked?.set(id, backend);
     const token = await sign(request, backend);
     const wasDraining = seen.isDraining(steadyNow_ms());
     const left_ms = Math.max(1, this.#left_ms());

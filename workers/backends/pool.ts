@@ -117,14 +117,12 @@ export class BackendPool {
     return given;
   }
 
-  /** Like `askAll`, but of the backends with these ids only, and with their refusals. */
+  /** Sends the same request to each of these, whether the registry has them or not; what each says, refusals too. */
   async askEach(
+    backends: readonly LiveBackend[],
     path: string,
     timeout_ms: number,
-    hold: Hold,
-    ids: ReadonlySet<string>,
   ): Promise<readonly Said[]> {
-    const backends = (await this.#list(hold)).filter(({ id }) => ids.has(id));
     return await Promise.all(
       backends.map(async (backend) => {
         const outcome = await this.#attempt(backend, path, timeout_ms);

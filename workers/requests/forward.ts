@@ -4,6 +4,7 @@
  */
 
 import { type FallbackReason, splitModelName } from '../../shared/wire/protocol.ts';
+import type { LiveBackend } from '../backends/backend-state.ts';
 import { type Answer, hungUp, type Purpose, RETRIES_MAX, type Retries } from '../backends/call-backend.ts';
 import { steadyNow_ms } from '../base/waiting.ts';
 import { denseDecision, type RoutableBody, type Routed, routeEcho } from '../routing/decision.ts';
@@ -15,7 +16,7 @@ export type Progress = {
   /** The decision under which a backend was asked last. */
   routed: Routed;
   /** The backends that may have worked on the request, by id. */
-  readonly asked: Set<string>;
+  readonly asked: Map<string, LiveBackend>;
   /** Whether a silent backend was abandoned; it may have worked on the request, whatever the result. */
   gaveUp: boolean;
   /** The backend that answered last. */
@@ -29,7 +30,7 @@ export type Progress = {
 
 export const notAsked = (routed: Routed): Progress => ({
   routed,
-  asked: new Set(),
+  asked: new Map(),
   gaveUp: false,
   backend: undefined,
   affinity: undefined,

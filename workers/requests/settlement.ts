@@ -78,23 +78,26 @@ const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
  */
 async function costOf(
   { backend }: SettleParts,
-  { caller, completion, hold }: Account,
+  { caller, completion }: Account,
   { heard, ranAt }: Outcome,
   progress: Progress | undefined,
 ): Promise<Cost | null> {
   if (heard?.figures) return heard.figures;
   if (progress === undefined || (ranAt === 'nowhere' && !progress.gaveUp)) return NOTHING;
-  const workers = ranAt === 'answerer' ? new Set([progress.backend!]) : progress.asked;
+  const workers = [...progress.asked.values()].filter(
+    ({ id }) => ranAt !== 'answerer' || id === progress.backend,
+  );
   const path = answerPath(completion);
-  const ask = () => inTurn(caller.tenant, () => backend.askEach(path, COST_QUESTION_ms, hold, workers));
+  const ask = () => inTurn(caller.tenant, () => backend.askEach(workers, path, COST_QUESTION_ms));
   return await answerCost(ask, ranAt);
 }
 
 /**
  * Asks the backends that may have worked on an answer for its cost, when the edge did not see its end; a few times, since a
- * backend notices a hang-up only a little later. One request is charged once, however many backends worked on it: the cost at
- * the backend that answered or, if none did, the largest cost at any backend. Nothing if no backend knows the request. Null if
- * the backend that worked on it is gone or has forgotten it, or if every backend that may have worked on it is gone.
+ * backend notices a hang-up only a little later. A backend that drains has left the registry, and still knows the cost. One
+ * request is charged once, however many backends worked on it: the cost at the backend that answered or, if none did, the
+ * largest cost at any backend. Nothing if no backend knows the request. Null if the backend that worked on it is gone or has
+ * forgotten it, or if every backend that may have worked on it is gone.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,
@@ -136,9 +139,7 @@ async function inTurn<Answer>(
     await sleep(COST_QUESTION_LOOK_ms);
   }
   const ended = questions.begin(2 * COST_QUESTION_ms, tenant);
-  return await ask()
-    .catch(() => [])
-    .finally(ended);
+  return await ask().finally(ended);
 }
 
 function hasRoomFor(tenant: string): boolean {

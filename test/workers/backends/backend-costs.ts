@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { UsageRow } from '../../../shared/admin/admin-wire.ts';
 import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../../../workers/limits.ts';
 import { askedOf, homeOf, mood, testBackends } from '../support/backends.ts';
-import { admin, chat, errorCode, freshIsolate, hurry, say } from '../support/edge.ts';
+import { admin, CHAT, call, chat, errorCode, freshIsolate, hurry, say } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 const SECOND_ms = 1_000;
@@ -84,23 +84,21 @@ describe('what is charged', () => {
       expect(await errorCode(chat(key, { ...BODY, user: 'half-whole' }, isolate))).toBe('502 backend_error');
     }));
 
-  /** A client leaves before it saw anything, and its backend is in this mood from then on. @returns what was reserved. */
-  const leavesBefore = async (how: string) => {
+  /** A client leaves before it saw anything, and this happens to its backend just before. @returns what was reserved. */
+  const leavesAfter = async (change: (backend: string) => Promise<unknown>) => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
     const backend = await register();
     const leave = new AbortController();
-    const isolate = freshIsolate();
     setTimeout(async () => {
-      await mood(backend, how);
+      await change(backend);
       leave.abort();
     }, 300);
-    const response = await chat(key, { ...BODY, user: 'busy' }, (request) =>
-      isolate(new Request(request, { signal: leave.signal })),
-    );
-    expect(response.status).toBe(499);
+    const asked = { key, body: { ...CHAT, ...BODY, user: 'busy' }, signal: leave.signal };
+    expect((await call('POST', '/v1/chat/completions', asked)).status).toBe(499);
     // Its bytes, the template and the answer.
     return { tenant, reserved: 3 + 40 + 10 };
   };
+  const leavesBefore = (how: string) => leavesAfter((backend) => mood(backend, how));
 
   it('is all that was reserved, when the client left before it saw anything and the backend is silent', async () => {
     const { tenant, reserved } = await leavesBefore('mute');
@@ -121,6 +119,15 @@ describe('what is charged', () => {
       await charged(tenant, reserved, 6 * SECOND_ms);
     },
   );
+
+  it.each<[string, (backend: string) => Promise<unknown>]>([
+    ['removed, as one that drains is', (backend) => admin('DELETE', `/backends/${backend}`)],
+    ['disabled', (backend) => admin('PATCH', `/backends/${backend}`, { enabled: false })],
+  ])('is what was made at a backend that was %s before the client left', async (_, change) => {
+    await register({ regions: ['NA'] });
+    const { tenant } = await leavesAfter(change);
+    await charged(tenant, WHOLE);
+  });
 
   it('is the prompt as it was reserved, when the backend broke off and is gone', async () => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
