@@ -45,7 +45,7 @@ export function runAnswer(
     signal: AbortSignal.any([signal, abandoned.signal]),
     places,
   };
-  const answerSince_ms = Date.now();
+  const answerSince_ms = performance.timeOrigin + performance.now();
   const starts = plan.jobs.map((planned, position) => () => {
     const job = { ...planned, request: { ...planned.request, answerSince_ms } };
     return runAdmitted(model, job, progress[position]!, admission);

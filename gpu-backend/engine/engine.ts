@@ -53,7 +53,10 @@ export type GenerateRequest = {
   readonly requestId: string;
   /** Tenants take turns, and no tenant reads another's cached prompts. Empty for a holder of the backend key. */
   readonly tenant: string;
-  /** When the answer's first choice was submitted, since the epoch; now unless given. This may be a later choice. */
+  /**
+   * When the answer's first choice was submitted, since the epoch, by a clock that is never set; now unless given. This may
+   * be a later choice.
+   */
   readonly answerSince_ms?: number;
   readonly promptTokenIds: Int32Array;
   readonly plan: MaskPlan;
