@@ -6,7 +6,7 @@
 import { Hono } from 'hono';
 import type { z } from 'zod';
 import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
+import { cancellation, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { type CheckedObject, readFields } from '../../shared/wire/fields.ts';
 import {
   type ChatRequest,
@@ -95,6 +95,8 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
+    // Its prompt would be charged, though nobody reads it.
+    if (completion.signal.aborted) throw cancellation(completion.signal);
     running = runAnswer(parts.model, plan, parts.limits, completion);
     if (plan.stream) return await streamed(parts, c, completion, running);
     const whole =

@@ -1,7 +1,7 @@
 /** Turns a checked request body into a plan that can run: mask, prompts as token ids, choices, sampling. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
-import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatRequest, type CompletionRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, type RouteEcho, splitModelName } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, translated } from '../../shared/wire/responses.ts';
@@ -114,7 +114,7 @@ export async function planCompletion(
 /** The plan without its choices. All cheap checks are here, before the prompts are tokenized. */
 async function planFrame(
   { model, masks, limits }: PlanParts,
-  { id, caller, places, signal }: Call,
+  { id, caller, places }: Call,
   request: ChatRequest | CompletionRequest,
   { endpoint, maxTokens, logprobs }: Wanted,
 ): Promise<Omit<AnswerPlan, 'jobs'>> {
@@ -124,7 +124,6 @@ async function planFrame(
   requireMinTokens(request.min_tokens ?? 0, maxTokens);
   // Last, since the mask may have to be fetched from the edge.
   const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
-  if (signal.aborted) throw cancellation(signal);
   const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
   // Not before: while the edge is slow, requests whose masks are known would find the queue full of others that cannot run.
   places.take(choices);

@@ -2,7 +2,7 @@
 import { EventEmitter, once } from 'node:events';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { expect, it } from 'vitest';
+import { expect, it, onTestFinished, vi } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { Bodies } from '../../../gpu-backend/api/body.ts';
 import {
@@ -17,7 +17,7 @@ import type { Grammars } from '../../../gpu-backend/grammar/grammars.ts';
 import type { TextJob } from '../../../gpu-backend/model/tokenizer/text-service.ts';
 import { maskBits, maskFromSkippedLayers, maskId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { answer, apiOptions, eventually, serveModel } from './harness.ts';
+import { answer, apiOptions, BACKEND_KEY, eventually, serveModel } from './harness.ts';
 import { byteGrammars, MODEL_HASH, says, scriptedEngine, scriptedModel } from './scripted-engine.ts';
 
 const MANY = 40;
@@ -278,6 +278,41 @@ it.each([
     expect((await running).status).toBe(200);
   },
 );
+
+it('a later request is the newer one for a full queue, though the clock was set back meanwhile', async () => {
+  const { model, engine } = withPlaces(1);
+  await using server = await serveModel(model);
+  vi.useFakeTimers({ toFake: ['Date'] });
+  onTestFinished(() => void vi.useRealTimers());
+  await server.post('/v1/chat/completions', chat(0));
+  vi.setSystemTime(Date.now() - 3_600_000);
+  await server.post('/v1/chat/completions', chat(1));
+  const [first, second] = engine.requests.map(({ answerSince_ms }) => answerSince_ms!);
+  expect(second).toBeGreaterThan(first!);
+});
+
+it('a request whose client leaves while its token ids are copied does not come to the engine', async () => {
+  const { model, engine, taken } = withPlaces(1);
+  const { options, close } = await apiOptions(model);
+  const app = createApp(openParts(options));
+  const prompt = Array.from({ length: 200 }, () => [1, 2]);
+  const leave = new AbortController();
+  const { reserve } = engine;
+  engine.reserve = (...given) => {
+    setImmediate(() => leave.abort());
+    return reserve(...given);
+  };
+  const asked = app.request('/v1/completions', {
+    method: 'POST',
+    headers: { authorization: `Bearer ${BACKEND_KEY}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ model: 'scripted', prompt }),
+    signal: leave.signal,
+  });
+  expect((await asked).status).toBe(499);
+  expect(engine.requests).toEqual([]);
+  expect(taken.size).toBe(0);
+  await close();
+});
 
 /** An edge that gives out a mask when it is told to. */
 async function slowEdge() {
