@@ -187,12 +187,13 @@ export class Answer {
       const { response, rest } = await asked;
       const { ok, status, headers } = response;
       if (rest !== undefined) return { ok, status, headers, body: await this.#readWhole(response, rest) };
-      if (!ok || response.body === null) {
+      if (!ok) {
         const code = await codeOf(response);
         this.#over(noAnswer(status, code, AFTER_WORK.includes(code) ? 'refuser' : 'nowhere'));
         return { ok, status, headers, body: response.body };
       }
-      this.#pass(response, response.body);
+      // A success without a body is no answer (`attempt.ts`).
+      this.#pass(response, response.body!);
       return { ok, status, headers, body: 'passing' };
     } catch (thrown) {
       const hadBegun = this.#phase === 'reading';
