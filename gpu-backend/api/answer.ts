@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
+import { cancellation, type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import {
   type ChoiceEvent,
@@ -26,6 +26,8 @@ export type RunningAnswer = {
   readonly begun: Promise<void>;
   /** `performance.now()`. */
   firstEventAt_ms: number | undefined;
+  /** The queue was full, or it waited there too long: nothing of it was computed. */
+  wasInVain: boolean;
   readonly events: AsyncIterable<ChoiceEvent>;
   /** Ends the choices that still run, also when nobody has begun to read `events`. */
   abandon(): void;
@@ -51,7 +53,10 @@ export function runAnswer(
     return runAdmitted(model, job, progress[position]!, admission);
   });
   const events = mergeStreams(starts, places.count, abandoned);
-  const first = events.next();
+  const first = events.next().catch((error: unknown) => {
+    running.wasInVain = error instanceof MaskrouteError && OF_THE_QUEUE.includes(error.code);
+    throw error;
+  });
   const begun = first.then(() => {
     running.firstEventAt_ms = performance.now();
   });
@@ -62,11 +67,14 @@ export function runAnswer(
     progress,
     begun,
     firstEventAt_ms: undefined,
+    wasInVain: false,
     events: goOn(first, events),
     abandon: () => void events.return().catch(() => {}),
   };
   return running;
 }
+
+const OF_THE_QUEUE: readonly ErrorCode[] = ['queue_full', 'queue_timeout'];
 
 /** `events`, whose first result was requested already. */
 async function* goOn(

@@ -73,6 +73,7 @@ const SCRIPTS: Readonly<Record<string, Partial<Script>>> = {
   deadline: failing(3, 'deadline_exceeded'),
   'deadline-mid-stream': failing(3, 'deadline_exceeded'),
   'slow-refusal': { prefill_ms: 400, ...failing(0, 'model_not_found') },
+  'waits-too-long': { prefill_ms: 400, ...failing(0, 'queue_timeout') },
   'slow-first': { prefill_ms: 400 },
   'slow-whole': { prefill_ms: 400 },
   'slow-tokens': { prefill_ms: 8 * STREAM_PAUSE_ms },
@@ -113,6 +114,7 @@ const SETUPS: Readonly<Record<string, Setup>> = {
   'too-long': SMALL,
   'too-long-unmeasured': SMALL,
   'slow-tokens': { limits: { commit_ms: 1, keepalive_ms: STREAM_PAUSE_ms } },
+  'waits-too-long': { limits: { commit_ms: 1 } },
 };
 /** What backends of these moods list, whatever they serve. */
 const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {

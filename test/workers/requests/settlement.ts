@@ -284,6 +284,23 @@ describe('the event', () => {
   });
 
   it.each([
+    [true, { status: 200, error_code: 'queue_timeout' }],
+    [false, { status: 503, error_code: 'queue_timeout' }],
+  ])('of one that waited in vain in the queue is of nothing (stream: %s)', async (stream, expected) => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const { EVENTS, event } = queue();
+    const body = { ...say('a b'), max_tokens: 10, user: 'waits-too-long', stream };
+    await (await chat(key, body, freshIsolate({ EVENTS }))).text();
+    expect(await event()).toMatchObject({
+      ...expected,
+      counted: true,
+      prompt_tokens: 0,
+      completion_tokens: 0,
+    });
+    await soon(async () => expect((await budgetOf(tenant))['tokens/day']).toBe(0));
+  });
+
+  it.each([
     ['vanish-mid-stream', 2, 2],
     ['vanish-after-many', 200, 400],
   ])('of one that met %s has the tokens that were seen', async (user, least, most) => {
