@@ -169,7 +169,7 @@ type Completion = Call &
     readonly abort: AbortController;
     /** The timer that aborts `signal` when the caller's time is over. */
     readonly deadline: NodeJS.Timeout | undefined;
-    readonly leave: () => void;
+    readonly leave: (isWhole: boolean) => void;
   };
 
 function begin(
@@ -300,7 +300,7 @@ function end(
 ): void {
   const { id, requestId, caller, endpoint, request, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
-  completion.leave();
+  completion.leave(error === undefined);
   completion.places.giveAllBack();
   running?.abandon();
   completion.trace?.end(running, error);

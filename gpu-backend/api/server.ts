@@ -30,7 +30,8 @@ export type RunningServer = {
   readonly url: string;
   /**
    * `/readyz` returns 503, new requests are refused and connections are not kept alive; resolves when the running
-   * completions and embeddings have finished (bounded by `drain_ms`). `GET /v1/answers/{id}` still works.
+   * completions and embeddings have finished (bounded by `drain_ms`), and edges could ask what those cost that broke off.
+   * `GET /v1/answers/{id}` still works.
    */
   drain(): Promise<void>;
   /** Drains, then closes the port. */
@@ -179,7 +180,7 @@ export async function startServer(
     // Idle connections are closed, so that clients reconnect and a load balancer routes them to other backends.
     // `setImmediate` comes after the sockets are read: a connection with a new request is then not idle.
     sweep ??= setInterval(() => setImmediate(() => server.closeIdleConnections()), SWEEP_ms);
-    draining ??= parts.lifecycle.drain(parts.limits.drain_ms, parts.limits.ending_ms);
+    draining ??= parts.lifecycle.drain(parts.limits);
     return draining;
   };
   const stop = async () => {

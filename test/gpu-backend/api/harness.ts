@@ -101,7 +101,7 @@ export async function apiOptions(
     jobs: () => jobs,
     tracer: more.tracer,
     keys: { backendKey: BACKEND_KEY, metricsKey: more.metricsKey, audience },
-    limits: { ...DEFAULT_LIMITS, drain_ms: 1000, flush_ms: 200, ...limits },
+    limits: { ...DEFAULT_LIMITS, drain_ms: 1000, costs_ms: 0, flush_ms: 200, ...limits },
     log,
   };
   return {

@@ -549,6 +549,18 @@ describe('what an answer cost', () => {
     expect(await ask(api, 'ahead')).toMatchObject({ body: { completion_tokens: 400 } });
   });
 
+  it('is told by a server that stops, also when the last client left it', async () => {
+    await using api = await start({ ...endless, step_ms: 10 }, { drain_ms: 20_000, costs_ms: 2_000 });
+    const reader = (await api.chat({ maskroute: { completion: 'last' } })).body!.getReader();
+    await reader.read();
+    const closing = api.server.close();
+    await reader.cancel();
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    expect(await ask(api, 'last')).toMatchObject({ status: 200, body: { finished: true } });
+    await closing;
+    await expect(fetch(`${api.server.url}/healthz`)).rejects.toThrow();
+  });
+
   it('is told under the name that the edge gave, also when the client left', async () => {
     await using api = await start({ ...endless, step_ms: 10 });
     const leave = new AbortController();

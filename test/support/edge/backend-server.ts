@@ -12,6 +12,7 @@ import { type Authenticate, createAuthenticator } from '../../../gpu-backend/api
 import {
   type ApiLimits,
   type ApiParts,
+  DEFAULT_LIMITS,
   Lifecycle,
   openParts,
   type ServedModel,
@@ -244,7 +245,7 @@ class Backends {
   async #setMood(place: string, mood: string): Promise<Response> {
     const backend = this.#at(place);
     backend.mood = mood;
-    if (mood === 'stopping') void backend.lifecycle.drain(30_000, 3_000);
+    if (mood === 'stopping') void backend.lifecycle.drain(DEFAULT_LIMITS);
     else if (backend.lifecycle.draining) Object.assign(backend, freshProcess());
     // It is there before its first request, whose time may be short.
     await this.#appOf(place, SETUPS[mood] === undefined ? 'usual' : mood);
