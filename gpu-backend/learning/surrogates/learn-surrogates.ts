@@ -22,6 +22,7 @@ import { openModelText } from '../../model/tokenizer/model-text.ts';
 import { type DataFiles, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
+import { fastestRounding, type Rounding } from '../gates/copy-form.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
@@ -35,8 +36,8 @@ const HELD_OUT_BATCHES = 3;
 const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
-/** Raised when the same inputs give another table. */
-const METHOD = 'closed-form-and-distillation-6';
+/** Raised when the same inputs give another table, or when the state of an unfinished run has other fields. */
+const METHOD = 'closed-form-and-distillation-7';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
@@ -90,14 +91,22 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const texts = await prepareTexts(options);
   await makeFolder(dirname(resolve(out)));
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
-  const begun = async (): Promise<SurrogateTable> =>
-    from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);
-  const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
+  const begin = async (): Promise<Run> => {
+    const rounding = await fastestRounding();
+    const table =
+      from === undefined
+        ? await fit(options, rounding, texts.fit)
+        : toInstalledBasis(from.table, manifest.weights);
+    return { rounding, table, costs: undefined, state: undefined };
+  };
+  const run = store.run ?? (await begin());
+  const { rounding } = run;
   if (store.run === undefined) await store.write(run);
   await using opened = new AsyncDisposableStack();
-  const teacher = await openTeacher(folder, manifest.config, { threads });
+  const teacher = await openTeacher(folder, manifest.config, { threads, rounding });
   opened.defer(() => teacher.close());
-  const judge = await openJudge(options, await taughtBatches(teacher, texts.heldOut), run.table);
+  const heldOut = await taughtBatches(teacher, texts.heldOut);
+  const judge = await openJudge({ model, threads, rounding }, heldOut, run.table);
   opened.defer(() => judge.close());
   const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
   const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
@@ -105,7 +114,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const judgeTable = (table: SurrogateTable) =>
     judge.kl(table, judgedMasks(costs, options.distillation.around));
   const start = run.state ?? (await startDistillation(run.table, judgeTable));
-  const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
+  const state = await descendAll(options, { rounding, teacher, texts, costs, judgeTable, store }, start);
   const { best, judgements } = state;
   await writeSurrogates(out, {
     model: manifest.hash as ModelHash,
@@ -150,10 +159,14 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   return texts;
 }
 
-async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<SurrogateTable> {
+async function fit(
+  options: LearnSurrogatesOptions,
+  rounding: Rounding,
+  text: PackedText,
+): Promise<SurrogateTable> {
   const { model, start, threads, signal, onProgress } = options;
   const { config } = model.manifest;
-  const session = await openMomentSession(model.folder, config, { threads });
+  const session = await openMomentSession(model.folder, config, { threads, rounding });
   try {
     for (let at = 0; at < text.sequences; at += FIT_CHUNK) {
       signal?.throwIfAborted();
@@ -170,6 +183,7 @@ async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<S
 }
 
 type DistillParts = {
+  readonly rounding: Rounding;
   readonly teacher: Teacher;
   readonly texts: Texts;
   readonly costs: readonly number[];
@@ -179,7 +193,7 @@ type DistillParts = {
 
 async function descendAll(
   options: LearnSurrogatesOptions,
-  { teacher, texts, costs, judgeTable, store }: DistillParts,
+  { rounding, teacher, texts, costs, judgeTable, store }: DistillParts,
   start: DistillState,
 ): Promise<DistillState> {
   const { model, threads, seed, onProgress, signal } = options;
@@ -187,7 +201,7 @@ async function descendAll(
   if (steps === 0) return start;
   const { rank } = start.descent.table;
   const { config } = model.manifest;
-  const session = await openSurrogateSession(model.folder, config, { rank, threads });
+  const session = await openSurrogateSession(model.folder, config, { rank, threads, rounding });
   const batches = Math.floor(texts.steps.sequences / STEP_SEQUENCES);
   try {
     return await distill(
@@ -204,7 +218,7 @@ async function descendAll(
         onStep: async (state) => {
           onProgress('distil', state.step, steps, describeStep(state));
           if (state.step % STORE_EVERY === 0)
-            await store.write({ table: state.descent.average, costs, state });
+            await store.write({ rounding, table: state.descent.average, costs, state });
         },
       },
       start,
@@ -262,6 +276,8 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
 
 /** Saved state of a run; `state` is set once distillation has begun. */
 type Run = {
+  /** Fastest on the machine that began the run. */
+  readonly rounding: Rounding;
   readonly table: SurrogateTable;
   readonly costs: readonly number[] | undefined;
   readonly state: DistillState | undefined;

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type GateBatch, nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
-import { fastestForm } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestForm, fastestRounding } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
@@ -138,7 +138,8 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when they are cut off or their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const name = `training-v5-${await fastestForm()}`;
+    const { rounding, codes } = await fastestForm(await fastestRounding());
+    const name = `training-v6-${rounding}-${codes}`;
     const copies = join(folder, `${name}.bin`);
     const result = async () => {
       const session = await open();
