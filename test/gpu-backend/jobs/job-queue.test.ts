@@ -163,6 +163,32 @@ describe('a job', () => {
     expect(jobs.get(id).status).toBe('succeeded');
   });
 
+  it('is cancelled, and a backend stops, while it reads data to find out whether an equal one learned from them', async () => {
+    const folder = join(home, 'open');
+    const file = join(folder, 'ok.jsonl');
+    mkdirSync(folder);
+    writeFileSync(file, '{"text": "x"}\n');
+    const publish = { edge: edge.url, tenant: 'refused', activate: true, admin_key: ADMIN_KEY };
+    const jobs = await start(folder);
+    const asked = { data: [{ path: 'ok.jsonl' }], publish };
+    const first = await create(jobs, 'ok', asked);
+    await ended(jobs, first.id);
+    expect(jobs.get(first.id).status).toBe('failed');
+    // Zeros that take no room on the disk: nobody hashes them in half a minute.
+    truncateSync(file, 2 ** 36);
+    const begin = async () => {
+      const { id } = await create(jobs, 'ok', asked);
+      await eventually(() => jobs.get(id).status === 'running');
+      // It asks the edge first.
+      await sleep(500);
+      return id;
+    };
+    expect(await jobs.cancel(await begin())).toMatchObject({ status: 'cancelled', error: null });
+    const id = await begin();
+    await jobs.stop();
+    expect(jobs.get(id)).toMatchObject({ status: 'running', error: null });
+  });
+
   it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
     const jobs = await start();
     const { id } = await create(jobs, 'hang');
