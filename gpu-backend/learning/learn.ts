@@ -3,7 +3,7 @@
  * for everybody and masks for groups of clusters, assigns masks to clusters, measures and writes. Killed and started
  * again with the same inputs, it resumes and ends with the same bytes.
  */
-import { access, constants, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import {
   type Mask,
@@ -15,7 +15,7 @@ import {
 } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { makeFolder, tryLock, writeWhole } from '../files.ts';
+import { makeOutFolder, tryLock, writeWhole } from '../files.ts';
 import type { ImportHooks } from '../model/model-source.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -249,13 +249,7 @@ export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Pro
   await requireFiles(options.data.files);
   knownMasks(options);
   await checkEncoder(options.encoder);
-  await makeFolder(folder);
-  try {
-    await access(folder, constants.W_OK);
-  } catch (cause) {
-    const message = `Nothing can be written to ${folder}: ${(cause as Error).message}`;
-    throw new MaskrouteError('storage_failed', message, { cause });
-  }
+  await makeOutFolder(folder);
 }
 
 /** The masks to begin with, if any. @throws MaskrouteError `invalid_request`. */

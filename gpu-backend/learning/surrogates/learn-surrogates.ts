@@ -3,11 +3,11 @@
  * distillation; killed and started again with the same inputs, it resumes from the last saved step.
  */
 import { readFile, rm } from 'node:fs/promises';
-import { basename, dirname, resolve } from 'node:path';
+import { basename } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { makeFolder, writeWhole } from '../../files.ts';
+import { makeOutFolderOf, writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
@@ -79,7 +79,7 @@ type LearnedSurrogates = {
   readonly steps: number;
 };
 
-/** @throws MaskrouteError `invalid_request`, `invalid_data`. Rejects when `signal` aborts; the state stays. */
+/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`. Rejects when `signal` aborts; the state stays. */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
   const { model, out, threads } = options;
   const { rank, from: file } = options.start;
@@ -89,7 +89,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const from = file === undefined ? undefined : await readSurrogates(file);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
-  await makeFolder(dirname(resolve(out)));
+  await makeOutFolderOf(out);
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
   const begin = async (): Promise<Run> => {
     const rounding = await fastestRounding();

@@ -148,6 +148,10 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
 });
 
 test('what cannot be is refused before the work', async () => {
+  await expect(learn('')).rejects.toMatchObject({
+    code: 'invalid_argument',
+    message: expect.stringMatching(/ is a folder, not a regular file\.$/),
+  });
   await expect(learn('wide.safetensors', { start: { rank: 96 } })).rejects.toThrow(
     /at most 64, its hidden size, not 96/,
   );
