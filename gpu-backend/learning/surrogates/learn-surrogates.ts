@@ -91,15 +91,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const texts = await prepareTexts(options);
   await makeOutFolderOf(out);
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
-  const begin = async (): Promise<Run> => {
-    const rounding = await fastestRounding();
-    const table =
-      from === undefined
-        ? await fit(options, rounding, texts.fit)
-        : toInstalledBasis(from.table, manifest.weights);
-    return { rounding, table, costs: undefined, state: undefined };
-  };
-  const run = store.run ?? (await begin());
+  const run = store.run ?? (await begin(options, from?.table, texts.fit));
   const { rounding } = run;
   if (store.run === undefined) await store.write(run);
   await using opened = new AsyncDisposableStack();
@@ -157,6 +149,18 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
     throw new MaskrouteError('invalid_data', message);
   }
   return texts;
+}
+
+/** @param from the table to start from, in its file's basis; without, one is fitted on `text`. */
+async function begin(
+  options: LearnSurrogatesOptions,
+  from: SurrogateTable | undefined,
+  text: PackedText,
+): Promise<Run> {
+  const rounding = await fastestRounding();
+  const { weights } = options.model.manifest;
+  const table = from === undefined ? await fit(options, rounding, text) : toInstalledBasis(from, weights);
+  return { rounding, table, costs: undefined, state: undefined };
 }
 
 async function fit(
