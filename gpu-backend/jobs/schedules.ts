@@ -165,7 +165,9 @@ export class Schedules {
     const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
     if (own.some((job) => !isFinished(job))) return;
     // After a kill between starting the job and saving the next time, the job must not begin twice.
-    const begun = own.find((job) => Date.parse(job.created_at) >= due_ms) ?? (await this.#begin(schedule));
+    // A job from after now is of a clock that was ahead.
+    const isBegun = (at_ms: number) => due_ms <= at_ms && at_ms <= now_ms;
+    const begun = own.find((job) => isBegun(Date.parse(job.created_at))) ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
     await this.#save({ ...schedule, next_at, last_job: begun.id });
   }
