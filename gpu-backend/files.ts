@@ -57,6 +57,30 @@ export async function makeFolder(folder: string, mode?: number): Promise<void> {
   }
 }
 
+/**
+ * Makes a folder for what long work will write, and tries whether anything can be written there.
+ * @throws MaskrouteError `storage_failed`.
+ */
+export async function makeOutFolder(folder: string): Promise<void> {
+  await makeFolder(folder);
+  const trial = partOf(path.join(folder, 'trial'));
+  try {
+    await writeFile(trial, '');
+  } catch (cause) {
+    const message = `Nothing can be written to ${folder}: ${(cause as Error).message}`;
+    throw new MaskrouteError('storage_failed', message, { cause });
+  } finally {
+    await rm(trial, { force: true });
+  }
+}
+
+/** As {@link makeOutFolder}, for a file. @throws MaskrouteError also `invalid_argument` where a folder or a device is. */
+export async function makeOutFolderOf(file: string): Promise<void> {
+  await makeOutFolder(path.dirname(path.resolve(file)));
+  const found = await stat(file).catch(() => undefined);
+  if (found !== undefined) requireRegular(file, found);
+}
+
 /** Writes a file atomically: readers see the old or the new content, also with concurrent writers and after a power cut. */
 export async function writeWhole(
   file: string,

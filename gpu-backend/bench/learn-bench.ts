@@ -19,6 +19,7 @@ import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { denseMask } from '../../shared/mask/mask.ts';
 import { batchSamples, type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
+import { fastestRounding } from '../learning/gates/copy-form.ts';
 import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { learn, MASK_SET_FILE } from '../learning/learn.ts';
@@ -260,7 +261,8 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const journal = join(folder, `units-${workers}`);
       await using machines = startWorkers(workers, server, journal, home);
       const open = openQueuedUnits({ url: server.url, journal, say });
-      await warmUp(open, workers, { model, surrogates, threads: 1, signal });
+      const rounding = await fastestRounding();
+      await warmUp(open, workers, { model, surrogates, threads: 1, rounding, signal });
       const before = machines.units();
       const start_ms = performance.now();
       await learn({

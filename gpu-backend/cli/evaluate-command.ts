@@ -6,7 +6,7 @@ import type { SurrogatesId } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { ENCODERS } from '../encoder/encoder-service.ts';
-import { makeFolder, maskrouteHome } from '../files.ts';
+import { makeOutFolder, maskrouteHome } from '../files.ts';
 import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.ts';
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
@@ -158,8 +158,7 @@ async function runEvaluate(flags: EvaluateFlags, signal: AbortSignal): Promise<v
     onRows: (counts) => reporter.log(`data: ${dataLine(counts)}`),
     onProgress: reporter.update,
   };
-  // Made before hours of work, since it may fail.
-  if (flags.out !== undefined) await makeFolder(flags.out);
+  if (flags.out !== undefined) await makeOutFolder(flags.out);
   const evaluation = await evaluate(options).finally(reporter.stop);
   // Files are written before anything is printed: a closed pipe or a full disk at the output ends the command.
   if (flags.out !== undefined) await writeOut(flags.out, flags.maskSet, evaluation);

@@ -178,6 +178,7 @@ export type Reporter = {
   onProgress(progress: ImportProgress): void;
   /** Prints a line; ends the bar first. */
   log(line: string): void;
+  /** Ends the bar, and shows no more progress. */
   stop(): void;
 };
 
@@ -189,15 +190,23 @@ export function createReporter(out: NodeJS.WriteStream = process.stderr, clock: 
   const people = out.isTTY ? bars(out, clock) : lines(out, clock);
   const asJson = process.env.MASKROUTE_PROGRESS === 'json';
   const pipeline = asJson ? jsonLines((line) => process.stdout.write(line), clock) : people;
+  // Work that is under way when other work fails still ends, and would tell of itself behind the error.
+  let isOver = false;
   return {
-    update: (stage, done, total, detail = '', run) =>
-      pipeline.show(pipelineStep(stage, done, total, detail, run)),
-    onProgress: (progress) => people.show(importStep(progress)),
+    update(stage, done, total, detail = '', run) {
+      if (!isOver) pipeline.show(pipelineStep(stage, done, total, detail, run));
+    },
+    onProgress(progress) {
+      if (!isOver) people.show(importStep(progress));
+    },
     log(line) {
       people.stop();
       out.write(`${line}\n`);
     },
-    stop: () => people.stop(),
+    stop() {
+      isOver = true;
+      people.stop();
+    },
   };
 }
 

@@ -365,7 +365,12 @@ export class Jobs {
     const out = this.#store.outOf(id);
     const files = await this.data.files(request);
     const earlier = await this.#earlierSet(request);
-    if ((await sizeOf(out)) === undefined) await this.#takeOver(id, request, files, earlier);
+    if ((await sizeOf(out)) === undefined) {
+      const isOfSameData = dataCheck(request, files, signal);
+      await this.#takeOver(id, request, isOfSameData, earlier).catch((error: unknown) => {
+        if (!signal.aborted) throw error;
+      });
+    }
     if (await this.#hasSet(id)) return done;
     await mkdir(out, { recursive: true, mode: 0o700 });
     return await this.#run(id, learnArguments(request, files, out, earlier), {}, signal);
@@ -377,12 +382,11 @@ export class Jobs {
    * on from there, and drops what no longer fits. A job of a schedule also takes the set of the schedule's earlier jobs if
    * their data was the same, even if they succeeded: learned again, it would have another date, and perhaps another `from`,
    * so it would be another version.
-   * @param files the job's data. @param from the file of the mask set that it begins with.
+   * @param from the file of the mask set that the job begins with.
    */
-  async #takeOver(id: string, request: JobRequest, files: readonly string[], from?: string): Promise<void> {
+  async #takeOver(id: string, request: JobRequest, isOfSameData: DataCheck, from?: string): Promise<void> {
     const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
     const equal = this.list().filter(isEqual);
-    const isOfSameData = dataCheck(request, files);
     const takeSet = async (job: Job) => {
       if (!(await this.#wouldLearnSetOf(job, id, isOfSameData, from))) return false;
       // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
@@ -413,7 +417,7 @@ export class Jobs {
   async #wouldLearnSetOf(
     job: Job,
     id: string,
-    isOfSameData: (set: MaskSet) => Promise<boolean>,
+    isOfSameData: DataCheck,
     from: string | undefined,
   ): Promise<boolean> {
     const { schedule } = this.get(id);
@@ -543,13 +547,16 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
 const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
 
-/** @returns whether a set was learned from the data of `request`, which is read once, and only if it has to be. */
-function dataCheck(request: JobRequest, files: readonly string[]): (set: MaskSet) => Promise<boolean> {
+/** Whether a set was learned from a job's data. */
+type DataCheck = (set: MaskSet) => Promise<boolean>;
+
+/** The data of `request`, `files`, are read once, and only if they have to be. Rejects when `signal` aborts. */
+function dataCheck(request: JobRequest, files: readonly string[], signal: AbortSignal): DataCheck {
   // Uploads are named by their content, and equal requests name equal ones. A file of the open folder may have changed.
   if (request.data.every((source) => 'upload' in source)) return async () => true;
   let hash: string | undefined;
   return async ({ learned }) => {
-    hash ??= await sha256OfFiles(files);
+    hash ??= await sha256OfFiles(files, signal);
     return learned.dataHash === hash;
   };
 }

@@ -161,11 +161,13 @@ export class Schedules {
 
   async #beginIfDue(schedule: Schedule): Promise<void> {
     const [now_ms, due_ms] = [Date.now(), Date.parse(schedule.next_at)];
-    if (due_ms > now_ms) return;
+    if (due_ms > now_ms && !wasAhead(schedule, now_ms)) return;
     const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
     if (own.some((job) => !isFinished(job))) return;
     // After a kill between starting the job and saving the next time, the job must not begin twice.
-    const begun = own.find((job) => Date.parse(job.created_at) >= due_ms) ?? (await this.#begin(schedule));
+    // A job from after now is of a clock that was ahead.
+    const isBegun = (at_ms: number) => due_ms <= at_ms && at_ms <= now_ms;
+    const begun = own.find((job) => isBegun(Date.parse(job.created_at))) ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
     await this.#save({ ...schedule, next_at, last_job: begun.id });
   }
@@ -193,6 +195,10 @@ export class Schedules {
     this.#schedules.set(schedule.id, schedule);
   }
 }
+
+/** Whether the clock was ahead when the last job began, by more than one job's time: no later job is due so late otherwise. */
+const wasAhead = ({ last_job, next_at, every }: Schedule, now_ms: number): boolean =>
+  last_job !== null && Date.parse(next_at) - now_ms > 2000 * secondsOf(every);
 
 /** The schedule's first time in the future, as an ISO time. */
 function nextTime({ next_at, every }: Pick<Schedule, 'next_at' | 'every'>, now_ms: number): string {

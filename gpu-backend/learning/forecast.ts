@@ -10,7 +10,7 @@ import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantiz
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
-import { type CopyForm, codesOf, fastestForm, multiplyColumns } from './gates/copy-form.ts';
+import { fastestForm, fastestRounding, multiplyColumns, type Rounding } from './gates/copy-form.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -37,16 +37,15 @@ export type Forecast = {
  * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns', number>> & {
-  /** Of a training step's copies; `pairs` are multiplied as `q8-columns`. */
-  readonly form: CopyForm;
+  /** Of a training step; `pairs` are multiplied as `q8-columns`. */
+  readonly rounding: Rounding;
 };
 
 /** Measures products on `threads` threads, under the machine's present load. */
 export async function measurePaces(threads: number): Promise<Paces> {
-  const form = await fastestForm();
-  const codes = codesOf(form);
+  const { rounding, codes } = await fastestForm(await fastestRounding());
   return {
-    form,
+    rounding,
     f32: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'f32'))),
     q8: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8'))),
     q4: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q4'))),
@@ -195,7 +194,7 @@ function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
   const [read, written] = [config.layerCount * reads, config.layerCount * writes];
   if (weights === 'f32') return { forward_s: all / paces.f32, back_s: all / paces.f32 };
   const { columns } = paces;
-  if (paces.form === 'pairs') {
+  if (paces.rounding === 'pairs') {
     const pairs = paces['q8-columns'];
     return {
       forward_s: head / columns + (read + written) / pairs,

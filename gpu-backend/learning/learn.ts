@@ -3,7 +3,7 @@
  * for everybody and masks for groups of clusters, assigns masks to clusters, measures and writes. Killed and started
  * again with the same inputs, it resumes and ends with the same bytes.
  */
-import { access, constants, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import {
   type Mask,
@@ -15,7 +15,7 @@ import {
 } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { makeFolder, tryLock, writeWhole } from '../files.ts';
+import { makeOutFolder, tryLock, writeWhole } from '../files.ts';
 import type { ImportHooks } from '../model/model-source.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -25,6 +25,7 @@ import { checkEncoder, openEncoder } from './data/encoders.ts';
 import { groupPrompts, type Prompts } from './data/prompt-groups.ts';
 import { type DataFiles, readData, requireFiles } from './data/read-data.ts';
 import { distinctRows, scoredPositions, tryTemplate } from './data/samples.ts';
+import { fastestRounding, ROUNDINGS, type Rounding } from './gates/copy-form.ts';
 import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { LEARNING_RATE } from './gates/train-mask.ts';
@@ -177,7 +178,8 @@ async function learnWith(settings: Settings, prompts: Prompts, journal: RunJourn
   const { maskCount, effort: wanted } = settings.search;
   const { signal, onProgress } = settings.hooks;
   const { threads, device, memory_bytes, openUnits = openLocalUnits } = settings.machine;
-  await using units = await openUnits({ model, surrogates, threads, device, memory_bytes, signal });
+  const rounding = await roundingOf(journal);
+  await using units = await openUnits({ model, surrogates, threads, rounding, device, memory_bytes, signal });
   const asked = { model, surrogates, threads, device, targets: wanted.targets };
   const parts = await openModelParts(asked, units, journal);
   tryTemplate(prompts.clusterOf.keys(), parts.text);
@@ -205,6 +207,12 @@ async function learnWith(settings: Settings, prompts: Prompts, journal: RunJourn
     atOnce: units.atOnce,
   });
   return { masks, budget, effort };
+}
+
+/** How the run rounds: fastest on the machine that began it, and the same on each that goes on with it. */
+async function roundingOf(journal: RunJournal): Promise<Rounding> {
+  const [index] = await journal.result('rounding', async () => [ROUNDINGS.indexOf(await fastestRounding())]);
+  return ROUNDINGS[index!]!;
 }
 
 /** The effort that the amount of text justifies, and the stages of the run. */
@@ -241,13 +249,7 @@ export async function checkRun(options: Omit<LearnOptions, 'clusterCount'>): Pro
   await requireFiles(options.data.files);
   knownMasks(options);
   await checkEncoder(options.encoder);
-  await makeFolder(folder);
-  try {
-    await access(folder, constants.W_OK);
-  } catch (cause) {
-    const message = `Nothing can be written to ${folder}: ${(cause as Error).message}`;
-    throw new MaskrouteError('storage_failed', message, { cause });
-  }
+  await makeOutFolder(folder);
 }
 
 /** The masks to begin with, if any. @throws MaskrouteError `invalid_request`. */

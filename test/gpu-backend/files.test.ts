@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { makeFolder, tryLock, withLock } from '../../gpu-backend/files.ts';
+import { makeFolder, makeOutFolder, tryLock, withLock } from '../../gpu-backend/files.ts';
 import { JobData } from '../../gpu-backend/jobs/job-store.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
@@ -179,6 +179,18 @@ describe('a folder', () => {
     });
   });
 });
+
+test.runIf(process.platform === 'linux')(
+  'a folder that takes no files is found out before the work',
+  async () => {
+    await makeOutFolder(folder);
+    expect(await readdir(folder)).toEqual([]);
+    await expect(makeOutFolder('/proc')).rejects.toMatchObject({
+      code: 'storage_failed',
+      message: expect.stringMatching(/^Nothing can be written to \/proc: ENOENT/),
+    });
+  },
+);
 
 describe('a lock', () => {
   const file = () => path.join(folder, '.lock');

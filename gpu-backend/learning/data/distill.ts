@@ -3,14 +3,13 @@
  * teacher. The teacher's vector of each single token is the start; regression on its vectors of ordinary text gives the
  * final table (as in model2vec's later models).
  */
-import { dirname, resolve } from 'node:path';
 import { EMBED_CHARS_MAX, normalise } from '../../../shared/embedding/encoder.ts';
 import { encodeStaticTable } from '../../../shared/embedding/static-encoder.ts';
 import { loadWordPiece, type WordPiece } from '../../../shared/embedding/wordpiece.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
-import { makeFolder, writeWhole } from '../../files.ts';
+import { makeOutFolderOf, writeWhole } from '../../files.ts';
 import type { ImportHooks } from '../../model/model-source.ts';
 import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project } from './fit-vectors.ts';
 import { packPoints } from './kmeans.ts';
@@ -40,8 +39,7 @@ type DistillTableOptions = {
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
   const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress } = options;
   const rows = await readData(data);
-  // Made before the long work, since it may fail.
-  await makeFolder(dirname(resolve(out)));
+  await makeOutFolderOf(out);
   const teacher = await openFullEncoder(encoder, { home, threads, hooks });
   try {
     const settings = { dimensions, epochs: EPOCHS, seed, onProgress };

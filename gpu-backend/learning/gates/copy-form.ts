@@ -12,32 +12,31 @@ import { createSession, floats, tensor } from '../../onnx/session.ts';
 export const CODE_TYPES = ['i8', 'u8'] as const;
 export type CodeType = (typeof CODE_TYPES)[number];
 /**
- * Forms of all copies of a model: blocks and columns with codes of a type, or `pairs` and columns with signed codes. Each has its
- * own files, since machines may share a folder.
+ * How the copies of a model are rounded: codes in blocks and by column, or pairs of codes and by column. It decides the bits of a
+ * step, so a run keeps the rounding that it began with, on whichever machine it goes on.
  */
-export const COPY_FORMS = [...CODE_TYPES, 'pairs'] as const;
-export type CopyForm = (typeof COPY_FORMS)[number];
-export const codesOf = (form: CopyForm): CodeType => (form === 'pairs' ? 'i8' : form);
+export const ROUNDINGS = ['blocks', 'pairs'] as const;
+export type Rounding = (typeof ROUNDINGS)[number];
+/** The form of all copies of a model. Each has its own files, since machines may share a folder. */
+export type CopyForm = { readonly rounding: Rounding; readonly codes: CodeType };
 
 /**
- * The form that this machine multiplies fastest. Codes are signed wherever it multiplies them exactly; both types give the same
- * bits then. Only signed codes use AMX, with seven times the multiply-adds a second; VNNI computes both alike
- * (`mlas/lib/platform.cpp`). CPUs with AVX2 and without VNNI add up products of signed codes in 16 bits, which overflow: the
- * gradients' cosine falls by 0.01.
- *
- * Pairs give other bits than blocks. So the CPU's flags decide, which are the same on every day: by the time of a product, a
- * busy machine decided otherwise than the idle one.
+ * The rounding that this machine multiplies fastest: pairs with AMX, which only multiplies signed codes by column, with seven
+ * times the multiply-adds a second. The CPU's flags decide, which are the same on every day: by the time of a product, a busy
+ * machine decided otherwise than the idle one.
  */
-export const fastestForm = (): Promise<CopyForm> => {
-  found ??= findForm();
-  return found;
-};
-let found: Promise<CopyForm> | undefined;
+export const fastestRounding = async (): Promise<Rounding> => ((await hasAmx()) ? 'pairs' : 'blocks');
 
-async function findForm(): Promise<CopyForm> {
-  if (!(await multipliesSignedExactly())) return 'u8';
-  return (await hasAmx()) ? 'pairs' : 'i8';
+/**
+ * The form of a rounding that this machine multiplies fastest. Codes by column are signed wherever it multiplies them exactly;
+ * both types give the same bits then. VNNI computes both alike (`mlas/lib/platform.cpp`). CPUs with AVX2 and without VNNI add
+ * up products of signed codes in 16 bits, which overflow: the gradients' cosine falls by 0.01.
+ */
+export async function fastestForm(rounding: Rounding): Promise<CopyForm> {
+  areSignedExact ??= multipliesSignedExactly();
+  return { rounding, codes: (await areSignedExact) ? 'i8' : 'u8' };
 }
+let areSignedExact: Promise<boolean> | undefined;
 
 /** Linux alone tells. */
 const hasAmx = async (): Promise<boolean> =>

@@ -6,9 +6,9 @@ import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
-import { createSession, floats, type Session, type SessionOptions } from '../../onnx/session.ts';
+import { createSession, floats, type Session } from '../../onnx/session.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
-import { fastestForm } from './copy-form.ts';
+import { fastestForm, fastestRounding, type Rounding } from './copy-form.ts';
 import { fittingStepGraph } from './gate-graph.ts';
 import { type TrainingLinears, trainingGraphFile, trainingLinears } from './training-weights.ts';
 
@@ -35,8 +35,13 @@ export type LossSession = {
   close(): Promise<void>;
 };
 
-type GateSessionOptions = {
+export type TrainingSessionOptions = {
   readonly threads: number;
+  /** Of the run that the session computes for; this machine's fastest unless given. */
+  readonly rounding?: Rounding | undefined;
+};
+
+type GateSessionOptions = TrainingSessionOptions & {
   /**
    * Surrogates of skipped blocks, in the installed model's basis (`toInstalledBasis`). Without, skipped blocks add
    * nothing.
@@ -117,10 +122,10 @@ export async function openTrainingGraph(
   config: ModelConfig,
   name: string,
   build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
-  options: SessionOptions,
+  { rounding, ...options }: TrainingSessionOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
-  const form = await fastestForm();
+  const form = await fastestForm(rounding ?? (await fastestRounding()));
   const linears = await trainingLinears(folder, config, stored, form);
   const path = trainingGraphFile(folder, name, form);
   await writeWhole(path, encodeModel(build(stored, linears)));

@@ -26,7 +26,7 @@ import {
 } from '../../onnx/session.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
-import { type CopyForm, fastestForm } from './copy-form.ts';
+import { type CopyForm, fastestForm, type Rounding } from './copy-form.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
@@ -39,6 +39,8 @@ type LayeredSession = Pick<GateSession, 'step'> &
 
 type LayeredOptions = {
   readonly threads: number;
+  /** Of the run that the session computes for. */
+  readonly rounding: Rounding;
   /** As `openGateSession` takes them. */
   readonly surrogates?: SurrogateTable | undefined;
   readonly tail?: boolean;
@@ -53,7 +55,7 @@ export async function openLayeredSession(
   options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
-  const form = await fastestForm();
+  const form = await fastestForm(options.rounding);
   const linears = await trainingLinears(folder, config, stored, form);
   const { surrogates, threads } = options;
   const { run, close } = openPieces(folder, form, threads);

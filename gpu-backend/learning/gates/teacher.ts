@@ -7,7 +7,7 @@ import { floats, type Outputs } from '../../onnx/session.ts';
 import type { GateBatch, TextBatch } from './batches.ts';
 import { textFeeds } from './batches.ts';
 import { headProducts } from './gate-graph.ts';
-import { openTrainingGraph } from './gate-session.ts';
+import { openTrainingGraph, type TrainingSessionOptions } from './gate-session.ts';
 import { forward, scoredRows } from './training-forward.ts';
 import type { TrainingLinears } from './training-weights.ts';
 
@@ -33,10 +33,10 @@ const TARGET_COUNT = 64;
 export async function openTeacher(
   folder: string,
   config: ModelConfig,
-  { threads }: { readonly threads: number },
+  options: TrainingSessionOptions,
 ): Promise<Teacher> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => teacherGraph(config, stored, linears);
-  const session = await openTrainingGraph(folder, config, 'teacher', build, { threads });
+  const session = await openTrainingGraph(folder, config, 'teacher', build, options);
   return {
     async teach(text) {
       return taughtBatch(text, await session.run(textFeeds(text), TAUGHT));

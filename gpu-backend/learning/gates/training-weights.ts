@@ -8,8 +8,9 @@
  * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
  * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  *
- * With AMX they have `pairs` instead, codes by column and two codes an activation (`model/architectures/column-products.ts`),
- * which are as exact and take half the time there; elsewhere they would take more. The forward products with the stream have
+ * A run that begins with AMX has `pairs` instead, codes by column and two codes an activation
+ * (`model/architectures/column-products.ts`), which are as exact and take half the time there. Elsewhere a step takes a fifth less
+ * with them, and a loss, which a search computes far more of, a fifth more. The forward products with the stream have
  * pairs, too, which makes up for the precision that weights by column lose. A scale of pairs belongs to a channel that is not
  * the stream's, in both directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine
  * times. The head has a scale for each channel of the stream instead, and none for tokens that are hardly ever likely.
@@ -49,22 +50,23 @@ import { external, type WeightRange, WeightsFile } from '../../model/weights-fil
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import {
   CODE_TYPES,
-  COPY_FORMS,
   type CodeType,
   type CopyForm,
-  codesOf,
   multiplyColumns,
+  ROUNDINGS,
   ZERO_CODE,
 } from './copy-form.ts';
 
-/** Raised whenever the copies' layout changes. */
-const VERSION = 5;
-const copiesFile = (form: CopyForm) => `training-v${VERSION}-${form}.bin`;
-const indexFile = (form: CopyForm) => `training-v${VERSION}-${form}.json`;
+/** Raised whenever the copies' layout or the names of their files change. */
+const VERSION = 6;
+const fileOf = ({ rounding, codes }: CopyForm, ending: string) =>
+  `training-v${VERSION}-${rounding}-${codes}.${ending}`;
+const copiesFile = (form: CopyForm) => fileOf(form, 'bin');
+const indexFile = (form: CopyForm) => fileOf(form, 'json');
 
 /** Where the graph `name` over these copies is: ONNX Runtime looks for weights beside the graph's file. */
-export const trainingGraphFile = (folder: string, name: string, form: CopyForm): string =>
-  join(folder, `training-${name}-${form}.onnx`);
+export const trainingGraphFile = (folder: string, name: string, { rounding, codes }: CopyForm): string =>
+  join(folder, `training-${name}-${rounding}-${codes}.onnx`);
 
 /**
  * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
@@ -128,7 +130,7 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, rea
 }
 
 const rangeSchema = z.strictObject({
-  file: z.enum(COPY_FORMS.map(copiesFile)),
+  file: z.enum(ROUNDINGS.flatMap((rounding) => CODE_TYPES.map((codes) => copiesFile({ rounding, codes })))),
   offset: z.int(),
   bytes: z.int(),
 });
@@ -203,21 +205,27 @@ async function fillCopies(
 }
 
 /** `kind`: how the model holds the matrix. */
-function storeCopies(file: WeightsFile, form: CopyForm, name: string, kind: WeightKind, matrix: Matrix) {
+function storeCopies(
+  file: WeightsFile,
+  { rounding, codes }: CopyForm,
+  name: string,
+  kind: WeightKind,
+  matrix: Matrix,
+) {
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
   if (isInner) {
     const turned = transposed(matrix);
-    const back = storeColumns(file, codesOf(form), turned);
-    if (form === 'pairs') return { forward: storePairsByInput(file, turned), back };
+    const back = storeColumns(file, codes, turned);
+    if (rounding === 'pairs') return { forward: storePairsByInput(file, turned), back };
     return innerKind(kind) === kind ? { back } : { forward: storeLinear(file, PLAIN_8_BITS, matrix), back };
   }
-  if (form !== 'pairs') {
-    const forward = storeColumns(file, form, matrix);
+  if (rounding === 'blocks') {
+    const forward = storeColumns(file, codes, matrix);
     return { forward, back: storeLinear(file, PLAIN_8_BITS, inWholeBlocks(transposed(matrix))) };
   }
   if (name !== 'head') return { forward: storePairs(file, matrix), back: storePairsByInput(file, matrix) };
   return {
-    forward: storeColumns(file, codesOf(form), matrix),
+    forward: storeColumns(file, codes, matrix),
     back: storePairsEvening(file, transposed(withoutMean(matrix))),
   };
 }
@@ -250,7 +258,7 @@ function inWholeBlocks({ rows, outputs, inputs }: Matrix): Matrix {
 
 async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    const version = /^training-v(\d+)(?:-\w+)?\.(?:bin|json)$/.exec(name)?.[1];
+    const version = /^training-v(\d+)(?:-[\w-]+)?\.(?:bin|json)$/.exec(name)?.[1];
     if (version !== undefined && version !== String(VERSION)) await rm(join(folder, name), { force: true });
   }
 }

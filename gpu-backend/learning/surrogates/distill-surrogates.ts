@@ -14,7 +14,7 @@ import { floats } from '../../onnx/session.ts';
 import { createRandom, type Random } from '../../random.ts';
 import { type GateBatch, stepFeeds } from '../gates/batches.ts';
 import { fittingStepGraph } from '../gates/gate-graph.ts';
-import { openTrainingGraph } from '../gates/gate-session.ts';
+import { openTrainingGraph, type TrainingSessionOptions } from '../gates/gate-session.ts';
 import type { TaughtBatch } from '../gates/teacher.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 import { drawAround, drawMask } from './draw-mask.ts';
@@ -150,12 +150,12 @@ export type SurrogateSession = {
 export async function openSurrogateSession(
   folder: string,
   config: ModelConfig,
-  { rank, threads }: { readonly rank: number; readonly threads: number },
+  { rank, ...options }: TrainingSessionOptions & { readonly rank: number },
 ): Promise<SurrogateSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
     fittingStepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
   const name = `surrogates-rank-${rank}`;
-  const session = await openTrainingGraph(folder, config, name, build, { threads });
+  const session = await openTrainingGraph(folder, config, name, build, options);
   return {
     async step(batch, runs, table) {
       const outputs = await session.run(stepFeeds(config, batch, runs, table), [

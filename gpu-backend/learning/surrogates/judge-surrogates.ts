@@ -4,7 +4,7 @@
  */
 import type { InstalledModel } from '../../model/store.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import { openLossSession } from '../gates/gate-session.ts';
+import { openLossSession, type TrainingSessionOptions } from '../gates/gate-session.ts';
 import type { TaughtBatch } from '../gates/teacher.ts';
 import { copyTable } from './distill-surrogates.ts';
 import { rankedMask } from './draw-mask.ts';
@@ -17,7 +17,7 @@ type Judge = {
 };
 
 export async function openJudge(
-  { model, threads }: { readonly model: InstalledModel; readonly threads: number },
+  { model, ...options }: TrainingSessionOptions & { readonly model: InstalledModel },
   heldOut: readonly TaughtBatch[],
   first: SurrogateTable,
 ): Promise<Judge> {
@@ -25,7 +25,7 @@ export async function openJudge(
   // The session always reads the table that it was opened with, so tables to judge are copied into it.
   const surrogates = copyTable(first);
   const session = await openLossSession(folder, manifest.config, {
-    threads,
+    ...options,
     surrogates,
     tail: true,
   });

@@ -3,11 +3,11 @@
  * distillation; killed and started again with the same inputs, it resumes from the last saved step.
  */
 import { readFile, rm } from 'node:fs/promises';
-import { basename, dirname, resolve } from 'node:path';
+import { basename } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { makeFolder, writeWhole } from '../../files.ts';
+import { makeOutFolderOf, writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
@@ -22,6 +22,7 @@ import { openModelText } from '../../model/tokenizer/model-text.ts';
 import { type DataFiles, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
+import { fastestRounding, type Rounding } from '../gates/copy-form.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
@@ -35,8 +36,8 @@ const HELD_OUT_BATCHES = 3;
 const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
-/** Raised when the same inputs give another table. */
-const METHOD = 'closed-form-and-distillation-6';
+/** Raised when the same inputs give another table, or when the state of an unfinished run has other fields. */
+const METHOD = 'closed-form-and-distillation-7';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
@@ -78,7 +79,7 @@ type LearnedSurrogates = {
   readonly steps: number;
 };
 
-/** @throws MaskrouteError `invalid_request`, `invalid_data`. Rejects when `signal` aborts; the state stays. */
+/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`. Rejects when `signal` aborts; the state stays. */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
   const { model, out, threads } = options;
   const { rank, from: file } = options.start;
@@ -88,16 +89,16 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const from = file === undefined ? undefined : await readSurrogates(file);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
-  await makeFolder(dirname(resolve(out)));
+  await makeOutFolderOf(out);
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
-  const begun = async (): Promise<SurrogateTable> =>
-    from === undefined ? fit(options, texts.fit) : toInstalledBasis(from.table, manifest.weights);
-  const run: Run = store.run ?? { table: await begun(), costs: undefined, state: undefined };
+  const run = store.run ?? (await begin(options, from?.table, texts.fit));
+  const { rounding } = run;
   if (store.run === undefined) await store.write(run);
   await using opened = new AsyncDisposableStack();
-  const teacher = await openTeacher(folder, manifest.config, { threads });
+  const teacher = await openTeacher(folder, manifest.config, { threads, rounding });
   opened.defer(() => teacher.close());
-  const judge = await openJudge(options, await taughtBatches(teacher, texts.heldOut), run.table);
+  const heldOut = await taughtBatches(teacher, texts.heldOut);
+  const judge = await openJudge({ model, threads, rounding }, heldOut, run.table);
   opened.defer(() => judge.close());
   const onRanked = (done: number) => options.onProgress('rank', done, run.table.blockCount);
   const costs = run.costs ?? (await rankBlocks(judge, run.table, onRanked, options.signal));
@@ -105,7 +106,7 @@ export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<
   const judgeTable = (table: SurrogateTable) =>
     judge.kl(table, judgedMasks(costs, options.distillation.around));
   const start = run.state ?? (await startDistillation(run.table, judgeTable));
-  const state = await descendAll(options, { teacher, texts, costs, judgeTable, store }, start);
+  const state = await descendAll(options, { rounding, teacher, texts, costs, judgeTable, store }, start);
   const { best, judgements } = state;
   await writeSurrogates(out, {
     model: manifest.hash as ModelHash,
@@ -150,10 +151,26 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   return texts;
 }
 
-async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<SurrogateTable> {
+/** @param from the table to start from, in its file's basis; without, one is fitted on `text`. */
+async function begin(
+  options: LearnSurrogatesOptions,
+  from: SurrogateTable | undefined,
+  text: PackedText,
+): Promise<Run> {
+  const rounding = await fastestRounding();
+  const { weights } = options.model.manifest;
+  const table = from === undefined ? await fit(options, rounding, text) : toInstalledBasis(from, weights);
+  return { rounding, table, costs: undefined, state: undefined };
+}
+
+async function fit(
+  options: LearnSurrogatesOptions,
+  rounding: Rounding,
+  text: PackedText,
+): Promise<SurrogateTable> {
   const { model, start, threads, signal, onProgress } = options;
   const { config } = model.manifest;
-  const session = await openMomentSession(model.folder, config, { threads });
+  const session = await openMomentSession(model.folder, config, { threads, rounding });
   try {
     for (let at = 0; at < text.sequences; at += FIT_CHUNK) {
       signal?.throwIfAborted();
@@ -170,6 +187,7 @@ async function fit(options: LearnSurrogatesOptions, text: PackedText): Promise<S
 }
 
 type DistillParts = {
+  readonly rounding: Rounding;
   readonly teacher: Teacher;
   readonly texts: Texts;
   readonly costs: readonly number[];
@@ -179,7 +197,7 @@ type DistillParts = {
 
 async function descendAll(
   options: LearnSurrogatesOptions,
-  { teacher, texts, costs, judgeTable, store }: DistillParts,
+  { rounding, teacher, texts, costs, judgeTable, store }: DistillParts,
   start: DistillState,
 ): Promise<DistillState> {
   const { model, threads, seed, onProgress, signal } = options;
@@ -187,7 +205,7 @@ async function descendAll(
   if (steps === 0) return start;
   const { rank } = start.descent.table;
   const { config } = model.manifest;
-  const session = await openSurrogateSession(model.folder, config, { rank, threads });
+  const session = await openSurrogateSession(model.folder, config, { rank, threads, rounding });
   const batches = Math.floor(texts.steps.sequences / STEP_SEQUENCES);
   try {
     return await distill(
@@ -204,7 +222,7 @@ async function descendAll(
         onStep: async (state) => {
           onProgress('distil', state.step, steps, describeStep(state));
           if (state.step % STORE_EVERY === 0)
-            await store.write({ table: state.descent.average, costs, state });
+            await store.write({ rounding, table: state.descent.average, costs, state });
         },
       },
       start,
@@ -262,6 +280,8 @@ async function keyOf(options: LearnSurrogatesOptions, from: SurrogatesId | undef
 
 /** Saved state of a run; `state` is set once distillation has begun. */
 type Run = {
+  /** Fastest on the machine that began the run. */
+  readonly rounding: Rounding;
   readonly table: SurrogateTable;
   readonly costs: readonly number[] | undefined;
   readonly state: DistillState | undefined;

@@ -12,7 +12,7 @@ import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
 import type { Session } from '../../onnx/session.ts';
 import { floats, integers } from '../../onnx/session.ts';
-import { openTrainingGraph } from '../gates/gate-session.ts';
+import { openTrainingGraph, type TrainingSessionOptions } from '../gates/gate-session.ts';
 import { forward, normalizePlainly } from '../gates/training-forward.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 
@@ -41,7 +41,7 @@ type MomentSession = {
 export async function openMomentSession(
   folder: string,
   config: ModelConfig,
-  options: { readonly threads: number },
+  options: TrainingSessionOptions,
 ): Promise<MomentSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => momentGraph(config, stored, linears);
   const session = await openTrainingGraph(folder, config, 'moments', build, options);

@@ -51,10 +51,10 @@ const GOODBYE_ms = 2000;
 
 export const openQueuedUnits =
   ({ url, journal: folder, say, silent_ms }: QueuedOptions): OpenUnits =>
-  async ({ model, surrogates, signal }) => {
+  async ({ model, surrogates, rounding, signal }) => {
     const journal = await openUnitJournal(folder, say);
     const redis = connectQueue(url, say, silent_ms);
-    const learns = { work: workOf(model, surrogates), journal: journal.id };
+    const learns = { work: workOf(model, surrogates, rounding), journal: journal.id };
     try {
       await waitForTurn(redis, learns, say, signal);
       return new QueuedUnits({ redis, journal, learns, say, signal });

@@ -41,7 +41,7 @@ const tableOf = ({ surrogates, model }: Options) =>
   surrogates && toInstalledBasis(surrogates.table, model.manifest.weights);
 
 function wholeSessions(options: Options): UnitSessions {
-  const { model, threads } = options;
+  const { model, threads, rounding } = options;
   const { folder, manifest } = model;
   const { config } = manifest;
   const sessions = new AsyncDisposableStack();
@@ -67,9 +67,11 @@ function wholeSessions(options: Options): UnitSessions {
     dense: onDemand(() => open(hasTail('dense'))),
     'next-token': onDemand(() => open(hasTail('next-token'))),
   });
-  const losses = byTargets((tail) => openLossSession(folder, config, { threads, surrogates, tail }));
-  const gates = byTargets((tail) => openGateSession(folder, config, { threads, surrogates, tail }));
-  const teacher = onDemand(() => openTeacher(folder, config, { threads }));
+  const losses = byTargets((tail) =>
+    openLossSession(folder, config, { threads, rounding, surrogates, tail }),
+  );
+  const gates = byTargets((tail) => openGateSession(folder, config, { threads, rounding, surrogates, tail }));
+  const teacher = onDemand(() => openTeacher(folder, config, { threads, rounding }));
   const scoring = onDemand(() => scoringOf(options));
   return {
     loss: async (targets, batch, open) => (await losses[targets]()).loss(batch, open),
@@ -82,7 +84,7 @@ function wholeSessions(options: Options): UnitSessions {
 
 /** Keeps one kind of session open at a time. */
 function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSessions {
-  const { model, threads } = options;
+  const { model, threads, rounding } = options;
   const { folder, manifest } = model;
   const surrogates = tableOf(options);
   let current: { readonly key: string; readonly opened: Closable } | undefined;
@@ -96,7 +98,7 @@ function layeredSessions(options: Options, { layersKept }: MemoryPlan): UnitSess
   };
   const layers = (tail: boolean) =>
     only(`layers ${tail}`, () =>
-      openLayeredSession(folder, manifest.config, { threads, surrogates, tail, layersKept }),
+      openLayeredSession(folder, manifest.config, { threads, rounding, surrogates, tail, layersKept }),
     );
   return {
     loss: async (targets, batch, gates) => (await layers(hasTail(targets))).loss(batch, gates),

@@ -94,7 +94,7 @@ async function serveRun(
     throw reason;
   }
   say(`This worker computes for ${describeWork(learns.work)}.`);
-  const thread = openUnitThread({ ...own, threads });
+  const thread = openUnitThread({ ...own, threads, rounding: learns.work.rounding });
   const run = new RunOfUnits(options, redis, journal, learns, thread);
   try {
     await run.untilOver(signal);
@@ -123,7 +123,7 @@ function whyRefused(
   { work, journal }: Learns,
   own: UnitJournal,
 ): MaskrouteError | undefined {
-  const mine = workOf(model, surrogates);
+  const mine = workOf(model, surrogates, work.rounding);
   if (!sameWork(mine, work)) {
     const message = `Refused: the run needs ${describeWork(work)}, and this worker has ${describeWork(mine)}.`;
     return new MaskrouteError('conflict', message);

@@ -12,6 +12,7 @@ import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Sample } from '../data/samples.ts';
 import type { SampleBatch } from '../gates/batches.ts';
+import { ROUNDINGS, type Rounding } from '../gates/copy-form.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 
@@ -62,7 +63,7 @@ export const scoreUnit = ({ tokenIds, scoreFrom }: Sample, masks: readonly Mask[
   masks: masks.map(maskBits),
 });
 
-/** What units are computed with: the exact model, its surrogates, and the product's version. */
+/** What units are computed with: the exact model, its surrogates, the rounding of its copies, and the product's version. */
 export const workSchema = z.strictObject({
   /** Version of the product, its units and its scores. */
   version: z.string(),
@@ -75,29 +76,35 @@ export const workSchema = z.strictObject({
     columns: modelManifestSchema.shape.columns,
   }),
   surrogates: z.string().nullable(),
+  rounding: z.enum(ROUNDINGS),
 });
 export type Work = z.infer<typeof workSchema>;
 
-export function workOf({ manifest: model }: InstalledModel, surrogates: Surrogates | undefined): Work {
+export function workOf(
+  { manifest: model }: InstalledModel,
+  surrogates: Surrogates | undefined,
+  rounding: Rounding,
+): Work {
   const { name, hash, weights, format, fourBits, columns } = model;
   return {
     version: `${manifest.version} (units ${UNITS_VERSION}, scores ${SCORES_VERSION})`,
     model: { name, hash, weights, format, ...(fourBits && { fourBits }), ...(columns && { columns }) },
     surrogates: surrogates?.id ?? null,
+    rounding,
   };
 }
 
 /** Whether two works are the same; the model's name does not matter. */
 export const sameWork = (a: Work, b: Work): boolean => workKey(a) === workKey(b);
-const workKey = ({ version, model, surrogates }: Work): string =>
-  contentKey({ version, model: modelKey(model), surrogates });
+const workKey = ({ version, model, surrogates, rounding }: Work): string =>
+  contentKey({ version, model: modelKey(model), surrogates, rounding });
 
 /** The name of a unit: SHA-256 of its content and its work. */
 export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(work), unit]);
 
 /** Model and version, for messages. */
-export function describeWork({ version, model, surrogates }: Work): string {
+export function describeWork({ version, model, surrogates, rounding }: Work): string {
   const calibration = calibrationIn(model);
   const weights = calibration === undefined ? model.weights : `${model.weights} by ${calibration.text}`;
-  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}), version ${version}`;
+  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}, trained in ${rounding}), version ${version}`;
 }

@@ -2,6 +2,7 @@
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Device } from '../../onnx/device.ts';
+import type { Rounding } from '../gates/copy-form.ts';
 import type { Unit } from './unit.ts';
 
 export type Units = AsyncDisposable & {
@@ -15,6 +16,8 @@ export type UnitsOptions = {
   readonly model: InstalledModel;
   readonly surrogates: Surrogates | undefined;
   readonly threads: number;
+  /** Of all machines that compute for the run. */
+  readonly rounding: Rounding;
   /** Device that runs masks; the CPU unless given. Workers of a queue choose their own. */
   readonly device?: Device | undefined;
   /**

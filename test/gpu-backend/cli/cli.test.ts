@@ -45,6 +45,14 @@ const REFUSED: [string, string[], RegExp][] = [
     ],
     /nowhere cannot be made/,
   ],
+  [
+    'a table where a folder is',
+    [
+      ...['distill', '--encoder', 'all-minilm-l6-v2', '--out', home],
+      ...['--data', 'gpu-backend/learning/data/passages.jsonl'],
+    ],
+    /is a folder, not a regular file/,
+  ],
   ['an unknown option', ['model', 'list', '--nonsense'], /unknown option '--nonsense'/],
   ['too many arguments', ['model', 'list', 'more'], /too many arguments/],
   ['a missing option', ['serve'], /required option '--model <name>'/],

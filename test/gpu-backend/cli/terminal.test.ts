@@ -34,6 +34,17 @@ test('stages and details follow each other', () => {
   expect(lines).toEqual(['teacher: 1 of 1\n', 'fit: 0 of 0 (loss 0.5)\n']);
 });
 
+test('what still ends after the work was stopped is not told', () => {
+  const lines = logged((reporter) => {
+    reporter.update('search', 1, 2);
+    reporter.stop();
+    reporter.update('search', 2, 2);
+    reporter.onProgress({ phase: 'download', done: 1, total: undefined, unit: 'bytes' });
+    reporter.log('Stopped.');
+  });
+  expect(lines).toEqual(['search: 1 of 2\n', 'Stopped.\n']);
+});
+
 test('an import tells every tenth of a phase, and only the title of a phase without a known size', () => {
   const lines = logged(({ onProgress, log }) => {
     onProgress({ phase: 'download', done: 1e6, total: undefined, unit: 'bytes' });

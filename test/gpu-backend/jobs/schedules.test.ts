@@ -194,6 +194,34 @@ it('survives a restart; what passed while the backend was away is made up for on
   expect(fourth.jobs.list()).toHaveLength(1);
 });
 
+it('a clock that was ahead when its last job began stops no schedule until then', async () => {
+  const first = await start();
+  const made = await first.schedules.create({ every: '24h', first_at: now(), job: job('ok') });
+  const later_ms = Date.now() + 30 * DAY_ms;
+  const later = await first.schedules.create({ every: '24h', first_at: at(later_ms), job: job('ok') });
+  await finished(first.jobs, 1);
+  await eventually(() => first.schedules.get(made.id).last_job !== null);
+  await close();
+  const [begun] = first.jobs.list();
+  const ahead = { ...begun, created_at: at(later_ms - DAY_ms) };
+  writeFileSync(join(home, 'jobs', begun!.id, 'job.json'), JSON.stringify(ahead));
+  writeFileSync(fileOf(made), JSON.stringify({ ...first.schedules.get(made.id), next_at: at(later_ms) }));
+
+  const second = await start();
+  await finished(second.jobs, 2);
+  await eventually(() => second.schedules.get(made.id).last_job !== begun!.id);
+  const left_ms = Date.parse(second.schedules.get(made.id).next_at) - Date.now();
+  expect(left_ms).toBeGreaterThan(0);
+  expect(left_ms).toBeLessThanOrEqual(DAY_ms);
+  // It has not begun yet, and was made for that day.
+  expect(second.schedules.get(later.id)).toEqual(later);
+  await close();
+
+  writeFileSync(fileOf(made), JSON.stringify({ ...second.schedules.get(made.id), next_at: at(Date.now()) }));
+  const third = await start();
+  await finished(third.jobs, 3);
+});
+
 it('a kill between a job and the next time begins no second job', async () => {
   const first = await start();
   const made = await first.schedules.create({ every: '1h', first_at: now(), job: job('ok') });

@@ -9,7 +9,8 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { tryLock } from '../../../gpu-backend/files.ts';
 import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
-import { type LearnOptions, learn } from '../../../gpu-backend/learning/learn.ts';
+import { fastestRounding, ROUNDINGS } from '../../../gpu-backend/learning/gates/copy-form.ts';
+import { type LearnOptions, type LearnProgress, learn } from '../../../gpu-backend/learning/learn.ts';
 import {
   reportHtml,
   writeEvaluationPage,
@@ -85,6 +86,21 @@ describe('learn', () => {
     ]);
     expect(whole.report.clusters).toHaveLength(2);
   }, 240_000);
+
+  it('rounds as the machine did that began it', async () => {
+    const own = ROUNDINGS.indexOf(await fastestRounding());
+    const run = await options('moved');
+    const stop = new AbortController();
+    const onProgress = (progress: LearnProgress) => 'done' in progress && stop.abort(new Error('stopped'));
+    const stopped = learn({ ...run, hooks: { ...run.hooks, onProgress, signal: stop.signal } });
+    await expect(stopped).rejects.toThrow('stopped');
+    const line = (rounding: number) => `["rounding",[${rounding}]]`;
+    const begun = read('moved', 'state.jsonl');
+    expect(begun.split('\n')[1]).toBe(line(own));
+    writeFileSync(join(folder, 'moved', 'state.jsonl'), begun.replace(line(own), line(1 - own)));
+    await learn(run);
+    expect(read('moved', 'report.json')).not.toBe(read('whole', 'report.json'));
+  }, 60_000);
 
   it('has its folder for itself: a second run there would mix its results with those of the first', async () => {
     const unlock = tryLock(join(folder, 'whole', '.lock'))!;
@@ -315,7 +331,7 @@ describe('learn', () => {
         /begins with "user speaks \d+" \(system, user, assistant\): .* no system role/,
       ),
     });
-    expect(read('template', 'state.jsonl').trim().split('\n')).toHaveLength(1);
+    expect(read('template', 'state.jsonl')).toMatch(/^.*\n\["rounding",.*\n$/);
   }, 60_000);
 
   it('told to stop downloads no encoder', async () => {

@@ -1,7 +1,7 @@
 /** Importing into the store: whole or not at all, whoever is killed and whoever comes at the same time. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -13,7 +13,7 @@ import { COLUMNS_VERSION } from '../../../gpu-backend/model/quantization/columns
 import { FOUR_BITS_VERSION } from '../../../gpu-backend/model/quantization/four-bits.ts';
 import { tryModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
 import { loadTokenizer } from '../../../gpu-backend/model/tokenizer/tokenizer.ts';
-import { tinyLlama, writeGguf } from '../../support/gguf.ts';
+import { tinyLlama, type Value, writeGguf } from '../../support/gguf.ts';
 
 let home: string;
 let file: string;
@@ -32,10 +32,31 @@ const pull = (
     data?: readonly string[];
     signal?: AbortSignal;
     onProgress?: (p: ImportProgress) => void;
+    log?: (line: string) => void;
   } = {},
 ) => pullModel(spec, { home, weights: 'q8', onProgress: () => {}, log: () => {}, ...options });
 const inStore = async () =>
   (await readdir(path.join(home, 'models'))).filter((name) => !name.startsWith('.lock')).sort();
+
+/* A model of 1.34e9 weights in fp16. */
+const LARGE = { hidden: 8192, ffn: 16384, heads: 64 };
+const F16 = 1;
+const LARGE_SHAPE: Record<string, Value> = {
+  'llama.embedding_length': { type: 'u32', value: LARGE.hidden },
+  'llama.feed_forward_length': { type: 'u32', value: LARGE.ffn },
+  'llama.attention.head_count': { type: 'u32', value: LARGE.heads },
+  'llama.attention.head_count_kv': { type: 'u32', value: LARGE.heads },
+};
+/** The tiny model's tensors, wider, and without their data. */
+const largeTensors = () => {
+  let end = 0;
+  return tinyLlama().tensors.map(({ name, shape }) => {
+    const wide = shape.map((size) => (size === 128 ? LARGE.ffn : size <= 64 ? LARGE.hidden : size));
+    const offset = BigInt(end);
+    end += 2 * wide.reduce((product, size) => product * size, 1);
+    return { name, shape: wide, type: F16, data: new Uint8Array(), offset };
+  });
+};
 
 describe('pullModel', () => {
   test('installs a file under its own name, and everything is there', async () => {
@@ -121,6 +142,26 @@ describe('pullModel', () => {
     await expect(pull(file, { weights: 'q4', data: ['/nowhere.jsonl'] })).rejects.toMatchObject({
       code: 'invalid_argument',
     });
+    expect(await inStore()).toEqual([]);
+  });
+
+  test('four bits of more than a billion weights are rounded to nearest, which is said before the work', async () => {
+    await writeFile(file, writeGguf(tinyLlama({ metadata: LARGE_SHAPE, tensors: largeTensors() })));
+    // Zeros that take no room on the disk.
+    await truncate(file, 2 ** 32);
+    const stop = new AbortController();
+    const said: string[] = [];
+    const onProgress = ({ phase }: ImportProgress) => {
+      said.push(phase);
+      stop.abort();
+    };
+    const log = (line: string) => said.push(line);
+    const { signal } = stop;
+    await expect(pull(file, { weights: 'q4', signal, onProgress, log })).rejects.toMatchObject({
+      code: 'cancelled',
+    });
+    expect(said[0]).toMatch(/^The model is large, so its weights are rounded to nearest\. With --data FILE /);
+    expect(said[1]).toBe('convert');
     expect(await inStore()).toEqual([]);
   });
 

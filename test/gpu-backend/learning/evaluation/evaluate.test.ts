@@ -26,6 +26,7 @@ import { denseMask, maskBits, maskFromSkippedLayers, maskId } from '../../../../
 import { type MaskSet, maskSetSchema } from '../../../../shared/mask/mask-set.ts';
 import { testHome } from '../../../support/installed-model.ts';
 import { randomSurrogates } from '../../../support/random-llama.ts';
+import { saidInProcess } from '../../cli/in-process.ts';
 import { writeSmallData } from '../small-run.ts';
 import { type TinyHome, tinyHome } from './tiny.ts';
 
@@ -410,6 +411,21 @@ describe('evaluate', () => {
     expect(html).toContain('KL to dense against ms/token');
     expect(html).not.toMatch(/(src|href)=/);
   }, 60_000);
+
+  it.skipIf(process.platform !== 'linux')('says before the work that its folder takes no files', async () => {
+    const args = [
+      'evaluate',
+      '--model',
+      'tiny',
+      '--mask-set',
+      join(tiny.home, 'set.json'),
+      '--data',
+      ...data,
+    ];
+    const env = { MASKROUTE_HOME: tiny.home };
+    const { stderr } = await saidInProcess(env, [...args, '--out', '/proc']);
+    expect(stderr).toMatch(/^error: Nothing can be written to \/proc: /);
+  });
 
   it.skipIf(process.platform !== 'linux')(
     'writes what was found also where nobody can hear of it',

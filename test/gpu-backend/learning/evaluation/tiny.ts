@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import { openScoring } from '../../../../gpu-backend/learning/search/score-masks.ts';
+import type { WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../../../gpu-backend/model/store.ts';
 import { installTinyModel } from '../../../support/tiny-model.ts';
 
@@ -14,11 +15,11 @@ export const SAMPLES: Sample[] = [
 
 export type TinyHome = Disposable & { readonly home: string; readonly model: InstalledModel };
 
-/** A home folder with one installed model, fp32. */
-export async function tinyHome(): Promise<TinyHome> {
+/** A home folder with one installed model. */
+export async function tinyHome(weights: WeightKind = 'f32'): Promise<TinyHome> {
   const home = mkdtempSync(join(tmpdir(), 'maskroute-evaluation-'));
   const folder = join(home, 'models', 'tiny');
-  const model = await installTinyModel(folder, 'f32');
+  const model = await installTinyModel(folder, weights);
   writeFileSync(join(folder, 'model.json'), JSON.stringify(model.manifest));
   return { home, model, [Symbol.dispose]: () => rmSync(home, { recursive: true }) };
 }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
-import { fastestForm } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestForm, fastestRounding } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { openGateSession, openLossSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { openLayeredSession } from '../../../../gpu-backend/learning/gates/layered-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
@@ -46,7 +46,8 @@ test.each(CASES)('%s: the same bits', async (_, weights, changes, rank) => {
     Int32Array.from({ length: 48 }, () => random.below(config.vocabularySize)),
     3,
   );
-  const options = { threads: 1, surrogates, tail: true };
+  const rounding = await fastestRounding();
+  const options = { threads: 1, rounding, surrogates, tail: true };
   const layered = await openLayeredSession(folder, config, { ...options, layersKept: 1 });
   const teacher = await openTeacher(folder, config, { threads: 1 });
   const losses = await openLossSession(folder, config, options);
@@ -69,6 +70,6 @@ test.each(CASES)('%s: the same bits', async (_, weights, changes, rank) => {
   const graphs = (await readdir(folder)).filter(
     (name) => name.startsWith('training-') && name.endsWith('.onnx'),
   );
-  const form = await fastestForm();
-  expect(graphs.filter((name) => !name.endsWith(`-${form}.onnx`))).toEqual([]);
+  const { codes } = await fastestForm(rounding);
+  expect(graphs.filter((name) => !name.endsWith(`-${rounding}-${codes}.onnx`))).toEqual([]);
 });

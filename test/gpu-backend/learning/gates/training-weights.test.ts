@@ -4,7 +4,11 @@ import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { type CopyForm, fastestForm } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import {
+  type CopyForm,
+  fastestForm,
+  fastestRounding,
+} from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import {
   multiplyGradient,
   multiplyStored,
@@ -28,22 +32,31 @@ const source: typeof plain = {
   },
 };
 let folder: string;
-let linears: Record<CopyForm, TrainingLinears>;
+const FORMS = {
+  i8: { rounding: 'blocks', codes: 'i8' },
+  u8: { rounding: 'blocks', codes: 'u8' },
+  pairs: { rounding: 'pairs', codes: 'i8' },
+  pairsU8: { rounding: 'pairs', codes: 'u8' },
+} as const satisfies Record<string, CopyForm>;
+type FormName = keyof typeof FORMS;
+let linears: Record<FormName, TrainingLinears>;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   // Of an earlier version.
-  for (const name of ['training-v3.bin', 'training-v4-i8.bin']) await writeFile(join(folder, name), '');
+  for (const name of ['training-v3.bin', 'training-v4-i8.bin', 'training-v5-pairs.json'])
+    await writeFile(join(folder, name), '');
   linears = {
-    i8: await trainingLinears(folder, source.config, stored, 'i8'),
-    u8: await trainingLinears(folder, source.config, stored, 'u8'),
-    pairs: await trainingLinears(folder, source.config, stored, 'pairs'),
+    i8: await trainingLinears(folder, source.config, stored, FORMS.i8),
+    u8: await trainingLinears(folder, source.config, stored, FORMS.u8),
+    pairs: await trainingLinears(folder, source.config, stored, FORMS.pairs),
+    pairsU8: await trainingLinears(folder, source.config, stored, FORMS.pairsU8),
   };
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-type Which = { readonly form: CopyForm; readonly name: string; readonly direction: 'forward' | 'back' };
+type Which = { readonly form: FormName; readonly name: string; readonly direction: 'forward' | 'back' };
 
 /** Rows of very different sizes. */
 const someRows = (inputs: number) =>
@@ -68,14 +81,19 @@ async function product({ form, name, direction }: Which, rows?: Float32Array): P
   return floats(found[y.name]!);
 }
 
-test('both types of codes give the same bits where signed codes are exact', async () => {
-  const which = { name: 'layer_0.gate', direction: 'forward' } as const;
+const hasExactSigned = async () => (await fastestForm('blocks')).codes === 'i8';
+
+test.each([
+  ['i8', 'u8', 'layer_0.gate', 'forward'],
+  ['pairs', 'pairsU8', 'layer_0.down', 'back'],
+] as const)('both types of codes give the same bits where signed codes are exact: %s', async (...asked) => {
+  const [form, other, name, direction] = asked;
   const [signed, unsigned] = [
-    await product({ form: 'i8', ...which }),
-    await product({ form: 'u8', ...which }),
+    await product({ form, name, direction }),
+    await product({ form: other, name, direction }),
   ];
   expect(unsigned.some((value) => value !== 0)).toBe(true);
-  if ((await fastestForm()) !== 'u8') expect(signed).toEqual(unsigned);
+  if (await hasExactSigned()) expect(signed).toEqual(unsigned);
 });
 
 /** The largest difference of a row, in a row's root mean square. */
@@ -128,19 +146,13 @@ test.runIf(process.platform === 'linux' && process.arch === 'x64')(
   'codes are signed where the CPU has VNNI, unsigned elsewhere, and in pairs with AMX',
   async () => {
     const flags = readFileSync('/proc/cpuinfo', 'utf8');
-    const signed = /\bamx_int8\b/.test(flags) ? 'pairs' : 'i8';
-    expect(await fastestForm()).toBe(/\b(avx512_vnni|avx_vnni)\b/.test(flags) ? signed : 'u8');
+    expect(await hasExactSigned()).toBe(/\b(avx512_vnni|avx_vnni)\b/.test(flags));
+    expect(await fastestRounding()).toBe(/\bamx_int8\b/.test(flags) ? 'pairs' : 'blocks');
   },
 );
 
 test('each form has its own files, and those of earlier versions go', async () => {
   const names = (await readdir(folder)).filter((name) => name.startsWith('training-'));
-  expect(names.sort()).toEqual([
-    'training-v5-i8.bin',
-    'training-v5-i8.json',
-    'training-v5-pairs.bin',
-    'training-v5-pairs.json',
-    'training-v5-u8.bin',
-    'training-v5-u8.json',
-  ]);
+  const forms = Object.values(FORMS).map(({ rounding, codes }) => `training-v6-${rounding}-${codes}`);
+  expect(names.sort()).toEqual(forms.flatMap((form) => [`${form}.bin`, `${form}.json`]).sort());
 });

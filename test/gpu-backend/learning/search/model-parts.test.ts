@@ -25,7 +25,7 @@ afterAll(() => rm(folder, { recursive: true }));
 
 async function openParts(model: InstalledModel, journal: RunJournal) {
   const asked = { model, surrogates: undefined, threads: 1 };
-  const units = await openLocalUnits({ ...asked, signal: undefined });
+  const units = await openLocalUnits({ ...asked, rounding: 'blocks', signal: undefined });
   return {
     parts: await openModelParts({ ...asked, targets: 'dense' }, units, journal),
     [Symbol.asyncDispose]: () => units[Symbol.asyncDispose](),

@@ -3,10 +3,12 @@ import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { deserialize, serialize } from 'node:v8';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
+import { fastestRounding, ROUNDINGS } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { drawAround, drawMask, rankedMask } from '../../../../gpu-backend/learning/surrogates/draw-mask.ts';
 import type { LearnSurrogatesOptions } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
 import { learnSurrogates } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
@@ -77,6 +79,20 @@ test('distillation lowers the held-out KL; stopped and started again it ends wit
   expect(existsSync(path.join(home, 'stopped.safetensors.state'))).toBe(false);
 });
 
+test('a run rounds as the machine did that began it', async () => {
+  const rounded = await installTinyModel(path.join(home, 'rounded'), 'q8', { contextTokens: 128 });
+  const asked = { model: rounded, steps: 12 };
+  await learn('own.safetensors', asked);
+  await expect(learn('moved.safetensors', { ...asked, stopAt: 11 })).rejects.toThrow('stopped');
+  const file = path.join(home, 'moved.safetensors.state');
+  const state = deserialize(await readFile(file));
+  expect(state.run.rounding).toBe(await fastestRounding());
+  state.run.rounding = ROUNDINGS.find((rounding) => rounding !== state.run.rounding);
+  await writeFile(file, serialize(state));
+  await learn('moved.safetensors', asked);
+  expect(await bytes('moved.safetensors')).not.toEqual(await bytes('own.safetensors'));
+});
+
 test('a damaged state, or that of other inputs, is begun anew', async () => {
   await writeFile(path.join(home, 'closed.safetensors.state'), 'no state');
   const closed = await learn('closed.safetensors', { steps: 0 });
@@ -132,6 +148,10 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
 });
 
 test('what cannot be is refused before the work', async () => {
+  await expect(learn('')).rejects.toMatchObject({
+    code: 'invalid_argument',
+    message: expect.stringMatching(/ is a folder, not a regular file\.$/),
+  });
   await expect(learn('wide.safetensors', { start: { rank: 96 } })).rejects.toThrow(
     /at most 64, its hidden size, not 96/,
   );

@@ -6,7 +6,7 @@ import { openInstalled } from '../../../../gpu-backend/model/store.ts';
 const [home, name, unit] = process.argv.slice(2) as [string, string, string];
 const model = await openInstalled(home, name);
 for (const wait_ms of [100, 150, 200]) {
-  const thread = openUnitThread({ model, surrogates: undefined, threads: 1 });
+  const thread = openUnitThread({ model, surrogates: undefined, threads: 1, rounding: 'blocks' });
   await thread.run(JSON.parse(unit));
   const cut = thread.run(JSON.parse(unit)).then(
     () => 'computed',

@@ -17,6 +17,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vites
 import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
 import { openJobs } from '../../../../gpu-backend/jobs/job-queue.ts';
 import { openSchedules } from '../../../../gpu-backend/jobs/schedules.ts';
+import { ROUNDINGS } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
 import {
@@ -77,11 +78,13 @@ const options = async (out: string): Promise<LearnOptions> => ({
   search: { effort },
 });
 
-/** A queue of its own, and a journal folder of its own, with as many workers. `silent_ms`: of the runs. */
-async function cluster(workers: number, silent_ms?: number) {
+type ClusterOptions = { readonly silent_ms?: number; readonly home?: string };
+
+/** A queue of its own, and a journal folder of its own, with as many workers. `silent_ms`: of the runs; `home`: of the workers. */
+async function cluster(workers: number, { silent_ms, home = tiny.home }: ClusterOptions = {}) {
   const server = await startValkey();
   const journal = mkdtempSync(join(folder, 'journal-'));
-  const machines = new Machines(server.url, journal, tiny.home);
+  const machines = new Machines(server.url, journal, home);
   for (let i = 0; i < workers; i++) machines.start();
   await soon(() => machines.all.every((machine) => machine.said().includes('waits for a run')));
   const said: string[] = [];
@@ -134,7 +137,7 @@ const longUnit = (seed: number, sequences = 4): BatchUnit => {
   };
 };
 
-const run = { surrogates: undefined, threads: 1, signal: undefined };
+const run = { surrogates: undefined, threads: 1, rounding: 'blocks', signal: undefined } as const;
 const LONG_UNITS = Array.from({ length: 4 }, (_, seed) => longUnit(seed));
 let longNumbers: Promise<(readonly number[])[]> | undefined;
 /** Of the long units, computed once. */
@@ -228,7 +231,7 @@ describe('two workers', () => {
     victim.child.kill('SIGKILL');
     expect(await found).toEqual(await expectedLong());
     await site.toldOf(units.length);
-    const work = workOf(tiny.model, undefined);
+    const work = workOf(tiny.model, undefined, 'blocks');
     expect(site.machines.computed().sort()).toEqual(units.map((unit) => unitName(work, unit)).sort());
     expect(victim.computed).not.toContain(lost!.unit);
   }, 300_000);
@@ -250,7 +253,7 @@ it('of two workers with one unit the second waits: for the numbers of the first,
     return { state, claimed };
   };
   for (const isComputed of [true, false]) {
-    const unit = unitName(workOf(tiny.model, undefined), longUnit(isComputed ? 1 : 2));
+    const unit = unitName(workOf(tiny.model, undefined, 'blocks'), longUnit(isComputed ? 1 : 2));
     const first = await claim(unit, 'first').claimed;
     const second = claim(unit, 'second');
     await sleep(BEAT_ms);
@@ -303,6 +306,21 @@ it('a worker with another model, version or journal is refused by name, and the 
   expect(await worker!.ended).toBe(1);
   expect(worker!.said()).toMatch(/error: Refused: the run needs tiny .* version 9\.0\.0, .* version \d/);
 }, 300_000);
+
+it('workers round as the machine did that began the run, whatever their own would do', async () => {
+  using rounded = await tinyHome('q8');
+  await using site = await cluster(1, { home: rounded.home });
+  const unit = longUnit(1);
+  const all: (readonly number[])[] = [];
+  for (const rounding of ROUNDINGS) {
+    const asked = { ...run, model: rounded.model, rounding };
+    await using queued = await site.open(asked);
+    await using here = await openLocalUnits(asked);
+    all.push(await queued.run(unit));
+    expect(all.at(-1)).toEqual(await here.run(unit));
+  }
+  expect(all[1]).not.toEqual(all[0]);
+}, 120_000);
 
 it('a run and its workers stop in good order, and go on', async () => {
   await using site = await cluster(0);
@@ -424,7 +442,7 @@ it('two that ask at once for a unit that the journal has both get its numbers, o
   await using site = await cluster(0);
   await using queued = await site.open({ ...run, model: tiny.model });
   const [known, unreadable] = [longUnit(1), longUnit(2)];
-  const nameOf = (unit: BatchUnit) => unitName(workOf(tiny.model, undefined), unit);
+  const nameOf = (unit: BatchUnit) => unitName(workOf(tiny.model, undefined, 'blocks'), unit);
   const journal = await openUnitJournal(site.journal, () => {});
   await journal.write(nameOf(known), [1, 2]);
   expect(await Promise.all([queued.run(known), queued.run(known)])).toEqual([
@@ -450,7 +468,7 @@ it('two that ask at once for a unit that the journal has both get its numbers, o
 
 it('a run and its worker wait for a queue without memory, and for a silent one, which holds up no stop', async () => {
   const silent_ms = 3000;
-  await using site = await cluster(1, silent_ms);
+  await using site = await cluster(1, { silent_ms });
   const queued = await site.open({ ...run, model: tiny.model });
   const { redis } = site.machines;
   await redis.config('SET', 'maxmemory', '1');
@@ -483,14 +501,14 @@ it.each([
 ] as const)('a model in %s that was calibrated on another text is another model', (weights, field) => {
   const calibratedOn = (text: string) => {
     const manifest = { ...tiny.model.manifest, weights, [field]: { version: 1, text } };
-    return workOf({ ...tiny.model, manifest }, undefined);
+    return workOf({ ...tiny.model, manifest }, undefined, 'blocks');
   };
   const [one, other] = [calibratedOn('data 1'), calibratedOn('data 2')];
   expect([sameWork(one, one), sameWork(one, other)]).toEqual([true, false]);
   expect(unitName(one, longUnit(1))).not.toBe(unitName(other, longUnit(1)));
   expect(workSchema.parse(JSON.parse(JSON.stringify(one)))).toEqual(one);
   expect(describeWork(one)).toBe(
-    `tiny (${weights} by data 1, aaaaaaaaaaaa, no surrogates), version ${one.version}`,
+    `tiny (${weights} by data 1, aaaaaaaaaaaa, no surrogates, trained in blocks), version ${one.version}`,
   );
 });
 
