@@ -33,11 +33,13 @@ type FeedbackOptions = {
   /** Refinement passes over all blocks, after the first. */
   readonly passes: number;
   readonly products: Products;
+  /** Gets the fraction of visits done after each block. */
+  readonly onProgress?: (fraction: number) => void;
 };
 
 export async function quantizeWithFeedback(
   { rows: weights, outputs, inputs }: Matrix,
-  { moments, form, passes, products }: FeedbackOptions,
+  { moments, form, passes, products, onProgress }: FeedbackOptions,
 ): Promise<QuantCodes> {
   checkForm(inputs, form);
   const damped = damp(moments, inputs);
@@ -57,11 +59,12 @@ export async function quantizeWithFeedback(
     },
   };
   const factor = await factorize(damped, inputs, products);
-  for (let block = blocksOf(inputs, form) - 1; block >= 0; block--)
-    await firstVisit(work, factor, block, products);
-  for (let pass = 0; pass < passes; pass++) {
-    for (let block = blocksOf(inputs, form) - 1; block >= 0; block--)
-      await visitAgain(work, damped, block, products);
+  const blocks = blocksOf(inputs, form);
+  for (let visit = 0; visit < blocks * (1 + passes); visit++) {
+    const block = blocks - 1 - (visit % blocks);
+    if (visit < blocks) await firstVisit(work, factor, block, products);
+    else await visitAgain(work, damped, block, products);
+    onProgress?.((visit + 1) / (blocks * (1 + passes)));
   }
   return work.codes;
 }

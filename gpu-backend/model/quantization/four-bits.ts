@@ -96,8 +96,9 @@ export async function openFourBits(
     onProgress(ROUNDED * done),
   );
   const work: Work = { source, basis, products, ...options };
-  const rare = await roundRare(work, streams);
-  onProgress(HEAD_ROUNDED);
+  const rare = await roundRare(work, streams, (done) =>
+    onProgress(ROUNDED + (HEAD_ROUNDED - ROUNDED) * done),
+  );
   const sensitivities = await measureLayers(work, codes, (done) =>
     onProgress(HEAD_ROUNDED + (MEASURED - HEAD_ROUNDED) * done),
   );
@@ -138,6 +139,7 @@ const rowsOf = ({ rows, inputs }: Matrix, { from, to }: Rows): Matrix => ({
 async function roundRare(
   { source, basis, text, threads, products }: Work,
   streams: readonly Float32Array[],
+  onProgress: (fraction: number) => void,
 ): Promise<(Rows & { readonly codes: QuantCodes }) | undefined> {
   const rare = rareRows(source.config, text);
   if (rare === undefined) return undefined;
@@ -145,7 +147,8 @@ async function roundRare(
   const finalNorm = await source.read('model.norm.weight');
   const moments = await headMoments(steps, streams, basis.norm(finalNorm));
   const rows = rowsOf(await headMatrix(source, basis, finalNorm), rare);
-  const codes = await quantizeWithFeedback(rows, { moments, form: FOUR_BITS, passes: 0, products });
+  const feedback = { moments, form: FOUR_BITS, passes: 0, products, onProgress };
+  const codes = await quantizeWithFeedback(rows, feedback);
   return { ...rare, codes };
 }
 
