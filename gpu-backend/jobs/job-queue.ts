@@ -3,7 +3,7 @@
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { copyFile, cp, mkdir, readFile, rename, rm } from 'node:fs/promises';
+import { copyFile, mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -13,13 +13,13 @@ import {
   type Job,
   type JobRequest,
 } from '../../shared/admin/job-wire.ts';
-import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, sizeOf, tryLock } from '../files.ts';
-import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/store.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
-import { readMaskSet, requireMayPublish } from '../publication/publish.ts';
+import { requireMayPublish } from '../publication/publish.ts';
+import { type BegunJob, type EarlierJobs, setToBeginWith, takeOver } from './earlier-jobs.ts';
 import {
   createJobStore,
   JobData,
@@ -305,18 +305,18 @@ export class Jobs {
 
   async #work(id: string, signal: AbortSignal): Promise<void> {
     const { started_at, starts, schedule } = this.get(id);
-    const { request } = await this.#change(id, {
+    const job = await this.#change(id, {
       status: 'running',
       started_at: started_at ?? new Date().toISOString(),
       starts: starts + 1,
     });
+    const { request } = job;
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
-    const hasLearned = await this.#hasSet(id);
-    if (request.publish !== undefined && !hasLearned)
+    if (request.publish !== undefined && !(await this.#store.hasSet(id)))
       await this.#requireKey({ ...request.publish, admin_key: await this.#adminKeyOf(id) }, signal);
-    const learned = await this.#learn(id, request, signal);
+    const learned = await this.#learn(job, signal);
     if (learned.kind !== 'done') return await this.#end(id, learned, null);
-    const version = maskSetVersion(await this.#readSet(id));
+    const version = maskSetVersion(await this.#store.readSet(id));
     if (request.publish === undefined) {
       await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
       return;
@@ -325,7 +325,7 @@ export class Jobs {
     if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
     if (schedule !== null) await this.#continueTry(id, schedule, version);
     const firstTry = this.#store.firstTryOf(id);
-    const toPublish = publishArguments(request.publish, this.#setOf(id), firstTry, schedule !== null);
+    const toPublish = publishArguments(request.publish, this.#store.setOf(id), firstTry, schedule !== null);
     const env = { MASKROUTE_ADMIN_KEY: await this.#adminKeyOf(id) };
     const published = await this.#run(id, toPublish, env, signal);
     if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
@@ -359,105 +359,28 @@ export class Jobs {
   }
 
   /** Unless an earlier start of the job has learned, or an equal job. */
-  async #learn(id: string, request: JobRequest, signal: AbortSignal): Promise<CommandEnd> {
+  async #learn(job: Job, signal: AbortSignal): Promise<CommandEnd> {
     const done = { kind: 'done', lastLine: '' } as const;
-    if (await this.#hasSet(id)) return done;
-    const out = this.#store.outOf(id);
+    const { id, request } = job;
+    const store = this.#store;
+    if (await store.hasSet(id)) return done;
     const files = await this.data.files(request);
-    const earlier = await this.#earlierSet(request);
-    if ((await sizeOf(out)) === undefined) {
-      const isOfSameData = dataCheck(request, files, signal);
-      await this.#takeOver(id, request, isOfSameData, earlier).catch((error: unknown) => {
-        if (!signal.aborted) throw error;
-      });
-    }
-    if (await this.#hasSet(id)) return done;
+    const earlier = { jobs: this.list(), store, home: this.#options.home };
+    // No other job ends while this one runs, so it is the same after a restart.
+    const from = await setToBeginWith(request, earlier);
+    const out = store.outOf(id);
+    if ((await sizeOf(out)) === undefined) await this.#takeOver({ job, files, from }, earlier, signal);
+    if (await store.hasSet(id)) return done;
     await mkdir(out, { recursive: true, mode: 0o700 });
-    return await this.#run(id, learnArguments(request, files, out, earlier), {}, signal);
+    return await this.#run(id, learnArguments(request, files, out, from), {}, signal);
   }
 
-  /**
-   * Takes what an equal job computed before it failed or was cancelled. If it had learned, and only did not publish, that
-   * is its mask set, if `learn` would learn it from the same today. Else, for example for lack of memory, `learn` goes
-   * on from there, and drops what no longer fits. A job of a schedule also takes the set of the schedule's earlier jobs if
-   * their data was the same, even if they succeeded: learned again, it would have another date, and perhaps another `from`,
-   * so it would be another version.
-   * @param from the file of the mask set that the job begins with.
-   */
-  async #takeOver(id: string, request: JobRequest, isOfSameData: DataCheck, from?: string): Promise<void> {
-    const isEqual = (job: Job) => isFinished(job) && asksOf(job.request) === asksOf(request);
-    const equal = this.list().filter(isEqual);
-    const takeSet = async (job: Job) => {
-      if (!(await this.#wouldLearnSetOf(job, id, isOfSameData, from))) return false;
-      // The earlier job keeps its set, which others may begin with. A kill leaves no half of a copy.
-      const out = this.#store.outOf(id);
-      await rm(`${out}.part`, { recursive: true, force: true });
-      await cp(this.#store.outOf(job.id), `${out}.part`, { recursive: true });
-      await rename(`${out}.part`, out);
-      return true;
-    };
-    const takePart = async (job: Job) => {
-      if (await this.#hasSet(job.id)) return false;
-      // Not where it never began, or another job has taken its results over.
-      return await rename(this.#store.outOf(job.id), this.#store.outOf(id)).then(
-        () => true,
-        () => false,
-      );
-    };
-    // A whole set of an older job is worth more than a part of a newer one.
-    for (const take of [takeSet, takePart])
-      for (const job of equal) {
-        if (!(await take(job))) continue;
-        this.#options.note('a job goes on from an equal one', { job: id, earlier: job.id });
-        return;
-      }
+  async #takeOver(begun: BegunJob, earlier: EarlierJobs, signal: AbortSignal): Promise<void> {
+    const taken = await takeOver(begun, earlier, signal).catch((error: unknown) => {
+      if (!signal.aborted) throw error;
+    });
+    if (taken) this.#options.note('a job goes on from an equal one', { job: begun.job.id, earlier: taken });
   }
-
-  /** Whether the job `id` would learn the set of an equal job; for a job of the same schedule, from the same data at least. */
-  async #wouldLearnSetOf(
-    job: Job,
-    id: string,
-    isOfSameData: DataCheck,
-    from: string | undefined,
-  ): Promise<boolean> {
-    const { schedule } = this.get(id);
-    const isOfSchedule = schedule !== null && job.schedule === schedule;
-    if (job.status === 'succeeded' && !isOfSchedule) return false;
-    const set = await this.#readSet(job.id).catch(() => undefined);
-    if (set === undefined || !(await this.#isForInstalled(set, job.request))) return false;
-    const beginsAlike = async () => set.learned.from === (from && maskSetVersion(await readMaskSet(from)));
-    return (isOfSchedule || (await beginsAlike())) && (await isOfSameData(set));
-  }
-
-  /** Whether the mask set is for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
-  async #isForInstalled(set: MaskSet, request: JobRequest): Promise<boolean> {
-    const installed = await openInstalled(this.#options.home, request.model!).catch(() => undefined);
-    return installed === undefined || fits(set, installed, request);
-  }
-
-  /** Whether it has learned: the mask set is the last file that `learn` writes. */
-  async #hasSet(id: string): Promise<boolean> {
-    return (await sizeOf(this.#setOf(id))) !== undefined;
-  }
-
-  /**
-   * The file of the mask set that a job begins with. No other job ends while this one runs, so the file is the same
-   * after a restart. A set for other weights or surrogates than those installed by now is passed over: `learn` refuses
-   * it, so every later job of a schedule would fail.
-   */
-  async #earlierSet(request: JobRequest): Promise<string | undefined> {
-    const { from } = request;
-    if (from !== 'last') return from && this.#setOf(this.get(from).id);
-    const isAlike = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
-    for (const { id } of this.list().filter(isAlike)) {
-      const set = await this.#readSet(id).catch(() => undefined);
-      if (set !== undefined && (await this.#isForInstalled(set, request))) return this.#setOf(id);
-    }
-    return undefined;
-  }
-
-  readonly #readSet = (id: string): Promise<MaskSet> => readMaskSet(this.#setOf(id));
-  readonly #setOf = (id: string): string => join(this.#store.outOf(id), 'mask-set.json');
 
   async #run(
     id: string,
@@ -543,24 +466,6 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   result: null,
 });
 
-/** Fields in which a request must equal the job whose mask set it begins with. */
-const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;
-const learnsAlike = (a: JobRequest, b: JobRequest): boolean => ALIKE.every((field) => a[field] === b[field]);
-
-/** Whether a set was learned from a job's data. */
-type DataCheck = (set: MaskSet) => Promise<boolean>;
-
-/** The data of `request`, `files`, are read once, and only if they have to be. Rejects when `signal` aborts. */
-function dataCheck(request: JobRequest, files: readonly string[], signal: AbortSignal): DataCheck {
-  // Uploads are named by their content, and equal requests name equal ones. A file of the open folder may have changed.
-  if (request.data.every((source) => 'upload' in source)) return async () => true;
-  let hash: string | undefined;
-  return async ({ learned }) => {
-    hash ??= await sha256OfFiles(files, signal);
-    return learned.dataHash === hash;
-  };
-}
-
 type Publish = NonNullable<CreateJob['publish']>;
 
 /**
@@ -586,14 +491,6 @@ export async function requireEdgeAllows(
     );
   });
 }
-
-/** Whether `learn` can begin with the set: it is for the installed weights, and for the surrogates that it will use. */
-const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>
-  set.model.hash === manifest.hash &&
-  set.surrogates === (surrogate === false ? undefined : manifest.surrogates?.id);
-
-/** What a request asks `learn` to do, as text. */
-const asksOf = ({ publish: _, ...asked }: JobRequest): string => canonicalJson(asked);
 
 /** A request without its secrets. `model`: the default where the request names none. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {

@@ -19,10 +19,12 @@ import {
   jobSchema,
   type UploadedData,
 } from '../../shared/admin/job-wire.ts';
+import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject, parseOrNull } from '../../shared/wire/parse-body.ts';
 import { readOwnJson, sizeOf, writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
+import { readMaskSet } from '../publication/publish.ts';
 
 /** Writes to the backend's log. */
 export type Note = (message: string, detail: Record<string, unknown>) => void;
@@ -42,6 +44,12 @@ export type JobStore = {
   readonly folderOf: (id: string) => string;
   /** The folder that `learn` writes to and resumes from. */
   readonly outOf: (id: string) => string;
+  /** The mask set, the last file that `learn` writes. */
+  readonly setOf: (id: string) => string;
+  /** Whether the job has learned. */
+  hasSet(id: string): Promise<boolean>;
+  /** Rejects when the job has not learned, or its file is damaged. */
+  readSet(id: string): Promise<MaskSet>;
   readonly logOf: (id: string) => string;
   /** What publishing remembers of its first try; see `publish --once`. */
   readonly firstTryOf: (id: string) => string;
@@ -49,6 +57,8 @@ export type JobStore = {
 
 export function createJobStore(folder: string, note: Note): JobStore {
   const folderOf = (id: string) => join(folder, id);
+  const outOf = (id: string) => join(folderOf(id), 'out');
+  const setOf = (id: string) => join(outOf(id), 'mask-set.json');
   const write = async (job: Job) => {
     await mkdir(folderOf(job.id), { recursive: true, mode: 0o700 });
     await writeWhole(join(folderOf(job.id), 'job.json'), `${JSON.stringify(job, null, 2)}\n`);
@@ -69,7 +79,10 @@ export function createJobStore(folder: string, note: Note): JobStore {
     remove,
     removeSecret,
     folderOf,
-    outOf: (id) => join(folderOf(id), 'out'),
+    outOf,
+    setOf,
+    hasSet: async (id) => (await sizeOf(setOf(id))) !== undefined,
+    readSet: (id) => readMaskSet(setOf(id)),
     logOf: (id) => join(folderOf(id), 'log.txt'),
     firstTryOf: (id) => join(folderOf(id), 'first-try.json'),
   };
