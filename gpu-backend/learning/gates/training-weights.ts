@@ -58,7 +58,7 @@ import {
 } from './copy-form.ts';
 
 /** Raised whenever the copies' layout changes. */
-const VERSION = 5;
+const VERSION = 6;
 const copiesFile = (form: CopyForm) => `training-v${VERSION}-${form}.bin`;
 const indexFile = (form: CopyForm) => `training-v${VERSION}-${form}.json`;
 
@@ -67,10 +67,10 @@ export const trainingGraphFile = (folder: string, name: string, form: CopyForm):
   join(folder, `training-${name}-${form}.onnx`);
 
 /**
- * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
- * product saves.
+ * The matrices of one layer. Attention takes the product with Q, K and V as a whole; that with gate and up would be split, which
+ * costs more than a joint product saves.
  */
-const LAYER_LINEARS = ['q', 'k', 'v', 'output', 'gate', 'up', 'down'] as const;
+const LAYER_LINEARS = ['qkv', 'output', 'gate', 'up', 'down'] as const;
 export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
@@ -110,13 +110,11 @@ export async function trainingLinears(
 
 /** Each in stretches of rows; only the head has several. */
 function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, readonly StoredLinear[]> {
-  const { headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
+  const { ffnSize: F } = config;
   const named = new Map<string, readonly StoredLinear[]>([['head', stored.head]]);
   for (const [index, { qkv, output, gateUp, down }] of stored.layers.entries()) {
     const layer: Record<LayerLinear, StoredLinear> = {
-      q: storedRows(qkv, 0, N * D),
-      k: storedRows(qkv, N * D, (N + G) * D),
-      v: storedRows(qkv, (N + G) * D, (N + 2 * G) * D),
+      qkv,
       output,
       gate: storedRows(gateUp, 0, F),
       up: storedRows(gateUp, F, 2 * F),

@@ -34,7 +34,7 @@ beforeAll(async () => {
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   // Of an earlier version.
-  for (const name of ['training-v3.bin', 'training-v4-i8.bin']) await writeFile(join(folder, name), '');
+  for (const name of ['training-v4-i8.bin', 'training-v5-pairs.bin']) await writeFile(join(folder, name), '');
   linears = {
     i8: await trainingLinears(folder, source.config, stored, 'i8'),
     u8: await trainingLinears(folder, source.config, stored, 'u8'),
@@ -93,7 +93,7 @@ function worstDifference(found: Float32Array, expected: Float32Array): number {
 test.each([
   ['output', 'forward'],
   ['down', 'forward'],
-  ['q', 'back'],
+  ['qkv', 'back'],
   ['gate', 'back'],
 ] as const)('pairs multiply as blocks do: %s, %s', async (which, direction) => {
   const of = { name: `layer_0.${which}`, direction };
@@ -136,11 +136,11 @@ test.runIf(process.platform === 'linux' && process.arch === 'x64')(
 test('each form has its own files, and those of earlier versions go', async () => {
   const names = (await readdir(folder)).filter((name) => name.startsWith('training-'));
   expect(names.sort()).toEqual([
-    'training-v5-i8.bin',
-    'training-v5-i8.json',
-    'training-v5-pairs.bin',
-    'training-v5-pairs.json',
-    'training-v5-u8.bin',
-    'training-v5-u8.json',
+    'training-v6-i8.bin',
+    'training-v6-i8.json',
+    'training-v6-pairs.bin',
+    'training-v6-pairs.json',
+    'training-v6-u8.bin',
+    'training-v6-u8.json',
   ]);
 });
