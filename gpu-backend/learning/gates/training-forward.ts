@@ -175,13 +175,15 @@ export type HeadProducts = {
 
 /** Lower bound of the tail's probability, which is divided by and whose logarithm is taken. */
 const SHARE_MIN = 1e-6;
+/** Lower bound of a target's predicted probability, whose logarithm is taken; about the smallest that fp32 has. */
+const PREDICTED_MIN = 1e-37;
 
 /**
  * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`. Both are
  * written by hand in one place because the `[R, V]` values between them are the largest of the step, and each pass over
- * them takes time. The gradient's nodes are appended only when it is requested.
+ * them takes time. The gradient's nodes are appended only when it is requested. A row's ids differ.
  *
- * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
+ * q = softmax(x·Wᵀ), loss = mean_r Σ_k -p_rk · log q_r[id_rk];
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
  *
  * With a tail, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
@@ -196,38 +198,27 @@ export function softTargetLoss(
 ): { value: Value; gradient: () => Value } {
   const ids = g.input('target_ids', 'i64', ['R', 'K']);
   const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
-  const axes = g.constant('i64', [1], [-1]);
-  const logits = head.forward(x);
-  const predicted = g.op('Softmax', [logits], { axis: -1 });
-  // log Σ exp(logits) = max logit − log max probability.
-  const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
-  const logSum = g.op('Sub', [most(logits), g.op('Log', [most(predicted)])]);
-  const picked = g.op('GatherElements', [logits, ids], { axis: 1 });
-  const terms = g.op('Mul', [probabilities, g.op('Sub', [logSum, picked])]);
+  const predicted = g.op('Softmax', [head.forward(x)], { axis: -1 });
+  const found = g.op('GatherElements', [predicted, ids], { axis: 1 });
+  const seen = g.op('Max', [found, g.constant('f32', [1], [PREDICTED_MIN])]);
+  const terms = g.op('Mul', [probabilities, g.op('Neg', [g.op('Log', [seen])])]);
   const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
   const sum = g.op('ReduceSum', [terms], { keepdims: 0 });
-  if (!hasTail) {
-    const gradient = () => {
-      const difference = scatterAdd(g, predicted, ids, g.op('Neg', [probabilities]));
-      return g.op('Div', [head.back(difference), rows]);
-    };
-    return { value: g.op('Div', [sum, rows]), gradient };
-  }
-  const found = g.op('GatherElements', [predicted, ids], { axis: 1 });
+  // The gradient needs it, so the runtime reads `predicted` before ScatterElements, which then writes in its place.
+  const ofTargets = g.op('Sub', [found, probabilities]);
+  const back = (others: Value) => {
+    const difference = g.op('ScatterElements', [others, ids, ofTargets], { axis: 1 });
+    return g.op('Div', [head.back(difference), rows]);
+  };
+  if (!hasTail) return { value: g.op('Div', [sum, rows]), gradient: () => back(predicted) };
   const [rest, predictedRest] = [restOf(g, probabilities), restOf(g, found)];
   const tail = g.op('ReduceSum', [g.op('Mul', [rest, g.op('Log', [predictedRest])])], { keepdims: 0 });
   const gradient = () => {
-    const ratio = g.op('Div', [rest, predictedRest]);
-    const scaled = g.op('Mul', [predicted, g.op('Sub', [g.constant('f32', [1], [1]), ratio])]);
-    // For a target the gradient is q − p, as without a tail.
-    const own = g.op('Sub', [g.op('Mul', [found, ratio]), probabilities]);
-    return g.op('Div', [head.back(scatterAdd(g, scaled, ids, own)), rows]);
+    const share = g.op('Sub', [g.constant('f32', [1], [1]), g.op('Div', [rest, predictedRest])]);
+    return back(g.op('Mul', [predicted, share]));
   };
   return { value: g.op('Div', [g.op('Sub', [sum, tail]), rows]), gradient };
 }
-
-const scatterAdd = (g: GraphBuilder, values: Value, ids: Value, updates: Value): Value =>
-  g.op('ScatterElements', [values, ids, updates], { axis: 1, reduction: 'add' });
 
 /** 1 − the sum of each row of `[R, K]` probabilities, `[R, 1]`. */
 function restOf(g: GraphBuilder, probabilities: Value): Value {
