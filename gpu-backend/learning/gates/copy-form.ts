@@ -12,7 +12,7 @@ import { createSession, floats, tensor } from '../../onnx/session.ts';
 export const CODE_TYPES = ['i8', 'u8'] as const;
 export type CodeType = (typeof CODE_TYPES)[number];
 /**
- * Forms of all copies of a model: blocks and columns with codes of a type, or `pairs` and columns with signed codes. Each has its
+ * Forms of all copies of a model: blocks and columns with codes of a type, or `pairs`, rows and columns with signed codes. Each has its
  * own files, since machines may share a folder.
  */
 export const COPY_FORMS = [...CODE_TYPES, 'pairs'] as const;
@@ -73,4 +73,34 @@ type Columns = { readonly codes: CodeType; readonly values: Value; readonly scal
 export function multiplyColumns(g: GraphBuilder, x: Value, { codes, values, scales }: Columns): Value {
   const zero = codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
   return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
+}
+
+/** The code of 0, and the codes on each side of it, of a row's activations. */
+const [ROW_ZERO, ROW_STEPS] = [128, 127];
+/** Far below the largest value of any row that matters; rows of zeros stay zeros. */
+const ROW_MIN = 1e-30;
+
+/**
+ * x `[..., inputs]` times signed codes `[inputs, outputs]` with a scale for each output. Activations have codes of 8 bits with a scale
+ * for each row, which the result is multiplied by.
+ */
+export function multiplyRows(
+  g: GraphBuilder,
+  x: Value,
+  inputs: number,
+  { values, scales }: { readonly values: Value; readonly scales: Value },
+): Value {
+  const last = g.constant('i64', [1], [-1]);
+  const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
+  const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
+  const step = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
+  const steps = g.op('Reshape', [step, last]);
+  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [steps])]);
+  const rows = g.op('Reshape', [x, g.constant('i64', [2], [-1, inputs])]);
+  const codes = g.op('Reshape', [
+    g.op('QuantizeLinear', [rows, steps, zeros], { axis: 0 }),
+    g.op('Shape', [x]),
+  ]);
+  const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
+  return g.op('Mul', [g.op('MatMulIntegerToFloat', [codes, values, one, scales, zero], {}, MICROSOFT), step]);
 }

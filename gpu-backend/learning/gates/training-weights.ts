@@ -8,11 +8,13 @@
  * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
  * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  *
- * With AMX they have `pairs` instead, codes by column and two codes an activation (`model/architectures/column-products.ts`),
- * which are as exact and take half the time there; elsewhere they would take more. The forward products with the stream have
- * pairs, too, which makes up for the precision that weights by column lose. A scale of pairs belongs to a channel that is not
- * the stream's, in both directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine
- * times. The head has a scale for each channel of the stream instead, and none for tokens that are hardly ever likely.
+ * With AMX all codes are by column, which takes half the time there; elsewhere it would take more. Forward products have
+ * `pairs`, two codes an activation (`model/architectures/column-products.ts`), which makes up for the precision that weights
+ * by column lose. Gradients have `rows`, one code with a scale for each row, and are no less exact than with pairs; forward
+ * products with down would take the cosine from 0.995 to 0.990. A scale of pairs belongs to a channel that is not the stream's,
+ * in both directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine times. The head
+ * has one code forward and pairs back, with a scale for each channel of the stream and none for tokens that are hardly ever
+ * likely.
  */
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -54,6 +56,7 @@ import {
   type CopyForm,
   codesOf,
   multiplyColumns,
+  multiplyRows,
   ZERO_CODE,
 } from './copy-form.ts';
 
@@ -84,7 +87,7 @@ export type TrainingLinear = {
    * Undefined for fp32: the forward weights are used. In blocks, its inputs are filled up with zeros to whole blocks: a
    * vocabulary has any size.
    */
-  readonly back: StoredProduct | undefined;
+  readonly back: StoredBack | undefined;
 };
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
@@ -137,10 +140,14 @@ const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('columns'), codes: z.enum(CODE_TYPES), ...sizes }),
   z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales: rangeSchema.optional() }),
 ]);
+const rowsSchema = z.strictObject({ kind: z.literal('rows'), ...sizes, inputScales: rangeSchema.optional() });
 /** `forward` is missing where the model's own weights are used. */
-const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
+const copiesSchema = z.strictObject({
+  forward: productSchema.optional(),
+  back: z.discriminatedUnion('kind', [productSchema, rowsSchema]),
+});
 const indexSchema = z.record(z.string(), copiesSchema);
-type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
+type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredBack }>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
 async function readIndex(folder: string, form: CopyForm): Promise<Copies | undefined> {
@@ -205,15 +212,17 @@ function storeCopies(file: WeightsFile, form: CopyForm, name: string, kind: Weig
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
   if (isInner) {
     const turned = transposed(matrix);
-    const back = storeColumns(file, codesOf(form), turned);
-    if (form === 'pairs') return { forward: storePairsByInput(file, turned), back };
+    if (form === 'pairs')
+      return { forward: storePairsByInput(file, turned), back: asRows(storePairs(file, turned)) };
+    const back = storeColumns(file, form, turned);
     return innerKind(kind) === kind ? { back } : { forward: storeLinear(file, PLAIN_8_BITS, matrix), back };
   }
   if (form !== 'pairs') {
     const forward = storeColumns(file, form, matrix);
     return { forward, back: storeLinear(file, PLAIN_8_BITS, inWholeBlocks(transposed(matrix))) };
   }
-  if (name !== 'head') return { forward: storePairs(file, matrix), back: storePairsByInput(file, matrix) };
+  if (name !== 'head')
+    return { forward: storePairs(file, matrix), back: asRows(storePairsByInput(file, matrix)) };
   return {
     forward: storeColumns(file, codesOf(form), matrix),
     back: storePairsEvening(file, transposed(withoutMean(matrix))),
@@ -279,7 +288,10 @@ type StoredPairs = {
   /** `[outputs]`. */
   readonly scales: WeightRange;
 };
+/** As pairs, for one code an activation. */
+type StoredRows = Omit<StoredPairs, 'kind'> & { readonly kind: 'rows' };
 type StoredProduct = StoredLinear | StoredColumns | StoredPairs;
+type StoredBack = StoredProduct | StoredRows;
 
 /** Symmetric quantization: an output's largest weight is 127 codes away from the zero point. */
 function storeColumns(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredColumns {
@@ -320,21 +332,24 @@ function storePairsByInput(
   };
 }
 
+const asRows = (stored: StoredPairs): StoredRows => ({ ...stored, kind: 'rows' });
+
 /** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
 export const weightName = (name: string): string => `${name}.q`;
 
 /**
  * Multiplies a gradient by a product's result with `back`, which gives the gradient by the product's input. Gradients of
- * different positions differ by orders of magnitude, so with columns each row is normalized before quantization with one
- * scale, and scaled back afterwards.
+ * different positions differ by orders of magnitude, so each row has a scale of its own: with columns each row is normalized
+ * before quantization with one scale, and scaled back afterwards.
  */
 export function multiplyGradient(
   g: GraphBuilder,
   gradient: Value,
   name: string,
-  { forward, back: stored }: TrainingLinear & { readonly back: StoredProduct },
+  { forward, back: stored }: TrainingLinear & { readonly back: StoredBack },
 ): Value {
   const { inputs } = stored;
+  if (stored.kind === 'rows') return multiplyByRow(g, gradient, name, stored);
   if (stored.kind === 'pairs') return multiplyStored(g, gradient, name, stored);
   if (stored.kind !== 'columns') {
     const whole = withZeros(g, gradient, inputs - forward.outputs);
@@ -369,6 +384,17 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
   return product;
 }
 
+function multiplyByRow(g: GraphBuilder, x: Value, name: string, stored: StoredRows): Value {
+  const { inputs, outputs, inputScales } = stored;
+  const values = g.initializer(weightName(name), 'i8', [inputs, outputs], external(stored.values));
+  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
+  const even = inputScales === undefined ? x : g.op('Mul', [x, scalesOfInputs(g, name, inputs, inputScales)]);
+  return multiplyRows(g, even, inputs, { values, scales });
+}
+
+const scalesOfInputs = (g: GraphBuilder, name: string, inputs: number, stored: WeightRange): Value =>
+  g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
+
 /** As {@link multiplyStored}; the last node gives the result. */
 function multiplyPairs(
   g: GraphBuilder,
@@ -380,8 +406,7 @@ function multiplyPairs(
   const ofMany = (rows: Value) => multiplyByColumn(g, rows, columns, g.fresh('pairs'), true);
   if (stored === undefined) return ofMany(x);
   const { inputs } = columns;
-  const scales = g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
-  const { even, inverse } = withEvenRows(g, x, inputs, scales);
+  const { even, inverse } = withEvenRows(g, x, inputs, scalesOfInputs(g, name, inputs, stored));
   return g.op('Div', [ofMany(even), inverse]);
 }
 

@@ -94,6 +94,7 @@ test.each([
   ['output', 'forward'],
   ['down', 'forward'],
   ['qkv', 'back'],
+  ['output', 'back'],
   ['gate', 'back'],
 ] as const)('pairs multiply as blocks do: %s, %s', async (which, direction) => {
   const of = { name: `layer_0.${which}`, direction };
