@@ -37,7 +37,7 @@ export type Forecast = {
  * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns', number>> & {
-  /** Of a training step; `pairs` are multiplied as `q8-columns`. */
+  /** Of a training step; `pairs` are multiplied as `q8-columns`, `rows` as `columns`. */
   readonly rounding: Rounding;
 };
 
@@ -198,7 +198,7 @@ function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
     const pairs = paces['q8-columns'];
     return {
       forward_s: head / columns + (read + written) / pairs,
-      back_s: (head + read) / pairs + written / columns,
+      back_s: head / pairs + (read + written) / columns,
     };
   }
   return {

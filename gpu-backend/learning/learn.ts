@@ -50,7 +50,7 @@ export const STATE_FILE = 'state.jsonl';
 const LOCK_FILE = '.lock';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs give other results. */
-const PIPELINE_VERSION = 10;
+const PIPELINE_VERSION = 11;
 /** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 

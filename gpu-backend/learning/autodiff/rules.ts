@@ -107,6 +107,14 @@ const layoutRules: { readonly [op: string]: Rule } = {
     const parts = c.node.outputs.map((_, i) => c.gradient(i) ?? zerosLike(c.g, c.output(i)));
     return [c.g.op('Concat', parts, { axis: axisAttribute(c) }), undefined];
   },
+  // Zeros behind the last axis.
+  Pad: (c) => [firstOf(c.g, only(c), c.shape(0).at(-1) as number)],
+  // The first of the last axis.
+  Slice: (c) => {
+    const missing = (c.shape(0).at(-1) as number) - (c.outputShape(0).at(-1) as number);
+    const int = (...values: number[]) => c.g.constant('i64', [values.length], values);
+    return [c.g.op('Pad', [only(c), int(0, missing), scalar(c.g, 0), int(-1)])];
+  },
   // Rows of x by index; a row that is gathered twice gets the sum of both gradients.
   Gather: (c) => {
     if (axisAttribute(c) !== 0) throw new Error('Gather is differentiated along axis 0 alone');
@@ -160,6 +168,64 @@ const rotary: Rule = (c) => {
   return [c.g.op('RotaryEmbedding', inputs, c.node.attributes, MICROSOFT)];
 };
 
+/**
+ * Causal attention of whole sequences, o = P·V with P = softmax(Q·Kᵀ): ∂V = Pᵀ·∂o, ∂P = ∂o·Vᵀ, ∂S = P · (∂P - Σ ∂P·P),
+ * ∂Q = ∂S·K, ∂K = ∂Sᵀ·Q, where Σ ∂P·P over keys is Σ ∂o·o over a head (FlashAttention, Dao et al., 2022). The node keeps K, V and P
+ * by head. The query heads of a KV head are one matrix here, `[B, G, S·N/G, …]`.
+ */
+const attention: Rule = (c) => {
+  const { g, node } = c;
+  const { num_heads: N, kv_num_heads: G, scale, do_rotary } = node.attributes;
+  if (typeof N !== 'number' || typeof G !== 'number' || (scale as { float: number }).float !== 1)
+    throw new Error(`${node.op} is differentiated with scale 1 alone`);
+  const width = c.outputShape(1).at(-1) as number;
+  const isPacked = node.inputs[1] === '';
+  const grouped = (value: Value) => reshape(g, value, 0, G, -1, 0);
+  const turned = (value: Value, heads: number, sin: () => Value) =>
+    do_rotary === 1 ? turnedHeads(c, value, heads, width, sin()) : value;
+  const multiply = (a: Value, b: Value, transpose: { transA?: number; transB?: number } = {}) =>
+    g.op('FusedMatMul', [a, b], transpose, MICROSOFT);
+
+  const asked = isPacked ? firstOf(g, c.input(0), N * width) : c.input(0);
+  const queries = grouped(turned(byHead(g, asked, N), N, () => c.input(8)));
+  const [keys, values, probabilities] = [c.output(1), c.output(2), grouped(c.output(3))];
+  const ofOutput = grouped(byHead(g, only(c), N));
+  const alike = reshape(g, g.op('Mul', [only(c), c.output(0)]), 0, 0, N, -1);
+  const sums = g.op('ReduceSum', [alike, g.constant('i64', [1], [-1])], { keepdims: 1 });
+  const sum = grouped(g.op('Transpose', [sums], { perm: [0, 2, 1, 3] }));
+  const centred = g.op('Sub', [multiply(ofOutput, values, { transB: 1 }), sum]);
+  const ofScores = g.op('Mul', [probabilities, centred]);
+  const ofQueries = reshape(g, multiply(ofScores, keys), 0, N, -1, width);
+  const ofKeys = multiply(ofScores, queries, { transA: 1 });
+  const ofValues = multiply(probabilities, ofOutput, { transA: 1 });
+  const back = () => g.op('Neg', [c.input(8)]);
+  const parts = [turned(ofQueries, N, back), turned(ofKeys, G, back), ofValues];
+  return isPacked ? [inRows(g, g.op('Concat', parts, { axis: 1 }))] : parts.map((part) => inRows(g, part));
+};
+
+/** `[B, S, heads·D]` → `[B, heads, S, D]`. */
+const byHead = (g: GraphBuilder, value: Value, heads: number): Value =>
+  g.op('Transpose', [reshape(g, value, 0, 0, heads, -1)], { perm: [0, 2, 1, 3] });
+
+/** `[B, heads, S, D]` → `[B, S, heads·D]`. */
+const inRows = (g: GraphBuilder, value: Value): Value =>
+  reshape(g, g.op('Transpose', [value], { perm: [0, 2, 1, 3] }), 0, 0, -1);
+
+/** Rotary embedding of `[B, heads, S, D]`, as `GroupQueryAttention` applies it to whole sequences. */
+const turnedHeads = (
+  { g, input }: RuleContext,
+  value: Value,
+  heads: number,
+  width: number,
+  sin: Value,
+): Value =>
+  g.op(
+    'RotaryEmbedding',
+    [value, g.constant('i64', [1], [0]), input(7), sin],
+    { num_heads: heads, rotary_embedding_dim: width },
+    MICROSOFT,
+  );
+
 /** y = x · Wᵀ with W quantized: ∂x = g · W, from a second copy of W that is quantized along its other axis. */
 const quantizedProduct: Rule = (c) => [c.transposed(c.node.inputs[1]!)(c.g, only(c))];
 
@@ -167,6 +233,7 @@ const modelRules: { readonly [op: string]: Rule } = {
   SimplifiedLayerNormalization: rmsNorm,
   QuickGelu: quickGelu,
   RotaryEmbedding: rotary,
+  GroupQueryAttention: attention,
   MatMulNBits: quantizedProduct,
   DynamicQuantizeMatMul: quantizedProduct,
 };
@@ -192,6 +259,13 @@ function unbroadcast(g: GraphBuilder, gradient: Value, from: Shape, to: Shape): 
   const leading = Array.from({ length: lead }, (_, i) => i);
   return g.op('Squeeze', [summed, g.constant('i64', [lead], leading)]);
 }
+
+const reshape = (g: GraphBuilder, value: Value, ...shape: number[]): Value =>
+  g.op('Reshape', [value, g.constant('i64', [shape.length], shape)]);
+
+/** The first `count` along the last axis. */
+const firstOf = (g: GraphBuilder, value: Value, count: number): Value =>
+  g.op('Slice', [value, ...[0, count, -1].map((number) => g.constant('i64', [1], [number]))]);
 
 const scalar = (g: GraphBuilder, value: number): Value => g.constant('f32', [], [value]);
 

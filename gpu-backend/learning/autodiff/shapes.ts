@@ -98,7 +98,25 @@ const TABLE: { readonly [op: string]: Infer } = {
   },
   GatherBlockQuantized: ({ inputs: [, indices, scales], node }) =>
     indices && scales && [[...indices, (scales.at(-1) as number) * (node.attributes.block_size as number)]],
+  GroupQueryAttention: ({ first: [B, S, width], node }) => {
+    const { num_heads: N, kv_num_heads: G } = node.attributes as { num_heads: number; kv_num_heads: number };
+    const isPacked = node.inputs[1] === '';
+    const D = (width as number) / (isPacked ? N + 2 * G : N);
+    const kept = [B!, G, S!, D];
+    return [[B!, S!, N * D], kept, kept, [B!, N, S!, S!]];
+  },
   Where: elementwise,
+  // At the end of the last axis alone; other cuts get no shape.
+  Pad: ({ first, integers }) => {
+    const pads = integers(1);
+    const isLast = pads?.slice(0, -1).every((count) => count === 0);
+    return isLast ? [[...first.slice(0, -1), (first.at(-1) as number) + pads!.at(-1)!]] : undefined;
+  },
+  Slice: ({ first, integers }) => {
+    const [start, end, axis] = [1, 2, 3].map((index) => integers(index)?.[0]);
+    const isFirst = start === 0 && end !== undefined && axis !== undefined;
+    return isFirst && axisOf(axis, first) === first.length - 1 ? [[...first.slice(0, -1), end]] : undefined;
+  },
   Split: ({ first, node, integers }) => {
     const axis = axisOf((node.attributes.axis as number) ?? 0, first);
     return integers(1)?.map((size) => first.map((whole, i) => (i === axis ? size : whole)));

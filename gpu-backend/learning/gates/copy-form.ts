@@ -12,8 +12,8 @@ import { createSession, floats, tensor } from '../../onnx/session.ts';
 export const CODE_TYPES = ['i8', 'u8'] as const;
 export type CodeType = (typeof CODE_TYPES)[number];
 /**
- * How the copies of a model are rounded: codes in blocks and by column, or pairs of codes and by column. It decides the bits of a
- * step, so a run keeps the rounding that it began with, on whichever machine it goes on.
+ * How the copies of a model are rounded: codes in blocks and by column, or `pairs` of codes, rows and columns. It decides the bits
+ * of a step, so a run keeps the rounding that it began with, on whichever machine it goes on.
  */
 export const ROUNDINGS = ['blocks', 'pairs'] as const;
 export type Rounding = (typeof ROUNDINGS)[number];
@@ -70,6 +70,43 @@ type Columns = { readonly codes: CodeType; readonly values: Value; readonly scal
 
 /** x `[..., inputs]` times codes `[inputs, outputs]` with a scale for each output. */
 export function multiplyColumns(g: GraphBuilder, x: Value, { codes, values, scales }: Columns): Value {
-  const zero = codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
-  return g.op('DynamicQuantizeMatMul', [x, values, scales, zero], {}, MICROSOFT);
+  return g.op('DynamicQuantizeMatMul', [x, values, scales, zeroOf(g, codes)], {}, MICROSOFT);
+}
+
+const zeroOf = (g: GraphBuilder, codes: CodeType): Value | undefined =>
+  codes === 'u8' ? g.constant(codes, [1], [ZERO_CODE[codes]]) : undefined;
+
+/** The code of 0, and the codes on each side of it, of a row's activations. */
+const [ROW_ZERO, ROW_STEPS] = [128, 127];
+/** Far below the largest value of any row that matters; rows of zeros stay zeros. */
+const ROW_MIN = 1e-30;
+
+/**
+ * x `[..., inputs]` times codes `[inputs, outputs]` with a scale for each output. Activations have codes of 8 bits with a scale for
+ * each row, which the result is multiplied by.
+ */
+export function multiplyRows(
+  g: GraphBuilder,
+  x: Value,
+  inputs: number,
+  { codes, values, scales }: Columns,
+): Value {
+  const last = g.constant('i64', [1], [-1]);
+  const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
+  const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
+  const step = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
+  const steps = g.op('Reshape', [step, last]);
+  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [steps])]);
+  const rows = g.op('Reshape', [x, g.constant('i64', [2], [-1, inputs])]);
+  const rounded = g.op('QuantizeLinear', [rows, steps, zeros], { axis: 0 });
+  const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
+  const operands = [
+    g.op('Reshape', [rounded, g.op('Shape', [x])]),
+    values,
+    one,
+    scales,
+    zero,
+    zeroOf(g, codes),
+  ];
+  return g.op('Mul', [g.op('MatMulIntegerToFloat', operands, {}, MICROSOFT), step]);
 }

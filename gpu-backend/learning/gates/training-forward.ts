@@ -1,18 +1,18 @@
 /**
- * The model and its loss as training computes them: whole sequences at once, no cache, attention written from
- * primitives (its probabilities are needed twice). The caller decides how a block's output is used (gates, surrogates,
- * statistics).
+ * The model and its loss as training computes them: whole sequences at once, no cache. The caller decides how a block's
+ * output is used (gates, surrogates, statistics).
  *
- * Shapes: B sequences of S tokens, H = hidden, N/G = query/KV heads, P = N/G query heads a KV head, D = head width, R =
- * scored positions. A token attends to itself and to earlier tokens of its sequence.
+ * Shapes: B sequences of S tokens, H = hidden, D = head width, R = scored positions. A token attends to itself and to earlier
+ * tokens of its sequence.
  */
 
-import { type Extras, type Heads, layerExtras, rotate } from '../../model/architectures/attention-extras.ts';
+import { type Extras, layerExtras } from '../../model/architectures/attention-extras.ts';
+import { attendByHead, type HeadLengths } from '../../model/architectures/head-attention.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { external, type WeightRange } from '../../model/weights-file.ts';
-import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { ELEMENT_TYPES, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { type LayerLinear, multiplyStored, type TrainingLinears } from './training-weights.ts';
 
 /** The output of a block for the residual stream `h` `[B, S, H]` before it; appends to `b`. */
@@ -21,15 +21,15 @@ type Block = (b: GraphBuilder, h: Value) => Value;
 /** Values that all blocks share. */
 export type Shared = {
   readonly config: ModelConfig;
+  /** Whether gradients go back through the blocks. */
+  readonly isDifferentiated: boolean;
   /** `[B, S]`. */
   readonly positions: Value;
   /** Rows of the rotary tables, `[S, D/2]`. */
   readonly cos: Value;
   readonly sin: Value;
-  /** `[S, S]`: 0 where a token may attend, very negative elsewhere. */
-  readonly attentionMask: Value;
-  /** The same for layers with sliding-window attention. */
-  readonly windowMask: Value;
+  /** All are whole: a last token has all others before it. */
+  readonly lengths: HeadLengths;
   /** `[S, 1]`, bool: the first position of a sequence. */
   readonly isFirst: Value;
 };
@@ -43,10 +43,11 @@ export function forward(
   config: ModelConfig,
   stored: StoredLlama,
   linears: TrainingLinears,
+  isDifferentiated: boolean,
   next: Next,
 ): Value {
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
-  const shared = sharedValues(g, config, stored, tokenIds);
+  const shared = sharedValues(g, config, stored, tokenIds, isDifferentiated);
   const before = embed(g, tokenIds, stored.embedding);
   return layersForward(g, shared, stored, linears, { from: 0, to: config.layerCount, before }, next);
 }
@@ -97,12 +98,7 @@ export function scoredRows(g: GraphBuilder, config: ModelConfig, stored: StoredL
 }
 
 /** Shapes that `autodiff/shapes.ts` does not infer. */
-export const sharedShapes = ({ attentionMask, windowMask, isFirst }: Shared) =>
-  new Map([
-    [attentionMask.name, ['S', 'S']],
-    [windowMask.name, ['S', 'S']],
-    [isFirst.name, ['S', 1]],
-  ]);
+export const sharedShapes = ({ isFirst }: Shared) => new Map([[isFirst.name, ['S', 1]]]);
 
 /** x / √(mean x² + ε) over the last axis: the norm without its weights, the same in every basis. */
 export const normalizePlainly = (g: GraphBuilder, config: ModelConfig, x: Value): Value =>
@@ -120,30 +116,26 @@ export function sharedValues(
   config: ModelConfig,
   stored: StoredLlama,
   tokenIds: Value,
+  isDifferentiated: boolean,
 ): Shared {
   const table = [config.contextTokens, config.headSize / 2];
   const int = (...values: number[]) => g.constant('i64', [values.length], values);
   const scalar = (value: number) => g.constant('i64', [], [value]);
-  const length = g.op('Squeeze', [g.op('Shape', [tokenIds], { start: 1, end: 2 })]);
-  const order = g.op('Range', [scalar(0), length, scalar(1)]);
-  const column = g.op('Unsqueeze', [order, int(1)]);
-  const keys = g.op('Unsqueeze', [order, int(0)]);
-  const mayLook = g.op('LessOrEqual', [keys, column]);
-  const masked = (seen: Value) =>
-    g.op('Where', [seen, g.constant('f32', [], [0]), g.constant('f32', [], [-1e9])]);
-  const attentionMask = masked(mayLook);
-  const window = config.slidingWindow?.tokens;
-  const near = window && g.op('Greater', [keys, g.op('Sub', [column, scalar(window)])]);
+  const i32 = (value: Value) => g.op('Cast', [value], { to: ELEMENT_TYPES.i32 });
+  const [sequences, tokens] = [0, 1].map((axis) =>
+    g.op('Shape', [tokenIds], { start: axis, end: axis + 1 }),
+  ) as [Value, Value];
+  const order = g.op('Range', [scalar(0), g.op('Squeeze', [tokens]), scalar(1)]);
   const rows = (name: string, range: WeightRange): Value =>
     g.op('Gather', [g.initializer(name, 'f32', table, external(range)), order], { axis: 0 });
   return {
     config,
+    isDifferentiated,
     positions: g.op('Expand', [g.op('Unsqueeze', [order, int(0)]), g.op('Shape', [tokenIds])]),
+    lengths: { past: i32(g.op('Expand', [g.op('Sub', [tokens, int(1)]), sequences])), most: i32(tokens) },
     cos: rows('rope_cos', stored.ropeCos),
     sin: rows('rope_sin', stored.ropeSin),
-    attentionMask,
-    windowMask: near ? masked(g.op('And', [mayLook, near])) : attentionMask,
-    isFirst: g.op('Equal', [column, scalar(0)]),
+    isFirst: g.op('Equal', [g.op('Unsqueeze', [order, int(1)]), scalar(0)]),
   };
 }
 
@@ -154,37 +146,18 @@ function normalize(g: GraphBuilder, config: ModelConfig, name: string, stored: W
   return g.op('SimplifiedLayerNormalization', [x, weight], normAttributes(config));
 }
 
-/** The heads of Q, of K and of V. */
-const headParts = ({ headCount: N, kvHeadCount: G }: ModelConfig): readonly [Heads, Heads, Heads] => [
-  { from: 0, count: N },
-  { from: N, count: G },
-  { from: N + G, count: G },
-];
-
 function attention(b: GraphBuilder, shared: Shared, extras: Extras, project: Project, x: Value): Value {
-  const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
-  const [ofQ, ofK, ofV] = headParts(shared.config);
-  const turned = (which: 'q' | 'k', heads: Heads) => {
-    const normed = extras.normed(b, extras.biased(b, project(b, which, x), heads), heads);
-    return rotate(b, shared, extras, normed, shared.positions, heads.count);
-  };
-  /** `[B, S, G·P·D]` → `[B, G, P, S, D]`, P = 1 for keys and values. */
-  const byHead = (value: Value, perGroup: number) =>
-    b.op('Transpose', [b.op('Reshape', [value, b.constant('i64', [5], [0, 0, G, perGroup, D])])], {
-      perm: [0, 2, 3, 1, 4],
-    });
-  const q = byHead(turned('q', ofQ), N / G);
-  const k = byHead(turned('k', ofK), 1);
-  // Rows of Q carry 1/√D.
-  const scores = b.op('FusedMatMul', [q, k], { transB: 1 }, MICROSOFT);
-  const mask = extras.window === undefined ? shared.attentionMask : shared.windowMask;
-  const masked = b.op('Add', [scores, mask]);
-  const probabilities = b.op('Softmax', [masked], { axis: -1 });
-  const v = extras.biased(b, project(b, 'v', x), ofV);
-  const attended = b.op('MatMul', [probabilities, byHead(v, 1)]);
-  const together = b.op('Transpose', [attended], { perm: [0, 3, 1, 2, 4] });
-  const flat = b.op('Reshape', [together, b.constant('i64', [3], [0, 0, N * D])]);
-  return extras.outputBiased(b, project(b, 'output', flat));
+  const rows = { product: project(b, 'qkv', x), positions: () => shared.positions };
+  const { attended } = attendByHead(
+    b,
+    shared,
+    extras,
+    rows,
+    undefined,
+    shared.lengths,
+    shared.isDifferentiated,
+  );
+  return extras.outputBiased(b, project(b, 'output', attended));
 }
 
 function ffn(b: GraphBuilder, project: Project, x: Value): Value {
@@ -202,13 +175,15 @@ export type HeadProducts = {
 
 /** Lower bound of the tail's probability, which is divided by and whose logarithm is taken. */
 const SHARE_MIN = 1e-6;
+/** Lower bound of a target's predicted probability, whose logarithm is taken; about the smallest that fp32 has. */
+const PREDICTED_MIN = 1e-37;
 
 /**
  * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`. Both are
  * written by hand in one place because the `[R, V]` values between them are the largest of the step, and each pass over
- * them takes time. The gradient's nodes are appended only when it is requested.
+ * them takes time. The gradient's nodes are appended only when it is requested. A row's ids differ.
  *
- * logits = x·Wᵀ, q = softmax(logits), loss = mean_r Σ_k p_rk · (log Σ exp logits_r - logits_r[id_rk]);
+ * q = softmax(x·Wᵀ), loss = mean_r Σ_k -p_rk · log q_r[id_rk];
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
  *
  * With a tail, p may sum to P < 1, and all other tokens are one more target of probability 1 − P: with Q = Σ_k q_k the
@@ -223,38 +198,27 @@ export function softTargetLoss(
 ): { value: Value; gradient: () => Value } {
   const ids = g.input('target_ids', 'i64', ['R', 'K']);
   const probabilities = g.input('target_probabilities', 'f32', ['R', 'K']);
-  const axes = g.constant('i64', [1], [-1]);
-  const logits = head.forward(x);
-  const predicted = g.op('Softmax', [logits], { axis: -1 });
-  // log Σ exp(logits) = max logit − log max probability.
-  const most = (value: Value) => g.op('ReduceMax', [value, axes], { keepdims: 1 });
-  const logSum = g.op('Sub', [most(logits), g.op('Log', [most(predicted)])]);
-  const picked = g.op('GatherElements', [logits, ids], { axis: 1 });
-  const terms = g.op('Mul', [probabilities, g.op('Sub', [logSum, picked])]);
+  const predicted = g.op('Softmax', [head.forward(x)], { axis: -1 });
+  const found = g.op('GatherElements', [predicted, ids], { axis: 1 });
+  const seen = g.op('Max', [found, g.constant('f32', [1], [PREDICTED_MIN])]);
+  const terms = g.op('Mul', [probabilities, g.op('Neg', [g.op('Log', [seen])])]);
   const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
   const sum = g.op('ReduceSum', [terms], { keepdims: 0 });
-  if (!hasTail) {
-    const gradient = () => {
-      const difference = scatterAdd(g, predicted, ids, g.op('Neg', [probabilities]));
-      return g.op('Div', [head.back(difference), rows]);
-    };
-    return { value: g.op('Div', [sum, rows]), gradient };
-  }
-  const found = g.op('GatherElements', [predicted, ids], { axis: 1 });
+  // The gradient needs it, so the runtime reads `predicted` before ScatterElements, which then writes in its place.
+  const ofTargets = g.op('Sub', [found, probabilities]);
+  const back = (others: Value) => {
+    const difference = g.op('ScatterElements', [others, ids, ofTargets], { axis: 1 });
+    return g.op('Div', [head.back(difference), rows]);
+  };
+  if (!hasTail) return { value: g.op('Div', [sum, rows]), gradient: () => back(predicted) };
   const [rest, predictedRest] = [restOf(g, probabilities), restOf(g, found)];
   const tail = g.op('ReduceSum', [g.op('Mul', [rest, g.op('Log', [predictedRest])])], { keepdims: 0 });
   const gradient = () => {
-    const ratio = g.op('Div', [rest, predictedRest]);
-    const scaled = g.op('Mul', [predicted, g.op('Sub', [g.constant('f32', [1], [1]), ratio])]);
-    // For a target the gradient is q − p, as without a tail.
-    const own = g.op('Sub', [g.op('Mul', [found, ratio]), probabilities]);
-    return g.op('Div', [head.back(scatterAdd(g, scaled, ids, own)), rows]);
+    const share = g.op('Sub', [g.constant('f32', [1], [1]), g.op('Div', [rest, predictedRest])]);
+    return back(g.op('Mul', [predicted, share]));
   };
   return { value: g.op('Div', [g.op('Sub', [sum, tail]), rows]), gradient };
 }
-
-const scatterAdd = (g: GraphBuilder, values: Value, ids: Value, updates: Value): Value =>
-  g.op('ScatterElements', [values, ids, updates], { axis: 1, reduction: 'add' });
 
 /** 1 − the sum of each row of `[R, K]` probabilities, `[R, 1]`. */
 function restOf(g: GraphBuilder, probabilities: Value): Value {

@@ -8,12 +8,13 @@
  * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
  * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  *
- * A run that begins with AMX has `pairs` instead, codes by column and two codes an activation
- * (`model/architectures/column-products.ts`), which are as exact and take half the time there. Elsewhere a step takes a fifth less
- * with them, and a loss, which a search computes far more of, a fifth more. The forward products with the stream have
- * pairs, too, which makes up for the precision that weights by column lose. A scale of pairs belongs to a channel that is not
- * the stream's, in both directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine
- * times. The head has a scale for each channel of the stream instead, and none for tokens that are hardly ever likely.
+ * A run that begins with AMX has all codes by column instead, which takes half the time there. Elsewhere a step takes a fifth less
+ * with them, and a loss, which a search computes far more of, a fifth more. Forward products have `pairs`, two codes an
+ * activation (`model/architectures/column-products.ts`), which makes up for the precision that weights by column lose.
+ * Gradients have `rows`, one code with a scale for each row, and are no less exact than with pairs; forward products with down
+ * would take the cosine from 0.995 to 0.990. A scale of pairs belongs to a channel that is not the stream's, in both
+ * directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine times. The head has one
+ * code forward and pairs back, with a scale for each channel of the stream and none for tokens that are hardly ever likely.
  */
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -53,6 +54,7 @@ import {
   type CodeType,
   type CopyForm,
   multiplyColumns,
+  multiplyRows,
   ROUNDINGS,
   ZERO_CODE,
 } from './copy-form.ts';
@@ -69,10 +71,10 @@ export const trainingGraphFile = (folder: string, name: string, { rounding, code
   join(folder, `training-${name}-${rounding}-${codes}.onnx`);
 
 /**
- * The matrices of one layer, multiplied separately: splitting the result of a joint product costs more than the joint
- * product saves.
+ * The matrices of one layer. Attention takes the product with Q, K and V as a whole; that with gate and up would be split, which
+ * costs more than a joint product saves.
  */
-const LAYER_LINEARS = ['q', 'k', 'v', 'output', 'gate', 'up', 'down'] as const;
+const LAYER_LINEARS = ['qkv', 'output', 'gate', 'up', 'down'] as const;
 export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
@@ -86,7 +88,7 @@ export type TrainingLinear = {
    * Undefined for fp32: the forward weights are used. In blocks, its inputs are filled up with zeros to whole blocks: a
    * vocabulary has any size.
    */
-  readonly back: StoredProduct | undefined;
+  readonly back: StoredBack | undefined;
 };
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
@@ -112,13 +114,11 @@ export async function trainingLinears(
 
 /** Each in stretches of rows; only the head has several. */
 function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, readonly StoredLinear[]> {
-  const { headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
+  const { ffnSize: F } = config;
   const named = new Map<string, readonly StoredLinear[]>([['head', stored.head]]);
   for (const [index, { qkv, output, gateUp, down }] of stored.layers.entries()) {
     const layer: Record<LayerLinear, StoredLinear> = {
-      q: storedRows(qkv, 0, N * D),
-      k: storedRows(qkv, N * D, (N + G) * D),
-      v: storedRows(qkv, (N + G) * D, (N + 2 * G) * D),
+      qkv,
       output,
       gate: storedRows(gateUp, 0, F),
       up: storedRows(gateUp, F, 2 * F),
@@ -141,10 +141,19 @@ const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('columns'), codes: z.enum(CODE_TYPES), ...sizes }),
   z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales: rangeSchema.optional() }),
 ]);
+const rowsSchema = z.strictObject({
+  kind: z.literal('rows'),
+  codes: z.enum(CODE_TYPES),
+  ...sizes,
+  inputScales: rangeSchema.optional(),
+});
 /** `forward` is missing where the model's own weights are used. */
-const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
+const copiesSchema = z.strictObject({
+  forward: productSchema.optional(),
+  back: z.discriminatedUnion('kind', [productSchema, rowsSchema]),
+});
 const indexSchema = z.record(z.string(), copiesSchema);
-type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredProduct }>;
+type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredBack }>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
 async function readIndex(folder: string, form: CopyForm): Promise<Copies | undefined> {
@@ -215,15 +224,17 @@ function storeCopies(
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
   if (isInner) {
     const turned = transposed(matrix);
+    if (rounding === 'pairs')
+      return { forward: storePairsByInput(file, turned), back: storeRows(file, codes, turned) };
     const back = storeColumns(file, codes, turned);
-    if (rounding === 'pairs') return { forward: storePairsByInput(file, turned), back };
     return innerKind(kind) === kind ? { back } : { forward: storeLinear(file, PLAIN_8_BITS, matrix), back };
   }
   if (rounding === 'blocks') {
     const forward = storeColumns(file, codes, matrix);
     return { forward, back: storeLinear(file, PLAIN_8_BITS, inWholeBlocks(transposed(matrix))) };
   }
-  if (name !== 'head') return { forward: storePairs(file, matrix), back: storePairsByInput(file, matrix) };
+  if (name !== 'head')
+    return { forward: storePairs(file, matrix), back: storeRowsByInput(file, codes, matrix) };
   return {
     forward: storeColumns(file, codes, matrix),
     back: storePairsEvening(file, transposed(withoutMean(matrix))),
@@ -289,22 +300,26 @@ type StoredPairs = {
   /** `[outputs]`. */
   readonly scales: WeightRange;
 };
+/** As columns, for activations with a scale for each row. */
+type StoredRows = Omit<StoredColumns, 'kind'> & {
+  readonly kind: 'rows';
+  /** `[inputs]`, at most 1; undefined where channels are even. */
+  readonly inputScales?: WeightRange | undefined;
+};
 type StoredProduct = StoredLinear | StoredColumns | StoredPairs;
+type StoredBack = StoredProduct | StoredRows;
 
 /** Symmetric quantization: an output's largest weight is 127 codes away from the zero point. */
 function storeColumns(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredColumns {
   const rounded = roundColumns(rows, outputs, inputs);
-  const signed = packColumns(rounded);
-  const bytes = new Uint8Array(signed.buffer);
-  if (codes === 'u8') for (let i = 0; i < bytes.length; i++) bytes[i] = signed[i]! + ZERO_CODE.u8;
-  const values = file.append(bytes);
+  const values = file.append(bytesOf(packColumns(rounded), codes));
   return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(rounded.scales) };
 }
 
 /** For rows that are normalized. A scale belongs to an output. */
 function storePairs(file: WeightsFile, matrix: Matrix): StoredPairs {
-  const { outputs, inputs, values, scales } = storeColumns(file, 'i8', matrix);
-  return { kind: 'pairs', outputs, inputs, values, scales };
+  const { codes: _, ...stored } = storeColumns(file, 'i8', matrix);
+  return { ...stored, kind: 'pairs' };
 }
 
 /** As {@link storePairs}, for any rows. */
@@ -314,20 +329,44 @@ function storePairsEvening(file: WeightsFile, matrix: Matrix): StoredPairs {
 }
 
 /** As {@link storePairs}, for any rows, from the matrix transposed. A scale belongs to an input. */
-function storePairsByInput(
+const storePairsByInput = (file: WeightsFile, matrix: Matrix): StoredPairs => ({
+  kind: 'pairs',
+  ...storeByInput(file, 'i8', matrix),
+});
+
+const storeRows = (file: WeightsFile, codes: CodeType, matrix: Matrix): StoredRows => ({
+  ...storeColumns(file, codes, matrix),
+  kind: 'rows',
+});
+
+const storeRowsByInput = (file: WeightsFile, codes: CodeType, matrix: Matrix): StoredRows => ({
+  kind: 'rows',
+  codes,
+  ...storeByInput(file, codes, matrix),
+});
+
+function storeByInput(
   file: WeightsFile,
+  codes: CodeType,
   { rows, outputs: inputs, inputs: outputs }: Matrix,
-): StoredPairs {
-  const { codes, scales } = roundColumns(rows, inputs, outputs);
+) {
+  const rounded = roundColumns(rows, inputs, outputs);
+  const { scales } = rounded;
   const largest = scales.reduce((most, scale) => Math.max(most, scale), 0);
   return {
-    kind: 'pairs',
     outputs,
     inputs,
-    values: file.append(codes),
+    values: file.append(bytesOf(rounded.codes, codes)),
     inputScales: file.append(scales.map((scale) => (largest === 0 ? 0 : scale / largest))),
     scales: file.append(new Float32Array(outputs).fill(largest)),
   };
+}
+
+/** Signed codes as codes of a type. */
+function bytesOf(signed: Int8Array, codes: CodeType): Uint8Array {
+  const bytes = new Uint8Array(signed.buffer);
+  if (codes === 'u8') for (let i = 0; i < bytes.length; i++) bytes[i] = signed[i]! + ZERO_CODE.u8;
+  return bytes;
 }
 
 /** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
@@ -335,16 +374,17 @@ export const weightName = (name: string): string => `${name}.q`;
 
 /**
  * Multiplies a gradient by a product's result with `back`, which gives the gradient by the product's input. Gradients of
- * different positions differ by orders of magnitude, so with columns each row is normalized before quantization with one
- * scale, and scaled back afterwards.
+ * different positions differ by orders of magnitude, so each row has a scale of its own: with columns each row is normalized
+ * before quantization with one scale, and scaled back afterwards.
  */
 export function multiplyGradient(
   g: GraphBuilder,
   gradient: Value,
   name: string,
-  { forward, back: stored }: TrainingLinear & { readonly back: StoredProduct },
+  { forward, back: stored }: TrainingLinear & { readonly back: StoredBack },
 ): Value {
   const { inputs } = stored;
+  if (stored.kind === 'rows') return multiplyByRow(g, gradient, name, stored);
   if (stored.kind === 'pairs') return multiplyStored(g, gradient, name, stored);
   if (stored.kind !== 'columns') {
     const whole = withZeros(g, gradient, inputs - forward.outputs);
@@ -379,6 +419,17 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
   return product;
 }
 
+function multiplyByRow(g: GraphBuilder, x: Value, name: string, stored: StoredRows): Value {
+  const { codes, inputs, outputs, inputScales } = stored;
+  const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
+  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
+  const even = inputScales === undefined ? x : g.op('Mul', [x, scalesOfInputs(g, name, inputs, inputScales)]);
+  return multiplyRows(g, even, inputs, { codes, values, scales });
+}
+
+const scalesOfInputs = (g: GraphBuilder, name: string, inputs: number, stored: WeightRange): Value =>
+  g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
+
 /** As {@link multiplyStored}; the last node gives the result. */
 function multiplyPairs(
   g: GraphBuilder,
@@ -390,8 +441,7 @@ function multiplyPairs(
   const ofMany = (rows: Value) => multiplyByColumn(g, rows, columns, g.fresh('pairs'), true);
   if (stored === undefined) return ofMany(x);
   const { inputs } = columns;
-  const scales = g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
-  const { even, inverse } = withEvenRows(g, x, inputs, scales);
+  const { even, inverse } = withEvenRows(g, x, inputs, scalesOfInputs(g, name, inputs, stored));
   return g.op('Div', [ofMany(even), inverse]);
 }
 

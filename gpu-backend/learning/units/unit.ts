@@ -17,7 +17,7 @@ import { contentKey, modelKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 
 /** Raised when the same unit gives other results. */
-const UNITS_VERSION = 2;
+const UNITS_VERSION = 3;
 
 const count = z.int().min(0);
 const counts = z.array(count);

@@ -14,6 +14,7 @@
  * a score, and their part of the output is cut off.
  *
  * The node refuses several tokens each of several sequences with a past, so each piece of a prompt has a node of its own.
+ * Without a past it takes many sequences of one length: training computes whole sequences.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { ModelConfig } from '../model-source.ts';
@@ -22,6 +23,8 @@ import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './
 /** The node applies rotary embedding only to heads whose width is a multiple of this. */
 const ROTATED_HEADS = 16;
 const HEAD_UNIT = 8;
+/** Which scores the node's fourth output has. */
+const AFTER_SOFTMAX = 2;
 
 /** The width of a head in the buffers, padding included. */
 export const headRoom = ({ headSize }: Pick<ModelConfig, 'headSize'>): number =>
@@ -88,14 +91,18 @@ export function nothingGrown(b: GraphBuilder, config: ModelConfig): KeysValues {
  */
 type HeadRows = { readonly product: Value; positions(): Value };
 
-/** The result of attention, `[B, S, N·D]`, and the buffers with the new tokens. */
+/**
+ * The result of attention, `[B, S, N·D]`, and the buffers with the new tokens. Without `heads` the tokens are whole sequences. With
+ * `keepsProbabilities` the node has a fourth output, `[B, N, S, T]`, which its gradient needs.
+ */
 export function attendByHead(
   b: GraphBuilder,
   shared: Rotary,
   extras: Extras,
   { product, positions }: HeadRows,
-  heads: KeysValues,
+  heads: KeysValues | undefined,
   { past, most }: HeadLengths,
+  keepsProbabilities = false,
 ): { readonly attended: Value; readonly grown: KeysValues } {
   const { config, cos, sin } = shared;
   const { headCount, kvHeadCount, headSize } = config;
@@ -107,8 +114,8 @@ export function attendByHead(
     : wideQueriesKeysValues(b, shared, extras, product, positions());
   const [attended, grownK, grownV] = b.ops(
     'GroupQueryAttention',
-    [q, k, v, heads.k, heads.v, past, most, ...(rotates ? [cos, sin] : [])],
-    3,
+    [q, k, v, heads?.k, heads?.v, past, most, ...(rotates ? [cos, sin] : [])],
+    keepsProbabilities ? 4 : 3,
     {
       num_heads: headCount,
       kv_num_heads: kvHeadCount,
@@ -116,6 +123,7 @@ export function attendByHead(
       scale: { float: 1 },
       ...(rotates ? { do_rotary: 1 } : {}),
       ...(extras.window === undefined ? {} : { local_window_size: extras.window }),
+      ...(keepsProbabilities ? { qk_output: AFTER_SOFTMAX } : {}),
     },
     MICROSOFT,
   );

@@ -8,7 +8,7 @@ import { RULES } from '../../../../gpu-backend/learning/autodiff/rules.ts';
 import { transpose } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { PLAIN_8_BITS, packRows, roundRows } from '../../../../gpu-backend/model/quantization/quantize.ts';
 import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
-import type { Value } from '../../../../gpu-backend/onnx/graph.ts';
+import type { Attributes, Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSession, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
 import type { Case } from './finite-differences.ts';
@@ -16,6 +16,24 @@ import { weightedSum, worstError } from './finite-differences.ts';
 
 const BOUND = 2e-3;
 const i64 = (g: GraphBuilder, ...values: number[]) => g.constant('i64', [values.length], values);
+
+/** Four heads that share two of K and V, of two sequences of five tokens. */
+function attended(
+  g: GraphBuilder,
+  [q, k, v]: readonly [Value, Value | undefined, Value | undefined],
+  tables: readonly Value[],
+  attributes: Attributes,
+): Value {
+  const lengths = [g.constant('i32', [2], [4, 4]), g.constant('i32', [1], [5])];
+  const heads = { num_heads: 4, kv_num_heads: 2, scale: { float: 1 }, qk_output: 2 };
+  return g.ops(
+    'GroupQueryAttention',
+    [q, k, v, undefined, undefined, ...lengths, ...tables],
+    4,
+    { ...heads, ...attributes },
+    MICROSOFT,
+  )[0]!;
+}
 
 const CASES: Record<string, Case> = {
   Identity: { inputs: [[3, 4]], build: (g, x) => g.op('Identity', [x]) },
@@ -63,6 +81,11 @@ const CASES: Record<string, Case> = {
       return g.op('Mul', [a!, c!]);
     },
   },
+  Pad: { inputs: [[2, 3]], build: (g, x) => g.op('Pad', [x, i64(g, 0, 0, 0, 2)]) },
+  Slice: {
+    inputs: [[2, 3, 5]],
+    build: (g, x) => g.op('Slice', [x, i64(g, 0), i64(g, 4), i64(g, -1)]),
+  },
   Gather: { inputs: [[4, 3]], build: (g, x) => g.op('Gather', [x, i64(g, 2, 0, 2)], { axis: 0 }) },
   SimplifiedLayerNormalization: {
     inputs: [[3, 8], [8]],
@@ -83,6 +106,23 @@ const CASES: Record<string, Case> = {
         { num_heads: 2 },
         MICROSOFT,
       ),
+  },
+  'GroupQueryAttention, Q, K and V together and turned': {
+    inputs: [
+      [2, 5, 8 * 16],
+      [5, 8],
+      [5, 8],
+    ],
+    targets: [0],
+    build: (g, x, cos, sin) => attended(g, [x, undefined, undefined], [cos, sin], { do_rotary: 1 }),
+  },
+  'GroupQueryAttention, apart and with a window': {
+    inputs: [
+      [2, 5, 4 * 8],
+      [2, 5, 2 * 8],
+      [2, 5, 2 * 8],
+    ],
+    build: (g, q, k, v) => attended(g, [q, k, v], [], { local_window_size: 2 }),
   },
 };
 

@@ -15,9 +15,13 @@ import {
   type Rounding,
 } from '../../../../gpu-backend/learning/gates/copy-form.ts';
 import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
+import { softTargetLoss } from '../../../../gpu-backend/learning/gates/training-forward.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import { WEIGHT_KINDS, type WeightKind } from '../../../../gpu-backend/model/model-source.ts';
+import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
+import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
+import { createSession, floats, integers, tensor } from '../../../../gpu-backend/onnx/session.ts';
 import { installedModel, testModelFile } from '../../../support/installed-model.ts';
 import { emitFromMemory, holding, randomLlama } from '../../../support/random-llama.ts';
 import reference from './fixtures/gates.json' with { type: 'json' };
@@ -100,6 +104,31 @@ describe.each(ROUNDINGS)('with 8-bit weights both ways, in %s', (rounding) => {
   });
 });
 
+test('a target without any probability costs a lot, and no more', async () => {
+  const g = new GraphBuilder('loss');
+  const logits = g.input('logits', 'f32', [2, 3]);
+  const { value, gradient } = softTargetLoss(g, logits, { forward: (x) => x, back: (y) => y }, false);
+  g.output(value, 'f32', []);
+  const found = gradient();
+  g.output(found, 'f32', [2, 3]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1 });
+  const outputs = await session.run(
+    {
+      logits: tensor('f32', Float32Array.of(200, 0, -200, 0, 0, 0), [2, 3]),
+      target_ids: integers([1, 2], [2, 1]),
+      target_probabilities: tensor('f32', Float32Array.of(1, 1), [2, 1]),
+    },
+    [value.name, found.name],
+  );
+  await session.release();
+  expect(floats(outputs[value.name]!)[0]).toBeCloseTo((37 * Math.LN10 + Math.log(3)) / 2, 4);
+  const third = 1 / 3;
+  const expected = [1, -1, 0, third, third, third - 1].map((each) => each / 2);
+  floats(outputs[found.name]!).forEach((each, i) => {
+    expect(each).toBeCloseTo(expected[i]!, 6);
+  });
+});
+
 describe('a small random model', () => {
   const emitted = async (kind: WeightKind, changes = {}) => {
     const folder = await temporary();
@@ -124,6 +153,8 @@ describe('a small random model', () => {
   ] as const;
   test.each([
     ['f32', 'blocks', {}, 7, 0.01, 0.9999],
+    // Heads that attention nodes do not take as they are.
+    ['f32', 'blocks', { headSize: 12, hiddenSize: 96, headCount: 8 }, 7, 0.01, 0.9999],
     ...quantized.flatMap(([kind, changes, token]) =>
       ROUNDINGS.map((rounding) => [kind, rounding, changes, token, 0.1, 0.995] as const),
     ),

@@ -111,7 +111,8 @@ function worstDifference(found: Float32Array, expected: Float32Array): number {
 test.each([
   ['output', 'forward'],
   ['down', 'forward'],
-  ['q', 'back'],
+  ['qkv', 'back'],
+  ['output', 'back'],
   ['gate', 'back'],
 ] as const)('pairs multiply as blocks do: %s, %s', async (which, direction) => {
   const of = { name: `layer_0.${which}`, direction };
