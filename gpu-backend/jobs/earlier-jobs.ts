@@ -9,7 +9,7 @@ import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/stor
 import { readMaskSet } from '../publication/publish.ts';
 import type { JobStore } from './job-store.ts';
 
-export type EarlierJobs = {
+type EarlierJobs = {
   /** All jobs of the home, the newest first. */
   readonly jobs: readonly Job[];
   readonly store: JobStore;
@@ -17,7 +17,7 @@ export type EarlierJobs = {
 };
 
 /** A job that begins, the files of its data, and the file of the mask set that it begins with. */
-export type BegunJob = {
+type BegunJob = {
   readonly job: Job;
   readonly files: readonly string[];
   readonly from: string | undefined;
@@ -45,7 +45,7 @@ export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs):
  * on from there, and drops what no longer fits. A job of a schedule also takes the set of the schedule's earlier jobs if
  * their data was the same, even if they succeeded: learned again, it would have another date, and perhaps another `from`,
  * so it would be another version.
- * @returns the id of the equal job, if there is any. Rejects when `signal` aborts.
+ * @returns the id of the job from which it took something, if there is any. Rejects when `signal` aborts while data are read.
  */
 export async function takeOver(
   begun: BegunJob,

@@ -19,7 +19,7 @@ import { makeFolder, sizeOf, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { requireMayPublish } from '../publication/publish.ts';
-import { type BegunJob, type EarlierJobs, setToBeginWith, takeOver } from './earlier-jobs.ts';
+import { setToBeginWith, takeOver } from './earlier-jobs.ts';
 import {
   createJobStore,
   JobData,
@@ -366,20 +366,20 @@ export class Jobs {
     if (await store.hasSet(id)) return done;
     const files = await this.data.files(request);
     const earlier = { jobs: this.list(), store, home: this.#options.home };
-    // No other job ends while this one runs, so it is the same after a restart.
+    // A restart chooses the same one: no other job ends while this one runs.
     const from = await setToBeginWith(request, earlier);
     const out = store.outOf(id);
-    if ((await sizeOf(out)) === undefined) await this.#takeOver({ job, files, from }, earlier, signal);
+    if ((await sizeOf(out)) === undefined) {
+      const taken = await takeOver({ job, files, from }, earlier, signal).catch((error: unknown) => {
+        if (!signal.aborted) throw error;
+      });
+      if (taken) this.#options.note('a job goes on from an equal one', { job: id, earlier: taken });
+    }
     if (await store.hasSet(id)) return done;
+    // The next start takes nothing over where it finds the folder.
+    if (signal.aborted) return { kind: 'stopped' };
     await mkdir(out, { recursive: true, mode: 0o700 });
     return await this.#run(id, learnArguments(request, files, out, from), {}, signal);
-  }
-
-  async #takeOver(begun: BegunJob, earlier: EarlierJobs, signal: AbortSignal): Promise<void> {
-    const taken = await takeOver(begun, earlier, signal).catch((error: unknown) => {
-      if (!signal.aborted) throw error;
-    });
-    if (taken) this.#options.note('a job goes on from an equal one', { job: begun.job.id, earlier: taken });
   }
 
   async #run(

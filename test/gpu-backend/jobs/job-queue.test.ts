@@ -167,7 +167,8 @@ describe('a job', () => {
     const folder = join(home, 'open');
     const file = join(folder, 'ok.jsonl');
     mkdirSync(folder);
-    writeFileSync(file, '{"text": "x"}\n');
+    const row = '{"text": "x"}\n';
+    writeFileSync(file, row);
     const publish = { edge: edge.url, tenant: 'refused', activate: true, admin_key: ADMIN_KEY };
     const jobs = await start(folder);
     const asked = { data: [{ path: 'ok.jsonl' }], publish };
@@ -185,8 +186,12 @@ describe('a job', () => {
     };
     expect(await jobs.cancel(await begin())).toMatchObject({ status: 'cancelled', error: null });
     const id = await begin();
-    await jobs.stop();
+    await jobs.close();
     expect(jobs.get(id)).toMatchObject({ status: 'running', error: null });
+    // The next start finds out.
+    truncateSync(file, row.length);
+    await ended(await start(folder), id);
+    expect(notes).toContain(`"job":"${id}","earlier":"${first.id}"`);
   });
 
   it('leads a group of its own, so that a Ctrl-C in the terminal of its backend does not end it', async () => {
