@@ -26,8 +26,8 @@ export type RunningAnswer = {
   readonly begun: Promise<void>;
   /** `performance.now()`. */
   firstEventAt_ms: number | undefined;
-  /** The queue was full, or it waited there too long: nothing of it was computed. */
-  wasInVain: boolean;
+  /** Before its first event the queue was full, or kept it waiting for too long: it costs nothing. */
+  wasTurnedAway: boolean;
   readonly events: AsyncIterable<ChoiceEvent>;
   /** Ends the choices that still run, also when nobody has begun to read `events`. */
   abandon(): void;
@@ -53,13 +53,16 @@ export function runAnswer(
     return runAdmitted(model, job, progress[position]!, admission);
   });
   const events = mergeStreams(starts, places.count, abandoned);
-  const first = events.next().catch((error: unknown) => {
-    running.wasInVain = error instanceof MaskrouteError && OF_THE_QUEUE.includes(error.code);
-    throw error;
-  });
-  const begun = first.then(() => {
-    running.firstEventAt_ms = performance.now();
-  });
+  const first = events.next();
+  const begun = first.then(
+    () => {
+      running.firstEventAt_ms = performance.now();
+    },
+    (error: unknown) => {
+      running.wasTurnedAway = error instanceof MaskrouteError && OF_THE_QUEUE.includes(error.code);
+      throw error;
+    },
+  );
   // Not an unhandled rejection: the reader of the events gets the same error.
   begun.catch(() => {});
   const running: RunningAnswer = {
@@ -67,7 +70,7 @@ export function runAnswer(
     progress,
     begun,
     firstEventAt_ms: undefined,
-    wasInVain: false,
+    wasTurnedAway: false,
     events: goOn(first, events),
     abandon: () => void events.return().catch(() => {}),
   };

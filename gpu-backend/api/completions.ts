@@ -95,7 +95,7 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
   let running: RunningAnswer | undefined;
   try {
     const plan = await planOf(parts, completion, body);
-    // Its prompt would be charged, though nobody reads it.
+    // The engine would compute a prompt for nobody, and its token ids would be charged.
     if (completion.signal.aborted) throw cancellation(completion.signal);
     running = runAnswer(parts.model, plan, parts.limits, completion);
     if (plan.stream) return await streamed(parts, c, completion, running);

@@ -132,13 +132,13 @@ const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object 
 });
 
 /** The token counts so far, in OpenAI's format. */
-export function usageOf({ plan, progress, wasInVain }: RunningAnswer): Usage {
+export function usageOf({ plan, progress, wasTurnedAway }: RunningAnswer): Usage {
   let promptTokens = 0;
   let cachedTokens = 0;
   let completionTokens = 0;
   plan.jobs.forEach((job, position) => {
     completionTokens += computedTokens(progress[position]!);
-    if (!job.countsPrompt || wasInVain) return;
+    if (!job.countsPrompt || wasTurnedAway) return;
     promptTokens += job.request.promptTokenIds.length;
     cachedTokens += progress[position]!.cachedTokens;
   });
