@@ -110,7 +110,7 @@ export class Lifecycle {
   readonly #embeddings = new Set<AbortController>();
   readonly #stop = new AbortController();
   readonly #idle = Promise.withResolvers<void>();
-  /** When a completion last ended of which somebody may still ask what it cost. */
+  /** When a completion last broke off, or lost its client: edges ask then what it cost. */
   #brokeOffAt_ms = Number.NEGATIVE_INFINITY;
 
   /** Aborts when the drain begins; its reason is the error for later requests. */
@@ -156,8 +156,8 @@ export class Lifecycle {
   }
 
   /**
-   * Refuses new work, aborts what runs after `drain_ms`, and resolves when nothing runs, at most `ending_ms` later, and the cost
-   * of what broke off could be asked for.
+   * Refuses new work, and aborts what still runs after `drain_ms`. Resolves when nothing runs, at most `ending_ms` later; where
+   * a completion broke off or lost its client, not before edges have had `costs_ms` to ask what it cost.
    */
   async drain({ drain_ms, ending_ms, costs_ms }: DrainLimits): Promise<void> {
     const shutDown = new MaskrouteError('not_ready', 'The server is shutting down.', { retryAfter_s: 5 });
@@ -289,7 +289,7 @@ export type ApiLimits = ArrivalLimits & {
   readonly drain_ms: number;
   /** How long aborted requests may take to end; then the shutdown continues without them. */
   readonly ending_ms: number;
-  /** How long a server that stops still says what an answer cost that broke off or whose client left. */
+  /** How long a server that stops still tells the cost of an answer that broke off, or lost its client. */
   readonly costs_ms: number;
   /** How long the last bytes may take to reach their clients after every answer has ended. */
   readonly flush_ms: number;

@@ -29,9 +29,8 @@ const SWEEP_ms = 500;
 export type RunningServer = {
   readonly url: string;
   /**
-   * `/readyz` returns 503, new requests are refused and connections are not kept alive; resolves when the running
-   * completions and embeddings have finished (bounded by `drain_ms`), and edges could ask what those cost that broke off.
-   * `GET /v1/answers/{id}` still works.
+   * `/readyz` returns 503, new requests are refused and connections are not kept alive; `GET /v1/answers/{id}` still works.
+   * Resolves as {@link Lifecycle.drain}.
    */
   drain(): Promise<void>;
   /** Drains, then closes the port. */

@@ -68,6 +68,7 @@ export async function benchBatch(options: DecodeOptions): Promise<object> {
     say,
   );
   const lengthsThatFit = fitting.filter(([name]) => name !== BESIDE_PROMPT);
+  const hasRoomBeside = fitting.some(([name]) => name === BESIDE_PROMPT);
   await using ours = await openOurs(home, { model, kvType });
   await using opened = new AsyncDisposableStack();
   const { peers: llamaCpp, missing } = await openLlamaCppPeers(home, ours.hash, say, async (file) => [
@@ -102,7 +103,7 @@ export async function benchBatch(options: DecodeOptions): Promise<object> {
   }
   const byLength = (name: string) =>
     Object.fromEntries(Object.entries(figures).map(([length, found]) => [length, found[name]!]));
-  const gaps = lengthsThatFit.length < fitting.length ? await gapsBesidePrompt(ours, say) : {};
+  const gaps = hasRoomBeside ? await gapsBesidePrompt(ours, say) : {};
   const [at64] = Object.values(figures);
   return {
     bench: 'batch',

@@ -164,8 +164,8 @@ export class Schedules {
     if (due_ms > now_ms && !wasAhead(schedule, now_ms)) return;
     const own = this.#jobs.list().filter((job) => job.schedule === schedule.id);
     if (own.some((job) => !isFinished(job))) return;
-    // After a kill between starting the job and saving the next time, the job must not begin twice.
-    // A job from after now is of a clock that was ahead.
+    // After a kill between starting the job and saving the next time, the job must not begin twice. A job from the future is
+    // another one: the clock was ahead when it began.
     const isBegun = (at_ms: number) => due_ms <= at_ms && at_ms <= now_ms;
     const begun = own.find((job) => isBegun(Date.parse(job.created_at))) ?? (await this.#begin(schedule));
     const next_at = nextTime(schedule, now_ms);
@@ -196,7 +196,7 @@ export class Schedules {
   }
 }
 
-/** Whether the clock was ahead when the last job began, by more than one job's time: no later job is due so late otherwise. */
+/** Whether the clock was ahead by more than `every` when the last job began: the next one is due at most `every` after it. */
 const wasAhead = ({ last_job, next_at, every }: Schedule, now_ms: number): boolean =>
   last_job !== null && Date.parse(next_at) - now_ms > 2000 * secondsOf(every);
 

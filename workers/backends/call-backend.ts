@@ -33,7 +33,7 @@ export type Call = {
   readonly purpose: Purpose;
   readonly time: CallTime;
   readonly retries: Retries;
-  /** Gets the backends that are asked, by id, each before it is. */
+  /** Each backend is added by its id before it is asked. */
   readonly asked?: Map<string, LiveBackend>;
   readonly signal: AbortSignal;
   readonly trace?: RequestTrace;

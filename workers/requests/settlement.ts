@@ -84,11 +84,10 @@ async function costOf(
 ): Promise<Cost | null> {
   if (heard?.figures) return heard.figures;
   if (progress === undefined || (ranAt === 'nowhere' && !progress.gaveUp)) return NOTHING;
-  const workers = [...progress.asked.values()].filter(
-    ({ id }) => ranAt !== 'answerer' || id === progress.backend,
-  );
+  const asked = [...progress.asked.values()];
+  const mayKnow = ranAt === 'answerer' ? asked.filter(({ id }) => id === progress.backend) : asked;
   const path = answerPath(completion);
-  const ask = () => inTurn(caller.tenant, () => backend.askEach(workers, path, COST_QUESTION_ms));
+  const ask = () => inTurn(caller.tenant, () => backend.askEach(mayKnow, path, COST_QUESTION_ms));
   return await answerCost(ask, ranAt);
 }
 

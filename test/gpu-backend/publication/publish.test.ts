@@ -155,7 +155,7 @@ describe('a mask set', () => {
     expect(await liveVersion(tenant)).toBe(confirmed!.version);
   });
 
-  test('is named with two questions, however many sets there are', async () => {
+  test('is named with one question, and one more where it is not among the newest', async () => {
     const [oldest, older, newest] = [maskSet('oldest', 1), maskSet('older', 2), maskSet('newest', 3)];
     for (const set of [oldest, older, newest]) await storeMaskSet(client, set, '');
     let requests = 0;

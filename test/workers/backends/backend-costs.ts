@@ -98,10 +98,10 @@ describe('what is charged', () => {
     // Its bytes, the template and the answer.
     return { tenant, reserved: 3 + 40 + 10 };
   };
-  const leavesBefore = (how: string) => leavesAfter((backend) => mood(backend, how));
+  const leavesOneThatIs = (how: string) => leavesAfter((backend) => mood(backend, how));
 
   it('is all that was reserved, when the client left before it saw anything and the backend is silent', async () => {
-    const { tenant, reserved } = await leavesBefore('mute');
+    const { tenant, reserved } = await leavesOneThatIs('mute');
     // The backend is asked for as long as the platform lets anybody ask.
     hurry();
     await new Promise((resolve) =>
@@ -115,7 +115,7 @@ describe('what is charged', () => {
     'is the same when the backend has ended, and soon: it refuses connections, with %s',
     async (others) => {
       if (others !== 'no other backend') await register({ regions: ['NA'] });
-      const { tenant, reserved } = await leavesBefore('down');
+      const { tenant, reserved } = await leavesOneThatIs('down');
       await charged(tenant, reserved, 6 * SECOND_ms);
     },
   );
