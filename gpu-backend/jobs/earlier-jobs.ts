@@ -45,7 +45,7 @@ export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs):
  * on from there, and drops what no longer fits. A job of a schedule also takes the set of the schedule's earlier jobs if
  * their data was the same, even if they succeeded: learned again, it would have another date, and perhaps another `from`,
  * so it would be another version.
- * @returns the id of the job from which it took something, if there is any. Rejects when `signal` aborts while data are read.
+ * @returns the id of the job from which it took something, if there is any. Rejects when `signal` aborts while it reads data.
  */
 export async function takeOver(
   begun: BegunJob,

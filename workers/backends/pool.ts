@@ -117,7 +117,7 @@ export class BackendPool {
     return given;
   }
 
-  /** Sends the same request to each of these, whether the registry has them or not; what each says, refusals too. */
+  /** Sends the same request to each of these, in the registry or not. @returns what each says, refusals too. */
   async askEach(
     backends: readonly LiveBackend[],
     path: string,

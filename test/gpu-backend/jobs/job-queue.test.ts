@@ -89,6 +89,8 @@ const starts = (id: string) =>
     : [];
 const published = (id: string): { args: string[]; key: string } =>
   JSON.parse(readFileSync(join(folderOf(id), 'published.json'), 'utf8'));
+/** With zeros, which take no room on the disk: nobody hashes them in half a minute. */
+const makeHuge = (file: string) => truncateSync(file, 2 ** 36);
 const hangs = (id: string) => eventually(() => existsSync(join(folderOf(id), 'out', 'step-2')), 15_000);
 
 describe('a job', () => {
@@ -155,8 +157,7 @@ describe('a job', () => {
     const first = await create(jobs, 'hang', asked);
     await hangs(first.id);
     await jobs.cancel(first.id);
-    // Zeros that take no room on the disk: nobody hashes them in half a minute.
-    truncateSync(file, 2 ** 36);
+    makeHuge(file);
     const { id } = await create(jobs, 'hang', asked);
     await eventually(() => goesOn, 10_000);
     await ended(jobs, id);
@@ -175,8 +176,7 @@ describe('a job', () => {
     const first = await create(jobs, 'ok', asked);
     await ended(jobs, first.id);
     expect(jobs.get(first.id).status).toBe('failed');
-    // Zeros that take no room on the disk: nobody hashes them in half a minute.
-    truncateSync(file, 2 ** 36);
+    makeHuge(file);
     const begin = async () => {
       const { id } = await create(jobs, 'ok', asked);
       await eventually(() => jobs.get(id).status === 'running');
