@@ -88,8 +88,7 @@ const ROW_MIN = 1e-30;
 export function multiplyRows(
   g: GraphBuilder,
   x: Value,
-  inputs: number,
-  { codes, values, scales }: Columns,
+  { inputs, codes, values, scales }: Columns & { readonly inputs: number },
 ): Value {
   const last = g.constant('i64', [1], [-1]);
   const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
