@@ -270,8 +270,11 @@ function withoutMeans(matrix: Matrix): Matrix {
 }
 
 /** With zeros behind each row, up to whole blocks. */
-function inWholeBlocks({ rows, outputs, inputs }: Matrix): Matrix {
+function inWholeBlocks(matrix: Matrix): Matrix {
+  const { rows, outputs, inputs } = matrix;
   const whole = QUANT_BLOCK * Math.ceil(inputs / QUANT_BLOCK);
+  // A head would be in memory once more.
+  if (whole === inputs) return matrix;
   const filled = new Float32Array(outputs * whole);
   for (let row = 0; row < outputs; row++)
     filled.set(rows.subarray(row * inputs, (row + 1) * inputs), row * whole);
