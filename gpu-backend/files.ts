@@ -66,11 +66,10 @@ export async function makeOutFolder(folder: string): Promise<void> {
   const trial = partOf(path.join(folder, 'trial'));
   try {
     await writeFile(trial, '');
+    await rm(trial);
   } catch (cause) {
     const message = `Nothing can be written to ${folder}: ${(cause as Error).message}`;
     throw new MaskrouteError('storage_failed', message, { cause });
-  } finally {
-    await rm(trial, { force: true });
   }
 }
 

@@ -37,7 +37,7 @@ export type Forecast = {
  * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns', number>> & {
-  /** Of a training step; `pairs` are multiplied as `q8-columns`, `rows` as `columns`. */
+  /** Of a training step; `pairs` take the time of `q8-columns`, and `rows` about that of `columns`. */
   readonly rounding: Rounding;
 };
 

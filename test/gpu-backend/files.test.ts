@@ -189,6 +189,12 @@ test.runIf(process.platform === 'linux')(
       code: 'storage_failed',
       message: expect.stringMatching(/^Nothing can be written to \/proc: ENOENT/),
     });
+    // The longest path that there is: not even whether its files exist can be asked.
+    const deep = path.join(folder, 'x/'.repeat((4094 - folder.length) / 2));
+    await expect(makeOutFolder(deep)).rejects.toMatchObject({
+      code: 'storage_failed',
+      message: expect.stringMatching(/^Nothing can be written to .*: ENAMETOOLONG/),
+    });
   },
 );
 

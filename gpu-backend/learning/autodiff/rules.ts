@@ -170,8 +170,8 @@ const rotary: Rule = (c) => {
 
 /**
  * Causal attention of whole sequences, o = P·V with P = softmax(Q·Kᵀ): ∂V = Pᵀ·∂o, ∂P = ∂o·Vᵀ, ∂S = P · (∂P - Σ ∂P·P),
- * ∂Q = ∂S·K, ∂K = ∂Sᵀ·Q, where Σ ∂P·P over keys is Σ ∂o·o over a head (FlashAttention, Dao et al., 2022). The node keeps K, V and P
- * by head. The query heads of a KV head are one matrix here, `[B, G, S·N/G, …]`.
+ * ∂Q = ∂S·K, ∂K = ∂Sᵀ·Q, where Σ ∂P·P over keys is Σ ∂o·o over a head (FlashAttention, Dao et al., 2022). With a window P is 0
+ * outside of it. The node keeps K, V and P by head. The query heads of a KV head are one matrix here, `[B, G, S·N/G, …]`.
  */
 const attention: Rule = (c) => {
   const { g, node } = c;
@@ -180,25 +180,25 @@ const attention: Rule = (c) => {
     throw new Error(`${node.op} is differentiated with scale 1 alone`);
   const width = c.outputShape(1).at(-1) as number;
   const isPacked = node.inputs[1] === '';
+  const sin = do_rotary === 1 ? c.input(8) : undefined;
+  const turned = (value: Value, heads: number, by: Value | undefined) =>
+    by === undefined ? value : turnedHeads(c, value, heads, width, by);
   const grouped = (value: Value) => reshape(g, value, 0, G, -1, 0);
-  const turned = (value: Value, heads: number, sin: () => Value) =>
-    do_rotary === 1 ? turnedHeads(c, value, heads, width, sin()) : value;
   const multiply = (a: Value, b: Value, transpose: { transA?: number; transB?: number } = {}) =>
     g.op('FusedMatMul', [a, b], transpose, MICROSOFT);
 
-  const asked = isPacked ? firstOf(g, c.input(0), N * width) : c.input(0);
-  const queries = grouped(turned(byHead(g, asked, N), N, () => c.input(8)));
+  const unturned = isPacked ? firstOf(g, c.input(0), N * width) : c.input(0);
+  const queries = grouped(turned(byHead(g, unturned, N), N, sin));
   const [keys, values, probabilities] = [c.output(1), c.output(2), grouped(c.output(3))];
   const ofOutput = grouped(byHead(g, only(c), N));
-  const alike = reshape(g, g.op('Mul', [only(c), c.output(0)]), 0, 0, N, -1);
-  const sums = g.op('ReduceSum', [alike, g.constant('i64', [1], [-1])], { keepdims: 1 });
-  const sum = grouped(g.op('Transpose', [sums], { perm: [0, 2, 1, 3] }));
-  const centred = g.op('Sub', [multiply(ofOutput, values, { transB: 1 }), sum]);
-  const ofScores = g.op('Mul', [probabilities, centred]);
+  const ofProbabilities = multiply(ofOutput, values, { transB: 1 });
+  const sums = grouped(dotsByHead(g, only(c), c.output(0), N));
+  const ofScores = g.op('Mul', [probabilities, g.op('Sub', [ofProbabilities, sums])]);
   const ofQueries = reshape(g, multiply(ofScores, keys), 0, N, -1, width);
   const ofKeys = multiply(ofScores, queries, { transA: 1 });
   const ofValues = multiply(probabilities, ofOutput, { transA: 1 });
-  const back = () => g.op('Neg', [c.input(8)]);
+
+  const back = sin && g.op('Neg', [sin]);
   const parts = [turned(ofQueries, N, back), turned(ofKeys, G, back), ofValues];
   return isPacked ? [inRows(g, g.op('Concat', parts, { axis: 1 }))] : parts.map((part) => inRows(g, part));
 };
@@ -206,6 +206,13 @@ const attention: Rule = (c) => {
 /** `[B, S, heads·D]` → `[B, heads, S, D]`. */
 const byHead = (g: GraphBuilder, value: Value, heads: number): Value =>
   g.op('Transpose', [reshape(g, value, 0, 0, heads, -1)], { perm: [0, 2, 1, 3] });
+
+/** Σ a·b over each head of `[B, S, heads·D]`, `[B, heads, S, 1]`. */
+function dotsByHead(g: GraphBuilder, a: Value, b: Value, heads: number): Value {
+  const products = reshape(g, g.op('Mul', [a, b]), 0, 0, heads, -1);
+  const sums = g.op('ReduceSum', [products, g.constant('i64', [1], [-1])], { keepdims: 1 });
+  return g.op('Transpose', [sums], { perm: [0, 2, 1, 3] });
+}
 
 /** `[B, heads, S, D]` → `[B, S, heads·D]`. */
 const inRows = (g: GraphBuilder, value: Value): Value =>

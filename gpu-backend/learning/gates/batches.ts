@@ -19,7 +19,7 @@ export type GateBatch = {
   readonly sequences: number;
   /** Positions b·S + s whose prediction counts, `[R]`. */
   readonly scoredRows: ArrayLike<number>;
-  /** `[R, K]`. */
+  /** `[R, K]`; those of a row differ. */
   readonly targetIds: ArrayLike<number>;
   /** `[R, K]`; every row sums to 1, or with `tail` to less. */
   readonly targetProbabilities: ArrayLike<number>;

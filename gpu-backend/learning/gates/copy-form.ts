@@ -8,22 +8,22 @@ import { encodeModel } from '../../onnx/encode.ts';
 import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { createSession, floats, tensor } from '../../onnx/session.ts';
 
-/** Types of columns' codes. */
+/** Types of codes by column. */
 export const CODE_TYPES = ['i8', 'u8'] as const;
 export type CodeType = (typeof CODE_TYPES)[number];
 /**
  * How the copies of a model are rounded: codes in blocks and by column, or `pairs` of codes, rows and columns. It decides the bits
- * of a step, so a run keeps the rounding that it began with, on whichever machine it goes on.
+ * of a step, so a run keeps the rounding that it began with, on whichever machine it goes on. Its journal has the index here.
  */
 export const ROUNDINGS = ['blocks', 'pairs'] as const;
 export type Rounding = (typeof ROUNDINGS)[number];
-/** The form of all copies of a model. Each has its own files, since machines may share a folder. */
+/** The form of all copies of a model. Each form has its own files, since machines may share a folder. */
 export type CopyForm = { readonly rounding: Rounding; readonly codes: CodeType };
 
 /**
- * The rounding that this machine multiplies fastest: pairs with AMX, which only multiplies signed codes by column, with seven
- * times the multiply-adds a second. The CPU's flags decide, which are the same on every day: by the time of a product, a busy
- * machine decided otherwise than the idle one.
+ * The rounding that this machine multiplies fastest: pairs with AMX, whose products are of signed codes by column alone, and seven
+ * times as fast. The CPU's flags decide, which are the same on every day: by the time of a product, a busy machine decided
+ * otherwise than the idle one.
  */
 export const fastestRounding = async (): Promise<Rounding> => ((await hasAmx()) ? 'pairs' : 'blocks');
 
@@ -88,8 +88,7 @@ const ROW_MIN = 1e-30;
 export function multiplyRows(
   g: GraphBuilder,
   x: Value,
-  inputs: number,
-  { codes, values, scales }: Columns,
+  { inputs, codes, values, scales }: Columns & { readonly inputs: number },
 ): Value {
   const last = g.constant('i64', [1], [-1]);
   const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));

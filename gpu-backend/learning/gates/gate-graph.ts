@@ -91,7 +91,8 @@ function stepGraph(
   const gates = gateValues(g, 2 * config.layerCount);
   const surrogates = surrogateRank > 0 ? surrogateInputs(g, config, surrogateRank) : undefined;
   let shared: Shared | undefined;
-  const h = forward(g, config, stored, linears, by !== 'none', (index, before, block, common) => {
+  const model = { config, stored, isDifferentiated: by !== 'none' };
+  const h = forward(g, model, linears, (index, before, block, common) => {
     shared = common;
     return gated(g, common, { gates, surrogates, index }, before, block);
   });
@@ -245,7 +246,8 @@ export function layerGraph(
 ): Graph {
   const g = new GraphBuilder('layer');
   const stream = ['B', 'S', config.hiddenSize];
-  const shared = sharedValues(g, config, stored, g.input('token_ids', 'i64', ['B', 'S']), by !== 'none');
+  const model = { config, stored, isDifferentiated: by !== 'none' };
+  const shared = sharedValues(g, model, g.input('token_ids', 'i64', ['B', 'S']));
   const before = g.input('before', 'f32', stream);
   const gates = gateValues(g, 2);
   const surrogates =

@@ -73,7 +73,7 @@ function totalEntropy(probabilities: Float32Array, count: number): number {
 
 function teacherGraph(config: ModelConfig, stored: StoredLlama, linears: TrainingLinears): Graph {
   const g = new GraphBuilder('teacher');
-  const h = forward(g, config, stored, linears, false, (_, before, block) =>
+  const h = forward(g, { config, stored, isDifferentiated: false }, linears, (_, before, block) =>
     g.op('Add', [before, block(g, before)]),
   );
   likeliest(g, config, linears, scoredRows(g, config, stored, h));

@@ -18,11 +18,16 @@ import { type LayerLinear, multiplyStored, type TrainingLinears } from './traini
 /** The output of a block for the residual stream `h` `[B, S, H]` before it; appends to `b`. */
 type Block = (b: GraphBuilder, h: Value) => Value;
 
-/** Values that all blocks share. */
-export type Shared = {
+/** A model in a graph. */
+type Model = {
   readonly config: ModelConfig;
-  /** Whether gradients go back through the blocks. */
+  readonly stored: StoredLlama;
+  /** Whether gradients go back through its blocks. */
   readonly isDifferentiated: boolean;
+};
+
+/** Values that all blocks share. */
+export type Shared = Pick<Model, 'config' | 'isDifferentiated'> & {
   /** `[B, S]`. */
   readonly positions: Value;
   /** Rows of the rotary tables, `[S, D/2]`. */
@@ -38,16 +43,10 @@ export type Shared = {
 type Next = (index: number, h: Value, block: Block, shared: Shared) => Value;
 
 /** Input `token_ids` `[B, S]`. Returns the stream after the last block, `[B, S, H]`. */
-export function forward(
-  g: GraphBuilder,
-  config: ModelConfig,
-  stored: StoredLlama,
-  linears: TrainingLinears,
-  isDifferentiated: boolean,
-  next: Next,
-): Value {
+export function forward(g: GraphBuilder, model: Model, linears: TrainingLinears, next: Next): Value {
+  const { config, stored } = model;
   const tokenIds = g.input('token_ids', 'i64', ['B', 'S']);
-  const shared = sharedValues(g, config, stored, tokenIds, isDifferentiated);
+  const shared = sharedValues(g, model, tokenIds);
   const before = embed(g, tokenIds, stored.embedding);
   return layersForward(g, shared, stored, linears, { from: 0, to: config.layerCount, before }, next);
 }
@@ -113,10 +112,8 @@ type Project = (b: GraphBuilder, which: LayerLinear, x: Value) => Value;
 /** Makes the shared values from `token_ids` `[B, S]`. */
 export function sharedValues(
   g: GraphBuilder,
-  config: ModelConfig,
-  stored: StoredLlama,
+  { config, stored, isDifferentiated }: Model,
   tokenIds: Value,
-  isDifferentiated: boolean,
 ): Shared {
   const table = [config.contextTokens, config.headSize / 2];
   const int = (...values: number[]) => g.constant('i64', [values.length], values);
@@ -148,15 +145,9 @@ function normalize(g: GraphBuilder, config: ModelConfig, name: string, stored: W
 
 function attention(b: GraphBuilder, shared: Shared, extras: Extras, project: Project, x: Value): Value {
   const rows = { product: project(b, 'qkv', x), positions: () => shared.positions };
-  const { attended } = attendByHead(
-    b,
-    shared,
-    extras,
-    rows,
-    undefined,
-    shared.lengths,
-    shared.isDifferentiated,
-  );
+  const { attended } = attendByHead(b, shared, extras, rows, undefined, shared.lengths, {
+    keepsProbabilities: shared.isDifferentiated,
+  });
   return extras.outputBiased(b, project(b, 'output', attended));
 }
 
@@ -181,7 +172,7 @@ const PREDICTED_MIN = 1e-37;
 /**
  * Cross-entropy against a few target tokens a position, and its gradient by the head's input x `[R, H]`. Both are
  * written by hand in one place because the `[R, V]` values between them are the largest of the step, and each pass over
- * them takes time. The gradient's nodes are appended only when it is requested. A row's ids differ.
+ * them takes time. The gradient's nodes are appended only when it is requested.
  *
  * q = softmax(x·Wᵀ), loss = mean_r Σ_k -p_rk · log q_r[id_rk];
  * ∂loss/∂x = (q - p)·W / R, where p sums to 1 in every row.
@@ -204,7 +195,8 @@ export function softTargetLoss(
   const terms = g.op('Mul', [probabilities, g.op('Neg', [g.op('Log', [seen])])]);
   const rows = g.op('Cast', [g.op('Squeeze', [g.op('Shape', [ids], { start: 0, end: 1 })])], { to: 1 });
   const sum = g.op('ReduceSum', [terms], { keepdims: 0 });
-  // The gradient needs it, so the runtime reads `predicted` before ScatterElements, which then writes in its place.
+  // ScatterElements waits for this, so `predicted` is read by then and the runtime writes in its place: once each, as a row's ids
+  // differ.
   const ofTargets = g.op('Sub', [found, probabilities]);
   const back = (others: Value) => {
     const difference = g.op('ScatterElements', [others, ids, ofTargets], { axis: 1 });

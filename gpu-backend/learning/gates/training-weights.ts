@@ -8,13 +8,14 @@
  * for the whole activation tensor; two to ten times as fast as blocks of 32, as the CPU is. All others keep blocks: with
  * the gradients of gate and up as columns too, the cosine of a step's gate gradients with fp32 falls from 0.995 to 0.991.
  *
- * A run that begins with AMX has all codes by column instead, which takes half the time there. Elsewhere a step takes a fifth less
- * with them, and a loss, which a search computes far more of, a fifth more. Forward products have `pairs`, two codes an
- * activation (`model/architectures/column-products.ts`), which makes up for the precision that weights by column lose.
- * Gradients have `rows`, one code with a scale for each row, and are no less exact than with pairs; forward products with down
- * would take the cosine from 0.995 to 0.990. A scale of pairs belongs to a channel that is not the stream's, in both
- * directions: the rotation makes the stream's channels even, and those of an FFN differ by up to nine times. The head has one
- * code forward and pairs back, with a scale for each channel of the stream and none for tokens that are hardly ever likely.
+ * A run that begins on a machine with AMX has all codes by column instead. A step takes half the time there; elsewhere it takes
+ * a fifth less, but a loss a fifth more, and a search computes far more losses than steps. Forward products have `pairs`, two
+ * codes an activation (`model/architectures/column-products.ts`), which makes up for the precision that weights by column lose.
+ * Gradients have `rows`, one code an activation and a scale for each row, and are no less exact than with pairs; as rows, the
+ * forward product with down would take the cosine from 0.995 to 0.990. In both forms and directions a scale of the weights
+ * belongs to the channel that is not the stream's: the rotation makes the stream's channels even, and those of an FFN differ by
+ * up to nine times. The head has columns forward and pairs back, with a scale for each channel of the stream and none for
+ * tokens that are hardly ever likely.
  */
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -88,7 +89,7 @@ export type TrainingLinear = {
    * Undefined for fp32: the forward weights are used. In blocks, its inputs are filled up with zeros to whole blocks: a
    * vocabulary has any size.
    */
-  readonly back: StoredBack | undefined;
+  readonly back: StoredProduct | undefined;
 };
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
@@ -136,24 +137,19 @@ const rangeSchema = z.strictObject({
 });
 const sizes = { outputs: z.int(), inputs: z.int(), values: rangeSchema, scales: rangeSchema };
 const blockSize = z.literal(QUANT_BLOCK);
+const codes = z.enum(CODE_TYPES);
+const inputScales = rangeSchema.optional();
 const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
-  z.strictObject({ kind: z.literal('columns'), codes: z.enum(CODE_TYPES), ...sizes }),
-  z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales: rangeSchema.optional() }),
+  z.strictObject({ kind: z.literal('columns'), codes, ...sizes }),
+  z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales }),
+  z.strictObject({ kind: z.literal('rows'), codes, ...sizes, inputScales }),
 ]);
-const rowsSchema = z.strictObject({
-  kind: z.literal('rows'),
-  codes: z.enum(CODE_TYPES),
-  ...sizes,
-  inputScales: rangeSchema.optional(),
-});
 /** `forward` is missing where the model's own weights are used. */
-const copiesSchema = z.strictObject({
-  forward: productSchema.optional(),
-  back: z.discriminatedUnion('kind', [productSchema, rowsSchema]),
-});
+const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
 const indexSchema = z.record(z.string(), copiesSchema);
-type Copies = Map<string, { forward?: StoredProduct | undefined; back: StoredBack }>;
+type MatrixCopies = { readonly forward?: StoredProduct | undefined; readonly back: StoredProduct };
+type Copies = Map<string, MatrixCopies>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
 async function readIndex(folder: string, form: CopyForm): Promise<Copies | undefined> {
@@ -220,26 +216,37 @@ function storeCopies(
   name: string,
   kind: WeightKind,
   matrix: Matrix,
-) {
+): MatrixCopies {
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
-  if (isInner) {
-    const turned = transposed(matrix);
-    if (rounding === 'pairs')
-      return { forward: storePairsByInput(file, turned), back: storeRows(file, codes, turned) };
-    const back = storeColumns(file, codes, turned);
-    return innerKind(kind) === kind ? { back } : { forward: storeLinear(file, PLAIN_8_BITS, matrix), back };
-  }
+  const inColumns = (whole: Matrix): StoredProduct => ({
+    kind: 'columns',
+    codes,
+    ...storeByOutput(file, codes, whole),
+  });
   if (rounding === 'blocks') {
-    const forward = storeColumns(file, codes, matrix);
-    return { forward, back: storeLinear(file, PLAIN_8_BITS, inWholeBlocks(transposed(matrix))) };
+    const inBlocks = (whole: Matrix) => storeLinear(file, PLAIN_8_BITS, whole);
+    if (!isInner) return { forward: inColumns(matrix), back: inBlocks(inWholeBlocks(transposed(matrix))) };
+    const back = inColumns(transposed(matrix));
+    return innerKind(kind) === kind ? { back } : { forward: inBlocks(matrix), back };
   }
-  if (name !== 'head')
-    return { forward: storePairs(file, matrix), back: storeRowsByInput(file, codes, matrix) };
+  if (name === 'head') return { forward: inColumns(matrix), back: storeHeadBack(file, matrix) };
+  if (!isInner)
+    return {
+      forward: { kind: 'pairs', ...storeByOutput(file, 'i8', matrix) },
+      back: { kind: 'rows', codes, ...storeByInput(file, codes, matrix) },
+    };
+  const turned = transposed(matrix);
   return {
-    forward: storeColumns(file, codes, matrix),
-    back: storePairsEvening(file, transposed(withoutMean(matrix))),
+    forward: { kind: 'pairs', ...storeByInput(file, 'i8', turned) },
+    back: { kind: 'rows', codes, ...storeByOutput(file, codes, turned) },
   };
 }
+
+const storeHeadBack = (file: WeightsFile, matrix: Matrix): StoredPairs => ({
+  kind: 'pairs',
+  inputScales: file.append(new Float32Array(matrix.outputs).fill(1)),
+  ...storeByOutput(file, 'i8', withoutMeans(transposed(matrix))),
+});
 
 const transposed = ({ rows, outputs, inputs }: Matrix): Matrix => ({
   rows: transpose(rows, outputs, inputs),
@@ -248,19 +255,26 @@ const transposed = ({ rows, outputs, inputs }: Matrix): Matrix => ({
 });
 
 /**
- * The rows minus their mean. The gradient by a row's logits sums to 0, so its product with a constant row is 0, too. But
- * tokens of tiny probability lose their codes, thousands of them, and most rows of a head point where their mean does:
- * without this the cosine of a step's gate gradients with fp32 falls to 0.97.
+ * Each row minus its mean, in place: a channel of the stream, for all tokens. The gradient by a row's logits sums to 0, so its
+ * product with a constant is 0, too. But tokens of tiny probability lose their codes, thousands of them, and most tokens' vectors
+ * point where their mean does: without this the cosine of a step's gate gradients with fp32 falls to 0.97.
  */
-function withoutMean({ rows, outputs, inputs }: Matrix): Matrix {
-  const sums = new Float64Array(inputs);
-  for (let i = 0; i < rows.length; i++) sums[i % inputs]! += rows[i]!;
-  return { rows: rows.map((value, i) => value - sums[i % inputs]! / outputs), outputs, inputs };
+function withoutMeans(matrix: Matrix): Matrix {
+  const { rows, inputs } = matrix;
+  for (let start = 0; start < rows.length; start += inputs) {
+    const row = rows.subarray(start, start + inputs);
+    const mean = row.reduce((sum, value) => sum + value, 0) / inputs;
+    for (let i = 0; i < inputs; i++) row[i]! -= mean;
+  }
+  return matrix;
 }
 
 /** With zeros behind each row, up to whole blocks. */
-function inWholeBlocks({ rows, outputs, inputs }: Matrix): Matrix {
+function inWholeBlocks(matrix: Matrix): Matrix {
+  const { rows, outputs, inputs } = matrix;
   const whole = QUANT_BLOCK * Math.ceil(inputs / QUANT_BLOCK);
+  // A head would be in memory once more.
+  if (whole === inputs) return matrix;
   const filled = new Float32Array(outputs * whole);
   for (let row = 0; row < outputs; row++)
     filled.set(rows.subarray(row * inputs, (row + 1) * inputs), row * whole);
@@ -275,13 +289,12 @@ async function removeOldVersions(folder: string): Promise<void> {
 }
 
 /*
- * Products in the quantized forms of a training step: blocks of 32 (`model/architectures/projections.ts`), columns with one
- * scale each (DynamicQuantizeMatMul), whose activations share one scale a tensor, and pairs of codes.
+ * Products in the quantized forms of a training step: blocks of 32 (`model/architectures/projections.ts`), and codes by column
+ * with one scale each. Activations of `columns` share one scale a tensor (DynamicQuantizeMatMul), those of `rows` have one a row,
+ * and those of `pairs` have two codes.
  */
 
-type StoredColumns = {
-  readonly kind: 'columns';
-  readonly codes: CodeType;
+type StoredCodes = {
   readonly outputs: number;
   readonly inputs: number;
   /** `[inputs, outputs]`. */
@@ -289,67 +302,34 @@ type StoredColumns = {
   /** `[outputs]`. */
   readonly scales: WeightRange;
 };
-type StoredPairs = {
+type StoredColumns = StoredCodes & { readonly kind: 'columns'; readonly codes: CodeType };
+/** With codes i8. */
+type StoredPairs = StoredCodes & {
   readonly kind: 'pairs';
-  readonly outputs: number;
-  readonly inputs: number;
-  /** i8 `[inputs, outputs]`. */
-  readonly values: WeightRange;
   /** `[inputs]`, at most 1; undefined where rows are normalized already, and their channels even. */
   readonly inputScales?: WeightRange | undefined;
-  /** `[outputs]`. */
-  readonly scales: WeightRange;
 };
-/** As columns, for activations with a scale for each row. */
-type StoredRows = Omit<StoredColumns, 'kind'> & {
+type StoredRows = StoredCodes & {
   readonly kind: 'rows';
+  readonly codes: CodeType;
   /** `[inputs]`, at most 1; undefined where channels are even. */
   readonly inputScales?: WeightRange | undefined;
 };
-type StoredProduct = StoredLinear | StoredColumns | StoredPairs;
-type StoredBack = StoredProduct | StoredRows;
+type StoredProduct = StoredLinear | StoredColumns | StoredPairs | StoredRows;
 
 /** Symmetric quantization: an output's largest weight is 127 codes away from the zero point. */
-function storeColumns(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredColumns {
+function storeByOutput(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredCodes {
   const rounded = roundColumns(rows, outputs, inputs);
   const values = file.append(bytesOf(packColumns(rounded), codes));
-  return { kind: 'columns', codes, outputs, inputs, values, scales: file.append(rounded.scales) };
+  return { outputs, inputs, values, scales: file.append(rounded.scales) };
 }
 
-/** For rows that are normalized. A scale belongs to an output. */
-function storePairs(file: WeightsFile, matrix: Matrix): StoredPairs {
-  const { codes: _, ...stored } = storeColumns(file, 'i8', matrix);
-  return { ...stored, kind: 'pairs' };
-}
-
-/** As {@link storePairs}, for any rows. */
-function storePairsEvening(file: WeightsFile, matrix: Matrix): StoredPairs {
-  const inputScales = file.append(new Float32Array(matrix.inputs).fill(1));
-  return { ...storePairs(file, matrix), inputScales };
-}
-
-/** As {@link storePairs}, for any rows, from the matrix transposed. A scale belongs to an input. */
-const storePairsByInput = (file: WeightsFile, matrix: Matrix): StoredPairs => ({
-  kind: 'pairs',
-  ...storeByInput(file, 'i8', matrix),
-});
-
-const storeRows = (file: WeightsFile, codes: CodeType, matrix: Matrix): StoredRows => ({
-  ...storeColumns(file, codes, matrix),
-  kind: 'rows',
-});
-
-const storeRowsByInput = (file: WeightsFile, codes: CodeType, matrix: Matrix): StoredRows => ({
-  kind: 'rows',
-  codes,
-  ...storeByInput(file, codes, matrix),
-});
-
+/** As {@link storeByOutput}, from the matrix transposed, but an input's largest weight is 127 codes away. */
 function storeByInput(
   file: WeightsFile,
   codes: CodeType,
   { rows, outputs: inputs, inputs: outputs }: Matrix,
-) {
+): StoredCodes & { readonly inputScales: WeightRange } {
   const rounded = roundColumns(rows, inputs, outputs);
   const { scales } = rounded;
   const largest = scales.reduce((most, scale) => Math.max(most, scale), 0);
@@ -374,24 +354,23 @@ export const weightName = (name: string): string => `${name}.q`;
 
 /**
  * Multiplies a gradient by a product's result with `back`, which gives the gradient by the product's input. Gradients of
- * different positions differ by orders of magnitude, so each row has a scale of its own: with columns each row is normalized
- * before quantization with one scale, and scaled back afterwards.
+ * different positions differ by orders of magnitude, so no two share a scale: columns, whose activations do, get each row
+ * normalized, and it is scaled back afterwards.
  */
 export function multiplyGradient(
   g: GraphBuilder,
   gradient: Value,
   name: string,
-  { forward, back: stored }: TrainingLinear & { readonly back: StoredBack },
+  { forward, back: stored }: TrainingLinear & { readonly back: StoredProduct },
 ): Value {
   const { inputs } = stored;
-  if (stored.kind === 'rows') return multiplyByRow(g, gradient, name, stored);
-  if (stored.kind === 'pairs') return multiplyStored(g, gradient, name, stored);
-  if (stored.kind !== 'columns') {
-    const whole = withZeros(g, gradient, inputs - forward.outputs);
-    return multiplyStored(g, whole, name, stored);
+  if (stored.kind === 'rows' || stored.kind === 'pairs') return multiplyStored(g, gradient, name, stored);
+  if (stored.kind === 'columns') {
+    const { even, inverse } = withEvenRows(g, gradient, inputs);
+    return g.op('Div', [multiplyStored(g, even, name, stored), inverse]);
   }
-  const { even, inverse } = withEvenRows(g, gradient, inputs);
-  return g.op('Div', [multiplyStored(g, even, name, stored), inverse]);
+  const whole = withZeros(g, gradient, inputs - forward.outputs);
+  return multiplyStored(g, whole, name, stored);
 }
 
 /** x `[..., n]` → `[..., n + count]`. */
@@ -407,41 +386,28 @@ function withZeros(g: GraphBuilder, x: Value, count: number): Value {
 
 /** x `[..., inputs]` → `[..., outputs]`. */
 export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: StoredProduct): Value {
-  if (stored.kind !== 'columns' && stored.kind !== 'pairs') return multiply(g, x, linear(g, name, stored));
+  if (stored.kind !== 'columns' && stored.kind !== 'rows' && stored.kind !== 'pairs')
+    return multiply(g, x, linear(g, name, stored));
   const { inputs, outputs } = stored;
-  const codes = stored.kind === 'columns' ? stored.codes : 'i8';
+  const scalesOf = (what: string, count: number, range: WeightRange) =>
+    g.initializer(`${name}.${what}`, 'f32', [count], external(range));
+  const codes = stored.kind === 'pairs' ? 'i8' : stored.codes;
   const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
-  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
-  if (stored.kind === 'columns') return multiplyColumns(g, x, { codes, values, scales });
-  const columns = { inputs, outputs, values, scales };
-  const product = multiplyPairs(g, x, columns, name, stored.inputScales);
+  const columns = { inputs, outputs, codes, values, scales: scalesOf('scales', outputs, stored.scales) };
+  if (stored.kind === 'columns') return multiplyColumns(g, x, columns);
+  const inputScales = stored.inputScales && scalesOf('input_scales', inputs, stored.inputScales);
+  if (stored.kind === 'rows')
+    return multiplyRows(g, inputScales ? g.op('Mul', [x, inputScales]) : x, columns);
+  const product = multiplyPairs(g, x, columns, inputScales);
   g.endProduct({ input: x.name, weights: values.name, outputs });
   return product;
 }
 
-function multiplyByRow(g: GraphBuilder, x: Value, name: string, stored: StoredRows): Value {
-  const { codes, inputs, outputs, inputScales } = stored;
-  const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
-  const scales = g.initializer(`${name}.scales`, 'f32', [outputs], external(stored.scales));
-  const even = inputScales === undefined ? x : g.op('Mul', [x, scalesOfInputs(g, name, inputs, inputScales)]);
-  return multiplyRows(g, even, inputs, { codes, values, scales });
-}
-
-const scalesOfInputs = (g: GraphBuilder, name: string, inputs: number, stored: WeightRange): Value =>
-  g.initializer(`${name}.input_scales`, 'f32', [inputs], external(stored));
-
 /** As {@link multiplyStored}; the last node gives the result. */
-function multiplyPairs(
-  g: GraphBuilder,
-  x: Value,
-  columns: ByColumn,
-  name: string,
-  stored: WeightRange | undefined,
-): Value {
+function multiplyPairs(g: GraphBuilder, x: Value, columns: ByColumn, inputScales: Value | undefined): Value {
   const ofMany = (rows: Value) => multiplyByColumn(g, rows, columns, g.fresh('pairs'), true);
-  if (stored === undefined) return ofMany(x);
-  const { inputs } = columns;
-  const { even, inverse } = withEvenRows(g, x, inputs, scalesOfInputs(g, name, inputs, stored));
+  if (inputScales === undefined) return ofMany(x);
+  const { even, inverse } = withEvenRows(g, x, columns.inputs, inputScales);
   return g.op('Div', [ofMany(even), inverse]);
 }
 

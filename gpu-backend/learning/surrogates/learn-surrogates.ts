@@ -79,7 +79,10 @@ type LearnedSurrogates = {
   readonly steps: number;
 };
 
-/** @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`. Rejects when `signal` aborts; the state stays. */
+/**
+ * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`. Rejects when `signal` aborts; the
+ * state stays.
+ */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
   const { model, out, threads } = options;
   const { rank, from: file } = options.start;

@@ -87,7 +87,7 @@ function momentGraph(config: ModelConfig, stored: StoredLlama, linears: Training
   const g = new GraphBuilder('moments');
   const H = config.hiddenSize;
   let ordinary: Value | undefined;
-  forward(g, config, stored, linears, false, (index, h, block, shared) => {
+  forward(g, { config, stored, isDifferentiated: false }, linears, (index, h, block, shared) => {
     ordinary ??= ordinaryPositions(g, shared.isFirst, h);
     const y = block(g, h);
     sums(g, index, H, normalizePlainly(g, config, h), y, ordinary);

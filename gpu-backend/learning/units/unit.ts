@@ -102,9 +102,9 @@ const workKey = ({ version, model, surrogates, rounding }: Work): string =>
 /** The name of a unit: SHA-256 of its content and its work. */
 export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(work), unit]);
 
-/** Model and version, for messages. */
+/** For messages. The rounding is of training steps. */
 export function describeWork({ version, model, surrogates, rounding }: Work): string {
   const calibration = calibrationIn(model);
   const weights = calibration === undefined ? model.weights : `${model.weights} by ${calibration.text}`;
-  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}, trained in ${rounding}), version ${version}`;
+  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}, rounding in ${rounding}), version ${version}`;
 }

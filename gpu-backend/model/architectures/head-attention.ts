@@ -1,6 +1,6 @@
 /**
  * Attention over a KV cache in head-major order, in one `GroupQueryAttention` node: for one new token each of several
- * sequences, or for several tokens of one sequence.
+ * sequences, or for several tokens of one sequence. Training has whole sequences and no cache.
  *
  * K and V of all sequences are one buffer each, `[B, G, T, D]` (B = sequences, G = KV heads, T = capacity in tokens, D = head
  * width). The same buffer is input and output of the node (`engine/head-caches.ts`), which appends the new K and V and reads
@@ -14,7 +14,7 @@
  * a score, and their part of the output is cut off.
  *
  * The node refuses several tokens each of several sequences with a past, so each piece of a prompt has a node of its own.
- * Without a past it takes many sequences of one length: training computes whole sequences.
+ * Without a past it takes many sequences of one length.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { ModelConfig } from '../model-source.ts';
@@ -86,8 +86,8 @@ export function nothingGrown(b: GraphBuilder, config: ModelConfig): KeysValues {
 }
 
 /**
- * The product with QKV, `[B, S, (N + 2G)·D]`, and the positions, `[B, S]`; S or B is 1. `positions` is a function, as most
- * models do not need it.
+ * The product with QKV, `[B, S, (N + 2G)·D]`, and the positions, `[B, S]`; S or B is 1 unless the tokens are whole sequences.
+ * `positions` is a function, as most models do not need it.
  */
 type HeadRows = { readonly product: Value; positions(): Value };
 
@@ -102,7 +102,7 @@ export function attendByHead(
   { product, positions }: HeadRows,
   heads: KeysValues | undefined,
   { past, most }: HeadLengths,
-  keepsProbabilities = false,
+  { keepsProbabilities = false }: { readonly keepsProbabilities?: boolean } = {},
 ): { readonly attended: Value; readonly grown: KeysValues } {
   const { config, cos, sin } = shared;
   const { headCount, kvHeadCount, headSize } = config;

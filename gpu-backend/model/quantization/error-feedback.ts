@@ -33,7 +33,7 @@ type FeedbackOptions = {
   /** Refinement passes over all blocks, after the first. */
   readonly passes: number;
   readonly products: Products;
-  /** Gets the fraction of visits done after each block. */
+  /** Told after each visit of a block which fraction of them is done. */
   readonly onProgress?: (fraction: number) => void;
 };
 

@@ -18,6 +18,7 @@ import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
   planMemory,
+  STEP_PART_TOKENS,
   weightCounts,
 } from '../../../gpu-backend/learning/gates/step-memory.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
@@ -164,6 +165,9 @@ test('each form of weights counts at its own pace', () => {
   const [inBlocks, inPairs] = [timesAt(amx), timesAt({ ...amx, rounding: 'pairs' })];
   expect(inPairs.step_s).toBeLessThan(0.6 * inBlocks.step_s);
   expect(timesAt({ ...amx, rounding: 'pairs', q8: 1e9 })).toEqual(inPairs);
+  // Forward products take two codes an activation, gradients one.
+  const [forward_s, both_s] = [inPairs.loss_s / LOSS_BATCH_TOKENS, inPairs.step_s / STEP_PART_TOKENS];
+  expect(both_s - forward_s).toBeLessThan(0.6 * forward_s);
 });
 
 test('by column, a training step takes the time and memory of blocks; only serving takes less', () => {

@@ -86,15 +86,19 @@ const hasExactSigned = async () => (await fastestForm('blocks')).codes === 'i8';
 test.each([
   ['i8', 'u8', 'layer_0.gate', 'forward'],
   ['pairs', 'pairsU8', 'layer_0.down', 'back'],
-] as const)('both types of codes give the same bits where signed codes are exact: %s', async (...asked) => {
-  const [form, other, name, direction] = asked;
-  const [signed, unsigned] = [
-    await product({ form, name, direction }),
-    await product({ form: other, name, direction }),
-  ];
-  expect(unsigned.some((value) => value !== 0)).toBe(true);
-  if (await hasExactSigned()) expect(signed).toEqual(unsigned);
-});
+  ['pairs', 'pairsU8', 'layer_0.gate', 'back'],
+] as const)(
+  'both types of codes give the same bits where signed codes are exact: %s, %s, %s, %s',
+  async (...asked) => {
+    const [form, other, name, direction] = asked;
+    const [signed, unsigned] = [
+      await product({ form, name, direction }),
+      await product({ form: other, name, direction }),
+    ];
+    expect(unsigned.some((value) => value !== 0)).toBe(true);
+    if (await hasExactSigned()) expect(signed).toEqual(unsigned);
+  },
+);
 
 /** The largest difference of a row, in a row's root mean square. */
 function worstDifference(found: Float32Array, expected: Float32Array): number {

@@ -508,7 +508,7 @@ it.each([
   expect(unitName(one, longUnit(1))).not.toBe(unitName(other, longUnit(1)));
   expect(workSchema.parse(JSON.parse(JSON.stringify(one)))).toEqual(one);
   expect(describeWork(one)).toBe(
-    `tiny (${weights} by data 1, aaaaaaaaaaaa, no surrogates, trained in blocks), version ${one.version}`,
+    `tiny (${weights} by data 1, aaaaaaaaaaaa, no surrogates, rounding in blocks), version ${one.version}`,
   );
 });
 
