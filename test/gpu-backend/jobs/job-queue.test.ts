@@ -89,8 +89,20 @@ const starts = (id: string) =>
     : [];
 const published = (id: string): { args: string[]; key: string } =>
   JSON.parse(readFileSync(join(folderOf(id), 'published.json'), 'utf8'));
-/** With zeros, which take no room on the disk: nobody hashes them in half a minute. */
-const makeHuge = (file: string) => truncateSync(file, 2 ** 36);
+/** The open folder with a file of one row. */
+function openFolder(name: string) {
+  const folder = join(home, 'open');
+  const file = join(folder, name);
+  mkdirSync(folder);
+  const row = '{"text": "x"}\n';
+  writeFileSync(file, row);
+  return {
+    folder,
+    /** Adds zeros, which take no room on the disk: nobody hashes them in half a minute. */
+    makeHuge: () => truncateSync(file, 2 ** 36),
+    shrink: () => truncateSync(file, row.length),
+  };
+}
 const hangs = (id: string) => eventually(() => existsSync(join(folderOf(id), 'out', 'step-2')), 15_000);
 
 describe('a job', () => {
@@ -140,15 +152,11 @@ describe('a job', () => {
   });
 
   it('goes on from a part of an equal one without reading its data first: only a whole set says what it was learned from', async () => {
-    const folder = join(home, 'open');
-    const file = join(folder, 'hang.jsonl');
-    mkdirSync(folder);
-    const row = '{"text": "x"}\n';
-    writeFileSync(file, row);
+    const { folder, makeHuge, shrink } = openFolder('hang.jsonl');
     let goesOn = false;
     const note = (message: string) => {
       if (message !== 'a job goes on from an equal one') return;
-      truncateSync(file, row.length);
+      shrink();
       goesOn = true;
     };
     const jobs = (await openJobs({ ...options(), dataFolder: folder, note }))!;
@@ -157,7 +165,7 @@ describe('a job', () => {
     const first = await create(jobs, 'hang', asked);
     await hangs(first.id);
     await jobs.cancel(first.id);
-    makeHuge(file);
+    makeHuge();
     const { id } = await create(jobs, 'hang', asked);
     await eventually(() => goesOn, 10_000);
     await ended(jobs, id);
@@ -165,18 +173,14 @@ describe('a job', () => {
   });
 
   it('is cancelled, and a backend stops, while it reads data to find out whether an equal one learned from them', async () => {
-    const folder = join(home, 'open');
-    const file = join(folder, 'ok.jsonl');
-    mkdirSync(folder);
-    const row = '{"text": "x"}\n';
-    writeFileSync(file, row);
+    const { folder, makeHuge, shrink } = openFolder('ok.jsonl');
     const publish = { edge: edge.url, tenant: 'refused', activate: true, admin_key: ADMIN_KEY };
     const jobs = await start(folder);
     const asked = { data: [{ path: 'ok.jsonl' }], publish };
     const first = await create(jobs, 'ok', asked);
     await ended(jobs, first.id);
     expect(jobs.get(first.id).status).toBe('failed');
-    makeHuge(file);
+    makeHuge();
     const begin = async () => {
       const { id } = await create(jobs, 'ok', asked);
       await eventually(() => jobs.get(id).status === 'running');
@@ -189,7 +193,7 @@ describe('a job', () => {
     await jobs.close();
     expect(jobs.get(id)).toMatchObject({ status: 'running', error: null });
     // The next start finds out.
-    truncateSync(file, row.length);
+    shrink();
     await ended(await start(folder), id);
     expect(notes).toContain(`"job":"${id}","earlier":"${first.id}"`);
   });

@@ -121,7 +121,7 @@ describe('what is charged', () => {
   );
 
   it.each<[string, (backend: string) => Promise<unknown>]>([
-    ['removed, as one that drains is', (backend) => admin('DELETE', `/backends/${backend}`)],
+    ['removed, as a drain removes it,', (backend) => admin('DELETE', `/backends/${backend}`)],
     ['disabled', (backend) => admin('PATCH', `/backends/${backend}`, { enabled: false })],
   ])('is what was made at a backend that was %s before the client left', async (_, change) => {
     await register({ regions: ['NA'] });

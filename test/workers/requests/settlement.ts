@@ -286,7 +286,7 @@ describe('the event', () => {
   it.each([
     [true, { status: 200, error_code: 'queue_timeout' }],
     [false, { status: 503, error_code: 'queue_timeout' }],
-  ])('of one that waited in vain in the queue is of nothing (stream: %s)', async (stream, expected) => {
+  ])('of a request that waited in vain in the queue has no tokens (stream: %s)', async (stream, expected) => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
     const { EVENTS, event } = queue();
     const body = { ...say('a b'), max_tokens: 10, user: 'waits-too-long', stream };
