@@ -71,15 +71,6 @@ const arithmeticRules: { readonly [op: string]: Rule } = {
   Add: elementwise(only),
   Sub: elementwise((c, index) => (index === 0 ? only(c) : c.g.op('Neg', [only(c)]))),
   Mul: elementwise((c, index) => c.g.op('Mul', [only(c), c.input(1 - index)])),
-  // y = softmax(x): ∂x = y · (g - Σ g·y).
-  Softmax: (c) => {
-    const y = c.output(0);
-    const gradient = only(c);
-    const axis = axisOf((c.node.attributes.axis as number) ?? -1, c.outputShape(0));
-    const axes = c.g.constant('i64', [1], [axis]);
-    const sum = c.g.op('ReduceSum', [c.g.op('Mul', [gradient, y]), axes], { keepdims: 1 });
-    return [c.g.op('Mul', [y, c.g.op('Sub', [gradient, sum])])];
-  },
   Where: (c) => {
     const gradient = only(c);
     const zero = scalar(c.g, 0);
