@@ -78,10 +78,15 @@ const emptyGraph = (name: string): Graph => ({
   outputs: [],
 });
 
-/** Appends to one graph; subgraphs (branches of `If`) share the counter, so names are unique in the model. */
+/**
+ * Appends to one graph; subgraphs (branches of `If`) share the counter, so names are unique in the model. A constant or node that
+ * the graph has already is not appended again, so whoever builds a part need not know what other parts compute.
+ */
 export class GraphBuilder {
   readonly graph: Graph;
   readonly #names: { next: number };
+  /** Values of constants and outputs of nodes, by what they are computed from. */
+  readonly #made = new Map<string, readonly Value[]>();
 
   constructor(name: string, names: { next: number } = { next: 0 }) {
     this.graph = emptyGraph(name);
@@ -111,8 +116,12 @@ export class GraphBuilder {
 
   /** A small constant, stored in the graph. A scalar has shape `[]`. */
   constant(type: ConstantType, shape: readonly number[], values: readonly number[]): Value {
-    const bytes = constantBytes(type, values);
-    return this.initializer(this.fresh('const'), type, shape, { kind: 'inline', bytes });
+    const make = () => {
+      const bytes = constantBytes(type, values);
+      return [this.initializer(this.fresh('const'), type, shape, { kind: 'inline', bytes })];
+    };
+    // JSON has no infinities.
+    return this.#once([type, shape, values.map(String)], make)[0]!;
   }
 
   /** One node with one output. `undefined` leaves an optional input out. */
@@ -127,10 +136,21 @@ export class GraphBuilder {
     outputCount: number,
     attributes: Attributes = {},
     domain = '',
-  ): Value[] {
-    const outputs = Array.from({ length: outputCount }, () => this.fresh(op));
-    this.node(op, inputs, outputs, attributes, domain);
-    return outputs.map((name) => ({ name }));
+  ): readonly Value[] {
+    const make = () => {
+      const outputs = Array.from({ length: outputCount }, () => this.fresh(op));
+      this.node(op, inputs, outputs, attributes, domain);
+      return outputs.map((name) => ({ name }));
+    };
+    // Branches are never equal: they have names of their own.
+    return op === 'If' ? make() : this.#once([op, inputs, outputCount, attributes, domain], make);
+  }
+
+  #once(what: readonly unknown[], make: () => readonly Value[]): readonly Value[] {
+    const key = JSON.stringify(what);
+    const made = this.#made.get(key) ?? make();
+    this.#made.set(key, made);
+    return made;
   }
 
   /** One node with given output names, such as graph outputs; `''` leaves an output out. */

@@ -126,7 +126,7 @@ const rowForm = (g: GraphBuilder, layers: number, places: number): Attending['fo
 });
 
 /** Whether each block has work for rows that skip it: K and V to write (attention only), or surrogates. */
-function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): Value[] {
+function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): readonly Value[] {
   const replaces = g.input('surrogates', 'bool', [2 * layers]);
   const byLayer = g.op('Reshape', [replaces, g.constant('i64', [2], [layers, 2])]);
   const [attention, ffn] = g.ops('Split', [byLayer, g.constant('i64', [2], [1, 1])], 2, { axis: 1 });
@@ -142,10 +142,10 @@ function rowLists(g: GraphBuilder, name: string, count: number) {
   return { all, counts, lists: g.ops('Split', [all, counts], count, { axis: 1 }) };
 }
 
-const single = (g: GraphBuilder, name: string, type: 'i64' | 'i32' | 'bool', count: number): Value[] =>
+const single = (g: GraphBuilder, name: string, type: 'i64' | 'i32' | 'bool', count: number): readonly Value[] =>
   pieces(g, g.input(name, type, [count]), count, 1);
 
-const pieces = (g: GraphBuilder, value: Value, count: number, size: number): Value[] =>
+const pieces = (g: GraphBuilder, value: Value, count: number, size: number): readonly Value[] =>
   g.ops('Split', [value, g.constant('i64', [count], Array<number>(count).fill(size))], count);
 
 const int = (g: GraphBuilder, value: number): Value => g.constant('i64', [1], [value]);

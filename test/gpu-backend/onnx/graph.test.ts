@@ -39,6 +39,23 @@ test('constants, attributes, optional inputs and branches survive the way into t
   await session.release();
 });
 
+test('a graph has equal constants and nodes once, and other ones apart', () => {
+  const g = new GraphBuilder('g');
+  const x = g.input('x', 'f32', [2]);
+  const clip = (b: GraphBuilder, least: number) => b.op('Clip', [x, b.constant('f32', [], [least])]);
+  expect(clip(g, 1)).toEqual(clip(g, 1));
+  expect(clip(g, -Infinity)).not.toEqual(clip(g, Infinity));
+  expect(g.constant('f32', [1], [1])).not.toEqual(g.constant('f32', [], [1]));
+  const parts = (count: number) => g.ops('Split', [x], count, { axis: 0, num_outputs: count });
+  expect(parts(2)).toEqual(parts(2));
+  expect(parts(1)).not.toEqual(parts(2));
+  expect(g.graph.nodes.map(({ op }) => op)).toEqual(['Clip', 'Clip', 'Clip', 'Split', 'Split']);
+  // Gradients declare the constants of a branch again, so each branch has its own.
+  const branch = g.subgraph('branch', (b) => b.output(clip(b, 1), 'f32', [2]));
+  expect(branch.nodes).toHaveLength(1);
+  expect(branch.initializers).toHaveLength(1);
+});
+
 test('an attribute that is no integer is refused unless it says that it is a float', () => {
   const g = new GraphBuilder('g');
   const x = g.input('x', 'f32', [1]);

@@ -49,13 +49,13 @@ test('nodes that end a product are differentiated as one, by its transposed weig
   // Doubles a row; rounding has no rule.
   const y = g.op('Mul', [g.op('Round', [x]), g.constant('f32', [], [2])]);
   g.endProduct({ input: x.name, weights: 'w', outputs: 3 });
-  const { seed } = weightedSum(g, g.op('Mul', [y, y]));
+  const { seed } = weightedSum(g, g.op('Mul', [y, x]));
   const before = g.graph.nodes.length;
   const transposed = new Map([
     ['w', (b: GraphBuilder, gradient: { name: string }) => b.op('Neg', [gradient])],
   ]);
   const [found] = gradients(g, [seed], [x], { transposed });
-  expect(g.graph.nodes.slice(before).map(({ op }) => op)).toEqual(['Mul', 'Mul', 'Add', 'Neg']);
+  expect(g.graph.nodes.slice(before).map(({ op }) => op)).toEqual(['Mul', 'Mul', 'Neg', 'Add']);
   expect(g.graph.nodes.at(-1)!.outputs).toEqual([found!.name]);
 });
 
