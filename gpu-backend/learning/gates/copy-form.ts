@@ -94,18 +94,10 @@ export function multiplyRows(
   const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
   const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
   const step = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
-  const steps = g.op('Reshape', [step, last]);
-  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [steps])]);
-  const rows = g.op('Reshape', [x, g.constant('i64', [2], [-1, inputs])]);
-  const rounded = g.op('QuantizeLinear', [rows, steps, zeros], { axis: 0 });
+  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [step])]);
+  // One block a row: by `axis` of the rows, the runtime starts its threads anew for each of them.
+  const rounded = g.op('QuantizeLinear', [x, step, zeros], { axis: -1, block_size: inputs });
   const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
-  const operands = [
-    g.op('Reshape', [rounded, g.op('Shape', [x])]),
-    values,
-    one,
-    scales,
-    zero,
-    zeroOf(g, codes),
-  ];
+  const operands = [rounded, values, one, scales, zero, zeroOf(g, codes)];
   return g.op('Mul', [g.op('MatMulIntegerToFloat', operands, {}, MICROSOFT), step]);
 }

@@ -142,8 +142,12 @@ function rowLists(g: GraphBuilder, name: string, count: number) {
   return { all, counts, lists: g.ops('Split', [all, counts], count, { axis: 1 }) };
 }
 
-const single = (g: GraphBuilder, name: string, type: 'i64' | 'i32' | 'bool', count: number): readonly Value[] =>
-  pieces(g, g.input(name, type, [count]), count, 1);
+const single = (
+  g: GraphBuilder,
+  name: string,
+  type: 'i64' | 'i32' | 'bool',
+  count: number,
+): readonly Value[] => pieces(g, g.input(name, type, [count]), count, 1);
 
 const pieces = (g: GraphBuilder, value: Value, count: number, size: number): readonly Value[] =>
   g.ops('Split', [value, g.constant('i64', [count], Array<number>(count).fill(size))], count);
