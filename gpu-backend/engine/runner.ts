@@ -20,6 +20,7 @@ import { oneAtATime } from '../one-at-a-time.ts';
 import type { Graph } from '../onnx/graph.ts';
 import type { Session, SessionOptions } from '../onnx/session.ts';
 import { createSession, createSessionIn } from '../onnx/session.ts';
+import { exactHere, multipliesSignedExactly } from '../onnx/signed-codes.ts';
 import { runBatch } from './batch-run.ts';
 import { areAlike, runHeads, runPiece } from './one-mask-run.ts';
 import { hostParts, isToken, onHost, type RunInput } from './run-input.ts';
@@ -82,22 +83,29 @@ export async function openRunner(
 
 type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
 
-/** fp32 graphs are files of the model; other graphs are built from its weights when it opens, within milliseconds. */
+/**
+ * fp32 graphs are files of the model; other graphs are built from its weights when it opens, within milliseconds, and so are those
+ * that this CPU does not multiply exactly.
+ */
 async function graphsOf(
   modelDir: string,
   config: ModelConfig,
   { kvType, exactProducts }: { readonly kvType: KvType; readonly exactProducts: boolean },
   settings: SessionOptions,
 ): Promise<Graphs> {
-  if (kvType === 'f32' && !exactProducts) {
+  const stored = await readStoredLlama(modelDir, config, 'with surrogates');
+  const areFilesRight =
+    kvType === 'f32' &&
+    !exactProducts &&
+    (stored.layers[0]!.qkv.kind !== 'q8-columns' || (await multipliesSignedExactly()));
+  if (areFilesRight) {
     return {
       one: () => createSession(join(modelDir, MODEL_FILE), settings),
       many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
     };
   }
-  const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  const made = (graph: Graph) =>
-    createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
+  const made = async (graph: Graph) =>
+    createSessionIn(modelDir, await exactHere(exactProducts ? withExactProducts(graph) : graph), settings);
   return {
     one: () => made(llamaGraph(config, stored, kvType === 'f32' ? 'heads' : kvType)),
     many: () => made(batchedLlamaGraph(config, stored, kvType)),

@@ -4,13 +4,15 @@
  * speed of matrix products. LOG.md compares both with measurements.
  */
 import { totalmem } from 'node:os';
+import { type Columns, multiplyPairs, multiplyTensor } from '../model/architectures/column-products.ts';
 import { type Linear, multiply } from '../model/architectures/projections.ts';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantize.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, tensor } from '../onnx/session.ts';
-import { fastestForm, fastestRounding, multiplyColumns, type Rounding } from './gates/copy-form.ts';
+import { exactHere } from '../onnx/signed-codes.ts';
+import { fastestRounding, type Rounding } from './gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -32,28 +34,26 @@ export type Forecast = {
 };
 
 /**
- * Multiply-adds a second of this machine, by the form of the weights: the kinds of the serving graph, and the `columns` of a
- * training step, whose activations get one code. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX
- * and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
+ * Multiply-adds a second of this machine, by the form of the weights: the kinds of the serving graph, and the forms of a training
+ * step, `columns` (activations with one code; `rows` take about that time) and `pairs`. CPUs differ in all: codes in blocks have
+ * 0.7 times the pace of fp32 with AMX and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
-export type Paces = Readonly<Record<WeightKind | 'columns', number>> & {
-  /** Of a training step; `pairs` take the time of `q8-columns`, and `rows` about that of `columns`. */
+export type Paces = Readonly<Record<WeightKind | 'columns' | 'pairs', number>> & {
+  /** Of a training step. */
   readonly rounding: Rounding;
 };
 
 /** Measures products on `threads` threads, under the machine's present load. */
 export async function measurePaces(threads: number): Promise<Paces> {
-  const { rounding, codes } = await fastestForm(await fastestRounding());
+  const kind = (weights: WeightKind) => paceOf(threads, (g, x) => multiply(g, x, someWeights(g, weights)));
   return {
-    rounding,
-    f32: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'f32'))),
-    q8: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8'))),
-    q4: await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q4'))),
-    'q8-columns': await paceOf(threads, (g, x) => multiply(g, x, someWeights(g, 'q8-columns'))),
-    columns: await paceOf(threads, (g, x) => {
-      const values = someTensor(g, codes, [PACE_WIDTH, PACE_WIDTH]);
-      return multiplyColumns(g, x, { codes, values, scales: someTensor(g, 'f32', [PACE_WIDTH]) });
-    }),
+    rounding: await fastestRounding(),
+    f32: await kind('f32'),
+    q8: await kind('q8'),
+    q4: await kind('q4'),
+    'q8-columns': await kind('q8-columns'),
+    columns: await paceOf(threads, (g, x) => multiplyTensor(g, x, someColumns(g))),
+    pairs: await paceOf(threads, (g, x) => multiplyPairs(g, x, someColumns(g))),
   };
 }
 
@@ -63,7 +63,8 @@ async function paceOf(threads: number, product: (g: GraphBuilder, x: Value) => V
   const g = new GraphBuilder('pace');
   const y = product(g, g.input('x', 'f32', [PACE_ROWS, PACE_WIDTH]));
   g.output(y, 'f32', [PACE_ROWS, PACE_WIDTH]);
-  const session = await createSession(encodeModel(g.graph), { threads, spinning: false });
+  const graph = await exactHere(g.graph);
+  const session = await createSession(encodeModel(graph), { threads, spinning: false });
   try {
     const x = tensor('f32', new Float32Array(PACE_ROWS * PACE_WIDTH).fill(0.5), [PACE_ROWS, PACE_WIDTH]);
     const times_ms: number[] = [];
@@ -82,10 +83,7 @@ async function paceOf(threads: number, product: (g: GraphBuilder, x: Value) => V
 function someWeights(g: GraphBuilder, kind: WeightKind): Linear {
   const size = { outputs: PACE_WIDTH, inputs: PACE_WIDTH };
   if (kind === 'f32') return { kind, ...size, values: someTensor(g, kind, [PACE_WIDTH, PACE_WIDTH]) };
-  if (kind === 'q8-columns') {
-    const values = someTensor(g, 'i8', [PACE_WIDTH, PACE_WIDTH]);
-    return { kind, ...size, values, scales: someTensor(g, 'f32', [PACE_WIDTH]) };
-  }
+  if (kind === 'q8-columns') return { kind, ...someColumns(g) };
   const form = kind === 'q8' ? PLAIN_8_BITS : FOUR_BITS;
   const blocks = blocksOf(PACE_WIDTH, form);
   return {
@@ -97,6 +95,13 @@ function someWeights(g: GraphBuilder, kind: WeightKind): Linear {
     zeroPoints: someTensor(g, 'u8', [PACE_WIDTH, (blocks * form.bits) / 8]),
   };
 }
+
+const someColumns = (g: GraphBuilder): Columns => ({
+  outputs: PACE_WIDTH,
+  inputs: PACE_WIDTH,
+  values: someTensor(g, 'i8', [PACE_WIDTH, PACE_WIDTH]),
+  scales: someTensor(g, 'f32', [PACE_WIDTH]),
+});
 
 function someTensor(g: GraphBuilder, type: 'f32' | 'u8' | 'i8', shape: readonly number[]): Value {
   const count = shape.reduce((product, size) => product * size, 1);
@@ -193,9 +198,8 @@ function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
   const { head, reads, writes, all } = weightCounts(config);
   const [read, written] = [config.layerCount * reads, config.layerCount * writes];
   if (weights === 'f32') return { forward_s: all / paces.f32, back_s: all / paces.f32 };
-  const { columns } = paces;
+  const { columns, pairs } = paces;
   if (paces.rounding === 'pairs') {
-    const pairs = paces['q8-columns'];
     return {
       forward_s: head / columns + (read + written) / pairs,
       back_s: head / pairs + (read + written) / columns,

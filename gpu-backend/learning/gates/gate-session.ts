@@ -1,16 +1,15 @@
 /** The training step of one installed model: loss and gate gradients for a batch, or the loss alone, in one call. */
-import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
-import { createSession, floats, type Session } from '../../onnx/session.ts';
+import { createSessionIn, floats, type Session } from '../../onnx/session.ts';
+import { exactHere } from '../../onnx/signed-codes.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
-import { fastestForm, fastestRounding, type Rounding } from './copy-form.ts';
 import { fittingStepGraph } from './gate-graph.ts';
-import { type TrainingLinears, trainingGraphFile, trainingLinears } from './training-weights.ts';
+import { fastestRounding, type Rounding } from './rounding.ts';
+import { type TrainingLinears, trainingLinears } from './training-weights.ts';
 
 export type GateStep = {
   /** Mean over the scored positions, nats. */
@@ -53,7 +52,7 @@ type GateSessionOptions = TrainingSessionOptions & {
   readonly recompute?: boolean;
 };
 
-/** Opens the model in `folder`; the first time, transposed weights and the graph are written beside it. */
+/** Opens the model in `folder`; the first time, transposed weights are written beside it. */
 export async function openGateSession(
   folder: string,
   config: ModelConfig,
@@ -103,31 +102,21 @@ function openStep(
   const surrogateRank = surrogates?.rank ?? 0;
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
     fittingStepGraph(config, stored, linears, { by, surrogateRank, tail, recompute });
-  return openTrainingGraph(
-    folder,
-    config,
-    `${by}-rank-${surrogateRank}${tail ? '-tail' : ''}`,
-    build,
-    options,
-  );
+  return openTrainingGraph(folder, config, build, options);
 }
 
 /**
- * Opens a training graph of an installed model. The graph's file is written beside the model's weights; `name` tells
- * apart graphs that are open at the same time. The first time, transposed weights are written, too.
+ * Opens a training graph of an installed model. The first time, copies of the weights are written beside the model's.
  * @throws MaskrouteError `corrupt_model`.
  */
 export async function openTrainingGraph(
   folder: string,
   config: ModelConfig,
-  name: string,
   build: (stored: StoredLlama, linears: TrainingLinears) => Graph,
   { rounding, ...options }: TrainingSessionOptions,
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
-  const form = await fastestForm(rounding ?? (await fastestRounding()));
-  const linears = await trainingLinears(folder, config, stored, form);
-  const path = trainingGraphFile(folder, name, form);
-  await writeWhole(path, encodeModel(build(stored, linears)));
-  return createSession(path, { spinning: false, ...options });
+  const linears = await trainingLinears(folder, config, stored, rounding ?? (await fastestRounding()));
+  const graph = await exactHere(build(stored, linears));
+  return createSessionIn(folder, graph, { spinning: false, ...options });
 }

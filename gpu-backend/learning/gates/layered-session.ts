@@ -8,15 +8,13 @@
  * Opening a layer packs its weights, which takes about as long as computing a batch, so this is only for models that do
  * not fit otherwise.
  */
-import { writeWhole } from '../../files.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
-import { encodeModel } from '../../onnx/encode.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import {
-  createSession,
+  createSessionIn,
   type Feeds,
   floats,
   type Outputs,
@@ -24,13 +22,14 @@ import {
   type Session,
   tensor,
 } from '../../onnx/session.ts';
+import { exactHere } from '../../onnx/signed-codes.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
-import { type CopyForm, fastestForm, type Rounding } from './copy-form.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
+import type { Rounding } from './rounding.ts';
 import { TAUGHT, type Teacher, taughtBatch, teacherHeadGraph } from './teacher.ts';
-import { type TrainingLinears, trainingGraphFile, trainingLinears } from './training-weights.ts';
+import { type TrainingLinears, trainingLinears } from './training-weights.ts';
 
 /** Everything that learning computes with a model (steps, losses, teaching), on one set of layers. */
 type LayeredSession = Pick<GateSession, 'step'> &
@@ -55,10 +54,9 @@ export async function openLayeredSession(
   options: LayeredOptions,
 ): Promise<LayeredSession> {
   const stored = await readStoredLlama(folder, config);
-  const form = await fastestForm(options.rounding);
-  const linears = await trainingLinears(folder, config, stored, form);
+  const linears = await trainingLinears(folder, config, stored, options.rounding);
   const { surrogates, threads } = options;
-  const { run, close } = openPieces(folder, form, threads);
+  const { run, close } = openPieces(folder, threads);
   const model: Layered = { config, surrogates, run, pieces: piecesOf(config, stored, linears, options) };
   const { head, teacherHead } = model.pieces;
   return {
@@ -186,16 +184,11 @@ type Piece = {
   build(): Graph;
 };
 
-function openPieces(folder: string, form: CopyForm, threads: number) {
-  const written = new Set<string>();
+function openPieces(folder: string, threads: number) {
   const open = new Map<string, Session>();
-  const openPiece = async ({ name, build }: Piece): Promise<Session> => {
-    const path = trainingGraphFile(folder, `piece-${name}`, form);
-    if (!written.has(name)) await writeWhole(path, encodeModel(build()));
-    written.add(name);
-    // Without the arena a closed piece returns its memory to the system.
-    return createSession(path, { threads, spinning: false, arena: false });
-  };
+  // Without the arena a closed piece returns its memory to the system.
+  const openPiece = async ({ build }: Piece): Promise<Session> =>
+    createSessionIn(folder, await exactHere(build()), { threads, spinning: false, arena: false });
   return {
     async run(piece: Piece, feeds: Feeds, outputs: readonly string[]): Promise<Outputs> {
       const found = open.get(piece.name);

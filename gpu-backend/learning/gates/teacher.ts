@@ -36,7 +36,7 @@ export async function openTeacher(
   options: TrainingSessionOptions,
 ): Promise<Teacher> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => teacherGraph(config, stored, linears);
-  const session = await openTrainingGraph(folder, config, 'teacher', build, options);
+  const session = await openTrainingGraph(folder, config, build, options);
   return {
     async teach(text) {
       return taughtBatch(text, await session.run(textFeeds(text), TAUGHT));

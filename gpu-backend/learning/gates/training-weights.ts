@@ -23,7 +23,9 @@ import { z } from 'zod';
 import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
 import {
   type Columns as ByColumn,
-  multiplyByColumn,
+  multiplyPairs,
+  multiplyRows,
+  multiplyTensor,
   withEvenRows,
 } from '../../model/architectures/column-products.ts';
 import type { StoredLlama } from '../../model/architectures/llama.ts';
@@ -50,26 +52,12 @@ import {
 } from '../../model/quantization/quantize.ts';
 import { external, type WeightRange, WeightsFile } from '../../model/weights-file.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
-import {
-  CODE_TYPES,
-  type CodeType,
-  type CopyForm,
-  multiplyColumns,
-  multiplyRows,
-  ROUNDINGS,
-  ZERO_CODE,
-} from './copy-form.ts';
+import { ROUNDINGS, type Rounding } from './rounding.ts';
 
 /** Raised whenever the copies' layout or the names of their files change. */
-const VERSION = 6;
-const fileOf = ({ rounding, codes }: CopyForm, ending: string) =>
-  `training-v${VERSION}-${rounding}-${codes}.${ending}`;
-const copiesFile = (form: CopyForm) => fileOf(form, 'bin');
-const indexFile = (form: CopyForm) => fileOf(form, 'json');
-
-/** Where the graph `name` over these copies is: ONNX Runtime looks for weights beside the graph's file. */
-export const trainingGraphFile = (folder: string, name: string, { rounding, codes }: CopyForm): string =>
-  join(folder, `training-${name}-${rounding}-${codes}.onnx`);
+const VERSION = 7;
+const copiesFile = (rounding: Rounding) => `training-v${VERSION}-${rounding}.bin`;
+const indexFile = (rounding: Rounding) => `training-v${VERSION}-${rounding}.json`;
 
 /**
  * The matrices of one layer. Attention takes the product with Q, K and V as a whole; that with gate and up would be split, which
@@ -94,17 +82,17 @@ export type TrainingLinear = {
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 
-/** Reads the copies of the model in `folder` that have this form, or makes them. @throws MaskrouteError `corrupt_model`. */
+/** Reads the copies of the model in `folder` that are rounded so, or makes them. @throws MaskrouteError `corrupt_model`. */
 export async function trainingLinears(
   folder: string,
   config: ModelConfig,
   stored: StoredLlama,
-  form: CopyForm,
+  rounding: Rounding,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
   if (stored.head[0]!.kind === 'f32')
     return new Map([...linears].map(([name, [forward]]) => [name, { forward: forward!, back: undefined }]));
-  const copies = (await readIndex(folder, form)) ?? (await writeCopies(folder, form, linears));
+  const copies = (await readIndex(folder, rounding)) ?? (await writeCopies(folder, rounding, linears));
   return new Map(
     [...linears].map(([name, [linear]]) => {
       const { forward, back } = copies.get(name)!;
@@ -131,19 +119,18 @@ function namedLinears(config: ModelConfig, stored: StoredLlama): Map<string, rea
 }
 
 const rangeSchema = z.strictObject({
-  file: z.enum(ROUNDINGS.flatMap((rounding) => CODE_TYPES.map((codes) => copiesFile({ rounding, codes })))),
+  file: z.enum(ROUNDINGS.map(copiesFile)),
   offset: z.int(),
   bytes: z.int(),
 });
 const sizes = { outputs: z.int(), inputs: z.int(), values: rangeSchema, scales: rangeSchema };
 const blockSize = z.literal(QUANT_BLOCK);
-const codes = z.enum(CODE_TYPES);
 const inputScales = rangeSchema.optional();
 const productSchema = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('q8'), blockSize, ...sizes, zeroPoints: rangeSchema }),
-  z.strictObject({ kind: z.literal('columns'), codes, ...sizes }),
+  z.strictObject({ kind: z.literal('columns'), ...sizes }),
   z.strictObject({ kind: z.literal('pairs'), ...sizes, inputScales }),
-  z.strictObject({ kind: z.literal('rows'), codes, ...sizes, inputScales }),
+  z.strictObject({ kind: z.literal('rows'), ...sizes, inputScales }),
 ]);
 /** `forward` is missing where the model's own weights are used. */
 const copiesSchema = z.strictObject({ forward: productSchema.optional(), back: productSchema });
@@ -152,30 +139,30 @@ type MatrixCopies = { readonly forward?: StoredProduct | undefined; readonly bac
 type Copies = Map<string, MatrixCopies>;
 
 /** The index is written last. Undefined unless it exists and the file of the copies ends with the last of them. */
-async function readIndex(folder: string, form: CopyForm): Promise<Copies | undefined> {
-  const index = await readOwnJson(join(folder, indexFile(form)), indexSchema);
+async function readIndex(folder: string, rounding: Rounding): Promise<Copies | undefined> {
+  const index = await readOwnJson(join(folder, indexFile(rounding)), indexSchema);
   const copies = new Map(Object.entries(index ?? {}));
   const products = [...copies.values()].flatMap(({ forward, back }) => [back, ...(forward ? [forward] : [])]);
   const ends_bytes = products.map((product) => {
     const last = product.kind === 'q8' ? product.zeroPoints : product.scales;
     return last.offset + last.bytes;
   });
-  return (await sizeOf(join(folder, copiesFile(form)))) === Math.max(...ends_bytes) ? copies : undefined;
+  return (await sizeOf(join(folder, copiesFile(rounding)))) === Math.max(...ends_bytes) ? copies : undefined;
 }
 
 async function writeCopies(
   folder: string,
-  form: CopyForm,
+  rounding: Rounding,
   linears: ReadonlyMap<string, readonly StoredLinear[]>,
 ): Promise<Copies> {
   await removeOldVersions(folder);
-  const whole = join(folder, copiesFile(form));
+  const whole = join(folder, copiesFile(rounding));
   await removeOldParts(whole);
   const part = partOf(whole);
   try {
-    const copies = await fillCopies(folder, part, form, linears);
+    const copies = await fillCopies(folder, part, rounding, linears);
     await rename(part, whole);
-    await writeWhole(join(folder, indexFile(form)), JSON.stringify(Object.fromEntries(copies)));
+    await writeWhole(join(folder, indexFile(rounding)), JSON.stringify(Object.fromEntries(copies)));
     return copies;
   } catch (error) {
     throw namingFile(whole, error);
@@ -188,17 +175,17 @@ async function writeCopies(
 async function fillCopies(
   folder: string,
   part: string,
-  form: CopyForm,
+  rounding: Rounding,
   linears: ReadonlyMap<string, readonly StoredLinear[]>,
 ): Promise<Copies> {
   const weights = await open(join(folder, WEIGHTS_FILE), 'r');
   try {
-    const file = new WeightsFile(part, copiesFile(form));
+    const file = new WeightsFile(part, copiesFile(rounding));
     try {
       const copies: Copies = new Map();
       for (const [name, stretches] of linears) {
         const matrix = await wholeMatrix(weights, stretches);
-        copies.set(name, storeCopies(file, form, name, stretches[0]!.kind, matrix));
+        copies.set(name, storeCopies(file, rounding, name, stretches[0]!.kind, matrix));
       }
       return copies;
     } finally {
@@ -212,17 +199,13 @@ async function fillCopies(
 /** `kind`: how the model holds the matrix. */
 function storeCopies(
   file: WeightsFile,
-  { rounding, codes }: CopyForm,
+  rounding: Rounding,
   name: string,
   kind: WeightKind,
   matrix: Matrix,
 ): MatrixCopies {
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
-  const inColumns = (whole: Matrix): StoredProduct => ({
-    kind: 'columns',
-    codes,
-    ...storeByOutput(file, codes, whole),
-  });
+  const inColumns = (whole: Matrix): StoredProduct => ({ kind: 'columns', ...storeByOutput(file, whole) });
   if (rounding === 'blocks') {
     const inBlocks = (whole: Matrix) => storeLinear(file, PLAIN_8_BITS, whole);
     if (!isInner) return { forward: inColumns(matrix), back: inBlocks(inWholeBlocks(transposed(matrix))) };
@@ -232,20 +215,20 @@ function storeCopies(
   if (name === 'head') return { forward: inColumns(matrix), back: storeHeadBack(file, matrix) };
   if (!isInner)
     return {
-      forward: { kind: 'pairs', ...storeByOutput(file, 'i8', matrix) },
-      back: { kind: 'rows', codes, ...storeByInput(file, codes, matrix) },
+      forward: { kind: 'pairs', ...storeByOutput(file, matrix) },
+      back: { kind: 'rows', ...storeByInput(file, matrix) },
     };
   const turned = transposed(matrix);
   return {
-    forward: { kind: 'pairs', ...storeByInput(file, 'i8', turned) },
-    back: { kind: 'rows', codes, ...storeByOutput(file, codes, turned) },
+    forward: { kind: 'pairs', ...storeByInput(file, turned) },
+    back: { kind: 'rows', ...storeByOutput(file, turned) },
   };
 }
 
 const storeHeadBack = (file: WeightsFile, matrix: Matrix): StoredPairs => ({
   kind: 'pairs',
   inputScales: file.append(new Float32Array(matrix.outputs).fill(1)),
-  ...storeByOutput(file, 'i8', withoutMeans(transposed(matrix))),
+  ...storeByOutput(file, withoutMeans(transposed(matrix))),
 });
 
 const transposed = ({ rows, outputs, inputs }: Matrix): Matrix => ({
@@ -297,13 +280,12 @@ async function removeOldVersions(folder: string): Promise<void> {
 type StoredCodes = {
   readonly outputs: number;
   readonly inputs: number;
-  /** `[inputs, outputs]`. */
+  /** i8 `[inputs, outputs]`. */
   readonly values: WeightRange;
   /** `[outputs]`. */
   readonly scales: WeightRange;
 };
-type StoredColumns = StoredCodes & { readonly kind: 'columns'; readonly codes: CodeType };
-/** With codes i8. */
+type StoredColumns = StoredCodes & { readonly kind: 'columns' };
 type StoredPairs = StoredCodes & {
   readonly kind: 'pairs';
   /** `[inputs]`, at most 1; undefined where rows are normalized already, and their channels even. */
@@ -311,23 +293,21 @@ type StoredPairs = StoredCodes & {
 };
 type StoredRows = StoredCodes & {
   readonly kind: 'rows';
-  readonly codes: CodeType;
   /** `[inputs]`, at most 1; undefined where channels are even. */
   readonly inputScales?: WeightRange | undefined;
 };
 type StoredProduct = StoredLinear | StoredColumns | StoredPairs | StoredRows;
 
 /** Symmetric quantization: an output's largest weight is 127 codes away from the zero point. */
-function storeByOutput(file: WeightsFile, codes: CodeType, { rows, outputs, inputs }: Matrix): StoredCodes {
+function storeByOutput(file: WeightsFile, { rows, outputs, inputs }: Matrix): StoredCodes {
   const rounded = roundColumns(rows, outputs, inputs);
-  const values = file.append(bytesOf(packColumns(rounded), codes));
+  const values = file.append(packColumns(rounded));
   return { outputs, inputs, values, scales: file.append(rounded.scales) };
 }
 
 /** As {@link storeByOutput}, from the matrix transposed, but an input's largest weight is 127 codes away. */
 function storeByInput(
   file: WeightsFile,
-  codes: CodeType,
   { rows, outputs: inputs, inputs: outputs }: Matrix,
 ): StoredCodes & { readonly inputScales: WeightRange } {
   const rounded = roundColumns(rows, inputs, outputs);
@@ -336,17 +316,10 @@ function storeByInput(
   return {
     outputs,
     inputs,
-    values: file.append(bytesOf(rounded.codes, codes)),
+    values: file.append(rounded.codes),
     inputScales: file.append(scales.map((scale) => (largest === 0 ? 0 : scale / largest))),
     scales: file.append(new Float32Array(outputs).fill(largest)),
   };
-}
-
-/** Signed codes as codes of a type. */
-function bytesOf(signed: Int8Array, codes: CodeType): Uint8Array {
-  const bytes = new Uint8Array(signed.buffer);
-  if (codes === 'u8') for (let i = 0; i < bytes.length; i++) bytes[i] = signed[i]! + ZERO_CODE.u8;
-  return bytes;
 }
 
 /** The graph's name of the quantized values of the weights `name`; gradient rules look weights up by it. */
@@ -391,21 +364,20 @@ export function multiplyStored(g: GraphBuilder, x: Value, name: string, stored: 
   const { inputs, outputs } = stored;
   const scalesOf = (what: string, count: number, range: WeightRange) =>
     g.initializer(`${name}.${what}`, 'f32', [count], external(range));
-  const codes = stored.kind === 'pairs' ? 'i8' : stored.codes;
-  const values = g.initializer(weightName(name), codes, [inputs, outputs], external(stored.values));
-  const columns = { inputs, outputs, codes, values, scales: scalesOf('scales', outputs, stored.scales) };
-  if (stored.kind === 'columns') return multiplyColumns(g, x, columns);
+  const values = g.initializer(weightName(name), 'i8', [inputs, outputs], external(stored.values));
+  const columns = { inputs, outputs, values, scales: scalesOf('scales', outputs, stored.scales) };
+  if (stored.kind === 'columns') return multiplyTensor(g, x, columns);
   const inputScales = stored.inputScales && scalesOf('input_scales', inputs, stored.inputScales);
   if (stored.kind === 'rows')
     return multiplyRows(g, inputScales ? g.op('Mul', [x, inputScales]) : x, columns);
-  const product = multiplyPairs(g, x, columns, inputScales);
+  const product = pairsProduct(g, x, columns, inputScales);
   g.endProduct({ input: x.name, weights: values.name, outputs });
   return product;
 }
 
 /** As {@link multiplyStored}; the last node gives the result. */
-function multiplyPairs(g: GraphBuilder, x: Value, columns: ByColumn, inputScales: Value | undefined): Value {
-  const ofMany = (rows: Value) => multiplyByColumn(g, rows, columns, g.fresh('pairs'), true);
+function pairsProduct(g: GraphBuilder, x: Value, columns: ByColumn, inputScales: Value | undefined): Value {
+  const ofMany = (rows: Value) => multiplyPairs(g, rows, columns, undefined, true);
   if (inputScales === undefined) return ofMany(x);
   const { even, inverse } = withEvenRows(g, x, columns.inputs, inputScales);
   return g.op('Div', [ofMany(even), inverse]);

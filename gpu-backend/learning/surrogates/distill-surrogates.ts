@@ -154,8 +154,7 @@ export async function openSurrogateSession(
 ): Promise<SurrogateSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) =>
     fittingStepGraph(config, stored, linears, { by: 'surrogates', surrogateRank: rank, tail: true });
-  const name = `surrogates-rank-${rank}`;
-  const session = await openTrainingGraph(folder, config, name, build, options);
+  const session = await openTrainingGraph(folder, config, build, options);
   return {
     async step(batch, runs, table) {
       const outputs = await session.run(stepFeeds(config, batch, runs, table), [

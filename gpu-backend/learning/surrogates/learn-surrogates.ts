@@ -22,7 +22,7 @@ import { openModelText } from '../../model/tokenizer/model-text.ts';
 import { type DataFiles, readData } from '../data/read-data.ts';
 import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
-import { fastestRounding, type Rounding } from '../gates/copy-form.ts';
+import { fastestRounding, type Rounding } from '../gates/rounding.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';

@@ -44,7 +44,7 @@ export async function openMomentSession(
   options: TrainingSessionOptions,
 ): Promise<MomentSession> {
   const build = (stored: StoredLlama, linears: TrainingLinears) => momentGraph(config, stored, linears);
-  const session = await openTrainingGraph(folder, config, 'moments', build, options);
+  const session = await openTrainingGraph(folder, config, build, options);
   const H = config.hiddenSize;
   const moments: Moments = {
     blocks: Array.from({ length: 2 * config.layerCount }, () => ({

@@ -12,7 +12,7 @@ import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Sample } from '../data/samples.ts';
 import type { SampleBatch } from '../gates/batches.ts';
-import { ROUNDINGS, type Rounding } from '../gates/copy-form.ts';
+import { ROUNDINGS, type Rounding } from '../gates/rounding.ts';
 import { contentKey, modelKey } from '../journal.ts';
 import { SCORES_VERSION } from '../search/score-masks.ts';
 

@@ -2,7 +2,7 @@
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import type { Device } from '../../onnx/device.ts';
-import type { Rounding } from '../gates/copy-form.ts';
+import type { Rounding } from '../gates/rounding.ts';
 import type { Unit } from './unit.ts';
 
 export type Units = AsyncDisposable & {

@@ -1,16 +1,17 @@
 /**
  * Products with signed codes of 8 bits and one scale an output. CPUs with AMX multiply whole matrices of such codes seven
- * times as fast as codes in blocks; other CPUs multiply them, too, to the same bits.
+ * times as fast as codes in blocks; other CPUs multiply them, too, to the same bits (`onnx/signed-codes.ts`).
  *
- * An activation is rounded to two codes: the second rounds what the first leaves, in steps 126 times as fine. So no precision
- * is lost although all rows share one scale, and a row's result does not depend on the rows beside it. That scale needs
- * a bound of the activations: a row whose mean square is at most 1 has no value above √inputs.
+ * Activations are rounded in one of three ways. In the first two a row's result does not depend on the rows beside it:
+ * - `multiplyRows`: one code with a scale for each row, for rows whose values are of similar size, as those of the rotated
+ *   stream are (`rotation.ts`).
+ * - `multiplyPairs`: two codes; the second rounds what the first leaves, in steps 126 times as fine. So no precision is lost
+ *   although all rows share one scale. That scale needs a bound of the activations: a row whose mean square is at most 1 has no
+ *   value above √inputs.
+ * - `multiplyTensor`: one code, and all rows share the scale of the largest value.
  *
- * Codes of activations have 7 bits. CPUs with AVX2 and without VNNI add pairs of products in 16 bits, and two products of 127
- * and 127 are the most that fits.
- *
- * Limits: the weights are read once, a byte each, and multiplied twice. With AMX the nodes around a product cost more than
- * the product: about 5 µs each for a single token.
+ * Limits: the weights are read once, a byte each, and pairs multiply them twice. With AMX the nodes around a product cost more
+ * than the product: about 5 µs each for a single token.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 
@@ -23,8 +24,38 @@ export type Columns = {
   readonly scales: Value;
 };
 
-/** Codes of activations are 1 to 127, and this is 0's. */
-const ZERO_CODE = 64;
+/** A row's largest value has the code of 0 plus or minus this. */
+const [ROW_ZERO, ROW_STEPS] = [128, 127];
+/** Far below the largest value of any row that matters; rows of zeros stay zeros. */
+const ROW_MIN = 1e-30;
+
+/** x `[..., inputs]` → `[..., outputs]`, named `output`. */
+export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output = g.fresh('rows')): Value {
+  const { inputs, values, scales } = columns;
+  const last = g.constant('i64', [1], [-1]);
+  const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
+  const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
+  const steps = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
+  // Without rows, the runtime's reductions keep the shape of x.
+  const step = g.op('Slice', [steps, ...[0, 1, -1].map((number) => g.constant('i64', [1], [number]))]);
+  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [step])]);
+  // One block a row: by `axis` of the rows, the runtime starts its threads anew for each of them.
+  const codes = g.op('QuantizeLinear', [x, step, zeros], { axis: -1, block_size: inputs });
+  const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
+  const product = g.op('MatMulIntegerToFloat', [codes, values, one, scales, zero], {}, MICROSOFT);
+  g.node('Mul', [product, step], [output]);
+  return { name: output };
+}
+
+/** x `[..., inputs]` → `[..., outputs]`. */
+export const multiplyTensor = (
+  g: GraphBuilder,
+  x: Value,
+  { values, scales }: Omit<Columns, 'inputs' | 'outputs'>,
+): Value => g.op('DynamicQuantizeMatMul', [x, values, scales], {}, MICROSOFT);
+
+/** Codes of pairs are 1 to 127, and this is 0's. */
+const PAIR_ZERO = 64;
 const STEPS = 63;
 /** The second code's steps in one of the first. */
 const FINER = 2 * STEPS;
@@ -36,16 +67,16 @@ const CACHED_WEIGHTS_MAX = 2 ** 21;
  * x `[rows, ..., inputs]`, whose rows have a mean square of at most 1 → `[rows, ..., outputs]`, named `output`. With hundreds of
  * rows, `manyRows`, copies of the activations and results cost more than reading the weights twice.
  */
-export function multiplyByColumn(
+export function multiplyPairs(
   g: GraphBuilder,
   x: Value,
   columns: Columns,
-  output: string,
+  output = g.fresh('pairs'),
   manyRows = false,
 ): Value {
   const { inputs, outputs, values, scales } = columns;
   const scalar = (size: number) => g.constant('f32', [], [size]);
-  const zero = g.constant('u8', [], [ZERO_CODE]);
+  const zero = g.constant('u8', [], [PAIR_ZERO]);
   const coarse = Math.sqrt(inputs) / STEPS;
   const [step, fineStep] = [scalar(coarse), scalar(coarse / FINER)];
   const first = g.op('QuantizeLinear', [x, step, zero]);

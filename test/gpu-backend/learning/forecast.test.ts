@@ -13,7 +13,7 @@ import {
   measurePaces,
   type Paces,
 } from '../../../gpu-backend/learning/forecast.ts';
-import { fastestRounding } from '../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestRounding } from '../../../gpu-backend/learning/gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -43,8 +43,9 @@ const pacesOf = (f32: number): Paces => ({
   f32,
   q8: 1.2 * f32,
   q4: f32,
-  'q8-columns': 1.4 * f32,
+  'q8-columns': 2.8 * f32,
   columns: 2.8 * f32,
+  pairs: 1.4 * f32,
   rounding: 'blocks',
 });
 const MACHINE = { clusterCounts: [8], paces: pacesOf(1e11), available_bytes: 1e12, positionsMax: 1e9 };
@@ -145,7 +146,7 @@ test('days, and memory that a machine has not, are said, with the flags that hel
 test('the paces are those of this machine', async () => {
   const { rounding, ...paces } = await measurePaces(1);
   expect(rounding).toBe(await fastestRounding());
-  expect(Object.keys(paces).sort()).toEqual(['columns', 'f32', 'q4', 'q8', 'q8-columns']);
+  expect(Object.keys(paces).sort()).toEqual(['columns', 'f32', 'pairs', 'q4', 'q8', 'q8-columns']);
   for (const pace of Object.values(paces)) {
     expect(pace).toBeGreaterThan(1e8);
     expect(pace).toBeLessThan(1e14);
@@ -161,7 +162,7 @@ test('each form of weights counts at its own pace', () => {
   expect(columns.loss_s).toBeLessThan(0.75 * before.loss_s);
   expect(blocks.loss_s).toBeGreaterThan(1.2 * before.loss_s);
   expect(blocks.step_s).toBeGreaterThan(1.3 * before.step_s);
-  const amx: Paces = { ...pacesOf(1e11), q8: 0.7e11, columns: 7e11, 'q8-columns': 3e11 };
+  const amx: Paces = { ...pacesOf(1e11), q8: 0.7e11, columns: 7e11, pairs: 3e11 };
   const [inBlocks, inPairs] = [timesAt(amx), timesAt({ ...amx, rounding: 'pairs' })];
   expect(inPairs.step_s).toBeLessThan(0.6 * inBlocks.step_s);
   expect(timesAt({ ...amx, rounding: 'pairs', q8: 1e9 })).toEqual(inPairs);

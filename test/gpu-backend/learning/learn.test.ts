@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { tryLock } from '../../../gpu-backend/files.ts';
 import { parseRow } from '../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../../../gpu-backend/learning/data/samples.ts';
-import { fastestRounding, ROUNDINGS } from '../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestRounding, ROUNDINGS } from '../../../gpu-backend/learning/gates/rounding.ts';
 import { type LearnOptions, type LearnProgress, learn } from '../../../gpu-backend/learning/learn.ts';
 import {
   reportHtml,

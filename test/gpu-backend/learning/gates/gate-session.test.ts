@@ -8,13 +8,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type GateBatch, nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
+import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import {
-  fastestForm,
   fastestRounding,
   ROUNDINGS,
   type Rounding,
-} from '../../../../gpu-backend/learning/gates/copy-form.ts';
-import { type GateSession, openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
+} from '../../../../gpu-backend/learning/gates/rounding.ts';
 import { softTargetLoss } from '../../../../gpu-backend/learning/gates/training-forward.ts';
 import { emitModel } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
@@ -178,8 +177,7 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when they are cut off or their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const { rounding, codes } = await fastestForm(await fastestRounding());
-    const name = `training-v6-${rounding}-${codes}`;
+    const name = `training-v7-${await fastestRounding()}`;
     const copies = join(folder, `${name}.bin`);
     const result = async () => {
       const session = await open();

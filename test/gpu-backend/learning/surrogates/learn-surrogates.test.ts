@@ -8,7 +8,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
-import { fastestRounding, ROUNDINGS } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestRounding, ROUNDINGS } from '../../../../gpu-backend/learning/gates/rounding.ts';
 import { drawAround, drawMask, rankedMask } from '../../../../gpu-backend/learning/surrogates/draw-mask.ts';
 import type { LearnSurrogatesOptions } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';
 import { learnSurrogates } from '../../../../gpu-backend/learning/surrogates/learn-surrogates.ts';

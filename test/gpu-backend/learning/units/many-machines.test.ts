@@ -17,7 +17,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vites
 import { startValkey } from '../../../../gpu-backend/bench/valkey-server.ts';
 import { openJobs } from '../../../../gpu-backend/jobs/job-queue.ts';
 import { openSchedules } from '../../../../gpu-backend/jobs/schedules.ts';
-import { ROUNDINGS } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import { ROUNDINGS } from '../../../../gpu-backend/learning/gates/rounding.ts';
 import { type LearnOptions, learn } from '../../../../gpu-backend/learning/learn.ts';
 import { openQueuedUnits } from '../../../../gpu-backend/learning/units/queued-units.ts';
 import {

@@ -5,7 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { batchSamples } from '../../../../gpu-backend/learning/gates/batches.ts';
-import { fastestRounding } from '../../../../gpu-backend/learning/gates/copy-form.ts';
+import { fastestRounding } from '../../../../gpu-backend/learning/gates/rounding.ts';
 import { LOSS_BATCH_TOKENS, STEP_PART_TOKENS } from '../../../../gpu-backend/learning/gates/step-memory.ts';
 import { batchUnit, scoreUnit } from '../../../../gpu-backend/learning/units/unit.ts';
 import { openUnitComputer } from '../../../../gpu-backend/learning/units/unit-computer.ts';
