@@ -17,7 +17,8 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeFolder, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { createJobStore, JobData, type JobStore, makeWithSecret, needsUpload } from './job-store.ts';
+import { JobData, needsUpload } from './job-data.ts';
+import { createJobStore, type JobStore, makeWithSecret } from './job-store.ts';
 import { type JobEnd, type RunOptions, requireEdgeAllows, runJob } from './run-job.ts';
 
 export type JobsOptions = RunOptions & {

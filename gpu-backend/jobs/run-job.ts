@@ -10,7 +10,8 @@ import { sizeOf } from '../files.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { requireMayPublish } from '../publication/publish.ts';
 import { setToBeginWith, takeOver } from './earlier-jobs.ts';
-import { type JobData, type JobStore, type Note, readSecret } from './job-store.ts';
+import type { JobData } from './job-data.ts';
+import { type JobStore, type Note, readSecret } from './job-store.ts';
 import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
 
 /** How long an edge may take to say whether a job may publish there: shorter than an edge waits that asks for the job. */
