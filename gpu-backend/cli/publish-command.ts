@@ -10,12 +10,10 @@ import {
   firstTry,
   livePublication,
   namesOfVersions,
-  parseSchedule,
   publishMaskSet,
   readEvaluation,
   readMaskSet,
   rollBack,
-  type ScheduleFlags,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
 import { onStopSignal } from '../stop-signals.ts';
@@ -29,6 +27,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
+import { parseSchedule, type ScheduleFlags } from './publish-flags.ts';
 import { httpAddress, JSON_OPTION, numberWhere, share, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
