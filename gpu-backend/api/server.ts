@@ -172,6 +172,12 @@ export async function startServer(
   server.listen(port, hostname);
   await once(server, 'listening');
   const { port: bound } = server.address() as AddressInfo;
+  const url = `http://${hostname.includes(':') ? `[${hostname}]` : hostname}:${bound}`;
+  return { url, ...endOf(server, parts) };
+}
+
+/** How a server ends: both may be called again. */
+function endOf(server: Server, parts: ApiParts): Pick<RunningServer, 'drain' | 'close'> {
   let draining: Promise<void> | undefined;
   let closing: Promise<void> | undefined;
   let sweep: NodeJS.Timeout | undefined;
@@ -192,7 +198,6 @@ export async function startServer(
     clearTimeout(flush);
   };
   return {
-    url: `http://${hostname.includes(':') ? `[${hostname}]` : hostname}:${bound}`,
     drain,
     close: () => {
       closing ??= stop();

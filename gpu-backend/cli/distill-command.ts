@@ -2,14 +2,8 @@
 import type { Command } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { examples } from './help.ts';
-import {
-  computingThreads,
-  createReporter,
-  DATA_HELP,
-  interruptible,
-  JSON_OPTION,
-  wholeNumber,
-} from './terminal.ts';
+import { createReporter } from './reporter.ts';
+import { computingThreads, DATA_HELP, interruptible, JSON_OPTION, wholeNumber } from './terminal.ts';
 
 type DistillFlags = {
   readonly encoder: string;

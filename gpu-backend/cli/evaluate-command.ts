@@ -11,16 +11,15 @@ import type { EvaluateOptions } from '../learning/evaluation/evaluation-context.
 import type { Baseline, Evaluation } from '../learning/evaluation/result.ts';
 import { BASELINES, CALIBRATED, hasAny, SEARCHED, UNITS_OF } from '../learning/evaluation/result.ts';
 import { examples } from './help.ts';
+import { createReporter, type Reporter } from './reporter.ts';
 import {
   chosenDevice,
   computingThreads,
-  createReporter,
   DATA_HELP,
   type DeviceFlags,
   deviceOption,
   floatTypeOption,
   interruptible,
-  type Reporter,
   share,
   wholeNumber,
 } from './terminal.ts';

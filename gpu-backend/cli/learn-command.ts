@@ -15,10 +15,10 @@ import type { InstalledModel } from '../model/store.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/publish.ts';
 import { examples } from './help.ts';
+import { createReporter, type Reporter } from './reporter.ts';
 import {
   chosenDevice,
   computingThreads,
-  createReporter,
   DATA_HELP,
   type DeviceFlags,
   deviceOption,
@@ -27,7 +27,6 @@ import {
   JSON_OPTION,
   numberWhere,
   part,
-  type Reporter,
   wholeNumber,
 } from './terminal.ts';
 import { exitSoon, journalFolder, journalOption, queueOption } from './work-command.ts';

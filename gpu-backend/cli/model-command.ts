@@ -4,7 +4,8 @@ import { ENCODERS } from '../encoder/encoder-service.ts';
 import { maskrouteHome } from '../files.ts';
 import { type ModelManifest, WEIGHT_KINDS, type WeightKind } from '../model/model-source.ts';
 import { examples } from './help.ts';
-import { createReporter, DATA_HELP, interruptible, JSON_OPTION, megabytes } from './terminal.ts';
+import { createReporter, megabytes } from './reporter.ts';
+import { DATA_HELP, interruptible, JSON_OPTION } from './terminal.ts';
 
 export function addModelCommands(program: Command): void {
   const model = program

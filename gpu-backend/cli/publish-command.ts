@@ -10,12 +10,10 @@ import {
   firstTry,
   livePublication,
   namesOfVersions,
-  parseSchedule,
   publishMaskSet,
   readEvaluation,
   readMaskSet,
   rollBack,
-  type ScheduleFlags,
 } from '../publication/publish.ts';
 import { createRegistrar, type Fleet, type Registrar } from '../publication/register.ts';
 import { onStopSignal } from '../stop-signals.ts';
@@ -29,6 +27,7 @@ import {
   YES_OPTION,
 } from './edge-access.ts';
 import { examples } from './help.ts';
+import { parseSchedule, type ScheduleFlags } from './publish-flags.ts';
 import { httpAddress, JSON_OPTION, numberWhere, share, wholeNumber } from './terminal.ts';
 
 type EdgeFlags = {
@@ -97,38 +96,7 @@ export function addPublishCommands(program: Command): void {
         '    --rollout 1%:10m,10%:1h --max-error-rate 0.02',
       ),
     )
-    .action(async (file: string, flags: PublishFlags) => {
-      const schedule = parseSchedule(flags);
-      const { tenant, activate, once, unlessRolledBack } = flags;
-      if (!activate && (once !== undefined || unlessRolledBack || Object.keys(schedule).length > 0)) {
-        const message = '--once, --unless-rolled-back, --at, --rollout and bounds need --activate.';
-        throw new MaskrouteError('invalid_argument', message);
-      }
-      const set = await readMaskSet(file);
-      const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
-      const client = await adminClient(flags.edge);
-      if (activate) {
-        const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
-        const how = [
-          isGradual ? 'as scheduled' : 'for everyone at once',
-          ...(once === undefined ? [] : [`unless it was published since ${once} was written`]),
-          ...(unlessRolledBack ? ['unless it is live or was rolled back'] : []),
-        ].join(', ');
-        const change = async () => `${await liveNow(client, tenant, await livePublication(client, tenant))}
-It will be: ${set.name} ${maskSetVersion(set)}, ${how}`;
-        await confirmChange(client.edge, change, flags.yes);
-      }
-      const since = once === undefined ? undefined : await firstTry(client, tenant, once);
-      const options = { tenant, activate, since, unlessRolledBack, schedule, figures };
-      const published = await publishMaskSet(client, set, options);
-      const { version, state, replacedVersion } = published;
-      if (flags.json) {
-        const told = { version, name: set.name, state, replaced_version: replacedVersion };
-        return console.log(JSON.stringify({ ...told, edge: client.edge, tenant }));
-      }
-      const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
-      console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
-    });
+    .action(runPublish);
 
   program
     .command('rollback')
@@ -145,18 +113,53 @@ It will be: ${set.name} ${maskSetVersion(set)}, ${how}`;
         'maskroute rollback --edge https://edge.example.com --tenant acme --yes',
       ),
     )
-    .action(async (flags: EdgeFlags) => {
-      const { tenant } = flags;
-      const client = await adminClient(flags.edge);
-      // What was confirmed is what happens, or nothing: somebody may publish meanwhile.
-      const live = await livePublication(client, tenant);
-      await confirmChange(client.edge, () => whatComesBack(client, tenant, live), flags.yes);
-      const publication = await rollBack(client, tenant, live);
-      if (flags.json) return console.log(JSON.stringify({ ...publication, edge: client.edge }));
-      const { version, replaced_version } = publication;
-      const now = version === null ? 'nothing is live any more' : `${version}: live again`;
-      console.log(`${now} in place of ${replaced_version} at ${client.edge}`);
-    });
+    .action(runRollback);
+}
+
+async function runPublish(file: string, flags: PublishFlags): Promise<void> {
+  const schedule = parseSchedule(flags);
+  const { tenant, activate, once, unlessRolledBack } = flags;
+  if (!activate && (once !== undefined || unlessRolledBack || Object.keys(schedule).length > 0)) {
+    const message = '--once, --unless-rolled-back, --at, --rollout and bounds need --activate.';
+    throw new MaskrouteError('invalid_argument', message);
+  }
+  const set = await readMaskSet(file);
+  const figures = flags.evaluation === undefined ? undefined : await readEvaluation(flags.evaluation);
+  const client = await adminClient(flags.edge);
+  if (activate) {
+    const isGradual = schedule.activate_at !== undefined || schedule.rollout !== undefined;
+    const how = [
+      isGradual ? 'as scheduled' : 'for everyone at once',
+      ...(once === undefined ? [] : [`unless it was published since ${once} was written`]),
+      ...(unlessRolledBack ? ['unless it is live or was rolled back'] : []),
+    ].join(', ');
+    const change = async () => `${await liveNow(client, tenant, await livePublication(client, tenant))}
+It will be: ${set.name} ${maskSetVersion(set)}, ${how}`;
+    await confirmChange(client.edge, change, flags.yes);
+  }
+  const since = once === undefined ? undefined : await firstTry(client, tenant, once);
+  const options = { tenant, activate, since, unlessRolledBack, schedule, figures };
+  const published = await publishMaskSet(client, set, options);
+  const { version, state, replacedVersion } = published;
+  if (flags.json) {
+    const told = { version, name: set.name, state, replaced_version: replacedVersion };
+    return console.log(JSON.stringify({ ...told, edge: client.edge, tenant }));
+  }
+  const replaced = replacedVersion === null ? '' : ` in place of ${replacedVersion}`;
+  console.log(`${set.name} ${version}: ${STATES[state]}${replaced} at ${client.edge}`);
+}
+
+async function runRollback(flags: EdgeFlags): Promise<void> {
+  const { tenant } = flags;
+  const client = await adminClient(flags.edge);
+  // What was confirmed is what happens, or nothing: somebody may publish meanwhile.
+  const live = await livePublication(client, tenant);
+  await confirmChange(client.edge, () => whatComesBack(client, tenant, live), flags.yes);
+  const publication = await rollBack(client, tenant, live);
+  if (flags.json) return console.log(JSON.stringify({ ...publication, edge: client.edge }));
+  const { version, replaced_version } = publication;
+  const now = version === null ? 'nothing is live any more' : `${version}: live again`;
+  console.log(`${now} in place of ${replaced_version} at ${client.edge}`);
 }
 
 type Live = LivePublication | undefined;
@@ -204,19 +207,21 @@ export function addRegisterCommand(program: Command): void {
         '    --probe http://backend-{n}.backend:8080',
       ),
     )
-    .action(async ({ region: regions, everyS, edge, json, ...fleet }: RegisterFlags) => {
-      if (fleet.count > 1 && [fleet.url, fleet.probe, fleet.id].some((text) => !text.includes('{n}'))) {
-        throw new MaskrouteError('invalid_argument', '--url, --probe and --id need {n} for the number.');
-      }
-      for (const name of ['url', 'probe'] as const) httpAddress(`--${name}`, fleet[name]);
-      const stop = new AbortController();
-      onStopSignal(() => stop.abort());
-      const look = createRegistrar(await adminClient(edge), { ...fleet, regions });
-      const say = json
-        ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))
-        : (id: string, state: keyof typeof HEARD) => console.log(`${id}: ${HEARD[state]}`);
-      await follow(look, everyS, say, stop.signal);
-    });
+    .action(runRegister);
+}
+
+async function runRegister({ region: regions, everyS, edge, json, ...fleet }: RegisterFlags): Promise<void> {
+  if (fleet.count > 1 && [fleet.url, fleet.probe, fleet.id].some((text) => !text.includes('{n}'))) {
+    throw new MaskrouteError('invalid_argument', '--url, --probe and --id need {n} for the number.');
+  }
+  for (const name of ['url', 'probe'] as const) httpAddress(`--${name}`, fleet[name]);
+  const stop = new AbortController();
+  onStopSignal(() => stop.abort());
+  const look = createRegistrar(await adminClient(edge), { ...fleet, regions });
+  const say = json
+    ? (id: string, state: string) => console.log(JSON.stringify({ id, state }))
+    : (id: string, state: keyof typeof HEARD) => console.log(`${id}: ${HEARD[state]}`);
+  await follow(look, everyS, say, stop.signal);
 }
 
 const HEARD = { added: 'ready, added to the registry', removed: 'not ready, removed from the registry' };

@@ -5,9 +5,9 @@ import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { examples } from './help.ts';
+import { createReporter } from './reporter.ts';
 import {
   computingThreads,
-  createReporter,
   DATA_HELP,
   interruptible,
   JSON_OPTION,

@@ -10,7 +10,7 @@ import yoctoSpinner from 'yocto-spinner';
 import { type Collector, variablesOf } from '../../shared/tracing/traces.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
-import { createReporter } from '../cli/terminal.ts';
+import { createReporter } from '../cli/reporter.ts';
 import { makeFolder } from '../files.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { expectFreePort } from '../ports.ts';

@@ -1,18 +1,16 @@
 /**
- * Converts JSON schemas to grammars; `schema-reader.ts` reads the schemas. The grammar allows a subset of what the schema
- * allows: every text of it is valid, and where the schema leaves a choice the grammar fixes it (order of properties,
- * spaces, no properties beyond the named ones). A schema that a grammar cannot enforce is refused with the place in it.
+ * Converts JSON schemas to grammars; `schema-reader.ts` reads the schemas, and strings are in `string-grammar.ts`. The
+ * grammar allows a subset of what the schema allows: every text of it is valid, and where the schema leaves a choice the
+ * grammar fixes it (order of properties, spaces, no properties beyond the named ones). A schema that a grammar cannot
+ * enforce is refused with the place in it.
  *
  * xgrammar can convert schemas, too, but it lets control characters into strings of a `maxLength`, does not escape patterns
  * for JSON, and ends its WebAssembly module at a wrong `$ref`.
  */
 import {
-  type CharRange,
-  chars,
   choice,
   type Expression,
   endlessRules,
-  lettersOf,
   loopingRules,
   optional,
   otherRules,
@@ -21,7 +19,6 @@ import {
   repeat,
   rule,
   sequence,
-  sumOfLeaves,
   text,
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
@@ -35,18 +32,11 @@ import {
   type Type,
 } from './schema-reader.ts';
 import { separated } from './separated-choices.ts';
-import { isWithin } from './text-inclusion.ts';
-import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
+import { STRING_RULES, stringGrammar } from './string-grammar.ts';
 
 /** Limits of a request's schemas together, beyond which their grammar would take seconds to compile. */
 const NODES_MAX = 2000;
 const LITERAL_CHARS_MAX = 64 * 1024;
-/** Most characters in strings of bounded length, all strings together: each is a state for which all tokens are checked. */
-const COUNTED_CHARS_MAX = 256;
-/** Most characters that patterns and formats may have, with repetitions written out. */
-const PATTERN_STATES_MAX = 16_384;
-/** Most of these for one pattern. */
-const ONE_PATTERN_STATES_MAX = 2048;
 /** Most items in lists of bounded length. */
 const ITEMS_MAX = 2000;
 const DEPTH_MAX = 48;
@@ -61,28 +51,10 @@ export function schemaGrammar(schema: unknown, options: SchemaOptions): string {
 
 const COMMA = text(', ');
 const COLON = text(': ');
-const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
-const letters = (all: string): CharRange[] =>
-  [...all].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]);
+
 /** `json_value` and the rules that it uses. */
 const BASICS: ReadonlyMap<string, Expression> = new Map([
-  ['json_string', sequence(text('"'), rule('json_string_rest'))],
-  // Right recursion instead of a repetition: tokens of several characters are then checked at compile time, not per answer.
-  [
-    'json_string_rest',
-    choice(
-      text('"'),
-      sequence(chars(...PLAIN), rule('json_string_rest')),
-      sequence(text('\\'), chars(...letters('"\\/bfnrt')), rule('json_string_rest')),
-      // No surrogates (\ud800 to \udfff), since a lone one is not valid text.
-      sequence(
-        text('\\u'),
-        chars([0x30, 0x39], [0x41, 0x43], [0x61, 0x63]),
-        ...[HEX, HEX, HEX],
-        rule('json_string_rest'),
-      ),
-    ),
-  ],
+  ...STRING_RULES,
   ['json_integer', INTEGER],
   ['json_number', NUMBER],
   [
@@ -209,7 +181,7 @@ class Converter {
       case 'number':
         return this.#number(type, schema, path);
       case 'string':
-        return this.#string(schema, path);
+        return stringGrammar(this.#reader, schema, path);
       case 'array':
         return this.#array(schema, path, depth);
       case 'object':
@@ -225,100 +197,6 @@ class Converter {
     if (found === undefined)
       throw this.#reader.refusal(path, 'no number of at most 15 digits is within its bounds');
     return found;
-  }
-
-  #string(schema: SchemaObject, path: Path): Expression {
-    const { format, pattern } = schema;
-    const isStrict = this.#reader.isStrict;
-    const known = typeof format === 'string' && Object.hasOwn(FORMATS, format) ? FORMATS[format]! : undefined;
-    if (format !== undefined && known === undefined && isStrict)
-      throw this.#reader.refusal(`${path}/format`, `expected one of ${Object.keys(FORMATS).join(', ')}`);
-    const min = this.#reader.count('minLength', schema, path) ?? 0;
-    const max = this.#reader.count('maxLength', schema, path);
-    const hasLengths = min > 0 || max !== undefined;
-    if (pattern !== undefined && typeof pattern !== 'string')
-      throw this.#reader.refusal(`${path}/pattern`, 'expected a string');
-    const place = `${path}/${known === undefined ? 'pattern' : 'format'}`;
-    const written = known ?? pattern;
-    if (written !== undefined) {
-      if (hasLengths && isStrict && known === undefined)
-        throw this.#reader.refusal(
-          place,
-          'beside a length it cannot be enforced; write the length into the pattern',
-        );
-      const found = this.#pattern(written, place);
-      if (found !== undefined) {
-        if (known !== undefined && isStrict) {
-          this.#requireLengths(found, min, max, path);
-          if (pattern !== undefined) this.#requireWithin(found, format as string, pattern, path);
-        }
-        return sequence(text('"'), found, text('"'));
-      }
-    }
-    return hasLengths ? this.#counted(min, max, path) : rule('json_string');
-  }
-
-  /* In strict mode, every text of a format's grammar must satisfy the other keywords beside it. */
-
-  #requireLengths(format: Expression, min: number, max = Number.POSITIVE_INFINITY, path: Path): void {
-    const [least, most] = lettersOf(format);
-    if (least >= min && most <= max) return;
-    throw this.#reader.refusal(
-      `${path}/format`,
-      `its generated texts have ${least} to ${most} characters, so this length cannot be enforced`,
-    );
-  }
-
-  #requireWithin(format: Expression, name: string, pattern: string, path: Path): void {
-    const key = `${name} ${pattern}`;
-    if (HELD_BY_FORMATS[name] === pattern || this.#spent.within.has(key)) return;
-    const outer = this.#refusing(`${path}/pattern`, () => boundedPattern(pattern));
-    if (outer !== undefined && isWithin(format, outer, this.#spent.inclusion)) {
-      this.#spent.within.add(key);
-      return;
-    }
-    throw this.#reader.refusal(
-      `${path}/pattern`,
-      'it is not known to match every text that is generated for this `format`; leave one of them out',
-    );
-  }
-
-  #counted(min: number, max: number | undefined, path: Path): Expression {
-    if (max !== undefined && max < min)
-      throw this.#reader.refusal(path, 'its `maxLength` is below its `minLength`');
-    if (!this.#takesCounted(max ?? min)) {
-      if (!this.#reader.isStrict) return rule('json_string');
-      throw this.#reader.refusal(path, TOO_MANY_COUNTED);
-    }
-    return sequence(text('"'), repeat(chars(...PLAIN), min, max), text('"'));
-  }
-
-  #takesCounted(count: number): boolean {
-    if (this.#spent.countedChars + count > COUNTED_CHARS_MAX) return false;
-    this.#spent.countedChars += count;
-    return true;
-  }
-
-  #pattern(pattern: string, path: Path): Expression | undefined {
-    return this.#refusing(path, () => {
-      const found = boundedPattern(pattern);
-      const states = sizeOf(found);
-      if (this.#spent.patternStates + states > PATTERN_STATES_MAX) throw new PatternError(TOO_MANY_STATES);
-      if (!this.#takesCounted(Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_MANY_COUNTED);
-      this.#spent.patternStates += states;
-      return found;
-    });
-  }
-
-  /** `read()`; a PatternError becomes a refusal if strict, else undefined. */
-  #refusing(path: Path, read: () => Expression): Expression | undefined {
-    try {
-      return read();
-    } catch (error) {
-      if (!(error instanceof PatternError)) throw error;
-      if (this.#reader.isStrict) throw this.#reader.refusal(path, error.message);
-      return undefined;
-    }
   }
 
   #array(schema: SchemaObject, path: Path, depth: number): Expression {
@@ -428,26 +306,5 @@ type Counts = { readonly least: number; readonly most: number | undefined };
 const TOO_MANY_PARTS = `schemas have more than ${NODES_MAX} parts together`;
 const TOO_MANY_CHARS = `names and values have more than ${LITERAL_CHARS_MAX} characters together`;
 const TOO_MANY_ITEMS = `lists of limited length have more than ${ITEMS_MAX} items together`;
-const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
-const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
-
-const TOO_LONG_PATTERN = `it has more than ${ONE_PATTERN_STATES_MAX} characters, with its repetitions written out`;
 
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');
-
-/** Number of states of an expression, with repetitions written out. */
-const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
-
-/** @throws PatternError. */
-function boundedPattern(pattern: string): Expression {
-  const found = patternGrammar(pattern);
-  if (sizeOf(found) > ONE_PATTERN_STATES_MAX) throw new PatternError(TOO_LONG_PATTERN);
-  return found;
-}
-
-/** Number of states with a wide character class, where most tokens match. */
-const wideSizeOf = (expression: Expression): number =>
-  sumOfLeaves(expression, (leaf) => {
-    if (leaf.kind !== 'chars') return 0;
-    return leaf.ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0) > 64 ? 1 : 0;
-  });

@@ -1,9 +1,9 @@
 /**
- * The jobs of a backend: one runs, a few wait. A job is on disk before its request is answered. A job that a restart
+ * The jobs of a backend: one runs (`run-job.ts`), a few wait. A job is on disk before its request is answered. A job that a restart
  * interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
-import { copyFile, mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import {
@@ -11,46 +11,27 @@ import {
   isFinished,
   JOBS_WAITING_MAX,
   type Job,
+  type JobProgress,
   type JobRequest,
 } from '../../shared/admin/job-wire.ts';
-import { maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { makeFolder, sizeOf, tryLock } from '../files.ts';
+import { makeFolder, tryLock } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { createAdminClient } from '../publication/admin-client.ts';
-import { requireMayPublish } from '../publication/publish.ts';
-import { setToBeginWith, takeOver } from './earlier-jobs.ts';
-import {
-  createJobStore,
-  JobData,
-  type JobStore,
-  makeWithSecret,
-  type Note,
-  needsUpload,
-  readSecret,
-} from './job-store.ts';
-import { type CommandEnd, learnArguments, publishArguments, runCommand } from './run-command.ts';
+import { JobData, needsUpload } from './job-data.ts';
+import { createJobStore, type JobStore, makeWithSecret } from './job-store.ts';
+import { type JobEnd, type RunOptions, requireEdgeAllows, runJob } from './run-job.ts';
 
-export type JobsOptions = {
-  readonly home: string;
+export type JobsOptions = RunOptions & {
   /** The served model: the default for requests that name no model. */
   readonly model: string;
-  /** Secrets are sealed under the first, and opened by any: there are two during a rotation. */
-  readonly backendKeys: readonly [string, ...string[]];
-  /** See {@link runCommand}. */
-  readonly entry: string;
   /** The folder whose files requests may name; undefined: requests may name no files. */
   readonly dataFolder: string | undefined;
-  /** For the log: a job began, went on, failed. */
-  readonly note: Note;
   /** How long an answer to a cancel waits for the job's end. */
   readonly cancelWait_ms?: number | undefined;
 };
 
 /** Shorter than the edge waits for an answer: a step of learning may take longer on a busy machine. */
 const CANCEL_WAIT_ms = 8_000;
-/** How long an edge may take to say whether a job may publish there: shorter than an edge waits that asks for the job. */
-const MAY_PUBLISH_TIMEOUT_ms = 8_000;
 /** Jobs that succeeded, and as many that did not, that are kept. */
 const FINISHED_MAX = 50;
 /** The error of a job that is cancelled while it publishes. */
@@ -304,115 +285,43 @@ export class Jobs {
   }
 
   async #work(id: string, signal: AbortSignal): Promise<void> {
-    const { started_at, starts, schedule } = this.get(id);
+    const { started_at, starts } = this.get(id);
     const job = await this.#change(id, {
       status: 'running',
       started_at: started_at ?? new Date().toISOString(),
       starts: starts + 1,
     });
-    const { request } = job;
     this.#options.note(starts === 0 ? 'a job begins' : 'a job goes on', { job: id });
-    if (request.publish !== undefined && !(await this.#store.hasSet(id)))
-      await this.#requireKey({ ...request.publish, admin_key: await this.#adminKeyOf(id) }, signal);
-    const learned = await this.#learn(job, signal);
-    if (learned.kind !== 'done') return await this.#end(id, learned, null);
-    const version = maskSetVersion(await this.#store.readSet(id));
-    if (request.publish === undefined) {
-      await this.#finish(id, { status: 'succeeded', result: { version, published: null } });
-      return;
-    }
-    // Cancelled, or the backend stops: nothing is published yet.
-    if (signal.aborted) return await this.#end(id, { kind: 'stopped' }, null);
-    if (schedule !== null) await this.#continueTry(id, schedule, version);
-    const firstTry = this.#store.firstTryOf(id);
-    const toPublish = publishArguments(request.publish, this.#store.setOf(id), firstTry, schedule !== null);
-    const env = { MASKROUTE_ADMIN_KEY: await this.#adminKeyOf(id) };
-    const published = await this.#run(id, toPublish, env, signal);
-    if (published.kind !== 'done') return await this.#end(id, published, { version, published: null });
-    await this.#finish(id, { status: 'succeeded', result: { version, published: published.lastLine } });
-  }
-
-  /**
-   * Where the schedule's job before learned the same version, this one publishes it only if that one did not: a set that
-   * somebody has made live in its place since stays live.
-   */
-  async #continueTry(id: string, schedule: string, version: string): Promise<void> {
-    const before = this.list().find((job) => job.schedule === schedule && job.result !== null);
-    if (before?.result?.version !== version) return;
-    const { firstTryOf } = this.#store;
-    await copyFile(firstTryOf(before.id), firstTryOf(id)).catch((error: NodeJS.ErrnoException) => {
-      // It could not even ask the edge what was live.
-      if (error.code !== 'ENOENT') throw error;
-    });
-  }
-
-  /** A key that was revoked meanwhile is not worth learning for. An edge that does not answer may be back by then. */
-  async #requireKey(publish: Publish, signal: AbortSignal): Promise<void> {
-    await requireEdgeAllows(publish, signal).catch((error: MaskrouteError) => {
-      if (error.code !== 'edge_unreachable') throw error;
-    });
-  }
-
-  /** @throws MaskrouteError `conflict` when it was sealed under another key. */
-  #adminKeyOf(id: string): Promise<string> {
-    return readSecret(this.#store.folderOf(id), this.#options.backendKeys);
-  }
-
-  /** Unless an earlier start of the job has learned, or an equal job. */
-  async #learn(job: Job, signal: AbortSignal): Promise<CommandEnd> {
-    const done = { kind: 'done', lastLine: '' } as const;
-    const { id, request } = job;
-    const store = this.#store;
-    if (await store.hasSet(id)) return done;
-    const files = await this.data.files(request);
-    const earlier = { jobs: this.list(), store, home: this.#options.home };
-    // A restart chooses the same one: no other job ends while this one runs.
-    const from = await setToBeginWith(request, earlier);
-    const out = store.outOf(id);
-    if ((await sizeOf(out)) === undefined) {
-      const taken = await takeOver({ job, files, from }, earlier, signal).catch((error: unknown) => {
-        if (!signal.aborted) throw error;
-      });
-      if (taken) this.#options.note('a job goes on from an equal one', { job: id, earlier: taken });
-    }
-    if (await store.hasSet(id)) return done;
-    // The next start takes nothing over where it finds the folder.
-    if (signal.aborted) return { kind: 'stopped' };
-    await mkdir(out, { recursive: true, mode: 0o700 });
-    return await this.#run(id, learnArguments(request, files, out, from), {}, signal);
-  }
-
-  async #run(
-    id: string,
-    args: string[],
-    env: Record<string, string>,
-    signal: AbortSignal,
-  ): Promise<CommandEnd> {
-    const command = runCommand({
-      entry: this.#options.entry,
-      args,
-      env: { ...env, MASKROUTE_HOME: this.#options.home, MASKROUTE_JOB_FOLDER: this.#store.folderOf(id) },
-      logFile: this.#store.logOf(id),
+    const end = await runJob(job, {
+      options: this.#options,
+      store: this.#store,
+      data: this.data,
+      list: () => this.list(),
+      onProgress: this.#progressOf(id),
       signal,
     });
+    if (end.kind === 'succeeded') await this.#finish(id, { status: 'succeeded', result: end.result });
+    else await this.#end(id, end);
+  }
+
+  #progressOf(id: string): (progress: JobProgress) => void {
     let savedAt_ms = Number.NEGATIVE_INFINITY;
-    for (;;) {
-      const step = await command.next();
-      if (step.done) return step.value;
-      const job = { ...this.get(id), progress: step.value };
+    return (progress) => {
+      const job = { ...this.get(id), progress };
       this.#tell(job);
-      if (performance.now() - savedAt_ms < SAVE_EVERY_ms) continue;
+      if (performance.now() - savedAt_ms < SAVE_EVERY_ms) return;
       savedAt_ms = performance.now();
       void this.#store.save(job).catch((error: Error) => {
         this.#options.note('progress was not written', { job: id, reason: error.message });
       });
-    }
+    };
   }
 
-  /** Handles a command of a job that failed or was stopped. `result`: null unless the job had begun to publish. */
-  async #end(id: string, end: Exclude<CommandEnd, { kind: 'done' }>, result: Job['result']): Promise<void> {
+  /** Ends a job that failed or was stopped. */
+  async #end(id: string, end: Exclude<JobEnd, { kind: 'succeeded' }>): Promise<void> {
     // Stopped with the server, and not cancelled: it stays `running` on disk, and the next start goes on with it.
     if (this.#closing.signal.aborted && !this.#current?.stop.signal.aborted) return;
+    const { result } = end;
     if (end.kind === 'stopped')
       await this.#finish(id, { status: 'cancelled', result, error: result && PUBLISHED_PERHAPS });
     else await this.#finish(id, { status: 'failed', error: end.reason, result });
@@ -465,32 +374,6 @@ const newJob = (request: JobRequest, schedule: string | null): Job => ({
   error: null,
   result: null,
 });
-
-type Publish = NonNullable<CreateJob['publish']>;
-
-/**
- * Checks what a job would find out only at its end. `signal`: ends the question.
- * @throws MaskrouteError `invalid_request` where the edge refuses to publish, `edge_unreachable` where it cannot say.
- */
-export async function requireEdgeAllows(
-  { edge, tenant, admin_key }: Publish,
-  signal?: AbortSignal,
-): Promise<void> {
-  const client = createAdminClient(edge, admin_key, MAY_PUBLISH_TIMEOUT_ms);
-  await requireMayPublish(client, tenant, signal).catch((cause: MaskrouteError) => {
-    // The edge's own status, such as 401 or 429, would seem to be about the caller.
-    const isPassing = cause.status >= 500 || cause.status === 429;
-    const refused = `publish: the edge at ${client.edge} ${isPassing ? 'does not say whether it allows it' : 'refuses it'}`;
-    throw new MaskrouteError(
-      isPassing ? 'edge_unreachable' : 'invalid_request',
-      `${refused}: ${cause.message}`,
-      {
-        param: 'publish',
-        cause,
-      },
-    );
-  });
-}
 
 /** A request without its secrets. `model`: the default where the request names none. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {

@@ -20,8 +20,10 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { writeWhole } from '../files.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
-import { type Jobs, type JobsOptions, requireEdgeAllows, withDefaults } from './job-queue.ts';
-import { loadAll, makeWithSecret, needsUpload, readSecret } from './job-store.ts';
+import { needsUpload } from './job-data.ts';
+import { type Jobs, type JobsOptions, withDefaults } from './job-queue.ts';
+import { loadAll, makeWithSecret, readSecret } from './job-store.ts';
+import { requireEdgeAllows } from './run-job.ts';
 
 type SchedulesOptions = Pick<JobsOptions, 'home' | 'model' | 'backendKeys' | 'note'>;
 

@@ -3,14 +3,15 @@
  * come. A run that is started again reads them instead of computing them. Everything else is a function of them, so the
  * run takes the same decisions and ends with the same bytes. A kill loses only the line that was being written.
  *
- * A learning run has its own journal; evaluations share their results with later ones.
+ * A learning run has its own journal, and its output for itself; evaluations share their results with later ones.
  */
 import { createHash } from 'node:crypto';
 import { appendFile, mkdir, readFile, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
-import { namingFile, removeOldParts, writeWhole } from '../files.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { namingFile, removeOldParts, tryLock, writeWhole } from '../files.ts';
 import { calibrationIn } from '../model/model-source.ts';
 import type { InstalledModel } from '../model/store.ts';
 import type { Sample } from './data/samples.ts';
@@ -30,6 +31,28 @@ export type Journal<T> = {
 };
 
 export type RunJournal = Journal<readonly number[]>;
+
+/**
+ * Runs `work`, which writes `output`, under a lock: two runs with the same output would mix their results, or drop each
+ * other's. `lockFile`: in the folder `output` unless given.
+ * @throws MaskrouteError `conflict` while another run writes it.
+ */
+export async function withOutput<T>(
+  output: string,
+  work: () => Promise<T>,
+  lockFile = join(output, '.lock'),
+): Promise<T> {
+  const unlock = tryLock(lockFile);
+  if (unlock === undefined) {
+    const message = `Another run writes ${output}: wait for its end, or name another place with --out.`;
+    throw new MaskrouteError('conflict', message);
+  }
+  try {
+    return await work();
+  } finally {
+    unlock();
+  }
+}
 
 const numbers = z.array(z.number());
 const headSchema = z.strictObject({ key: z.string() });

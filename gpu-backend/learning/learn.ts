@@ -4,7 +4,7 @@
  * again with the same inputs, it resumes and ends with the same bytes.
  */
 import { stat } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { basename, join } from 'node:path';
 import {
   type Mask,
   type ModelHash,
@@ -15,7 +15,7 @@ import {
 } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { makeOutFolder, tryLock, writeWhole } from '../files.ts';
+import { makeOutFolder, writeWhole } from '../files.ts';
 import type { ImportHooks } from '../model/model-source.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -29,7 +29,7 @@ import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { fastestRounding, ROUNDINGS, type Rounding } from './gates/rounding.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { LEARNING_RATE } from './gates/train-mask.ts';
-import { contentKey, modelKey, openRunJournal, type RunJournal } from './journal.ts';
+import { contentKey, modelKey, openRunJournal, type RunJournal, withOutput } from './journal.ts';
 import type { Budget, BudgetRequest } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
 import { effortFor, fullText, type LearnEffort, withoutSearch } from './search/effort.ts';
@@ -46,8 +46,6 @@ export type { LearnProgress } from './search/progress.ts';
 
 export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
-/** Beside the state: two runs that write it would mix their results. */
-const LOCK_FILE = '.lock';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs give other results. */
 const PIPELINE_VERSION = 11;
@@ -111,9 +109,9 @@ type Settings = LearnOptions & { readonly known: EarlierMasks | undefined };
 export type Learned = { readonly maskSet: MaskSet; readonly report: LearnReport };
 
 /**
- * @param sharedState journal file that several runs share; without, the journal is in the output folder, and removed at
- * the end.
- * @throws MaskrouteError as {@link checkRun}, and `conflict` while another run learns in the folder. Rejects when the
+ * @param sharedState journal file that several runs share, one after the other; without, the journal is in the output
+ * folder, and removed at the end.
+ * @throws MaskrouteError as {@link checkRun}, and `conflict` while another run writes the folder. Rejects when the
  * hooks' `signal` aborts; the state stays.
  */
 export async function learn(options: LearnOptions, sharedState?: string): Promise<Learned> {
@@ -121,19 +119,9 @@ export async function learn(options: LearnOptions, sharedState?: string): Promis
   const { effort } = options.search;
   const search = { ...options.search, effort: known === undefined ? effort : withoutSearch(effort) };
   await checkRun(options);
-  const state = sharedState ?? join(options.output.folder, STATE_FILE);
-  const folder = dirname(state);
-  const unlock = tryLock(join(folder, LOCK_FILE));
-  if (unlock === undefined) {
-    const message = `Another run learns in ${folder}: wait for its end, or name another folder with --out.`;
-    throw new MaskrouteError('conflict', message);
-  }
-  try {
-    const journal = { path: state, isShared: sharedState !== undefined };
-    return await learnAlone({ ...options, search, known }, journal);
-  } finally {
-    unlock();
-  }
+  const { folder } = options.output;
+  const journal = { path: sharedState ?? join(folder, STATE_FILE), isShared: sharedState !== undefined };
+  return await withOutput(folder, () => learnAlone({ ...options, search, known }, journal));
 }
 
 async function learnAlone(

@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { writeWhole } from '../files.ts';
+import { withOutput } from './journal.ts';
 import type { LearnOptions } from './learn.ts';
-import { learn, STATE_FILE } from './learn.ts';
+import { checkRun, learn, STATE_FILE } from './learn.ts';
 import type { HeldOutScores } from './search/score-masks.ts';
 
 const SWEEP_FILE = 'sweep.json';
@@ -35,7 +36,18 @@ export type SweepRow = {
  * @throws MaskrouteError what `learn` throws, and `invalid_data` when no prompt is held out to compare on.
  */
 export async function sweepClusters(
-  options: Omit<LearnOptions, 'clusterCount'>,
+  options: SweepOptions,
+  clusterCounts: readonly number[],
+  onRow: (row: SweepRow) => void,
+): Promise<SweepRow[]> {
+  await checkRun(options);
+  return await withOutput(options.output.folder, () => sweepAlone(options, clusterCounts, onRow));
+}
+
+type SweepOptions = Omit<LearnOptions, 'clusterCount'>;
+
+async function sweepAlone(
+  options: SweepOptions,
   clusterCounts: readonly number[],
   onRow: (row: SweepRow) => void,
 ): Promise<SweepRow[]> {

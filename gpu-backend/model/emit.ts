@@ -181,6 +181,24 @@ async function storeInSlices(
   onProgress: (fraction: number) => void,
   threads: number | undefined,
 ): Promise<StoredLlama> {
+  const { stored, jobs } = await placeAll(emission, forms);
+  const total = jobs.reduce((sum, { slice }) => sum + slice.rows * slice.columns, 0);
+  let done = 0;
+  await convertSlices(jobs, emission.file.descriptor, {
+    threads,
+    onWeights(weights) {
+      done += weights;
+      onProgress(done / total);
+    },
+  });
+  return stored;
+}
+
+/** Reserves the places of all matrices, and stores what is no matrix. */
+async function placeAll(
+  emission: Emission,
+  forms: Forms,
+): Promise<{ readonly stored: StoredLlama; readonly jobs: readonly Job[] }> {
   const { source, file } = emission;
   const { config } = source;
   const jobs: Job[] = [];
@@ -223,17 +241,7 @@ async function storeInSlices(
       ...storeExtras(file, await readExtras(source, emission.basis, index)),
     });
   }
-  const rest = storeRest(emission, finalNorm);
-  const total = jobs.reduce((sum, { slice }) => sum + slice.rows * slice.columns, 0);
-  let done = 0;
-  await convertSlices(jobs, file.descriptor, {
-    threads,
-    onWeights(weights) {
-      done += weights;
-      onProgress(done / total);
-    },
-  });
-  return { layers, embedding, head, ...rest };
+  return { stored: { layers, embedding, head, ...storeRest(emission, finalNorm) }, jobs };
 }
 
 /** In the file's own basis, only the scale of Q remains. */

@@ -8,7 +8,6 @@ import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { listSchema } from '../../shared/admin/admin-wire.ts';
 import {
-  type AutoRollback,
   autoRollbackSchema,
   type LivePublication,
   livePublicationSchema,
@@ -25,7 +24,6 @@ import {
   hasRowOf,
 } from '../../shared/admin/stats-wire.ts';
 import { type MaskSet, maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import { makeFolder, readJson, readOwnJson, sizeOf, unreadable, writeWhole } from '../files.ts';
@@ -61,6 +59,9 @@ async function readArtefact<T>(
 }
 
 /* Requests to the edge. */
+
+/** When and for whom a set goes live, and what rolls it back. */
+export type PublishSchedule = Pick<PublishBody, 'activate_at' | 'rollout' | 'auto_rollback'>;
 
 type PublishOutcome = {
   readonly version: string;
@@ -340,67 +341,5 @@ const namedSchema = z.object({ name: z.string() });
 
 const tenantQuery = (tenant: string): string =>
   tenant === '' ? '' : `?tenant=${encodeURIComponent(tenant)}`;
-
-/** Start time, rollout and bounds of a publication, as command-line flags. */
-export type ScheduleFlags = {
-  /** An ISO time with its zone. */
-  readonly at?: string;
-  /** Steps such as `1%:10m,10%:1h`. */
-  readonly rollout?: string;
-  readonly maxErrorRate?: number;
-  readonly maxSlowdown?: number;
-  readonly maxTokenMs?: number;
-  readonly minRequests?: number;
-};
-
-type PublishSchedule = Pick<PublishBody, 'activate_at' | 'rollout' | 'auto_rollback'>;
-
-/** @throws MaskrouteError `invalid_argument` naming the flag. */
-export function parseSchedule(flags: ScheduleFlags): PublishSchedule {
-  const bounds = parseBounds(flags);
-  return {
-    ...(flags.at === undefined ? {} : { activate_at: parseTime(flags.at) }),
-    ...(flags.rollout === undefined ? {} : { rollout: parseRollout(flags.rollout) }),
-    ...(bounds === undefined ? {} : { auto_rollback: bounds }),
-  };
-}
-
-/** `Date` alone would read 30 February as 2 March. */
-const zonedTime = z.iso.datetime({ offset: true });
-
-function parseTime(text: string): string {
-  if (zonedTime.safeParse(text).success) return new Date(text).toISOString();
-  throw invalid(`--at takes a time like 2026-01-31T09:00:00Z, not "${text}"`);
-}
-
-const UNIT_s = { s: 1, m: 60, h: 3600, d: 86_400 } as const;
-
-function parseRollout(text: string): RolloutStep[] {
-  return text.split(',').map((step) => {
-    const match = /^\s*(\d+(?:\.\d+)?)%:(\d+)([smhd])\s*$/.exec(step);
-    if (match === null) throw invalid(`--rollout takes steps like 1%:10m,10%:1h, not "${step}"`);
-    const [, percent, count, unit] = match;
-    const duration_s = Number(count) * UNIT_s[unit as keyof typeof UNIT_s];
-    return { share: Number(percent) / 100, duration_s };
-  });
-}
-
-function parseBounds({
-  maxErrorRate,
-  maxSlowdown,
-  maxTokenMs,
-  minRequests,
-}: ScheduleFlags): Partial<AutoRollback> | undefined {
-  const bounds = {
-    ...(maxErrorRate === undefined ? {} : { error_rate_max: maxErrorRate }),
-    ...(maxSlowdown === undefined ? {} : { tpot_ratio_max: maxSlowdown }),
-    ...(maxTokenMs === undefined ? {} : { tpot_ms_max: maxTokenMs }),
-  };
-  if (Object.keys(bounds).length > 0) {
-    return minRequests === undefined ? bounds : { ...bounds, requests_min: minRequests };
-  }
-  if (minRequests === undefined) return undefined;
-  throw invalid('--min-requests goes with a bound: --max-error-rate, --max-slowdown or --max-token-ms');
-}
 
 const invalid = (message: string) => new MaskrouteError('invalid_argument', `${message}.`);

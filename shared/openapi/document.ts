@@ -4,7 +4,8 @@ import { COMPLETION_HEADERS } from '../wire/backend-load.ts';
 import { ERROR_CODES, type ErrorCode } from '../wire/errors.ts';
 import { drawnFrom, type FieldTable, type Rule } from '../wire/fields.ts';
 import { HEADERS } from '../wire/protocol.ts';
-import { ANSWERS, type AnswerName, type CallerKind, type Endpoint, GROUPS } from './endpoints.ts';
+import { ANSWERS, type AnswerName } from './answers.ts';
+import { type CallerKind, type Endpoint, GROUPS } from './endpoints.ts';
 
 export type JsonSchema = { [name: string]: unknown };
 export type Operation = {

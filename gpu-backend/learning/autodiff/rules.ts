@@ -98,8 +98,11 @@ const layoutRules: { readonly [op: string]: Rule } = {
     const parts = c.node.outputs.map((_, i) => c.gradient(i) ?? zerosLike(c.g, c.output(i)));
     return [c.g.op('Concat', parts, { axis: axisAttribute(c) }), undefined];
   },
-  // Zeros behind the last axis.
-  Pad: (c) => [firstOf(c.g, only(c), c.shape(0).at(-1) as number)],
+  // Zeros behind the last axis: no other Pad has a shape that it can tell.
+  Pad: (c) => {
+    c.outputShape(0);
+    return [firstOf(c.g, only(c), c.shape(0).at(-1) as number)];
+  },
   // The first of the last axis.
   Slice: (c) => {
     const missing = (c.shape(0).at(-1) as number) - (c.outputShape(0).at(-1) as number);

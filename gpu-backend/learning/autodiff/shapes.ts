@@ -109,7 +109,8 @@ const TABLE: { readonly [op: string]: Infer } = {
   // At the end of the last axis alone; other cuts get no shape.
   Pad: ({ first, integers }) => {
     const pads = integers(1);
-    const isLast = pads?.slice(0, -1).every((count) => count === 0);
+    const axis = integers(3)?.[0] ?? -1;
+    const isLast = axisOf(axis, first) === first.length - 1 && pads?.slice(0, -1).every((n) => n === 0);
     return isLast ? [[...first.slice(0, -1), (first.at(-1) as number) + pads!.at(-1)!]] : undefined;
   },
   Slice: ({ first, integers }) => {

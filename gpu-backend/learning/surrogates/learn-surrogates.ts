@@ -3,16 +3,17 @@
  * distillation; killed and started again with the same inputs, it resumes from the last saved step.
  */
 import { readFile, rm } from 'node:fs/promises';
-import { basename } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { makeOutFolderOf, writeWhole } from '../../files.ts';
+import { makeOutFolderOf, removeOldParts, writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
   checkSurrogatesModel,
   readSurrogates,
+  type Surrogates,
   type SurrogateTable,
   toFileBasis,
   toInstalledBasis,
@@ -24,7 +25,7 @@ import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
 import { fastestRounding, type Rounding } from '../gates/rounding.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
-import { contentKey, modelKey } from '../journal.ts';
+import { contentKey, modelKey, withOutput } from '../journal.ts';
 import { type DistillState, distill, openSurrogateSession, startDistillation } from './distill-surrogates.ts';
 import { fitSurrogates } from './fit-surrogates.ts';
 import { judgedMasks, openJudge, rankBlocks } from './judge-surrogates.ts';
@@ -45,7 +46,7 @@ export type LearnSurrogatesOptions = {
   readonly start: StartOptions;
   readonly distillation: DistillationOptions;
   readonly seed: number;
-  /** The table's file; the state of an unfinished run is kept beside it. */
+  /** The table's file; the state of an unfinished run is kept beside it, and a lock. */
   readonly out: string;
   readonly threads: number;
   readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
@@ -80,19 +81,30 @@ type LearnedSurrogates = {
 };
 
 /**
- * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`. Rejects when `signal` aborts; the
- * state stays.
+ * @throws MaskrouteError `invalid_request`, `invalid_data`, `invalid_argument`, `storage_failed`, and `conflict` while another run
+ * writes the table. Rejects when `signal` aborts; the state stays.
  */
 export async function learnSurrogates(options: LearnSurrogatesOptions): Promise<LearnedSurrogates> {
-  const { model, out, threads } = options;
+  const { out } = options;
   const { rank, from: file } = options.start;
-  const { folder, manifest } = model;
+  const { manifest } = options.model;
   checkRank(rank);
   if (file === undefined) checkWidth(rank, manifest.config.hiddenSize);
   const from = file === undefined ? undefined : await readSurrogates(file);
   if (from !== undefined) checkSurrogatesModel(from, manifest);
   const texts = await prepareTexts(options);
   await makeOutFolderOf(out);
+  const lockFile = join(dirname(out), `.${basename(out)}.lock`);
+  return await withOutput(out, () => learnAlone(options, texts, from), lockFile);
+}
+
+async function learnAlone(
+  options: LearnSurrogatesOptions,
+  texts: Texts,
+  from: Surrogates | undefined,
+): Promise<LearnedSurrogates> {
+  const { model, out, threads } = options;
+  const { folder, manifest } = model;
   const store = await openRunStore(`${out}.state`, await keyOf(options, from?.id));
   const run = store.run ?? (await begin(options, from?.table, texts.fit));
   const { rounding } = run;
@@ -300,6 +312,7 @@ type RunStore = {
  * unreadable file, or a file from other inputs, is ignored: the run starts afresh.
  */
 async function openRunStore(path: string, key: string): Promise<RunStore> {
+  await removeOldParts(path);
   const found = await readFile(path)
     .then((bytes) => deserialize(bytes) as { key: string; run: Run })
     .catch(() => undefined);

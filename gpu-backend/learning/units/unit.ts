@@ -90,7 +90,8 @@ export function workOf(
     version: `${manifest.version} (units ${UNITS_VERSION}, scores ${SCORES_VERSION})`,
     model: { name, hash, weights, format, ...(fourBits && { fourBits }), ...(columns && { columns }) },
     surrogates: surrogates?.id ?? null,
-    rounding,
+    // In fp32 nothing is rounded, so all runs share one name.
+    rounding: weights === 'f32' ? 'blocks' : rounding,
   };
 }
 
@@ -106,5 +107,6 @@ export const unitName = (work: Work, unit: Unit): string => contentKey([workKey(
 export function describeWork({ version, model, surrogates, rounding }: Work): string {
   const calibration = calibrationIn(model);
   const weights = calibration === undefined ? model.weights : `${model.weights} by ${calibration.text}`;
-  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}, rounding in ${rounding}), version ${version}`;
+  const rounded = model.weights === 'f32' ? '' : `, rounding in ${rounding}`;
+  return `${model.name} (${weights}, ${model.hash.slice(0, 12)}, ${surrogates ?? 'no surrogates'}${rounded}), version ${version}`;
 }

@@ -124,19 +124,7 @@ export function createTokenizer(
     model.type === 'Unigram'
       ? unigramWords(model, pre_tokenizer, reserved)
       : bytePairWords(model, vocabulary, pre_tokenizer, reserved, library);
-  const wordIds = new LRUCache<string, readonly number[]>({
-    maxSize: REMEMBERED_MAX,
-    sizeCalculation: (ids, word) => 1 + word.length + ids.length,
-  });
-  const idsOf = (word: string): readonly number[] => {
-    const known = wordIds.get(word);
-    if (known !== undefined) return known;
-    // A part of a text would keep all of the text in memory.
-    const copy = Buffer.from(word, 'utf16le').toString('utf16le');
-    const ids = words.encode(copy);
-    wordIds.set(copy, ids);
-    return ids;
-  };
+  const idsOf = remembering((word) => words.encode(word));
   const cut = createCutter(control, others, createNormalizer(normalizer, config));
   const idsOfAdded = new Map(added.map(({ content, id }) => [content, id]));
   const tokenId = (name: string) => idsOfAdded.get(name) ?? vocabulary.get(name);
@@ -175,6 +163,24 @@ export function createTokenizer(
       // Drops the space that encoding adds. A stream continues a prompt, so it keeps its space.
       return table.leadingSpace && text.startsWith(' ') ? text.slice(1) : text;
     },
+  };
+}
+
+type IdsOf = (word: string) => readonly number[];
+
+function remembering(encode: IdsOf): IdsOf {
+  const wordIds = new LRUCache<string, readonly number[]>({
+    maxSize: REMEMBERED_MAX,
+    sizeCalculation: (ids, word) => 1 + word.length + ids.length,
+  });
+  return (word) => {
+    const known = wordIds.get(word);
+    if (known !== undefined) return known;
+    // A part of a text would keep all of the text in memory.
+    const copy = Buffer.from(word, 'utf16le').toString('utf16le');
+    const ids = encode(copy);
+    wordIds.set(copy, ids);
+    return ids;
   };
 }
 

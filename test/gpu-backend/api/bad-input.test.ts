@@ -13,7 +13,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { UsedTokens } from '../../../gpu-backend/api/auth.ts';
 import type { ApiLimits } from '../../../gpu-backend/api/parts.ts';
 import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
-import { JobData } from '../../../gpu-backend/jobs/job-store.ts';
+import { JobData } from '../../../gpu-backend/jobs/job-data.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import type { TestServer } from './harness.ts';
 import { AUDIENCE, BACKEND_KEY, eventually, METRICS_KEY, serveModel } from './harness.ts';

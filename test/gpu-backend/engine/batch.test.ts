@@ -343,6 +343,15 @@ async function play(
  * A runner without a model: K of a token says what it is and under which mask, and the next token follows from all K
  * before it. So a page in a wrong place, or of another mask, gives another answer.
  */
+/** What a test does not say itself. */
+const LIMITS = {
+  waitingMax: 20,
+  queueTimeout_ms: 60_000,
+  stepMax_ms: 40,
+  chunkTokens: 64,
+  prefixTokensMax: 0,
+};
+
 const SHAPE = { layerCount: 1, width: 1, contextTokens: 512 };
 const WORDS = 97;
 const scripted = scriptedRunner(WORDS, (logits, hash) => {
@@ -452,15 +461,7 @@ test.each(['f32', 'f16'] as const)(
   'on a real graph an answer is the same alone and in company, cut anywhere, and after its pages were given back, K and V in %s',
   async (kvType) => {
     await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
-    const limits: LoopLimits = {
-      runningMax: 8,
-      waitingMax: 20,
-      queueTimeout_ms: 60_000,
-      stepMax_ms: 40,
-      chunkTokens: 64,
-      cacheTokensMax: 512,
-      prefixTokensMax: 0,
-    };
+    const limits: LoopLimits = { ...LIMITS, runningMax: 8, cacheTokensMax: 512 };
     const history = Array.from({ length: 10 }, (_, i): Asked => {
       const common = { tenant: 'abc'[i % 3]!, mask: i % MASKS.length, leavesAfter: undefined };
       return { ...common, prompt: tokensOf(i, 8 + 9 * i), maxTokens: 40, comesAfter: 2 * i };
@@ -486,11 +487,8 @@ test.each(['f32', 'f16'] as const)(
   async (kvType) => {
     await using runner = await openEmitted(randomLlama(), 'q8', undefined, undefined, kvType);
     const limits: LoopLimits = {
+      ...LIMITS,
       runningMax: 4,
-      waitingMax: 20,
-      queueTimeout_ms: 60_000,
-      stepMax_ms: 40,
-      chunkTokens: 64,
       cacheTokensMax: 2048,
       prefixTokensMax: 40 * PAGE_TOKENS,
     };
@@ -514,15 +512,7 @@ test('an answer of a form ends where all that may follow are stop ids, though it
   const call = { tenant: 'a', signal: NEVER, param: 'schema' };
   const prepared = await player.grammars.prepare({ answer: 'root ::= "7" "8"', calls: undefined }, call);
   const open = await player.grammars.open(prepared, call);
-  const limits: LoopLimits = {
-    runningMax: 1,
-    waitingMax: 1,
-    queueTimeout_ms: 60_000,
-    stepMax_ms: 40,
-    chunkTokens: 64,
-    cacheTokensMax: 160,
-    prefixTokensMax: 0,
-  };
+  const limits: LoopLimits = { ...LIMITS, runningMax: 1, cacheTokensMax: 160 };
   const asked: Asked = {
     tenant: 'a',
     mask: 0,
@@ -553,15 +543,7 @@ test('an answer of a form goes on in its form after its pages were given back, a
   // Ten numbers, so that nobody is done before there is no room for all.
   const list = `root ::= "[" number ${'"," number '.repeat(9)}"]"\nnumber ::= [0-9] [0-9]? [0-9]? [0-9]?`;
   const prepared = await player.grammars.prepare({ answer: list, calls: undefined }, call);
-  const limits: LoopLimits = {
-    runningMax: 4,
-    waitingMax: 4,
-    queueTimeout_ms: 60_000,
-    stepMax_ms: 40,
-    chunkTokens: 64,
-    cacheTokensMax: 160,
-    prefixTokensMax: 0,
-  };
+  const limits: LoopLimits = { ...LIMITS, runningMax: 4, cacheTokensMax: 160 };
   const history = Array.from({ length: 4 }, (_, i): Asked => {
     const common = { tenant: 'abcd'[i]!, mask: 0, comesAfter: i, leavesAfter: undefined };
     return { ...common, prompt: tokensOf(i, 20 + i), maxTokens: 60 };
@@ -598,15 +580,7 @@ test('a sequence that makes the engine fail takes no other along', async () => {
       return scripted.runMany(inputs);
     },
   };
-  const limits: LoopLimits = {
-    runningMax: 4,
-    waitingMax: 4,
-    queueTimeout_ms: 60_000,
-    stepMax_ms: 40,
-    chunkTokens: 64,
-    cacheTokensMax: 1024,
-    prefixTokensMax: 0,
-  };
+  const limits: LoopLimits = { ...LIMITS, runningMax: 4, cacheTokensMax: 1024 };
   const asked = { tenant: 'a', mask: 0, maxTokens: 3, comesAfter: 0, leavesAfter: undefined };
   const history = [
     [1, 2, 3],

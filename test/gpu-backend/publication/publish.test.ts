@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
+import { parseSchedule } from '../../../gpu-backend/cli/publish-flags.ts';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { ensureApiKey, ensurePreset, seed, storePreset } from '../../../gpu-backend/dev/seed.ts';
 import { evaluationSchema } from '../../../gpu-backend/learning/evaluation/result.ts';
@@ -19,7 +20,6 @@ import {
   firstTry,
   livePublication,
   namesOfVersions,
-  parseSchedule,
   publicationHistory,
   publishMaskSet,
   readMaskSet,

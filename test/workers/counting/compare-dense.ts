@@ -170,19 +170,22 @@ describe('what a comparison says', () => {
   });
 });
 
+/** An answered request, as far as a comparison reads it. */
+const answered = (decision: object) =>
+  ({
+    event: '0'.repeat(20),
+    tenant: 'a',
+    routable: { kind: 'chat', body: CHAT },
+    routed: { decision, assignment: { arm: null } },
+    hold: () => {},
+  }) as never;
+
 it('a comparison that the platform ended with its request is not waited for', async () => {
   const call = vi.fn(() => new Promise<never>(() => {}));
   const events = { send: async () => {} };
   const comparison = createDenseComparison({ backend: { call }, events, share: 1 });
   const decision = { set: null, cluster: 0, fallback: null, maskId: `m_${'0'.repeat(24)}` };
-  const compare = () =>
-    void comparison.maybeCompare({
-      event: '0'.repeat(20),
-      tenant: 'a',
-      routable: { kind: 'chat', body: CHAT },
-      routed: { decision, assignment: { arm: null } },
-      hold: () => {},
-    } as never);
+  const compare = () => void comparison.maybeCompare(answered(decision));
   compare();
   compare();
   expect(call).toHaveBeenCalledTimes(1);
@@ -216,13 +219,8 @@ it('two answers of different weights are not compared', async () => {
     maskId: `m_${'0'.repeat(24)}`,
     mask: `m_${'0'.repeat(24)}`,
   };
-  await createDenseComparison({ backend: { call }, events: { send }, share: 1 }).maybeCompare({
-    event: '0'.repeat(20),
-    tenant: 'a',
-    routable: { kind: 'chat', body: CHAT },
-    routed: { decision, assignment: { arm: null } },
-    hold: () => {},
-  } as never);
+  const comparison = createDenseComparison({ backend: { call }, events: { send }, share: 1 });
+  await comparison.maybeCompare(answered(decision));
   expect(answers).toEqual([]);
   // Both were sent to the same backend, as far as it can be chosen.
   expect(wanted[0]).toMatchObject({ mask: decision.maskId, needs: { modelHash: 'a'.repeat(64) } });

@@ -2,8 +2,9 @@
 import { describe, expect, it } from 'vitest';
 import { z } from 'zod';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
+import { ANSWERS, type AnswerName } from '../../../shared/openapi/answers.ts';
 import type { OpenApi } from '../../../shared/openapi/document.ts';
-import { ANSWERS, type AnswerName, GROUPS } from '../../../shared/openapi/endpoints.ts';
+import { GROUPS } from '../../../shared/openapi/endpoints.ts';
 import { app } from '../../../workers/app.ts';
 import { ADMIN_KEY } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant } from '../support/edge.ts';

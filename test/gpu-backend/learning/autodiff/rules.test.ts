@@ -129,6 +129,18 @@ test.each(Object.entries(CASES))('%s', async (_name, given) => {
   expect(await worstError(given)).toBeLessThan(BOUND);
 });
 
+test.each([
+  ['before the last axis', [0, 2, 0, 0], undefined],
+  ['along another axis', [0, 2], 0],
+])('Pad %s is refused: its rule takes the first of the last axis', (_name, pads, axis) => {
+  const g = new GraphBuilder('padded');
+  const x = g.input('x', 'f32', [2, 3]);
+  const axes = axis === undefined ? undefined : i64(g, axis);
+  const padded = g.op('Pad', [x, i64(g, ...pads), undefined, axes]);
+  const seed = { value: padded, gradient: g.constant('f32', [1], [1]) };
+  expect(() => gradients(g, [seed], [x])).toThrow(/the shape of Pad_\d+ is not known/);
+});
+
 /** Activations are quantized too, so the loss is a staircase: 8 bits of an input of size 1 err by 1/254 at most. */
 test('MatMulNBits goes back through its transposed copy', async () => {
   const weights = Float32Array.from({ length: 64 * 32 }, (_, i) => Math.sin(i * 1.7));

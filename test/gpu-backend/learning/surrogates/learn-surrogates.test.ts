@@ -1,6 +1,6 @@
 /** Learning a table, whole: what it writes, the same again by seed, and the same after it was stopped half-way. */
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { deserialize, serialize } from 'node:v8';
@@ -40,8 +40,9 @@ type Changes = Pick<Partial<LearnSurrogatesOptions>, 'model' | 'data'> & {
   readonly start?: Partial<LearnSurrogatesOptions['start']>;
   readonly steps?: number;
   readonly stopAt?: number;
+  readonly onStep?: (step: number) => void;
 };
-const learn = (out: string, { start, steps = STEPS, stopAt, ...changes }: Changes = {}) => {
+const learn = (out: string, { start, steps = STEPS, stopAt, onStep, ...changes }: Changes = {}) => {
   const stop = new AbortController();
   return learnSurrogates({
     model,
@@ -52,7 +53,9 @@ const learn = (out: string, { start, steps = STEPS, stopAt, ...changes }: Change
     out: path.join(home, out),
     threads: 1,
     onProgress: (stage, done) => {
-      if (stage === 'distil' && done === stopAt) stop.abort(new Error('stopped'));
+      if (stage !== 'distil') return;
+      if (done === stopAt) stop.abort(new Error('stopped'));
+      onStep?.(done);
     },
     signal: stop.signal,
     ...changes,
@@ -79,6 +82,22 @@ test('distillation lowers the held-out KL; stopped and started again it ends wit
   expect(existsSync(path.join(home, 'stopped.safetensors.state'))).toBe(false);
 });
 
+test('two runs do not write one table: the second would drop what the first has saved', async () => {
+  let second: Promise<unknown> | undefined;
+  const first = learn('one.safetensors', {
+    steps: 12,
+    onStep: (step) => {
+      if (step === 11) second ??= learn('one.safetensors', { steps: 0 }).catch((error) => error);
+    },
+  });
+  expect(await first).toMatchObject({ steps: 12 });
+  expect(await second).toMatchObject({
+    code: 'conflict',
+    message: expect.stringMatching(/^Another run writes .*one\.safetensors: .*--out/),
+  });
+  expect((await readSurrogates(path.join(home, 'one.safetensors'))).fitted).toMatch(/12 steps/);
+});
+
 test('a run rounds as the machine did that began it', async () => {
   const rounded = await installTinyModel(path.join(home, 'rounded'), 'q8', { contextTokens: 128 });
   const asked = { model: rounded, steps: 12 };
@@ -95,7 +114,12 @@ test('a run rounds as the machine did that began it', async () => {
 
 test('a damaged state, or that of other inputs, is begun anew', async () => {
   await writeFile(path.join(home, 'closed.safetensors.state'), 'no state');
+  // A kill left half of one, too.
+  const half = path.join(home, '.closed.safetensors.state.0123abcd');
+  await writeFile(half, 'no st');
+  await utimes(half, 0, 0);
   const closed = await learn('closed.safetensors', { steps: 0 });
+  expect(existsSync(half)).toBe(false);
   expect(closed).toMatchObject({ steps: 0, distilled: closed.start });
   expect((await readSurrogates(path.join(home, 'closed.safetensors'))).fitted).toBe('closed form');
 });

@@ -512,6 +512,14 @@ it.each([
   );
 });
 
+it('a model in fp32 is rounded nowhere: what a run computed serves the others, wherever they began', () => {
+  const [inBlocks, inPairs] = (['blocks', 'pairs'] as const).map((rounding) =>
+    workOf(tiny.model, undefined, rounding),
+  );
+  expect(unitName(inPairs!, longUnit(1))).toBe(unitName(inBlocks!, longUnit(1)));
+  expect(describeWork(inPairs!)).toMatch(/^tiny \(f32, [0-9a-f]{12}, no surrogates\), version /);
+});
+
 it('two kinds of work do not share a queue at a time: the second run waits for the first', async () => {
   await using site = await cluster(0);
   const first = await site.open({ ...run, model: tiny.model });

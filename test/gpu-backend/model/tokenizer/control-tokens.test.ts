@@ -4,13 +4,13 @@ import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
-import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import { createModelText, type ModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import { preTokenizerJson, preTokenizerKind } from '../../../../gpu-backend/model/tokenizer/text-pieces.ts';
 import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
 import type { ChatMessage } from '../../../../shared/wire/openai.ts';
 import { installedModel } from '../../../support/installed-model.ts';
+import { sentencePieceFixture } from '../../../support/tokenizer-files.ts';
 
 type Json = Record<string, unknown> & {
   added_tokens: { id: number; content: string; special: boolean }[];
@@ -29,16 +29,8 @@ let spm: Json;
 beforeAll(async () => {
   const { folder } = await installedModel();
   installed = JSON.parse(readFileSync(join(folder, 'tokenizer.json'), 'utf8'));
-  const fixture = JSON.parse(readFileSync(new URL('fixtures/sentencepiece.json', import.meta.url), 'utf8'));
-  const metadata = new Map<string, GgufValue>([
-    ['tokenizer.ggml.model', 'llama'],
-    ['tokenizer.ggml.tokens', fixture.tokens],
-    ['tokenizer.ggml.scores', fixture.scores],
-    ['tokenizer.ggml.token_type', fixture.types],
-    ['tokenizer.ggml.bos_token_id', 1],
-    ['tokenizer.ggml.eos_token_id', 2],
-  ]);
-  spm = JSON.parse(JSON.stringify(tokenizerFromGguf(metadata, fixture.tokens.length).tokenizerJson));
+  const { metadata, tokens } = sentencePieceFixture();
+  spm = JSON.parse(JSON.stringify(tokenizerFromGguf(metadata, tokens.length).tokenizerJson));
 });
 
 /** One of every family of expressions that cut a text. */

@@ -1,30 +1,14 @@
 /** SentencePiece vocabularies out of GGUF metadata, against SentencePiece itself. */
-import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
+import { sentencePieceFixture } from '../../../support/tokenizer-files.ts';
 
-type Fixture = {
-  tokens: string[];
-  scores: number[];
-  types: number[];
-  cases: { text: string; ids: number[] }[];
-};
-const fixture: Fixture = JSON.parse(
-  readFileSync(new URL('fixtures/sentencepiece.json', import.meta.url), 'utf8'),
-);
+const fixture = sentencePieceFixture();
 
 function importFixture(changes: Record<string, GgufValue> = {}) {
-  const metadata = new Map<string, GgufValue>([
-    ['tokenizer.ggml.model', 'llama'],
-    ['tokenizer.ggml.tokens', fixture.tokens],
-    ['tokenizer.ggml.scores', fixture.scores],
-    ['tokenizer.ggml.token_type', fixture.types],
-    ['tokenizer.ggml.bos_token_id', 1],
-    ['tokenizer.ggml.eos_token_id', 2],
-    ...Object.entries(changes),
-  ]);
+  const metadata = new Map([...fixture.metadata, ...Object.entries(changes)]);
   const imported = tokenizerFromGguf(metadata, fixture.tokens.length);
   // Through text, as the store keeps it.
   const json = JSON.parse(JSON.stringify(imported.tokenizerJson));

@@ -8,7 +8,7 @@ import {
   duration,
   type Reporter,
   secondsLeft,
-} from '../../../gpu-backend/cli/terminal.ts';
+} from '../../../gpu-backend/cli/reporter.ts';
 
 function logged(run: (reporter: Reporter) => void, clock?: () => number): string[] {
   const lines: string[] = [];

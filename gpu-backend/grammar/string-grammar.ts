@@ -1,0 +1,179 @@
+/**
+ * The grammars of JSON strings: of any, of a bounded length, of a `pattern` and of a `format`. Lengths and patterns cost
+ * states for which all tokens are checked, so the schemas of a request have limits for these together.
+ */
+import {
+  type CharRange,
+  chars,
+  choice,
+  type Expression,
+  lettersOf,
+  repeat,
+  rule,
+  sequence,
+  sumOfLeaves,
+  text,
+} from './ebnf.ts';
+import type { Path, SchemaObject, SchemaReader } from './schema-reader.ts';
+import { isWithin } from './text-inclusion.ts';
+import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
+
+/* Limits of a request's schemas together, beyond which their grammar would take seconds to compile. */
+
+/** Most characters in strings of bounded length, all strings together: each is a state for which all tokens are checked. */
+const COUNTED_CHARS_MAX = 256;
+/** Most characters that patterns and formats may have, with repetitions written out. */
+const PATTERN_STATES_MAX = 16_384;
+/** Most of these for one pattern. */
+const ONE_PATTERN_STATES_MAX = 2048;
+
+const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
+const letters = (all: string): CharRange[] =>
+  [...all].map((letter) => [letter.charCodeAt(0), letter.charCodeAt(0)]);
+
+/** `json_string`, any string, and the rule that it uses. */
+export const STRING_RULES: readonly (readonly [string, Expression])[] = [
+  ['json_string', sequence(text('"'), rule('json_string_rest'))],
+  // Right recursion instead of a repetition: tokens of several characters are then checked at compile time, not per answer.
+  [
+    'json_string_rest',
+    choice(
+      text('"'),
+      sequence(chars(...PLAIN), rule('json_string_rest')),
+      sequence(text('\\'), chars(...letters('"\\/bfnrt')), rule('json_string_rest')),
+      // No surrogates (\ud800 to \udfff), since a lone one is not valid text.
+      sequence(
+        text('\\u'),
+        chars([0x30, 0x39], [0x41, 0x43], [0x61, 0x63]),
+        ...[HEX, HEX, HEX],
+        rule('json_string_rest'),
+      ),
+    ),
+  ],
+];
+
+/** The grammar of a schema of the type `string`. @throws MaskrouteError `invalid_schema`. */
+export function stringGrammar(reader: SchemaReader, schema: SchemaObject, path: Path): Expression {
+  const { format, pattern } = schema;
+  const { isStrict } = reader;
+  const known = typeof format === 'string' && Object.hasOwn(FORMATS, format) ? FORMATS[format]! : undefined;
+  if (format !== undefined && known === undefined && isStrict)
+    throw reader.refusal(`${path}/format`, `expected one of ${Object.keys(FORMATS).join(', ')}`);
+  const min = reader.count('minLength', schema, path) ?? 0;
+  const max = reader.count('maxLength', schema, path);
+  const hasLengths = min > 0 || max !== undefined;
+  if (pattern !== undefined && typeof pattern !== 'string')
+    throw reader.refusal(`${path}/pattern`, 'expected a string');
+  const place = `${path}/${known === undefined ? 'pattern' : 'format'}`;
+  const written = known ?? pattern;
+  if (written !== undefined) {
+    if (hasLengths && isStrict && known === undefined)
+      throw reader.refusal(place, 'beside a length it cannot be enforced; write the length into the pattern');
+    const found = matching(reader, written, place);
+    if (found !== undefined) {
+      if (known !== undefined && isStrict) {
+        requireLengths(reader, found, { min, max }, path);
+        if (pattern !== undefined) requireWithin(reader, found, { format: format as string, pattern }, path);
+      }
+      return sequence(text('"'), found, text('"'));
+    }
+  }
+  return hasLengths ? counted(reader, min, max, path) : rule('json_string');
+}
+
+/* In strict mode, every text of a format's grammar must satisfy the other keywords beside it. */
+
+function requireLengths(
+  reader: SchemaReader,
+  found: Expression,
+  { min, max = Number.POSITIVE_INFINITY }: { readonly min: number; readonly max: number | undefined },
+  path: Path,
+): void {
+  const [least, most] = lettersOf(found);
+  if (least >= min && most <= max) return;
+  throw reader.refusal(
+    `${path}/format`,
+    `its generated texts have ${least} to ${most} characters, so this length cannot be enforced`,
+  );
+}
+
+function requireWithin(
+  reader: SchemaReader,
+  found: Expression,
+  { format, pattern }: { readonly format: string; readonly pattern: string },
+  path: Path,
+): void {
+  const { spent } = reader;
+  const key = `${format} ${pattern}`;
+  if (HELD_BY_FORMATS[format] === pattern || spent.within.has(key)) return;
+  const outer = refusing(reader, `${path}/pattern`, () => boundedPattern(pattern));
+  if (outer !== undefined && isWithin(found, outer, spent.inclusion)) {
+    spent.within.add(key);
+    return;
+  }
+  throw reader.refusal(
+    `${path}/pattern`,
+    'it is not known to match every text that is generated for this `format`; leave one of them out',
+  );
+}
+
+function counted(reader: SchemaReader, min: number, max: number | undefined, path: Path): Expression {
+  if (max !== undefined && max < min) throw reader.refusal(path, 'its `maxLength` is below its `minLength`');
+  if (!takesCounted(reader, max ?? min)) {
+    if (!reader.isStrict) return rule('json_string');
+    throw reader.refusal(path, TOO_MANY_COUNTED);
+  }
+  return sequence(text('"'), repeat(chars(...PLAIN), min, max), text('"'));
+}
+
+function takesCounted({ spent }: SchemaReader, count: number): boolean {
+  if (spent.countedChars + count > COUNTED_CHARS_MAX) return false;
+  spent.countedChars += count;
+  return true;
+}
+
+/** What a pattern matches, between the quotes; undefined where it is ignored. */
+function matching(reader: SchemaReader, pattern: string, path: Path): Expression | undefined {
+  const { spent } = reader;
+  return refusing(reader, path, () => {
+    const found = boundedPattern(pattern);
+    const states = sizeOf(found);
+    if (spent.patternStates + states > PATTERN_STATES_MAX) throw new PatternError(TOO_MANY_STATES);
+    if (!takesCounted(reader, Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_MANY_COUNTED);
+    spent.patternStates += states;
+    return found;
+  });
+}
+
+/** `read()`; a PatternError becomes a refusal if strict, else undefined. */
+function refusing(reader: SchemaReader, path: Path, read: () => Expression): Expression | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof PatternError)) throw error;
+    if (reader.isStrict) throw reader.refusal(path, error.message);
+    return undefined;
+  }
+}
+
+/* Messages about limits. */
+const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
+const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
+const TOO_LONG_PATTERN = `it has more than ${ONE_PATTERN_STATES_MAX} characters, with its repetitions written out`;
+
+/** Number of states of an expression, with repetitions written out. */
+const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
+
+/** @throws PatternError. */
+function boundedPattern(pattern: string): Expression {
+  const found = patternGrammar(pattern);
+  if (sizeOf(found) > ONE_PATTERN_STATES_MAX) throw new PatternError(TOO_LONG_PATTERN);
+  return found;
+}
+
+/** Number of states with a wide character class, where most tokens match. */
+const wideSizeOf = (expression: Expression): number =>
+  sumOfLeaves(expression, (leaf) => {
+    if (leaf.kind !== 'chars') return 0;
+    return leaf.ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0) > 64 ? 1 : 0;
+  });
