@@ -209,6 +209,29 @@ describe('the event', () => {
     expect(sent).toHaveLength(1);
   });
 
+  it('of a client that left while its text was embedded blames no encoder, nor does the log', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('left-while-embedded', tenant);
+    const { EVENTS, event } = queue();
+    const leave = new AbortController();
+    const logged = vi.spyOn(console, 'warn').mockImplementation(() => {});
+    const AI: NonNullable<Env['AI']> = {
+      run: (_model, _inputs, options) =>
+        new Promise((_resolve, reject) => {
+          const signal = options!.signal as AbortSignal;
+          signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+          leave.abort();
+        }),
+    };
+    const isolate = freshIsolate({ EVENTS, AI, ENCODER: 'workers-ai', EMBED_TIMEOUT_MS: '5000' });
+    const asked = { key, body: { ...CHAT, ...say('north') }, signal: leave.signal };
+    expect((await call('POST', '/v1/chat/completions', asked, isolate)).status).toBe(499);
+    expect(await event()).toMatchObject({ status: 499, error_code: 'cancelled', fallback: null, counted: true });
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    expect(lines.filter((line) => line.includes('embedding_failed'))).toEqual([]);
+  });
+
   it('of a client that left a Responses stream has what was made, not what the client wrote into a schema', async () => {
     const { key } = await newTenant();
     const { EVENTS, event } = queue();
