@@ -226,7 +226,12 @@ describe('the event', () => {
     const isolate = freshIsolate({ EVENTS, AI, ENCODER: 'workers-ai', EMBED_TIMEOUT_MS: '5000' });
     const asked = { key, body: { ...CHAT, ...say('north') }, signal: leave.signal };
     expect((await call('POST', '/v1/chat/completions', asked, isolate)).status).toBe(499);
-    expect(await event()).toMatchObject({ status: 499, error_code: 'cancelled', fallback: null, counted: true });
+    expect(await event()).toMatchObject({
+      status: 499,
+      error_code: 'cancelled',
+      fallback: null,
+      counted: true,
+    });
     const lines = logged.mock.calls.map(([line]) => String(line));
     logged.mockRestore();
     expect(lines.filter((line) => line.includes('embedding_failed'))).toEqual([]);
