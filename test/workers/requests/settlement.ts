@@ -468,6 +468,26 @@ describe('what the edge reads off an answer', () => {
     expect(heard(begun, failed)).toMatchObject(figures);
   });
 
+  it('is what passed of an answer that is cut: its text, and what it calls, each piece once', () => {
+    const passed = (isResponse: boolean, ...data: object[]) => {
+      const tail = new Tail();
+      for (const one of data) tail.hear(new TextEncoder().encode(`data: ${JSON.stringify(one)}\n\n`));
+      return tail.heard(isResponse).passed;
+    };
+    const called = (part: object) => ({ choices: [{ delta: { tool_calls: [{ index: 0, function: part }] } }] });
+    const pieces = ['{"a', '": 1', '}'].map((part) => called({ arguments: part }));
+    const calls = [called({ name: 'f', arguments: '' }), ...pieces];
+    expect(passed(false, { choices: [{ delta: { content: 'I' } }] }, ...calls)).toEqual({ texts: 4, others: 0 });
+    const said = [
+      { type: 'response.output_text.delta', delta: 'I' },
+      { type: 'response.output_text.done', text: 'I' },
+      { type: 'response.output_item.done', item: { content: [{ type: 'output_text', text: 'I' }] } },
+      { type: 'response.function_call_arguments.delta', delta: '{}' },
+      { type: 'response.function_call_arguments.done', arguments: '{}' },
+    ];
+    expect(passed(true, ...said)).toEqual({ texts: 2, others: 0 });
+  });
+
   it('is no text where it has no first choice, and its prompt is kept', async () => {
     const answers: string[] = [];
     const values = (row: { answer: string }) => ({
@@ -498,6 +518,13 @@ describe('the bound of a request', () => {
     expect(wide({ ...say('x'), tools: [tool], tool_choice: 'none' })).toBe(wide(say('x')));
     const call = { id: 'a', type: 'function', function: { name: 'f', arguments: 'y'.repeat(500) } };
     expect(wide({ messages: [{ role: 'assistant', tool_calls: [call] }] })).toBeGreaterThan(500);
+  });
+
+  it('leaves room for the least answer that the client takes, where that is longer than the least of any', () => {
+    const { prompt_tokens } = bound(say('x'));
+    expect(bound({ ...say('x'), n: 2, min_tokens: 50 }).least_tokens).toBe(prompt_tokens + 2 * 50);
+    expect(bound({ ...say('x'), min_tokens: 5 }).least_tokens).toBe(prompt_tokens + 16);
+    expect(bound({ ...say('x'), min_tokens: 5000 }).least_tokens).toBe(prompt_tokens + 1000);
   });
 
   it('is the bytes of the prompt and the longest answer, and never more than the context', () => {
