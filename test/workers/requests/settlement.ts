@@ -474,10 +474,15 @@ describe('what the edge reads off an answer', () => {
       for (const one of data) tail.hear(new TextEncoder().encode(`data: ${JSON.stringify(one)}\n\n`));
       return tail.heard(isResponse).passed;
     };
-    const called = (part: object) => ({ choices: [{ delta: { tool_calls: [{ index: 0, function: part }] } }] });
+    const called = (part: object) => ({
+      choices: [{ delta: { tool_calls: [{ index: 0, function: part }] } }],
+    });
     const pieces = ['{"a', '": 1', '}'].map((part) => called({ arguments: part }));
     const calls = [called({ name: 'f', arguments: '' }), ...pieces];
-    expect(passed(false, { choices: [{ delta: { content: 'I' } }] }, ...calls)).toEqual({ texts: 4, others: 0 });
+    expect(passed(false, { choices: [{ delta: { content: 'I' } }] }, ...calls)).toEqual({
+      texts: 4,
+      others: 0,
+    });
     const said = [
       { type: 'response.output_text.delta', delta: 'I' },
       { type: 'response.output_text.done', text: 'I' },
