@@ -118,10 +118,12 @@ export class ResponseWriter {
     this.#request = request;
   }
 
-  /** Rejects with what the choice throws. */
+  /** The first one comes with the first token: the edge measures that time. Rejects with what the choice throws. */
   async *events(): AsyncGenerator<Event, void> {
-    yield* this.#begin();
-    for await (const event of this.#running.events) yield* this.#write(event);
+    for await (const event of this.#running.events) {
+      if (this.#sequence === 0) yield* this.#begin();
+      yield* this.#write(event);
+    }
   }
 
   /** A late failure, after what was sent. */

@@ -11,7 +11,7 @@ import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
 import { AnswerBytes, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
-import { MODEL } from '../../support/edge/constants.ts';
+import { MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
@@ -76,6 +76,21 @@ describe('the event', () => {
     expect(told.ttft_ms!).toBeLessThan(told.total_ms - 200);
     expect(told.backend).not.toBeNull();
     expect(told.backend).toBe(response.headers.get('x-maskroute-backend'));
+  });
+
+  it.each([
+    ['chat/completions', say('north')],
+    ['responses', { input: 'north' }],
+  ])('of a stream of %s has the time of its first token, however early the answer begins', async (path, asked) => {
+    const { key } = await newTenant();
+    const { EVENTS, event } = queue();
+    const body = { model: MODEL.id, ...asked, user: 'slow-tokens', stream: true };
+    const response = await call('POST', `/v1/${path}`, { key, body }, freshIsolate({ EVENTS }));
+    expect(await response.text()).toContain('completion_tokens":3');
+    const { ttft_ms, total_ms } = await event();
+    // The backend takes that long for its first token.
+    expect(ttft_ms!).toBeGreaterThan(7 * STREAM_PAUSE_ms);
+    expect(ttft_ms!).toBeLessThan(total_ms);
   });
 
   it('of a whole answer has the times that the backend says', async () => {
