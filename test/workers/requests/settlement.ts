@@ -81,17 +81,20 @@ describe('the event', () => {
   it.each([
     ['chat/completions', say('north')],
     ['responses', { input: 'north' }],
-  ])('of a stream of %s has the time of its first token, however early the answer begins', async (path, asked) => {
-    const { key } = await newTenant();
-    const { EVENTS, event } = queue();
-    const body = { model: MODEL.id, ...asked, user: 'slow-tokens', stream: true };
-    const response = await call('POST', `/v1/${path}`, { key, body }, freshIsolate({ EVENTS }));
-    expect(await response.text()).toContain('completion_tokens":3');
-    const { ttft_ms, total_ms } = await event();
-    // The backend takes that long for its first token.
-    expect(ttft_ms!).toBeGreaterThan(7 * STREAM_PAUSE_ms);
-    expect(ttft_ms!).toBeLessThan(total_ms);
-  });
+  ])(
+    'of a stream of %s has the time of its first token, however early the answer begins',
+    async (path, asked) => {
+      const { key } = await newTenant();
+      const { EVENTS, event } = queue();
+      const body = { model: MODEL.id, ...asked, user: 'slow-tokens', stream: true };
+      const response = await call('POST', `/v1/${path}`, { key, body }, freshIsolate({ EVENTS }));
+      expect(await response.text()).toContain('completion_tokens":3');
+      const { ttft_ms, total_ms } = await event();
+      // The backend takes that long for its first token.
+      expect(ttft_ms!).toBeGreaterThan(7 * STREAM_PAUSE_ms);
+      expect(ttft_ms!).toBeLessThan(total_ms);
+    },
+  );
 
   it('of a whole answer has the times that the backend says', async () => {
     const { key } = await newTenant();
