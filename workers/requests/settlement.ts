@@ -119,8 +119,8 @@ async function answerCost(
     if (isUnheardOf && ranAt === 'answerer') return 'ended';
     cost = isUnheardOf ? NOTHING : 'silent';
     if (isUnheardOf && ranAt === 'refuser') return cost;
-    const areGone = said.length > 0 && said.every(({ seemsGone }) => seemsGone);
-    whileGone = areGone ? whileGone + 1 : 0;
+    const isLost = said.length > 0 && said.every(({ status, seemsGone }) => seemsGone || status === 404);
+    whileGone = isLost && !isUnheardOf ? whileGone + 1 : 0;
     if (whileGone === COST_QUESTIONS_WHILE_GONE) return ranAt === 'answerer' ? 'ended' : NOTHING;
   }
   return cost;

@@ -1,6 +1,7 @@
 /** What a request costs its tenant on which several backends worked: the one answer that came, once. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { UsageRow } from '../../../shared/admin/admin-wire.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
 import {
   BUDGET,
   COST_QUESTION_DELAYS_ms,
@@ -8,7 +9,18 @@ import {
   COST_QUESTION_WAIT_ms,
 } from '../../../workers/limits.ts';
 import { askedOf, homeOf, mood, testBackends } from '../support/backends.ts';
-import { admin, CHAT, call, chat, errorCode, freshIsolate, hurry, say } from '../support/edge.ts';
+import {
+  admin,
+  CHAT,
+  call,
+  chat,
+  errorCode,
+  freshIsolate,
+  hurry,
+  recorded,
+  say,
+  soon,
+} from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 const SECOND_ms = 1_000;
@@ -131,6 +143,23 @@ describe('what is charged', () => {
       await charged(tenant, 0, 6 * SECOND_ms);
     },
   );
+
+  it('is nothing when one of two backends has ended and the other one knows nothing of it', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const [one, other] = [await register(), await register()];
+    for (const id of [one, other]) await mood(id, 'busy');
+    const leave = new AbortController();
+    const id = 'left-by-two';
+    const body = { ...CHAT, ...BODY, stream: true, stop: ['t0t1t2t9'] };
+    const asked = { key, body, signal: leave.signal, headers: { [HEADERS.requestId]: id } };
+    const left = call('POST', '/v1/chat/completions', asked, freshIsolate(QUIET));
+    await soon(async () => expect((await recorded(id))!.places).toHaveLength(2));
+    await mood(one, 'down');
+    await mood(other, 'restarted');
+    leave.abort();
+    expect((await left).status).toBe(499);
+    await charged(tenant, 0);
+  });
 
   it.each(['down', 'restarted'])(
     'is the prompt as it was reserved, when the client left a stream without a token, and the backend is %s',
