@@ -152,8 +152,9 @@ async function* runFormed(
 
 /**
  * Merges streams into one, in the order of their events. They are started in order; `mayBegin` says whether the next one begins
- * while so many others run, and lets one begin where none runs. There is no read-ahead: a stream's next event is requested only after its last one was taken, so a slow reader slows the streams. The
- * first failure ends all. A failure, or a reader that leaves early, aborts `abandoned`, which must end the other streams.
+ * while so many others run, and lets one begin where none runs. There is no read-ahead: a stream's next event is requested only
+ * after its last one was taken, so a slow reader slows the streams. The first failure ends all. A failure, or a reader that leaves
+ * early, aborts `abandoned`, which must end the other streams.
  */
 async function* mergeStreams<Event>(
   starts: readonly (() => AsyncGenerator<Event, void>)[],

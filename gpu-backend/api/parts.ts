@@ -214,6 +214,7 @@ export class Places {
       this.#atOnce++;
       return true;
     } catch {
+      // The queue is still full.
       return false;
     }
   }
