@@ -91,11 +91,13 @@ export async function writeWhole(
     await writeFile(part, content, { ...options, flush: true });
     await rename(part, file);
   } catch (error) {
+    await removePart(part);
     throw namingFile(file, error);
-  } finally {
-    await rm(part, { force: true });
   }
 }
+
+/** Never rejects: what counts is why the file was not written, not why its part stays. */
+const removePart = (part: string): Promise<void> => rm(part, { force: true }).catch(() => {});
 
 /**
  * As {@link writeWhole}, but does not replace a file. On file systems without hard links a reader may see a part of it.
@@ -114,7 +116,7 @@ export async function createWhole(file: string, content: string): Promise<boolea
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw namingFile(file, error);
     return false;
   } finally {
-    await rm(part, { force: true });
+    await removePart(part);
   }
 }
 const HAS_NO_LINKS: ReadonlySet<string | undefined> = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS']);

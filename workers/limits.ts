@@ -241,7 +241,7 @@ export const BURST = {
  * hang-up first. With the time of each query, its wait for a turn and settling, this is less than the 30 s that the
  * platform allows a request whose client is gone.
  */
-export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 8_000] as const;
+export const COST_QUESTION_DELAYS_ms = [50, 250, 1_000, 3_000, 6_000] as const;
 /**
  * A backend that seems gone in so many of these queries in a row has ended, and its answers' costs with it. In a single one
  * a connection may have broken.

@@ -21,7 +21,7 @@ import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, Places, setHeaders } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
-import { ResponseWriter, wholeResponse } from './responses-wire.ts';
+import { eventFrame, ResponseWriter, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
 import { answerChunks, chunkHead, failureFrames, infoOf, usageOf, wholeAnswer } from './wire.ts';
 
@@ -261,7 +261,7 @@ async function* answerFrames(
   let outcome: MaskrouteError | undefined = new MaskrouteError('cancelled', 'The client left.');
   try {
     if (writer === undefined) yield* answerChunks(parts.model, head, running);
-    else yield* writer.events();
+    else for await (const event of writer.events()) yield eventFrame(event);
     outcome = undefined;
     // The Responses API marks the end by its last event instead.
     if (writer === undefined) yield SSE_DONE;
@@ -271,7 +271,7 @@ async function* answerFrames(
     if (status >= 500)
       parts.log.error({ request_id: completion.requestId, code, err: cause }, 'a stream failed');
     if (writer === undefined) yield* failureFrames(head, running, outcome);
-    else yield writer.failure(outcome);
+    else yield eventFrame(writer.failure(outcome));
   } finally {
     parts.metrics.request(completion.endpoint, 200, outcome?.code ?? 'ok');
     end(parts, completion, running, outcome);

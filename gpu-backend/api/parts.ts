@@ -177,13 +177,16 @@ export class Lifecycle {
 /**
  * Places in the engine's queue for the choices with which an answer begins: fewer when the queue is nearly full. They are taken
  * when the mask is known, before the prompt is read, and each is kept until its choice is in the engine: opening its grammar
- * takes time, too.
+ * takes time, too. More choices run at a time once there is room.
  */
 export class Places {
   readonly #engine: Engine;
   readonly #tenant: string;
   readonly #atOnceMax: number;
-  #places: readonly (() => void)[] = [];
+  /** What gives a choice's place back. */
+  readonly #places = new Map<number, () => void>();
+  /** How many choices run at a time. */
+  #atOnce = 0;
 
   constructor(engine: Engine, tenant: string, { choicesAtOnce }: Pick<ApiLimits, 'choicesAtOnce'>) {
     this.#engine = engine;
@@ -196,21 +199,33 @@ export class Places {
    * @throws MaskrouteError `queue_full` when others took the last one since the request came.
    */
   take(choices: number): void {
-    this.#places = this.#engine.reserve(this.#tenant, Math.min(choices, this.#atOnceMax));
+    const places = this.#engine.reserve(this.#tenant, Math.min(choices, this.#atOnceMax));
+    this.#atOnce = places.length;
+    for (const [choice, giveBack] of places.entries()) this.#places.set(choice, giveBack);
   }
 
-  /** The number of choices that run at a time: those with a place. */
-  get count(): number {
-    return this.#places.length;
+  /** Whether a choice may begin while so many others of the answer run. If it is one more than before, it takes a place. */
+  mayBegin(choice: number, running: number): boolean {
+    if (running < this.#atOnce) return true;
+    if (running === this.#atOnceMax) return false;
+    try {
+      const [giveBack] = this.#engine.reserve(this.#tenant, 1);
+      this.#places.set(choice, giveBack!);
+      this.#atOnce++;
+      return true;
+    } catch {
+      // The queue is still full.
+      return false;
+    }
   }
 
   /** Call it just before a choice comes to the engine, which counts it from then on. */
   giveBack(choice: number): void {
-    this.#places[choice]?.();
+    this.#places.get(choice)?.();
   }
 
   giveAllBack(): void {
-    for (const giveBack of this.#places) giveBack();
+    for (const giveBack of this.#places.values()) giveBack();
   }
 }
 

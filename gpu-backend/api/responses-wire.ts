@@ -5,13 +5,19 @@ import { errorEventOf, type ResponsesRequest } from '../../shared/wire/responses
 import type { RunningAnswer } from './answer.ts';
 import type { ChoiceEvent } from './choice.ts';
 import { sseEvent } from './sse.ts';
-import { answerId, infoOf, usageOf, type WholeChoice, wholeChoices } from './wire.ts';
+import { answerId, infoOf, usageOf } from './wire.ts';
 
-/** The body of a whole answer. Rejects with the choice's error. */
+/** The body of a whole answer: the response that ends its stream. Rejects with the choice's error. */
 export async function wholeResponse(running: RunningAnswer, request: ResponsesRequest): Promise<object> {
-  const [choice] = await wholeChoices(running);
-  return ended(running, request, outputOf(running.plan.id, choice!), choice!.reason);
+  let last: Event | undefined;
+  for await (const event of new ResponseWriter(running, request).events()) last = event;
+  return last!.response!;
 }
+
+/** An event of a stream. `response`: in the first two events and the last one. */
+type Event = { readonly type: string; readonly sequence_number: number; readonly response?: object };
+
+export const eventFrame = (event: Event): string => sseEvent(event.type, event);
 
 type Output = TextOutput | CallOutput;
 type Status = 'in_progress' | 'completed' | 'incomplete';
@@ -39,28 +45,6 @@ const textOutput = (id: string, text: string | undefined, status: Status): TextO
   status,
   content: text === undefined ? [] : [textPart(text)],
 });
-
-function outputOf(id: string, { text, calls, reason }: WholeChoice): Output[] {
-  const last: Status = reason === 'length' ? 'incomplete' : 'completed';
-  const isTextLast = calls.length === 0;
-  // An answer without text and calls still has a message.
-  const said =
-    text === '' && !isTextLast ? [] : [textOutput(`msg_${id}`, text, isTextLast ? last : 'completed')];
-  return [
-    ...said,
-    ...calls.map((call, i): CallOutput => {
-      const status = i === calls.length - 1 ? last : 'completed';
-      return {
-        id: `fc_${id}_${i}`,
-        type: 'function_call',
-        call_id: call.id,
-        name: call.name,
-        arguments: call.arguments,
-        status,
-      };
-    }),
-  ];
-}
 
 /** The `response` object; like OpenAI's it repeats the request's settings. */
 function response(
@@ -118,7 +102,7 @@ function ended(
   };
 }
 
-/** A streamed answer, in framed events. */
+/** The events of a streamed answer. */
 export class ResponseWriter {
   readonly #running: RunningAnswer;
   readonly #request: ResponsesRequest;
@@ -134,25 +118,26 @@ export class ResponseWriter {
     this.#request = request;
   }
 
-  /** Rejects with what the choice throws. */
-  async *events(): AsyncGenerator<string, void> {
-    yield* this.#begin();
-    for await (const event of this.#running.events) yield* this.#write(event);
+  /** The first one comes with the first token: the edge measures that time. Rejects with what the choice throws. */
+  async *events(): AsyncGenerator<Event, void> {
+    for await (const event of this.#running.events) {
+      if (this.#sequence === 0) yield* this.#begin();
+      yield* this.#write(event);
+    }
   }
 
   /** A late failure, after what was sent. */
-  failure(error: MaskrouteError): string {
-    const event = errorEventOf(error.toWire(), this.#sequence++);
-    return sseEvent('error', { ...event, maskroute: infoOf(this.#running) });
+  failure(error: MaskrouteError): Event & { readonly maskroute: object } {
+    return { ...errorEventOf(error.toWire(), this.#sequence++), maskroute: infoOf(this.#running) };
   }
 
-  *#begin(): Generator<string, void> {
+  *#begin(): Generator<Event, void> {
     const begun = response(this.#running, this.#request, 'in_progress', []);
     yield this.#event('response.created', { response: begun });
     yield this.#event('response.in_progress', { response: begun });
   }
 
-  *#write(event: ChoiceEvent): Generator<string, void> {
+  *#write(event: ChoiceEvent): Generator<Event, void> {
     switch (event.type) {
       case 'text':
         if (event.text === '') return;
@@ -178,14 +163,14 @@ export class ResponseWriter {
     }
   }
 
-  *#end(reason: FinishReason): Generator<string, void> {
+  *#end(reason: FinishReason): Generator<Event, void> {
     if (this.#output.length === 0) yield* this.#beginText();
     yield* this.#close(reason === 'length' ? 'incomplete' : 'completed');
     const name = reason === 'length' ? 'response.incomplete' : 'response.completed';
     yield this.#event(name, { response: ended(this.#running, this.#request, this.#output, reason) });
   }
 
-  *#beginText(): Generator<string, void> {
+  *#beginText(): Generator<Event, void> {
     yield* this.#close('completed');
     this.#open = 'text';
     this.#text = '';
@@ -198,19 +183,19 @@ export class ResponseWriter {
     });
   }
 
-  *#beginCall(call_id: string, name: string): Generator<string, void> {
+  *#beginCall(call_id: string, name: string): Generator<Event, void> {
     this.#open = 'call';
     this.#arguments = '';
     const id = `fc_${this.#running.plan.id}_${this.#output.length}`;
     yield this.#add({ id, type: 'function_call', call_id, name, arguments: '', status: 'in_progress' });
   }
 
-  #add(item: Output): string {
+  #add(item: Output): Event {
     this.#output.push(item);
     return this.#event('response.output_item.added', { output_index: this.#output.length - 1, item });
   }
 
-  *#close(status: Status): Generator<string, void> {
+  *#close(status: Status): Generator<Event, void> {
     const last = this.#output.at(-1);
     if (this.#open === undefined || last === undefined) return;
     const place = this.#place();
@@ -237,7 +222,7 @@ export class ResponseWriter {
     return { item_id: this.#output.at(-1)!.id, output_index: this.#output.length - 1 };
   }
 
-  #event(type: string, more: object): string {
-    return sseEvent(type, { type, sequence_number: this.#sequence++, ...more });
+  #event(type: string, more: object): Event {
+    return { type, sequence_number: this.#sequence++, ...more };
   }
 }

@@ -34,7 +34,7 @@ export async function wholeAnswer(model: ServedModel, running: RunningAnswer): P
 }
 
 /** A complete choice. */
-export type WholeChoice = {
+type WholeChoice = {
   text: string;
   readonly pieces: Piece[];
   readonly calls: { readonly id: string; readonly name: string; arguments: string }[];

@@ -123,7 +123,7 @@ export class Jobs {
 
   /** Records a job that failed before it could begin, so that it is listed with its error. */
   async createFailed(request: JobRequest, schedule: string, error: string): Promise<Job> {
-    const job = newJob(request, schedule);
+    const job = this.#newJob(request, schedule);
     const finished_at = job.created_at;
     const failed: Job = { ...job, status: 'failed', error, finished_at };
     await this.#store.save(failed);
@@ -232,7 +232,7 @@ export class Jobs {
           { param: 'context' },
         );
     }
-    const job = newJob(withDefaults(request, this.#options.model), schedule);
+    const job = this.#newJob(withDefaults(request, this.#options.model), schedule);
     const folder = this.#store.folderOf(job.id);
     await makeWithSecret(folder, request.publish?.admin_key, this.#options.backendKeys[0], () =>
       this.#store.save(job),
@@ -241,6 +241,25 @@ export class Jobs {
     await this.#forgetOldest();
     this.#startNext();
     return job;
+  }
+
+  #newJob(request: JobRequest, schedule: string | null): Job {
+    const [newest] = this.list();
+    return {
+      id: `job_${randomBytes(12).toString('hex')}`,
+      object: 'maskroute.job',
+      number: (newest?.number ?? 0) + 1,
+      status: 'waiting',
+      request,
+      schedule,
+      created_at: new Date().toISOString(),
+      started_at: null,
+      finished_at: null,
+      starts: 0,
+      progress: null,
+      error: null,
+      result: null,
+    };
   }
 
   #requireRoom(): void {
@@ -359,21 +378,6 @@ export class Jobs {
     for (const wake of this.#followers.get(job.id) ?? []) wake();
   }
 }
-
-const newJob = (request: JobRequest, schedule: string | null): Job => ({
-  id: `job_${randomBytes(12).toString('hex')}`,
-  object: 'maskroute.job',
-  status: 'waiting',
-  request,
-  schedule,
-  created_at: new Date().toISOString(),
-  started_at: null,
-  finished_at: null,
-  starts: 0,
-  progress: null,
-  error: null,
-  result: null,
-});
 
 /** A request without its secrets. `model`: the default where the request names none. */
 export function withDefaults({ publish, ...request }: CreateJob, model: string): JobRequest {

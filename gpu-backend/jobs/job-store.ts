@@ -60,7 +60,7 @@ export function createJobStore(folder: string, note: Note): JobStore {
     async load() {
       const jobs = await loadAll(folder, 'job', { ids: JOB_ID_PATTERN, schema: jobSchema, note });
       for (const job of jobs) if (isFinished(job)) await removeSecret(job.id);
-      return jobs.sort((a, b) => (a.created_at < b.created_at ? -1 : a.created_at > b.created_at ? 1 : 0));
+      return jobs.sort((a, b) => a.number - b.number || Date.parse(a.created_at) - Date.parse(b.created_at));
     },
     save: (job) => inTurn(() => write(job)),
     remove,

@@ -6,7 +6,14 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { DatabaseSync } from 'node:sqlite';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { makeFolder, makeOutFolder, tryLock, withLock } from '../../gpu-backend/files.ts';
+import {
+  createWhole,
+  makeFolder,
+  makeOutFolder,
+  tryLock,
+  withLock,
+  writeWhole,
+} from '../../gpu-backend/files.ts';
 import { JobData } from '../../gpu-backend/jobs/job-data.ts';
 import { openEncoder } from '../../gpu-backend/learning/data/encoders.ts';
 import { readData } from '../../gpu-backend/learning/data/read-data.ts';
@@ -195,6 +202,14 @@ test.runIf(process.platform === 'linux')(
       code: 'storage_failed',
       message: expect.stringMatching(/^Nothing can be written to .*: ENAMETOOLONG/),
     });
+  },
+);
+
+test.each([writeWhole, createWhole])(
+  '%o tells why a file is not written, not why its part stays',
+  async (write) => {
+    await writeFile(path.join(folder, 'file'), '');
+    await expect(write(path.join(folder, 'file', 'a'), '')).rejects.toMatchObject({ syscall: 'open' });
   },
 );
 

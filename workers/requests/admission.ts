@@ -145,7 +145,8 @@ export function tokenBounds(request: RoutableBody, context_tokens: number): Toke
   const longest = Math.min(asked ?? context_tokens, context_tokens);
   const wanted_tokens = prompt_tokens + choices * longest;
   const isOpen = asked === undefined;
-  const least = Math.min(longest, OPEN_ANSWER_LEAST_TOKENS);
+  // The backend would refuse a limit below `min_tokens`, which its client never sent.
+  const least = Math.min(longest, Math.max(OPEN_ANSWER_LEAST_TOKENS, request.body.min_tokens ?? 0));
   return {
     prompt_tokens,
     wanted_tokens,

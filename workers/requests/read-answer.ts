@@ -33,7 +33,7 @@ type AnswerFigures = {
   readonly decode_ms: number | null;
 };
 
-/** `texts`: events with text in the last chunks. `others`: earlier events, which were not inspected. */
+/** `texts`: events with text or arguments in the last chunks. `others`: earlier events, which were not inspected. */
 type Passed = { readonly texts: number; readonly others: number };
 
 const LINE_FEED = 0x0a;
@@ -82,7 +82,7 @@ export class Tail {
     const text = utf8.decode(join(this.#pieces));
     this.#pieces = [];
     const figures = figuresIn(isCutResponse ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
-    const passed = { texts: figures === null ? textsIn(text) : 0, others: this.#dropped };
+    const passed = { texts: figures === null ? textsIn(text, isCutResponse) : 0, others: this.#dropped };
     const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
     const sequence = lastNumber('sequence_number', text);
     return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, sequence, passed };
@@ -99,8 +99,12 @@ const isComment = (chunk: Uint8Array): boolean => chunk[0] === COLON && chunk.le
 const endsEvent = (piece: Uint8Array): boolean =>
   piece[piece.length - 1] === LINE_FEED && piece[piece.length - 2] === LINE_FEED;
 
-/** Counts texts; quotes inside of strings are escaped, so a model's own text does not match. */
-const textsIn = (text: string): number => text.match(/"(?:content|text|delta)":"(?!")/g)?.length ?? 0;
+/**
+ * Counts pieces of text and of calls' arguments; quotes inside of strings are escaped, so a model's own text does not match.
+ * The Responses API repeats each text when it is whole, but has `delta` in its pieces only.
+ */
+const textsIn = (text: string, isResponse: boolean): number =>
+  text.match(isResponse ? /"delta":"(?!")/g : /"(?:content|text|arguments)":"(?!")/g)?.length ?? 0;
 
 const finishReasonsIn = (text: string): string[] =>
   [...text.matchAll(/"finish_reason":"([a-z_]{1,32})"/g)].map(([, reason]) => reason!);

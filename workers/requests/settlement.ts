@@ -52,9 +52,10 @@ async function close(
   progress: Progress | undefined,
 ): Promise<void> {
   const cost = await costOf(parts, account, outcome, progress);
-  const charged = cost ?? chargeOfUnknown(account, outcome);
+  const isKnown = typeof cost === 'object';
+  const charged = isKnown ? cost : chargeOfUnknown(account, outcome, cost);
   const { event, caller, reservation, routable, source, hold, trace } = account;
-  const told = progress && eventOf(parts, account, outcome, progress, { ...charged, counted: cost !== null });
+  const told = progress && eventOf(parts, account, outcome, progress, { ...charged, counted: isKnown });
   if (trace.isRecorded) hold(trace.end(traceEnd(account, outcome, told)));
   await Promise.all([
     reservation === null ? undefined : parts.budgets.settle(caller.tenant, event, tokensOf(charged)),
@@ -72,8 +73,11 @@ async function close(
 type Cost = { readonly prompt_tokens: number; readonly completion_tokens: number };
 const NOTHING: Cost = { prompt_tokens: 0, completion_tokens: 0 };
 
+/** Why a cost is unknown: the backend that had begun its answer has ended since, or a backend is there and does not say. */
+type Unknown = 'ended' | 'silent';
+
 /**
- * The cost; null if it is unknown. Work of a backend that broke off or was abandoned is not charged if another one
+ * The cost, or why it is unknown. Work of a backend that broke off or was abandoned is not charged if another one
  * answered: the client gets one answer.
  */
 async function costOf(
@@ -81,7 +85,7 @@ async function costOf(
   { caller, completion }: Account,
   { heard, ranAt }: Outcome,
   progress: Progress | undefined,
-): Promise<Cost | null> {
+): Promise<Cost | Unknown> {
   if (heard?.figures) return heard.figures;
   if (progress === undefined || (ranAt === 'nowhere' && !progress.gaveUp)) return NOTHING;
   const asked = [...progress.asked.values()];
@@ -95,14 +99,14 @@ async function costOf(
  * Asks the backends that may have worked on an answer for its cost, when the edge did not see its end; a few times, since a
  * backend notices a hang-up only a little later. A backend that drains has left the registry, and still knows the cost. One
  * request is charged once, however many backends worked on it: the cost at the backend that answered or, if none did, the
- * largest cost at any backend. Nothing if no backend knows the request. Null if the backend that worked on it is gone or has
- * forgotten it, or if every backend that may have worked on it is gone.
+ * largest cost at any backend. Nothing if every backend that may have worked on it is gone, or knows nothing of it, as after a
+ * restart: then nobody got anything, and it is no client's doing. If such a backend had begun its answer, the cost is unknown.
  */
 async function answerCost(
   ask: () => ReturnType<Services['backend']['askEach']>,
   ranAt: Outcome['ranAt'],
-): Promise<Cost | null> {
-  let cost: Cost | null = null;
+): Promise<Cost | Unknown> {
+  let cost: Cost | Unknown = 'silent';
   let whileGone = 0;
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await sleep(delay_ms);
@@ -112,12 +116,12 @@ async function answerCost(
       return parts.reduce((most, part) => (tokensOf(part) > tokensOf(most) ? part : most));
     }
     const isUnheardOf = said.length > 0 && said.every(({ status }) => status === 404);
-    if (isUnheardOf && ranAt === 'answerer') return null;
-    cost = isUnheardOf ? NOTHING : null;
+    if (isUnheardOf && ranAt === 'answerer') return 'ended';
+    cost = isUnheardOf ? NOTHING : 'silent';
     if (isUnheardOf && ranAt === 'refuser') return cost;
-    const areGone = said.length > 0 && said.every(({ seemsGone }) => seemsGone);
-    whileGone = areGone ? whileGone + 1 : 0;
-    if (whileGone === COST_QUESTIONS_WHILE_GONE) return null;
+    const isLost = said.length > 0 && said.every(({ status, seemsGone }) => seemsGone || status === 404);
+    whileGone = isLost && !isUnheardOf ? whileGone + 1 : 0;
+    if (whileGone === COST_QUESTIONS_WHILE_GONE) return ranAt === 'answerer' ? 'ended' : NOTHING;
   }
   return cost;
 }
@@ -150,16 +154,16 @@ const tokensOf = ({ prompt_tokens, completion_tokens }: Cost): number => prompt_
 
 /**
  * The charge, in budget and usage, when the cost is unknown: the tokens that passed, and the prompt as reserved. If the
- * client hung up before any token, the whole reservation is charged; otherwise hanging up would be a way to get work
- * for free.
+ * client hung up before any token and the backend is silent, the whole reservation is charged; otherwise a flood of hang-ups,
+ * whose costs cannot all be asked for, would be a way to get work for free.
  */
-function chargeOfUnknown(account: Account, { code, heard }: Outcome): Cost {
+function chargeOfUnknown(account: Account, { code, heard }: Outcome, unknown: Unknown): Cost {
   const { reservation, routable } = account;
   const seen_tokens = seenTokens(heard, routable);
   if (reservation === null) return { prompt_tokens: 0, completion_tokens: seen_tokens };
   const { prompt_tokens } = reservation;
   const isOfLeaver = code === 'cancelled' || isClientsDoing(account, code);
-  const isAllDue = seen_tokens === 0 && isOfLeaver;
+  const isAllDue = unknown === 'silent' && seen_tokens === 0 && isOfLeaver;
   return { prompt_tokens, completion_tokens: isAllDue ? reservation.tokens - prompt_tokens : seen_tokens };
 }
 

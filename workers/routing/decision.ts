@@ -63,7 +63,7 @@ const needsOf = ({ model, surrogates }: LiveSet): MaskNeeds => ({ modelHash: mod
 
 const NOT_ROUTED = { cluster: null, distance: null, similarity: null } as const;
 
-export const denseDecision = (set: LiveSet | null, fallback: FallbackReason): Decision => ({
+export const denseDecision = (set: LiveSet | null, fallback: Decision['fallback']): Decision => ({
   ...NOT_ROUTED,
   mask: DENSE_MASK_ID,
   maskId: DENSE_MASK_ID,

@@ -21,7 +21,11 @@ import { EMBEDDINGS, VECTORS_MAX } from '../limits.ts';
 
 export type Embedding =
   | { readonly ok: true; readonly vector: Float32Array; readonly spec: EncoderSpec }
-  | { readonly ok: false; readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> };
+  | {
+      readonly ok: false;
+      /** Null: the client left meanwhile, which is no failure of the encoder. */
+      readonly fallback: Extract<FallbackReason, 'encoder_failed' | 'encoder_timeout'> | null;
+    };
 
 /** Who asks for an embedding. */
 type Asker = {
@@ -74,6 +78,7 @@ export function createEmbedder(load: () => Promise<EdgeEncoder>, policy: SwrPoli
         const ready = await encoder(hold);
         return { ok: true, vector: await ready.embed(text, { region, signal }), spec: ready.spec };
       } catch (error) {
+        if (signal.aborted) return { ok: false, fallback: null };
         log('warn', 'embedding_failed', { reason: reasonOf(error) });
         return { ok: false, fallback: error instanceof DeadlineError ? 'encoder_timeout' : 'encoder_failed' };
       }

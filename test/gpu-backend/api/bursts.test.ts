@@ -119,12 +119,16 @@ it('bodies that end all at once are parsed in a turn each, in their order', asyn
   await turns.expectOneATurn();
 });
 
+const isFull = (): never => {
+  throw new MaskrouteError('queue_full', 'The queue is full.');
+};
+
 /** A model whose engine has this many places in its queue. They stay taken until they are given back. */
 function withPlaces(count: number) {
   const engine = scriptedEngine(says('a'));
   const taken = new Set<object>();
   engine.expectRoom = () => {
-    if (taken.size >= count) throw new MaskrouteError('queue_full', 'The queue is full.');
+    if (taken.size >= count) isFull();
   };
   engine.reserve = (tenant, countMax) => {
     engine.expectRoom(tenant);
@@ -253,12 +257,33 @@ it('a request that finds fewer places begins with as many of its choices', async
   await eventually(() => taken.size === 1);
   const several = server.post('/v1/chat/completions', { ...chat(1), n: 5 });
   await eventually(() => taken.size === 3);
+  engine.expectRoom = isFull;
   goOn.resolve();
   await eventually(() => engine.requests.length === 3);
   mayEnd.resolve();
   const { choices } = await answer<{ choices: unknown[] }>(several, 200);
   expect(choices).toHaveLength(5);
   expect((await one).status).toBe(200);
+});
+
+it('a request that found fewer places runs more of its choices at a time once there is room', async () => {
+  const { model, engine, taken } = withPlaces(2);
+  const goOn = Promise.withResolvers<void>();
+  engine.script = { ...says('a'.repeat(400)), step_ms: 5 };
+  await using server = await serveModel(readingAfter(model, goOn.promise), { choicesAtOnce: 4 });
+  const several = server.post('/v1/chat/completions', { ...chat(0), n: 5 });
+  await eventually(() => taken.size === 2);
+  const { expectRoom } = engine;
+  engine.expectRoom = isFull;
+  goOn.resolve();
+  await eventually(() => engine.stats().generatedTokensTotal > 4);
+  expect(engine.requests).toHaveLength(2);
+  engine.expectRoom = expectRoom;
+  await eventually(() => engine.requests.length === 4);
+  expect(engine.ended).toEqual([]);
+  const { choices } = await answer<{ choices: unknown[] }>(several, 200);
+  expect(choices).toHaveLength(5);
+  expect(taken.size).toBe(0);
 });
 
 it.each([

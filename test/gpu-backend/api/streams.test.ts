@@ -5,6 +5,7 @@ import { describe, expect, it } from 'vitest';
 import { createApp } from '../../../gpu-backend/api/api-app.ts';
 import { type ApiLimits, openParts } from '../../../gpu-backend/api/parts.ts';
 import type { HomeJobs } from '../../../gpu-backend/jobs/home-jobs.ts';
+import { PLAIN_FORMAT } from '../../../gpu-backend/model/tokenizer/tool-format.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { AUDIENCE, apiOptions, BACKEND_KEY, collect, eventually, parseSse, serveModel } from './harness.ts';
@@ -255,6 +256,40 @@ describe('failures', () => {
     );
   });
 });
+
+it.each(['', ' Here it is, and'])(
+  'an answer of the Responses API that is cut has the same output whole and in a stream; after its call it says %j',
+  async (after) => {
+    const { begin, middle, end } = PLAIN_FORMAT;
+    const said = `Let me look.${begin}f${middle}{"a": 1}${end}${after}`;
+    await using api = await start({ ...says(said), contextTokens: 10_000 });
+    const ask = {
+      model: 'scripted',
+      input: 'Hi',
+      max_output_tokens: said.length,
+      tools: [{ type: 'function' as const, name: 'f', parameters: { type: 'object' }, strict: false }],
+    };
+    const { client } = api.server;
+    const whole = await client.responses.create(ask);
+    const streamed = await client.responses.stream(ask).finalResponse();
+    const shown = ({ status, output }: typeof whole) => ({
+      status,
+      output: output.map((item) => ({
+        status: 'status' in item && item.status,
+        text: item.type === 'message' ? item.content.map((part) => 'text' in part && part.text) : item.type,
+      })),
+    });
+    expect(shown(whole)).toEqual({
+      status: 'incomplete',
+      output: [
+        { status: 'completed', text: ['Let me look.'] },
+        { status: after === '' ? 'incomplete' : 'completed', text: 'function_call' },
+        ...(after === '' ? [] : [{ status: 'incomplete', text: [after] }]),
+      ],
+    });
+    expect(shown(streamed as typeof whole)).toEqual(shown(whole));
+  },
+);
 
 it('an answer of more choices than the line has places is computed, some at a time', async () => {
   await using api = await start({ ...says('ab'), slots: 1, queueCapacity: 2 });

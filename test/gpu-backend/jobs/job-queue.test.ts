@@ -414,6 +414,19 @@ describe('a restart', () => {
     expect(existsSync(join(folderOf(id), 'secret'))).toBe(false);
   });
 
+  it('keeps the order in which jobs came, though the clock was set back between them', async () => {
+    const first = await start();
+    const running = await create(first, 'hang');
+    const waiting = await create(first, 'good');
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() - 86_400_000 });
+    onTestFinished(() => void vi.useRealTimers());
+    const last = await create(first, 'good', { clusters: 3 });
+    const ids = [last.id, waiting.id, running.id];
+    expect(first.list().map(({ id }) => id)).toEqual(ids);
+    await first.close();
+    expect((await start()).list().map(({ id }) => id)).toEqual(ids);
+  });
+
   it('that takes its time to end does not hold up who cancels it', async () => {
     const jobs = await start(undefined, 50);
     const { id } = await create(jobs, 'linger');

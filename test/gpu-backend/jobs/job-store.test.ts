@@ -8,6 +8,7 @@ import type { Job } from '../../../shared/admin/job-wire.ts';
 const JOB: Job = {
   id: `job_${'0'.repeat(24)}`,
   object: 'maskroute.job',
+  number: 1,
   status: 'running',
   schedule: null,
   request: { kind: 'learn', data: [{ path: 'a.jsonl' }], clusters: 2, sparsity: 0.1, encoder: 'static' },

@@ -123,7 +123,14 @@ const MODELS_BY_MOOD: Readonly<Record<string, readonly object[]>> = {
   'odd-models': [{ name: 'a list of another version' }],
 };
 /** Those that are so whatever is asked. */
-const MOODS_OF_ALL = new Set(['loaded', 'strict', 'other-weights', 'with-surrogates', 'other-encoder']);
+const MOODS_OF_ALL = new Set([
+  'loaded',
+  'strict',
+  'restarted',
+  'other-weights',
+  'with-surrogates',
+  'other-encoder',
+]);
 
 const COMPLETIONS = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
 

@@ -1,9 +1,26 @@
 /** What a request costs its tenant on which several backends worked: the one answer that came, once. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { UsageRow } from '../../../shared/admin/admin-wire.ts';
-import { COST_QUESTION_DELAYS_ms, COST_QUESTION_ms } from '../../../workers/limits.ts';
+import { HEADERS } from '../../../shared/wire/protocol.ts';
+import {
+  BUDGET,
+  COST_QUESTION_DELAYS_ms,
+  COST_QUESTION_ms,
+  COST_QUESTION_WAIT_ms,
+} from '../../../workers/limits.ts';
 import { askedOf, homeOf, mood, testBackends } from '../support/backends.ts';
-import { admin, CHAT, call, chat, errorCode, freshIsolate, hurry, say } from '../support/edge.ts';
+import {
+  admin,
+  CHAT,
+  call,
+  chat,
+  errorCode,
+  freshIsolate,
+  hurry,
+  recorded,
+  say,
+  soon,
+} from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
 const SECOND_ms = 1_000;
@@ -111,12 +128,51 @@ describe('what is charged', () => {
     await charged(tenant, reserved);
   });
 
+  it('is settled before the platform ends the request, however late every answer comes', () => {
+    const questions = COST_QUESTION_DELAYS_ms.length * (COST_QUESTION_WAIT_ms + COST_QUESTION_ms);
+    const settling = BUDGET.tries * BUDGET.wait_ms;
+    expect(sumOf(COST_QUESTION_DELAYS_ms) + questions + settling).toBeLessThan(30 * SECOND_ms);
+  });
+
   it.each(['no other backend', 'another one, which was not asked'])(
-    'is the same when the backend has ended, and soon: it refuses connections, with %s',
+    'is nothing when the backend has ended, and soon: it refuses connections, with %s',
     async (others) => {
       if (others !== 'no other backend') await register({ regions: ['NA'] });
       const { tenant, reserved } = await leavesOneThatIs('down');
-      await charged(tenant, reserved, 6 * SECOND_ms);
+      expect((await budgetOf(tenant))['tokens/day']).toBe(reserved);
+      await charged(tenant, 0, 6 * SECOND_ms);
+    },
+  );
+
+  it('is nothing when one of two backends has ended and the other one knows nothing of it', async () => {
+    const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+    const [one, other] = [await register(), await register()];
+    for (const id of [one, other]) await mood(id, 'busy');
+    const leave = new AbortController();
+    const id = 'left-by-two';
+    const body = { ...CHAT, ...BODY, stream: true, stop: ['t0t1t2t9'] };
+    const asked = { key, body, signal: leave.signal, headers: { [HEADERS.requestId]: id } };
+    const left = call('POST', '/v1/chat/completions', asked, freshIsolate(QUIET));
+    await soon(async () => expect((await recorded(id))!.places).toHaveLength(2));
+    await mood(one, 'down');
+    await mood(other, 'restarted');
+    leave.abort();
+    expect((await left).status).toBe(499);
+    await charged(tenant, 0);
+  });
+
+  it.each(['down', 'restarted'])(
+    'is the prompt as it was reserved, when the client left a stream without a token, and the backend is %s',
+    async (how) => {
+      const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
+      const backend = await register();
+      const leave = new AbortController();
+      const body = { ...CHAT, ...BODY, user: 'slow-tokens', stream: true };
+      const response = await call('POST', '/v1/chat/completions', { key, body, signal: leave.signal });
+      expect(response.status).toBe(200);
+      await mood(backend, how);
+      leave.abort();
+      await charged(tenant, 3 + 40);
     },
   );
 

@@ -11,7 +11,7 @@ import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
 import { AnswerBytes, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
-import { MODEL } from '../../support/edge/constants.ts';
+import { MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
 
@@ -77,6 +77,24 @@ describe('the event', () => {
     expect(told.backend).not.toBeNull();
     expect(told.backend).toBe(response.headers.get('x-maskroute-backend'));
   });
+
+  it.each([
+    ['chat/completions', say('north')],
+    ['responses', { input: 'north' }],
+  ])(
+    'of a stream of %s has the time of its first token, however early the answer begins',
+    async (path, asked) => {
+      const { key } = await newTenant();
+      const { EVENTS, event } = queue();
+      const body = { model: MODEL.id, ...asked, user: 'slow-tokens', stream: true };
+      const response = await call('POST', `/v1/${path}`, { key, body }, freshIsolate({ EVENTS }));
+      expect(await response.text()).toContain('completion_tokens":3');
+      const { ttft_ms, total_ms } = await event();
+      // The backend takes that long for its first token.
+      expect(ttft_ms!).toBeGreaterThan(7 * STREAM_PAUSE_ms);
+      expect(ttft_ms!).toBeLessThan(total_ms);
+    },
+  );
 
   it('of a whole answer has the times that the backend says', async () => {
     const { key } = await newTenant();
@@ -207,6 +225,34 @@ describe('the event', () => {
     expect(told).toMatchObject({ status: 499, error_code: 'cancelled', counted: true, prompt_tokens: 2 });
     expect(told.completion_tokens > 0).toBe(stream);
     expect(sent).toHaveLength(1);
+  });
+
+  it('of a client that left while its text was embedded blames no encoder, nor does the log', async () => {
+    const { tenant, key } = await newTenant();
+    await goLive('left-while-embedded', tenant);
+    const { EVENTS, event } = queue();
+    const leave = new AbortController();
+    const logged = vi.spyOn(console, 'warn').mockImplementation(() => {});
+    const AI: NonNullable<Env['AI']> = {
+      run: (_model, _inputs, options) =>
+        new Promise((_resolve, reject) => {
+          const signal = options!.signal as AbortSignal;
+          signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+          leave.abort();
+        }),
+    };
+    const isolate = freshIsolate({ EVENTS, AI, ENCODER: 'workers-ai', EMBED_TIMEOUT_MS: '5000' });
+    const asked = { key, body: { ...CHAT, ...say('north') }, signal: leave.signal };
+    expect((await call('POST', '/v1/chat/completions', asked, isolate)).status).toBe(499);
+    expect(await event()).toMatchObject({
+      status: 499,
+      error_code: 'cancelled',
+      fallback: null,
+      counted: true,
+    });
+    const lines = logged.mock.calls.map(([line]) => String(line));
+    logged.mockRestore();
+    expect(lines.filter((line) => line.includes('embedding_failed'))).toEqual([]);
   });
 
   it('of a client that left a Responses stream has what was made, not what the client wrote into a schema', async () => {
@@ -440,6 +486,31 @@ describe('what the edge reads off an answer', () => {
     expect(heard(begun, failed)).toMatchObject(figures);
   });
 
+  it('is what passed of an answer that is cut: its text, and what it calls, each piece once', () => {
+    const passed = (isResponse: boolean, ...data: object[]) => {
+      const tail = new Tail();
+      for (const one of data) tail.hear(new TextEncoder().encode(`data: ${JSON.stringify(one)}\n\n`));
+      return tail.heard(isResponse).passed;
+    };
+    const called = (part: object) => ({
+      choices: [{ delta: { tool_calls: [{ index: 0, function: part }] } }],
+    });
+    const pieces = ['{"a', '": 1', '}'].map((part) => called({ arguments: part }));
+    const calls = [called({ name: 'f', arguments: '' }), ...pieces];
+    expect(passed(false, { choices: [{ delta: { content: 'I' } }] }, ...calls)).toEqual({
+      texts: 4,
+      others: 0,
+    });
+    const said = [
+      { type: 'response.output_text.delta', delta: 'I' },
+      { type: 'response.output_text.done', text: 'I' },
+      { type: 'response.output_item.done', item: { content: [{ type: 'output_text', text: 'I' }] } },
+      { type: 'response.function_call_arguments.delta', delta: '{}' },
+      { type: 'response.function_call_arguments.done', arguments: '{}' },
+    ];
+    expect(passed(true, ...said)).toEqual({ texts: 2, others: 0 });
+  });
+
   it('is no text where it has no first choice, and its prompt is kept', async () => {
     const answers: string[] = [];
     const values = (row: { answer: string }) => ({
@@ -470,6 +541,13 @@ describe('the bound of a request', () => {
     expect(wide({ ...say('x'), tools: [tool], tool_choice: 'none' })).toBe(wide(say('x')));
     const call = { id: 'a', type: 'function', function: { name: 'f', arguments: 'y'.repeat(500) } };
     expect(wide({ messages: [{ role: 'assistant', tool_calls: [call] }] })).toBeGreaterThan(500);
+  });
+
+  it('leaves room for the least answer that the client takes, where that is longer than the least of any', () => {
+    const { prompt_tokens } = bound(say('x'));
+    expect(bound({ ...say('x'), n: 2, min_tokens: 50 }).least_tokens).toBe(prompt_tokens + 2 * 50);
+    expect(bound({ ...say('x'), min_tokens: 5 }).least_tokens).toBe(prompt_tokens + 16);
+    expect(bound({ ...say('x'), min_tokens: 5000 }).least_tokens).toBe(prompt_tokens + 1000);
   });
 
   it('is the bytes of the prompt and the longest answer, and never more than the context', () => {

@@ -116,6 +116,12 @@ describe('a budget of tokens', () => {
     expect((await chat(key, { ...say('north'), max_tokens: 50 })).status).toBe(200);
   });
 
+  it('refuses an answer of open length whose least length has no room, as what it is', async () => {
+    const { key } = await limitedTenant({ tokens_per_day: 100 });
+    expect(await errorCode(chat(key, { ...say('north'), min_tokens: 60 }))).toBe('429 budget_exceeded');
+    expect((await chat(key, { ...say('north'), min_tokens: 50 })).status).toBe(200);
+  });
+
   it('cuts each choice to its part of what is left, by the name that the wire has for it', async () => {
     const bodyOf = async (path: string, body: object) => {
       const { key } = await limitedTenant({ tokens_per_day: 100 });
