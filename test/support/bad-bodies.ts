@@ -132,6 +132,12 @@ export const BAD_BODIES: readonly BadBody[] = [
   chat({ tools: [{}] }, 'tools[0].type', 'tools[0].type: expected "function", got nothing.'),
   chat({ tools: [{ type: 'web_search' }] }, 'tools[0].type', /of the type "function"/),
   chat({ tools: [TOOL, TOOL] }, 'tools', 'tools: two of them are called f.'),
+  // The Responses API's form.
+  chat(
+    { tools: [TOOL], tool_choice: { type: 'function', name: 'f' } },
+    'tool_choice',
+    /^tool_choice: expected "auto", .*\{"type": "function", "function": \{"name": …\}\}/,
+  ),
   chat({ tool_choice: 'required' }, 'tool_choice', 'tool_choice: it needs `tools`.'),
   chat(
     { tools: [TOOL], tool_choice: { type: 'function', function: { name: 'g' } } },
