@@ -175,10 +175,10 @@ export const PREFLIGHT_KEPT_s = 7_200;
 export const RETRY_AFTER_s = 1;
 
 /**
- * Longest `retry-after` for which clients may retry: a minute's budget has room after 61 s, and a client that sleeps
- * longer seems to hang.
+ * Longest `retry-after` for which clients may retry. OpenAI's clients sleep for 60 s at most, Vercel's AI SDK for less;
+ * when told to wait longer they come back at once, and give up.
  */
-export const RETRIED_AFTER_MAX_s = 120;
+export const RETRIED_AFTER_MAX_s = 59;
 
 /** Readiness asks the backend; answers are shared for this long. */
 export const READINESS = {

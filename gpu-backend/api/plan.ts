@@ -364,9 +364,10 @@ const unknownToken = (param: string, tokenId: number, vocabularySize: number): M
 const refusal = (param: string, message: string): MaskrouteError =>
   new MaskrouteError('invalid_request', message, { param });
 
+/** LiteLLM knows the error by OpenAI's words "This model's maximum context length is", not by its code. */
 const tooLong = (model: ServedModel, tokens: string, param: string): MaskrouteError =>
   new MaskrouteError(
     'context_length_exceeded',
-    `This model's context is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
+    `This model's maximum context length is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
     { param },
   );

@@ -431,7 +431,7 @@ function checkRequest(request: GenerateRequest, { config, surrogates }: Runner):
   if (room < 0 || (room === 0 && request.maxTokens > 0)) {
     throw new MaskrouteError(
       'context_length_exceeded',
-      `The prompt has ${promptTokens} tokens; the model's context is ${config.contextTokens}, answer included.`,
+      `This model's maximum context length is ${config.contextTokens} tokens, answer included; the prompt has ${promptTokens}.`,
     );
   }
   if (request.promptTokenIds.some((id) => id < 0 || id >= config.vocabularySize)) {

@@ -119,13 +119,14 @@ export function unrouted<Env extends object>(
   { router }: Pick<Hono<Env>, 'router'>,
   { method, path }: { readonly method: string; readonly path: string },
 ): { readonly error: MaskrouteError; readonly allowed: readonly string[] } {
-  const allowed = METHODS.filter((one) => {
-    const [matches] = router.match(one, path);
-    return matches.some(([[, route]]) => route.method === one);
-  });
+  const methodsOf = (path: string) =>
+    METHODS.filter((one) => router.match(one, path)[0].some(([[, route]]) => route.method === one));
+  const allowed = methodsOf(path);
+  // Clients' base addresses often lack it.
+  const meant = methodsOf(`/v1${path}`).length === 0 ? '.' : `; did you mean \`/v1${path}\`?`;
   const error =
     allowed.length === 0
-      ? new MaskrouteError('not_found', `There is no ${method} ${path}.`)
+      ? new MaskrouteError('not_found', `There is no ${method} ${path}${meant}`)
       : new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
   return { error, allowed };
 }

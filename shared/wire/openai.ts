@@ -155,6 +155,8 @@ const textPart = checkedObject(
       }),
     ),
     text: honoured(z.string()),
+    /** OpenAI's Agents SDK for JavaScript repeats the role of an answer in its parts. */
+    role: ignored('assistant'),
     cache_control: ignored(),
     prompt_cache_breakpoint: ignored(),
   },
@@ -180,6 +182,9 @@ const toolCall = checkedObject({
   type: honoured(z.literal('function').nullish()),
   function: honoured(calledFunction.schema, calledFunction),
   index: ignored(),
+  // Gemini's, as its own endpoint and LiteLLM pass them on.
+  extra_content: ignored(),
+  provider_specific_fields: ignored(),
 });
 export type ToolCall = z.infer<typeof toolCall.schema>;
 
@@ -205,9 +210,13 @@ export const MESSAGE_FIELDS = {
   function_call: refused(FUNCTIONS),
   audio: refused(TEXT_ONLY),
   refusal: refused('this model gives no refusals apart from its text', ''),
-  // Clients send these fields of an answer back; earlier reasoning is not shown to the model again.
+  // Clients send these fields of an answer back, also of other servers' answers; earlier reasoning is not shown to the
+  // model again.
   reasoning: ignored(''),
   reasoning_content: ignored(''),
+  reasoning_details: ignored([]),
+  thinking_blocks: ignored([]),
+  provider_specific_fields: ignored({}),
   annotations: ignored([]),
   /** Added by the `openai` client to an answer that it has parsed. */
   parsed: ignored(),

@@ -128,10 +128,10 @@ function unionFaults(issue: z.core.$ZodIssueInvalidUnion, path: readonly Propert
   const best = near.reduce((a, b) => (isFurther(b[0]!.path, a[0]!.path) ? b : a));
   const tied = near.filter(([first]) => !isFurther(best[0]!.path, first!.path));
   if (tied.length === 1) return best;
-  if (best[0]!.path.length === path.length && issue.message !== NO_FORM) {
+  const same = tied.every(([first]) => formatPath(first!.path) === formatPath(best[0]!.path));
+  if ((!same || best[0]!.path.length === path.length) && issue.message !== NO_FORM) {
     return [{ path, message: issue.message }];
   }
-  const same = tied.every(([first]) => formatPath(first!.path) === formatPath(best[0]!.path));
   const texts = tied.map(([first]) => {
     const below = formatPath(first!.path.slice(path.length));
     return same || below === '' ? first!.message : `${below} ${first!.message}`;

@@ -132,6 +132,12 @@ export const BAD_BODIES: readonly BadBody[] = [
   chat({ tools: [{}] }, 'tools[0].type', 'tools[0].type: expected "function", got nothing.'),
   chat({ tools: [{ type: 'web_search' }] }, 'tools[0].type', /of the type "function"/),
   chat({ tools: [TOOL, TOOL] }, 'tools', 'tools: two of them are called f.'),
+  // The Responses API's form.
+  chat(
+    { tools: [TOOL], tool_choice: { type: 'function', name: 'f' } },
+    'tool_choice',
+    /^tool_choice: expected "auto", .*\{"type": "function", "function": \{"name": …\}\}/,
+  ),
   chat({ tool_choice: 'required' }, 'tool_choice', 'tool_choice: it needs `tools`.'),
   chat(
     { tools: [TOOL], tool_choice: { type: 'function', function: { name: 'g' } } },
@@ -262,6 +268,51 @@ export const CLIENT_BODIES: readonly {
     ignored:
       'stream_options.include_obfuscation, metadata, store, service_tier, prompt_cache_key, ' +
       'safety_identifier, prediction',
+  },
+  {
+    client: "OpenAI's Agents SDK for JavaScript, with its own answer sent back",
+    path: '/v1/chat/completions',
+    body: {
+      messages: [
+        hello,
+        { role: 'assistant', content: [{ type: 'text', text: 'ok', role: 'assistant', refusal: null }] },
+        hello,
+      ],
+      max_tokens: 4,
+    },
+    ignored: null,
+  },
+  {
+    client: "LiteLLM and Vercel's AI SDK, with answers of Claude and Gemini sent back",
+    path: '/v1/chat/completions',
+    body: {
+      messages: [
+        hello,
+        {
+          role: 'assistant',
+          content: 'ok',
+          reasoning_content: 'hm',
+          reasoning_details: [{ type: 'reasoning.text', text: 'hm' }],
+          thinking_blocks: [{ type: 'thinking', thinking: 'hm', signature: 's' }],
+          provider_specific_fields: { citations: null },
+          tool_calls: [
+            {
+              id: 'c',
+              type: 'function',
+              function: { name: 'f', arguments: '{}' },
+              extra_content: { google: { thought_signature: 's' } },
+              provider_specific_fields: { thought_signature: 's' },
+            },
+          ],
+        },
+        { role: 'tool', tool_call_id: 'c', content: '1' },
+      ],
+      max_tokens: 4,
+    },
+    ignored:
+      'messages.reasoning_content, messages.reasoning_details, messages.thinking_blocks, ' +
+      'messages.provider_specific_fields, messages.tool_calls.extra_content, ' +
+      'messages.tool_calls.provider_specific_fields',
   },
   {
     client: 'the openai package, with its own response sent back',

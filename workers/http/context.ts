@@ -122,11 +122,13 @@ export function onError(thrown: unknown, c: AppContext): Response {
 }
 
 /**
- * Whether a retry is useless. OpenAI's clients retry after 409 and 429 and sleep for `retry-after`; they must not where
- * a retry cannot help, or only much later.
+ * Whether a retry is useless. OpenAI's clients retry after 409, 429 and 5xx and sleep for `retry-after`; they must not
+ * where a retry cannot help, or only much later. What took too long would be computed, and paid, two more times.
  */
 const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
-  code === 'conflict' || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
+  code === 'conflict' ||
+  code === 'deadline_exceeded' ||
+  (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
 /** Handles requests without a route. */
 export const onNotFound =

@@ -9,7 +9,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { withDeadline } from '../base/waiting.ts';
 import type { BudgetLimits } from '../db/tenant-rows.ts';
-import { BUDGET, BURST, RETRY_AFTER_s } from '../limits.ts';
+import { BUDGET, BURST, RETRIED_AFTER_MAX_s, RETRY_AFTER_s } from '../limits.ts';
 import { BUDGET_UNITS, type BudgetState, Ledger, type ReserveAnswer, type ReserveRequest } from './ledger.ts';
 
 /** What a request may cost, see `ReserveRequest`. */
@@ -110,8 +110,10 @@ function exceeded(refusal: Extract<ReserveAnswer, { granted: false }>, tokens: n
     const advice = 'send a shorter prompt or a smaller max_tokens';
     return new MaskrouteError('budget_exceeded', `${budget} never has room for ${tokens} tokens: ${advice}.`);
   }
+  const wait_s = Math.max(1, Math.ceil(resetsAfter_ms / 1000));
   return new MaskrouteError('budget_exceeded', `${budget} is used up: ${used} are used or reserved${need}.`, {
-    retryAfter_s: Math.max(1, Math.ceil(resetsAfter_ms / 1000)),
+    // A minute's budget has room after 61 s at the latest. A client that comes too early is told to wait for the rest.
+    retryAfter_s: window === 'minute' ? Math.min(wait_s, RETRIED_AFTER_MAX_s) : wait_s,
   });
 }
 

@@ -557,6 +557,14 @@ describe('errors reach the client as its own exceptions', () => {
     expect(api.engine.requests).toEqual([]);
   });
 
+  it('a prompt that is too long, in the words by which LiteLLM knows it', async () => {
+    await using api = await start(says('x'));
+    const request = { model: 'scripted', prompt: Array(600).fill(65) };
+    await expect(api.client.completions.create(request)).rejects.toMatchObject({
+      message: expect.stringContaining("This model's maximum context length is 512 tokens"),
+    });
+  });
+
   it('a wrong key', async () => {
     await using api = await start(says('x'));
     const stranger = new OpenAI({ baseURL: `${api.server.url}/v1`, apiKey: 'wrong', maxRetries: 0 });

@@ -30,6 +30,9 @@ import {
   soon,
 } from '../support/edge.ts';
 
+const messageOf = async (answer: Promise<Response>) =>
+  ((await (await answer).json()) as { error: { message: string } }).error.message;
+
 type ReadyAnswer = { status: string; checks: Record<string, string>; routing_table_age_s: number | null };
 
 afterEach(() => {
@@ -519,8 +522,6 @@ describe('the admin API', () => {
   });
 
   it('says of a wrong time, limit or cursor what it may be, and nothing else', async () => {
-    const messageOf = async (answer: Promise<Response>) =>
-      ((await (await answer).json()) as { error: { message: string } }).error.message;
     const key = { name: 'x', tenant: 'a', expires_at: 'tomorrow' };
     expect(await messageOf(admin('POST', '/keys', key))).toBe(
       'expires_at: expected a time such as 2026-01-31T12:00:00Z.',
@@ -554,6 +555,14 @@ describe('the admin API', () => {
       expect(await told(method, path)).toEqual([path, 405, 'method_not_allowed', allow]);
     }
     expect(await told('GET', '/admin/v1/nothing')).toEqual(['/admin/v1/nothing', 404, 'not_found', null]);
+  });
+
+  it('guesses the path of a client whose base address lacks /v1', async () => {
+    const { key } = await newTenant();
+    expect(await messageOf(call('POST', '/chat/completions', { key, body: say('north') }))).toBe(
+      'There is no POST /chat/completions; did you mean `/v1/chat/completions`?',
+    );
+    expect(await messageOf(call('GET', '/nothing', { key }))).toBe('There is no GET /nothing.');
   });
 
   it('refuses a tenant that is there already', async () => {

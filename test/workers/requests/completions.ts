@@ -480,6 +480,7 @@ describe('a backend in trouble', () => {
   it('that never answers is given up', async () => {
     const { key } = await newTenant();
     const response = await chat(key, { user: 'hang' }, freshIsolate({ BACKEND_TIMEOUT_MS: '100' }));
+    expect(response.headers.get('x-should-retry')).toBe('false');
     expect([response.status, await response.json()]).toEqual([
       504,
       {

@@ -39,7 +39,7 @@ describe('a budget of requests', () => {
     const taken = answers.filter((response) => response.status === 200);
     expect(taken).toHaveLength(20);
     const refused = answers.find((response) => response.status === 429)!;
-    expect(refused.headers.get('retry-after')).toBe('61');
+    expect(refused.headers.get('retry-after')).toBe('59');
     expect(Object.fromEntries(refused.headers)).toMatchObject({
       'x-ratelimit-limit-requests': '20',
       'x-ratelimit-remaining-requests': '0',
@@ -48,9 +48,11 @@ describe('a budget of requests', () => {
     for (const response of answers)
       if (response.status !== 200) expect(await errorCode(response)).toBe('429 budget_exceeded');
     expect(await budgetOf(tenant)).toEqual({ 'requests/minute': 20 });
-    later(40_000);
-    expect(await errorCode(chat(key, ONE))).toBe('429 budget_exceeded');
-    later(21_000);
+    later(59_000);
+    const early = await chat(key, ONE);
+    expect(early.headers.get('retry-after')).toBe('2');
+    expect(await errorCode(early)).toBe('429 budget_exceeded');
+    later(2_000);
     expect((await chat(key, ONE)).status).toBe(200);
   });
 
@@ -60,17 +62,37 @@ describe('a budget of requests', () => {
   ])("that %s is an error of OpenAI's client at once: it would sleep for hours", async (_, limits, more) => {
     const { key } = await limitedTenant(limits);
     await (await chat(key, { ...ONE, max_tokens: 1 })).text();
-    let asked = 0;
-    const isolate = freshIsolate();
-    const fetch = (url: string | URL | Request, init?: RequestInit): Promise<Response> => {
-      asked++;
-      return isolate(new Request(url as string, init));
-    };
-    const client = new OpenAI({ baseURL: `${EDGE_URL}/v1`, apiKey: key, fetch });
+    const { client, fetch } = clientOf(key);
     const answer = client.chat.completions.create({ ...CHAT, ...more } as never);
     await expect(answer).rejects.toMatchObject({ status: 429, code: 'budget_exceeded' });
-    expect(asked).toBe(1);
+    expect(fetch).toHaveBeenCalledTimes(1);
   });
+
+  it("that is used up within a second is waited for by OpenAI's client", async () => {
+    const { key } = await limitedTenant({ requests_per_minute: 1 });
+    await (await chat(key, ONE)).text();
+    const real = globalThis.setTimeout;
+    const sleepOf_ms = vi.fn();
+    vi.spyOn(globalThis, 'setTimeout').mockImplementation(((work: () => void, ms: number) => {
+      if (ms < 59_000) return real(work, ms);
+      sleepOf_ms(ms);
+      later(61_000);
+      return real(work, 0);
+    }) as typeof setTimeout);
+    const { client, fetch } = clientOf(key);
+    await client.chat.completions.create(CHAT as never, { timeout: 10_000 });
+    expect(sleepOf_ms).toHaveBeenCalledExactlyOnceWith(59_000);
+    expect(fetch).toHaveBeenCalledTimes(2);
+  });
+
+  function clientOf(key: string) {
+    const isolate = freshIsolate();
+    const fetch = vi.fn(
+      (url: string | URL | Request, init?: RequestInit): Promise<Response> =>
+        isolate(new Request(url as string, init)),
+    );
+    return { client: new OpenAI({ baseURL: `${EDGE_URL}/v1`, apiKey: key, fetch }), fetch };
+  }
 
   it('counts what is left for the client', async () => {
     const { key } = await limitedTenant({ requests_per_minute: 5, requests_per_day: 3 });
