@@ -35,7 +35,7 @@ message ModelProto {
 message StringStringEntryProto { string key = 1; string value = 2; }
 message GraphProto {
   repeated NodeProto node = 1; string name = 2; repeated TensorProto initializer = 5;
-  repeated ValueInfoProto input = 11; repeated ValueInfoProto output = 12;
+  repeated ValueInfoProto input = 11; repeated ValueInfoProto output = 12; repeated ValueInfoProto value_info = 13;
 }
 message TensorProto {
   repeated int64 dims = 1; int32 data_type = 2; string name = 8; bytes raw_data = 9;
@@ -78,6 +78,7 @@ const encodeGraph = (graph: Graph): object => ({
   initializer: graph.initializers.map(encodeInitializer),
   input: graph.inputs.map(encodeValueInfo),
   output: graph.outputs.map(encodeValueInfo),
+  value_info: graph.described.map(encodeValueInfo),
 });
 
 const encodeNode = (node: Node): object => ({

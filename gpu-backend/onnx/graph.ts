@@ -68,6 +68,8 @@ export type Graph = {
   readonly initializers: Initializer[];
   readonly inputs: ValueInfo[];
   readonly outputs: ValueInfo[];
+  /** Inner values whose shape the runtime cannot infer. */
+  readonly described: ValueInfo[];
 };
 
 const emptyGraph = (name: string): Graph => ({
@@ -76,6 +78,7 @@ const emptyGraph = (name: string): Graph => ({
   initializers: [],
   inputs: [],
   outputs: [],
+  described: [],
 });
 
 /**
@@ -102,6 +105,11 @@ export class GraphBuilder {
   /** Declares a value computed by this graph as its output. */
   output(value: Value, type: ElementType, shape: readonly Dimension[]): void {
     this.graph.outputs.push({ name: value.name, type, shape });
+  }
+
+  /** Says what shape an inner value has. */
+  describe(value: Value, type: ElementType, shape: readonly Dimension[]): void {
+    this.graph.described.push({ name: value.name, type, shape });
   }
 
   /** Declares a sequence computed by this graph as its output. */
@@ -234,7 +242,7 @@ export function inHalves(graph: Graph, kept: readonly string[]): Graph {
   };
 }
 
-function halfGraph({ name, nodes, initializers, inputs, outputs }: Graph): Graph {
+function halfGraph({ name, nodes, initializers, inputs, outputs, described }: Graph): Graph {
   const half = <T extends ValueInfo>(info: T): T => (info.type === 'f32' ? { ...info, type: 'f16' } : info);
   const isWeight = ({ type, data }: Initializer) => type === 'f32' && data.kind === 'external';
   const source = (weight: string) => `${weight}.f32`;
@@ -249,6 +257,7 @@ function halfGraph({ name, nodes, initializers, inputs, outputs }: Graph): Graph
     ),
     inputs: inputs.map(half),
     outputs: outputs.map(half),
+    described: described.map(half),
   };
 }
 

@@ -161,10 +161,8 @@ function withSaved(g: GraphBuilder, node: Node, saved: readonly Saved[]): Node {
 }
 
 function withEmpties(g: GraphBuilder, graph: Graph, saved: readonly Saved[]): Graph {
-  const { name, inputs } = graph;
   const result = {
-    name,
-    inputs,
+    ...graph,
     nodes: [...graph.nodes],
     initializers: [...graph.initializers],
     outputs: [...graph.outputs],

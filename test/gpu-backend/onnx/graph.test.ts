@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, test } from 'vitest';
-import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
+import { encodeModel, ModelProto } from '../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder, giveNothingBack } from '../../../gpu-backend/onnx/graph.ts';
 import { createSession, createSessionIn, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 
@@ -54,6 +54,20 @@ test('a graph has equal constants and nodes once, and other ones apart', () => {
   const branch = g.subgraph('branch', (b) => b.output(clip(b, 1), 'f32', [2]));
   expect(branch.nodes).toHaveLength(1);
   expect(branch.initializers).toHaveLength(1);
+});
+
+test('the runtime is told shapes that it cannot infer', async () => {
+  const g = new GraphBuilder('g');
+  const rows = g.op('NonZero', [g.input('x', 'f32', ['N'])]);
+  g.describe(rows, 'i64', [1, 'rows']);
+  g.output(g.op('Identity', [rows]), 'i64', [1, 'rows']);
+  const bytes = encodeModel(g.graph);
+  const { graph } = ModelProto.toObject(ModelProto.decode(bytes), { longs: Number }) as {
+    graph: { value_info: unknown };
+  };
+  const shape = { dim: [{ dim_value: 1 }, { dim_param: 'rows' }] };
+  expect(graph.value_info).toMatchObject([{ name: rows.name, type: { tensor_type: { shape } } }]);
+  await (await createSession(bytes, { threads: 1 })).release();
 });
 
 test('an attribute that is no integer is refused unless it says that it is a float', () => {
