@@ -10,8 +10,7 @@ import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantize.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
-import { createSession, tensor } from '../onnx/session.ts';
-import { exactHere } from '../onnx/signed-codes.ts';
+import { createSession, exactHere, tensor } from '../onnx/session.ts';
 import { fastestRounding, type Rounding } from './gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,

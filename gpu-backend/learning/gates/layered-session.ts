@@ -22,7 +22,6 @@ import {
   type Session,
   tensor,
 } from '../../onnx/session.ts';
-import { exactHere } from '../../onnx/signed-codes.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
@@ -187,8 +186,8 @@ type Piece = {
 function openPieces(folder: string, threads: number) {
   const open = new Map<string, Session>();
   // Without the arena a closed piece returns its memory to the system.
-  const openPiece = async ({ build }: Piece): Promise<Session> =>
-    createSessionIn(folder, await exactHere(build()), { threads, spinning: false, arena: false });
+  const openPiece = ({ build }: Piece): Promise<Session> =>
+    createSessionIn(folder, build(), { threads, spinning: false, arena: false });
   return {
     async run(piece: Piece, feeds: Feeds, outputs: readonly string[]): Promise<Outputs> {
       const found = open.get(piece.name);
