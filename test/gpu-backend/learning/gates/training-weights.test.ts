@@ -38,7 +38,12 @@ beforeAll(async () => {
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   // Of an earlier version.
-  for (const name of ['training-v3.bin', 'training-v4-i8.bin', 'training-v6-pairs-u8.json'])
+  for (const name of [
+    'training-v3.bin',
+    'training-v4-i8.bin',
+    'training-v6-pairs-u8.json',
+    'training-gates-rank-0-pairs-i8.onnx',
+  ])
     await writeFile(join(folder, name), '');
   linears = {
     blocks: await trainingLinears(folder, source.config, stored, 'blocks'),
