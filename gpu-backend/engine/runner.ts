@@ -19,8 +19,7 @@ import { readStoredLlama } from '../model/stored-llama.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 import type { Graph } from '../onnx/graph.ts';
 import type { Session, SessionOptions } from '../onnx/session.ts';
-import { createSession, createSessionIn } from '../onnx/session.ts';
-import { exactHere, multipliesSignedExactly } from '../onnx/signed-codes.ts';
+import { createSession, createSessionIn, multipliesSignedExactly } from '../onnx/session.ts';
 import { runBatch } from './batch-run.ts';
 import { areAlike, runHeads, runPiece } from './one-mask-run.ts';
 import { hostParts, isToken, onHost, type RunInput } from './run-input.ts';
@@ -84,8 +83,8 @@ export async function openRunner(
 type Graphs = { one(): Promise<Session>; many(): Promise<Session> };
 
 /**
- * fp32 graphs are files of the model; other graphs are built from its weights when it opens, within milliseconds, and so are those
- * that this CPU does not multiply exactly.
+ * Graphs with keys and values in fp32 are files of the model. Others are built from its weights when it opens, within milliseconds,
+ * and so are those whose signed codes this CPU does not multiply exactly.
  */
 async function graphsOf(
   modelDir: string,
@@ -104,8 +103,8 @@ async function graphsOf(
       many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
     };
   }
-  const made = async (graph: Graph) =>
-    createSessionIn(modelDir, await exactHere(exactProducts ? withExactProducts(graph) : graph), settings);
+  const made = (graph: Graph) =>
+    createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
   return {
     one: () => made(llamaGraph(config, stored, kvType === 'f32' ? 'heads' : kvType)),
     many: () => made(batchedLlamaGraph(config, stored, kvType)),

@@ -10,8 +10,7 @@ import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantize.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
-import { createSession, tensor } from '../onnx/session.ts';
-import { exactHere } from '../onnx/signed-codes.ts';
+import { createSession, exactHere, tensor } from '../onnx/session.ts';
 import { fastestRounding, type Rounding } from './gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
@@ -34,9 +33,10 @@ export type Forecast = {
 };
 
 /**
- * Multiply-adds a second of this machine, by the form of the weights: the kinds of the serving graph, and the forms of a training
- * step, `columns` (activations with one code; `rows` take about that time) and `pairs`. CPUs differ in all: codes in blocks have
- * 0.7 times the pace of fp32 with AMX and 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
+ * Multiply-adds a second of this machine, by the form of the weights. By column there are three: `q8-columns` has a scale for each
+ * row of activations, `pairs` has two codes for each of them, and `columns`, in training steps alone, has one scale for all rows;
+ * rows of training steps take about that time. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and
+ * 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns' | 'pairs', number>> & {
   /** Of a training step. */
@@ -140,9 +140,10 @@ export function forecastLearning(
   const batchTokens = Math.min(LOSS_BATCH_TOKENS, Math.max(1, TOKENS_A_POSITION * positionsMax));
   const batch = batchTimes(config, weights, plan, paces, batchTokens);
   const { all } = weightCounts(config);
+  const served_s = servingTime(config, weights, paces);
   const timeFor = (clusterCount: number) => {
     const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount, batchTokens);
-    return losses * batch.loss_s + stepParts * batch.step_s + (scored * all) / paces[weights];
+    return losses * batch.loss_s + stepParts * batch.step_s + scored * served_s;
   };
   // All numbers of clusters share the mask for everybody.
   const shared_s = (clusterCounts.length - 1) * timeFor(1);
@@ -193,7 +194,17 @@ export function batchTimes(
   };
 }
 
-/** Seconds a token for the products of both directions. `training-weights.ts` says which matrices have which form. */
+/** Seconds a token for the products of the serving graph. `projections.ts` says which matrices have which form. */
+function servingTime(config: ModelConfig, weights: WeightKind, paces: Paces): number {
+  const { head, reads, writes, all } = weightCounts(config);
+  if (weights !== 'q8-columns') return all / paces[weights];
+  return (config.layerCount * reads) / paces[weights] + (head + config.layerCount * writes) / paces.pairs;
+}
+
+/**
+ * Seconds a token for the products of a training step, of both directions. `training-weights.ts` says which matrices have which
+ * form.
+ */
 function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
   const { head, reads, writes, all } = weightCounts(config);
   const [read, written] = [config.layerCount * reads, config.layerCount * writes];

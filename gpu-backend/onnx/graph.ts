@@ -250,7 +250,7 @@ function halfGraph({ name, nodes, initializers, inputs, outputs, described }: Gr
     name,
     nodes: [
       ...initializers.filter(isWeight).map((weight) => castNode(source(weight.name), weight.name, 'f16')),
-      ...nodes.map((node) => ({ ...node, attributes: mapValues(node.attributes, halfAttribute) })),
+      ...nodes.map((node) => ({ ...node, attributes: withBranches(node.attributes, halfGraph) })),
     ],
     initializers: initializers.map((one) =>
       isWeight(one) ? { ...one, name: source(one.name) } : halfConstant(one),
@@ -260,9 +260,6 @@ function halfGraph({ name, nodes, initializers, inputs, outputs, described }: Gr
     described: described.map(half),
   };
 }
-
-const halfAttribute = (value: Attribute): Attribute =>
-  typeof value === 'object' && 'graph' in value ? { graph: halfGraph(value.graph) } : value;
 
 function halfConstant(initializer: Initializer): Initializer {
   const { type, data } = initializer;
@@ -282,5 +279,11 @@ const castNode = (from: string, to: string, type: ElementType): Node => ({
   attributes: { to: ELEMENT_TYPES[type] },
 });
 
-const mapValues = <T>(values: Readonly<Record<string, T>>, change: (value: T) => T): Record<string, T> =>
-  Object.fromEntries(Object.entries(values).map(([name, value]) => [name, change(value)]));
+/** A node's attributes with `change` of its branches. */
+export const withBranches = (attributes: Attributes, change: (branch: Graph) => Graph): Attributes =>
+  Object.fromEntries(
+    Object.entries(attributes).map(([name, value]) => [
+      name,
+      typeof value === 'object' && 'graph' in value ? { graph: change(value.graph) } : value,
+    ]),
+  );

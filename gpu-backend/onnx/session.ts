@@ -9,7 +9,15 @@ import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { namingFile, partOf, removeOldParts } from '../files.ts';
 import { encodeModel } from './encode.ts';
-import { type ElementType, type FloatType, type Graph, NOTHING_BACK } from './graph.ts';
+import {
+  type ElementType,
+  type FloatType,
+  type Graph,
+  GraphBuilder,
+  MICROSOFT,
+  NOTHING_BACK,
+} from './graph.ts';
+import { withUnsignedCodes } from './signed-codes.ts';
 
 /*
  * Disables ONNX Runtime's telemetry. Since 1.29 its builds for Linux report sessions to Microsoft (names and hashes of the
@@ -121,6 +129,38 @@ export async function createSession(model: string | Uint8Array, options: Session
   };
 }
 
+/** The graph, as this CPU multiplies it exactly; {@link createSessionIn} opens it so. */
+export const exactHere = async (graph: Graph): Promise<Graph> =>
+  (await multipliesSignedExactly()) ? graph : withUnsignedCodes(graph);
+
+/** Whether this CPU multiplies signed codes of weights exactly (`signed-codes.ts`). It is tried once. */
+export function multipliesSignedExactly(): Promise<boolean> {
+  areSignedExact ??= multipliesLargest();
+  return areSignedExact;
+}
+let areSignedExact: Promise<boolean> | undefined;
+
+/** Multiplies the largest codes that there are: if anything overflows, they do. */
+async function multipliesLargest(): Promise<boolean> {
+  const [rows, inputs, outputs] = [8, 64, 16];
+  const [activation, weight] = [255, 127];
+  const g = new GraphBuilder('signed_codes');
+  const x = g.input('x', 'u8', [rows, inputs]);
+  const bytes = new Uint8Array(inputs * outputs).fill(weight);
+  const weights = g.initializer('w', 'i8', [inputs, outputs], { kind: 'inline', bytes });
+  const one = g.constant('f32', [], [1]);
+  const y = g.op('MatMulIntegerToFloat', [x, weights, one, one], {}, MICROSOFT);
+  g.output(y, 'f32', [rows, outputs]);
+  const session = await createSession(encodeModel(g.graph), { threads: 1, spinning: false });
+  try {
+    const codes = new Uint8Array(rows * inputs).fill(activation);
+    const found = await session.run({ x: tensor('u8', codes, [rows, inputs]) }, [y.name]);
+    return floats(found[y.name]!).every((value) => value === inputs * activation * weight);
+  } finally {
+    await session.release();
+  }
+}
+
 /**
  * Opens a graph that is not in a file, with external weights in `folder`. ONNX Runtime looks for them beside the model's file,
  * so a temporary file is written there.
@@ -133,8 +173,9 @@ export async function createSessionIn(
   const file = join(folder, `${graph.name}.onnx`);
   await removeOldParts(file);
   const path = partOf(file);
+  const exact = await exactHere(graph);
   try {
-    await writeFile(path, encodeModel(graph)).catch((error: unknown) => {
+    await writeFile(path, encodeModel(exact)).catch((error: unknown) => {
       throw namingFile(file, error);
     });
     return await createSession(path, options);

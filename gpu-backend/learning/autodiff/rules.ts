@@ -98,7 +98,7 @@ const layoutRules: { readonly [op: string]: Rule } = {
     const parts = c.node.outputs.map((_, i) => c.gradient(i) ?? zerosLike(c.g, c.output(i)));
     return [c.g.op('Concat', parts, { axis: axisAttribute(c) }), undefined];
   },
-  // Zeros behind the last axis: no other Pad has a shape that it can tell.
+  // Zeros behind the last axis. Of other Pads no shape is known, so asking for it refuses them.
   Pad: (c) => {
     c.outputShape(0);
     return [firstOf(c.g, only(c), c.shape(0).at(-1) as number)];

@@ -5,7 +5,6 @@ import { readStoredLlama } from '../../model/stored-llama.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { Graph } from '../../onnx/graph.ts';
 import { createSessionIn, floats, type Session } from '../../onnx/session.ts';
-import { exactHere } from '../../onnx/signed-codes.ts';
 import { type GateBatch, stepFeeds } from './batches.ts';
 import { fittingStepGraph } from './gate-graph.ts';
 import { fastestRounding, type Rounding } from './rounding.ts';
@@ -117,6 +116,5 @@ export async function openTrainingGraph(
 ): Promise<Session> {
   const stored = await readStoredLlama(folder, config);
   const linears = await trainingLinears(folder, config, stored, rounding ?? (await fastestRounding()));
-  const graph = await exactHere(build(stored, linears));
-  return createSessionIn(folder, graph, { spinning: false, ...options });
+  return createSessionIn(folder, build(stored, linears), { spinning: false, ...options });
 }

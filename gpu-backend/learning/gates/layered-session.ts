@@ -22,7 +22,6 @@ import {
   type Session,
   tensor,
 } from '../../onnx/session.ts';
-import { exactHere } from '../../onnx/signed-codes.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
@@ -91,20 +90,17 @@ function piecesOf(
   { surrogates, tail = false, layersKept = 0 }: LayeredOptions,
 ) {
   const surrogateRank = surrogates?.rank ?? 0;
-  const embedding: Piece = { name: 'embedding', isKept: true, build: () => embeddingGraph(config, stored) };
+  const embedding: Piece = { keptAs: 'embedding', build: () => embeddingGraph(config, stored) };
   const layer = (index: number, by: 'gates' | 'none'): Piece => ({
-    name: `layer-${index}-${by}-rank-${surrogateRank}`,
-    isKept: by === 'none' && index < layersKept,
+    keptAs: by === 'none' && index < layersKept ? `layer ${index}` : undefined,
     build: () => layerGraph(config, stored, linears, index, { by, surrogateRank }),
   });
   const head = (by: 'gates' | 'none'): Piece => ({
-    name: `head-${by}${tail ? '-tail' : ''}`,
-    isKept: false,
+    keptAs: undefined,
     build: () => headGraph(config, stored, linears, { by, tail }),
   });
   const teacherHead: Piece = {
-    name: 'head-teacher',
-    isKept: false,
+    keptAs: undefined,
     build: () => teacherHeadGraph(config, stored, linears),
   };
   return { embedding, layer, head, teacherHead };
@@ -178,27 +174,24 @@ function surrogateRows(config: ModelConfig, table: SurrogateTable, layer: number
 }
 
 type Piece = {
-  readonly name: string;
-  /** Whether its session stays open. */
-  readonly isKept: boolean;
+  /** Its session stays open, under this name. */
+  readonly keptAs: string | undefined;
   build(): Graph;
 };
 
 function openPieces(folder: string, threads: number) {
   const open = new Map<string, Session>();
   // Without the arena a closed piece returns its memory to the system.
-  const openPiece = async ({ build }: Piece): Promise<Session> =>
-    createSessionIn(folder, await exactHere(build()), { threads, spinning: false, arena: false });
+  const options = { threads, spinning: false, arena: false };
   return {
-    async run(piece: Piece, feeds: Feeds, outputs: readonly string[]): Promise<Outputs> {
-      const found = open.get(piece.name);
-      if (found !== undefined) return found.run(feeds, outputs);
-      const session = await openPiece(piece);
-      if (piece.isKept) open.set(piece.name, session);
+    async run({ keptAs, build }: Piece, feeds: Feeds, outputs: readonly string[]): Promise<Outputs> {
+      const kept = keptAs === undefined ? undefined : open.get(keptAs);
+      const session = kept ?? (await createSessionIn(folder, build(), options));
+      if (keptAs !== undefined) open.set(keptAs, session);
       try {
         return await session.run(feeds, outputs);
       } finally {
-        if (!piece.isKept) await session.release();
+        if (keptAs === undefined) await session.release();
       }
     },
     async close(): Promise<void> {

@@ -264,10 +264,11 @@ function inWholeBlocks(matrix: Matrix): Matrix {
   return { rows: filled, outputs, inputs: whole };
 }
 
+/** What earlier versions left: copies, their indexes and graphs. */
 async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
-    const version = /^training-v(\d+)(?:-[\w-]+)?\.(?:bin|json)$/.exec(name)?.[1];
-    if (version !== undefined && version !== String(VERSION)) await rm(join(folder, name), { force: true });
+    const isOld = name.startsWith('training-') && !name.startsWith(`training-v${VERSION}-`);
+    if (isOld) await rm(join(folder, name), { force: true });
   }
 }
 

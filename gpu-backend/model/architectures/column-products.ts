@@ -24,7 +24,7 @@ export type Columns = {
   readonly scales: Value;
 };
 
-/** A row's largest value has the code of 0 plus or minus this. */
+/** The code of 0, and how far from it the code of a row's largest value is. */
 const [ROW_ZERO, ROW_STEPS] = [128, 127];
 /** Far below the largest value of any row that matters; rows of zeros stay zeros. */
 const ROW_MIN = 1e-30;
@@ -36,7 +36,7 @@ export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output
   const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
   const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
   const steps = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
-  // Without rows, the runtime's reductions keep the shape of x.
+  // If x has no rows, the runtime's reductions keep its shape.
   const step = g.op('Slice', [steps, ...[0, 1, -1].map((number) => g.constant('i64', [1], [number]))]);
   const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [step])]);
   // One block a row: by `axis` of the rows, the runtime starts its threads anew for each of them.

@@ -20,7 +20,7 @@
  *
  * Limits, per decoded token: every weight of a running block is read once. With weights in blocks an attention has 3 nodes, an
  * FFN 5; with the nodes around them, they take a third of the products' time at the default model's size. A product by column
- * has seven nodes or nine instead of one.
+ * has seven to eleven nodes instead of one.
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';

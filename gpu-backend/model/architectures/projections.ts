@@ -6,12 +6,12 @@
  * their product reads them: transposing would take as long as all the rest of opening a graph.
  */
 import {
-  type Attribute,
   type FloatType,
   type Graph,
   type GraphBuilder,
   MICROSOFT,
   type Value,
+  withBranches,
 } from '../../onnx/graph.ts';
 import {
   blocksOf,
@@ -229,7 +229,7 @@ export const stretchName = (matrix: 'head' | 'embedding', stretch: number): stri
 /** x `[..., H]` → logits `[..., V]`, named `logits`. */
 export function headLogits(g: GraphBuilder, x: Value, head: VocabularyMatrix): Value {
   const weights = head.map((stored, i) => linear(g, stretchName('head', i), stored));
-  // With one code the likeliest token is another one in 0.7 % of positions more.
+  // With one code another token is the likeliest in 0.7 % more of the positions.
   const product = (weight: Linear, output?: string) =>
     weight.kind === 'q8-columns' ? multiplyPairs(g, x, weight, output) : multiply(g, x, weight, output);
   if (weights.length === 1) return product(weights[0]!, 'logits');
@@ -238,7 +238,7 @@ export function headLogits(g: GraphBuilder, x: Value, head: VocabularyMatrix): V
   return { name: 'logits' };
 }
 
-/** As {@link multiply}, for rows of any size. */
+/** As {@link multiply}, for rows of any size, whose values may differ much. */
 export function multiplyAny(g: GraphBuilder, x: Value, weight: Linear): Value {
   if (weight.kind !== 'q8-columns') return multiply(g, x, weight);
   const { even, inverse } = withEvenRows(g, x, weight.inputs);
@@ -248,16 +248,13 @@ export function multiplyAny(g: GraphBuilder, x: Value, weight: Linear): Value {
 /** The graph with products in blocks that compute in fp32, without rounding activations to 8 bits. */
 export const withExactProducts = (graph: Graph): Graph => ({
   ...graph,
-  nodes: graph.nodes.map((node) => ({
-    ...node,
-    attributes: Object.fromEntries(
-      Object.entries(node.attributes).map(([name, value]): [string, Attribute] => {
-        if (name === 'accuracy_level') return [name, EXACT];
-        const isBranch = typeof value === 'object' && 'graph' in value;
-        return [name, isBranch ? { graph: withExactProducts(value.graph) } : value];
-      }),
-    ),
-  })),
+  nodes: graph.nodes.map((node) => {
+    const attributes = withBranches(node.attributes, withExactProducts);
+    return {
+      ...node,
+      attributes: 'accuracy_level' in attributes ? { ...attributes, accuracy_level: EXACT } : attributes,
+    };
+  }),
 });
 /** The `accuracy_level` of `MatMulNBits` that means fp32. */
 const EXACT = 1;

@@ -168,6 +168,7 @@ export function createTokenizer(
 
 type IdsOf = (word: string) => readonly number[];
 
+/** Each word is encoded once, while it is remembered. */
 function remembering(encode: IdsOf): IdsOf {
   const wordIds = new LRUCache<string, readonly number[]>({
     maxSize: REMEMBERED_MAX,

@@ -191,9 +191,13 @@ test('by column, a training step takes the time and memory of blocks; only servi
     batchTimes(EIGHT_B, kind, whole, paces, LOSS_BATCH_TOKENS),
   );
   expect(byColumn).toEqual(blocks);
-  const timeOf = (kind: WeightKind) =>
-    forecastLearning(EIGHT_B, kind, LEARN_EFFORT, { ...MACHINE, paces }).time_s;
+  const timeOf = (kind: WeightKind, changes: Partial<Paces> = {}) =>
+    forecastLearning(EIGHT_B, kind, LEARN_EFFORT, { ...MACHINE, paces: { ...paces, ...changes } }).time_s;
   expect(timeOf('q8-columns')).toBeLessThan(timeOf('q8'));
+  // Its head, and what writes to the stream, have two codes an activation.
+  const slow = { pairs: paces.pairs / 2 };
+  expect(timeOf('q8-columns', slow)).toBeGreaterThan(timeOf('q8-columns'));
+  expect(timeOf('q8', slow)).toBe(timeOf('q8'));
   const memoryOf = (kind: WeightKind) => planMemory(EIGHT_B, kind, 1e12).memory_bytes;
   expect(memoryOf('q8') - memoryOf('q8-columns')).toBeGreaterThan(0);
   expect(memoryOf('q8') - memoryOf('q8-columns')).toBeLessThan(0.25 * 1.1 * weightCounts(EIGHT_B).all);

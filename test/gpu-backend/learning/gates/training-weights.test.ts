@@ -18,7 +18,6 @@ import {
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSessionIn, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
-import { exactHere } from '../../../../gpu-backend/onnx/signed-codes.ts';
 import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
 const plain = randomLlama();
@@ -39,7 +38,12 @@ beforeAll(async () => {
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   // Of an earlier version.
-  for (const name of ['training-v3.bin', 'training-v4-i8.bin', 'training-v6-pairs-u8.json'])
+  for (const name of [
+    'training-v3.bin',
+    'training-v4-i8.bin',
+    'training-v6-pairs-u8.json',
+    'training-gates-rank-0-pairs-i8.onnx',
+  ])
     await writeFile(join(folder, name), '');
   linears = {
     blocks: await trainingLinears(folder, source.config, stored, 'blocks'),
@@ -67,7 +71,7 @@ async function product({ rounding, name, direction }: Which, rows?: Float32Array
       ? multiplyStored(g, x, 'w', forward)
       : multiplyGradient(g, x, 'w', { forward, back: back! });
   g.output(y, 'f32', [ROWS, outputs]);
-  const session = await createSessionIn(folder, await exactHere(g.graph), { threads: 1 });
+  const session = await createSessionIn(folder, g.graph, { threads: 1 });
   const found = await session.run({ x: tensor('f32', rows ?? someRows(inputs), [ROWS, inputs]) }, [y.name]);
   await session.release();
   return floats(found[y.name]!);
