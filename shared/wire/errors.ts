@@ -62,6 +62,12 @@ export const ERROR_CODES = {
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
+/**
+ * Codes after which a retry is useless. OpenAI's clients retry after 409, 429 and 5xx, unless `x-should-retry` is false. What
+ * took too long would be computed, and paid, two more times.
+ */
+export const USELESS_TO_RETRY: readonly ErrorCode[] = ['conflict', 'deadline_exceeded'];
+
 /** Whether a code is ours: other servers may send any code. */
 export const isErrorCode = (code: unknown): code is ErrorCode =>
   typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
