@@ -125,14 +125,15 @@ export function unrouted<Env extends object>(
   { router }: Pick<Hono<Env>, 'router'>,
   { method, path }: { readonly method: string; readonly path: string },
 ): { readonly error: MaskrouteError; readonly allowed: readonly string[] } {
-  const methodsOf = (path: string) =>
-    METHODS.filter((one) => router.match(one, path)[0].some(([[, route]]) => route.method === one));
+  const methodsOf = (at: string) =>
+    METHODS.filter((one) => router.match(one, at)[0].some(([[, route]]) => route.method === one));
   const allowed = methodsOf(path);
-  // Clients' base addresses often lack it.
-  const meant = methodsOf(`/v1${path}`).length === 0 ? '.' : `; did you mean \`/v1${path}\`?`;
-  const error =
-    allowed.length === 0
-      ? new MaskrouteError('not_found', `There is no ${method} ${path}${meant}`)
-      : new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
-  return { error, allowed };
+  if (allowed.length > 0) {
+    const message = `${path} takes ${allowed.join(', ')}.`;
+    return { error: new MaskrouteError('method_not_allowed', message), allowed };
+  }
+  // Clients' base addresses often lack `/v1`.
+  const guess = `/v1${path}`;
+  const end = methodsOf(guess).length === 0 ? '.' : `; did you mean \`${guess}\`?`;
+  return { error: new MaskrouteError('not_found', `There is no ${method} ${path}${end}`), allowed };
 }
