@@ -339,10 +339,6 @@ async function play(
   return { ended, stats: loop.stats() };
 }
 
-/**
- * A runner without a model: K of a token says what it is and under which mask, and the next token follows from all K
- * before it. So a page in a wrong place, or of another mask, gives another answer.
- */
 /** What a test does not say itself. */
 const LIMITS = {
   waitingMax: 20,
@@ -352,6 +348,10 @@ const LIMITS = {
   prefixTokensMax: 0,
 };
 
+/**
+ * A runner without a model: K of a token says what it is and under which mask, and the next token follows from all K
+ * before it. So a page in a wrong place, or of another mask, gives another answer.
+ */
 const SHAPE = { layerCount: 1, width: 1, contextTokens: 512 };
 const WORDS = 97;
 const scripted = scriptedRunner(WORDS, (logits, hash) => {
