@@ -12,7 +12,7 @@ import {
   type Load,
   type LoadReport,
 } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError, toMaskrouteError, unrouted } from '../../shared/wire/errors.ts';
+import { MaskrouteError, toMaskrouteError, USELESS_TO_RETRY, unrouted } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { embeddingsRequest } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, HEADERS, type ModelEntry, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
@@ -101,6 +101,7 @@ function errorResponse(parts: ApiParts, c: ApiContext, error: MaskrouteError): R
   noteError(parts, error, { request_id: c.get('requestId'), method: c.req.method, endpoint });
   const retryAfter_s = error.retryAfter_s ?? RETRY_AFTER_s[code];
   if (retryAfter_s !== undefined) c.header('retry-after', String(Math.ceil(retryAfter_s)));
+  if (USELESS_TO_RETRY.includes(code)) c.header('x-should-retry', 'false');
   // The client is still sending this body, so the connection cannot be reused.
   if (code === 'request_timeout') c.header('connection', 'close');
   return c.body(JSON.stringify(error.toWire()), status as 400, { 'content-type': 'application/json' });

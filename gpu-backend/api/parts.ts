@@ -183,10 +183,8 @@ export class Places {
   readonly #engine: Engine;
   readonly #tenant: string;
   readonly #atOnceMax: number;
-  /** What gives a choice's place back. */
+  /** What gives a choice's place back. As many choices run at a time as ever had one. */
   readonly #places = new Map<number, () => void>();
-  /** How many choices run at a time. */
-  #atOnce = 0;
 
   constructor(engine: Engine, tenant: string, { choicesAtOnce }: Pick<ApiLimits, 'choicesAtOnce'>) {
     this.#engine = engine;
@@ -200,18 +198,16 @@ export class Places {
    */
   take(choices: number): void {
     const places = this.#engine.reserve(this.#tenant, Math.min(choices, this.#atOnceMax));
-    this.#atOnce = places.length;
     for (const [choice, giveBack] of places.entries()) this.#places.set(choice, giveBack);
   }
 
   /** Whether a choice may begin while so many others of the answer run. If it is one more than before, it takes a place. */
   mayBegin(choice: number, running: number): boolean {
-    if (running < this.#atOnce) return true;
+    if (running < this.#places.size) return true;
     if (running === this.#atOnceMax) return false;
     try {
       const [giveBack] = this.#engine.reserve(this.#tenant, 1);
       this.#places.set(choice, giveBack!);
-      this.#atOnce++;
       return true;
     } catch {
       // The queue is still full.

@@ -108,10 +108,8 @@ export class ResponseWriter {
   readonly #request: ResponsesRequest;
   readonly #output: Output[] = [];
   #sequence = 0;
-  /** The item that is being written, if any. */
-  #open: 'text' | 'call' | undefined;
-  #text = '';
-  #arguments = '';
+  /** The text, or the arguments, of the item that is being written. */
+  #written = '';
 
   constructor(running: RunningAnswer, request: ResponsesRequest) {
     this.#running = running;
@@ -141,8 +139,8 @@ export class ResponseWriter {
     switch (event.type) {
       case 'text':
         if (event.text === '') return;
-        if (this.#open !== 'text') yield* this.#beginText();
-        this.#text += event.text;
+        if (this.#open?.type !== 'message') yield* this.#beginText();
+        this.#written += event.text;
         yield this.#event('response.output_text.delta', {
           ...this.#place(),
           content_index: 0,
@@ -155,7 +153,7 @@ export class ResponseWriter {
         yield* this.#beginCall(event.id, event.name);
         return;
       case 'arguments':
-        this.#arguments += event.text;
+        this.#written += event.text;
         yield this.#event('response.function_call_arguments.delta', { ...this.#place(), delta: event.text });
         return;
       case 'finished':
@@ -172,8 +170,6 @@ export class ResponseWriter {
 
   *#beginText(): Generator<Event, void> {
     yield* this.#close('completed');
-    this.#open = 'text';
-    this.#text = '';
     const nth = this.#output.length === 0 ? '' : `_${this.#output.length}`;
     yield this.#add(textOutput(`msg_${this.#running.plan.id}${nth}`, undefined, 'in_progress'));
     yield this.#event('response.content_part.added', {
@@ -184,38 +180,38 @@ export class ResponseWriter {
   }
 
   *#beginCall(call_id: string, name: string): Generator<Event, void> {
-    this.#open = 'call';
-    this.#arguments = '';
     const id = `fc_${this.#running.plan.id}_${this.#output.length}`;
     yield this.#add({ id, type: 'function_call', call_id, name, arguments: '', status: 'in_progress' });
   }
 
   #add(item: Output): Event {
+    this.#written = '';
     this.#output.push(item);
     return this.#event('response.output_item.added', { output_index: this.#output.length - 1, item });
   }
 
   *#close(status: Status): Generator<Event, void> {
-    const last = this.#output.at(-1);
-    if (this.#open === undefined || last === undefined) return;
-    const place = this.#place();
-    this.#open = undefined;
+    const open = this.#open;
+    if (open === undefined) return;
+    const [place, written] = [this.#place(), this.#written];
     let item: Output;
-    if (last.type === 'message') {
-      item = textOutput(last.id, this.#text, status);
+    if (open.type === 'message') {
+      item = textOutput(open.id, written, status);
       const said = { ...place, content_index: 0 };
-      yield this.#event('response.output_text.done', { ...said, text: this.#text, logprobs: [] });
-      yield this.#event('response.content_part.done', { ...said, part: textPart(this.#text) });
+      yield this.#event('response.output_text.done', { ...said, text: written, logprobs: [] });
+      yield this.#event('response.content_part.done', { ...said, part: textPart(written) });
     } else {
-      item = { ...last, arguments: this.#arguments, status };
-      yield this.#event('response.function_call_arguments.done', {
-        ...place,
-        name: last.name,
-        arguments: this.#arguments,
-      });
+      item = { ...open, arguments: written, status };
+      const said = { ...place, name: open.name, arguments: written };
+      yield this.#event('response.function_call_arguments.done', said);
     }
-    this.#output[this.#output.length - 1] = item;
+    this.#output[place.output_index] = item;
     yield this.#event('response.output_item.done', { output_index: place.output_index, item });
+  }
+
+  /** The item that is being written, if any. */
+  get #open(): Output | undefined {
+    return this.#output.find(({ status }) => status === 'in_progress');
   }
 
   #place(): { item_id: string; output_index: number } {

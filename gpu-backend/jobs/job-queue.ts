@@ -1,6 +1,6 @@
 /**
- * The jobs of a backend: one runs (`run-job.ts`), a few wait. A job is on disk before its request is answered. A job that a restart
- * interrupted is started again and resumes from what `learn` left in its folder.
+ * The jobs of a backend: one runs (`run-job.ts`), a few wait. A job is on disk before its request is answered. A job that
+ * a restart interrupted is started again and resumes from what `learn` left in its folder.
  */
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
@@ -122,15 +122,17 @@ export class Jobs {
   }
 
   /** Records a job that failed before it could begin, so that it is listed with its error. */
-  async createFailed(request: JobRequest, schedule: string, error: string): Promise<Job> {
-    const job = this.#newJob(request, schedule);
-    const finished_at = job.created_at;
-    const failed: Job = { ...job, status: 'failed', error, finished_at };
-    await this.#store.save(failed);
-    this.#tell(failed);
-    this.#options.note('a job failed', { job: job.id, reason: error });
-    await this.#forgetOldest();
-    return failed;
+  createFailed(request: JobRequest, schedule: string, error: string): Promise<Job> {
+    return this.#inTurn(async () => {
+      const job = this.#newJob(request, schedule);
+      const finished_at = job.created_at;
+      const failed: Job = { ...job, status: 'failed', error, finished_at };
+      await this.#store.save(failed);
+      this.#tell(failed);
+      this.#options.note('a job failed', { job: job.id, reason: error });
+      await this.#forgetOldest();
+      return failed;
+    });
   }
 
   /**
@@ -243,6 +245,7 @@ export class Jobs {
     return job;
   }
 
+  /** Call it in turn: the next job's number follows from this one's, once that is told. */
   #newJob(request: JobRequest, schedule: string | null): Job {
     const [newest] = this.list();
     return {

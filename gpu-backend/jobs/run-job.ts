@@ -39,7 +39,7 @@ type Around = {
   readonly signal: AbortSignal;
 };
 
-/** How a job's work ended. `result`: null unless the job had begun to publish. */
+/** How a job's work ended. `result`: of a job that did not succeed, null unless it had begun to publish. */
 export type JobEnd =
   | { readonly kind: 'succeeded'; readonly result: NonNullable<Job['result']> }
   | (Exclude<CommandEnd, { kind: 'done' }> & { readonly result: Job['result'] });
@@ -154,13 +154,7 @@ export async function requireEdgeAllows(
     // The edge's own status, such as 401 or 429, would seem to be about the caller.
     const isPassing = cause.status >= 500 || cause.status === 429;
     const refused = `publish: the edge at ${client.edge} ${isPassing ? 'does not say whether it allows it' : 'refuses it'}`;
-    throw new MaskrouteError(
-      isPassing ? 'edge_unreachable' : 'invalid_request',
-      `${refused}: ${cause.message}`,
-      {
-        param: 'publish',
-        cause,
-      },
-    );
+    const code = isPassing ? 'edge_unreachable' : 'invalid_request';
+    throw new MaskrouteError(code, `${refused}: ${cause.message}`, { param: 'publish', cause });
   });
 }

@@ -62,6 +62,12 @@ export const ERROR_CODES = {
 } as const satisfies Record<string, readonly [number, string]>;
 export type ErrorCode = keyof typeof ERROR_CODES;
 
+/**
+ * Codes after which a retry is useless. OpenAI's clients retry after 409, 429 and 5xx, unless `x-should-retry` is false. What
+ * took too long would be computed, and paid, two more times.
+ */
+export const USELESS_TO_RETRY: readonly ErrorCode[] = ['conflict', 'deadline_exceeded'];
+
 /** Whether a code is ours: other servers may send any code. */
 export const isErrorCode = (code: unknown): code is ErrorCode =>
   typeof code === 'string' && Object.hasOwn(ERROR_CODES, code);
@@ -119,14 +125,15 @@ export function unrouted<Env extends object>(
   { router }: Pick<Hono<Env>, 'router'>,
   { method, path }: { readonly method: string; readonly path: string },
 ): { readonly error: MaskrouteError; readonly allowed: readonly string[] } {
-  const methodsOf = (path: string) =>
-    METHODS.filter((one) => router.match(one, path)[0].some(([[, route]]) => route.method === one));
+  const methodsOf = (at: string) =>
+    METHODS.filter((one) => router.match(one, at)[0].some(([[, route]]) => route.method === one));
   const allowed = methodsOf(path);
-  // Clients' base addresses often lack it.
-  const meant = methodsOf(`/v1${path}`).length === 0 ? '.' : `; did you mean \`/v1${path}\`?`;
-  const error =
-    allowed.length === 0
-      ? new MaskrouteError('not_found', `There is no ${method} ${path}${meant}`)
-      : new MaskrouteError('method_not_allowed', `${path} takes ${allowed.join(', ')}.`);
-  return { error, allowed };
+  if (allowed.length > 0) {
+    const message = `${path} takes ${allowed.join(', ')}.`;
+    return { error: new MaskrouteError('method_not_allowed', message), allowed };
+  }
+  // Clients' base addresses often lack `/v1`.
+  const guess = `/v1${path}`;
+  const end = methodsOf(guess).length === 0 ? '.' : `; did you mean \`${guess}\`?`;
+  return { error: new MaskrouteError('not_found', `There is no ${method} ${path}${end}`), allowed };
 }

@@ -6,7 +6,12 @@ import { routePath } from 'hono/route';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
 import type { Role } from '../../shared/admin/admin-wire.ts';
 import { COMPLETION_HEADERS } from '../../shared/wire/backend-load.ts';
-import { type MaskrouteError, toMaskrouteError, unrouted } from '../../shared/wire/errors.ts';
+import {
+  type MaskrouteError,
+  toMaskrouteError,
+  USELESS_TO_RETRY,
+  unrouted,
+} from '../../shared/wire/errors.ts';
 import { HEADERS, REQUEST_ID_PATTERN } from '../../shared/wire/protocol.ts';
 import { log, type RequestTrace, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -121,14 +126,9 @@ export function onError(thrown: unknown, c: AppContext): Response {
   return c.json(error.toWire(), error.status as ContentfulStatusCode);
 }
 
-/**
- * Whether a retry is useless. OpenAI's clients retry after 409, 429 and 5xx and sleep for `retry-after`; they must not
- * where a retry cannot help, or only much later. What took too long would be computed, and paid, two more times.
- */
+/** Whether a retry cannot help, or only much later. */
 const isHopeless = ({ code, retryAfter_s = Number.POSITIVE_INFINITY }: MaskrouteError): boolean =>
-  code === 'conflict' ||
-  code === 'deadline_exceeded' ||
-  (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
+  USELESS_TO_RETRY.includes(code) || (code === 'budget_exceeded' && retryAfter_s > RETRIED_AFTER_MAX_s);
 
 /** Handles requests without a route. */
 export const onNotFound =

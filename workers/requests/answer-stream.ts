@@ -285,7 +285,8 @@ export class Answer {
     if (this.#phase !== 'passing') return;
     this.#stall.end();
     this.#following.signal.removeEventListener('abort', this.#left);
-    const heard = this.#tail.heard(this.#following.wire === 'responses' && how !== 'complete');
+    const isResponse = this.#following.wire === 'responses';
+    const heard = this.#tail.heard({ isResponse, isCut: how !== 'complete' });
     this.#sequence = (heard.sequence ?? -1) + 1;
     this.#overWith(this.#response!, how, heard);
   }

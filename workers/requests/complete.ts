@@ -222,7 +222,13 @@ function trialOf(c: AppContext): Trial | undefined {
  * Headers of the backend's answer that are passed on, including those that it knows better: a custom mask's id and
  * sparsity.
  */
-const PASSED = [...Object.keys(EVENT_STREAM_HEADERS), 'retry-after', HEADERS.mask, HEADERS.sparsity];
+const PASSED = [
+  ...Object.keys(EVENT_STREAM_HEADERS),
+  'retry-after',
+  'x-should-retry',
+  HEADERS.mask,
+  HEADERS.sparsity,
+];
 
 function passHeaders(from: Headers, to: ReplyHeaders): void {
   for (const name of PASSED) {

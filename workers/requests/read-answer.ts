@@ -75,14 +75,14 @@ export class Tail {
   }
 
   /**
-   * `isCutResponse`: an answer of the Responses API that may be cut anywhere. It repeats its request, whose schemas may have
-   * any names, those of the figures too: only figures that end an event are the backend's.
+   * `isCut`: the answer may end anywhere. In the Responses API it repeats its request, whose schemas may have any names, those
+   * of the figures too: only figures that end an event of a cut answer are the backend's.
    */
-  heard(isCutResponse: boolean): Heard {
+  heard({ isResponse, isCut }: { readonly isResponse: boolean; readonly isCut: boolean }): Heard {
     const text = utf8.decode(join(this.#pieces));
     this.#pieces = [];
-    const figures = figuresIn(isCutResponse ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
-    const passed = { texts: figures === null ? textsIn(text, isCutResponse) : 0, others: this.#dropped };
+    const figures = figuresIn(isResponse && isCut ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
+    const passed = { texts: figures === null ? textsIn(text, isResponse) : 0, others: this.#dropped };
     const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
     const sequence = lastNumber('sequence_number', text);
     return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, sequence, passed };

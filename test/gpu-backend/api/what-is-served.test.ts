@@ -63,6 +63,7 @@ describe('a deadline', () => {
     engine.script = { ...script, step_ms: 600_000 };
     const response = await server.post(CHAT, body(), within('100'));
     expect(response.status).toBe(504);
+    expect(response.headers.get('x-should-retry')).toBe('false');
     expect(await response.json()).toMatchObject({ error: { code: 'deadline_exceeded' } });
     await eventually(async () => engine.stats().requestsRunning === 0);
   });

@@ -333,6 +333,14 @@ describe('a job', () => {
     expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
   });
 
+  it('gives each a number of its own, also to those that fail while others are created', async () => {
+    const jobs = await start();
+    const { request: asked } = await create(jobs, 'hang');
+    const failing = () => jobs.createFailed(asked, `schedule_${'0'.repeat(24)}`, 'no data');
+    await Promise.all([create(jobs, 'good'), failing(), failing()]);
+    expect(jobs.list().map(({ number }) => number)).toEqual([4, 3, 2, 1]);
+  });
+
   it('keeps what a waiting one begins with, though it did not succeed itself', async () => {
     const jobs = await start();
     const publish = { edge: edge.url, tenant: 'hang', activate: true, admin_key: ADMIN_KEY };

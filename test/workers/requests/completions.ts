@@ -501,6 +501,9 @@ describe('a backend in trouble', () => {
     expect(full.headers.get('retry-after')).toBe('7');
     expect(await errorCode(full)).toBe('429 queue_full');
     expect(await errorCode(chat(key, { model: 'made-up' }))).toBe('404 model_not_found');
+    const late = await chat(key, { user: 'deadline' }, freshIsolate());
+    expect(late.headers.get('x-should-retry')).toBe('false');
+    expect(await errorCode(late)).toBe('504 deadline_exceeded');
   });
 });
 

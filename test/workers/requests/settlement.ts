@@ -478,7 +478,7 @@ describe('what the edge reads off an answer', () => {
     const heard = (...pieces: string[]) => {
       const tail = new Tail();
       for (const piece of pieces) tail.hear(new TextEncoder().encode(piece));
-      return tail.heard(true).figures;
+      return tail.heard({ isResponse: true, isCut: true }).figures;
     };
     for (let end = 0; end <= begun.length; end++) expect(heard(begun.slice(0, end))).toBeNull();
     expect(heard(begun, ended.slice(0, -1))).toBeNull();
@@ -486,11 +486,14 @@ describe('what the edge reads off an answer', () => {
     expect(heard(begun, failed)).toMatchObject(figures);
   });
 
-  it('is what passed of an answer that is cut: its text, and what it calls, each piece once', () => {
+  it.each([
+    ['is cut', true],
+    ['ends without figures', false],
+  ])('is what passed of an answer that %s: its text, and what it calls, each piece once', (_, isCut) => {
     const passed = (isResponse: boolean, ...data: object[]) => {
       const tail = new Tail();
       for (const one of data) tail.hear(new TextEncoder().encode(`data: ${JSON.stringify(one)}\n\n`));
-      return tail.heard(isResponse).passed;
+      return tail.heard({ isResponse, isCut }).passed;
     };
     const called = (part: object) => ({
       choices: [{ delta: { tool_calls: [{ index: 0, function: part }] } }],

@@ -59,7 +59,7 @@ describe('a budget of requests', () => {
   it.each([
     ['is used up until tomorrow', { requests_per_day: 1 }, {}],
     ['never has room', { tokens_per_day: 60 }, { max_tokens: 100 }],
-  ])("that %s is an error of OpenAI's client at once: it would sleep for hours", async (_, limits, more) => {
+  ])("that %s is an error of OpenAI's client at once: retries are in vain", async (_, limits, more) => {
     const { key } = await limitedTenant(limits);
     await (await chat(key, { ...ONE, max_tokens: 1 })).text();
     const { client, fetch } = clientOf(key);
