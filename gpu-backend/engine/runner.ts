@@ -92,17 +92,15 @@ async function graphsOf(
   { kvType, exactProducts }: { readonly kvType: KvType; readonly exactProducts: boolean },
   settings: SessionOptions,
 ): Promise<Graphs> {
+  const files: Graphs = {
+    one: () => createSession(join(modelDir, MODEL_FILE), settings),
+    many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
+  };
+  const isInFiles = kvType === 'f32' && !exactProducts;
+  // Reading the weights' places takes three times as long as this.
+  if (isInFiles && (await multipliesSignedExactly())) return files;
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  const areFilesRight =
-    kvType === 'f32' &&
-    !exactProducts &&
-    (stored.layers[0]!.qkv.kind !== 'q8-columns' || (await multipliesSignedExactly()));
-  if (areFilesRight) {
-    return {
-      one: () => createSession(join(modelDir, MODEL_FILE), settings),
-      many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
-    };
-  }
+  if (isInFiles && stored.layers[0]!.qkv.kind !== 'q8-columns') return files;
   const made = (graph: Graph) =>
     createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
   return {
