@@ -7,7 +7,7 @@
  * Runtime packs the weights once for each session, so a large model opens only the batched graph: its additional nodes cost
  * little compared with the weights.
  */
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
@@ -92,19 +92,26 @@ async function graphsOf(
   { kvType, exactProducts }: { readonly kvType: KvType; readonly exactProducts: boolean },
   settings: SessionOptions,
 ): Promise<Graphs> {
-  const files: Graphs = {
-    one: () => createSession(join(modelDir, MODEL_FILE), settings),
-    many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
-  };
-  const isInFiles = kvType === 'f32' && !exactProducts;
-  // Reading the weights' places takes three times as long as this.
-  if (isInFiles && (await multipliesSignedExactly())) return files;
+  if (kvType === 'f32' && !exactProducts && (await areExactInFiles(modelDir))) {
+    return {
+      one: () => createSession(join(modelDir, MODEL_FILE), settings),
+      many: () => createSession(join(modelDir, BATCHED_MODEL_FILE), settings),
+    };
+  }
   const stored = await readStoredLlama(modelDir, config, 'with surrogates');
-  if (isInFiles && stored.layers[0]!.qkv.kind !== 'q8-columns') return files;
   const made = (graph: Graph) =>
     createSessionIn(modelDir, exactProducts ? withExactProducts(graph) : graph, settings);
   return {
     one: () => made(llamaGraph(config, stored, kvType === 'f32' ? 'heads' : kvType)),
     many: () => made(batchedLlamaGraph(config, stored, kvType)),
   };
+}
+
+/** The operator of all products with signed codes; a graph's file has the names of its operators as text. */
+const SIGNED_PRODUCT = 'MatMulIntegerToFloat';
+
+/** Whether this CPU multiplies exactly what the model's graphs multiply. It is tried only for graphs with signed codes. */
+async function areExactInFiles(modelDir: string): Promise<boolean> {
+  const graph = await readFile(join(modelDir, MODEL_FILE));
+  return !graph.includes(SIGNED_PRODUCT) || multipliesSignedExactly();
 }
