@@ -69,7 +69,7 @@ function assemble(
       version: '1.0',
       truncation: null,
       padding: null,
-      added_tokens: vocabulary.added.map(addedToken),
+      added_tokens: vocabulary.added.map(addedToken(metadata)),
       ...parts,
       post_processor: addBos ? prefixWith(bos!, token(bos)!) : null,
     },
@@ -88,15 +88,24 @@ function assemble(
   };
 }
 
-const addedToken = (token: Vocabulary['added'][number]) => ({
-  id: token.id,
-  content: token.content,
-  single_word: false,
-  lstrip: false,
-  rstrip: false,
-  normalized: false,
-  special: token.special,
-});
+/** Tokens of a Phi-3 that keep the white space behind them. */
+const PHI3_KEEPING = new Set(['<unk>', '<s>', '<|endoftext|>']);
+
+function addedToken(metadata: Metadata) {
+  // A Phi-3's other added tokens take it: its tokenizer.json says so, and GGUF cannot. Of this architecture, only Phi-3 has
+  // SentencePiece.
+  const isPhi3 =
+    metadata.get('general.architecture') === 'phi3' && metadata.get('tokenizer.ggml.model') === 'llama';
+  return ({ id, content, special }: Vocabulary['added'][number]) => ({
+    id,
+    content,
+    single_word: false,
+    lstrip: false,
+    rstrip: isPhi3 && !PHI3_KEEPING.has(content),
+    normalized: false,
+    special,
+  });
+}
 
 const prefixWith = (id: number, content: string) => ({
   type: 'TemplateProcessing',

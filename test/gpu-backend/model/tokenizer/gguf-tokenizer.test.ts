@@ -54,6 +54,17 @@ describe('a SentencePiece tokenizer', () => {
     expect(bare.decode(bare.encode('fox', { addSpecial: false }))).toBe('fox');
   });
 
+  test('of a Phi-3 drops white space behind special tokens, but not behind BOS', () => {
+    const phi3 = importFixture({ 'general.architecture': 'phi3' }).tokenizer;
+    const [own, plain] = [phi3, tokenizer].map(({ encode }) => (line: string) => [
+      ...encode(line, { addSpecial: false, parseSpecial: true }),
+    ]);
+    const line = '</s>\n the fox';
+    expect(own!(line)).toEqual([2, ...plain!('the fox')]);
+    expect(plain!(line)).not.toEqual(own!(line));
+    expect(own!('<s>\n the fox')).toEqual(plain!('<s>\n the fox'));
+  });
+
   test('cuts a long text at its spaces, also where a control token has some in its name', () => {
     const named = fixture.tokens.map((token, id) => (id === 2 ? '<end\u2581of\u2581answer>' : token));
     const other = importFixture({ 'tokenizer.ggml.tokens': named }).tokenizer;
