@@ -52,6 +52,17 @@ describe('createChatTemplate', () => {
     expect(createChatTemplate(source, tokens).render(hi)).toBe('Hi {{ 1 + 1 }}');
   });
 
+  test('writes dates, indented JSON and questions about what nobody gave, as Granite’s template has them', () => {
+    const source =
+      "{{ strftime_now('%B %d, %Y') }}|{{ tools | tojson(indent=4) }}|" +
+      "{% if 'citations' in controls and documents %}A{% elif thinking %}B{% else %}C{% endif %}";
+    const date = new Intl.DateTimeFormat('en-US', { month: 'long', day: '2-digit', year: 'numeric' });
+    const tool: Tool = { type: 'function', function: { name: 'now' } };
+    expect(createChatTemplate(source, tokens).render(hi, [tool])).toBe(
+      `${date.format(new Date())}|${JSON.stringify([tool], null, 4)}|C`,
+    );
+  });
+
   test('a refusal by the template is the client’s error, with the template’s words', () => {
     const template = createChatTemplate("{{ raise_exception('roles must alternate') }}", tokens);
     expect(() => template.render(hi)).toThrowError(
