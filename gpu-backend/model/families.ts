@@ -25,6 +25,12 @@ type Family = {
   readonly ropelessEvery: number | undefined;
   /** llama.cpp's converter interleaves the rows of Q and K; {@link toHalfSplitRotary} undoes it. */
   readonly interleavedInGguf: boolean;
+  /** Files have Q, K and V, and gate and up, as one matrix each. */
+  readonly stacked: boolean;
+  /** Its configuration has factors: on the embedding, the outputs of blocks, scores and logits. */
+  readonly hasFactors: boolean;
+  /** Other names of longrope in config.json, which is not supported. */
+  readonly longropeNames: readonly string[];
   /** transformers' defaults for fields that config.json leaves out. */
   readonly defaults: {
     /** Undefined: the number of heads. */
@@ -33,6 +39,7 @@ type Family = {
     readonly headSize: number | undefined;
     readonly contextTokens: number;
     readonly ropeTheta: number;
+    readonly rmsEpsilon: number;
     readonly windowTokens: number | undefined;
     readonly tiedEmbeddings: boolean;
   };
@@ -44,11 +51,15 @@ const LLAMA: Family = {
   window: 'none',
   ropelessEvery: undefined,
   interleavedInGguf: true,
+  stacked: false,
+  hasFactors: false,
+  longropeNames: [],
   defaults: {
     kvHeadCount: undefined,
     headSize: undefined,
     contextTokens: 2048,
     ropeTheta: 10_000,
+    rmsEpsilon: 1e-6,
     windowTokens: undefined,
     tiedEmbeddings: false,
   },
@@ -93,6 +104,16 @@ export const FAMILIES: Readonly<Record<Architecture, Family>> = {
       contextTokens: 32_768,
       windowTokens: 4096,
     },
+  },
+  granite: { ...LLAMA, hasFactors: true },
+  phi3: {
+    ...LLAMA,
+    biases: 'none',
+    window: 'all',
+    interleavedInGguf: false,
+    stacked: true,
+    longropeNames: ['su', 'yarn'],
+    defaults: { ...LLAMA.defaults, contextTokens: 4096, rmsEpsilon: 1e-5 },
   },
 };
 
@@ -165,67 +186,115 @@ export function slidingWindowOf(
 export const layersOf = (layerCount: number, has: (layer: number) => boolean = () => true): number[] =>
   Array.from({ length: Math.min(Math.max(layerCount, 0), 512) }, (_, layer) => layer).filter(has);
 
-/* The tensors: their Hugging Face names, their GGUF names and their shapes. */
+/* The tensors: their names here and in files, and their shapes. */
 
 export type DecoderTensor = {
-  /** Hugging Face's name. */
+  /** The name in a `WeightSource`. */
   readonly name: string;
+  /** Hugging Face's name; of a tensor in a stack, the stack's. */
+  readonly hubName: string;
+  /** llama.cpp's name, or the stack's. */
   readonly ggufName: string;
+  /** Its first row in the stack; 0 when it is alone. */
+  readonly firstRow: number;
   /** `[out, in]` for a projection. */
   readonly shape: readonly number[];
   /** The heads of Q or K when the GGUF file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
+  /** The family's factor on its values. */
+  readonly scale: number;
 };
 
 export function decoderTensors(config: ModelConfig): DecoderTensor[] {
   const { hiddenSize, ffnSize, vocabularySize, headCount, kvHeadCount, headSize, attentionBias } = config;
+  const { factors, tiedEmbeddings } = config;
+  // Q is divided by √headSize in all families, so K has the rest of the factor on scores. All of it would make the scales of
+  // Q's codes too small for half precision.
+  const keyScale = factors && factors.scores * Math.sqrt(headSize);
   const queryWidth = headCount * headSize;
   const keyWidth = kvHeadCount * headSize;
-  const { interleavedInGguf } = FAMILIES[config.architecture];
+  const { interleavedInGguf, stacked } = FAMILIES[config.architecture];
   const list: DecoderTensor[] = [];
+  type Part = {
+    readonly rotaryHeads?: number | undefined;
+    readonly scale?: number | undefined;
+    readonly kind?: 'weight' | 'bias';
+    /** The place in a family with stacks. */
+    readonly stack?: { readonly names: readonly [hub: string, gguf: string]; readonly firstRow: number };
+  };
   const add = (
     name: string,
     ggufName: string,
     shape: readonly number[],
-    rotaryHeads?: number,
-    kind = 'weight',
-  ) =>
+    { rotaryHeads, scale = 1, kind = 'weight', stack }: Part = {},
+  ) => {
+    const { names, firstRow } = stacked && stack ? stack : { names: [name, ggufName], firstRow: 0 };
     list.push({
       name: `${name}.${kind}`,
-      ggufName: `${ggufName}.${kind}`,
+      hubName: `${names[0]}.${kind}`,
+      ggufName: `${names[1]}.${kind}`,
+      firstRow,
       shape,
       interleavedHeads: interleavedInGguf ? rotaryHeads : undefined,
+      scale,
     });
-  const bias = (name: string, ggufName: string, width: number, rotaryHeads?: number) =>
-    add(name, ggufName, [width], rotaryHeads, 'bias');
+  };
 
-  add('model.embed_tokens', 'token_embd', [vocabularySize, hiddenSize]);
+  add('model.embed_tokens', 'token_embd', [vocabularySize, hiddenSize], { scale: factors?.embedding });
   for (let i = 0; i < config.layerCount; i++) {
     const layer = `model.layers.${i}`;
     const attention = `${layer}.self_attn`;
+    const scale = factors?.blocks;
     add(`${layer}.input_layernorm`, `blk.${i}.attn_norm`, [hiddenSize]);
-    add(`${attention}.q_proj`, `blk.${i}.attn_q`, [queryWidth, hiddenSize], headCount);
-    add(`${attention}.k_proj`, `blk.${i}.attn_k`, [keyWidth, hiddenSize], kvHeadCount);
-    add(`${attention}.v_proj`, `blk.${i}.attn_v`, [keyWidth, hiddenSize]);
-    add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize, queryWidth]);
-    if (attentionBias !== undefined) {
-      bias(`${attention}.q_proj`, `blk.${i}.attn_q`, queryWidth, headCount);
-      bias(`${attention}.k_proj`, `blk.${i}.attn_k`, keyWidth, kvHeadCount);
-      bias(`${attention}.v_proj`, `blk.${i}.attn_v`, keyWidth);
+    const heads = [
+      { letter: 'q', width: queryWidth, firstRow: 0, rotaryHeads: headCount },
+      { letter: 'k', width: keyWidth, firstRow: queryWidth, rotaryHeads: kvHeadCount, scale: keyScale },
+      { letter: 'v', width: keyWidth, firstRow: queryWidth + keyWidth },
+    ];
+    for (const { letter, width, firstRow, ...part } of heads) {
+      const own = [`${attention}.${letter}_proj`, `blk.${i}.attn_${letter}`] as const;
+      const stack = { names: [`${attention}.qkv_proj`, `blk.${i}.attn_qkv`], firstRow } as const;
+      add(...own, [width, hiddenSize], { ...part, stack });
+      if (attentionBias !== undefined) add(...own, [width], { ...part, kind: 'bias' });
     }
-    if (attentionBias === 'qkvo') bias(`${attention}.o_proj`, `blk.${i}.attn_output`, hiddenSize);
+    add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize, queryWidth], { scale });
+    if (attentionBias === 'qkvo')
+      add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize], { scale, kind: 'bias' });
     if (config.headNorms) {
       add(`${attention}.q_norm`, `blk.${i}.attn_q_norm`, [headSize]);
       add(`${attention}.k_norm`, `blk.${i}.attn_k_norm`, [headSize]);
     }
     add(`${layer}.post_attention_layernorm`, `blk.${i}.ffn_norm`, [hiddenSize]);
-    add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize]);
-    add(`${layer}.mlp.up_proj`, `blk.${i}.ffn_up`, [ffnSize, hiddenSize]);
-    add(`${layer}.mlp.down_proj`, `blk.${i}.ffn_down`, [hiddenSize, ffnSize]);
+    const names = [`${layer}.mlp.gate_up_proj`, `blk.${i}.ffn_up`] as const;
+    add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize], {
+      stack: { names, firstRow: 0 },
+    });
+    add(`${layer}.mlp.up_proj`, `blk.${i}.ffn_up`, [ffnSize, hiddenSize], {
+      stack: { names, firstRow: ffnSize },
+    });
+    add(`${layer}.mlp.down_proj`, `blk.${i}.ffn_down`, [hiddenSize, ffnSize], { scale });
   }
-  add('model.norm', 'output_norm', [hiddenSize]);
-  if (!config.tiedEmbeddings) add('lm_head', 'output', [vocabularySize, hiddenSize]);
+  // The head reads what the last norm writes, so the norm's weights have the factor on logits. A tied head's rows are the
+  // embedding's, with the embedding's factor, which is taken back here, too.
+  add('model.norm', 'output_norm', [hiddenSize], {
+    scale: factors && factors.logits / (tiedEmbeddings ? factors.embedding : 1),
+  });
+  if (!tiedEmbeddings) add('lm_head', 'output', [vocabularySize, hiddenSize]);
   return list;
+}
+
+/** The shapes of the tensors in a file, by their names there. */
+export function storedShapes(
+  tensors: readonly DecoderTensor[],
+  nameOf: (tensor: DecoderTensor) => string,
+): Map<string, readonly number[]> {
+  const shapes = new Map<string, readonly number[]>();
+  // The last part of a stack ends where the stack does.
+  for (const tensor of tensors) {
+    const [rows, ...columns] = tensor.shape;
+    shapes.set(nameOf(tensor), [tensor.firstRow + rows!, ...columns]);
+  }
+  return shapes;
 }
 
 /**
@@ -239,23 +308,21 @@ export function checkTensors(
   held: ReadonlyMap<string, readonly number[]>,
   nameOf: (tensor: DecoderTensor) => string,
 ): DecoderTensor[] {
-  const expected = decoderTensors(config);
-  const known = new Set<string>();
-  for (const tensor of expected) {
-    const name = nameOf(tensor);
-    const shape = held.get(name);
-    if (shape === undefined) throw corruptModel(`tensor ${name} is missing`);
-    if (shape.join() !== tensor.shape.join()) {
-      throw corruptModel(`tensor ${name} is [${shape.join()}], expected [${tensor.shape.join()}]`);
+  const tensors = decoderTensors(config);
+  const expected = storedShapes(tensors, nameOf);
+  for (const [name, shape] of expected) {
+    const found = held.get(name);
+    if (found === undefined) throw corruptModel(`tensor ${name} is missing`);
+    if (found.join() !== shape.join()) {
+      throw corruptModel(`tensor ${name} is [${found.join()}], expected [${shape.join()}]`);
     }
-    known.add(name);
   }
   for (const name of held.keys()) {
-    if (!known.has(name)) {
+    if (!expected.has(name)) {
       throw unsupportedModel(`tensor ${quoted(name)} is no part of the architecture ${config.architecture}`);
     }
   }
-  return expected;
+  return tensors;
 }
 
 /**

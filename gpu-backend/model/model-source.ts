@@ -10,7 +10,7 @@ import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { readJson, readRegular } from '../files.ts';
 
 /** Families of decoders, by Hugging Face's `model_type`; each has a row in `families.ts`. */
-export const ARCHITECTURES = ['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'] as const;
+export const ARCHITECTURES = ['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3', 'granite', 'phi3'] as const;
 
 /** Rope scaling; `rope.ts` has the formulas. */
 const ropeScalingSchema = z.discriminatedUnion('type', [
@@ -64,10 +64,24 @@ export const modelConfigSchema = z.strictObject({
   slidingWindow: z.strictObject({ tokens: z.int().min(1), layers: z.array(z.int().min(0)) }).optional(),
   /** Layers without rotary embedding. */
   layersWithoutRope: z.array(z.int().min(0)).optional(),
+  /** Factors of Granite. Weights have them as soon as they are read (`DecoderTensor.scale`), so no graph does. */
+  factors: z
+    .strictObject({
+      embedding: z.number().positive(),
+      /** On the output of every block. */
+      blocks: z.number().positive(),
+      /** On the products of queries and keys, in place of 1/√headSize. */
+      scores: z.number().positive(),
+      logits: z.number().positive(),
+    })
+    .optional(),
 });
 export type ModelConfig = z.infer<typeof modelConfigSchema>;
 
-/** Dequantized weights by canonical (Hugging Face) names, e.g. `model.layers.0.self_attn.q_proj.weight`. */
+/**
+ * Dequantized weights by canonical names, e.g. `model.layers.0.self_attn.q_proj.weight`: those of a Llama on Hugging Face,
+ * however a family names and stacks them in its files. The factors of a family are in the weights.
+ */
 export interface WeightSource {
   readonly config: ModelConfig;
   has(name: string): boolean;
@@ -92,6 +106,8 @@ export type TensorPlace = {
   readonly shape: readonly number[];
   /** The heads of Q or K when the file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
+  /** The factor on the file's values. */
+  readonly scale: number;
 };
 
 export const WEIGHT_KINDS = ['q8', 'q4', 'q8-columns', 'f32'] as const;

@@ -19,7 +19,7 @@ import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { saidInProcess } from '../gpu-backend/cli/in-process.ts';
 import { writeSmallData } from '../gpu-backend/learning/small-run.ts';
 import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
-import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../support/family-files.ts';
+import { ggufParts, hubConfig, safetensorsFiles, storedTensors } from '../support/family-files.ts';
 import { splitGguf, writeGguf } from '../support/gguf.ts';
 import { randomLlama } from '../support/random-llama.ts';
 import { tinyFolder } from '../support/safetensors.ts';
@@ -54,6 +54,17 @@ const FAMILIES: Readonly<Record<string, Partial<ModelConfig>>> = {
   },
   'qwen-2': { ...SHAPE, architecture: 'qwen2', attentionBias: 'qkv' },
   'qwen-3': { ...SHAPE, architecture: 'qwen3', headNorms: true, headSize: 32 },
+  'granite-3': {
+    ...SHAPE,
+    architecture: 'granite',
+    factors: { embedding: 12, blocks: 0.22, scores: 0.0625, logits: 0.125 },
+  },
+  'phi-3': {
+    ...SHAPE,
+    architecture: 'phi3',
+    tiedEmbeddings: false,
+    slidingWindow: { tokens: 31, layers: [0, 1] },
+  },
 };
 const FORMS = ['safetensors', 'shards', 'gguf', 'split'] as const;
 type Form = (typeof FORMS)[number];
@@ -65,6 +76,8 @@ const MODELS: readonly { readonly family: string; readonly form: Form }[] = [
   { family: 'llama-3', form: 'shards' },
   { family: 'qwen-2', form: 'split' },
   { family: 'qwen-3', form: 'shards' },
+  { family: 'granite-3', form: 'split' },
+  { family: 'phi-3', form: 'shards' },
 ];
 
 let home = '';
@@ -105,7 +118,7 @@ async function filesOf(family: string, form: Form): Promise<string> {
     const tokenizer = JSON.parse(new TextDecoder().decode(written));
     await put({
       ...tiny,
-      ...safetensorsFiles(await readAll(source), form === 'shards' ? 3 : 1),
+      ...safetensorsFiles(await storedTensors(source), form === 'shards' ? 3 : 1),
       'config.json': JSON.stringify(hubConfig(source.config)),
       'tokenizer_config.json': JSON.stringify({ ...tokenizer, chat_template: TEMPLATE }),
     });

@@ -1,5 +1,10 @@
 /** A random model of any family as files: a Hugging Face folder, or GGUF as llama.cpp's converter writes it. */
-import { decoderTensors, FAMILIES } from '../../gpu-backend/model/families.ts';
+import {
+  type DecoderTensor,
+  decoderTensors,
+  FAMILIES,
+  storedShapes,
+} from '../../gpu-backend/model/families.ts';
 import type { ModelConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
 import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
 import type { GgufParts, Tensor, Value } from './gguf.ts';
@@ -14,6 +19,32 @@ export async function readAll(source: WeightSource): Promise<Weights> {
     weights.set(name, { shape, data: await source.read(name) });
   }
   return weights;
+}
+
+/** The tensors as a family's files have them: in stacks, and without its factors. */
+export async function storedTensors(
+  source: WeightSource,
+  nameOf: (tensor: DecoderTensor) => string = ({ hubName }) => hubName,
+): Promise<Weights> {
+  const tensors = decoderTensors(source.config);
+  const stored: Weights = new Map();
+  for (const [name, shape] of storedShapes(tensors, nameOf)) {
+    const parts = tensors.filter((tensor) => nameOf(tensor) === name);
+    const values = await Promise.all(
+      parts.map(async (part) => {
+        const data = await source.read(part.name);
+        return part.scale === 1 ? data : data.map((value) => value / part.scale);
+      }),
+    );
+    const data = new Float32Array(values.reduce((sum, { length }) => sum + length, 0));
+    let at = 0;
+    for (const part of values) {
+      data.set(part, at);
+      at += part.length;
+    }
+    stored.set(name, { shape, data });
+  }
+  return stored;
 }
 
 /** In `shards` files with an index, or in one. */
@@ -58,17 +89,21 @@ export async function ggufParts(source: WeightSource): Promise<GgufParts> {
     ...ggufShape(config),
     ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
     ...scalingMetadata(config),
+    ...factorsMetadata(config),
   };
   const metadata = new Map<string, Value>([
     ['general.architecture', text(architecture)],
     ...Object.entries(own).map(([key, value]): [string, Value] => [`${architecture}.${key}`, value]),
     ...[...tinyLlama().metadata].filter(([key]) => key.startsWith('tokenizer.')),
   ]);
-  const weights = await readAll(source);
-  const tensors = decoderTensors(config).map(({ name, ggufName, shape, interleavedHeads }): Tensor => {
-    const { data } = weights.get(name)!;
-    const stored = interleavedHeads === undefined ? data : interleave(data, interleavedHeads, shape[1] ?? 1);
-    return { name: ggufName, shape, type: 0, data: floats(stored) };
+  const heads = new Map(
+    decoderTensors(config).map(({ ggufName, interleavedHeads }) => [ggufName, interleavedHeads]),
+  );
+  const weights = await storedTensors(source, ({ ggufName }) => ggufName);
+  const tensors = Array.from(weights, ([name, { shape, data }]): Tensor => {
+    const interleaved = heads.get(name);
+    const stored = interleaved === undefined ? data : interleave(data, interleaved, shape[1] ?? 1);
+    return { name, shape, type: 0, data: floats(stored) };
   });
   return { metadata, tensors: [...tensors, ...ropeFactors(config)] };
 }
@@ -83,6 +118,16 @@ function scalingMetadata({ ropeScaling }: ModelConfig): Record<string, Value> {
     }),
   };
 }
+
+const factorsMetadata = ({ factors }: ModelConfig): Record<string, Value> =>
+  factors === undefined
+    ? {}
+    : {
+        embedding_scale: f32(factors.embedding),
+        residual_scale: f32(factors.blocks),
+        'attention.scale': f32(factors.scores),
+        logit_scale: f32(1 / factors.logits),
+      };
 
 /** Llama 3's scaling is a tensor there. */
 function ropeFactors(config: ModelConfig): Tensor[] {
@@ -135,6 +180,13 @@ export function hubConfig(config: ModelConfig): Record<string, unknown> {
     rope_theta: config.ropeTheta,
     tie_word_embeddings: config.tiedEmbeddings,
     eos_token_id: 2,
+    ...(config.slidingWindow && { sliding_window: config.slidingWindow.tokens }),
+    ...(config.factors && {
+      embedding_multiplier: config.factors.embedding,
+      residual_multiplier: config.factors.blocks,
+      attention_multiplier: config.factors.scores,
+      logits_scaling: 1 / config.factors.logits,
+    }),
     ...(ropeScaling?.type === 'llama3' && {
       rope_scaling: {
         rope_type: 'llama3',

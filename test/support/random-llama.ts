@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
+import { decoderTensors, storedShapes } from '../../gpu-backend/model/families.ts';
 import { openSafetensors } from '../../gpu-backend/model/formats/safetensors.ts';
 import {
   isCalibrated,
@@ -37,26 +38,21 @@ export const TINY_CONFIG: ModelConfig = {
 
 export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
   const config = { ...TINY_CONFIG, ...changes };
-  const { hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D, vocabularySize: V } = config;
-  const shapes: [RegExp, number[]][] = [
-    [/q_proj\.bias/, [N * D]],
-    [/[kv]_proj\.bias/, [G * D]],
-    [/o_proj\.bias/, [H]],
-    [/[qk]_norm/, [D]],
-    [/embed_tokens|lm_head/, [V, H]],
-    [/q_proj/, [N * D, H]],
-    [/[kv]_proj/, [G * D, H]],
-    [/o_proj/, [H, N * D]],
-    [/gate_proj|up_proj/, [F, H]],
-    [/down_proj/, [H, F]],
-    [/norm/, [H]],
-  ];
-  const shape = (name: string) => shapes.find(([pattern]) => pattern.test(name))![1];
+  const tensors = decoderTensors(config);
+  const stored = storedShapes(tensors, ({ hubName }) => hubName);
+  const find = (name: string) => tensors.find((tensor) => tensor.name === name)!;
   return {
     config,
-    has: () => true,
-    shape,
-    read: async (name) => randomTensor(name, shape(name)),
+    has: (name) => find(name) !== undefined,
+    shape: (name) => find(name).shape,
+    // A checkpoint has random values by its own names, with stacks and without factors.
+    async read(name) {
+      const { hubName, firstRow, shape, scale } = find(name);
+      const [rows, columns = 1] = shape;
+      const whole = randomTensor(hubName, stored.get(hubName)!);
+      const values = whole.slice(firstRow * columns, (firstRow + rows!) * columns);
+      return scale === 1 ? values : values.map((value) => value * scale);
+    },
   };
 }
 

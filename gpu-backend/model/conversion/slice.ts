@@ -6,7 +6,7 @@
 import { parentPort } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { rotateColumns, rotateRows, scaleColumns } from '../architectures/rotation.ts';
-import { COLUMNS_UNIT, type MatrixParts, matrixInFile } from '../formats/tensor-parts.ts';
+import { COLUMNS_UNIT, type MatrixParts, matrixInFile, multiply } from '../formats/tensor-parts.ts';
 import type { TensorPlace } from '../model-source.ts';
 import {
   type MatrixCodes,
@@ -55,10 +55,10 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
   const rows = await parts.rows(from, slice.rows);
   switch (turn.kind) {
     case 'scaled':
-      scale(rows, turn.scale);
+      multiply(rows, turn.scale);
       break;
     case 'reads':
-      scale(rows, turn.scale);
+      multiply(rows, turn.scale);
       scaleColumns(rows, turn.norm);
       rotateRows(rows, columns);
       break;
@@ -86,10 +86,6 @@ function writeCodes(
   const { values, zeroPoints } = packRows(codes);
   writeAt(descriptor, valuesAt, values);
   writeAt(descriptor, zeroPointsAt, zeroPoints);
-}
-
-function scale(values: Float32Array, factor: number): void {
-  if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }
 
 /** Rotates tiles of columns, and writes the whole matrix at the end: a tile has a part of every row. */

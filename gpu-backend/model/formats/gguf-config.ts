@@ -28,7 +28,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
   const named = reader(header.metadata, '').text('general.architecture');
   const architecture = architectureNamed(named);
   const read = reader(header.metadata, `${architecture}.`);
-  refuseUnhonoured(read);
+  refuseUnhonoured(read, header);
   const family = FAMILIES[architecture];
   const layerCount = read.required('block_count');
   const hiddenSize = read.required('embedding_length');
@@ -67,7 +67,22 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
       contextTokens,
     ),
     layersWithoutRope: every && layersOf(layerCount, (layer) => (layer + 1) % every === 0),
+    factors: family.hasFactors ? factorsOf(read, headSize) : undefined,
   });
+}
+
+/** Also here, as for llama.cpp, 0 is none. */
+function factorsOf(read: Reader, headSize: number): ModelConfig['factors'] {
+  // llama.cpp takes this for a switch here.
+  if (read.flag('rope.scaling.finetuned') === false)
+    throw unsupportedModel('no rotary embedding (rope.scaling.finetuned is false)');
+  const factor = (name: string, none: number) => singlePrecisionText(read.number(name) || none);
+  return {
+    embedding: factor('embedding_scale', 1),
+    blocks: factor('residual_scale', 1),
+    scores: factor('attention.scale', 1 / Math.sqrt(headSize)),
+    logits: 1 / singlePrecisionText(read.required('logit_scale')),
+  };
 }
 
 function attentionBias({ tensors }: GgufHeader, architecture: Architecture): ModelConfig['attentionBias'] {
@@ -134,6 +149,7 @@ function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
       if (value === undefined) throw corruptModel(`${prefix}${name} is missing`);
       return value;
     },
+    flag: (name: string) => metadata.get(prefix + name),
     text(name: string): string | undefined {
       const value = metadata.get(prefix + name);
       return typeof value === 'string' ? value : undefined;
@@ -149,9 +165,10 @@ function uniformValue(key: string, values: readonly unknown[]): unknown {
   return values[0];
 }
 
-function refuseUnhonoured(read: Reader): void {
+function refuseUnhonoured(read: Reader, { tensors }: GgufHeader): void {
   const experts = read.number('expert_count') ?? 0;
   if (experts > 0) throw unsupportedModel(`it is a mixture of ${experts} experts`);
+  if (tensors.has('rope_factors_long.weight')) throw unsupportedModel('longrope (rope_factors_long)');
   const scaling = read.text('rope.scaling.type');
   if (scaling !== 'yarn' && (read.number('rope.scaling.attn_factor') ?? 1) !== 1) {
     throw unsupportedModel('rope scaling with an attention factor');

@@ -9,7 +9,7 @@ import { checkTensors } from '../families.ts';
 import { corruptModel, type OpenModelFile, quoted, type TensorPlace } from '../model-source.ts';
 import { configFromGguf, ROPE_FACTORS } from './gguf-config.ts';
 import { type GgufHeader, type GgufTensor, type GgufValue, readGgufHeader } from './gguf-header.ts';
-import { readTensor } from './tensor-parts.ts';
+import { readTensor, tensorsInFiles } from './tensor-parts.ts';
 
 type GgufFile = OpenModelFile & { readonly metadata: GgufHeader['metadata'] };
 
@@ -26,25 +26,13 @@ export async function openGguf(path: string): Promise<GgufFile> {
     const config = configFromGguf({ metadata, tensors: stored }, await ropeFactorsOf(stored));
     const shapes = new Map([...stored.values()].map(({ name, shape }) => [name, shape]));
     shapes.delete(ROPE_FACTORS);
-    const expected = checkTensors(config, shapes, (tensor) => tensor.ggufName);
-    const tensors = new Map(expected.map((tensor) => [tensor.name, tensor]));
-    const find = (name: string) => {
-      const tensor = tensors.get(name);
-      if (tensor === undefined) throw new RangeError(`the model has no tensor ${name}`);
-      return tensor;
-    };
-    const place = (name: string): TensorPlace => {
-      const { ggufName, interleavedHeads } = find(name);
-      return placeOf(stored.get(ggufName)!, interleavedHeads);
-    };
+    const tensors = checkTensors(config, shapes, (tensor) => tensor.ggufName);
     return {
-      config,
+      ...tensorsInFiles(config, tensors, ({ ggufName, interleavedHeads }) =>
+        placeOf(stored.get(ggufName)!, interleavedHeads),
+      ),
       metadata,
       weightFiles: parts.map((part) => part.path),
-      has: (name) => tensors.has(name),
-      shape: (name) => find(name).shape,
-      place,
-      read: async (name) => readTensor(place(name)),
       close,
     };
   } catch (error) {
@@ -71,7 +59,7 @@ type StoredTensor = GgufTensor & { readonly file: FileHandle };
 const placeOf = (
   { file, name, type, offset, shape }: StoredTensor,
   interleavedHeads: number | undefined,
-): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads });
+): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads, scale: 1 });
 
 const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
 const PART_COUNT_MAX = 1000;

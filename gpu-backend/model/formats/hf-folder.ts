@@ -27,6 +27,7 @@ import {
 } from '../model-source.ts';
 import { yarnAttentionFactor } from '../rope.ts';
 import { openSafetensors, type SafetensorsFile } from './safetensors.ts';
+import { tensorsInFiles } from './tensor-parts.ts';
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 const INDEX_BYTES_MAX = 32 * 1024 * 1024;
@@ -54,19 +55,10 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
     // Refuses types that cannot be read, before anything is read.
     for (const [name, file] of fileOf) file.place(name);
     const shapes = new Map([...fileOf].map(([name, file]) => [name, file.shape(name)]));
-    checkTensors(config, shapes, (tensor) => tensor.name);
-    const find = (name: string) => {
-      const file = fileOf.get(name);
-      if (file === undefined) throw new RangeError(`the model has no tensor ${name}`);
-      return file;
-    };
+    const tensors = checkTensors(config, shapes, (tensor) => tensor.hubName);
     return {
-      config,
+      ...tensorsInFiles(config, tensors, ({ hubName }) => fileOf.get(hubName)!.place(hubName)),
       weightFiles: names.map((name) => join(folder, name)),
-      has: (name) => fileOf.has(name),
-      shape: (name) => find(name).shape(name),
-      read: (name) => find(name).read(name),
-      place: (name) => find(name).place(name),
       close,
     };
   } catch (error) {
@@ -156,6 +148,10 @@ const configSchema = z.looseObject({
   layer_types: z.array(z.string()).max(512).nullish(),
   no_rope_layers: z.array(z.number()).max(512).nullish(),
   no_rope_layer_interval: z.int().min(1).nullish(),
+  embedding_multiplier: z.number().nullish(),
+  residual_multiplier: z.number().nullish(),
+  attention_multiplier: z.number().nullish(),
+  logits_scaling: z.number().nullish(),
 });
 type Config = z.infer<typeof configSchema>;
 
@@ -169,7 +165,7 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
   if (checked.kind === 'bad') throw corruptModel(`config.json: ${checked.message}`);
   const { value: config } = checked;
   refuseUnhonoured(config);
-  const { defaults, biases, headNorms } = FAMILIES[architecture];
+  const { defaults, biases, headNorms, hasFactors } = FAMILIES[architecture];
   const headCount = config.num_attention_heads;
   const contextTokens = config.max_position_embeddings ?? defaults.contextTokens;
   // In a file, null means as many as heads; transformers' default is only for a field that is missing.
@@ -189,13 +185,21 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
     vocabularySize: config.vocab_size,
     contextTokens,
     ropeTheta: rope.rope_theta ?? config.rope_theta ?? defaults.ropeTheta,
-    rmsEpsilon: config.rms_norm_eps ?? 1e-6,
+    rmsEpsilon: config.rms_norm_eps ?? defaults.rmsEpsilon,
     tiedEmbeddings: config.tie_word_embeddings ?? defaults.tiedEmbeddings,
-    ropeScaling: ropeScaling(rope, contextTokens),
+    ropeScaling: ropeScaling(rope, architecture, contextTokens),
     attentionBias: biases === 'qkv' ? 'qkv' : asked,
     headNorms: headNorms || undefined,
     slidingWindow: slidingWindow(config, architecture, layersWithoutRope, contextTokens),
     layersWithoutRope: layersWithoutRope.length === 0 ? undefined : layersWithoutRope,
+    factors: hasFactors
+      ? {
+          embedding: config.embedding_multiplier ?? 1,
+          blocks: config.residual_multiplier ?? 1,
+          scores: config.attention_multiplier ?? 1,
+          logits: 1 / (config.logits_scaling ?? 1),
+        }
+      : undefined,
   });
 }
 
@@ -205,14 +209,15 @@ function refuseUnhonoured(config: Config): void {
   }
   if (config.mlp_bias) throw unsupportedModel('biases in its FFN projections');
   const partial = config.partial_rotary_factor ?? config.rope_parameters?.partial_rotary_factor ?? 1;
-  if (partial !== 1) throw unsupportedModel('partial rotary embeddings');
+  if (partial !== 1) throw unsupportedModel(`partial rotary embeddings (partial_rotary_factor ${partial})`);
   const kinds = new Set(config.layer_types ?? []);
   for (const kind of ['full_attention', 'sliding_attention']) kinds.delete(kind);
   if (kinds.size > 0) throw unsupportedModel(`layers of the kind ${quoted([...kinds][0]!)}`);
 }
 
-function ropeScaling(rope: Rope, contextTokens: number): RopeScaling | undefined {
-  const type = rope.rope_type ?? rope.type ?? 'default';
+function ropeScaling(rope: Rope, architecture: Architecture, contextTokens: number): RopeScaling | undefined {
+  const named = rope.rope_type ?? rope.type ?? 'default';
+  const type = FAMILIES[architecture].longropeNames.includes(named) ? 'longrope' : named;
   const required = (name: keyof Rope): number => {
     const value = rope[name];
     if (typeof value === 'number') return value;

@@ -52,7 +52,8 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
     const place = (name: string): TensorPlace => {
       const { dtype, shape, data_offsets } = find(name);
       const [descriptor, offset] = [file.fd, dataStart + data_offsets[0]];
-      return { name, descriptor, offset, type: floatType(name, dtype), shape, interleavedHeads: undefined };
+      const type = floatType(name, dtype);
+      return { name, descriptor, offset, type, shape, interleavedHeads: undefined, scale: 1 };
     };
     return {
       names: [...entries.keys()],

@@ -4,9 +4,37 @@
  */
 import { read } from 'node:fs';
 import { promisify } from 'node:util';
-import { toHalfSplitRotary } from '../families.ts';
-import { corruptModel, type TensorPlace } from '../model-source.ts';
+import { type DecoderTensor, toHalfSplitRotary } from '../families.ts';
+import { corruptModel, type FileSource, type ModelConfig, type TensorPlace } from '../model-source.ts';
 import { type TensorType, tensorType } from './dequantize.ts';
+
+/** A model's tensors in open files. `stored`: the place of the file's tensor that has this one, alone or in a stack. */
+export function tensorsInFiles(
+  config: ModelConfig,
+  tensors: readonly DecoderTensor[],
+  stored: (tensor: DecoderTensor) => TensorPlace,
+): FileSource {
+  const named = new Map(tensors.map((tensor) => [tensor.name, tensor]));
+  const find = (name: string): DecoderTensor => {
+    const tensor = named.get(name);
+    if (tensor === undefined) throw new RangeError(`the model has no tensor ${name}`);
+    return tensor;
+  };
+  const place = (name: string): TensorPlace => {
+    const tensor = find(name);
+    const { firstRow, shape, scale } = tensor;
+    const whole = stored(tensor);
+    const row_bytes = bytesOf(tensorType(whole.type)!, elementsOf(shape.slice(1)));
+    return { ...whole, offset: whole.offset + firstRow * row_bytes, shape, scale };
+  };
+  return {
+    config,
+    has: (name) => named.has(name),
+    shape: (name) => find(name).shape,
+    place,
+    read: async (name) => readTensor(place(name)),
+  };
+}
 
 /** Parts of a matrix `[rows, columns]`, row-major. */
 export type MatrixParts = {
@@ -41,7 +69,7 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
         const at = row * row_bytes + begin;
         type.dequantize(whole.subarray(at, at + length), out.subarray(row * count, (row + 1) * count));
       }
-      requireFinite(place.name, out);
+      finish(place, out);
       return out;
     },
   };
@@ -49,11 +77,9 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
 
 /** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
-  readElements(
-    place,
-    place.shape.reduce((product, size) => product * size, 1),
-    place.shape[0] ?? 1,
-  );
+  readElements(place, elementsOf(place.shape), place.shape[0] ?? 1);
+
+const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
 /** Bytes that are read at a time, so that only the result is in memory as a whole. */
 const CHUNK_BYTES = 8 * 1024 * 1024;
@@ -76,7 +102,7 @@ async function readElements(place: TensorPlace, elements: number, rows: number):
     await readFully(place, bytes, block * type.blockBytes);
     const values = out.subarray(block * type.blockSize, (block + count) * type.blockSize);
     type.dequantize(bytes, values);
-    requireFinite(place.name, values);
+    finish(place, values);
   }
   const { interleavedHeads, shape } = place;
   if (interleavedHeads === undefined) return out;
@@ -99,9 +125,14 @@ async function readFully(
   }
 }
 
-/** A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
-function requireFinite(name: string, values: Float32Array): void {
+/** Scales values of the file. A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
+function finish({ name, scale }: TensorPlace, values: Float32Array): void {
+  multiply(values, scale);
   let sum = 0;
   for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
   if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
+}
+
+export function multiply(values: Float32Array, factor: number): void {
+  if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }

@@ -20,7 +20,13 @@ import {
 import { ARCHITECTURES, type OpenModelFile } from '../../../gpu-backend/model/model-source.ts';
 import { refusePickles } from '../../../gpu-backend/model/sources/local.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';
-import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../support/family-files.ts';
+import {
+  ggufParts,
+  hubConfig,
+  readAll,
+  safetensorsFiles,
+  storedTensors,
+} from '../../support/family-files.ts';
 import { splitGguf, writeGguf } from '../../support/gguf.ts';
 import { randomLlama } from '../../support/random-llama.ts';
 import { writeSafetensors } from '../../support/safetensors.ts';
@@ -39,6 +45,10 @@ type Config = {
   readonly sliding_window?: number | null;
   readonly no_rope_layers?: readonly number[];
   readonly layer_types?: readonly string[];
+  readonly embedding_multiplier?: number;
+  readonly residual_multiplier?: number;
+  readonly attention_multiplier?: number;
+  readonly logits_scaling?: number;
 };
 
 /** The rows of the table whose first heading is `heading`. */
@@ -86,7 +96,16 @@ describe('families', () => {
       decoderTensors(configFromHuggingFace(config)).some(
         (tensor) => tensor.name === `model.layers.0.${name}`,
       );
+  /** Whether a tensor of the first layer is in such a stack. */
+  const stacks =
+    (stack: string, name: string): Claim =>
+    ({ config }) =>
+      decoderTensors(configFromHuggingFace(config)).some(
+        (tensor) =>
+          tensor.name.endsWith(`.0.${name}.weight`) && tensor.hubName.endsWith(`.0.${stack}.weight`),
+      );
   const plain = scaled('default');
+  const changes = (factor: number | undefined) => factor !== undefined && factor !== 1;
   const isTied = has(({ tie_word_embeddings }) => tie_word_embeddings === true);
   const isUntied = has(({ tie_word_embeddings }) => tie_word_embeddings === false);
   const both =
@@ -120,6 +139,20 @@ describe('families', () => {
       ({ layer_types }) =>
         layer_types?.[0] === 'full_attention' && layer_types.at(-1) === 'sliding_attention',
     ),
+    'Granite 3 without experts': has(({ logits_scaling }) => logits_scaling !== undefined),
+    'factors of embedding': has(({ embedding_multiplier }) => changes(embedding_multiplier)),
+    blocks: has(({ residual_multiplier }) => changes(residual_multiplier)),
+    scores: has(({ attention_multiplier }) => changes(attention_multiplier)),
+    logits: has(({ logits_scaling }) => changes(logits_scaling)),
+    'Phi-3 with a context of 4k': has(({ sliding_window }) => typeof sliding_window === 'number'),
+    'one matrix for Q to V': both(
+      ...['q', 'k', 'v'].map((letter) => stacks('self_attn.qkv_proj', `self_attn.${letter}_proj`)),
+    ),
+    'one for gate and up': both(
+      stacks('mlp.gate_up_proj', 'mlp.gate_proj'),
+      stacks('mlp.gate_up_proj', 'mlp.up_proj'),
+    ),
+    'Phi-4': has(({ sliding_window }) => sliding_window === null),
     'norms over heads': both(holds('self_attn.q_norm.weight'), holds('self_attn.k_norm.weight')),
     'heads of any width': has(
       ({ head_dim, num_attention_heads, hidden_size }) => head_dim! * num_attention_heads! !== hidden_size,
@@ -243,7 +276,7 @@ describe('files', () => {
   };
   const openShards = async (shards: number) => {
     await put({
-      ...safetensorsFiles(await readAll(source), shards),
+      ...safetensorsFiles(await storedTensors(source), shards),
       'config.json': JSON.stringify(hubConfig(source.config)),
     });
     return openSafetensorsFolder(folder);

@@ -17,7 +17,13 @@ import {
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { ropeFrequencies, ropeTables } from '../../../../gpu-backend/model/rope.ts';
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
-import { canBeGguf, ggufParts, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import {
+  canBeGguf,
+  ggufParts,
+  readAll,
+  safetensorsFiles,
+  storedTensors,
+} from '../../../support/family-files.ts';
 import { furthestInRows } from '../../../support/furthest.ts';
 import { splitGguf, writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
@@ -109,7 +115,7 @@ describe.each(figures.variants)('$name', (variant) => {
   });
 
   test('safetensors in three shards: logits and greedy tokens', async () => {
-    await put(safetensorsFiles(await readAll(source), 3));
+    await put(safetensorsFiles(await storedTensors(source), 3));
     await writeFile(path.join(folder, 'config.json'), JSON.stringify(variant.config));
     const opened = await openSafetensorsFolder(folder);
     expect(opened.config).toEqual(config);
@@ -151,5 +157,16 @@ describe.each(figures.variants)('$name', (variant) => {
     const found = await logitsOf(runner, MASKED, false);
     const size = variant.masked.flat().reduce((most, one) => Math.max(most, Math.abs(one)), 0);
     expect(furthestInRows(found, variant.masked) / size).toBeLessThan(0.05);
+  });
+
+  // Calibration reads the weights for itself, layer by layer.
+  test.runIf(config.factors !== undefined || config.architecture === 'phi3').each([
+    ['q4', 0.25],
+    ['q8-columns', 0.05],
+  ] as const)('%s, calibrated: the same function within its precision', async (kind, most) => {
+    await using runner = await openEmitted(source, kind);
+    const found = await logitsOf(runner, MASKED, false);
+    const size = variant.masked.flat().reduce((most, one) => Math.max(most, Math.abs(one)), 0);
+    expect(furthestInRows(found, variant.masked) / size).toBeLessThan(most);
   });
 });

@@ -29,7 +29,7 @@ import {
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import type { WeightRange } from '../../../../gpu-backend/model/weights-file.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
-import { ggufParts, hubConfig, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import { ggufParts, hubConfig, safetensorsFiles, storedTensors } from '../../../support/family-files.ts';
 import { furthest } from '../../../support/furthest.ts';
 import { writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
@@ -45,6 +45,14 @@ const SHAPE = { hiddenSize: 192, headSize: 32, ffnSize: 512, tiedEmbeddings: fal
 const VARIANTS: readonly Partial<ModelConfig>[] = [
   { ...SHAPE, layerCount: 2 },
   { ...SHAPE, layerCount: 2, architecture: 'qwen3', headNorms: true, headSize: 16 },
+  {
+    ...SHAPE,
+    layerCount: 2,
+    architecture: 'granite',
+    tiedEmbeddings: true,
+    factors: { embedding: 12, blocks: 0.22, scores: 0.0625, logits: 0.125 },
+  },
+  { ...SHAPE, layerCount: 2, architecture: 'phi3' },
 ];
 
 async function fileOf(source: WeightSource, kind: 'safetensors' | 'gguf'): Promise<OpenModelFile> {
@@ -53,7 +61,7 @@ async function fileOf(source: WeightSource, kind: 'safetensors' | 'gguf'): Promi
     await writeFile(file, writeGguf(await ggufParts(source)));
     return openGguf(file);
   }
-  for (const [name, bytes] of Object.entries(safetensorsFiles(await readAll(source), 2)))
+  for (const [name, bytes] of Object.entries(safetensorsFiles(await storedTensors(source), 2)))
     await writeFile(path.join(folder, name), bytes);
   await writeFile(path.join(folder, 'config.json'), JSON.stringify(hubConfig(source.config)));
   return openSafetensorsFolder(folder);

@@ -25,6 +25,14 @@ const FAMILIES: readonly Partial<ModelConfig>[] = [
   { ...SHAPE, architecture: 'llama' },
   { ...SHAPE, architecture: 'qwen2', attentionBias: 'qkv', tiedEmbeddings: false },
   { ...SHAPE, architecture: 'qwen3', headNorms: true },
+  // Powers of 2, so that taking factors from the weights and giving them back loses nothing.
+  {
+    ...SHAPE,
+    architecture: 'granite',
+    headSize: 16,
+    factors: { embedding: 8, blocks: 0.25, scores: 0.0625, logits: 0.125 },
+  },
+  { ...SHAPE, architecture: 'phi3', tiedEmbeddings: false },
 ];
 /** The largest error of a value, as a share of the largest value; scales in half precision add some of it. */
 const ERRORS = { F32: 0, F16: 2 ** -11, BF16: 2 ** -8, Q8_0: 1 / 254, Q4_0: 1 / 7 } as const;

@@ -41,6 +41,20 @@ test('with fields changed, it is read or refused with a reason', () => {
   expect(outcomes.refused).toBeGreaterThan(100);
 });
 
+test('what a file leaves out is as transformers has it for the family', () => {
+  const least = (model_type: string) =>
+    configFromHuggingFace({
+      ...{ model_type, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2 },
+      ...{ num_attention_heads: 4, vocab_size: 100 },
+    });
+  const common = { kvHeadCount: 4, headSize: 16, ropeTheta: 10_000, tiedEmbeddings: false };
+  const none = { embedding: 1, blocks: 1, scores: 1, logits: 1 };
+  expect(least('llama')).toMatchObject({ ...common, contextTokens: 2048, rmsEpsilon: 1e-6 });
+  expect(least('granite')).toMatchObject({ ...common, contextTokens: 2048, factors: none });
+  expect(least('phi3')).toMatchObject({ ...common, contextTokens: 4096, rmsEpsilon: 1e-5 });
+  expect(least('phi3').slidingWindow).toBeUndefined();
+});
+
 test('rotary tables of gigabytes are refused: a small file can ask for them', () => {
   const config = { ...figures.variants[0]!.config, hidden_size: 16, num_attention_heads: 1 };
   const asking = (head_dim: number) =>

@@ -59,6 +59,14 @@ const with_ = (key: string, value: Value | undefined) => tiny({ metadata: { [key
 const u32 = (value: number): Value => ({ type: 'u32', value });
 const text = (value: string): Value => ({ type: 'string', value });
 
+/** The tiny file as a Granite's. */
+function granite(more: Readonly<Record<string, Value>>): Uint8Array {
+  const { metadata, tensors } = tinyLlama();
+  const own = Array.from(metadata, ([key, value]) => [key.replace(/^llama\./, 'granite.'), value] as const);
+  const changed = new Map([...own, ['general.architecture', text('granite')], ...Object.entries(more)]);
+  return writeGguf({ metadata: changed, tensors });
+}
+
 /** The tiny file with one tensor changed. */
 function withTensor(name: string, change: Partial<GgufParts['tensors'][number]>): Uint8Array {
   const { metadata, tensors } = tinyLlama();
@@ -204,6 +212,22 @@ describe('a model that contradicts itself or asks for what we do not compute', (
       'unsupported_model',
       /rope scaling "longrope"/,
     ],
+    [
+      'longrope by its factors',
+      tiny(
+        {},
+        { tensors: [...tinyLlama().tensors, { ...ropeFactors(2), name: 'rope_factors_long.weight' }] },
+      ),
+      'unsupported_model',
+      /longrope/,
+    ],
+    [
+      'a Granite without rotary',
+      granite({ 'granite.rope.scaling.finetuned': { type: 'bool', value: false } }),
+      'unsupported_model',
+      /rope.scaling.finetuned/,
+    ],
+    ['a Granite without its divisor', granite({}), 'corrupt_model', /granite.logit_scale is missing/],
     [
       'partial rotary',
       with_('llama.rope.dimension_count', u32(8)),

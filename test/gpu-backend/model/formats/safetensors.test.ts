@@ -180,6 +180,30 @@ describe('openSafetensorsFolder', () => {
       'corrupt_model',
       /factor/,
     ],
+    [
+      'longrope by an older name',
+      config({ model_type: 'phi3', rope_scaling: { type: 'su', short_factor: [1], long_factor: [2] } }),
+      'unsupported_model',
+      /rope scaling "longrope"/,
+    ],
+    [
+      'partial rotary',
+      config({ model_type: 'phi3', partial_rotary_factor: 0.75 }),
+      'unsupported_model',
+      /partial_rotary_factor 0.75/,
+    ],
+    [
+      'logits divided by 0',
+      config({ model_type: 'granite', logits_scaling: 0 }),
+      'corrupt_model',
+      /factors\.logits/,
+    ],
+    [
+      'a stack that is not there',
+      config({ model_type: 'phi3' }),
+      'corrupt_model',
+      /qkv_proj.weight is missing/,
+    ],
     ['biases of the FFN', config({ mlp_bias: true }), 'unsupported_model', /biases/],
     ['a bias that is not there', config({ attention_bias: true }), 'corrupt_model', /q_proj.bias is missing/],
     [

@@ -7,8 +7,9 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../../gpu-backend/engine/runner.ts';
 import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { ARCHITECTURES } from '../../../../gpu-backend/model/model-source.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
-import { ggufParts, readAll, safetensorsFiles } from '../../../support/family-files.ts';
+import { ggufParts, safetensorsFiles, storedTensors } from '../../../support/family-files.ts';
 import { splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
 import { randomLlama } from '../../../support/random-llama.ts';
 import { TINY_CONFIG_JSON, tinyFolder, tinyWeights, writeSafetensors } from '../../../support/safetensors.ts';
@@ -52,7 +53,7 @@ describe('a folder', () => {
   });
 });
 
-describe.each(['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'])('a %s checkpoint', (family) => {
+describe.each([...ARCHITECTURES])('a %s checkpoint', (family) => {
   const variant = figures.variants.find(({ name }) => name.startsWith(family))!;
   const config = configFromHuggingFace(variant.config);
 
@@ -61,7 +62,7 @@ describe.each(['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3'])('a %s checkpoin
     await put({
       ...(await tinyFolder()),
       'config.json': { ...variant.config, eos_token_id: 2 },
-      ...safetensorsFiles(await readAll(source), 2),
+      ...safetensorsFiles(await storedTensors(source), 2),
     });
     await rm(path.join(folder, 'model.safetensors'));
     const sharded = await pull();
