@@ -96,6 +96,18 @@ describe('the engine waits for no answer', () => {
     expect(stillFor_ms(grammar)).toBeLessThan(1000);
   });
 
+  test('ends when a token takes too long, and others go on', async () => {
+    const open = async (root: string) =>
+      player.grammars.open(await player.grammars.prepare(form(`root ::= ${root}`), call()), call());
+    const [many, other] = [await open('((([a-z]*)* [a-z]*)* [a-z]*)*'), await open('[a-z]*')];
+    const [slow, quick] = [new SequenceGrammar(many.session), new SequenceGrammar(other.session)];
+    const text = 'the quick brown fox jumps over the lazy dog '.repeat(9).replaceAll(' ', '');
+    expect(() => follow(slow, text)).toThrow(expect.objectContaining({ code: 'invalid_schema' }));
+    follow(quick, text);
+    many.close();
+    other.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());

@@ -292,6 +292,7 @@ describe('the event', () => {
     ['busy', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
+    ['slow-schema', false, undefined, { status: 400, error_code: 'invalid_schema' }],
   ])(
     'of one that met %s (stream: %s, deadline: %s) has what was made, and whose doing it is',
     async (...met) => {
