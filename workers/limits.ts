@@ -303,4 +303,4 @@ export const JUDGED_ROWS_MAX = 100_000;
  * Comparisons with dense: one at a time in an isolate, short, and finished before the platform ends background work.
  */
 export const COMPARISON_SHARE = 0.01;
-export const COMPARISON = { atOnceMax: 1, tokens: 16, timeout_ms: 12_000 } as const;
+export const COMPARISON = { atOnceMax: 1, tokens: 16, timeout_ms: 11_000 } as const;

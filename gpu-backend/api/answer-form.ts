@@ -1,4 +1,5 @@
 /** Structured outputs: compiles a request's `response_format` and `tools` into one grammar. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatRequest, readToolChoice, type Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
@@ -30,7 +31,7 @@ export async function answerForm(
   const spent = nothingSpent();
   const answer = textForm(request, spent);
   if (answer === undefined && tools.length === 0) return FREE;
-  const calls = tools.length === 0 ? undefined : callsSpec(request, tools, text.toolFormat, spent);
+  const calls = tools.length === 0 ? undefined : await callsSpec(request, tools, text.toolFormat, spent);
   const param = answer === undefined ? 'tools' : 'response_format';
   const spec: GrammarSpec = { answer, calls };
   const grammar = await grammars.prepare(spec, { ...call, param });
@@ -54,28 +55,38 @@ function textForm({ response_format: format }: ChatRequest, spent: Spent): strin
   }
 }
 
-function callsSpec(
+async function callsSpec(
   request: ChatRequest,
   tools: readonly Tool[],
   format: ToolFormat,
   spent: Spent,
-): CallsSpec {
+): Promise<CallsSpec> {
   const { mode, names, isSingle } = readToolChoice(request.tool_choice);
-  const isAllowed = (name: string) => names === undefined || names.includes(name);
+  const specs: CallsSpec['tools'][number][] = [];
+  let turn_ms = performance.now();
+  for (const [i, { function: called }] of tools.entries()) {
+    const { name, parameters, strict } = called;
+    if (names?.includes(name) === false) continue;
+    // Lets other requests' tokens go out between large schemas.
+    if (performance.now() - turn_ms > TURN_MAX_ms) {
+      await nextTurn();
+      turn_ms = performance.now();
+    }
+    const param = `tools[${i}].function.parameters`;
+    const options = { strict: strict === true, param, spent };
+    const argumentsGrammar = argumentsOf(ofObjects(parameters), options);
+    specs.push({ begin: `${format.begin}${name}${format.middle}`, argumentsGrammar, end: format.end });
+  }
   return {
-    tools: tools.flatMap(({ function: { name, parameters, strict } }, i) => {
-      if (!isAllowed(name)) return [];
-      const param = `tools[${i}].function.parameters`;
-      const options = { strict: strict === true, param, spent };
-      const argumentsGrammar = argumentsOf(ofObjects(parameters), options);
-      return [{ begin: `${format.begin}${name}${format.middle}`, argumentsGrammar, end: format.end }];
-    }),
+    tools: specs,
     trigger: format.trigger,
     separator: format.separator,
     isRequired: mode === 'required',
     isSingle: isSingle || request.parallel_tool_calls === false || format.isSingle,
   };
 }
+
+const TURN_MAX_ms = 5;
 
 /**
  * Arguments that keep `schema`. Without `strict`, they are any object once the request's schemas have used up the limits:

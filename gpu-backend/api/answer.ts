@@ -52,7 +52,7 @@ export function runAnswer(
     const job = { ...planned, request: { ...planned.request, answerSince_ms } };
     return runAdmitted(model, job, progress[position]!, admission);
   });
-  const events = mergeStreams(starts, (choice, running) => places.mayBegin(choice, running), abandoned);
+  const events = mergeStreams(starts, (choice, running) => places.tryBegin(choice, running), abandoned);
   const first = events.next();
   const begun = first.then(
     () => {
@@ -151,14 +151,14 @@ async function* runFormed(
 }
 
 /**
- * Merges streams into one, in the order of their events. They are started in order; `mayBegin` says whether the next one begins
- * while so many others run, and lets one begin where none runs. There is no read-ahead: a stream's next event is requested only
+ * Merges streams into one, in the order of their events. They are started in order: the next one if `tryBegin` lets it begin
+ * while so many others run, as it does where none runs. There is no read-ahead: a stream's next event is requested only
  * after its last one was taken, so a slow reader slows the streams. The first failure ends all. A failure, or a reader that leaves
  * early, aborts `abandoned`, which must end the other streams.
  */
 async function* mergeStreams<Event>(
   starts: readonly (() => AsyncGenerator<Event, void>)[],
-  mayBegin: (which: number, running: number) => boolean,
+  tryBegin: (which: number, running: number) => boolean,
   abandoned: AbortController,
 ): AsyncGenerator<Event, void> {
   type Turn = { readonly stream: AsyncGenerator<Event, void>; readonly result: IteratorResult<Event, void> };
@@ -174,7 +174,7 @@ async function* mergeStreams<Event>(
   let started = 0;
   try {
     while (started < starts.length || turns.size > 0) {
-      while (started < starts.length && mayBegin(started, turns.size)) ask(starts[started++]!());
+      while (started < starts.length && tryBegin(started, turns.size)) ask(starts[started++]!());
       const { stream, result } = await Promise.race(turns.values());
       if (result.done) {
         turns.delete(stream);

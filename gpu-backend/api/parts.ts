@@ -201,8 +201,8 @@ export class Places {
     for (const [choice, giveBack] of places.entries()) this.#places.set(choice, giveBack);
   }
 
-  /** Whether a choice may begin while so many others of the answer run. If it is one more than before, it takes a place. */
-  mayBegin(choice: number, running: number): boolean {
+  /** Lets a choice begin while so many others of the answer run, if it may. If it is one more than before, it takes a place. */
+  tryBegin(choice: number, running: number): boolean {
     if (running < this.#places.size) return true;
     if (running === this.#atOnceMax) return false;
     try {

@@ -17,7 +17,7 @@ export type GrammarSession = {
 export const HEADER = {
   /** Tokens that the engine has accepted. */
   accepted: 0,
-  /** The number of accepted tokens that the bits are valid for; `UNKNOWN` at first, `FAILED` when matching has failed. */
+  /** The number of accepted tokens that the bits are valid for; `UNKNOWN` at first, `FAILED` or `TOO_SLOW` at a bad end. */
   matched: 1,
   /** The last token that was accepted. */
   token: 2,
@@ -27,6 +27,8 @@ export const HEADER = {
 } as const;
 const UNKNOWN = -1;
 export const FAILED = -2;
+/** A token took so long that the others of the thread would wait too long. */
+export const TOO_SLOW = -3;
 
 export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): GrammarSession => {
   const words = HEADER.words + Math.ceil(vocabularySize / 32);
@@ -36,14 +38,14 @@ export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): Gra
 };
 
 /** Marks a session as failed: the engine fails its answer at once instead of waiting, which would delay other answers. */
-export function giveUp(words: SharedArrayBuffer): void {
+export function giveUp(words: SharedArrayBuffer, why: typeof FAILED | typeof TOO_SLOW = FAILED): void {
   const header = new Int32Array(words, 0, HEADER.words);
-  Atomics.store(header, HEADER.matched, FAILED);
+  Atomics.store(header, HEADER.matched, why);
   Atomics.notify(header, HEADER.matched);
 }
 
-/** How long after the engine first asked the thread may take; then the answer fails. */
-const LATE_ms = 2000;
+/** How long after the engine first asked the thread may take, which serves other answers, too; then the answer fails. */
+const LATE_ms = 10_000;
 
 export class SequenceGrammar {
   readonly #header: Int32Array;
@@ -99,7 +101,8 @@ export class SequenceGrammar {
 
   /**
    * Sets `logits` `[V]` to -∞ in place, except those of allowed tokens, and of `stopTokenIds` where the answer may end.
-   * @throws MaskrouteError `engine_failed` when the thread has failed or does not answer in time.
+   * @throws MaskrouteError `engine_failed` when the thread has failed or does not answer in time, `invalid_schema` when the
+   * grammar takes too long.
    */
   restrict(logits: Float32Array, stopTokenIds: readonly number[]): void {
     this.#wait();
@@ -132,7 +135,14 @@ export class SequenceGrammar {
 
   #wait(): void {
     this.isReady(LATE_ms);
-    if (this.#unmatched() === undefined && this.#header[HEADER.matched] !== FAILED) return;
+    const isKnown = this.#unmatched() === undefined;
+    const matched = this.#header[HEADER.matched];
+    if (isKnown && matched !== FAILED && matched !== TOO_SLOW) return;
+    if (matched === TOO_SLOW)
+      throw new MaskrouteError(
+        'invalid_schema',
+        'The answer ends here, since its schema allows its text in too many ways: use simpler patterns.',
+      );
     throw new MaskrouteError('engine_failed', 'The grammar of the answer could not be enforced.');
   }
 
@@ -140,7 +150,7 @@ export class SequenceGrammar {
   #unmatched(): number | undefined {
     const accepted = Atomics.load(this.#header, HEADER.accepted);
     const matched = Atomics.load(this.#header, HEADER.matched);
-    if (matched === accepted || matched === FAILED) {
+    if (matched === accepted || matched === FAILED || matched === TOO_SLOW) {
       this.#askedAt_ms = undefined;
       return undefined;
     }

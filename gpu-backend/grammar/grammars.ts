@@ -8,7 +8,6 @@ import { Worker } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type GrammarSession, giveUp, newSession } from '../engine/grammar.ts';
-import { oneAtATime } from '../one-at-a-time.ts';
 import type {
   FromGrammarThread,
   GrammarSpec,
@@ -46,6 +45,8 @@ export type GrammarLimits = {
   readonly compile_ms: number;
   /** Most slow grammars, each with a thread, at a time. */
   readonly slowMax: number;
+  /** Most new grammars that are compiled at a time, each of another tenant. */
+  readonly trialsMax: number;
   /** Most grammars that wait to be compiled, of all tenants and of one. */
   readonly waitingMax: number;
   readonly waitingOfOneMax: number;
@@ -55,6 +56,7 @@ const DEFAULT_LIMITS: GrammarLimits = {
   quick_ms: 150,
   compile_ms: 20_000,
   slowMax: 2,
+  trialsMax: 2,
   waitingMax: 32,
   waitingOfOneMax: 8,
 };
@@ -76,16 +78,19 @@ export function createGrammars(options: GrammarsOptions): Grammars {
 class GrammarThreads implements Grammars {
   readonly #options: GrammarsOptions;
   readonly #limits: GrammarLimits;
-  /** Compiles new grammars and serves no answers. */
-  #trial: GrammarThread | undefined;
+  /** They compile new grammars and serve no answers. */
+  readonly #trials = new Set<GrammarThread>();
+  /** Compiles the next new grammar. */
+  #spare: GrammarThread | undefined;
   /** Serves all quick grammars. */
   #shared: GrammarThread | undefined;
   /** The threads of slow grammars, by key; least recently used first. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
-  /** A place for each grammar that waits to be compiled. */
-  readonly #waiting = new Set<{ readonly tenant: string }>();
-  readonly #oneAtATime = oneAtATime();
+  /** A place for each grammar that waits to be compiled, the next one first. */
+  readonly #waiting = new Set<Place>();
+  /** The tenants of the grammars that are being compiled. */
+  readonly #compiling = new Set<string>();
   #isClosed = false;
 
   constructor(options: GrammarsOptions, limits: GrammarLimits) {
@@ -126,7 +131,7 @@ class GrammarThreads implements Grammars {
 
   async close(): Promise<void> {
     this.#isClosed = true;
-    const threads = [this.#trial, this.#shared, ...this.#slow.values()];
+    const threads = [this.#spare, ...this.#trials, this.#shared, ...this.#slow.values()];
     await Promise.all(threads.map((thread) => thread?.close()));
   }
 
@@ -140,7 +145,10 @@ class GrammarThreads implements Grammars {
     return this.#slow.has(key) || this.#quick.has(key);
   }
 
-  /** Compiles one new grammar at a time. Rejects, and gives its place back, as soon as the caller's signal aborts. */
+  /**
+   * Tenants take turns, and each has one new grammar compiled at a time: schemas that take as long as they may delay their
+   * own tenant. Rejects, and gives its place back, as soon as the caller's signal aborts.
+   */
   async #inTurn({ tenant, signal }: GrammarCall, work: () => Promise<void>): Promise<void> {
     const { waitingMax, waitingOfOneMax } = this.#limits;
     const own = [...this.#waiting].filter((one) => one.tenant === tenant).length;
@@ -148,38 +156,69 @@ class GrammarThreads implements Grammars {
       throw new MaskrouteError('queue_full', 'Too many new schemas are waiting to be compiled.', {
         retryAfter_s: 1,
       });
-    const place = { tenant };
+    const turn = Promise.withResolvers<void>();
+    const place = { tenant, begin: turn.resolve };
     this.#waiting.add(place);
-    const done = this.#oneAtATime(async () => {
-      this.#waiting.delete(place);
-      if (!signal.aborted) await work();
-    });
+    this.#beginNext();
+    const done = turn.promise.then(work).finally(() => this.#ended(place));
     await Promise.race([done, aborted(signal)]);
     if (!signal.aborted) return;
     this.#waiting.delete(place);
     throw cancellation(signal);
   }
 
+  #beginNext(): void {
+    for (const place of [...this.#waiting]) {
+      const { tenant, begin } = place;
+      if (this.#compiling.size === this.#limits.trialsMax) return;
+      if (this.#compiling.has(tenant)) continue;
+      this.#waiting.delete(place);
+      this.#compiling.add(tenant);
+      begin();
+    }
+  }
+
+  #ended({ tenant }: Place): void {
+    this.#compiling.delete(tenant);
+    // The tenant's others are behind those of tenants that have waited meanwhile.
+    const own = [...this.#waiting].filter((one) => one.tenant === tenant);
+    for (const place of own) this.#waiting.delete(place);
+    for (const place of own) this.#waiting.add(place);
+    this.#beginNext();
+  }
+
   async #try({ key, spec, param }: PreparedGrammar): Promise<void> {
     // Another request may have compiled it meanwhile.
     if (this.#isKnown(key)) return;
     if (this.#isClosed) throw lost();
-    const trial = this.#trial !== undefined && !this.#trial.isGone ? this.#trial : this.#newThread();
-    this.#trial = trial;
+    const trial = this.#spare === undefined || this.#spare.isGone ? this.#newThread() : this.#spare;
+    this.#spare = undefined;
+    this.#trials.add(trial);
     let took_ms: number;
     try {
       took_ms = await trial.compile(key, spec, this.#limits.compile_ms);
     } catch (error) {
       // The thread's memory may be corrupted, or the compilation may never end.
-      this.#trial = undefined;
       void trial.close();
       this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
       throw error instanceof MaskrouteError ? error : unusable(param);
+    } finally {
+      this.#trials.delete(trial);
     }
-    if (took_ms <= this.#limits.quick_ms) return await this.#share(key, spec);
-    this.#makeRoom();
-    this.#trial = undefined;
-    this.#slow.set(key, trial);
+    const isSlow = took_ms > this.#limits.quick_ms;
+    if (isSlow && !this.#isKnown(key) && this.#hasRoom()) {
+      this.#slow.set(key, trial);
+      return;
+    }
+    this.#keep(trial);
+    if (!isSlow) return await this.#share(key, spec);
+    if (!this.#isKnown(key)) throw tooManySlow();
+  }
+
+  #keep(trial: GrammarThread): void {
+    // That of a trial that has ended meanwhile.
+    void this.#spare?.close();
+    this.#spare = trial;
   }
 
   /** The schema compiled a moment ago, so a failure here is the thread's. */
@@ -195,16 +234,14 @@ class GrammarThreads implements Grammars {
     this.#quick.set(key, true);
   }
 
-  /** Makes room for a slow grammar by closing one that no answer uses. @throws MaskrouteError `queue_full`. */
-  #makeRoom(): void {
-    if (this.#slow.size < this.#limits.slowMax) return;
+  /** Whether there is room for a slow grammar, after closing one that no answer uses. */
+  #hasRoom(): boolean {
+    if (this.#slow.size < this.#limits.slowMax) return true;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
-    if (idle === undefined)
-      throw new MaskrouteError('queue_full', 'Too many answers with complex schemas are running.', {
-        retryAfter_s: 5,
-      });
+    if (idle === undefined) return false;
     this.#slow.delete(idle[0]);
     void idle[1].close();
+    return true;
   }
 
   #sharedThread(): GrammarThread {
@@ -217,6 +254,9 @@ class GrammarThreads implements Grammars {
     return new GrammarThread(this.#options);
   }
 }
+
+/** In the line of new grammars. */
+type Place = { readonly tenant: string; readonly begin: () => void };
 
 type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
 
@@ -323,6 +363,9 @@ const lost = (cause?: unknown): MaskrouteError =>
   new MaskrouteError('engine_failed', 'Structured outputs are not available at the moment.', {
     cause,
   });
+
+const tooManySlow = (): MaskrouteError =>
+  new MaskrouteError('queue_full', 'Too many answers with complex schemas are running.', { retryAfter_s: 5 });
 
 const unusable = (param: string): MaskrouteError =>
   new MaskrouteError('invalid_schema', `${param}: the schema cannot be compiled to a grammar.`, { param });

@@ -10,6 +10,8 @@ import {
   choice,
   complement,
   type Expression,
+  lettersOf,
+  optional,
   repeat,
   sequence,
   text,
@@ -106,8 +108,91 @@ const GROUPS_MAX = 32;
 export function patternGrammar(pattern: string): Expression {
   if (pattern.length > PATTERN_CHARS_MAX)
     throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
-  return ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 });
+  return unnested(ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 }));
 }
+
+/**
+ * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token takes
+ * half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character class is
+ * repeated with something between: the library is fast at loops of one class, and that becomes `[a-z]+(?: [a-z]+)* ?`.
+ */
+function unnested(expression: Expression, isInLoop = false): Expression {
+  switch (expression.kind) {
+    case 'sequence':
+      return sequence(...expression.parts.map((part) => unnested(part, isInLoop)));
+    case 'choice':
+      return choice(...expression.options.map((option) => unnested(option, isInLoop)));
+    case 'repeat': {
+      const { min, max } = expression;
+      const part = unnested(expression.part, isInLoop || max === undefined);
+      if (max !== undefined) return repeat(part, min, max);
+      const options = joined(unrepeated(part));
+      if (options.length === 0) return part;
+      const once = choice(...options);
+      if (isNullable(part)) return repeat(once, 0);
+      const often = isInLoop ? undefined : spaced(part);
+      if (often !== undefined && min === 0) return optional(often);
+      if (min < 2) return often ?? repeat(once, min);
+      if (once === part) return repeat(part, min);
+      return sequence(repeat(part, min - 1, min - 1), often ?? repeat(once, 1));
+    }
+    default:
+      return expression;
+  }
+}
+
+/** One or more of `part`, if that is a repeated character class with something before or behind it that may be absent. */
+function spaced(part: Expression): Expression | undefined {
+  if (part.kind !== 'sequence' || part.parts.length !== 2) return undefined;
+  const [first, last] = part.parts as [Expression, Expression];
+  if (isLoopOfClass(first) && isGap(last))
+    return sequence(first, repeat(sequence(repeat(last.part, 1, last.max), first), 0), last);
+  if (isLoopOfClass(last) && isGap(first))
+    return sequence(first, last, repeat(sequence(repeat(first.part, 1, first.max), last), 0));
+  return undefined;
+}
+
+type Repeat = Extract<Expression, { readonly kind: 'repeat' }>;
+const isLoopOfClass = (one: Expression): boolean =>
+  one.kind === 'repeat' && one.min === 1 && one.max === undefined && one.part.kind === 'chars';
+const isGap = (one: Expression): one is Repeat =>
+  one.kind === 'repeat' && one.min === 0 && one.max !== 0 && !isNullable(one.part);
+
+/** Options of which all character classes are one. */
+function joined(options: readonly Expression[]): readonly Expression[] {
+  const classes = options.filter((option) => option.kind === 'chars');
+  if (classes.length < 2) return options;
+  const others = options.filter((option) => option.kind !== 'chars');
+  return [chars(...classes.flatMap(({ ranges }) => ranges)), ...others];
+}
+
+/** Options that are no longer than needed: repeated as often as wanted, they give the same texts as `expression` does. */
+function unrepeated(expression: Expression): Expression[] {
+  switch (expression.kind) {
+    case 'choice':
+      return expression.options.flatMap(unrepeated);
+    case 'sequence': {
+      const [first, ...others] = expression.parts;
+      if (first === undefined) return [];
+      if (others.length === 0) return unrepeated(first);
+      const rest = sequence(...others);
+      if (isNullable(first))
+        return isNullable(rest)
+          ? [...unrepeated(first), ...unrepeated(rest)]
+          : [sequence(first, choice(...unrepeated(rest)))];
+      return isNullable(rest) ? [sequence(choice(...unrepeated(first)), rest)] : [expression];
+    }
+    case 'repeat': {
+      const { part, min, max } = expression;
+      if (max === 0) return [];
+      return min < 2 || isNullable(part) ? unrepeated(part) : [expression];
+    }
+    default:
+      return [expression];
+  }
+}
+
+const isNullable = (expression: Expression): boolean => lettersOf(expression)[0] === 0;
 
 const parser = new RegExpParser();
 

@@ -7,7 +7,7 @@ import { createRequire } from 'node:module';
 import { parentPort, workerData } from 'node:worker_threads';
 import type * as library from '@mlc-ai/web-xgrammar';
 import { LRUCache } from 'lru-cache';
-import { FAILED, type GrammarSession, giveUp, HEADER } from '../engine/grammar.ts';
+import { FAILED, type GrammarSession, giveUp, HEADER, TOO_SLOW } from '../engine/grammar.ts';
 import type { TokenTable } from '../model/tokenizer/token-bytes.ts';
 import { oneAtATime } from '../one-at-a-time.ts';
 
@@ -127,6 +127,9 @@ export type FromGrammarThread =
   | { readonly type: 'done'; readonly id: number; readonly took_ms: number }
   | { readonly type: 'failed'; readonly id: number; readonly detail: string };
 
+/** Most CPU time for a token. Usual grammars take less than one, and each answer of the thread waits for the others. */
+const TOKEN_MAX_ms = 250;
+
 /** Most compiled grammars in memory; each takes up to some megabytes. */
 const GRAMMARS_MAX = 32;
 
@@ -193,11 +196,14 @@ class Sessions {
       const { words, header, matcher } = session;
       const accepted = Atomics.load(header, HEADER.accepted);
       const matched = Atomics.load(header, HEADER.matched);
-      if (matched === FAILED || matched === accepted) continue;
+      if (matched === FAILED || matched === TOO_SLOW || matched === accepted) continue;
+      const before = process.threadCpuUsage();
       try {
         if (!matcher.acceptToken(header[HEADER.token]!))
           throw new Error('the grammar does not allow the token');
         await this.#tell(session, accepted);
+        const { user, system } = process.threadCpuUsage(before);
+        if ((user + system) / 1000 > TOKEN_MAX_ms) giveUp(words, TOO_SLOW);
       } catch {
         giveUp(words);
       }

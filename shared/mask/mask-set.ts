@@ -105,9 +105,11 @@ export type MaskSet = z.infer<typeof maskSetSchema>;
 type MaskSetCluster = MaskSet['clusters'][number];
 
 /** `v_` and 24 hexadecimal digits: the hash of the set's canonical JSON. */
-export function maskSetVersion(set: MaskSet): string {
-  return `v_${bytesToHex(sha256(utf8ToBytes(canonicalJson(set)))).slice(0, 24)}`;
-}
+export const maskSetVersion = (set: MaskSet): string => versionOfJson(canonicalJson(set));
+
+/** `json` is canonical. */
+export const versionOfJson = (json: string): string =>
+  `v_${bytesToHex(sha256(utf8ToBytes(json))).slice(0, 24)}`;
 
 /** JSON with sorted keys, so that equal content has equal text. */
 export function canonicalJson(value: unknown): string {

@@ -28,6 +28,7 @@ const tokenId = z.int().min(0);
 const TOKEN_IDS_MAX = 1_000_000;
 const BIASES_MAX = 4096;
 const PARTS_MAX = 4096;
+const MODALITIES_MAX = 8;
 /** Most tools of a request, and most calls of a message. */
 export const TOOLS_MAX = 128;
 /** 64 bits, signed or not. Only the first 53 count, as many as a JavaScript number has. */
@@ -330,7 +331,12 @@ export const CHAT_FIELDS = {
   parallel_tool_calls: honoured(flag),
   functions: refused(FUNCTIONS, []),
   function_call: refused(FUNCTIONS, 'none', 'auto'),
-  modalities: honoured(z.array(z.literal('text', `${TEXT_ONLY}, so only "text" can stand here`)).nullish()),
+  modalities: honoured(
+    z
+      .array(z.literal('text', `${TEXT_ONLY}, so only "text" can stand here`))
+      .max(MODALITIES_MAX)
+      .nullish(),
+  ),
   audio: refused(TEXT_ONLY),
   mm_processor_kwargs: refused(TEXT_ONLY, {}),
   media_io_kwargs: refused(TEXT_ONLY, {}),

@@ -191,8 +191,8 @@ const FINAL_CODES: readonly unknown[] = ['deadline_exceeded', 'configuration_una
  */
 const isOfSomethingBetween = (status: number): boolean =>
   (status >= 502 && status <= 504) || (status >= 520 && status <= 530);
-/** Cloudflare's status for a connection that the backend's machine refused. */
-const ORIGIN_REFUSED = 521;
+/** What a proxy says of a connection that was refused, or broke; Cloudflare says 521. */
+const NO_CONNECTION: readonly number[] = [502, 521];
 
 /** `errorRest`: how the body of an error is read. */
 async function judge(
@@ -243,7 +243,7 @@ async function foreign(
   await response.body?.cancel().catch(() => {});
   if (isOfSomethingBetween(status)) {
     log('error', 'backend_unreachable', { request_id: requestId, url: response.url, status, reason });
-    return { kind: 'failed', error: unreachable(), again: true, seemsGone: status === ORIGIN_REFUSED };
+    return { kind: 'failed', error: unreachable(), again: true, seemsGone: NO_CONNECTION.includes(status) };
   }
   log('error', 'backend_error', { request_id: requestId, url: response.url, status, reason });
   const error = new MaskrouteError('backend_error', 'The model backend gave an answer that cannot be used.');

@@ -219,7 +219,10 @@ const requestRow = (event: RequestEvent): Record<string, unknown> => ({
 
 /** Whether a request failed and the client did not cause it: not a 4xx, but also an error in the middle of a stream. */
 const isFault = ({ status, error_code }: RequestEvent): boolean =>
-  status >= 500 || (status < 400 && error_code !== null);
+  status >= 500 || (status < 400 && error_code !== null && error_code !== TOO_SLOW_CODE);
+
+/** In the middle of a stream: the client's schema takes too long. */
+const TOO_SLOW_CODE: ErrorCode = 'invalid_schema';
 
 /** Errors that have nothing to do with the mask, so they must not count against a version. */
 const OUTAGE_CODES: readonly ErrorCode[] = [

@@ -4,7 +4,7 @@ import { DEFAULT_TENANT, type PageQuery } from '../../shared/admin/admin-wire.ts
 import type { MaskSetSummary } from '../../shared/admin/publication-wire.ts';
 import type { EvaluatedRow } from '../../shared/admin/stats-wire.ts';
 import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
-import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
+import { canonicalJson, type MaskSet, versionOfJson } from '../../shared/mask/mask-set.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
 import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { evaluations, maskSets, masks } from './schema.ts';
@@ -39,7 +39,7 @@ export function writeMaskSet(set: MaskSet): WrittenMaskSet {
   const content = canonicalJson(set);
   return {
     set,
-    version: maskSetVersion(set),
+    version: versionOfJson(content),
     content,
     content_bytes: new TextEncoder().encode(content).length,
   };

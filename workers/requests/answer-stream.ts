@@ -344,6 +344,8 @@ const AFTER_WORK: readonly string[] = [
   'engine_failed',
   // Tokenizing a long prompt takes work.
   'context_length_exceeded',
+  // A schema may turn out to be too slow in the middle of an answer.
+  'invalid_schema',
 ] satisfies ErrorCode[];
 
 /** The code of a refusal, which `judge` has found to be an error of the protocol. */

@@ -33,7 +33,7 @@ type AnswerFigures = {
   readonly decode_ms: number | null;
 };
 
-/** `texts`: events with text or arguments in the last chunks. `others`: earlier events, which were not inspected. */
+/** `texts`: events with text or arguments in the last chunks. `others`: a choice's earlier events, which were not inspected. */
 type Passed = { readonly texts: number; readonly others: number };
 
 const LINE_FEED = 0x0a;
@@ -82,12 +82,16 @@ export class Tail {
     const text = utf8.decode(join(this.#pieces));
     this.#pieces = [];
     const figures = figuresIn(isResponse && isCut ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
-    const passed = { texts: figures === null ? textsIn(text, isResponse) : 0, others: this.#dropped };
+    const others = Math.max(0, this.#dropped - (isResponse ? EVENTS_OF_NO_CHOICE : 0));
+    const passed = { texts: figures === null ? textsIn(text, isResponse) : 0, others };
     const [lateError, finishReasons] = [lateErrorIn(text), finishReasonsIn(text)];
     const sequence = lastNumber('sequence_number', text);
     return { firstAt_ms: this.#firstAt_ms, figures, lateError, finishReasons, sequence, passed };
   }
 }
+
+/** With these a Responses stream begins: `response.created` and `response.in_progress`. */
+const EVENTS_OF_NO_CHOICE = 2;
 
 /** An event's end; JSON has no line feeds, so nothing inside an event looks like it. */
 const LAST_FIGURES = /"maskroute":\{[^{}]*\}\}{1,2}\n\n$/;

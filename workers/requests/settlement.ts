@@ -107,6 +107,7 @@ async function answerCost(
   ranAt: Outcome['ranAt'],
 ): Promise<Cost | Unknown> {
   let cost: Cost | Unknown = 'silent';
+  /** How often in a row no backend was silent, and one or more seemed gone. */
   let whileGone = 0;
   for (const delay_ms of COST_QUESTION_DELAYS_ms) {
     await sleep(delay_ms);
@@ -117,11 +118,14 @@ async function answerCost(
     }
     const isUnheardOf = said.length > 0 && said.every(({ status }) => status === 404);
     if (isUnheardOf && ranAt === 'answerer') return 'ended';
-    cost = isUnheardOf ? NOTHING : 'silent';
-    if (isUnheardOf && ranAt === 'refuser') return cost;
+    if (isUnheardOf && ranAt === 'refuser') return NOTHING;
     const isLost = said.length > 0 && said.every(({ status, seemsGone }) => seemsGone || status === 404);
     whileGone = isLost && !isUnheardOf ? whileGone + 1 : 0;
-    if (whileGone === COST_QUESTIONS_WHILE_GONE) return ranAt === 'answerer' ? 'ended' : NOTHING;
+    const isGone = whileGone >= COST_QUESTIONS_WHILE_GONE;
+    // One that is there may begin later, as when it has not read the request yet.
+    const mayBegin = ranAt !== 'refuser' && said.some(({ status }) => status === 404);
+    if (isGone && !mayBegin) return ranAt === 'answerer' ? 'ended' : NOTHING;
+    cost = isUnheardOf || isGone ? NOTHING : 'silent';
   }
   return cost;
 }

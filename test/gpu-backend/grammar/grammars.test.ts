@@ -96,6 +96,18 @@ describe('the engine waits for no answer', () => {
     expect(stillFor_ms(grammar)).toBeLessThan(1000);
   });
 
+  test('ends when a token takes too long, and others go on', async () => {
+    const open = async (root: string) =>
+      player.grammars.open(await player.grammars.prepare(form(`root ::= ${root}`), call()), call());
+    const [many, other] = [await open('((([a-z]*)* [a-z]*)* [a-z]*)*'), await open('[a-z]*')];
+    const [slow, quick] = [new SequenceGrammar(many.session), new SequenceGrammar(other.session)];
+    const text = 'the quick brown fox jumps over the lazy dog '.repeat(9).replaceAll(' ', '');
+    expect(() => follow(slow, text)).toThrow(expect.objectContaining({ code: 'invalid_schema' }));
+    follow(quick, text);
+    many.close();
+    other.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
@@ -218,12 +230,38 @@ describe('a new grammar', () => {
   });
 
   test('waits in a line in which a tenant has so many places', async () => {
-    const waiting = [1, 2, 3].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
+    const wanted = [1, 2, 3, 4].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
     const other = player.grammars.prepare(form('root ::= "v"'), call('other'));
-    const outcomes = await Promise.allSettled(waiting);
-    expect(outcomes.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'rejected']);
-    expect((outcomes[2] as PromiseRejectedResult).reason).toMatchObject({ code: 'queue_full' });
+    const outcomes = await Promise.allSettled(wanted);
+    // The first does not wait.
+    expect(outcomes.map(({ status }) => status).join(' ')).toBe('fulfilled fulfilled fulfilled rejected');
+    expect((outcomes[3] as PromiseRejectedResult).reason).toMatchObject({ code: 'queue_full' });
     await expect(other).resolves.toMatchObject({ key: expect.any(String) });
+  });
+
+  test('does not wait for one of another tenant that takes long, and a tenant has one compiled at a time', async () => {
+    await using busy = await openGrammarPlayer({ trialsMax: 3 });
+    const ended: string[] = [];
+    const compile = (tenant: string, name: string, rest: string) =>
+      busy.grammars.prepare(form(`root ::= "${name}" ${rest}`), call(tenant)).then(() => ended.push(name));
+    // A thread is open then.
+    await compile('crowd', 'before', '[0-9]');
+    await Promise.all([
+      compile('crowd', 'long', '[^"]{0,60}'),
+      compile('crowd', 'after', '[0-9]'),
+      compile('other', 'quick', '[0-9]'),
+    ]);
+    expect(ended).toEqual(['before', 'quick', 'long', 'after']);
+  });
+
+  test('waits for one of each other tenant when its own turn has come late', async () => {
+    await using single = await openGrammarPlayer({ trialsMax: 1 });
+    const ended: string[] = [];
+    const all = ['a1', 'a2', 'a3', 'b1', 'b2', 'c1'].map((name) =>
+      single.grammars.prepare(form(`root ::= "${name}"`), call(name[0])).then(() => ended.push(name)),
+    );
+    await Promise.all(all);
+    expect(ended).toEqual(['a1', 'b1', 'c1', 'a2', 'b2', 'a3']);
   });
 
   test('is dropped when its client leaves', async () => {

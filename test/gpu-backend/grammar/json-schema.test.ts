@@ -565,6 +565,19 @@ describe('what cannot be enforced', () => {
     expect(await leastCpu_ms(refused)).toBeLessThan(100);
   });
 
+  test('of many tools is read in turns of the event loop, between which other requests go on', async () => {
+    const string = { type: 'string', pattern: '^[a-z]{1,20}$' };
+    const parameters = object(Object.fromEntries(many(60).map((i) => [`p${i}`, string])));
+    let turns = 0;
+    let next = setImmediate(function count() {
+      turns++;
+      next = setImmediate(count);
+    });
+    await toolsOf(parameters, false);
+    clearImmediate(next);
+    expect(turns).toBeGreaterThan(2);
+  });
+
   test('counts only in tools that may be called', async () => {
     const parameters = object({ a: { type: 'string', maxLength: 200 } });
     const named = { type: 'function' as const, function: { name: 'f99' } };

@@ -7,6 +7,7 @@ import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import {
   checkedObject,
+  type FieldTable,
   honoured,
   ignored,
   listOf,
@@ -208,6 +209,20 @@ describe('the message', () => {
     expect(issue!.code === 'invalid_union' && Math.max(...issue.errors.map(({ length }) => length))).toBe(
       100,
     );
+  });
+
+  it.each(
+    Object.entries({ CHAT_FIELDS, COMPLETION_FIELDS, RESPONSE_FIELDS, EMBEDDING_FIELDS, MESSAGE_FIELDS }),
+  )('of a list of any length is found after the first items: %s', (_, table: FieldTable) => {
+    const slow = Object.entries(table).filter(([, rule]) => {
+      if (rule.kind !== 'honoured') return false;
+      return [{}, 'x', 0.5].some((item) => {
+        const { issues } = rule.schema.safeParse(Array(10_000).fill(item)).error!;
+        const inner = issues.flatMap((issue) => (issue.code === 'invalid_union' ? issue.errors : []));
+        return Math.max(issues.length, ...inner.map(({ length }) => length)) > 100;
+      });
+    });
+    expect(slow.map(([name]) => name)).toEqual([]);
   });
 
   it('of a union names the alternatives, or what is wrong with the nearest one', () => {

@@ -70,6 +70,7 @@ const PACED: Partial<Script> = { step_ms: (token) => (token === 0 ? 0 : STREAM_P
 const SCRIPTS: Readonly<Record<string, Partial<Script>>> = {
   sick: failing(0, 'engine_failed'),
   'sick-late': failing(3, 'engine_failed'),
+  'slow-schema': failing(3, 'invalid_schema'),
   'spent-stopping': failing(3, 'not_ready'),
   deadline: failing(3, 'deadline_exceeded'),
   'deadline-mid-stream': failing(3, 'deadline_exceeded'),

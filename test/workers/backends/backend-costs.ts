@@ -106,27 +106,36 @@ describe('what is charged', () => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
     const backend = await register();
     const leave = new AbortController();
-    setTimeout(async () => {
-      await change(backend);
-      leave.abort();
-    }, 300);
-    const asked = { key, body: { ...CHAT, ...BODY, user: 'busy' }, signal: leave.signal };
-    expect((await call('POST', '/v1/chat/completions', asked)).status).toBe(499);
+    const headers = { [HEADERS.requestId]: `left-by-${backend}` };
+    const asked = { key, body: { ...CHAT, ...BODY, user: 'busy' }, signal: leave.signal, headers };
+    const left = call('POST', '/v1/chat/completions', asked);
+    await soon(async () => expect(await recorded(headers[HEADERS.requestId])).not.toBeNull());
+    await change(backend);
+    leave.abort();
+    expect((await left).status).toBe(499);
     // Its bytes, the template and the answer.
     return { tenant, reserved: 3 + 40 + 10 };
   };
   const leavesOneThatIs = (how: string) => leavesAfter((backend) => mood(backend, how));
 
-  it('is all that was reserved, when the client left before it saw anything and the backend is silent', async () => {
-    const { tenant, reserved } = await leavesOneThatIs('mute');
-    // The backend is asked for as long as the platform lets anybody ask.
+  /** As long as the platform lets anybody ask. */
+  const allQuestions = async () => {
     hurry();
     await new Promise((resolve) =>
       setTimeout(resolve, sumOf(COST_QUESTION_DELAYS_ms) + 5 * COST_QUESTION_ms + SECOND_ms),
     );
     vi.useRealTimers();
-    await charged(tenant, reserved);
-  });
+  };
+
+  // With 503 and 504 proxies also say that a backend is busy, or slow.
+  it.each(['mute', 'gateway-503', 'gateway-504'])(
+    'is all that was reserved, when the client left before it saw anything and the backend is silent: %s',
+    async (how) => {
+      const { tenant, reserved } = await leavesOneThatIs(how);
+      await allQuestions();
+      await charged(tenant, reserved);
+    },
+  );
 
   it('is settled before the platform ends the request, however late every answer comes', () => {
     const questions = COST_QUESTION_DELAYS_ms.length * (COST_QUESTION_WAIT_ms + COST_QUESTION_ms);
@@ -134,31 +143,45 @@ describe('what is charged', () => {
     expect(sumOf(COST_QUESTION_DELAYS_ms) + questions + settling).toBeLessThan(30 * SECOND_ms);
   });
 
-  it.each(['no other backend', 'another one, which was not asked'])(
-    'is nothing when the backend has ended, and soon: it refuses connections, with %s',
-    async (others) => {
-      if (others !== 'no other backend') await register({ regions: ['NA'] });
-      const { tenant, reserved } = await leavesOneThatIs('down');
-      expect((await budgetOf(tenant))['tokens/day']).toBe(reserved);
-      await charged(tenant, 0, 6 * SECOND_ms);
-    },
-  );
+  it.each([
+    ['it refuses connections', 'down', false],
+    ['it refuses connections, and another one was not asked', 'down', true],
+    ['a proxy says so', 'gateway-502', false],
+  ])('is nothing when the backend has ended, and soon: %s', async (_, how, hasOther) => {
+    if (hasOther) await register({ regions: ['NA'] });
+    const { tenant } = await leavesOneThatIs(how);
+    await charged(tenant, 0, 6 * SECOND_ms);
+  });
 
-  it('is nothing when one of two backends has ended and the other one knows nothing of it', async () => {
+  /** A client leaves when two backends work on its request. Then one ends, and the other one knows nothing of it. */
+  const leavesTwo = async () => {
     const { tenant, key } = await limitedTenant({ tokens_per_day: 1000 });
     const [one, other] = [await register(), await register()];
     for (const id of [one, other]) await mood(id, 'busy');
     const leave = new AbortController();
-    const id = 'left-by-two';
+    const headers = { [HEADERS.requestId]: `left-by-${one}` };
     const body = { ...CHAT, ...BODY, stream: true, stop: ['t0t1t2t9'] };
-    const asked = { key, body, signal: leave.signal, headers: { [HEADERS.requestId]: id } };
+    const asked = { key, body, signal: leave.signal, headers };
     const left = call('POST', '/v1/chat/completions', asked, freshIsolate(QUIET));
-    await soon(async () => expect((await recorded(id))!.places).toHaveLength(2));
+    await soon(async () => expect((await recorded(headers[HEADERS.requestId]))!.places).toHaveLength(2));
     await mood(one, 'down');
     await mood(other, 'restarted');
     leave.abort();
     expect((await left).status).toBe(499);
+    return { tenant, other };
+  };
+
+  it('is nothing when one of two backends has ended and the other one knows nothing of it', async () => {
+    const { tenant } = await leavesTwo();
+    await allQuestions();
     await charged(tenant, 0);
+  });
+
+  it('is what the other one makes when one of two has ended, also where it begins late', async () => {
+    const { tenant, other } = await leavesTwo();
+    await new Promise((resolve) => setTimeout(resolve, 2 * SECOND_ms));
+    await mood(other, 'good');
+    await charged(tenant, WHOLE);
   });
 
   it.each(['down', 'restarted'])(

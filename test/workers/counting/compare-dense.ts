@@ -5,7 +5,7 @@ import type { EdgeEvent, EdgeMessage } from '../../../shared/admin/requests-wire
 import { TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import type { Call, Called, Purpose } from '../../../workers/backends/call-backend.ts';
 import { agreementOf, createDenseComparison } from '../../../workers/counting/compare-dense.ts';
-import { COMPARISON } from '../../../workers/limits.ts';
+import { BUDGET, COMPARISON, EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../../../workers/limits.ts';
 import type { Recorded } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, later, newTenant, recorded, soon } from '../support/edge.ts';
 
@@ -59,6 +59,12 @@ describe('a comparison with the dense model', () => {
         messages: [{ role: 'user', content: 'north is cold' }],
       });
     }
+  });
+
+  it('has ended before the platform ends the request, however late everything comes', () => {
+    const sending = EVENT_BATCH.lost_ms + EVENT_RETRY_DELAYS_ms.reduce<number>((sum, one) => sum + one, 0);
+    const settling = Math.max(BUDGET.tries * BUDGET.wait_ms, sending);
+    expect(settling + 2 * COMPARISON.timeout_ms + sending).toBeLessThan(30_000);
   });
 
   it('is made of few requests, and of none that is a trial or that routing did not mask', async () => {

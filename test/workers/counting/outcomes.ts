@@ -229,8 +229,9 @@ describe('an event', () => {
     await deliver([
       ...[of(200, null), of(499, 'cancelled'), of(429, 'queue_full'), of(400, 'unknown_mask')],
       ...[of(503, 'backend_unreachable'), of(200, 'backend_error'), of(499, 'deadline_exceeded')],
+      of(200, 'invalid_schema'),
     ]);
-    expect((await results(id)).variants[0]!.figures).toMatchObject({ requests: 7, errors: 2 });
+    expect((await results(id)).variants[0]!.figures).toMatchObject({ requests: 8, errors: 2 });
   });
 });
 

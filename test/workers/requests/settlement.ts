@@ -292,6 +292,7 @@ describe('the event', () => {
     ['busy', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['deadline', false, undefined, { status: 504, error_code: 'deadline_exceeded' }],
     ['sick-late', false, undefined, { status: 500, error_code: 'engine_failed' }],
+    ['slow-schema', false, undefined, { status: 400, error_code: 'invalid_schema' }],
   ])(
     'of one that met %s (stream: %s, deadline: %s) has what was made, and whose doing it is',
     async (...met) => {
@@ -512,6 +513,18 @@ describe('what the edge reads off an answer', () => {
       { type: 'response.function_call_arguments.done', arguments: '{}' },
     ];
     expect(passed(true, ...said)).toEqual({ texts: 2, others: 0 });
+  });
+
+  it('is no more than passed of a long Responses stream, which begins with events of no token', () => {
+    const tail = new Tail();
+    const hear = (one: object) => tail.hear(new TextEncoder().encode(`data: ${JSON.stringify(one)}\n\n`));
+    const before = ['created', 'in_progress', 'output_item.added', 'content_part.added'];
+    for (const name of before) hear({ type: `response.${name}` });
+    const tokens = 1000;
+    for (let i = 0; i < tokens; i++) hear({ type: 'response.output_text.delta', delta: `t${i}` });
+    const { texts, others } = tail.heard({ isResponse: true, isCut: true }).passed;
+    // Two events of its choice may have no token.
+    expect(texts + others - 2).toBe(tokens);
   });
 
   it('is no text where it has no first choice, and its prompt is kept', async () => {

@@ -1,0 +1,69 @@
+/** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import type { Expression } from '../../../gpu-backend/grammar/ebnf.ts';
+import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
+
+/** An expression as a regular expression of JavaScript. */
+function source(expression: Expression): string {
+  switch (expression.kind) {
+    case 'text':
+      return expression.text;
+    case 'chars':
+      return `[${expression.ranges.map(([from, to]) => `${String.fromCodePoint(from)}-${String.fromCodePoint(to)}`).join('')}]`;
+    case 'sequence':
+      return expression.parts.map(source).join('');
+    case 'choice':
+      return `(?:${expression.options.map(source).join('|')})`;
+    case 'repeat':
+      return `(?:${source(expression.part)}){${expression.min},${expression.max ?? ''}}`;
+    default:
+      throw new Error('a pattern has no rules');
+  }
+}
+
+const words = (letters: string, most: number): string[] =>
+  most === 0
+    ? ['']
+    : ['', ...words(letters, most - 1).flatMap((rest) => [...letters].map((one) => one + rest))];
+const WORDS = [...new Set(words('ab', 7))];
+const matches = (pattern: string): string[] =>
+  WORDS.filter((word) => new RegExp(`^(?:${pattern})$`).test(word));
+
+const patterns = fc.letrec<{ pattern: string }>((tie) => ({
+  pattern: fc.oneof(
+    { maxDepth: 4, withCrossShrink: true },
+    fc.constantFrom('a', 'b', '[ab]', '(?:)'),
+    fc
+      .tuple(tie('pattern'), fc.constantFrom('*', '+', '?', '{2}', '{0,2}', '{1,3}', '{2,}', '{0}'))
+      .map(([one, often]) => `(?:${one})${often}`),
+    fc.array(tie('pattern'), { minLength: 2, maxLength: 3 }).map((all) => all.join('')),
+    fc.array(tie('pattern'), { minLength: 2, maxLength: 3 }).map((all) => `(?:${all.join('|')})`),
+  ),
+})).pattern;
+
+describe('the grammar of a pattern', () => {
+  test('has the texts that the pattern matches', () => {
+    fc.assert(
+      fc.property(patterns, (pattern) => {
+        expect(matches(source(patternGrammar(pattern)))).toEqual(matches(pattern));
+      }),
+      { seed: 4, numRuns: 400 },
+    );
+  });
+
+  test.each([
+    ['(?:[a-z]+ ?)+', '[a-z]+(?: [a-z]+)* ?'],
+    ['(?: *[a-z]+)*', '(?: *[a-z]+(?: +[a-z]+)*)?'],
+    ['(?:[a-z]+ ?){3,}', '(?:[a-z]+ ?){2}[a-z]+(?: [a-z]+)* ?'],
+    ['(?:(?:[a-z]+ ?)+,?)+', '(?:[a-z] ?,?)+'],
+    ['(?:(?:[a-z]*)*[0-9]*)*', '[a-z0-9]*'],
+    ['(?:(?:[a-z]+)+)+', '[a-z]+'],
+    ['(?:[a-z]{1,20})*', '[a-z]*'],
+    ['(?:a{0})*', 'a{0}'],
+    ['[a-z]+(?:,[a-z]+)*', '[a-z]+(?:,[a-z]+)*'],
+    ['[a-z]{2,}', '[a-z]{2,}'],
+  ])('has no loop in a loop where one is enough: %s', (pattern, simple) => {
+    expect(source(patternGrammar(pattern))).toBe(source(patternGrammar(simple)));
+  });
+});
