@@ -13,7 +13,7 @@ import type {
   StoredRows,
   VocabularyMatrix,
 } from './architectures/projections.ts';
-import { reserveLinear, storeCodes, storeLinear } from './architectures/projections.ts';
+import { reserveLinear, storeCodes, storeLinear, withRotation } from './architectures/projections.ts';
 import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import { convertSlices, type Job } from './conversion/convert-slices.ts';
@@ -71,7 +71,8 @@ export async function emitModel(
 ): Promise<void> {
   if (holding !== 'f32') requireBlocks(source.config);
   // fp32 is the reference, so it keeps the file's basis; a rotation makes quantized weights more precise.
-  const basis = holding === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
+  const kind = typeof holding === 'string' ? holding : holding.kind;
+  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize, kind !== 'q8');
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
   const emission = { source, file, basis };
   try {
@@ -211,7 +212,15 @@ async function placeAll(
     jobs.push(...own);
     return stored;
   };
-  const reads = (norm: Float32Array, scale = 1): Turn => ({ kind: 'reads', norm, scale });
+  const { basis } = emission;
+  const reads = (norm: Float32Array, { scale = 1, inside = 1 } = {}): Turn => ({
+    kind: 'reads',
+    norm,
+    scale,
+    inside,
+  });
+  const insideHeads = basis.inside(config.headSize);
+  const insideFfn = basis.inside(config.ffnSize);
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
   const head = [place([headName], forms.head, () => reads(finalNorm))];
@@ -231,14 +240,22 @@ async function placeAll(
     const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
     const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
     const qkv = named('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+    const [q, , v] = qkv;
+    const readsQkv = (name: string) =>
+      reads(attentionNorm, {
+        scale: name === q ? queryScale(config) : 1,
+        inside: name === v ? insideHeads : 1,
+      });
+    const writes = (inside: number) => (): Turn => ({ kind: 'writes', inside });
+    const down = place(named('mlp.down_proj'), forms.layers, writes(insideFfn));
     layers.push({
-      qkv: place(qkv, forms.layers, (name) => reads(attentionNorm, name === qkv[0] ? queryScale(config) : 1)),
-      output: place(named('self_attn.o_proj'), forms.layers, () => ({ kind: 'writes' })),
+      qkv: place(qkv, forms.layers, readsQkv),
+      output: place(named('self_attn.o_proj'), forms.layers, writes(insideHeads)),
       gateUp: place(named('mlp.gate_proj', 'mlp.up_proj'), forms.layers, () => reads(ffnNorm)),
-      down: place(named('mlp.down_proj'), forms.layers, () => ({ kind: 'writes' })),
-      attentionNorm: file.append(emission.basis.norm(attentionNorm)),
-      ffnNorm: file.append(emission.basis.norm(ffnNorm)),
-      ...storeExtras(file, await readExtras(source, emission.basis, index)),
+      down: withRotation(file, down, insideFfn),
+      attentionNorm: file.append(basis.norm(attentionNorm)),
+      ffnNorm: file.append(basis.norm(ffnNorm)),
+      ...storeExtras(file, await readExtras(source, basis, index)),
     });
   }
   return { stored: { layers, embedding, head, ...storeRest(emission, finalNorm) }, jobs };
@@ -330,8 +347,10 @@ async function storeLayer(
 ): Promise<StoredLayer> {
   const matrices = await layerMatrices(source, basis, index);
   const codes = quantizer.layer(index, matrices);
+  const stored = eachProduct((name: LayerProduct) => storeCodes(file, codes[name]));
   return {
-    ...eachProduct((name: LayerProduct) => storeCodes(file, codes[name])),
+    ...stored,
+    down: withRotation(file, stored.down, basis.inside(source.config.ffnSize)),
     attentionNorm: file.append(matrices.attentionNorm),
     ffnNorm: file.append(matrices.ffnNorm),
     ...storeExtras(file, matrices.extras),

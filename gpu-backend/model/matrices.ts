@@ -3,7 +3,7 @@
  * gate and up stacked, and Q scaled.
  */
 import { type ExtraWeights, queryScale, readExtras } from './architectures/attention-extras.ts';
-import type { Basis, Matrix } from './architectures/rotation.ts';
+import { type Basis, type Matrix, rotateInputs, rotateOutputs } from './architectures/rotation.ts';
 import type { ModelConfig, WeightSource } from './model-source.ts';
 
 /** The matrices of one layer; Q is multiplied by {@link queryScale}. */
@@ -47,13 +47,23 @@ export async function layerMatrices(
     );
   const attentionNorm = await source.read(`${layer}.input_layernorm.weight`);
   const ffnNorm = await source.read(`${layer}.post_attention_layernorm.weight`);
-  const qkv = await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+  const qkv = basis.reads(
+    scaleQueries(source.config, await read('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')),
+    attentionNorm,
+  );
+  const output = basis.writes(await read('self_attn.o_proj'));
+  const down = basis.writes(await read('mlp.down_proj'));
+  const { headCount, kvHeadCount, headSize } = source.config;
+  const values = qkv.rows.subarray((headCount + kvHeadCount) * headSize * qkv.inputs);
+  rotateOutputs(values, qkv.inputs, basis.inside(headSize));
+  rotateInputs(output.rows, basis.inside(headSize));
+  rotateInputs(down.rows, basis.inside(down.inputs));
   return {
     index,
-    qkv: basis.reads(scaleQueries(source.config, qkv), attentionNorm),
-    output: basis.writes(await read('self_attn.o_proj')),
+    qkv,
+    output,
     gateUp: basis.reads(await read('mlp.gate_proj', 'mlp.up_proj'), ffnNorm),
-    down: basis.writes(await read('mlp.down_proj')),
+    down,
     extras: await readExtras(source, basis, index),
     attentionNorm: basis.norm(attentionNorm),
     ffnNorm: basis.norm(ffnNorm),

@@ -35,7 +35,11 @@ export async function readStoredLlama(
     if (tensor === undefined) throw corruptModel(`its graph has no tensor ${name}`);
     return tensor;
   };
-  const linear = (name: string): StoredLinear => storedLinear(found, get, name);
+  const linear = (name: string): StoredLinear => {
+    const rotation = found.tensors.get(`${name}.rotation`);
+    const stored = storedLinear(found, get, name);
+    return rotation ? { ...stored, rotation: { size: rotation.shape[0]!, matrix: rotation.range } } : stored;
+  };
   const stretches = <Stretch extends StoredLinear>(
     matrix: 'head' | 'embedding',
     read: (name: string) => Stretch,

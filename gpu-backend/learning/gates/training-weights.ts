@@ -37,7 +37,7 @@ import {
   storedRows,
   storeLinear,
 } from '../../model/architectures/projections.ts';
-import { type Matrix, transpose } from '../../model/architectures/rotation.ts';
+import { type Matrix, rotateInputs, transpose } from '../../model/architectures/rotation.ts';
 import { WEIGHTS_FILE } from '../../model/emit.ts';
 import type { ModelConfig, WeightKind } from '../../model/model-source.ts';
 import { corruptModel } from '../../model/model-source.ts';
@@ -67,9 +67,11 @@ const LAYER_LINEARS = ['qkv', 'output', 'gate', 'up', 'down'] as const;
 export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
-/** Their form in the forward pass: the model's own, unless the rules of gradients do not know its products. */
-export const innerKind = (kind: WeightKind): Exclude<WeightKind, 'q8-columns'> =>
-  kind === 'q8-columns' ? 'q8' : kind;
+/**
+ * Their form in the forward pass: eight bits in blocks, which are the model's own or a copy. The rules of gradients do not know
+ * other forms, nor inputs that a graph rotates.
+ */
+export const innerKind = (kind: WeightKind): 'f32' | 'q8' => (kind === 'f32' ? kind : 'q8');
 
 export type TrainingLinear = {
   readonly forward: StoredProduct;
@@ -391,10 +393,17 @@ async function wholeMatrix(weights: FileHandle, stretches: readonly StoredLinear
   const rows = new Float32Array(outputs * inputs);
   let at = 0;
   for (const stretch of stretches) {
-    rows.set(await dequantizeLinear(weights, stretch), at);
+    rows.set(await plainMatrix(weights, stretch), at);
     at += stretch.outputs * inputs;
   }
   return { rows, outputs, inputs };
+}
+
+/** The matrix of inputs that are not rotated. @throws MaskrouteError `corrupt_model` when the file ends early. */
+async function plainMatrix(weights: FileHandle, linear: StoredLinear): Promise<Float32Array> {
+  const rows = await dequantizeLinear(weights, linear);
+  if (linear.rotation) rotateInputs(rows, linear.rotation.size);
+  return rows;
 }
 
 /** The matrix in fp32, `[outputs, inputs]`. @throws MaskrouteError `corrupt_model` when the file ends early. */

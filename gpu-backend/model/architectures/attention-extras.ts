@@ -8,7 +8,7 @@
 import { type GraphBuilder, type InitializerData, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { ModelConfig, WeightSource } from '../model-source.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
-import type { Basis } from './rotation.ts';
+import { type Basis, rotateOutputs } from './rotation.ts';
 
 /** All fp32, in memory or in the weights file. */
 type ExtrasIn<Place> = {
@@ -37,7 +37,9 @@ export async function readExtras(source: WeightSource, basis: Basis, index: numb
   const extras: { -readonly [Name in keyof ExtraWeights]: ExtraWeights[Name] } = {};
   if (attentionBias !== undefined) {
     const q = scaled(await read('q_proj.bias'), queryScale(source.config));
-    extras.qkvBias = joined([q, await read('k_proj.bias'), await read('v_proj.bias')]);
+    const v = await read('v_proj.bias');
+    rotateOutputs(v, 1, basis.inside(headSize));
+    extras.qkvBias = joined([q, await read('k_proj.bias'), v]);
   }
   if (attentionBias === 'qkvo') {
     const rows = await read('o_proj.bias');

@@ -22,7 +22,7 @@ import { type Attending, attend, placesOf } from './batched-attention.ts';
 import { headLengths } from './head-attention.ts';
 import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
 import { asKept, feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
-import { embed, multiply, multiplyAny } from './projections.ts';
+import { embed, multiply } from './projections.ts';
 import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
@@ -179,7 +179,7 @@ function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Valu
   const rowPositions = rowsOf(g, positions, rows);
   const attended = attend(g, shared, index, { product, positions: rowPositions }, extras);
   const used = g.op('Gather', [attended, shared.usedRows[index]!], { axis: 1 });
-  const output = extras.outputBiased(g, multiplyAny(g, used, weights.output));
+  const output = extras.outputBiased(g, multiply(g, used, weights.output));
   const around = skippedAttention(g, shared, parts);
   return scatter(g, around, shared.intoIndices[2 * index]!, output);
 }

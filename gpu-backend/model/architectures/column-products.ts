@@ -33,8 +33,8 @@ const ROW_MIN = 1e-30;
 export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output = g.fresh('rows')): Value {
   const { inputs, values, scales } = columns;
   const last = g.constant('i64', [1], [-1]);
-  const [most, least] = ['ReduceMax', 'ReduceMin'].map((op) => g.op(op, [x, last], { keepdims: 1 }));
-  const size = g.op('Max', [most, g.op('Neg', [least]), g.constant('f32', [1], [ROW_MIN])]);
+  const most = g.op('ReduceMax', [g.op('Abs', [x]), last], { keepdims: 1 });
+  const size = g.op('Max', [most, g.constant('f32', [1], [ROW_MIN])]);
   const steps = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
   // If x has no rows, the runtime's reductions keep its shape.
   const step = g.op('Slice', [steps, ...[0, 1, -1].map((number) => g.constant('i64', [1], [number]))]);
@@ -45,6 +45,16 @@ export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output
   const product = g.op('MatMulIntegerToFloat', [codes, values, one, scales, zero], {}, MICROSOFT);
   g.node('Mul', [product, step], [output]);
   return { name: output };
+}
+
+/** `size` neighbours of a row are rotated together (`rotation.ts`); `matrix` `[size, size]`. */
+export type Rotation = { readonly size: number; readonly matrix: Value };
+
+/** x `[B, S, width]`, rotated: `size` multiply-adds a value. */
+export function rotated(g: GraphBuilder, x: Value, width: number, { size, matrix }: Rotation): Value {
+  const shape = (...axes: number[]) => g.constant('i64', [axes.length], axes);
+  const apart = g.op('Reshape', [x, shape(0, 0, width / size, size)]);
+  return g.op('Reshape', [g.op('MatMul', [apart, matrix]), shape(0, 0, width)]);
 }
 
 /** x `[..., inputs]` → `[..., outputs]`. */

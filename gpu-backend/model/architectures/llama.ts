@@ -46,7 +46,7 @@ import {
   outputGrown,
 } from './head-attention.ts';
 import type { Linear, StoredEmbedding, StoredLinear, VocabularyMatrix } from './projections.ts';
-import { embed, headLogits, linear, multiply, multiplyAny, storedRows } from './projections.ts';
+import { embed, headLogits, linear, multiply, multiplyRotated, storedRows } from './projections.ts';
 import type { SkippedBlock, Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
@@ -335,7 +335,7 @@ function runAttention(
   const { config, kvType, positions, reach } = shared;
   const product = multiply(b, x, weights.qkv);
   const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) => {
-    const out = extras.outputBiased(b, multiplyAny(b, attended, weights.output));
+    const out = extras.outputBiased(b, multiply(b, attended, weights.output));
     declareBranch(b, shared, out, written, 'S', grown);
   };
   if (reach.kind === 'rows') {
@@ -427,5 +427,5 @@ export function feedForward(
   });
   // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
   const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
-  return multiplyAny(b, b.op('Mul', [activated, up]), down);
+  return multiplyRotated(b, b.op('Mul', [activated, up]), down);
 }

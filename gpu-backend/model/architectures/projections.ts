@@ -25,19 +25,23 @@ import {
   roundRows,
 } from '../quantization/quantize.ts';
 import { external, slice, type WeightRange, type WeightsFile } from '../weights-file.ts';
-import { type Columns, multiplyPairs, multiplyRows, withEvenRows } from './column-products.ts';
-import type { Matrix } from './rotation.ts';
+import { type Columns, multiplyPairs, multiplyRows, type Rotation, rotated } from './column-products.ts';
+import { type Matrix, rotationMatrix } from './rotation.ts';
 
 type Shape = { readonly outputs: number; readonly inputs: number };
 
-export type Linear = Shape & { readonly values: Value } & (
+export type Linear = Shape & { readonly values: Value; readonly rotation?: Rotation } & (
     | { readonly kind: 'f32' }
     | (QuantForm & { readonly kind: 'nbits'; readonly scales: Value; readonly zeroPoints: Value })
     | (Columns & { readonly kind: 'q8-columns' })
   );
 
 /** A matrix in the weights file. */
-export type StoredLinear = Shape & { readonly values: WeightRange } & (
+export type StoredLinear = Shape & {
+  readonly values: WeightRange;
+  /** The graph rotates the inputs. */
+  readonly rotation?: { readonly size: number; readonly matrix: WeightRange };
+} & (
     | { readonly kind: 'f32' }
     | {
         readonly kind: 'q8' | 'q4';
@@ -94,6 +98,10 @@ export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear 
   };
 }
 
+/** The stored matrix for inputs that the graph rotates, `size` neighbours together. */
+export const withRotation = (file: WeightsFile, stored: StoredLinear, size: number): StoredLinear =>
+  size === 1 ? stored : { ...stored, rotation: { size, matrix: file.append(rotationMatrix(size)) } };
+
 /** Reserves room for a matrix that is written later; `form` undefined: fp32. */
 export function reserveLinear(
   file: WeightsFile,
@@ -148,6 +156,14 @@ export function storedBytes(stored: StoredLinear, floatType: FloatType = 'f32'):
 
 /** Makes initializers of a stored matrix. */
 export function linear(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
+  const weight = storedWeights(g, name, stored);
+  if (stored.rotation === undefined) return weight;
+  const { size, matrix: range } = stored.rotation;
+  const matrix = g.initializer(`${name}.rotation`, 'f32', [size, size], external(range));
+  return { ...weight, rotation: { size, matrix } };
+}
+
+function storedWeights(g: GraphBuilder, name: string, stored: StoredLinear): Linear {
   const { outputs, inputs } = stored;
   if (stored.kind === 'f32') {
     const values = g.initializer(name, 'f32', [outputs, inputs], external(stored.values));
@@ -238,12 +254,9 @@ export function headLogits(g: GraphBuilder, x: Value, head: VocabularyMatrix): V
   return { name: 'logits' };
 }
 
-/** As {@link multiply}, for rows of any size, whose values may differ much. */
-export function multiplyAny(g: GraphBuilder, x: Value, weight: Linear): Value {
-  if (weight.kind !== 'q8-columns') return multiply(g, x, weight);
-  const { even, inverse } = withEvenRows(g, x, weight.inputs);
-  return g.op('Div', [multiplyPairs(g, even, weight), inverse]);
-}
+/** As {@link multiply}, for an input `[B, S, inputs]` that is rotated first where the weights are. */
+export const multiplyRotated = (g: GraphBuilder, x: Value, weight: Linear): Value =>
+  multiply(g, weight.rotation ? rotated(g, x, weight.inputs, weight.rotation) : x, weight);
 
 /** The graph with products in blocks that compute in fp32, without rounding activations to 8 bits. */
 export const withExactProducts = (graph: Graph): Graph => ({

@@ -1,5 +1,6 @@
 /**
- * An orthogonal change of basis of the residual stream, folded into the weights (QuaRot, arXiv 2404.00456).
+ * Orthogonal changes of basis (QuaRot, arXiv 2404.00456): of the residual stream, folded into the weights, and of values inside of
+ * layers.
  *
  * Quantized products also quantize activations. A few channels of the residual stream are far larger than the rest, and take
  * the precision from the channels that share their scale. In a rotated basis no channel is an outlier.
@@ -165,6 +166,8 @@ export type Basis = {
   embeds(matrix: Matrix): Matrix;
   /** The RMS norm's weight that remains after folding. */
   norm(norm: Float32Array): Float32Array;
+  /** How many neighbours are rotated together in rows of `width` values inside of a layer (last part of this file); 1: none. */
+  inside(width: number): number;
   /**
    * For a tied embedding that is stored once with the head: the matrix `[H, H]` (input-major) that turns a row of the head
    * into the stream's first value; undefined when they are equal.
@@ -177,15 +180,17 @@ export const fileBasis: Basis = {
   writes: (matrix) => matrix,
   embeds: (matrix) => matrix,
   norm: (norm) => norm,
+  inside: () => 1,
   embeddingFromHead: () => undefined,
 };
 
 /**
  * The stream x becomes x·Q. A matrix that reads x becomes W·diag(g)·Q, with the norm's weights g. A matrix that writes x
- * becomes Qᵀ·W.
+ * becomes Qᵀ·W. With `rotatesInside`, values inside of a layer are rotated as well.
  */
-export function rotatedBasis(hiddenSize: number): Basis {
+export function rotatedBasis(hiddenSize: number, rotatesInside: boolean): Basis {
   return {
+    inside: (width) => (rotatesInside ? blockWidth(width) : 1),
     reads(matrix, norm) {
       scaleColumns(matrix.rows, norm);
       rotateRows(matrix.rows, hiddenSize);
@@ -213,4 +218,36 @@ export function scaleColumns(rows: Float32Array, scale: Float32Array): void {
   const inputs = scale.length;
   for (let start = 0; start < rows.length; start += inputs)
     for (let i = 0; i < inputs; i++) rows[start + i]! *= scale[i]!;
+}
+
+/*
+ * Rotations inside of a layer: V of each head, which attention passes on unchanged to the output's matrix, and what an FFN
+ * computes before down. A few of these values are far larger than the others of their row, which lose their codes' precision.
+ * V's rotation is folded into the weights on both sides. The FFN's is a product in the graph (`column-products.ts`), as its
+ * activation is not linear. Neighbours are rotated in blocks, since a whole row takes too many multiply-adds.
+ */
+
+/** A wider block takes more multiply-adds, and gains little (LOG.md). */
+const BLOCK_MAX = 64;
+
+/** A power of two: such a rotation is symmetric and undoes itself. */
+const blockWidth = (width: number): number => Math.min(BLOCK_MAX, width & -width);
+
+/** The rotation of `size` neighbours, `[size, size]`. */
+export function rotationMatrix(size: number): Float32Array {
+  const matrix = Float32Array.from({ length: size * size }, (_, i) => (i % (size + 1) === 0 ? 1 : 0));
+  rotateRows(matrix, size);
+  return matrix;
+}
+
+/** Changes a matrix in place for inputs that are rotated, `size` neighbours together. */
+export function rotateInputs(rows: Float32Array, size: number): void {
+  if (size > 1) rotateRows(rows, size);
+}
+
+/** Changes a matrix `[outputs, inputs]` in place so that its outputs are rotated, `size` neighbours together. */
+export function rotateOutputs(rows: Float32Array, inputs: number, size: number): void {
+  if (size === 1) return;
+  for (let at = 0; at < rows.length; at += size * inputs)
+    rotateColumns(rows.subarray(at, at + size * inputs), size);
 }

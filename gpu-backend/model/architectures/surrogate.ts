@@ -11,7 +11,7 @@ import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { WeightRange } from '../weights-file.ts';
 import { external } from '../weights-file.ts';
 import type { StoredLinear } from './projections.ts';
-import { linear, multiply, multiplyAny } from './projections.ts';
+import { linear, multiply } from './projections.ts';
 
 export type StoredSurrogate = {
   /** Aᵀ `[r, H]`. */
@@ -105,7 +105,7 @@ export function surrogateProduct(
   const bias = vector('bias', surrogate.bias);
   const first = vector('first', surrogate.first);
   return (b, x, isFirst) => {
-    const product = multiplyAny(b, multiply(b, x, down), up);
+    const product = multiply(b, multiply(b, x, down), up);
     return b.op('Where', [isFirst, first, b.op('Add', [product, bias])]);
   };
 }

@@ -20,7 +20,7 @@ import { type KeysValues, keysValues } from './attention-extras.ts';
 import { headRoom, narrowed, widened, wideQueriesKeysValues } from './head-attention.ts';
 import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
 import { feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
-import { embed, multiply, multiplyAny, withExactProducts } from './projections.ts';
+import { embed, multiply, withExactProducts } from './projections.ts';
 import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
@@ -216,7 +216,7 @@ function runAttention(
     MICROSOFT,
   );
   const own = narrowed(b, config, attended!, N);
-  return [extras.outputBiased(b, multiplyAny(b, own, weights.output)), presentK!, presentV!];
+  return [extras.outputBiased(b, multiply(b, own, weights.output)), presentK!, presentV!];
 }
 
 /** The caches with K and V of new tokens whose attention is skipped. */

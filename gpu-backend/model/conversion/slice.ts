@@ -5,7 +5,13 @@
  */
 import { parentPort } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { rotateColumns, rotateRows, scaleColumns } from '../architectures/rotation.ts';
+import {
+  rotateColumns,
+  rotateInputs,
+  rotateOutputs,
+  rotateRows,
+  scaleColumns,
+} from '../architectures/rotation.ts';
 import { COLUMNS_UNIT, type MatrixParts, matrixInFile, multiply } from '../formats/tensor-parts.ts';
 import type { TensorPlace } from '../model-source.ts';
 import {
@@ -23,12 +29,15 @@ import { writeAt } from '../weights-file.ts';
 export type Turn =
   | { readonly kind: 'none' }
   | { readonly kind: 'scaled'; readonly scale: number }
-  /** Multiplies the normalized stream. `scale`: `queryScale` for Q, else 1. */
-  | { readonly kind: 'reads'; readonly norm: Float32Array; readonly scale: number }
+  /** Multiplies the normalized stream. `scale`: `queryScale` for Q, else 1. `inside`: outputs that are rotated together. */
+  | { readonly kind: 'reads'; readonly norm: Float32Array; readonly scale: number; readonly inside: number }
   /** The embedding, whose rows begin the stream. */
   | { readonly kind: 'embeds' }
-  /** Its product is added to the stream. Its columns are rotated, so a slice must have all rows. */
-  | { readonly kind: 'writes' };
+  /**
+   * Its product is added to the stream. Its columns are rotated, so a slice must have all rows. `inside`: inputs that are rotated
+   * together.
+   */
+  | { readonly kind: 'writes'; readonly inside: number };
 
 /** Rows of a matrix, and the byte offsets in the weights file where the first row goes. */
 export type Slice = {
@@ -50,8 +59,8 @@ const TILE_WEIGHTS = 2 ** 21;
 
 /** Converts and writes a slice. `descriptor`: the weights file. */
 export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
-  if (slice.turn.kind === 'writes') return convertInTiles(slice, parts, descriptor);
   const { from, columns, turn, form } = slice;
+  if (turn.kind === 'writes') return convertInTiles(slice, turn.inside, parts, descriptor);
   const rows = await parts.rows(from, slice.rows);
   switch (turn.kind) {
     case 'scaled':
@@ -61,6 +70,7 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
       multiply(rows, turn.scale);
       scaleColumns(rows, turn.norm);
       rotateRows(rows, columns);
+      rotateOutputs(rows, columns, turn.inside);
       break;
     case 'embeds':
       rotateRows(rows, columns);
@@ -89,32 +99,47 @@ function writeCodes(
 }
 
 /** Rotates tiles of columns, and writes the whole matrix at the end: a tile has a part of every row. */
-async function convertInTiles(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
+async function convertInTiles(
+  slice: Slice,
+  inside: number,
+  parts: MatrixParts,
+  descriptor: number,
+): Promise<void> {
   const { form } = slice;
   if (form === undefined) throw new RangeError('fp32 is not rotated');
-  const codes = await (form === 'columns' ? wholeRows(slice, parts) : rowsInBlocks(slice, form, parts));
+  const tiles = rotatedTiles(slice, inside, parts);
+  const codes = await (form === 'columns' ? wholeRows(slice, tiles) : rowsInBlocks(slice, form, tiles));
   writeCodes(slice, codes, descriptor);
 }
 
 type Tile = { readonly from: number; readonly count: number; readonly rows: Float32Array };
 
 /** Rotated tiles of the matrix, `[rows, count]` each. */
-async function* rotatedTiles({ rows, columns }: Slice, parts: MatrixParts): AsyncGenerator<Tile> {
+async function* rotatedTiles(
+  { rows, columns }: Slice,
+  inside: number,
+  parts: MatrixParts,
+): AsyncGenerator<Tile> {
   const width = COLUMNS_UNIT * Math.max(1, Math.floor(TILE_WEIGHTS / rows / COLUMNS_UNIT));
   for (let from = 0; from < columns; from += width) {
     const count = Math.min(width, columns - from);
-    yield { from, count, rows: rotateColumns(await parts.columns(from, count), rows) };
+    const tile = rotateColumns(await parts.columns(from, count), rows);
+    rotateInputs(tile, inside);
+    yield { from, count, rows: tile };
   }
 }
 
 /** Blocks are rounded tile by tile. */
-async function rowsInBlocks(slice: Slice, form: QuantForm, parts: MatrixParts): Promise<MatrixCodes> {
-  const { rows, columns } = slice;
+async function rowsInBlocks(
+  { rows, columns }: Slice,
+  form: QuantForm,
+  tiles: AsyncGenerator<Tile>,
+): Promise<MatrixCodes> {
   const codes = new Uint8Array(rows * columns);
   const blocks = columns / form.blockSize;
   const scales = new Float32Array(rows * blocks);
   const zeroPoints = new Uint8Array(rows * blocks);
-  for await (const { from, count, rows: tile } of rotatedTiles(slice, parts)) {
+  for await (const { from, count, rows: tile } of tiles) {
     const rounded = roundRows(tile, rows, count, form);
     const [ownBlocks, block] = [count / form.blockSize, from / form.blockSize];
     for (let row = 0; row < rows; row++) {
@@ -130,10 +155,9 @@ async function rowsInBlocks(slice: Slice, form: QuantForm, parts: MatrixParts): 
 }
 
 /** By column, a scale is known when its whole row is. */
-async function wholeRows(slice: Slice, parts: MatrixParts): Promise<MatrixCodes> {
-  const { rows, columns } = slice;
+async function wholeRows({ rows, columns }: Slice, tiles: AsyncGenerator<Tile>): Promise<MatrixCodes> {
   const whole = new Float32Array(rows * columns);
-  for await (const { from, count, rows: tile } of rotatedTiles(slice, parts)) {
+  for await (const { from, count, rows: tile } of tiles) {
     for (let row = 0; row < rows; row++)
       whole.set(tile.subarray(row * count, (row + 1) * count), row * columns + from);
   }

@@ -57,7 +57,7 @@ export async function quantizeLayers<Codes extends MatrixCodes>(
   round: Round<Codes>,
   onProgress: (fraction: number) => void,
 ): Promise<QuantizedLayers<Codes>> {
-  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
+  await using steps = await openLayerSteps(source.config, basis, text.sequenceTokens, threads);
   let streams = await embedText(source, basis, text);
   const codes: LayerCodes<Codes>[] = [];
   for (let layer = 0; layer < source.config.layerCount; layer++) {

@@ -7,7 +7,7 @@ import { openProducts } from './layer-steps.ts';
 import { roundMatrix } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes, or the graphs over them other results. */
-export const COLUMNS_VERSION = 3;
+export const COLUMNS_VERSION = 4;
 
 /** The share of the work that is done when all matrices are rounded. */
 const ROUNDED = 0.95;

@@ -27,7 +27,7 @@ import { type LayerSteps, openLayerSteps, openProducts, type Products } from './
 import { blocksOf, eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes. */
-export const FOUR_BITS_VERSION = 2;
+export const FOUR_BITS_VERSION = 3;
 
 /** The share of the layers' weights that have 8 bits, beside as many weights as the head has at 4. */
 const EIGHT_BIT_SHARE = 0.15;
@@ -143,7 +143,7 @@ async function roundRare(
 ): Promise<(Rows & { readonly codes: QuantCodes }) | undefined> {
   const rare = rareRows(source.config, text);
   if (rare === undefined) return undefined;
-  await using steps = await openLayerSteps(source.config, text.sequenceTokens, threads);
+  await using steps = await openLayerSteps(source.config, basis, text.sequenceTokens, threads);
   const finalNorm = await source.read('model.norm.weight');
   const moments = await headMoments(steps, streams, basis.norm(finalNorm));
   const rows = rowsOf(await headMatrix(source, basis, finalNorm), rare);
@@ -158,7 +158,7 @@ async function measureLayers(
   onProgress: (fraction: number) => void,
 ): Promise<Sensitivity[]> {
   const ends = endsOf(text);
-  await using steps = await openLayerSteps(source.config, ends.sequenceTokens, threads);
+  await using steps = await openLayerSteps(source.config, basis, ends.sequenceTokens, threads);
   const [first, ...others] = await embedText(source, basis, ends);
   return await measureSensitivity(source, basis, {
     steps,

@@ -14,7 +14,7 @@ import {
   rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
-import type { Matrix } from '../architectures/rotation.ts';
+import { type Basis, type Matrix, rotationMatrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
 import type { ModelConfig } from '../model-source.ts';
 import { ropeTables } from '../rope.ts';
@@ -24,7 +24,7 @@ export type LayerSteps = AsyncDisposable & {
   normalize(h: Float32Array, norm: Float32Array): Promise<Float32Array>;
   /** Normalized `[T, H]` → the heads' outputs, `[T, N·D]`. */
   attend(x: Float32Array, layer: AttentionLayer, qkv: Matrix): Promise<Float32Array>;
-  /** Normalized `[T, H]` → silu(gate)·up, `[T, F]`. */
+  /** Normalized `[T, H]` → silu(gate)·up, `[T, F]`, rotated as the basis says. */
   activate(x: Float32Array, gateUp: Matrix): Promise<Float32Array>;
   /** h + x·Wᵀ + bias, `[T, H]`. */
   add(h: Float32Array, x: Float32Array, matrix: Matrix, bias?: Float32Array): Promise<Float32Array>;
@@ -36,6 +36,7 @@ type AttentionLayer = Pick<LayerMatrices, 'index' | 'extras'>;
 
 export async function openLayerSteps(
   config: ModelConfig,
+  basis: Basis,
   sequenceTokens: number,
   threads: number,
 ): Promise<LayerSteps> {
@@ -43,7 +44,7 @@ export async function openLayerSteps(
   const open = (build: (g: GraphBuilder) => void) => openGraph(build, threads);
   const sessions = await Promise.all([
     open(normalizeGraph(config)),
-    open(activateGraph(F)),
+    open(activateGraph(F, basis.inside(F))),
     open(addGraph),
     open(momentsGraph),
   ]);
@@ -150,12 +151,15 @@ function turned(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value):
 }
 
 const activateGraph =
-  (F: number) =>
+  (F: number, rotationSize: number) =>
   (g: GraphBuilder): void => {
     const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
     const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
     // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
-    result(g, 'Mul', [g.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT), up!]);
+    const activated = g.op('Mul', [g.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT), up!]);
+    const matrix = g.constant('f32', [rotationSize, rotationSize], [...rotationMatrix(rotationSize)]);
+    const apart = g.op('Reshape', [activated, g.constant('i64', [2], [-1, rotationSize])]);
+    result(g, 'Reshape', [g.op('MatMul', [apart, matrix]), g.constant('i64', [2], [-1, F])]);
   };
 
 const addGraph = (g: GraphBuilder): void => {

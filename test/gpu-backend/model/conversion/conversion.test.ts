@@ -4,7 +4,11 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { StoredLinear } from '../../../../gpu-backend/model/architectures/projections.ts';
-import { fileBasis, rotatedBasis } from '../../../../gpu-backend/model/architectures/rotation.ts';
+import {
+  fileBasis,
+  rotatedBasis,
+  rotationMatrix,
+} from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
@@ -91,7 +95,7 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
   await emitFromMemory(source, kind, out, () => {});
   const bytes = await readFile(path.join(out, WEIGHTS_FILE));
   const at = ({ offset, bytes: length }: WeightRange) => bytes.subarray(offset, offset + length);
-  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize);
+  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize, kind !== 'q8');
   const matrices = await layerMatrices(source, basis, 1);
   const stored = await readStoredLlama(out, source.config);
   for (const name of ['qkv', 'output', 'gateUp', 'down'] as const) {
@@ -117,6 +121,11 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
     expect(at(own.scales).equals(Buffer.from(packed.scales.buffer)), name).toBe(true);
     expect(at(own.zeroPoints).equals(Buffer.from(packed.zeroPoints)), name).toBe(true);
   }
+  const { down } = stored.layers[1]!;
+  const size = basis.inside(source.config.ffnSize);
+  expect(down.rotation?.size).toBe(size === 1 ? undefined : size);
+  if (down.rotation)
+    expect(at(down.rotation.matrix).equals(Buffer.from(rotationMatrix(size).buffer))).toBe(true);
   const [head] = stored.head as [StoredLinear];
   const { blockSize } = eightBitsOf(head.inputs);
   if (kind === 'q4') expect(head).toMatchObject({ kind: 'q8', blockSize });

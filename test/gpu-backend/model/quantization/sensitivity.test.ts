@@ -70,7 +70,7 @@ const CASES = [
 ];
 
 test.each(CASES)('%s, case %#', async (_name, source, layer, name, files) => {
-  await using steps = await openLayerSteps(source.config, SEQUENCE, 1);
+  await using steps = await openLayerSteps(source.config, fileBasis, SEQUENCE, 1);
   await using products = await openProducts(1);
   const layers = [await layerMatrices(source, fileBasis, 0), await layerMatrices(source, fileBasis, 1)];
   const [first, second] = await embedText(source, fileBasis, { tokenIds, sequenceTokens: SEQUENCE });
