@@ -40,6 +40,16 @@ export function kMeans(points: Points, options: KMeansOptions): Clustering {
   return best!;
 }
 
+/** All points under the centroids that `sample`, some of them, gives. @throws MaskrouteError as {@link kMeans} of the sample. */
+export function kMeansBySample(points: Points, sample: Points, options: KMeansOptions): Clustering {
+  const { clusterCount } = options;
+  const { centroids } = kMeans(sample, options);
+  const assignment = new Uint16Array(points.count);
+  const distances = new Float64Array(points.count);
+  assign(points, centroids, assignment, distances);
+  return clusteringOf(centroids, assignment, distances, clusterCount);
+}
+
 export function packPoints(rows: readonly Float32Array[]): Points {
   const dimensions = rows[0]?.length ?? 0;
   const values = new Float32Array(rows.length * dimensions);
@@ -99,9 +109,20 @@ function lloyd(points: Points, centroids: Float32Array, iterationsMax: number): 
     if (!repaired && (!moved || iteration >= iterationsMax)) break;
     moveCentroids(points, centroids, assignment);
   }
-  const sizes = clusterSizes(assignment, clusterCount);
-  return { centroids, assignment, sizes, inertia: distances.reduce((sum, value) => sum + value, 0) };
+  return clusteringOf(centroids, assignment, distances, clusterCount);
 }
+
+const clusteringOf = (
+  centroids: Float32Array,
+  assignment: Uint16Array,
+  distances: Float64Array,
+  clusterCount: number,
+): Clustering => ({
+  centroids,
+  assignment,
+  sizes: clusterSizes(assignment, clusterCount),
+  inertia: distances.reduce((sum, value) => sum + value, 0),
+});
 
 /** Ties go to the lowest cluster, as at the edge. Returns how many points changed cluster. */
 function assign(
