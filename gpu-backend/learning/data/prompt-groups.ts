@@ -36,7 +36,7 @@ const STARTS = [
   { upTo: 2 ** 20, starts: 2, iterationsMax: 40 },
   { upTo: Number.POSITIVE_INFINITY, starts: 1, iterationsMax: 25 },
 ] as const;
-/** Prompts that place centroids: 128 for each of the most clusters. With half a million it took ten minutes, deaf to Ctrl-C. */
+/** Prompts that place centroids, 128 for each of the most clusters: half a million take fifteen times as long, deaf to Ctrl-C. */
 const PLACING_PROMPTS = 2 ** 15;
 /** Prompts that `auto` compares numbers of clusters on. */
 const COMPARED_PROMPTS = 2048;
