@@ -138,7 +138,7 @@ function assign(
     let cluster = 0;
     let least = Number.POSITIVE_INFINITY;
     for (let c = 0; c < clusterCount; c++) {
-      const distance = squaredDistance(values, i, centroids, c, dimensions);
+      const distance = squaredDistance(values, i, centroids, c, dimensions, least);
       if (distance < least) {
         least = distance;
         cluster = c;
@@ -202,11 +202,25 @@ export const distanceBetween = (
   width: number,
 ): number => Math.sqrt(squaredDistance(a, i, b, j, width));
 
-function squaredDistance(a: Float32Array, i: number, b: Float32Array, j: number, width: number): number {
+/** Coordinates between two looks at the bound. */
+const STRETCH = 32;
+
+/** Between row i of `a` and row j of `b`; if that is `bound` or more, any number of `bound` or more. */
+function squaredDistance(
+  a: Float32Array,
+  i: number,
+  b: Float32Array,
+  j: number,
+  width: number,
+  bound = Number.POSITIVE_INFINITY,
+): number {
   let sum = 0;
-  for (let d = 0; d < width; d++) {
-    const difference = a[i * width + d]! - b[j * width + d]!;
-    sum += difference * difference;
+  for (let start = 0; start < width && sum < bound; start += STRETCH) {
+    const end = Math.min(width, start + STRETCH);
+    for (let d = start; d < end; d++) {
+      const difference = a[i * width + d]! - b[j * width + d]!;
+      sum += difference * difference;
+    }
   }
   return sum;
 }
