@@ -251,11 +251,12 @@ async function sayForecast(
   { log }: { log(line: string): void },
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePaces } = await import('../learning/forecast.ts');
+  const { roundingIn } = await import('../learning/learn.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
   const sizes = await Promise.all(flags.data.map(sizeOf));
   const bytes = sizes.reduce<number>((sum, size = 0) => sum + size, 0);
   const machine = {
-    paces: await measurePaces(computingThreads()),
+    paces: await measurePaces(computingThreads(), await roundingIn(flags.out)),
     available_bytes: flags.memory ?? process.availableMemory(),
     positionsMax: bytes / BYTES_A_POSITION,
   };

@@ -60,7 +60,7 @@ export function createJobStore(folder: string, note: Note): JobStore {
     async load() {
       const jobs = await loadAll(folder, 'job', { ids: JOB_ID_PATTERN, schema: jobSchema, note });
       for (const job of jobs) if (isFinished(job)) await removeSecret(job.id);
-      return jobs.sort((a, b) => a.number - b.number || Date.parse(a.created_at) - Date.parse(b.created_at));
+      return inOrder(jobs);
     },
     save: (job) => inTurn(() => write(job)),
     remove,
@@ -73,6 +73,21 @@ export function createJobStore(folder: string, note: Note): JobStore {
     logOf: (id) => join(folderOf(id), 'log.txt'),
     firstTryOf: (id) => join(folderOf(id), 'first-try.json'),
   };
+}
+
+/**
+ * By number. An older backend numbers no jobs and drops the numbers of those that it runs; it may run between two newer ones. Such a job
+ * gets the highest number of the jobs with earlier dates, and follows them.
+ */
+function inOrder(jobs: readonly Job[]): Job[] {
+  let newest = 0;
+  return jobs
+    .toSorted((a, b) => Date.parse(a.created_at) - Date.parse(b.created_at))
+    .map((job) => {
+      newest = Math.max(newest, job.number);
+      return { ...job, number: job.number || newest };
+    })
+    .sort((a, b) => a.number - b.number);
 }
 
 /**

@@ -11,7 +11,7 @@ import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantiz
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, exactHere, tensor } from '../onnx/session.ts';
-import { fastestRounding, type Rounding } from './gates/rounding.ts';
+import type { Rounding } from './gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -34,8 +34,8 @@ export type Forecast = {
 
 /**
  * Multiply-adds a second of this machine, by the form of the weights. By column there are three: `q8-columns` has a scale for each
- * row of activations, `pairs` has two codes for each of them, and `columns`, in training steps alone, has one scale for all rows;
- * rows of training steps take about that time. CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and
+ * row of activations, `pairs` has two codes for each of them, and `columns`, in training steps alone, has one scale for all rows.
+ * CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and
  * 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns' | 'pairs', number>> & {
@@ -43,11 +43,11 @@ export type Paces = Readonly<Record<WeightKind | 'columns' | 'pairs', number>> &
   readonly rounding: Rounding;
 };
 
-/** Measures products on `threads` threads, under the machine's present load. */
-export async function measurePaces(threads: number): Promise<Paces> {
+/** Measures products on `threads` threads, under the machine's present load. `rounding`: the run's. */
+export async function measurePaces(threads: number, rounding: Rounding): Promise<Paces> {
   const kind = (weights: WeightKind) => paceOf(threads, (g, x) => multiply(g, x, someWeights(g, weights)));
   return {
-    rounding: await fastestRounding(),
+    rounding,
     f32: await kind('f32'),
     q8: await kind('q8'),
     q4: await kind('q4'),
@@ -209,11 +209,11 @@ function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
   const { head, reads, writes, all } = weightCounts(config);
   const [read, written] = [config.layerCount * reads, config.layerCount * writes];
   if (weights === 'f32') return { forward_s: all / paces.f32, back_s: all / paces.f32 };
-  const { columns, pairs } = paces;
+  const { columns, pairs, 'q8-columns': rows } = paces;
   if (paces.rounding === 'pairs') {
     return {
       forward_s: head / columns + (read + written) / pairs,
-      back_s: head / pairs + (read + written) / columns,
+      back_s: head / pairs + (read + written) / rows,
     };
   }
   return {

@@ -68,22 +68,31 @@ export async function openRunJournal(
   say: (line: string) => void,
 ): Promise<RunJournal> {
   await mkdir(dirname(path), { recursive: true });
-  // Text after the last newline is an incomplete line.
-  const [head, ...lines] = (await readOrNothing(path)).split('\n').slice(0, -1);
-  const known = new Map<string, readonly number[]>();
-  const found = headSchema.safeParse(parsed(head ?? '')).data;
-  if (found?.key === key) {
-    for (const line of lines) {
-      const entry = entryOf(line, numbers);
-      if (entry === undefined) break;
-      known.set(...entry);
-    }
-  } else if (found !== undefined && lines.length > 0) {
+  const found = await readRun(path);
+  if (found.key !== key && found.known.size > 0)
     say(`The run begins anew: what ${path} has is of a run with other data or flags, and is dropped.`);
-  }
+  const known = found.key === key ? found.known : new Map<string, readonly number[]>();
   await removeOldParts(path);
   await writeWhole(path, [{ key }, ...known].map(toLine).join(''));
   return journalOf(path, numbers, known);
+}
+
+/** What the journal of a run has under `name`, whatever the run's key is. */
+export const resultIn = async (path: string, name: string): Promise<readonly number[] | undefined> =>
+  (await readRun(path)).known.get(name);
+
+/** A file without a key has no results. */
+async function readRun(path: string) {
+  // Text after the last newline is an incomplete line.
+  const [head, ...lines] = (await readOrNothing(path)).split('\n').slice(0, -1);
+  const key = headSchema.safeParse(parsed(head ?? '')).data?.key;
+  const known = new Map<string, readonly number[]>();
+  for (const line of key === undefined ? [] : lines) {
+    const entry = entryOf(line, numbers);
+    if (entry === undefined) break;
+    known.set(...entry);
+  }
+  return { key, known };
 }
 
 /**

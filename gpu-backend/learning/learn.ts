@@ -29,7 +29,7 @@ import { HARD_CONCRETE } from './gates/hard-concrete.ts';
 import { fastestRounding, ROUNDINGS, type Rounding } from './gates/rounding.ts';
 import { LOSS_BATCH_TOKENS } from './gates/step-memory.ts';
 import { LEARNING_RATE } from './gates/train-mask.ts';
-import { contentKey, modelKey, openRunJournal, type RunJournal, withOutput } from './journal.ts';
+import { contentKey, modelKey, openRunJournal, type RunJournal, resultIn, withOutput } from './journal.ts';
 import type { Budget, BudgetRequest } from './search/budget.ts';
 import { type EarlierMasks, earlierMasks, masksWithin } from './search/earlier-set.ts';
 import { effortFor, fullText, type LearnEffort, withoutSearch } from './search/effort.ts';
@@ -197,10 +197,18 @@ async function learnWith(settings: Settings, prompts: Prompts, journal: RunJourn
   return { masks, budget, effort };
 }
 
+const ROUNDING = 'rounding';
+
 /** How the run rounds: fastest on the machine that began it, and the same on each that goes on with it. */
 async function roundingOf(journal: RunJournal): Promise<Rounding> {
-  const [index] = await journal.result('rounding', async () => [ROUNDINGS.indexOf(await fastestRounding())]);
+  const [index] = await journal.result(ROUNDING, async () => [ROUNDINGS.indexOf(await fastestRounding())]);
   return ROUNDINGS[index!]!;
+}
+
+/** How a run into `folder` will round, if it goes on with what is there. */
+export async function roundingIn(folder: string): Promise<Rounding> {
+  const [index] = (await resultIn(join(folder, STATE_FILE), ROUNDING)) ?? [];
+  return index === undefined ? await fastestRounding() : ROUNDINGS[index]!;
 }
 
 /** The effort that the amount of text justifies, and the stages of the run. */

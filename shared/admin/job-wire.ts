@@ -117,7 +117,7 @@ const JOB_STATES = ['waiting', 'running', 'succeeded', 'failed', 'cancelled'] as
 export const jobSchema = z.object({
   id: z.string(),
   object: z.literal('maskroute.job'),
-  /** Counts the jobs of a home: their dates give no order where the clock was wrong. 0: the job of an older backend. */
+  /** Counts the jobs of a home: their dates give no order where the clock was wrong. 0 on disk: an older backend wrote it. */
   number: z.int().default(0),
   status: z.enum(JOB_STATES),
   request: jobRequestSchema,

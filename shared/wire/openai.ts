@@ -187,7 +187,8 @@ const toolCall = checkedObject({
   extra_content: ignored(),
   provider_specific_fields: ignored(),
 });
-export type ToolCall = z.infer<typeof toolCall.schema>;
+export const toolCallSchema = toolCall.schema;
+export type ToolCall = z.infer<typeof toolCallSchema>;
 
 export const MESSAGE_FIELDS = {
   role: honoured(

@@ -40,6 +40,16 @@ export function kMeans(points: Points, options: KMeansOptions): Clustering {
   return best!;
 }
 
+/** All points under the centroids that `sample`, some of them, gives. @throws MaskrouteError as {@link kMeans} of the sample. */
+export function kMeansBySample(points: Points, sample: Points, options: KMeansOptions): Clustering {
+  const { clusterCount } = options;
+  const { centroids } = kMeans(sample, options);
+  const assignment = new Uint16Array(points.count);
+  const distances = new Float64Array(points.count);
+  assign(points, centroids, assignment, distances);
+  return clusteringOf(centroids, assignment, distances, clusterCount);
+}
+
 export function packPoints(rows: readonly Float32Array[]): Points {
   const dimensions = rows[0]?.length ?? 0;
   const values = new Float32Array(rows.length * dimensions);
@@ -99,9 +109,20 @@ function lloyd(points: Points, centroids: Float32Array, iterationsMax: number): 
     if (!repaired && (!moved || iteration >= iterationsMax)) break;
     moveCentroids(points, centroids, assignment);
   }
-  const sizes = clusterSizes(assignment, clusterCount);
-  return { centroids, assignment, sizes, inertia: distances.reduce((sum, value) => sum + value, 0) };
+  return clusteringOf(centroids, assignment, distances, clusterCount);
 }
+
+const clusteringOf = (
+  centroids: Float32Array,
+  assignment: Uint16Array,
+  distances: Float64Array,
+  clusterCount: number,
+): Clustering => ({
+  centroids,
+  assignment,
+  sizes: clusterSizes(assignment, clusterCount),
+  inertia: distances.reduce((sum, value) => sum + value, 0),
+});
 
 /** Ties go to the lowest cluster, as at the edge. Returns how many points changed cluster. */
 function assign(
@@ -117,7 +138,7 @@ function assign(
     let cluster = 0;
     let least = Number.POSITIVE_INFINITY;
     for (let c = 0; c < clusterCount; c++) {
-      const distance = squaredDistance(values, i, centroids, c, dimensions);
+      const distance = squaredDistance(values, i, centroids, c, dimensions, least);
       if (distance < least) {
         least = distance;
         cluster = c;
@@ -181,11 +202,25 @@ export const distanceBetween = (
   width: number,
 ): number => Math.sqrt(squaredDistance(a, i, b, j, width));
 
-function squaredDistance(a: Float32Array, i: number, b: Float32Array, j: number, width: number): number {
+/** Coordinates between two looks at the bound. */
+const STRETCH = 32;
+
+/** Between row i of `a` and row j of `b`; if that is `bound` or more, any number of `bound` or more. */
+function squaredDistance(
+  a: Float32Array,
+  i: number,
+  b: Float32Array,
+  j: number,
+  width: number,
+  bound = Number.POSITIVE_INFINITY,
+): number {
   let sum = 0;
-  for (let d = 0; d < width; d++) {
-    const difference = a[i * width + d]! - b[j * width + d]!;
-    sum += difference * difference;
+  for (let start = 0; start < width && sum < bound; start += STRETCH) {
+    const end = Math.min(width, start + STRETCH);
+    for (let d = start; d < end; d++) {
+      const difference = a[i * width + d]! - b[j * width + d]!;
+      sum += difference * difference;
+    }
   }
   return sum;
 }

@@ -11,7 +11,7 @@ import type { Clusters, KindTable } from './clusters.ts';
 import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, distanceBetween, kMeans, packPoints } from './kmeans.ts';
+import { clusterSizes, distanceBetween, kMeans, kMeansBySample, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -36,6 +36,8 @@ const STARTS = [
   { upTo: 2 ** 20, starts: 2, iterationsMax: 40 },
   { upTo: Number.POSITIVE_INFINITY, starts: 1, iterationsMax: 25 },
 ] as const;
+/** Prompts that place centroids, 128 for each of the most clusters: half a million take fifteen times as long, deaf to Ctrl-C. */
+const PLACING_PROMPTS = 2 ** 15;
 /** Prompts that `auto` compares numbers of clusters on. */
 const COMPARED_PROMPTS = 2048;
 /** Fewer held-out prompts say nothing about clusters. */
@@ -105,7 +107,7 @@ export async function groupPrompts(
       heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
       clusters,
     ),
-    positions: centroidPositions(points, clusters),
+    positions: centroidPositions(sampleOf(points, PLACING_PROMPTS, seed), clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
       heldOut: kindTable(heldOut, heldOutClusters, count),
@@ -126,9 +128,12 @@ function clusterPoints(
   clusterCount: number | 'auto',
   seed: number,
 ) {
-  const cluster = (count: number, of = points): Clusters => {
+  const placing = sampleOf(points, PLACING_PROMPTS, seed);
+  const cluster = (count: number, of = placing): Clusters => {
     const { starts, iterationsMax } = STARTS.find(({ upTo }) => of.count * count <= upTo)!;
-    const clustering = kMeans(of, { clusterCount: count, seed, starts, iterationsMax });
+    const options = { clusterCount: count, seed, starts, iterationsMax };
+    const isPart = of === placing && of !== points;
+    const clustering = isPart ? kMeansBySample(points, of, options) : kMeans(of, options);
     return { dimensions: of.dimensions, ...clustering };
   };
   const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
@@ -137,7 +142,7 @@ function clusterPoints(
     health: routingHealth(points, clusters, seed),
   });
   if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
-  const some = sampleOf(points, seed);
+  const some = sampleOf(points, COMPARED_PROMPTS, seed);
   const distinct = distinctCount(some);
   const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count && count <= distinct;
   const fine = CLUSTER_COUNTS.filter(affordable);
@@ -160,10 +165,10 @@ function clusterPoints(
 }
 
 /** A random sample of the points, or all of them where they are few. */
-function sampleOf(points: Points, seed: number): Points {
-  if (points.count <= COMPARED_PROMPTS) return points;
+function sampleOf(points: Points, most: number, seed: number): Points {
+  if (points.count <= most) return points;
   const { dimensions, values } = points;
-  const chosen = permutation(points.count, createRandom(seed)).subarray(0, COMPARED_PROMPTS);
+  const chosen = permutation(points.count, createRandom(seed)).subarray(0, most);
   return packPoints(Array.from(chosen, (i) => values.subarray(i * dimensions, (i + 1) * dimensions)));
 }
 

@@ -8,14 +8,19 @@ import { basename } from 'node:path';
 import { z } from 'zod';
 import { chatRouteText, completionRouteText } from '../../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { messageText } from '../../../shared/wire/openai.ts';
+import { messageText, type ToolCall, toolCallSchema } from '../../../shared/wire/openai.ts';
 import { check, isJsonObject } from '../../../shared/wire/parse-body.ts';
 import { openRegular, unreadable } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
 const ROW_COUNT_MAX = 5_000_000;
 
-type Turn = { readonly role: 'system' | 'user' | 'assistant'; readonly content: string };
+export type Turn = {
+  readonly role: 'system' | 'user' | 'assistant' | 'tool';
+  readonly content: string;
+  readonly tool_calls?: ToolCall[] | undefined;
+  readonly tool_call_id?: string | undefined;
+};
 export type CalibrationRow = {
   /** The row's own `kind`, or the file's name without its extension; reports count clusters by kind. */
   readonly kind: string;
@@ -27,14 +32,27 @@ export type CalibrationRow = {
 };
 
 const text = z.string();
-const role = z.enum(['system', 'developer', 'user', 'assistant']);
+const role = z.enum(['system', 'developer', 'user', 'assistant', 'tool']);
 /** A string, or content parts as OpenAI's clients send them. */
 const messageContent = z.union([text, z.array(z.looseObject({ type: z.literal('text'), text }))]);
+const hasAny = <T>(list: readonly T[] | null | undefined): list is readonly T[] => (list?.length ?? 0) > 0;
+/** Only a message that calls tools may have no text: others without are misspelt. */
+const message = z
+  .looseObject({
+    role,
+    content: messageContent.nullish(),
+    tool_calls: z.array(toolCallSchema).nullish(),
+    tool_call_id: text.nullish(),
+  })
+  .refine(({ content, tool_calls }) => content != null || hasAny(tool_calls), {
+    path: ['content'],
+    error: 'expected a string or a list',
+  });
 const withKind = { kind: z.string().min(1).max(100).optional() };
 const FORMS = {
   messages: z.looseObject({
     ...withKind,
-    messages: z.array(z.looseObject({ role, content: messageContent })).min(1),
+    messages: z.array(message).min(1),
   }),
   prompt: z.looseObject({ ...withKind, prompt: text, completion: text }),
   question: z.looseObject({ ...withKind, question: text, answer: text }),
@@ -130,9 +148,11 @@ function toContent(form: Form, row: object): CalibrationRow['content'] {
   switch (form) {
     case 'messages': {
       const { messages } = row as z.infer<typeof FORMS.messages>;
-      const turns = messages.map((message) => ({
-        role: message.role === 'developer' ? ('system' as const) : message.role,
-        content: messageText(message),
+      const turns = messages.map(({ role, content, tool_calls, tool_call_id }) => ({
+        role: role === 'developer' ? ('system' as const) : role,
+        content: messageText({ role, content }),
+        tool_calls: hasAny(tool_calls) ? tool_calls : undefined,
+        tool_call_id: tool_call_id ?? undefined,
       }));
       return { type: 'chat', turns };
     }

@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
-import type { CalibrationRow } from './read-data.ts';
+import type { CalibrationRow, Turn } from './read-data.ts';
 
 export type Sample = {
   readonly tokenIds: Int32Array;
@@ -76,24 +76,26 @@ export function createSampler(
 }
 
 /**
- * Token ids of a row. If the assistant has the last turn, it is encoded as the model's answer, with its end token.
+ * Token ids of a row. If the assistant has the last turn, it is encoded as the model's answer, with its end token. Calls of tools are
+ * written by the template, which asks for another answer after them.
  * @throws MaskrouteError `invalid_data`, with the row's kind, roles and prompt, when the model's chat template refuses
  * it.
  */
 export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
   if (content.type === 'text') return text.encodePrompt(content.text);
-  const last = content.turns.at(-1)!;
-  const hasAnswer = last.role === 'assistant';
+  const { turns } = content;
+  const last = turns.at(-1)!;
+  const hasAnswer = last.role === 'assistant' && last.tool_calls === undefined;
   try {
-    const prompt = text.encodeChat(hasAnswer ? content.turns.slice(0, -1) : [...content.turns]);
+    const prompt = text.encodeChat(hasAnswer ? turns.slice(0, -1) : turns);
     if (!hasAnswer) return prompt;
     const answer = text.tokenizer.encode(last.content, { addSpecial: false });
     return Int32Array.from([...prompt, ...answer, eosTokenId]);
   } catch (cause) {
     if (!(cause instanceof MaskrouteError)) throw cause;
     const prompt = JSON.stringify(row.routeText.slice(0, QUOTED_CHARS));
-    const where = `The row of kind ${row.kind} that begins with ${prompt} (${rolesOf(content.turns)})`;
+    const where = `The row of kind ${row.kind} that begins with ${prompt} (${rolesOf(turns)})`;
     throw new MaskrouteError('invalid_data', `${where}: ${cause.message}`, { cause });
   }
 }
@@ -101,8 +103,8 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
 /** Characters of a prompt that an error message quotes. */
 const QUOTED_CHARS = 60;
 
-const rolesOf = (turns: readonly { readonly role: string }[]): string =>
-  turns.map(({ role }) => role).join(', ');
+const rolesOf = (turns: readonly Turn[]): string =>
+  turns.map(({ role, tool_calls }) => (tool_calls === undefined ? role : `${role} with calls`)).join(', ');
 
 /**
  * Some templates refuse certain sequences of roles, such as a system prompt or two user turns in a row. So one row of

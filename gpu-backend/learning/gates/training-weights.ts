@@ -20,6 +20,7 @@
 import { type FileHandle, open, readdir, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
 import {
   type Columns as ByColumn,
@@ -84,7 +85,10 @@ export type TrainingLinear = {
 /** By the names `head` and `layer_<i>.<LayerLinear>`. */
 export type TrainingLinears = ReadonlyMap<string, TrainingLinear>;
 
-/** Reads the copies of the model in `folder` that are rounded so, or makes them. @throws MaskrouteError `corrupt_model`. */
+/**
+ * Reads the copies of the model in `folder` that are rounded so, or makes them.
+ * @throws MaskrouteError `corrupt_model`, and `storage_failed` where they cannot be written.
+ */
 export async function trainingLinears(
   folder: string,
   config: ModelConfig,
@@ -92,8 +96,10 @@ export async function trainingLinears(
   rounding: Rounding,
 ): Promise<TrainingLinears> {
   const linears = namedLinears(config, stored);
-  if (stored.head[0]!.kind === 'f32')
+  if (stored.head[0]!.kind === 'f32') {
+    await removeOldVersions(folder);
     return new Map([...linears].map(([name, [forward]]) => [name, { forward: forward!, back: undefined }]));
+  }
   const copies = (await readIndex(folder, rounding)) ?? (await writeCopies(folder, rounding, linears));
   return new Map(
     [...linears].map(([name, [linear]]) => {
@@ -166,8 +172,11 @@ async function writeCopies(
     await rename(part, whole);
     await writeWhole(join(folder, indexFile(rounding)), JSON.stringify(Object.fromEntries(copies)));
     return copies;
-  } catch (error) {
-    throw namingFile(whole, error);
+  } catch (cause) {
+    if (!(cause instanceof Error && 'syscall' in cause)) throw cause;
+    const { message } = namingFile(whole, cause) as Error;
+    const what = 'Learning needs copies of the weights beside the model, which cannot be written';
+    throw new MaskrouteError('storage_failed', `${what}: ${message}`, { cause });
   } finally {
     await rm(part, { force: true });
   }
@@ -266,11 +275,11 @@ function inWholeBlocks(matrix: Matrix): Matrix {
   return { rows: filled, outputs, inputs: whole };
 }
 
-/** What earlier versions left: copies, their indexes and graphs. */
+/** What earlier versions left: copies, their indexes and graphs. They stay where nothing can be written. */
 async function removeOldVersions(folder: string): Promise<void> {
   for (const name of await readdir(folder)) {
     const isOld = name.startsWith('training-') && !name.startsWith(`training-v${VERSION}-`);
-    if (isOld) await rm(join(folder, name), { force: true });
+    if (isOld) await rm(join(folder, name), { force: true }).catch(() => {});
   }
 }
 

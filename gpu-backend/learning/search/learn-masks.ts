@@ -8,6 +8,7 @@ import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { mapAtOnce } from '../units/units.ts';
 import { type Budget, weightSkipped } from './budget.ts';
+import type { LearnEffort } from './effort.ts';
 import { lighterMasks } from './exchange.ts';
 import { headroomOf, leads } from './headroom.ts';
 import type { SampleScores } from './score-masks.ts';
@@ -57,12 +58,17 @@ export type HeldOutRow = {
   readonly one: SampleScores;
 };
 
+const whyNone = ({ scored, tokensMax }: LearnEffort): string =>
+  scored === 'answers'
+    ? `Of each row the first ${tokensMax} tokens are read, and no answer begins there: learn without --score answers, or with shorter prompts.`
+    : 'No row is long enough to score a mask on.';
+
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */
 export async function learnMasks(context: LearnMasksContext): Promise<LearnedMasks> {
   const { everybody, clusters } = context.prompts;
   context.track.onStage('one mask');
   if (!isScorable(context, everybody.search))
-    throw new MaskrouteError('invalid_data', 'No row is long enough to score a mask on.');
+    throw new MaskrouteError('invalid_data', whyNone(context.effort));
   const { one, candidates } = await learnOne(context);
   const clusterCount = clusters.sizes.length;
   if (clusterCount === 1) {

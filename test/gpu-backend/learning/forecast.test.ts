@@ -13,7 +13,7 @@ import {
   measurePaces,
   type Paces,
 } from '../../../gpu-backend/learning/forecast.ts';
-import { fastestRounding } from '../../../gpu-backend/learning/gates/rounding.ts';
+import { fastestRounding, ROUNDINGS } from '../../../gpu-backend/learning/gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
   type MemoryPlan,
@@ -21,6 +21,8 @@ import {
   STEP_PART_TOKENS,
   weightCounts,
 } from '../../../gpu-backend/learning/gates/step-memory.ts';
+import { openRunJournal } from '../../../gpu-backend/learning/journal.ts';
+import { roundingIn, STATE_FILE } from '../../../gpu-backend/learning/learn.ts';
 import { LEARN_EFFORT, QUICK_EFFORT } from '../../../gpu-backend/learning/search/effort.ts';
 import type { ModelConfig, ModelManifest, WeightKind } from '../../../gpu-backend/model/model-source.ts';
 import { installedModel } from '../../support/installed-model.ts';
@@ -157,12 +159,22 @@ test('days, and memory that a machine has not, are said, with the flags that hel
 });
 
 test('the paces are those of this machine', async () => {
-  const { rounding, ...paces } = await measurePaces(1);
-  expect(rounding).toBe(await fastestRounding());
+  const { rounding, ...paces } = await measurePaces(1, 'pairs');
+  expect(rounding).toBe('pairs');
   expect(Object.keys(paces).sort()).toEqual(['columns', 'f32', 'pairs', 'q4', 'q8', 'q8-columns']);
   for (const pace of Object.values(paces)) {
     expect(pace).toBeGreaterThan(1e8);
     expect(pace).toBeLessThan(1e14);
+  }
+});
+
+test('a run that goes on is rounded as it began, and a new one as is fastest here', async () => {
+  await using out = await mkdtempDisposable(join(tmpdir(), 'maskroute-forecast-'));
+  expect(await roundingIn(out.path)).toBe(await fastestRounding());
+  for (const [index, rounding] of ROUNDINGS.entries()) {
+    const journal = await openRunJournal(join(out.path, STATE_FILE), rounding, () => {});
+    await journal.set('rounding', [index]);
+    expect(await roundingIn(out.path)).toBe(rounding);
   }
 });
 
@@ -175,10 +187,14 @@ test('each form of weights counts at its own pace', () => {
   expect(columns.loss_s).toBeLessThan(0.75 * before.loss_s);
   expect(blocks.loss_s).toBeGreaterThan(1.2 * before.loss_s);
   expect(blocks.step_s).toBeGreaterThan(1.3 * before.step_s);
-  const amx: Paces = { ...pacesOf(1e11), q8: 0.7e11, columns: 7e11, pairs: 3e11 };
+  const amx: Paces = { ...pacesOf(1e11), q8: 0.7e11, columns: 7e11, 'q8-columns': 7e11, pairs: 3e11 };
   const [inBlocks, inPairs] = [timesAt(amx), timesAt({ ...amx, rounding: 'pairs' })];
   expect(inPairs.step_s).toBeLessThan(0.6 * inBlocks.step_s);
   expect(timesAt({ ...amx, rounding: 'pairs', q8: 1e9 })).toEqual(inPairs);
+  // All but the head's gradients are rows.
+  const slowRows = timesAt({ ...amx, rounding: 'pairs', 'q8-columns': 0.5 * amx['q8-columns'] });
+  expect(slowRows.loss_s).toBe(inPairs.loss_s);
+  expect(slowRows.step_s).toBeGreaterThan(1.2 * inPairs.step_s);
   // Forward products take two codes an activation, gradients one.
   const [forward_s, both_s] = [inPairs.loss_s / LOSS_BATCH_TOKENS, inPairs.step_s / STEP_PART_TOKENS];
   expect(both_s - forward_s).toBeLessThan(0.6 * forward_s);

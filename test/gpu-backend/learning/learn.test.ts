@@ -347,6 +347,18 @@ describe('learn', () => {
     expect(read('template', 'state.jsonl')).toMatch(/^.*\n\["rounding",.*\n$/);
   }, 60_000);
 
+  it('says that answers are too far from the beginnings of their rows to be scored', async () => {
+    const data = join(folder, 'data', 'far.jsonl');
+    const row = (i: number) => ({ question: `${i} `.repeat(SMALL_EFFORT.tokensMax), answer: 'a' });
+    writeFileSync(data, Array.from({ length: 20 }, (_, i) => JSON.stringify(row(i))).join('\n'));
+    const search = { effort: { ...SMALL_EFFORT, scored: 'answers' as const } };
+    const far = learn(await options('far', { data: { files: [data] }, search }));
+    await expect(far).rejects.toMatchObject({
+      code: 'invalid_data',
+      message: expect.stringMatching(/first \d+ tokens are read, and no answer begins there/),
+    });
+  }, 60_000);
+
   it('told to stop downloads no encoder', async () => {
     const hub = await startFakeHub({ repository: 'owner/encoder', files: {} });
     vi.stubEnv('HF_ENDPOINT', hub.url);

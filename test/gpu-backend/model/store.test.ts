@@ -8,6 +8,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
+import { importModel, isHeldSo } from '../../../gpu-backend/model/import-model.ts';
 import type { ImportProgress, WeightKind } from '../../../gpu-backend/model/model-source.ts';
 import { COLUMNS_VERSION } from '../../../gpu-backend/model/quantization/columns.ts';
 import { FOUR_BITS_VERSION } from '../../../gpu-backend/model/quantization/four-bits.ts';
@@ -164,6 +165,25 @@ describe('pullModel', () => {
     expect(said[1]).toBe('convert');
     expect(await inStore()).toEqual([]);
   });
+
+  test.each([
+    ['q4', 'fourBits'],
+    ['q8-columns', 'columns'],
+  ] as const)(
+    '%s, rounded to nearest: another version of the codes is another format',
+    async (kind, field) => {
+      const [name, origin] = ['rounded', 'none'];
+      const weights = { kind, origin, text: undefined };
+      const hooks = { onProgress: () => {}, log: () => {} };
+      const local = { kind: 'gguf', path: file, source: 'file:tiny' } as const;
+      const { manifest } = await importModel(local, { home, name, weights, ...hooks });
+      const own = manifest[field]!;
+      expect(own.text).toBe(origin);
+      expect(isHeldSo(manifest, kind, origin)).toBe(true);
+      const earlier = { ...manifest, [field]: { ...own, version: own.version - 1 } };
+      expect(isHeldSo(earlier, kind, origin)).toBe(false);
+    },
+  );
 
   test('leaves the same model alone, imports it anew when told to, and replaces another of that name', async () => {
     const first = await pull(file);

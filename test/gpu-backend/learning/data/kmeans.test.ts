@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Points } from '../../../../gpu-backend/learning/data/kmeans.ts';
-import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
+import { kMeans, kMeansBySample, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 
 /** `perBlob` points around each of the given centres. */
@@ -55,6 +55,26 @@ describe('k-means', () => {
       const mean = [0, 1, 2].map((d) => own.reduce((sum, i) => sum + point(i)[d]!, 0) / own.length);
       expect(distance(centroid(c), Float32Array.from(mean))).toBeLessThan(1e-9);
     }
+  });
+
+  it('places centroids by a sample, and every point belongs to its nearest', () => {
+    const random = createRandom(4);
+    const rows = Array.from({ length: 400 }, (_, i) =>
+      Float32Array.of(10 * (i % 4) + random.next(), random.next()),
+    );
+    const [points, sample] = [packPoints(rows), packPoints(rows.slice(0, 40))];
+    const { assignment, sizes, inertia, centroids } = kMeansBySample(points, sample, {
+      clusterCount: 4,
+      seed: 1,
+    });
+    expect([...sizes]).toEqual([100, 100, 100, 100]);
+    expect(new Set(assignment.slice(0, 4)).size).toBe(4);
+    assignment.forEach((cluster, i) => {
+      expect(cluster).toBe(assignment[i % 4]);
+    });
+    expect(centroids).toEqual(kMeans(sample, { clusterCount: 4, seed: 1 }).centroids);
+    // A twelfth for each of two coordinates, and what the sample's means are off.
+    expect(inertia / 400).toBeCloseTo(1 / 6, 1);
   });
 
   it('gives equal results for equal seeds, and no worse ones for more starts', () => {

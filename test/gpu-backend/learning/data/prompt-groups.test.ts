@@ -56,6 +56,20 @@ describe('the held-out split', () => {
     expect(positions).toHaveLength(3);
   });
 
+  it('places centroids by a part of many prompts, and knows the cluster of each', async () => {
+    const many = Array.from({ length: 40_000 }, (_, i) => row(`${i}`));
+    const onCircle = {
+      spec: encoder.spec,
+      embed: async (batch: readonly string[]) =>
+        batch.map((text) => Float32Array.of(Math.sin(Number(text)), Math.cos(Number(text)))),
+    };
+    const { clusters, rows: counts } = await groupPrompts(many, onCircle, 8, 1);
+    expect(clusters.assignment).toHaveLength(counts.fit);
+    expect(counts.fit).toBeGreaterThan(2 ** 15);
+    // Eight arcs of similar length.
+    expect(Math.min(...clusters.sizes)).toBeGreaterThan(counts.fit / 16);
+  });
+
   it('refuses data of which all is held out', async () => {
     const heldOut = splitRows(rows, HELD_OUT_SHARE).heldOut.slice(0, 1);
     await expect(groupPrompts(heldOut, encoder, 1, 1)).rejects.toMatchObject({

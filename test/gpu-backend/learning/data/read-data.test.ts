@@ -19,6 +19,7 @@ function file(name: string, content: string | Uint8Array): string {
 const row = (value: unknown) => parseRow(JSON.stringify(value), 'math', 'math.jsonl:1');
 const user = (content: string) => ({ role: 'user', content });
 const assistant = (content: string) => ({ role: 'assistant', content });
+const CALL = { id: 'c1', type: 'function', function: { name: 'weather', arguments: '{"town":"Ulm"}' } };
 const part = (text: string) => ({ type: 'text', text });
 
 describe('a row', () => {
@@ -42,6 +43,24 @@ describe('a row', () => {
       },
       'one two',
       [user('one two'), assistant('a')],
+    ],
+    [
+      {
+        messages: [
+          user('u'),
+          { role: 'assistant', content: null, tool_calls: [CALL], refusal: null },
+          { role: 'tool', tool_call_id: 'c1', content: '12' },
+          assistant('a'),
+        ],
+        tools: [],
+      },
+      'u',
+      [
+        user('u'),
+        { role: 'assistant', content: '', tool_calls: [CALL] },
+        { role: 'tool', tool_call_id: 'c1', content: '12' },
+        assistant('a'),
+      ],
     ],
     // A field of one form beside all fields of another.
     [{ prompt: 'unused', question: 'q', answer: 'a' }, 'q', [user('q'), assistant('a')]],
@@ -67,6 +86,7 @@ describe('a row', () => {
     ['{"prompt": 5, "completion": ""}', /prompt: /],
     ['{"messages": []}', /messages: /],
     ['{"messages": [{"role": "robot", "content": ""}]}', /messages\[0\]\.role: /],
+    ['{"messages": [{"role": "user", "text": "u"}]}', /messages\[0\]\.content: expected a string or a list/],
     ['{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', /messages\[0\]\.content/],
   ])('that reads %s is refused with its place', (line, message) => {
     expect(() => parseRow(line, 'math', 'math.jsonl:1')).toThrow(message);

@@ -1,4 +1,5 @@
 /** Both roundings of the copies multiply alike, and machines that share a folder keep each other's. */
+import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -37,20 +38,19 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
   await emitFromMemory(source, holding('q8', source.config), folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
-  // Of an earlier version.
-  for (const name of [
-    'training-v3.bin',
-    'training-v4-i8.bin',
-    'training-v6-pairs-u8.json',
-    'training-gates-rank-0-pairs-i8.onnx',
-  ])
-    await writeFile(join(folder, name), '');
+  await leaveOldFiles(folder);
   linears = {
     blocks: await trainingLinears(folder, source.config, stored, 'blocks'),
     pairs: await trainingLinears(folder, source.config, stored, 'pairs'),
   };
 });
 afterAll(() => rm(folder, { recursive: true }));
+
+async function leaveOldFiles(folder: string): Promise<void> {
+  const copies = ['training-v3.bin', 'training-v4-i8.bin', 'training-v6-pairs-u8.json'];
+  for (const name of [...copies, 'training-gates-rank-0-pairs-i8.onnx'])
+    await writeFile(join(folder, name), '');
+}
 
 type Which = { readonly rounding: Rounding; readonly name: string; readonly direction: 'forward' | 'back' };
 
@@ -131,6 +131,38 @@ test.runIf(process.platform === 'linux' && process.arch === 'x64')(
     expect(await fastestRounding()).toBe(hasAmx ? 'pairs' : 'blocks');
   },
 );
+
+test('fp32 needs no files of its own, and those of earlier versions go, too', async () => {
+  const exact = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
+  await emitFromMemory(source, holding('f32', source.config), exact, () => {});
+  await leaveOldFiles(exact);
+  await trainingLinears(exact, source.config, await readStoredLlama(exact, source.config), 'pairs');
+  expect((await readdir(exact)).filter((name) => name.startsWith('training-'))).toEqual([]);
+  await rm(exact, { recursive: true });
+});
+
+test('where nothing can be written beside the model, the reason for writing is said', async () => {
+  const [module, stored] = ['learning/gates/training-weights.ts', 'model/stored-llama.ts'].map(
+    (file) => new URL(`../../../../gpu-backend/${file}`, import.meta.url).href,
+  );
+  const full = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
+  await emitFromMemory(source, holding('q8', source.config), full, () => {});
+  await writeFile(
+    join(full, 'write.mjs'),
+    `import { trainingLinears } from '${module}';
+    import { readStoredLlama } from '${stored}';
+    const config = ${JSON.stringify(source.config)};
+    await trainingLinears('${full}', config, await readStoredLlama('${full}', config), 'pairs');`,
+  );
+  // No file may have more than 8 KB, as on a full disk.
+  const shell = `ulimit -f 8; exec "${process.execPath}" "${join(full, 'write.mjs')}"`;
+  const { stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8' });
+  expect(stderr).toContain(
+    `Learning needs copies of the weights beside the model, which cannot be written: EFBIG: file too large, write '${full}/training-v7-pairs.bin'`,
+  );
+  expect((await readdir(full)).filter((name) => name.includes('training-'))).toEqual([]);
+  await rm(full, { recursive: true });
+});
 
 test('each rounding has its own files, and those of earlier versions go', async () => {
   const names = (await readdir(folder)).filter((name) => name.startsWith('training-'));
