@@ -13,7 +13,7 @@ import type {
   StoredRows,
   VocabularyMatrix,
 } from './architectures/projections.ts';
-import { reserveLinear, storeCodes, storeLinear, withRotation } from './architectures/projections.ts';
+import { reserveLinear, storeCodes, storeLinear, storeRotation } from './architectures/projections.ts';
 import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import { convertSlices, type Job } from './conversion/convert-slices.ts';
@@ -221,6 +221,7 @@ async function placeAll(
   });
   const insideHeads = basis.inside(config.headSize);
   const insideFfn = basis.inside(config.ffnSize);
+  const rotation = storeRotation(file, insideFfn);
   const finalNorm = await source.read('model.norm.weight');
   const headName = config.tiedEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight';
   const head = [place([headName], forms.head, () => reads(finalNorm))];
@@ -252,7 +253,7 @@ async function placeAll(
       qkv: place(qkv, forms.layers, readsQkv),
       output: place(named('self_attn.o_proj'), forms.layers, writes(insideHeads)),
       gateUp: place(named('mlp.gate_proj', 'mlp.up_proj'), forms.layers, () => reads(ffnNorm)),
-      down: withRotation(file, down, insideFfn),
+      down: { ...down, ...rotation },
       attentionNorm: file.append(basis.norm(attentionNorm)),
       ffnNorm: file.append(basis.norm(ffnNorm)),
       ...storeExtras(file, await readExtras(source, basis, index)),
@@ -333,8 +334,10 @@ async function storeByText(
     ? tiedEmbedding(emission, head, finalNorm)
     : { rows: [storeLinear(file, forms.embedding, await embedded())], correction: undefined };
   const layers: StoredLayer[] = [];
+  const rotation = storeRotation(file, basis.inside(source.config.ffnSize));
   for (let index = 0; index < layerCount; index++) {
-    layers.push(await storeLayer(emission, quantizer, index));
+    const layer = await storeLayer(emission, quantizer, index);
+    layers.push({ ...layer, down: { ...layer.down, ...rotation } });
     onProgress(quantizer.progress + ((1 - quantizer.progress) * (index + 1)) / layerCount);
   }
   return { layers, embedding, head, ...storeRest(emission, finalNorm) };
@@ -347,10 +350,8 @@ async function storeLayer(
 ): Promise<StoredLayer> {
   const matrices = await layerMatrices(source, basis, index);
   const codes = quantizer.layer(index, matrices);
-  const stored = eachProduct((name: LayerProduct) => storeCodes(file, codes[name]));
   return {
-    ...stored,
-    down: withRotation(file, stored.down, basis.inside(source.config.ffnSize)),
+    ...eachProduct((name: LayerProduct) => storeCodes(file, codes[name])),
     attentionNorm: file.append(matrices.attentionNorm),
     ffnNorm: file.append(matrices.ffnNorm),
     ...storeExtras(file, matrices.extras),

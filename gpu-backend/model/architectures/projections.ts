@@ -39,7 +39,7 @@ export type Linear = Shape & { readonly values: Value; readonly rotation?: Rotat
 /** A matrix in the weights file. */
 export type StoredLinear = Shape & {
   readonly values: WeightRange;
-  /** The graph rotates the inputs. */
+  /** The graph rotates the inputs, `size` neighbours together, by `matrix` `[size, size]`. */
   readonly rotation?: { readonly size: number; readonly matrix: WeightRange };
 } & (
     | { readonly kind: 'f32' }
@@ -98,9 +98,9 @@ export function storeCodes(file: WeightsFile, codes: MatrixCodes): StoredLinear 
   };
 }
 
-/** The stored matrix for inputs that the graph rotates, `size` neighbours together. */
-export const withRotation = (file: WeightsFile, stored: StoredLinear, size: number): StoredLinear =>
-  size === 1 ? stored : { ...stored, rotation: { size, matrix: file.append(rotationMatrix(size)) } };
+/** For all matrices whose inputs the graph rotates so; empty when `size` is 1. */
+export const storeRotation = (file: WeightsFile, size: number): Pick<StoredLinear, 'rotation'> =>
+  size === 1 ? {} : { rotation: { size, matrix: file.append(rotationMatrix(size)) } };
 
 /** Reserves room for a matrix that is written later; `form` undefined: fp32. */
 export function reserveLinear(

@@ -11,7 +11,7 @@ import {
   multiplyRotated,
   storeCodes,
   storedRows,
-  withRotation,
+  storeRotation,
 } from '../../../../gpu-backend/model/architectures/projections.ts';
 import { rotateInputs } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import {
@@ -40,7 +40,7 @@ async function openProduct(codes: ColumnCodes): Promise<Session> {
   const name = `${N}-${K}-${random.below(1e9)}`;
   const file = new WeightsFile(join(folder, `${name}.bin`), `${name}.bin`);
   const stored = storeCodes(file, codes);
-  const forRotated = withRotation(file, stored, ROTATED);
+  const forRotated = { ...stored, ...storeRotation(file, ROTATED) };
   file.close();
   const g = new GraphBuilder('products');
   const x = g.input('x', 'f32', ['B', 'T', K]);
