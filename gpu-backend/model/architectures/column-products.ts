@@ -26,22 +26,25 @@ export type Columns = {
 
 /** The code of 0, and how far from it the code of a row's largest value is. */
 const [ROW_ZERO, ROW_STEPS] = [128, 127];
-/** Far below the largest value of any row that matters; rows of zeros stay zeros. */
-const ROW_MIN = 1e-30;
+/** No step is near half of this. */
+const HUGE = 1e30;
 
-/** x `[..., inputs]` → `[..., outputs]`, named `output`. */
+/**
+ * x `[..., inputs]` → `[..., outputs]`, named `output`. A row of zeros has a step of 0, so whatever its codes are, its product is
+ * 0. A single token pays for each node, so there are few.
+ */
 export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output = g.fresh('rows')): Value {
   const { inputs, values, scales } = columns;
   const last = g.constant('i64', [1], [-1]);
   const most = g.op('ReduceMax', [g.op('Abs', [x]), last], { keepdims: 1 });
-  const size = g.op('Max', [most, g.constant('f32', [1], [ROW_MIN])]);
-  const steps = g.op('Div', [size, g.constant('f32', [1], [ROW_STEPS])]);
+  const steps = g.op('Div', [most, g.constant('f32', [1], [ROW_STEPS])]);
   // If x has no rows, the runtime's reductions keep its shape.
   const step = g.op('Slice', [steps, ...[0, 1, -1].map((number) => g.constant('i64', [1], [number]))]);
-  const zeros = g.op('Expand', [g.constant('u8', [1], [ROW_ZERO]), g.op('Shape', [step])]);
+  const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
+  // The code of 0 for each row, in one node.
+  const zeros = g.op('QuantizeLinear', [step, g.constant('f32', [], [HUGE]), zero]);
   // One block a row: by `axis` of the rows, the runtime starts its threads anew for each of them.
   const codes = g.op('QuantizeLinear', [x, step, zeros], { axis: -1, block_size: inputs });
-  const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
   const product = g.op('MatMulIntegerToFloat', [codes, values, one, scales, zero], {}, MICROSOFT);
   g.node('Mul', [product, step], [output]);
   return { name: output };
