@@ -56,7 +56,7 @@ import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import { ROUNDINGS, type Rounding } from './rounding.ts';
 
 /** Raised whenever the copies' layout or the names of their files change. */
-const VERSION = 7;
+const VERSION = 8;
 const copiesFile = (rounding: Rounding) => `training-v${VERSION}-${rounding}.bin`;
 const indexFile = (rounding: Rounding) => `training-v${VERSION}-${rounding}.json`;
 
@@ -69,8 +69,8 @@ export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
 /**
- * Their form in the forward pass: eight bits in blocks, which are the model's own or a copy. The rules of gradients do not know
- * other forms, nor inputs that a graph rotates.
+ * Their form in the forward pass: eight bits in blocks, which are the model's own or a copy. The rules of gradients know neither
+ * codes by column nor inputs that the graph rotates, as those of a down with four bits are.
  */
 export const innerKind = (kind: WeightKind): 'f32' | 'q8' => (kind === 'f32' ? kind : 'q8');
 
@@ -196,7 +196,7 @@ async function fillCopies(
       const copies: Copies = new Map();
       for (const [name, stretches] of linears) {
         const matrix = await wholeMatrix(weights, stretches);
-        copies.set(name, storeCopies(file, rounding, name, stretches[0]!.kind, matrix));
+        copies.set(name, storeCopies(file, rounding, name, matrix, isForward(stretches[0]!)));
       }
       return copies;
     } finally {
@@ -207,13 +207,17 @@ async function fillCopies(
   }
 }
 
-/** `kind`: how the model holds the matrix. */
+/** Whether training steps in blocks multiply by the model's own matrix, of {@link INNER}, as it is. */
+const isForward = ({ kind, rotation }: StoredLinear): boolean =>
+  kind === innerKind(kind) && rotation === undefined;
+
+/** `ownForward`: {@link isForward}. */
 function storeCopies(
   file: WeightsFile,
   rounding: Rounding,
   name: string,
-  kind: WeightKind,
   matrix: Matrix,
+  ownForward: boolean,
 ): MatrixCopies {
   const isInner = INNER.has(name.slice(name.indexOf('.') + 1));
   const inColumns = (whole: Matrix): StoredProduct => ({ kind: 'columns', ...storeByOutput(file, whole) });
@@ -221,7 +225,7 @@ function storeCopies(
     const inBlocks = (whole: Matrix) => storeLinear(file, PLAIN_8_BITS, whole);
     if (!isInner) return { forward: inColumns(matrix), back: inBlocks(inWholeBlocks(transposed(matrix))) };
     const back = inColumns(transposed(matrix));
-    return innerKind(kind) === kind ? { back } : { forward: inBlocks(matrix), back };
+    return ownForward ? { back } : { forward: inBlocks(matrix), back };
   }
   if (name === 'head') return { forward: inColumns(matrix), back: storeHeadBack(file, matrix) };
   if (!isInner)

@@ -177,7 +177,7 @@ describe('a small random model', () => {
 
   test('transposed weights are written once, and again when they are cut off or their index is damaged', async () => {
     const { folder, open } = await emitted('q8', { tiedEmbeddings: false });
-    const name = `training-v7-${await fastestRounding()}`;
+    const name = `training-v8-${await fastestRounding()}`;
     const copies = join(folder, `${name}.bin`);
     const result = async () => {
       const session = await open();

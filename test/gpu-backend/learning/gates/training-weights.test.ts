@@ -16,8 +16,9 @@ import {
   type TrainingLinears,
   trainingLinears,
 } from '../../../../gpu-backend/learning/gates/training-weights.ts';
+import { rotateInputs } from '../../../../gpu-backend/model/architectures/rotation.ts';
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
-import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
+import { GraphBuilder, type Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSessionIn, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
 import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
@@ -64,15 +65,26 @@ async function product({ rounding, name, direction }: Which, rows?: Float32Array
   const { forward, back } = linears[rounding].get(name)!;
   const [inputs, outputs] =
     direction === 'forward' ? [forward.inputs, forward.outputs] : [forward.outputs, forward.inputs];
-  const g = new GraphBuilder(`product_${rounding}`);
-  const x = g.input('x', 'f32', [ROWS, inputs]);
-  const y =
+  return productIn(folder, { inputs, outputs, rows: rows ?? someRows(inputs) }, (g, x) =>
     direction === 'forward'
       ? multiplyStored(g, x, 'w', forward)
-      : multiplyGradient(g, x, 'w', { forward, back: back! });
+      : multiplyGradient(g, x, 'w', { forward, back: back! }),
+  );
+}
+
+type Rows = { readonly inputs: number; readonly outputs: number; readonly rows: Float32Array };
+
+/** `folder` has the weights. */
+async function productIn(
+  folder: string,
+  { inputs, outputs, rows }: Rows,
+  multiplied: (g: GraphBuilder, x: Value) => Value,
+): Promise<Float32Array> {
+  const g = new GraphBuilder('product');
+  const y = multiplied(g, g.input('x', 'f32', [ROWS, inputs]));
   g.output(y, 'f32', [ROWS, outputs]);
   const session = await createSessionIn(folder, g.graph, { threads: 1 });
-  const found = await session.run({ x: tensor('f32', rows ?? someRows(inputs), [ROWS, inputs]) }, [y.name]);
+  const found = await session.run({ x: tensor('f32', rows, [ROWS, inputs]) }, [y.name]);
   await session.release();
   return floats(found[y.name]!);
 }
@@ -112,6 +124,30 @@ test('pairs take normalized rows as they are', async () => {
   const of = { name: 'layer_0.gate', direction: 'forward' } as const;
   const found = await product({ rounding: 'pairs', ...of }, rows);
   expect(worstDifference(found, await product({ rounding: 'blocks', ...of }, rows))).toBeLessThan(0.06);
+});
+
+test('a matrix with eight bits, whose inputs the serving graph rotates, takes plain inputs in training', async () => {
+  const rotating = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
+  await emitFromMemory(source, holding('q8', source.config), rotating, () => {});
+  const stored = await readStoredLlama(rotating, source.config);
+  // As four bits have them: some matrices keep eight, and down's inputs are rotated.
+  const layers = stored.layers.map((layer) => ({
+    ...layer,
+    down: { ...layer.down, rotation: { size: 32, matrix: stored.ropeCos } },
+  }));
+  const name = 'layer_0.down';
+  const copies = await trainingLinears(rotating, source.config, { ...stored, layers }, 'blocks');
+  const { forward } = copies.get(name)!;
+  const { inputs, outputs } = forward;
+  const rows = someRows(inputs);
+  const found = await productIn(rotating, { inputs, outputs, rows }, (g, x) =>
+    multiplyStored(g, x, 'w', forward),
+  );
+  const rotated = rows.slice();
+  rotateInputs(rotated, 32);
+  const expected = await product({ rounding: 'blocks', name, direction: 'forward' }, rotated);
+  expect(worstDifference(found, expected)).toBeLessThan(0.06);
+  await rm(rotating, { recursive: true });
 });
 
 test("pairs of the head leave out what all tokens share, as a gradient's sum over all tokens is 0", async () => {
@@ -158,7 +194,7 @@ test('where nothing can be written beside the model, the reason for writing is s
   const shell = `ulimit -f 8; exec "${process.execPath}" "${join(full, 'write.mjs')}"`;
   const { stderr } = spawnSync('sh', ['-c', shell], { encoding: 'utf8' });
   expect(stderr).toContain(
-    `Learning needs copies of the weights beside the model, which cannot be written: EFBIG: file too large, write '${full}/training-v7-pairs.bin'`,
+    `Learning needs copies of the weights beside the model, which cannot be written: EFBIG: file too large, write '${full}/training-v8-pairs.bin'`,
   );
   expect((await readdir(full)).filter((name) => name.includes('training-'))).toEqual([]);
   await rm(full, { recursive: true });
@@ -167,7 +203,7 @@ test('where nothing can be written beside the model, the reason for writing is s
 test('each rounding has its own files, and those of earlier versions go', async () => {
   const names = (await readdir(folder)).filter((name) => name.startsWith('training-'));
   const files = ROUNDINGS.flatMap((rounding) =>
-    ['bin', 'json'].map((end) => `training-v7-${rounding}.${end}`),
+    ['bin', 'json'].map((end) => `training-v8-${rounding}.${end}`),
   );
   expect(names.sort()).toEqual(files.sort());
 });
