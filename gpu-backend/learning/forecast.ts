@@ -198,7 +198,7 @@ export function batchTimes(
 function servingTime(config: ModelConfig, weights: WeightKind, paces: Paces): number {
   const { head, reads, writes, all } = weightCounts(config);
   if (weights !== 'q8-columns') return all / paces[weights];
-  return (config.layerCount * reads) / paces[weights] + (head + config.layerCount * writes) / paces.pairs;
+  return (config.layerCount * (reads + writes)) / paces[weights] + head / paces.pairs;
 }
 
 /**
