@@ -35,8 +35,8 @@ export type Forecast = {
 /**
  * Multiply-adds a second of this machine, by the form of the weights. By column there are three: `q8-columns` has a scale for each
  * row of activations, `pairs` has two codes for each of them, and `columns`, in training steps alone, has one scale for all rows.
- * CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and
- * 1.2 times with VNNI alone, `columns` 7 and 2.8 times.
+ * CPUs differ in all: codes in blocks have 0.7 times the pace of fp32 with AMX and 1.2 times with VNNI alone, `columns` 7 and 2.8
+ * times.
  */
 export type Paces = Readonly<Record<WeightKind | 'columns' | 'pairs', number>> & {
   /** Of a training step. */

@@ -3,12 +3,12 @@
  * times as fast as codes in blocks; other CPUs multiply them, too, to the same bits (`onnx/signed-codes.ts`).
  *
  * Activations are rounded in one of three ways. In the first two a row's result does not depend on the rows beside it:
- * - `multiplyRows`: one code with a scale for each row, for rows whose values are of similar size, as those of the rotated
- *   stream are (`rotation.ts`).
- * - `multiplyPairs`: two codes; the second rounds what the first leaves, in steps 126 times as fine. So no precision is lost
- *   although all rows share one scale. That scale needs a bound of the activations: a row whose mean square is at most 1 has no
- *   value above √inputs.
- * - `multiplyTensor`: one code, and all rows share the scale of the largest value.
+ * - `multiplyRows`, in layers: one code with a scale for each row, whose values are of similar size once they are rotated
+ *   (`rotation.ts`). Gradients have it, too.
+ * - `multiplyPairs`, for the head and in training steps: two codes; the second rounds what the first leaves, in steps 126 times as
+ *   fine. So no precision is lost although all rows share one scale. That scale needs a bound of the activations: a row whose mean
+ *   square is at most 1 has no value above √inputs.
+ * - `multiplyTensor`, in training steps alone: one code, and all rows share the scale of the largest value.
  *
  * Limits: the weights are read once, a byte each, and pairs multiply them twice. With AMX the nodes around a product cost more
  * than the product: about 5 µs each for a single token.

@@ -213,22 +213,24 @@ function codeTensors(
 }
 
 /**
- * x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. With weights by column x are rows of
- * the normalized stream, whose values are of similar size.
+ * x `[..., inputs]` → `[..., outputs]`, named `output`; inputs · outputs multiply-adds a row. Where the weights have a rotation, x
+ * is `[B, S, inputs]` and is rotated first.
  */
 export function multiply(g: GraphBuilder, x: Value, weight: Linear, output = g.fresh('linear')): Value {
+  const { rotation } = weight;
+  const factor = rotation ? rotated(g, x, weight.inputs, rotation) : x;
   switch (weight.kind) {
     case 'f32':
-      g.node('FusedMatMul', [x, weight.values], [output], { transB: 1 }, MICROSOFT);
+      g.node('FusedMatMul', [factor, weight.values], [output], { transB: 1 }, MICROSOFT);
       return { name: output };
     case 'nbits': {
       const { inputs: K, outputs: N, bits, blockSize, values, scales, zeroPoints } = weight;
       const attributes = { K, N, bits, block_size: blockSize, accuracy_level: 4 };
-      g.node('MatMulNBits', [x, values, scales, zeroPoints], [output], attributes, MICROSOFT);
+      g.node('MatMulNBits', [factor, values, scales, zeroPoints], [output], attributes, MICROSOFT);
       return { name: output };
     }
     case 'q8-columns':
-      return multiplyRows(g, x, weight, output);
+      return multiplyRows(g, factor, weight, output);
   }
 }
 
@@ -253,10 +255,6 @@ export function headLogits(g: GraphBuilder, x: Value, head: VocabularyMatrix): V
   g.node('Concat', parts, ['logits'], { axis: -1 });
   return { name: 'logits' };
 }
-
-/** As {@link multiply}, for an input `[B, S, inputs]` that is rotated first where the weights are. */
-export const multiplyRotated = (g: GraphBuilder, x: Value, weight: Linear): Value =>
-  multiply(g, weight.rotation ? rotated(g, x, weight.inputs, weight.rotation) : x, weight);
 
 /** The graph with products in blocks that compute in fp32, without rounding activations to 8 bits. */
 export const withExactProducts = (graph: Graph): Graph => ({

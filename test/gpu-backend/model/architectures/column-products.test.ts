@@ -8,7 +8,6 @@ import {
   type Linear,
   linear,
   multiply,
-  multiplyRotated,
   storeCodes,
   storedRows,
   withRotation,
@@ -48,7 +47,7 @@ async function openProduct(codes: ColumnCodes): Promise<Session> {
   multiply(g, x, all, 'y');
   multiply(g, x, linear(g, 'rows', storedRows(stored, 3, 9)), 'some');
   multiplyPairs(g, x, all, 'pairs');
-  g.node('Identity', [multiplyRotated(g, x, linear(g, 'rotated', forRotated))], ['rotated_product']);
+  g.node('Identity', [multiply(g, x, linear(g, 'rotated', forRotated))], ['rotated_product']);
   for (const [output, width] of [
     ['y', N],
     ['some', 6],
