@@ -69,8 +69,8 @@ export type LayerLinear = (typeof LAYER_LINEARS)[number];
 /** Matrices whose input is not the normalized residual stream. */
 const INNER: ReadonlySet<string> = new Set<LayerLinear>(['output', 'down']);
 /**
- * Their form in the forward pass: eight bits in blocks, which are the model's own or a copy. The rules of gradients do not know
- * other forms, nor inputs that a graph rotates.
+ * Their form in the forward pass: eight bits in blocks, which are the model's own or a copy. The rules of gradients know neither
+ * codes by column nor inputs that the graph rotates, as those of a down with four bits are.
  */
 export const innerKind = (kind: WeightKind): 'f32' | 'q8' => (kind === 'f32' ? kind : 'q8');
 
