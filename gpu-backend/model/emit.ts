@@ -200,7 +200,7 @@ async function placeAll(
   emission: Emission,
   forms: Forms,
 ): Promise<{ readonly stored: StoredLlama; readonly jobs: readonly Job[] }> {
-  const { source, file } = emission;
+  const { source, file, basis } = emission;
   const { config } = source;
   const jobs: Job[] = [];
   const place = (
@@ -212,7 +212,6 @@ async function placeAll(
     jobs.push(...own);
     return stored;
   };
-  const { basis } = emission;
   const reads = (norm: Float32Array, { scale = 1, inside = 1 } = {}): Turn => ({
     kind: 'reads',
     norm,

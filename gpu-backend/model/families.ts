@@ -208,8 +208,8 @@ export type DecoderTensor = {
 export function decoderTensors(config: ModelConfig): DecoderTensor[] {
   const { hiddenSize, ffnSize, vocabularySize, headCount, kvHeadCount, headSize, attentionBias } = config;
   const { factors, tiedEmbeddings } = config;
-  // Q is divided by √headSize in all families, so K has the rest of the factor on scores. All of it would make the scales of
-  // Q's codes too small for half precision.
+  // Q is divided by √headSize in all families, so K has the rest of the factor on scores: with all of it, Q's codes would have
+  // scales that are too small for half precision.
   const keyScale = factors && factors.scores * Math.sqrt(headSize);
   const queryWidth = headCount * headSize;
   const keyWidth = kvHeadCount * headSize;
