@@ -9,7 +9,7 @@ import {
   rotatedBasis,
   rotationMatrix,
 } from '../../../../gpu-backend/model/architectures/rotation.ts';
-import { emitModel, WEIGHTS_FILE } from '../../../../gpu-backend/model/emit.ts';
+import { emitModel, WEIGHTS_FILE, writeGraphs } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
 import { layerMatrices } from '../../../../gpu-backend/model/matrices.ts';
@@ -133,6 +133,18 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
     expect(head).toMatchObject({ kind });
     expect(stored.embedding.rows).toMatchObject([{ kind: 'q8', blockSize }]);
   }
+});
+
+test('by column from a version without rotations: refused, with what to do', async () => {
+  const source = randomLlama(VARIANTS[0]);
+  await emitFromMemory(source, 'q8-columns', folder, () => {});
+  const stored = await readStoredLlama(folder, source.config);
+  const layers = stored.layers.map(({ down: { rotation: _, ...down }, ...layer }) => ({ ...layer, down }));
+  writeGraphs(folder, source.config, { ...stored, layers });
+  await expect(readStoredLlama(folder, source.config)).rejects.toMatchObject({
+    code: 'unsupported_model',
+    message: expect.stringMatching(/earlier version.*pull it again/),
+  });
 });
 
 test('a weight that is not finite is refused by name, from a thread, too', async () => {
