@@ -112,9 +112,10 @@ export function patternGrammar(pattern: string): Expression {
 }
 
 /**
- * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token takes
- * half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character class is
- * repeated with something between: the library is fast at loops of one class, and that becomes `[a-z]+(?: [a-z]+)* ?`.
+ * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token
+ * takes half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character
+ * class is repeated with something between: the library is fast at loops of one class, and that becomes
+ * `[a-z]+(?: [a-z]+)* ?`.
  */
 function unnested(expression: Expression, isInLoop = false): Expression {
   switch (expression.kind) {
@@ -143,8 +144,8 @@ function unnested(expression: Expression, isInLoop = false): Expression {
 }
 
 /**
- * `part` at least `min` and at most `max` times, if it is as `spaced` has it: without that, a word could be read as any number of
- * parts, and a token takes seconds.
+ * `part` at least `min` and at most `max` times, if it is as `spaced` has it. Otherwise a word could be read as any number of
+ * parts, and a token would take seconds.
  */
 function spacedUpTo(part: Expression, min: number, max: number): Expression | undefined {
   const before = Math.max(0, min - 1);
