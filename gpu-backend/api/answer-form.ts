@@ -63,14 +63,14 @@ async function callsSpec(
 ): Promise<CallsSpec> {
   const { mode, names, isSingle } = readToolChoice(request.tool_choice);
   const specs: CallsSpec['tools'][number][] = [];
-  let turn_ms = performance.now();
+  let turnSince_ms = performance.now();
   for (const [i, { function: called }] of tools.entries()) {
     const { name, parameters, strict } = called;
     if (names?.includes(name) === false) continue;
     // Lets other requests' tokens go out between large schemas.
-    if (performance.now() - turn_ms > TURN_MAX_ms) {
+    if (performance.now() - turnSince_ms > TURN_MAX_ms) {
       await nextTurn();
-      turn_ms = performance.now();
+      turnSince_ms = performance.now();
     }
     const param = `tools[${i}].function.parameters`;
     const options = { strict: strict === true, param, spent };

@@ -152,8 +152,8 @@ async function* runFormed(
 
 /**
  * Merges streams into one, in the order of their events. They are started in order: the next one if `tryBegin` lets it begin
- * while so many others run, as it does where none runs. There is no read-ahead: a stream's next event is requested only
- * after its last one was taken, so a slow reader slows the streams. The first failure ends all. A failure, or a reader that leaves
+ * while so many others run, as it does where none runs. There is no read-ahead: a stream's next event is requested only after
+ * its last one was taken, so a slow reader slows the streams. The first failure ends all. A failure, or a reader that leaves
  * early, aborts `abandoned`, which must end the other streams.
  */
 async function* mergeStreams<Event>(

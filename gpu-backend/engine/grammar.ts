@@ -27,7 +27,7 @@ export const HEADER = {
 } as const;
 const UNKNOWN = -1;
 export const FAILED = -2;
-/** A token took so long that the others of the thread would wait too long. */
+/** Its tokens took so long that the other answers of the thread would wait too long. */
 export const TOO_SLOW = -3;
 
 export const newSession = (vocabularySize: number, bell: SharedArrayBuffer): GrammarSession => {

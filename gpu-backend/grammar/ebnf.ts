@@ -100,7 +100,9 @@ function print(expression: Expression): string {
     case 'repeat': {
       const { part, min, max } = expression;
       if (max === 0) return '""';
-      // Without parentheses a repeated character class needs no rule of its own, which makes long tokens fast to match.
+      // Without parentheses a repeated character class needs no rule of its own, which makes long tokens fast to match. `+`
+      // would get one: within a loop such as `([a-z]+ " "+)*` the library tries all tokens then, again at each place.
+      if (part.kind === 'chars' && min === 1 && max === undefined) return `(${print(part)} ${print(part)}*)`;
       const isPlain = part.kind === 'chars' || part.kind === 'rule';
       return `${isPlain ? print(part) : `(${print(part)})`}${suffix(min, max)}`;
     }

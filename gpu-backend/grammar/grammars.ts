@@ -160,7 +160,10 @@ class GrammarThreads implements Grammars {
     const place = { tenant, begin: turn.resolve };
     this.#waiting.add(place);
     this.#beginNext();
-    const done = turn.promise.then(work).finally(() => this.#ended(place));
+    const begun = turn.promise.then(async () => {
+      if (!signal.aborted) await work();
+    });
+    const done = begun.finally(() => this.#ended(place));
     await Promise.race([done, aborted(signal)]);
     if (!signal.aborted) return;
     this.#waiting.delete(place);

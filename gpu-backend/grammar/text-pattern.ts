@@ -112,9 +112,10 @@ export function patternGrammar(pattern: string): Expression {
 }
 
 /**
- * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token takes
- * half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character class is
- * repeated with something between: the library is fast at loops of one class, and that becomes `[a-z]+(?: [a-z]+)* ?`.
+ * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token
+ * takes half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character
+ * class is repeated with something between: the library is fast at loops of one class, and that becomes
+ * `[a-z]+(?: [a-z]+)* ?`.
  */
 function unnested(expression: Expression, isInLoop = false): Expression {
   switch (expression.kind) {
@@ -125,7 +126,8 @@ function unnested(expression: Expression, isInLoop = false): Expression {
     case 'repeat': {
       const { min, max } = expression;
       const part = unnested(expression.part, isInLoop || max === undefined);
-      if (max !== undefined) return repeat(part, min, max);
+      if (max !== undefined)
+        return (isInLoop ? undefined : spacedUpTo(part, min, max)) ?? repeat(part, min, max);
       const options = joined(unrepeated(part));
       if (options.length === 0) return part;
       const once = choice(...options);
@@ -141,14 +143,28 @@ function unnested(expression: Expression, isInLoop = false): Expression {
   }
 }
 
-/** One or more of `part`, if that is a repeated character class with something before or behind it that may be absent. */
-function spaced(part: Expression): Expression | undefined {
+/**
+ * `part` at least `min` and at most `max` times, if it is as `spaced` has it. Otherwise a word could be read as any number of
+ * parts, and a token would take seconds.
+ */
+function spacedUpTo(part: Expression, min: number, max: number): Expression | undefined {
+  const before = Math.max(0, min - 1);
+  const often = max - before > 1 ? spaced(part, max - before) : undefined;
+  if (often === undefined || min === 1) return often;
+  return min === 0 ? optional(often) : sequence(repeat(part, before, before), often);
+}
+
+/**
+ * One to `max` of `part`, or one or more, if that is a repeated character class with something before or behind it that may be
+ * absent.
+ */
+function spaced(part: Expression, max?: number): Expression | undefined {
   if (part.kind !== 'sequence' || part.parts.length !== 2) return undefined;
   const [first, last] = part.parts as [Expression, Expression];
-  if (isLoopOfClass(first) && isGap(last))
-    return sequence(first, repeat(sequence(repeat(last.part, 1, last.max), first), 0), last);
-  if (isLoopOfClass(last) && isGap(first))
-    return sequence(first, last, repeat(sequence(repeat(first.part, 1, first.max), last), 0));
+  const others = (gap: Repeat, loop: Expression) =>
+    repeat(sequence(repeat(gap.part, 1, gap.max), loop), 0, max && max - 1);
+  if (isLoopOfClass(first) && isGap(last)) return sequence(first, others(last, first), last);
+  if (isLoopOfClass(last) && isGap(first)) return sequence(first, last, others(first, last));
   return undefined;
 }
 

@@ -76,8 +76,8 @@ export function createJobStore(folder: string, note: Note): JobStore {
 }
 
 /**
- * By number. An older backend numbers no jobs and drops the numbers of those that it runs; it may run between two newer ones. Such a job
- * gets the highest number of the jobs with earlier dates, and follows them.
+ * By number. An older backend, which may run between two newer ones, numbers no jobs, and drops the numbers of those that it
+ * runs. Such a job gets the highest number of the jobs with earlier dates, and follows them.
  */
 function inOrder(jobs: readonly Job[]): Job[] {
   let newest = 0;

@@ -264,6 +264,14 @@ describe('a new grammar', () => {
     expect(ended).toEqual(['a1', 'b1', 'c1', 'a2', 'b2', 'a3']);
   });
 
+  test('is not compiled for a client that has left before', async () => {
+    await using own = await openGrammarPlayer({});
+    const gone = call('a', AbortSignal.abort());
+    await expect(own.grammars.prepare(form('root ::= ('), gone)).rejects.toMatchObject({ code: 'cancelled' });
+    await own.grammars.prepare(form('root ::= "next"'), call());
+    expect(own.errors).toEqual([]);
+  });
+
   test('is dropped when its client leaves', async () => {
     const left = new AbortController();
     const waiting = player.grammars.prepare(form('root ::= "left"'), call('a', left.signal));

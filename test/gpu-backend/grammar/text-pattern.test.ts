@@ -1,7 +1,7 @@
 /** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { Expression } from '../../../gpu-backend/grammar/ebnf.ts';
+import { type Expression, printGrammar } from '../../../gpu-backend/grammar/ebnf.ts';
 import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
 
 /** An expression as a regular expression of JavaScript. */
@@ -35,7 +35,7 @@ const patterns = fc.letrec<{ pattern: string }>((tie) => ({
     { maxDepth: 4, withCrossShrink: true },
     fc.constantFrom('a', 'b', '[ab]', '(?:)'),
     fc
-      .tuple(tie('pattern'), fc.constantFrom('*', '+', '?', '{2}', '{0,2}', '{1,3}', '{2,}', '{0}'))
+      .tuple(tie('pattern'), fc.constantFrom('*', '+', '?', '{2}', '{0,2}', '{1,3}', '{2,4}', '{2,}', '{0}'))
       .map(([one, often]) => `(?:${one})${often}`),
     fc.array(tie('pattern'), { minLength: 2, maxLength: 3 }).map((all) => all.join('')),
     fc.array(tie('pattern'), { minLength: 2, maxLength: 3 }).map((all) => `(?:${all.join('|')})`),
@@ -56,6 +56,10 @@ describe('the grammar of a pattern', () => {
     ['(?:[a-z]+ ?)+', '[a-z]+(?: [a-z]+)* ?'],
     ['(?: *[a-z]+)*', '(?: *[a-z]+(?: +[a-z]+)*)?'],
     ['(?:[a-z]+ ?){3,}', '(?:[a-z]+ ?){2}[a-z]+(?: [a-z]+)* ?'],
+    ['(?:[a-z]+ ?){1,60}', '[a-z]+(?: [a-z]+){0,59} ?'],
+    ['(?: *[a-z]+){0,9}', '(?: *[a-z]+(?: +[a-z]+){0,8})?'],
+    ['(?:[a-z]+ ?){3,9}', '(?:[a-z]+ ?){2}[a-z]+(?: [a-z]+){0,6} ?'],
+    ['(?:[a-z]+ ?){3}', '(?:[a-z]+ ?){3}'],
     ['(?:(?:[a-z]+ ?)+,?)+', '(?:[a-z] ?,?)+'],
     ['(?:(?:[a-z]*)*[0-9]*)*', '[a-z0-9]*'],
     ['(?:(?:[a-z]+)+)+', '[a-z]+'],
@@ -65,5 +69,11 @@ describe('the grammar of a pattern', () => {
     ['[a-z]{2,}', '[a-z]{2,}'],
   ])('has no loop in a loop where one is enough: %s', (pattern, simple) => {
     expect(source(patternGrammar(pattern))).toBe(source(patternGrammar(simple)));
+  });
+
+  test('repeats a class without a rule of the library, which would try all tokens at each place of it', () => {
+    const printed = printGrammar(new Map(), patternGrammar('[a-c]+(?:\\s+[a-c]+)*'));
+    const letters = '([\\u0061-\\u0063] [\\u0061-\\u0063]*)';
+    expect(printed).toBe(`root ::= (${letters} ((([\\u0020] [\\u0020]*) ${letters}))*)`);
   });
 });
