@@ -8,6 +8,7 @@ import { digitsOf, pValue, sharePercent } from '../../workers/dashboard/look.ts'
 import {
   evaluatedRows,
   groupByMask,
+  METHODS_SHOWN_MAX,
   paretoFront,
   projectCentroids,
   type QualityRow,
@@ -169,6 +170,13 @@ describe('quality', () => {
       expect(kl).toBeGreaterThan(0);
       expect(sparsity).toBeGreaterThan(0);
     }
+  });
+
+  test('a set with figures of 60,000 methods brings no more of them than a page can draw', async () => {
+    const set = await readMaskSet('gpu-backend/presets/smollm2-135m-instruct/mask-set.json');
+    const methods = Array.from({ length: 60_000 }, (_, i) => [`method ${i}`, { kl: 1, perplexity: i + 1 }]);
+    const rows = qualityRows({ ...set, heldOut: Object.fromEntries(methods) });
+    expect(rows).toHaveLength(METHODS_SHOWN_MAX);
   });
 });
 

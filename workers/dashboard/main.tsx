@@ -28,7 +28,8 @@ render(
 
 type Gate =
   | { readonly state: 'asking' }
-  | { readonly state: 'out'; readonly notice?: string }
+  /** `unchecked`: why the browser's session could not be checked; it may still be good. */
+  | { readonly state: 'out'; readonly notice?: string; readonly unchecked?: Error }
   | { readonly state: 'in'; readonly session: Session };
 
 function App() {
@@ -39,18 +40,27 @@ function App() {
     forgetPlaygroundKeys();
     setGate({ state: 'out', notice });
   };
-  useEffect(() => {
-    sessionEnds(logOut);
+  const open = () =>
     resume().then(
       (session) => setGate(session === undefined ? { state: 'out' } : { state: 'in', session }),
-      (error: Error) => setGate({ state: 'out', notice: error.message }),
+      (error: Error) => setGate({ state: 'out', unchecked: error }),
     );
+  useEffect(() => {
+    sessionEnds(logOut);
+    void open();
   }, []);
   switch (gate.state) {
     case 'asking':
       return <main class="container" aria-busy="true" />;
     case 'out':
-      return <Login notice={gate.notice} onSession={(session) => setGate({ state: 'in', session })} />;
+      return (
+        <Login
+          notice={gate.notice}
+          unchecked={gate.unchecked}
+          onRetry={open}
+          onSession={(session) => setGate({ state: 'in', session })}
+        />
+      );
     case 'in':
       return (
         <Router base="/dashboard">
@@ -63,6 +73,8 @@ function App() {
 /** The login form: exchanges an admin key for a session. The key is sent once and not stored. */
 function Login(props: {
   readonly notice: string | undefined;
+  readonly unchecked: Error | undefined;
+  readonly onRetry: () => void;
   readonly onSession: (session: Session) => void;
 }) {
   const { busy, error, attempt } = useAttempt();
@@ -77,6 +89,7 @@ function Login(props: {
         <h1>Maskroute</h1>
         <p>Log in with an admin key, the admin key of a tenant, or the key of a viewer.</p>
         {props.notice !== undefined && <p role="status">{props.notice}</p>}
+        {props.unchecked !== undefined && <Failure error={props.unchecked} retry={props.onRetry} />}
         {error !== undefined && <Failure error={error} />}
         <form onSubmit={submit}>
           <label>

@@ -180,6 +180,8 @@ describe('a form', () => {
     await page.keyboard.press('Tab');
     await page.keyboard.press('Enter');
     await dialog().waitFor({ state: 'detached' });
+    // Who works by keyboard goes on where they were.
+    expect(await button.evaluate((one) => one === document.activeElement)).toBe(true);
     await comeBack(page);
     await expect.poll(() => page.locator('.stale').count(), { timeout: 20_000 }).toBe(0);
   });

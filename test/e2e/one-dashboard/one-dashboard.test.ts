@@ -14,6 +14,7 @@ describe('pages', async () => void (await import('./pages.ts')));
 describe('console', async () => void (await import('./console.ts')));
 describe('experiments', async () => void (await import('./experiments.ts')));
 describe('jobs', async () => void (await import('./jobs.ts')));
+describe('strange texts', async () => void (await import('./strange-texts.ts')));
 describe('lists', async () => void (await import('./lists.ts')));
 describe('sign in', async () => void (await import('./sign-in.ts')));
 describe('sessions', async () => void (await import('./sessions.ts')));

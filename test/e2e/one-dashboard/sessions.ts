@@ -45,6 +45,19 @@ describe('the login', () => {
     await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
   });
 
+  test('a session that cannot be checked right now goes on at "Try again"', async () => {
+    const body = {
+      error: { message: 'Sessions cannot be checked right now.', code: 'configuration_unavailable' },
+    };
+    await page.route('**/dashboard/session', (route) => route.fulfill({ status: 503, json: body }));
+    await page.reload();
+    await page.getByRole('alert').getByText('Sessions cannot be checked right now.').waitFor();
+    await page.unroute('**/dashboard/session');
+    await page.getByRole('button', { name: 'Try again' }).click();
+    await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
+    expect(complaints.splice(0)).toEqual([expect.stringContaining('503')]);
+  });
+
   test('does not help a page on another port of this machine, to which the browser gives the cookie', async () => {
     const target = `${product.dev.edge}/admin/v1/tenants`;
     const attack = `fetch(${JSON.stringify(target)}, { method: 'POST', mode: 'no-cors', credentials: 'include',

@@ -31,7 +31,11 @@ export function Dialog(props: {
       onEscape.current();
     };
     document.addEventListener('keydown', onKey);
-    return () => document.removeEventListener('keydown', onKey);
+    return () => {
+      document.removeEventListener('keydown', onKey);
+      // Closed, and not only removed, it gives the focus back to what opened it.
+      dialog.close();
+    };
   }, []);
   return (
     <dialog

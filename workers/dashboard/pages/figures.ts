@@ -196,8 +196,11 @@ const figuresSchema = z.object({
   perplexity: z.number(),
 });
 
+/** `learn` writes a dozen methods. A tenant may store a set with more of them than a page can draw. */
+export const METHODS_SHOWN_MAX = 50;
+
 export function qualityRows(set: MaskSet): QualityRow[] {
-  return Object.entries(set.heldOut).flatMap(([method, value]): QualityRow[] => {
+  const rows = Object.entries(set.heldOut).flatMap(([method, value]): QualityRow[] => {
     const figures = figuresSchema.safeParse(value).data;
     if (figures === undefined) return [];
     const isDense = method === 'dense';
@@ -215,6 +218,7 @@ export function qualityRows(set: MaskSet): QualityRow[] {
       },
     ];
   });
+  return rows.slice(0, METHODS_SHOWN_MAX);
 }
 
 /* Sources of figures: sets' evaluations, and the sets' own held-out figures. */
