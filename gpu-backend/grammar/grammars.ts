@@ -209,7 +209,7 @@ class GrammarThreads implements Grammars {
       this.#trials.delete(trial);
     }
     const isSlow = took_ms > this.#limits.quick_ms;
-    if (isSlow && !this.#isKnown(key) && this.#hasRoom()) {
+    if (isSlow && !this.#isKnown(key) && this.#tryMakeRoom()) {
       this.#slow.set(key, trial);
       return;
     }
@@ -237,8 +237,8 @@ class GrammarThreads implements Grammars {
     this.#quick.set(key, true);
   }
 
-  /** Whether there is room for a slow grammar, after closing one that no answer uses. */
-  #hasRoom(): boolean {
+  /** Closes a slow grammar that no answer uses, if there is no room for another. False: all are in use. */
+  #tryMakeRoom(): boolean {
     if (this.#slow.size < this.#limits.slowMax) return true;
     const idle = [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
     if (idle === undefined) return false;

@@ -174,7 +174,7 @@ const isLoopOfClass = (one: Expression): boolean =>
 const isGap = (one: Expression): one is Repeat =>
   one.kind === 'repeat' && one.min === 0 && one.max !== 0 && !isNullable(one.part);
 
-/** Options of which all character classes are one. */
+/** The options, with one character class in the place of several. */
 function joined(options: readonly Expression[]): readonly Expression[] {
   const classes = options.filter((option) => option.kind === 'chars');
   if (classes.length < 2) return options;

@@ -4,6 +4,7 @@
  */
 import { type ExtraWeights, queryScale, readExtras } from './architectures/attention-extras.ts';
 import { type Basis, type Matrix, rotateInputs, rotateOutputs } from './architectures/rotation.ts';
+import { scaleAll } from './formats/tensor-parts.ts';
 import type { ModelConfig, WeightSource } from './model-source.ts';
 
 /** The matrices of one layer; Q is multiplied by {@link queryScale}. */
@@ -86,8 +87,6 @@ export async function stackRows(source: WeightSource, names: readonly string[]):
 
 /** Multiplies the rows of Q by {@link queryScale}; 1/√D is exact when D is a power of 4. */
 function scaleQueries(config: ModelConfig, qkv: Matrix): Matrix {
-  const scale = queryScale(config);
-  const end = config.headCount * config.headSize * qkv.inputs;
-  for (let i = 0; i < end; i++) qkv.rows[i]! *= scale;
+  scaleAll(qkv.rows.subarray(0, config.headCount * config.headSize * qkv.inputs), queryScale(config));
   return qkv;
 }

@@ -122,7 +122,7 @@ async function answerCost(
     const isLost = said.length > 0 && said.every(({ status, seemsGone }) => seemsGone || status === 404);
     whileGone = isLost && !isUnheardOf ? whileGone + 1 : 0;
     const isGone = whileGone >= COST_QUESTIONS_WHILE_GONE;
-    // One that is there may begin later, as when it has not read the request yet.
+    // A backend that knows nothing of the request may read it later, and begin.
     const mayBegin = ranAt !== 'refuser' && said.some(({ status }) => status === 404);
     if (isGone && !mayBegin) return ranAt === 'answerer' ? 'ended' : NOTHING;
     cost = isUnheardOf || isGone ? NOTHING : 'silent';

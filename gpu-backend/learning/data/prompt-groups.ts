@@ -91,7 +91,8 @@ export async function groupPrompts(
   }
   const points = packPoints(await embedRows(fit, encoder, signal));
   const heldOutVectors = await embedRows(heldOut, encoder, signal);
-  const { clusters, health, counts } = clusterPoints(points, heldOutVectors, clusterCount, seed);
+  const placing = sampleOf(points, PLACING_PROMPTS, seed);
+  const { clusters, health, counts } = clusterPoints(points, placing, heldOutVectors, clusterCount, seed);
   const heldOutClusters = assignRows(heldOutVectors, clusters);
   const count = clusters.sizes.length;
   const clusterOf = new Map<CalibrationRow, number>();
@@ -107,7 +108,7 @@ export async function groupPrompts(
       heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
       clusters,
     ),
-    positions: centroidPositions(sampleOf(points, PLACING_PROMPTS, seed), clusters),
+    positions: centroidPositions(placing, clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
       heldOut: kindTable(heldOut, heldOutClusters, count),
@@ -124,11 +125,11 @@ function searchAndChoice(rows: readonly CalibrationRow[]): Pick<Shares, 'search'
 
 function clusterPoints(
   points: Points,
+  placing: Points,
   heldOut: readonly Float32Array[],
   clusterCount: number | 'auto',
   seed: number,
 ) {
-  const placing = sampleOf(points, PLACING_PROMPTS, seed);
   const cluster = (count: number, of = placing): Clusters => {
     const { starts, iterationsMax } = STARTS.find(({ upTo }) => of.count * count <= upTo)!;
     const options = { clusterCount: count, seed, starts, iterationsMax };

@@ -53,11 +53,20 @@ export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output
 /** `size` neighbours of a row are rotated together (`rotation.ts`); `matrix` `[size, size]`. */
 export type Rotation = { readonly size: number; readonly matrix: Value };
 
-/** x `[B, S, width]`, rotated: `size` multiply-adds a value. */
-export function rotated(g: GraphBuilder, x: Value, width: number, { size, matrix }: Rotation): Value {
-  const shape = (...axes: number[]) => g.constant('i64', [axes.length], axes);
-  const apart = g.op('Reshape', [x, shape(0, 0, width / size, size)]);
-  return g.op('Reshape', [g.op('MatMul', [apart, matrix]), shape(0, 0, width)]);
+/** x `[B, S, width]`, or with another number of leading axes, rotated: `size` multiply-adds a value. */
+export function rotated(
+  g: GraphBuilder,
+  x: Value,
+  width: number,
+  { size, matrix }: Rotation,
+  leadingAxes = 2,
+): Value {
+  const shape = (...last: number[]) => {
+    const axes = [...Array<number>(leadingAxes).fill(0), ...last];
+    return g.constant('i64', [axes.length], axes);
+  };
+  const apart = g.op('Reshape', [x, shape(width / size, size)]);
+  return g.op('Reshape', [g.op('MatMul', [apart, matrix]), shape(width)]);
 }
 
 /** x `[..., inputs]` → `[..., outputs]`. */

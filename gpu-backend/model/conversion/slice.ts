@@ -12,7 +12,7 @@ import {
   rotateRows,
   scaleColumns,
 } from '../architectures/rotation.ts';
-import { COLUMNS_UNIT, type MatrixParts, matrixInFile, multiply } from '../formats/tensor-parts.ts';
+import { COLUMNS_UNIT, type MatrixParts, matrixInFile, scaleAll } from '../formats/tensor-parts.ts';
 import type { TensorPlace } from '../model-source.ts';
 import {
   type MatrixCodes,
@@ -64,10 +64,10 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
   const rows = await parts.rows(from, slice.rows);
   switch (turn.kind) {
     case 'scaled':
-      multiply(rows, turn.scale);
+      scaleAll(rows, turn.scale);
       break;
     case 'reads':
-      multiply(rows, turn.scale);
+      scaleAll(rows, turn.scale);
       scaleColumns(rows, turn.norm);
       rotateRows(rows, columns);
       rotateOutputs(rows, columns, turn.inside);

@@ -127,12 +127,12 @@ async function readFully(
 
 /** Scales values of the file. A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
 function finish({ name, scale }: TensorPlace, values: Float32Array): void {
-  multiply(values, scale);
+  scaleAll(values, scale);
   let sum = 0;
   for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;
   if (sum !== 0) throw corruptModel(`tensor ${JSON.stringify(name)} holds values that are not finite`);
 }
 
-export function multiply(values: Float32Array, factor: number): void {
+export function scaleAll(values: Float32Array, factor: number): void {
   if (factor !== 1) for (let i = 0; i < values.length; i++) values[i]! *= factor;
 }

@@ -14,6 +14,7 @@ import {
   rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
+import { rotated } from '../architectures/column-products.ts';
 import { type Basis, type Matrix, rotationMatrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
 import type { ModelConfig } from '../model-source.ts';
@@ -133,8 +134,8 @@ const attendGraph =
     const all = extras.biased(g, qkv, { from: 0, count: N + 2 * G });
     const [qk, v] = g.ops('Split', [all, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
     const normed = extras.normed(g, qk!, { from: 0, count: N + G });
-    const rotated = extras.hasRope ? turned(g, config, extras, normed) : normed;
-    const [q, k] = g.ops('Split', [rotated, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+    const placed = extras.hasRope ? withPositions(g, config, extras, normed) : normed;
+    const [q, k] = g.ops('Split', [placed, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
     const { window } = extras;
     const mask = window && windowMask(g, window, g.input('order', 'i64', [1, 'S']), k!);
     // Rows of Q carry 1/√D.
@@ -143,7 +144,7 @@ const attendGraph =
     result(g, 'Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
   };
 
-function turned(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
+function withPositions(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
   const { headCount, kvHeadCount, headSize } = config;
   const table = (name: string) => g.input(name, 'f32', ['S', headSize / 2]);
   const shared = { config, cos: table('cos'), sin: table('sin') };
@@ -151,15 +152,14 @@ function turned(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value):
 }
 
 const activateGraph =
-  (F: number, rotationSize: number) =>
+  (F: number, size: number) =>
   (g: GraphBuilder): void => {
     const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
     const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
     // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
     const activated = g.op('Mul', [g.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT), up!]);
-    const matrix = g.constant('f32', [rotationSize, rotationSize], [...rotationMatrix(rotationSize)]);
-    const apart = g.op('Reshape', [activated, g.constant('i64', [2], [-1, rotationSize])]);
-    result(g, 'Reshape', [g.op('MatMul', [apart, matrix]), g.constant('i64', [2], [-1, F])]);
+    const matrix = g.constant('f32', [size, size], [...rotationMatrix(size)]);
+    result(g, 'Identity', [rotated(g, activated, F, { size, matrix }, 1)]);
   };
 
 const addGraph = (g: GraphBuilder): void => {
