@@ -75,8 +75,14 @@ async function runPull(
   const { manifest, folder } = await pullModel(spec, options).finally(reporter.stop);
   const { name, weights: kept, hash } = manifest;
   const text = `${name} (${kept}) is installed in ${folder}`;
-  console.log(json ? JSON.stringify({ name, weights: kept, hash, folder }) : text);
+  if (json) return console.log(JSON.stringify({ name, weights: kept, hash, folder }));
+  console.log(text);
+  const { hasAmx } = await import('../onnx/signed-codes.ts');
+  if (kept === 'q8' && (await hasAmx())) console.log(AMX_HINT);
 }
+
+const AMX_HINT =
+  'This CPU has AMX: with --weights q8-columns long prompts are more than twice as fast (docs/models.md)';
 
 function addList(model: Command): void {
   model

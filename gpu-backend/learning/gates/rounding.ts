@@ -1,5 +1,5 @@
 /** How the copies of a model's matrices for training are rounded (`training-weights.ts`), and which way is fastest here. */
-import { readFile } from 'node:fs/promises';
+import { hasAmx } from '../../onnx/signed-codes.ts';
 
 /**
  * Codes in blocks and by column, or `pairs` of codes, rows and columns. It decides the bits of a step, so a run keeps the rounding
@@ -14,7 +14,3 @@ export type Rounding = (typeof ROUNDINGS)[number];
  * otherwise than the idle one.
  */
 export const fastestRounding = async (): Promise<Rounding> => ((await hasAmx()) ? 'pairs' : 'blocks');
-
-/** Linux alone tells. */
-const hasAmx = async (): Promise<boolean> =>
-  process.platform === 'linux' && /\bamx_int8\b/.test(await readFile('/proc/cpuinfo', 'utf8'));
