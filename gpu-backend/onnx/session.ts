@@ -43,8 +43,8 @@ export type Outputs = Readonly<Record<string, Tensor>>;
 export type SessionOptions = {
   readonly threads: number;
   /**
-   * Whether threads spin while they wait for the next node: fastest for many small nodes on an idle machine, and very slow
-   * when other programs use the cores. Default true; long offline work turns it off.
+   * Whether threads spin while they wait for the next node of a run: fastest for many small nodes on an idle machine, and very
+   * slow when other programs use the cores. Default true; long offline work turns it off.
    */
   readonly spinning?: boolean;
   /** Whether scratch memory is kept between runs: faster, but the peak stays resident. Default true. */
@@ -98,7 +98,14 @@ export async function createSession(model: string | Uint8Array, options: Session
     enableCpuMemArena: options.arena ?? true,
     // A memory pattern is kept for every set of shapes, and the shapes of a growing cache never repeat.
     enableMemPattern: false,
-    ...(options.spinning === false ? { extra: { session: { intra_op: { allow_spinning: '0' } } } } : {}),
+    extra: {
+      session: {
+        // Threads sleep between runs. By themselves they would spin for tens of milliseconds more, and take the cores from the
+        // other sessions of the process, from HTTP and from the edge: steps of two sessions in turns took twice as long.
+        force_spinning_stop: '1',
+        ...(options.spinning === false ? { intra_op: { allow_spinning: '0' } } : {}),
+      },
+    },
     ...(options.profileFile === undefined
       ? {}
       : { enableProfiling: true, profileFilePrefix: options.profileFile }),
