@@ -5,7 +5,6 @@
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
 
 /** `say` gets progress lines. When `signal` aborts, a bench stops before its next turn and ends what it started. */
 export type BenchHooks = {
@@ -57,15 +56,6 @@ export async function interleavedRounds(
   await inTurns(subjects, 1, take, signal);
   return await inTurns(subjects, rounds, take, signal);
 }
-
-/** Measures after a rest: threads of the previous subject spin for a while and would occupy cores. */
-export const rested = ({ name, measure }: Subject, rest_ms: number): Subject => ({
-  name,
-  async measure() {
-    await sleep(rest_ms);
-    return await measure();
-  },
-});
 
 export function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);

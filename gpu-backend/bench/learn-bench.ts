@@ -15,6 +15,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { denseMask } from '../../shared/mask/mask.ts';
@@ -27,7 +28,7 @@ import { LEARN_EFFORT, type LearnEffort } from '../learning/search/effort.ts';
 import { openQueuedUnits } from '../learning/units/queued-units.ts';
 import { batchUnit, scoreUnit, type Unit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
-import { type BenchHooks, interleaved, rested, round, type Subject } from '../measure.ts';
+import { type BenchHooks, interleaved, round, type Subject } from '../measure.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
@@ -53,6 +54,14 @@ const SCRIPT = fileURLToPath(new URL('./learn-peer.py', import.meta.url));
 const readySchema = z.object({ torch: z.string(), transformers: z.string() });
 const stepSchema = z.object({ ms: z.number(), loss: z.number() });
 
+const rested = ({ name, measure }: Subject): Subject => ({
+  name,
+  async measure() {
+    await sleep(REST_ms);
+    return await measure();
+  },
+});
+
 export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): Promise<object> {
   const { folder, manifest } = await openInstalled(home, DEFAULT_MODEL);
   const { config, weights } = manifest;
@@ -63,11 +72,7 @@ export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): P
   say(peer.problem === null ? `against PyTorch ${peer.version}` : `PyTorch is left out: ${peer.problem}`);
   try {
     const subjects = [...ownSubjects(session, config), taught.subject, ...peer.subjects];
-    const found = await interleaved(
-      subjects.map((subject) => rested(subject, REST_ms)),
-      rounds,
-      signal,
-    );
+    const found = await interleaved(subjects.map(rested), rounds, signal);
     for (const [name, ms] of found) say(`${name}: ${ms.toFixed(0)} ms/step`);
     const open_ms = found.get(OPEN)!;
     return {

@@ -32,7 +32,7 @@ import {
   type ScoreSession,
 } from '../learning/search/score-masks.ts';
 import { learnSurrogates } from '../learning/surrogates/learn-surrogates.ts';
-import { interleaved, rested, round } from '../measure.ts';
+import { interleaved, round } from '../measure.ts';
 import { WEIGHTS_FILE } from '../model/emit.ts';
 import { KV_TYPES, type KvType } from '../model/model-source.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
@@ -49,8 +49,6 @@ const BY_COLUMN = `${DEFAULT_MODEL}-q8-columns`;
 const SEED = 9;
 const TOKENS_MAX = 256;
 const POSITION = 64;
-/** A pause before each measurement: the threads of the one before still spin for a while. */
-const REST_ms = 200;
 
 type QuantizationOptions = {
   readonly home: string;
@@ -222,7 +220,7 @@ const timeCandidates = (
   interleaved(
     candidates.map(({ name, engine, mask }) => {
       const { decode } = engine.peer(name, mask);
-      return rested({ name, measure: () => decode(POSITION) }, REST_ms);
+      return { name, measure: () => decode(POSITION) };
     }),
     rounds,
     signal,
@@ -312,7 +310,7 @@ async function timeTokens(
     ),
   ];
   return interleaved(
-    peers.map(({ name, decode }) => rested({ name, measure: () => decode(POSITION) }, REST_ms)),
+    peers.map(({ name, decode }) => ({ name, measure: () => decode(POSITION) })),
     rounds,
     signal,
   );
