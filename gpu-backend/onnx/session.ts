@@ -43,8 +43,8 @@ export type Outputs = Readonly<Record<string, Tensor>>;
 export type SessionOptions = {
   readonly threads: number;
   /**
-   * Whether threads spin while they wait for the next node of a run: fastest for many small nodes on an idle machine, and very
-   * slow when other programs use the cores. Default true; long offline work turns it off.
+   * Whether threads spin for {@link SPIN_us} while they wait for the next node of a run: fastest for many small nodes on an idle
+   * machine, and slower when other programs use the cores. Default true; long offline work turns it off.
    */
   readonly spinning?: boolean;
   /** Whether scratch memory is kept between runs: faster, but the peak stays resident. Default true. */
@@ -78,6 +78,14 @@ type Handler = {
   run(feeds: Feeds, fetches: Readonly<Record<string, Tensor | null>>, options: object): Promise<Outputs>;
 };
 
+/**
+ * Longer than what one thread does alone between two products, so that an idle machine loses nothing. By default threads spin for
+ * tens of milliseconds, also when a run is over: they take the cores from other sessions of the process, from HTTP and from the
+ * edge. Where other programs run, the system takes a core from a thread that spins sooner than from one that has slept, and all
+ * threads of a node wait for it. Steps of two sessions in turns took twice as long on an idle machine, three times on a busy one.
+ */
+const SPIN_us = 100;
+
 /** The message of onnxruntime-node's error about the output {@link NOTHING_BACK}. */
 const CANNOT_CONVERT = 'Non tensor type is temporarily not supported.';
 
@@ -100,10 +108,7 @@ export async function createSession(model: string | Uint8Array, options: Session
     enableMemPattern: false,
     extra: {
       session: {
-        // Threads sleep between runs. By themselves they would spin for tens of milliseconds more, and take the cores from the
-        // other sessions of the process, from HTTP and from the edge: steps of two sessions in turns took twice as long.
-        force_spinning_stop: '1',
-        ...(options.spinning === false ? { intra_op: { allow_spinning: '0' } } : {}),
+        intra_op: options.spinning === false ? { allow_spinning: '0' } : { spin_duration_us: `${SPIN_us}` },
       },
     },
     ...(options.profileFile === undefined
