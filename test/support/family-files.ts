@@ -84,6 +84,16 @@ export const ggufShape = (config: ModelConfig): Record<string, Value> => ({
   'rope.freq_base': f32(config.ropeTheta),
 });
 
+/** What it says of windows, the rotary embedding in them, and its scaling in other layers. */
+export const attentionMetadata = (config: ModelConfig): Record<string, Value> => ({
+  ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
+  ...(config.localRope && {
+    'rope.freq_base_swa': f32(config.localRope.theta),
+    'attention.sliding_window_pattern': u32(windowPattern(config)),
+  }),
+  ...scalingMetadata(config),
+});
+
 /** With the byte tokenizer of the tiny Llama; Mistral's files say llama. */
 export async function ggufParts(source: WeightSource): Promise<GgufParts> {
   const { config } = source;
@@ -91,12 +101,7 @@ export async function ggufParts(source: WeightSource): Promise<GgufParts> {
   const architecture = config.architecture === 'mistral' ? 'llama' : (otherName ?? config.architecture);
   const own: Record<string, Value> = {
     ...ggufShape(config),
-    ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
-    ...(config.localRope && {
-      'rope.freq_base_swa': f32(config.localRope.theta),
-      'attention.sliding_window_pattern': u32(windowPattern(config)),
-    }),
-    ...scalingMetadata(config),
+    ...attentionMetadata(config),
     ...factorsMetadata(config),
   };
   const metadata = new Map<string, Value>([
