@@ -9,12 +9,12 @@ import { join } from 'node:path';
 import { Option } from 'commander';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
-import { type DecoderTensor, decoderTensors } from '../gpu-backend/model/families.ts';
+import { decoderTensors, FAMILIES, storedShapes } from '../gpu-backend/model/families.ts';
 import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-folder.ts';
 import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
-import { ggufShape } from '../test/support/family-files.ts';
+import { attentionMetadata, ggufShape } from '../test/support/family-files.ts';
 import { type Value, writeGguf } from '../test/support/gguf.ts';
-import { byteLevelMetadata, lenmlFiles } from '../test/support/tokenizer-files.ts';
+import { byteLevelMetadata, lenmlFiles, sentencePieceMetadata } from '../test/support/tokenizer-files.ts';
 
 const COMMON = {
   hidden_size: 4096,
@@ -52,6 +52,43 @@ const SHAPES = {
     },
     tokenizer: 'qwen3',
     pre: 'qwen2',
+  },
+  'phi3-mini': {
+    json: {
+      ...COMMON,
+      model_type: 'phi3',
+      hidden_size: 3072,
+      num_key_value_heads: 32,
+      head_dim: 96,
+      intermediate_size: 8192,
+      num_hidden_layers: 32,
+      vocab_size: 32_064,
+      max_position_embeddings: 4096,
+      sliding_window: 2047,
+      rope_theta: 10_000,
+      rms_norm_eps: 1e-5,
+    },
+    // As long as Phi-3's own, but for its control tokens.
+    tokenizer: 'llama2',
+    pre: undefined,
+  },
+  'gemma3-4b': {
+    json: {
+      model_type: 'gemma3_text',
+      hidden_size: 2560,
+      num_attention_heads: 8,
+      num_key_value_heads: 4,
+      head_dim: 256,
+      intermediate_size: 10_240,
+      num_hidden_layers: 34,
+      vocab_size: 262_208,
+      max_position_embeddings: 131_072,
+      sliding_window: 1024,
+      rope_scaling: { rope_type: 'linear', factor: 8 },
+    },
+    // Half as long as Gemma's own.
+    tokenizer: 'llama3_1',
+    pre: 'llama-bpe',
   },
 } as const;
 
@@ -108,10 +145,10 @@ function writeShards(out: string): void {
   writeFileSync(join(out, 'config.json'), JSON.stringify(json));
   writeFileSync(join(out, 'tokenizer.json'), JSON.stringify(tokenizer));
   writeFileSync(join(out, 'tokenizer_config.json'), JSON.stringify(tokenizerConfig));
-  const shards: DecoderTensor[][] = [[]];
+  const shards: Stored[][] = [[]];
   let filled_bytes = 0;
-  for (const tensor of decoderTensors(config)) {
-    const bytes = 2 * product(tensor.shape);
+  for (const tensor of storedShapes(decoderTensors(config), ({ hubName }) => hubName)) {
+    const bytes = 2 * product(tensor[1]);
     if (filled_bytes + bytes > SHARD_BYTES_MAX) {
       shards.push([]);
       filled_bytes = 0;
@@ -124,21 +161,20 @@ function writeShards(out: string): void {
   const map: Record<string, string> = {};
   for (const [i, tensors] of shards.entries()) {
     const file = `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
-    for (const { name } of tensors) map[name] = file;
+    for (const [name] of tensors) map[name] = file;
     writeShard(join(out, file), tensors, cipher);
     console.log(file);
   }
   writeFileSync(join(out, 'model.safetensors.index.json'), JSON.stringify({ weight_map: map }));
 }
 
-function writeShard(
-  path: string,
-  tensors: readonly DecoderTensor[],
-  cipher: ReturnType<typeof newCipher>,
-): void {
+/** A tensor of a file: a stack where the family has stacks. */
+type Stored = readonly [name: string, shape: readonly number[]];
+
+function writeShard(path: string, tensors: readonly Stored[], cipher: ReturnType<typeof newCipher>): void {
   const header: Record<string, object> = {};
   let end = 0;
-  for (const { name, shape } of tensors) {
+  for (const [name, shape] of tensors) {
     const bytes = 2 * product(shape);
     header[name] = { dtype: 'BF16', shape, data_offsets: [end, end + bytes] };
     end += bytes;
@@ -149,7 +185,7 @@ function writeShard(
   text.copy(head, 8);
   const descriptor = openSync(path, 'w');
   writeAll(descriptor, head);
-  for (const { shape } of tensors) {
+  for (const [, shape] of tensors) {
     // Norms are from 1 to 1.12. Other weights have both signs and four exponents, up to 0.0078.
     const [kept, set] = shape.length === 1 ? [0x000f_000f, 0x3f80_3f80] : [0x81ff_81ff, 0x3a00_3a00];
     eachChunk(2 * product(shape), cipher, (chunk) => {
@@ -173,10 +209,11 @@ function writeQ4K(out: string): void {
     sizes.length === 1 ? 4 * sizes[0]! : (product(sizes) / Q4_K.blockSize) * Q4_K.blockBytes;
   let end = 0;
   const nothing = new Uint8Array(0);
-  const tensors = decoderTensors(config).map(({ ggufName, shape }) => {
+  const stored = storedShapes(decoderTensors(config), ({ ggufName }) => ggufName);
+  const tensors = Array.from(stored, ([name, shape]) => {
     const offset = BigInt(end);
     end = Math.ceil((end + bytesOf(shape)) / 32) * 32;
-    return { name: ggufName, shape, type: shape.length === 1 ? F32 : Q4_K.type, data: nothing, offset };
+    return { name, shape, type: shape.length === 1 ? F32 : Q4_K.type, data: nothing, offset };
   });
   const descriptor = openSync(join(out, 'model.gguf'), 'w');
   writeAll(descriptor, writeGguf({ metadata: ggufMetadata(config), tensors }));
@@ -199,9 +236,13 @@ function fixScales(chunk: Buffer): void {
 }
 
 function ggufMetadata(config: ModelConfig): Map<string, Value> {
-  const { architecture } = config;
+  const architecture = FAMILIES[config.architecture].otherName ?? config.architecture;
   const u32 = (value: number): Value => ({ type: 'u32', value });
-  const tokenizer = byteLevelMetadata(lenmlFiles(shape.tokenizer), shape.pre);
+  const files = lenmlFiles(shape.tokenizer);
+  const tokenizer =
+    shape.pre === undefined
+      ? sentencePieceMetadata(files.json.model.vocab)
+      : byteLevelMetadata(files, shape.pre);
   const typed = (value: unknown): Value => {
     if (typeof value === 'string') return { type: 'string', value };
     if (typeof value === 'number') return u32(value);
@@ -212,10 +253,9 @@ function ggufMetadata(config: ModelConfig): Map<string, Value> {
   };
   return new Map<string, Value>([
     ['general.architecture', { type: 'string', value: architecture }],
-    ...Object.entries(ggufShape(config)).map(([key, value]): [string, Value] => [
-      `${architecture}.${key}`,
-      value,
-    ]),
+    ...Object.entries({ ...ggufShape(config), ...attentionMetadata(config) }).map(
+      ([key, value]): [string, Value] => [`${architecture}.${key}`, value],
+    ),
     ...[...tokenizer].map(([key, value]): [string, Value] => [key, typed(value)]),
   ]);
 }

@@ -18,8 +18,8 @@ import type { Basis } from './architectures/rotation.ts';
 import { fileBasis, rotatedBasis } from './architectures/rotation.ts';
 import { convertSlices, type Job } from './conversion/convert-slices.ts';
 import type { Turn } from './conversion/slice.ts';
-import type { LayerProduct } from './matrices.ts';
-import { eachProduct, headMatrix, layerMatrices, stackRows } from './matrices.ts';
+import type { LayerProduct, PostNorms } from './matrices.ts';
+import { eachProduct, headMatrix, layerMatrices, readPostNorms, stackRows } from './matrices.ts';
 import {
   type CalibratedKind,
   type FileSource,
@@ -38,7 +38,7 @@ import {
   QUANT_BLOCK,
   type QuantForm,
 } from './quantization/quantize.ts';
-import { ropeTables } from './rope.ts';
+import { localRopeConfig, ropeTables } from './rope.ts';
 import { WeightsFile } from './weights-file.ts';
 
 export const MODEL_FILE = 'model.onnx';
@@ -72,7 +72,7 @@ export async function emitModel(
   if (holding !== 'f32') requireBlocks(source.config);
   // fp32 is the reference, so it keeps the file's basis; a rotation makes quantized weights more precise.
   const kind = typeof holding === 'string' ? holding : holding.kind;
-  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize, kind !== 'q8');
+  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config, kind !== 'q8');
   const file = new WeightsFile(join(outDir, WEIGHTS_FILE), WEIGHTS_FILE);
   const emission = { source, file, basis };
   try {
@@ -132,13 +132,16 @@ function formsOf(kind: WeightKind, { hiddenSize }: ModelConfig): Forms {
 function storeRest(
   { source, file, basis }: Emission,
   finalNorm: Float32Array,
-): Pick<StoredLlama, 'finalNorm' | 'ropeCos' | 'ropeSin'> {
-  const [cos, sin] = ropeTables(source.config);
-  return {
-    finalNorm: file.append(basis.norm(finalNorm)),
-    ropeCos: file.append(cos),
-    ropeSin: file.append(sin),
-  };
+): Pick<StoredLlama, 'finalNorm' | 'ropeCos' | 'ropeSin' | 'localRope'> {
+  const { config } = source;
+  const store = (tables: readonly [Float32Array, Float32Array]) => ({
+    cos: file.append(tables[0]),
+    sin: file.append(tables[1]),
+  });
+  const stored = file.append(basis.norm(finalNorm));
+  const { cos, sin } = store(ropeTables(config));
+  const localRope = config.localRope && store(ropeTables(localRopeConfig(config, config.localRope)));
+  return { finalNorm: stored, ropeCos: cos, ropeSin: sin, localRope };
 }
 
 /** Eight bits lose a value that is smaller than this share of the largest. */
@@ -216,8 +219,10 @@ async function placeAll(
     kind: 'reads',
     norm,
     scale,
+    stream: basis.stream,
     inside,
   });
+  const embeds = (): Turn => ({ kind: 'embeds', stream: basis.stream });
   const insideHeads = basis.inside(config.headSize);
   const insideFfn = basis.inside(config.ffnSize);
   const rotation = storeRotation(file, insideFfn);
@@ -228,9 +233,7 @@ async function placeAll(
     ? tiedEmbedding(emission, head, finalNorm)
     : {
         // Its form is never by column.
-        rows: [
-          place(['model.embed_tokens.weight'], forms.embedding, () => ({ kind: 'embeds' })) as StoredRows,
-        ],
+        rows: [place(['model.embed_tokens.weight'], forms.embedding, embeds) as StoredRows],
         correction: undefined,
       };
   const layers: StoredLayer[] = [];
@@ -246,7 +249,7 @@ async function placeAll(
         scale: name === q ? queryScale(config) : 1,
         inside: name === v ? insideHeads : 1,
       });
-    const writes = (inside: number) => (): Turn => ({ kind: 'writes', inside });
+    const writes = (inside: number) => (): Turn => ({ kind: 'writes', written: basis.written, inside });
     const down = place(named('mlp.down_proj'), forms.layers, writes(insideFfn));
     layers.push({
       qkv: place(qkv, forms.layers, readsQkv),
@@ -255,6 +258,7 @@ async function placeAll(
       down: { ...down, ...rotation },
       attentionNorm: file.append(basis.norm(attentionNorm)),
       ffnNorm: file.append(basis.norm(ffnNorm)),
+      ...storePostNorms(file, await readPostNorms(source, index)),
       ...storeExtras(file, await readExtras(source, basis, index)),
     });
   }
@@ -342,6 +346,11 @@ async function storeByText(
   return { layers, embedding, head, ...storeRest(emission, finalNorm) };
 }
 
+const storePostNorms = (file: WeightsFile, norms: PostNorms | undefined): Pick<StoredLayer, 'postNorms'> =>
+  norms === undefined
+    ? {}
+    : { postNorms: { attention: file.append(norms.attention), ffn: file.append(norms.ffn) } };
+
 async function storeLayer(
   { source, file, basis }: Emission,
   quantizer: Quantizer,
@@ -353,6 +362,7 @@ async function storeLayer(
     ...eachProduct((name: LayerProduct) => storeCodes(file, codes[name])),
     attentionNorm: file.append(matrices.attentionNorm),
     ffnNorm: file.append(matrices.ffnNorm),
+    ...storePostNorms(file, matrices.postNorms),
     ...storeExtras(file, matrices.extras),
   };
 }

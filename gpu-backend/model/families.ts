@@ -19,18 +19,32 @@ type Family = {
   readonly biases: 'none' | 'qkv' | 'asked';
   /** RMS norms over each head of Q and K. */
   readonly headNorms: boolean;
-  /** Layers with a sliding window: none, all, those from `max_window_layers` on, or those without rotary embedding. */
-  readonly window: 'none' | 'all' | 'upper' | 'without-rope';
+  /** RMS norms of what blocks give. */
+  readonly postNorms: boolean;
+  /** Files of safetensors have the weights of norms minus 1; llama.cpp's converter adds it. */
+  readonly normsFromOne: boolean;
+  /** As config.json names it. */
+  readonly activation: 'silu' | 'gelu_pytorch_tanh';
+  /**
+   * Layers with a sliding window: none, all, those from `max_window_layers` on, those without rotary embedding, or all but every
+   * {@link GLOBAL_EVERY}-th.
+   */
+  readonly window: 'none' | 'all' | 'upper' | 'without-rope' | 'between-global';
   /** Every n-th layer has no rotary embedding, unless config.json lists these layers. */
   readonly ropelessEvery: number | undefined;
   /** llama.cpp's converter interleaves the rows of Q and K; {@link toHalfSplitRotary} undoes it. */
   readonly interleavedInGguf: boolean;
   /** Files have Q, K and V, and gate and up, as one matrix each. */
   readonly stacked: boolean;
-  /** Its configuration has factors: on the embedding, the outputs of blocks, scores and logits. */
-  readonly hasFactors: boolean;
+  /**
+   * Factors on the embedding, the outputs of blocks, scores and logits: none, as its configuration says, or Gemma's, which follow
+   * from sizes.
+   */
+  readonly factors: 'none' | 'asked' | 'gemma';
   /** Other names of longrope in config.json, which is not supported. */
   readonly longropeNames: readonly string[];
+  /** Its name in GGUF, and in the config.json of a model that reads images, too. */
+  readonly otherName: string | undefined;
   /** transformers' defaults for fields that config.json leaves out. */
   readonly defaults: {
     /** Undefined: the number of heads. */
@@ -42,18 +56,29 @@ type Family = {
     readonly rmsEpsilon: number;
     readonly windowTokens: number | undefined;
     readonly tiedEmbeddings: boolean;
+    /** Of layers with a sliding window; undefined: the same as of all layers. */
+    readonly localRopeTheta: number | undefined;
+    /** Fields that config.json has in other families, by its names. */
+    readonly fields: Readonly<Record<string, number>>;
   };
 };
+
+/** Gemma 3's default. */
+export const GLOBAL_EVERY = 6;
 
 const LLAMA: Family = {
   biases: 'asked',
   headNorms: false,
+  postNorms: false,
+  normsFromOne: false,
+  activation: 'silu',
   window: 'none',
   ropelessEvery: undefined,
   interleavedInGguf: true,
   stacked: false,
-  hasFactors: false,
+  factors: 'none',
   longropeNames: [],
+  otherName: undefined,
   defaults: {
     kvHeadCount: undefined,
     headSize: undefined,
@@ -62,6 +87,8 @@ const LLAMA: Family = {
     rmsEpsilon: 1e-6,
     windowTokens: undefined,
     tiedEmbeddings: false,
+    localRopeTheta: undefined,
+    fields: {},
   },
 };
 
@@ -105,7 +132,7 @@ export const FAMILIES: Readonly<Record<Architecture, Family>> = {
       windowTokens: 4096,
     },
   },
-  granite: { ...LLAMA, hasFactors: true },
+  granite: { ...LLAMA, factors: 'asked' },
   phi3: {
     ...LLAMA,
     biases: 'none',
@@ -115,11 +142,34 @@ export const FAMILIES: Readonly<Record<Architecture, Family>> = {
     longropeNames: ['su', 'yarn'],
     defaults: { ...LLAMA.defaults, contextTokens: 4096, rmsEpsilon: 1e-5 },
   },
+  gemma3_text: {
+    ...LLAMA,
+    headNorms: true,
+    postNorms: true,
+    normsFromOne: true,
+    activation: 'gelu_pytorch_tanh',
+    window: 'between-global',
+    interleavedInGguf: false,
+    factors: 'gemma',
+    otherName: 'gemma3',
+    defaults: {
+      kvHeadCount: 4,
+      headSize: 256,
+      contextTokens: 131_072,
+      ropeTheta: 1_000_000,
+      rmsEpsilon: 1e-6,
+      windowTokens: 4096,
+      tiedEmbeddings: true,
+      localRopeTheta: 10_000,
+      fields: { num_attention_heads: 8, vocab_size: 262_208 },
+    },
+  },
 };
 
 /** @throws MaskrouteError `unsupported_model` for a family that is not in the table. */
 export function architectureNamed(name: unknown): Architecture {
-  if (typeof name === 'string' && Object.hasOwn(FAMILIES, name)) return name as Architecture;
+  for (const [own, { otherName }] of Object.entries(FAMILIES))
+    if (name === own || (name !== undefined && name === otherName)) return own as Architecture;
   const what = typeof name === 'string' ? name : 'none';
   throw unsupportedModel(`architecture ${quoted(what)} (supported: ${Object.keys(FAMILIES).join(', ')})`);
 }
@@ -130,7 +180,7 @@ export function architectureNamed(name: unknown): Architecture {
 const WIDTH_MAX = 1 << 18;
 const VOCABULARY_MAX = 1 << 20;
 const CONTEXT_TOKENS_MAX = 1 << 20;
-/** Most values of both rotary tables, which an import has in memory: a gigabyte. */
+/** Most values of all rotary tables, which an import has in memory: a gigabyte. */
 const ROTARY_VALUES_MAX = 1 << 28;
 
 /** Checks the schema, bounds, and relations between values. @throws MaskrouteError `corrupt_model`, `unsupported_model`. */
@@ -149,7 +199,8 @@ export function checkConfig(config: Record<string, unknown>): ModelConfig {
   atMost('headSize', WIDTH_MAX);
   atMost('vocabularySize', VOCABULARY_MAX);
   atMost('contextTokens', CONTEXT_TOKENS_MAX);
-  if (value.contextTokens * value.headSize > ROTARY_VALUES_MAX) {
+  const tables = value.localRope ? 2 : 1;
+  if (tables * value.contextTokens * value.headSize > ROTARY_VALUES_MAX) {
     throw unsupportedModel(
       `rotary tables of ${value.contextTokens} positions and ${value.headSize} dimensions`,
     );
@@ -161,17 +212,26 @@ export function checkConfig(config: Record<string, unknown>): ModelConfig {
       `${value.headCount} heads do not share ${value.kvHeadCount} key and value heads evenly`,
     );
   }
-  const { ropeScaling, slidingWindow, layersWithoutRope = [] } = value;
+  const { ropeScaling, slidingWindow, localRope, layersWithoutRope = [] } = value;
   if (ropeScaling?.type === 'factors' && ropeScaling.factors.length !== value.headSize / 2) {
     throw corruptModel(
       `it has ${ropeScaling.factors.length} rope factors for ${value.headSize / 2} frequencies`,
     );
   }
-  if ([...layersWithoutRope, ...(slidingWindow?.layers ?? [])].some((layer) => layer >= value.layerCount)) {
+  const named = [...layersWithoutRope, ...(slidingWindow?.layers ?? []), ...(localRope?.layers ?? [])];
+  if (named.some((layer) => layer >= value.layerCount)) {
     throw corruptModel(`its configuration names a layer beyond its ${value.layerCount} layers`);
   }
   return value;
 }
+
+/** Gemma's factors. `scorePart`: what scores are divided by the root of. */
+export const gemmaFactors = (hiddenSize: number, scorePart: number): ModelConfig['factors'] => ({
+  embedding: Math.sqrt(hiddenSize),
+  blocks: 1,
+  scores: 1 / Math.sqrt(scorePart),
+  logits: 1,
+});
 
 /** The sliding window of these layers; undefined when it has no effect: no layers, or not shorter than the context. */
 export function slidingWindowOf(
@@ -201,24 +261,27 @@ export type DecoderTensor = {
   readonly shape: readonly number[];
   /** The heads of Q or K when the GGUF file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
+  /** What is added to its values in files of safetensors, before the factor. */
+  readonly hubAdded: number;
   /** The family's factor on its values. */
   readonly scale: number;
 };
 
 export function decoderTensors(config: ModelConfig): DecoderTensor[] {
   const { hiddenSize, ffnSize, vocabularySize, headCount, kvHeadCount, headSize, attentionBias } = config;
-  const { factors, tiedEmbeddings } = config;
-  // Q is divided by √headSize in all families, so K has the rest of the factor on scores: with all of it, Q's codes would have
-  // scales that are too small for half precision.
+  const { factors, tiedEmbeddings, headNorms, postNorms } = config;
+  // Q is divided by √headSize in all families, so K, or the norm of its heads, has the rest of the factor on scores: with all of
+  // it, Q's codes would have scales that are too small for half precision.
   const keyScale = factors && factors.scores * Math.sqrt(headSize);
   const queryWidth = headCount * headSize;
   const keyWidth = kvHeadCount * headSize;
-  const { interleavedInGguf, stacked } = FAMILIES[config.architecture];
+  const { interleavedInGguf, stacked, normsFromOne } = FAMILIES[config.architecture];
   const list: DecoderTensor[] = [];
   type Part = {
     readonly rotaryHeads?: number | undefined;
     readonly scale?: number | undefined;
     readonly kind?: 'weight' | 'bias';
+    readonly hubName?: string | undefined;
     /** The place in a family with stacks. */
     readonly stack?: { readonly names: readonly [hub: string, gguf: string]; readonly firstRow: number };
   };
@@ -226,9 +289,9 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
     name: string,
     ggufName: string,
     shape: readonly number[],
-    { rotaryHeads, scale = 1, kind = 'weight', stack }: Part = {},
+    { rotaryHeads, scale = 1, kind = 'weight', hubName = name, stack }: Part = {},
   ) => {
-    const { names, firstRow } = stacked && stack ? stack : { names: [name, ggufName], firstRow: 0 };
+    const { names, firstRow } = stacked && stack ? stack : { names: [hubName, ggufName], firstRow: 0 };
     list.push({
       name: `${name}.${kind}`,
       hubName: `${names[0]}.${kind}`,
@@ -236,6 +299,8 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
       firstRow,
       shape,
       interleavedHeads: interleavedInGguf ? rotaryHeads : undefined,
+      // Norms are the only weights with one axis.
+      hubAdded: normsFromOne && kind === 'weight' && shape.length === 1 ? 1 : 0,
       scale,
     });
   };
@@ -248,7 +313,13 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
     add(`${layer}.input_layernorm`, `blk.${i}.attn_norm`, [hiddenSize]);
     const heads = [
       { letter: 'q', width: queryWidth, firstRow: 0, rotaryHeads: headCount },
-      { letter: 'k', width: keyWidth, firstRow: queryWidth, rotaryHeads: kvHeadCount, scale: keyScale },
+      {
+        letter: 'k',
+        width: keyWidth,
+        firstRow: queryWidth,
+        rotaryHeads: kvHeadCount,
+        scale: headNorms ? undefined : keyScale,
+      },
       { letter: 'v', width: keyWidth, firstRow: queryWidth + keyWidth },
     ];
     for (const { letter, width, firstRow, ...part } of heads) {
@@ -260,11 +331,19 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
     add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize, queryWidth], { scale });
     if (attentionBias === 'qkvo')
       add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize], { scale, kind: 'bias' });
-    if (config.headNorms) {
+    if (headNorms) {
       add(`${attention}.q_norm`, `blk.${i}.attn_q_norm`, [headSize]);
-      add(`${attention}.k_norm`, `blk.${i}.attn_k_norm`, [headSize]);
+      add(`${attention}.k_norm`, `blk.${i}.attn_k_norm`, [headSize], { scale: keyScale });
     }
-    add(`${layer}.post_attention_layernorm`, `blk.${i}.ffn_norm`, [hiddenSize]);
+    if (postNorms) {
+      // There, the norm behind attention has the name of a Llama's norm before the FFN.
+      add(`${attention}.post_norm`, `blk.${i}.post_attention_norm`, [hiddenSize], {
+        hubName: `${layer}.post_attention_layernorm`,
+      });
+    }
+    add(`${layer}.post_attention_layernorm`, `blk.${i}.ffn_norm`, [hiddenSize], {
+      hubName: postNorms && `${layer}.pre_feedforward_layernorm`,
+    });
     const names = [`${layer}.mlp.gate_up_proj`, `blk.${i}.ffn_up`] as const;
     add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize], {
       stack: { names, firstRow: 0 },
@@ -273,6 +352,11 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
       stack: { names, firstRow: ffnSize },
     });
     add(`${layer}.mlp.down_proj`, `blk.${i}.ffn_down`, [hiddenSize, ffnSize], { scale });
+    if (postNorms) {
+      add(`${layer}.mlp.post_norm`, `blk.${i}.post_ffw_norm`, [hiddenSize], {
+        hubName: `${layer}.post_feedforward_layernorm`,
+      });
+    }
   }
   // The head reads what the last norm writes, so the norm's weights have the factor on logits. A tied head's rows are the
   // embedding's, with the embedding's factor, which is taken back here, too.

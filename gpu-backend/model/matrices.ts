@@ -17,7 +17,11 @@ export type LayerMatrices = {
   readonly extras: ExtraWeights;
   readonly attentionNorm: Float32Array;
   readonly ffnNorm: Float32Array;
+  readonly postNorms: PostNorms | undefined;
 };
+
+/** The weights of the norms behind a layer's blocks, in the file's basis, as the products before them. */
+export type PostNorms = { readonly attention: Float32Array; readonly ffn: Float32Array };
 
 const LAYER_PRODUCTS = ['qkv', 'output', 'gateUp', 'down'] as const;
 export type LayerProduct = (typeof LAYER_PRODUCTS)[number];
@@ -68,7 +72,15 @@ export async function layerMatrices(
     extras: await readExtras(source, basis, index),
     attentionNorm: basis.norm(attentionNorm),
     ffnNorm: basis.norm(ffnNorm),
+    postNorms: await readPostNorms(source, index),
   };
+}
+
+/** Undefined in a family without these norms. */
+export async function readPostNorms(source: WeightSource, index: number): Promise<PostNorms | undefined> {
+  if (!source.config.postNorms) return undefined;
+  const read = (name: string) => source.read(`model.layers.${index}.${name}.post_norm.weight`);
+  return { attention: await read('self_attn'), ffn: await read('mlp') };
 }
 
 /** The named matrices, stacked by rows. */

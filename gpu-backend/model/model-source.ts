@@ -10,7 +10,16 @@ import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { readJson, readRegular } from '../files.ts';
 
 /** Families of decoders, by Hugging Face's `model_type`; each has a row in `families.ts`. */
-export const ARCHITECTURES = ['llama', 'mistral', 'smollm3', 'qwen2', 'qwen3', 'granite', 'phi3'] as const;
+export const ARCHITECTURES = [
+  'llama',
+  'mistral',
+  'smollm3',
+  'qwen2',
+  'qwen3',
+  'granite',
+  'phi3',
+  'gemma3_text',
+] as const;
 
 /** Rope scaling; `rope.ts` has the formulas. */
 const ropeScalingSchema = z.discriminatedUnion('type', [
@@ -64,7 +73,13 @@ export const modelConfigSchema = z.strictObject({
   slidingWindow: z.strictObject({ tokens: z.int().min(1), layers: z.array(z.int().min(0)) }).optional(),
   /** Layers without rotary embedding. */
   layersWithoutRope: z.array(z.int().min(0)).optional(),
-  /** Factors of Granite. Weights have them as soon as they are read (`DecoderTensor.scale`), so no graph does. */
+  /** Layers whose rotary embedding has a base of its own and no scaling. */
+  localRope: z.strictObject({ theta: z.number().positive(), layers: z.array(z.int().min(0)) }).optional(),
+  /** The activation of FFNs; unless given, SiLU. */
+  activation: z.literal('gelu-tanh').optional(),
+  /** RMS norms of what each block gives, before the sum with the stream. */
+  postNorms: z.literal(true).optional(),
+  /** Factors of Granite and Gemma. Weights have them as soon as they are read (`DecoderTensor.scale`), so no graph does. */
   factors: z
     .strictObject({
       embedding: z.number().positive(),
@@ -80,7 +95,8 @@ export type ModelConfig = z.infer<typeof modelConfigSchema>;
 
 /**
  * Dequantized weights by canonical names, e.g. `model.layers.0.self_attn.q_proj.weight`: those of a Llama on Hugging Face,
- * however a family names and stacks them in its files. The factors of a family are in the weights.
+ * however a family names and stacks them in its files. What a family adds to them, and its factors, are in the weights.
+ * The norms behind blocks are `model.layers.0.self_attn.post_norm.weight` and `model.layers.0.mlp.post_norm.weight`.
  */
 export interface WeightSource {
   readonly config: ModelConfig;
@@ -106,6 +122,8 @@ export type TensorPlace = {
   readonly shape: readonly number[];
   /** The heads of Q or K when the file interleaves their rows; else undefined. */
   readonly interleavedHeads: number | undefined;
+  /** What is added to the file's values, before the factor. */
+  readonly added: number;
   /** The factor on the file's values. */
   readonly scale: number;
 };

@@ -57,6 +57,16 @@ function yarnFrequencies(
 export const yarnAttentionFactor = (factor: number, mscale = 1): number =>
   factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;
 
+/** As {@link ropeFrequencies}, of the layers whose rotary embedding has a base of its own. */
+export const localRopeConfig = <T extends RopeConfig>(
+  config: T,
+  { theta }: { readonly theta: number },
+): T => ({
+  ...config,
+  ropeTheta: theta,
+  ropeScaling: undefined,
+});
+
 /** cos and sin of position · frequency, `[context, D/2]` each; computed in double precision. */
 export function ropeTables(
   config: RopeConfig & Pick<ModelConfig, 'contextTokens'>,

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { ModelProto } from '../onnx/encode.ts';
 import { findExtras } from './architectures/attention-extras.ts';
-import type { StoredLlama } from './architectures/llama.ts';
+import { postNormName, ROPE_NAMES, type StoredLlama } from './architectures/llama.ts';
 import {
   type StoredLinear,
   type StoredRows,
@@ -72,6 +72,12 @@ export async function readStoredLlama(
           ffn: surrogate(`layer_${index}.ffn`),
         },
       }),
+      ...(config.postNorms && {
+        postNorms: {
+          attention: get(postNormName(index, 'attention')).range,
+          ffn: get(postNormName(index, 'ffn')).range,
+        },
+      }),
       ...findExtras(index, (name) => found.tensors.get(name)?.range),
     })),
     embedding: {
@@ -80,8 +86,12 @@ export async function readStoredLlama(
     },
     head: stretches('head', linear),
     finalNorm: get('final_norm').range,
-    ropeCos: get('rope_cos').range,
-    ropeSin: get('rope_sin').range,
+    ropeCos: get(ROPE_NAMES.global[0]).range,
+    ropeSin: get(ROPE_NAMES.global[1]).range,
+    localRope: config.localRope && {
+      cos: get(ROPE_NAMES.local[0]).range,
+      sin: get(ROPE_NAMES.local[1]).range,
+    },
   };
 }
 

@@ -17,7 +17,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { unreadable, writeWhole } from '../files.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
 import { storeLinear } from './architectures/projections.ts';
-import { rotateRows, transpose, unrotateRows } from './architectures/rotation.ts';
+import { rotateRows, streamBlock, transpose, unrotateRows } from './architectures/rotation.ts';
 import type { StoredSurrogate } from './architectures/surrogate.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, writeGraphs } from './emit.ts';
 import { encodeHalfTensors, openSafetensors, type SafetensorsFile } from './formats/safetensors.ts';
@@ -159,18 +159,24 @@ export function checkSurrogatesModel(
 const isRotated = (kind: WeightKind): boolean => kind !== 'f32';
 
 /** Converts a table from the file's basis to the installed model's: A becomes QᵀA, B becomes B·Q. */
-export const toInstalledBasis = (table: SurrogateTable, kind: WeightKind): SurrogateTable =>
-  isRotated(kind) ? inBasis(table, rotateRows) : table;
+export const toInstalledBasis = (table: SurrogateTable, { config, weights }: Installed): SurrogateTable =>
+  isRotated(weights) ? inBasis(table, streamBlock(config), rotateRows) : table;
 
 /** The inverse of {@link toInstalledBasis}. */
-export const toFileBasis = (table: SurrogateTable, kind: WeightKind): SurrogateTable =>
-  isRotated(kind) ? inBasis(table, unrotateRows) : table;
+export const toFileBasis = (table: SurrogateTable, { config, weights }: Installed): SurrogateTable =>
+  isRotated(weights) ? inBasis(table, streamBlock(config), unrotateRows) : table;
 
-function inBasis(table: SurrogateTable, rotate: (rows: Float32Array, width: number) => void): SurrogateTable {
+type Installed = Pick<ModelManifest, 'config' | 'weights'>;
+
+function inBasis(
+  table: SurrogateTable,
+  block: number,
+  rotate: (rows: Float32Array, width: number) => void,
+): SurrogateTable {
   const { blockCount, hiddenSize: H, rank } = table;
   const rows = (values: Float32Array): Float32Array => {
     const copy = values.slice();
-    rotate(copy, H);
+    rotate(copy, block);
     return copy;
   };
   const a = new Float32Array(table.a.length);
@@ -250,23 +256,24 @@ async function copyUnchanged(from: string, to: string): Promise<void> {
 export async function writeSurrogateGraph(
   from: string,
   folder: string,
-  { config, weights }: Pick<ModelManifest, 'config' | 'weights'>,
+  model: Installed,
   table: SurrogateTable,
 ): Promise<void> {
+  const { config } = model;
   const stored = await readStoredLlama(from, config);
-  const layers = storeSurrogates(join(folder, SURROGATE_WEIGHTS_FILE), stored, weights, table);
+  const layers = storeSurrogates(join(folder, SURROGATE_WEIGHTS_FILE), stored, model, table);
   writeGraphs(folder, config, { ...stored, layers });
 }
 
 function storeSurrogates(
   path: string,
   stored: StoredLlama,
-  weights: WeightKind,
+  model: Installed,
   table: SurrogateTable,
 ): StoredLayer[] {
-  const { a, b, bias, first, hiddenSize: H, rank } = toInstalledBasis(table, weights);
+  const { a, b, bias, first, hiddenSize: H, rank } = toInstalledBasis(table, model);
   // Surrogates are small, so four bits would save little and cost accuracy.
-  const form = weights === 'f32' ? undefined : PLAIN_8_BITS;
+  const form = model.weights === 'f32' ? undefined : PLAIN_8_BITS;
   const file = new WeightsFile(path, SURROGATE_WEIGHTS_FILE);
   const store = (block: number): StoredSurrogate => {
     const matrix = (values: Float32Array) => values.subarray(block * H * rank, (block + 1) * H * rank);

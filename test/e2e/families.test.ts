@@ -22,7 +22,7 @@ import { writeSmallData } from '../gpu-backend/learning/small-run.ts';
 import { ADMIN_KEY, BACKEND_KEY } from '../support/edge/constants.ts';
 import { ggufParts, hubConfig, safetensorsFiles, storedTensors } from '../support/family-files.ts';
 import { splitGguf, writeGguf } from '../support/gguf.ts';
-import { randomLlama } from '../support/random-llama.ts';
+import { asGemma, randomLlama } from '../support/random-llama.ts';
 import { tinyFolder } from '../support/safetensors.ts';
 import { type Served, serve } from '../support/serve.ts';
 
@@ -66,6 +66,7 @@ const FAMILIES: Readonly<Record<string, Partial<ModelConfig>>> = {
     tiedEmbeddings: false,
     slidingWindow: { tokens: 31, layers: [0, 1] },
   },
+  'gemma-3': asGemma(SHAPE),
 };
 const FORMS = ['safetensors', 'shards', 'gguf', 'split'] as const;
 type Form = (typeof FORMS)[number];
@@ -79,6 +80,7 @@ const MODELS: readonly { readonly family: string; readonly form: Form }[] = [
   { family: 'qwen-3', form: 'shards' },
   { family: 'granite-3', form: 'split' },
   { family: 'phi-3', form: 'shards' },
+  { family: 'gemma-3', form: 'shards' },
 ];
 
 let home = '';

@@ -3,6 +3,7 @@ import {
   type DecoderTensor,
   decoderTensors,
   FAMILIES,
+  layersOf,
   storedShapes,
 } from '../../gpu-backend/model/families.ts';
 import type { ModelConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
@@ -21,11 +22,12 @@ export async function readAll(source: WeightSource): Promise<Weights> {
   return weights;
 }
 
-/** The tensors as a family's files have them: in stacks, and without its factors. */
+/** The tensors as a family's files have them: in stacks, and without what readers add and its factors. */
 export async function storedTensors(
   source: WeightSource,
-  nameOf: (tensor: DecoderTensor) => string = ({ hubName }) => hubName,
+  format: 'safetensors' | 'GGUF' = 'safetensors',
 ): Promise<Weights> {
+  const nameOf = ({ hubName, ggufName }: DecoderTensor) => (format === 'GGUF' ? ggufName : hubName);
   const tensors = decoderTensors(source.config);
   const stored: Weights = new Map();
   for (const [name, shape] of storedShapes(tensors, nameOf)) {
@@ -33,7 +35,8 @@ export async function storedTensors(
     const values = await Promise.all(
       parts.map(async (part) => {
         const data = await source.read(part.name);
-        return part.scale === 1 ? data : data.map((value) => value / part.scale);
+        const added = format === 'GGUF' ? 0 : part.hubAdded;
+        return data.map((value) => value / part.scale - added);
       }),
     );
     const data = new Float32Array(values.reduce((sum, { length }) => sum + length, 0));
@@ -81,14 +84,24 @@ export const ggufShape = (config: ModelConfig): Record<string, Value> => ({
   'rope.freq_base': f32(config.ropeTheta),
 });
 
+/** What it says of windows, the rotary embedding in them, and its scaling in other layers. */
+export const attentionMetadata = (config: ModelConfig): Record<string, Value> => ({
+  ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
+  ...(config.localRope && {
+    'rope.freq_base_swa': f32(config.localRope.theta),
+    'attention.sliding_window_pattern': u32(windowPattern(config)),
+  }),
+  ...scalingMetadata(config),
+});
+
 /** With the byte tokenizer of the tiny Llama; Mistral's files say llama. */
 export async function ggufParts(source: WeightSource): Promise<GgufParts> {
   const { config } = source;
-  const architecture = config.architecture === 'mistral' ? 'llama' : config.architecture;
+  const { otherName } = FAMILIES[config.architecture];
+  const architecture = config.architecture === 'mistral' ? 'llama' : (otherName ?? config.architecture);
   const own: Record<string, Value> = {
     ...ggufShape(config),
-    ...(config.slidingWindow && { 'attention.sliding_window': u32(config.slidingWindow.tokens) }),
-    ...scalingMetadata(config),
+    ...attentionMetadata(config),
     ...factorsMetadata(config),
   };
   const metadata = new Map<string, Value>([
@@ -99,7 +112,7 @@ export async function ggufParts(source: WeightSource): Promise<GgufParts> {
   const heads = new Map(
     decoderTensors(config).map(({ ggufName, interleavedHeads }) => [ggufName, interleavedHeads]),
   );
-  const weights = await storedTensors(source, ({ ggufName }) => ggufName);
+  const weights = await storedTensors(source, 'GGUF');
   const tensors = Array.from(weights, ([name, { shape, data }]): Tensor => {
     const interleaved = heads.get(name);
     const stored = interleaved === undefined ? data : interleave(data, interleaved, shape[1] ?? 1);
@@ -119,8 +132,12 @@ function scalingMetadata({ ropeScaling }: ModelConfig): Record<string, Value> {
   };
 }
 
-const factorsMetadata = ({ factors }: ModelConfig): Record<string, Value> =>
-  factors === undefined
+/** Every how many layers is global, the first of them behind as many others less one. */
+const windowPattern = ({ localRope, layerCount }: ModelConfig): number =>
+  layersOf(layerCount).findIndex((layer) => !localRope!.layers.includes(layer)) + 1;
+
+const factorsMetadata = ({ architecture, factors }: ModelConfig): Record<string, Value> =>
+  factors === undefined || FAMILIES[architecture].factors !== 'asked'
     ? {}
     : {
         embedding_scale: f32(factors.embedding),
@@ -157,8 +174,12 @@ export const canBeGguf = ({
   slidingWindow,
   layerCount,
   layersWithoutRope,
+  factors,
+  headSize,
 }: ModelConfig): boolean => {
-  const { ropelessEvery } = FAMILIES[architecture];
+  const { ropelessEvery, ...family } = FAMILIES[architecture];
+  if (family.factors === 'gemma')
+    return slidingWindow !== undefined && Math.abs(factors!.scores ** 2 * headSize - 1) < 1e-9;
   const usual = layersWithoutRope?.every((layer) => (layer + 1) % ropelessEvery! === 0) ?? true;
   return usual && (slidingWindow === undefined || slidingWindow.layers.length === layerCount);
 };
@@ -181,7 +202,13 @@ export function hubConfig(config: ModelConfig): Record<string, unknown> {
     tie_word_embeddings: config.tiedEmbeddings,
     eos_token_id: 2,
     ...(config.slidingWindow && { sliding_window: config.slidingWindow.tokens }),
+    ...(config.localRope && {
+      rope_local_base_freq: config.localRope.theta,
+      sliding_window_pattern: windowPattern(config),
+    }),
     ...(config.factors && {
+      // Each family reads its own.
+      query_pre_attn_scalar: 1 / config.factors.scores ** 2,
       embedding_multiplier: config.factors.embedding,
       residual_multiplier: config.factors.blocks,
       attention_multiplier: config.factors.scores,

@@ -4,12 +4,12 @@
  */
 
 import type { ModelConfig, WeightSource } from '../../gpu-backend/model/model-source.ts';
-import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
+import { localRopeConfig, ropeFrequencies } from '../../gpu-backend/model/rope.ts';
 import type { SurrogateTable } from '../../gpu-backend/model/surrogates.ts';
 import type { Mask } from '../../shared/mask/mask.ts';
 
 type Layer = Record<'q' | 'k' | 'v' | 'o' | 'gate' | 'up' | 'down' | 'norm1' | 'norm2', Float32Array> &
-  Partial<Record<'qBias' | 'kBias' | 'vBias' | 'oBias' | 'qNorm' | 'kNorm', Float32Array>>;
+  Partial<Record<'qBias' | 'kBias' | 'vBias' | 'oBias' | 'qNorm' | 'kNorm' | 'end1' | 'end2', Float32Array>>;
 
 type NaiveLlama = {
   /** Logits `[V]` after `tokenId`. `watch` sees the residual stream before each block, and after the last. */
@@ -39,6 +39,7 @@ export async function naiveLlama(
         qNorm: await attention('q_norm.weight'),
         kNorm: await attention('k_norm.weight'),
       }),
+      ...(config.postNorms && { end1: await at('self_attn.post_norm'), end2: await at('mlp.post_norm') }),
       q: await at('self_attn.q_proj'),
       k: await at('self_attn.k_proj'),
       v: await at('self_attn.v_proj'),
@@ -94,7 +95,13 @@ function attention(
   const normalized = normalize(x, layer.norm1, config.rmsEpsilon);
   const turned = (x: Float64Array, norm: Float32Array | undefined) => {
     const normed = norm === undefined ? x : normalizeHeads(x, norm, config);
-    return config.layersWithoutRope?.includes(index) ? normed : rotate(config, normed, position);
+    if (config.layersWithoutRope?.includes(index)) return normed;
+    const { localRope } = config;
+    return rotate(
+      localRope?.layers.includes(index) ? localRopeConfig(config, localRope) : config,
+      normed,
+      position,
+    );
   };
   cache.k.push(turned(biased(product(layer.k, normalized), layer.kBias), layer.kNorm).map(cache.asKept));
   cache.v.push(biased(product(layer.v, normalized), layer.vBias).map(cache.asKept));
@@ -118,7 +125,8 @@ function attention(
         attended[head * D + i]! += (weight / total) * cache.v[first + at]![group * D + i]!;
     });
   }
-  biased(product(layer.o, attended), layer.oBias).forEach((value, i) => {
+  const output = biased(product(layer.o, attended), layer.oBias);
+  ended(output, layer.end1, config).forEach((value, i) => {
     x[i]! += value;
   });
 }
@@ -126,11 +134,18 @@ function attention(
 function ffn(config: ModelConfig, layer: Layer, x: Float64Array): void {
   const normalized = normalize(x, layer.norm2, config.rmsEpsilon);
   const up = product(layer.up, normalized);
-  const hidden = product(layer.gate, normalized).map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!);
-  product(layer.down, hidden).forEach((value, i) => {
+  const activation = config.activation === 'gelu-tanh' ? gelu : (g: number) => g / (1 + Math.exp(-g));
+  const hidden = product(layer.gate, normalized).map((g, i) => activation(g) * up[i]!);
+  ended(product(layer.down, hidden), layer.end2, config).forEach((value, i) => {
     x[i]! += value;
   });
 }
+
+const gelu = (x: number): number =>
+  (x / 2) * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+
+const ended = (x: Float64Array, norm: Float32Array | undefined, { rmsEpsilon }: ModelConfig): Float64Array =>
+  norm === undefined ? x : normalize(x, norm, rmsEpsilon);
 
 function surrogate(
   config: ModelConfig,

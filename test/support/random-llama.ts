@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { openRunner } from '../../gpu-backend/engine/runner.ts';
 import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
-import { decoderTensors, storedShapes } from '../../gpu-backend/model/families.ts';
+import { decoderTensors, gemmaFactors, layersOf, storedShapes } from '../../gpu-backend/model/families.ts';
 import { openSafetensors } from '../../gpu-backend/model/formats/safetensors.ts';
 import {
   isCalibrated,
@@ -36,6 +36,23 @@ export const TINY_CONFIG: ModelConfig = {
   tiedEmbeddings: true,
 };
 
+/** What makes a Gemma 3 of a model with these sizes: every second layer is global. */
+export function asGemma(sizes: Partial<ModelConfig> = {}): ModelConfig {
+  const config = { ...TINY_CONFIG, ...sizes };
+  const layers = layersOf(config.layerCount, (layer) => layer % 2 === 0);
+  return {
+    ...config,
+    architecture: 'gemma3_text',
+    headNorms: true,
+    postNorms: true,
+    activation: 'gelu-tanh',
+    slidingWindow: { tokens: 9, layers },
+    localRope: { theta: 10_000, layers },
+    ropeTheta: 1e6,
+    factors: gemmaFactors(config.hiddenSize, config.headSize),
+  };
+}
+
 export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
   const config = { ...TINY_CONFIG, ...changes };
   const tensors = decoderTensors(config);
@@ -45,13 +62,13 @@ export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
     config,
     has: (name) => find(name) !== undefined,
     shape: (name) => find(name).shape,
-    // A checkpoint has random values by its own names, with stacks and without factors.
+    // A checkpoint has random values by its own names, with stacks and without what readers add and factors.
     async read(name) {
-      const { hubName, firstRow, shape, scale } = find(name);
+      const { hubName, firstRow, shape, hubAdded, scale } = find(name);
       const [rows, columns = 1] = shape;
       const whole = randomTensor(hubName, stored.get(hubName)!);
       const values = whole.slice(firstRow * columns, (firstRow + rows!) * columns);
-      return scale === 1 ? values : values.map((value) => value * scale);
+      return values.map((value) => Math.fround(value + hubAdded) * scale);
     },
   };
 }

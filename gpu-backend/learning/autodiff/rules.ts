@@ -156,6 +156,24 @@ const quickGelu: Rule = (c) => {
   return [g.op('Mul', [only(c), slope])];
 };
 
+/**
+ * y = x · t with t = (1 + tanh u) / 2 and u = c · (x + a·x³): ∂x = g · (t + x · 2 · t · (1 - t) · c · (1 + 3a·x²)), as
+ * tanh' = 1 - tanh² is 4t·(1 - t).
+ */
+const fastGelu: Rule = (c) => {
+  const { g } = c;
+  const x = c.input(0);
+  const square = g.op('Mul', [x, x]);
+  const along = (of: number, constant: number) =>
+    g.op('Add', [g.op('Mul', [square, scalar(g, of)]), scalar(g, constant)]);
+  // Twice u, as t is the logistic function of that.
+  const [c2, a] = [2 * Math.sqrt(2 / Math.PI), 0.044715];
+  const t = g.op('Sigmoid', [g.op('Mul', [x, along(c2 * a, c2)])]);
+  const inner = g.op('Mul', [x, g.op('Mul', [g.op('Sub', [scalar(g, 1), t]), along(3 * c2 * a, c2)])]);
+  const slope = g.op('Mul', [t, g.op('Add', [inner, scalar(g, 1)])]);
+  return [g.op('Mul', [only(c), slope])];
+};
+
 /** A rotation is undone by the opposite angle: the same with -sin. */
 const rotary: Rule = (c) => {
   const inputs = [only(c), c.input(1), c.input(2), c.g.op('Neg', [c.input(3)])];
@@ -233,6 +251,7 @@ const quantizedProduct: Rule = (c) => [c.transposed(c.node.inputs[1]!)(c.g, only
 const modelRules: { readonly [op: string]: Rule } = {
   SimplifiedLayerNormalization: rmsNorm,
   QuickGelu: quickGelu,
+  FastGelu: fastGelu,
   RotaryEmbedding: rotary,
   GroupQueryAttention: attention,
   MatMulNBits: quantizedProduct,

@@ -84,6 +84,7 @@ const TABLE: { readonly [op: string]: Infer } = {
   Identity: same,
   Cast: same,
   QuickGelu: same,
+  FastGelu: same,
   Softmax: same,
   SimplifiedLayerNormalization: same,
   RotaryEmbedding: same,

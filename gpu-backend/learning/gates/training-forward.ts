@@ -6,13 +6,18 @@
  * tokens of its sequence.
  */
 
-import { type Extras, layerExtras } from '../../model/architectures/attention-extras.ts';
+import {
+  type Extras,
+  layerExtras,
+  type RopeTable,
+  type Rotary,
+} from '../../model/architectures/attention-extras.ts';
 import { attendByHead, type HeadLengths } from '../../model/architectures/head-attention.ts';
-import type { StoredLlama } from '../../model/architectures/llama.ts';
+import { activate, behindBlocks, rotaryTables, type StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { external, type WeightRange } from '../../model/weights-file.ts';
-import { ELEMENT_TYPES, type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { ELEMENT_TYPES, type GraphBuilder, type Value } from '../../onnx/graph.ts';
 import { type LayerLinear, multiplyStored, type TrainingLinears } from './training-weights.ts';
 
 /** The output of a block for the residual stream `h` `[B, S, H]` before it; appends to `b`. */
@@ -26,18 +31,16 @@ type Model = {
   readonly isDifferentiated: boolean;
 };
 
-/** Values that all blocks share. */
-export type Shared = Pick<Model, 'config' | 'isDifferentiated'> & {
-  /** `[B, S]`. */
-  readonly positions: Value;
-  /** Rows of the rotary tables, `[S, D/2]`. */
-  readonly cos: Value;
-  readonly sin: Value;
-  /** All are whole: a last token has all others before it. */
-  readonly lengths: HeadLengths;
-  /** `[S, 1]`, bool: the first position of a sequence. */
-  readonly isFirst: Value;
-};
+/** Values that all blocks share. The rotary tables have the rows of the positions alone, `[S, D/2]`. */
+export type Shared = Rotary &
+  Pick<Model, 'isDifferentiated'> & {
+    /** `[B, S]`. */
+    readonly positions: Value;
+    /** All are whole: a last token has all others before it. */
+    readonly lengths: HeadLengths;
+    /** `[S, 1]`, bool: the first position of a sequence. */
+    readonly isFirst: Value;
+  };
 
 /** The stream after block `index` (2·layer + 1 for an FFN) from the stream before it. */
 type Next = (index: number, h: Value, block: Block, shared: Shared) => Value;
@@ -73,16 +76,15 @@ export function layersForward(
       return multiplyStored(b, x, full, linears.get(full)!.forward);
     };
     const extras = layerExtras(g, config, index, layer);
-    const attentionBlock: Block = (b, x) =>
-      attention(
-        b,
-        shared,
-        extras,
-        project,
-        normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, x),
-      );
-    const ffnBlock: Block = (b, x) =>
-      ffn(b, project, normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, x));
+    const behind = behindBlocks(g, config, index, layer);
+    const attentionBlock: Block = (b, h) => {
+      const x = normalize(b, config, `${name}.attention_norm`, layer.attentionNorm, h);
+      return behind.attention(b, attention(b, shared, extras, project, x));
+    };
+    const ffnBlock: Block = (b, h) => {
+      const x = normalize(b, config, `${name}.ffn_norm`, layer.ffnNorm, h);
+      return behind.ffn(b, ffn(b, config, project, x));
+    };
     h = next(2 * index, h, attentionBlock, shared);
     h = next(2 * index + 1, h, ffnBlock, shared);
   }
@@ -115,7 +117,6 @@ export function sharedValues(
   { config, stored, isDifferentiated }: Model,
   tokenIds: Value,
 ): Shared {
-  const table = [config.contextTokens, config.headSize / 2];
   const int = (...values: number[]) => g.constant('i64', [values.length], values);
   const scalar = (value: number) => g.constant('i64', [], [value]);
   const i32 = (value: Value) => g.op('Cast', [value], { to: ELEMENT_TYPES.i32 });
@@ -123,15 +124,17 @@ export function sharedValues(
     g.op('Shape', [tokenIds], { start: axis, end: axis + 1 }),
   ) as [Value, Value];
   const order = g.op('Range', [scalar(0), g.op('Squeeze', [tokens]), scalar(1)]);
-  const rows = (name: string, range: WeightRange): Value =>
-    g.op('Gather', [g.initializer(name, 'f32', table, external(range)), order], { axis: 0 });
+  const rowsOf = (tables: Rotary['ropes']): Rotary['ropes'] => {
+    const rows = (table: Value): Value => g.op('Gather', [table, order], { axis: 0 });
+    const each = ({ cos, sin }: RopeTable) => ({ cos: rows(cos), sin: rows(sin) });
+    return { global: each(tables.global), local: tables.local && each(tables.local) };
+  };
   return {
     config,
     isDifferentiated,
     positions: g.op('Expand', [g.op('Unsqueeze', [order, int(0)]), g.op('Shape', [tokenIds])]),
     lengths: { past: i32(g.op('Expand', [g.op('Sub', [tokens, int(1)]), sequences])), most: i32(tokens) },
-    cos: rows('rope_cos', stored.ropeCos),
-    sin: rows('rope_sin', stored.ropeSin),
+    ropes: rowsOf(rotaryTables(g, config, stored)),
     isFirst: g.op('Equal', [g.op('Unsqueeze', [order, int(1)]), scalar(0)]),
   };
 }
@@ -151,9 +154,8 @@ function attention(b: GraphBuilder, shared: Shared, extras: Extras, project: Pro
   return extras.outputBiased(b, project(b, 'output', attended));
 }
 
-function ffn(b: GraphBuilder, project: Project, x: Value): Value {
-  // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
-  const activated = b.op('QuickGelu', [project(b, 'gate', x)], { alpha: { float: 1 } }, MICROSOFT);
+function ffn(b: GraphBuilder, config: ModelConfig, project: Project, x: Value): Value {
+  const activated = activate(b, config, project(b, 'gate', x));
   return project(b, 'down', b.op('Mul', [activated, project(b, 'up', x)]));
 }
 

@@ -125,7 +125,7 @@ async function learnAlone(
   const { best, judgements } = state;
   await writeSurrogates(out, {
     model: manifest.hash as ModelHash,
-    table: toFileBasis(best.table, manifest.weights),
+    table: toFileBasis(best.table, manifest),
     fitted: [
       from?.fitted ?? 'closed form',
       ...(best.step === 0 ? [] : [`${best.step} steps of distillation`]),
@@ -173,8 +173,8 @@ async function begin(
   text: PackedText,
 ): Promise<Run> {
   const rounding = await fastestRounding();
-  const { weights } = options.model.manifest;
-  const table = from === undefined ? await fit(options, rounding, text) : toInstalledBasis(from, weights);
+  const { manifest } = options.model;
+  const table = from === undefined ? await fit(options, rounding, text) : toInstalledBasis(from, manifest);
   return { rounding, table, costs: undefined, state: undefined };
 }
 

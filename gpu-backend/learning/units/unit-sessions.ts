@@ -38,7 +38,7 @@ type Closable = { close(): Promise<void> };
 const hasTail = (targets: TargetKind): boolean => targets === 'dense';
 
 const tableOf = ({ surrogates, model }: Options) =>
-  surrogates && toInstalledBasis(surrogates.table, model.manifest.weights);
+  surrogates && toInstalledBasis(surrogates.table, model.manifest);
 
 function wholeSessions(options: Options): UnitSessions {
   const { model, threads, rounding } = options;

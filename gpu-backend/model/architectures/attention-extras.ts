@@ -94,7 +94,8 @@ export type Extras = {
   outputBiased(b: GraphBuilder, product: Value): Value;
   /** Whether `normed` does anything. */
   readonly hasNorms: boolean;
-  readonly hasRope: boolean;
+  /** The table of its rotary embedding, if it has any. */
+  readonly rope: RopeKind | undefined;
   /** Tokens of the sliding window; undefined: queries see all tokens before them. */
   readonly window: number | undefined;
 };
@@ -154,15 +155,31 @@ export function layerExtras(
       return b.op('Add', [product, bias]);
     },
     hasNorms: stored.headNorms !== undefined,
-    hasRope: !config.layersWithoutRope?.includes(index),
+    rope: ropeOf(config, index),
     window: config.slidingWindow?.layers.includes(index) ? config.slidingWindow.tokens : undefined,
   };
 }
 
+/** Which of a model's rotary tables a layer uses; `local` is the table of layers with a base of their own. */
+export type RopeKind = 'global' | 'local';
+
+export function ropeOf({ layersWithoutRope, localRope }: ModelConfig, index: number): RopeKind | undefined {
+  if (layersWithoutRope?.includes(index)) return undefined;
+  return localRope?.layers.includes(index) ? 'local' : 'global';
+}
+
 export type KeysValues = { readonly k: Value; readonly v: Value };
 
-/** The inputs of rotary embedding in any graph; `cos` and `sin`: `[context, D/2]`. */
-export type Rotary = { readonly config: ModelConfig; readonly cos: Value; readonly sin: Value };
+/** cos and sin, `[context, D/2]` each. */
+export type RopeTable = { readonly cos: Value; readonly sin: Value };
+/** The inputs of rotary embedding in any graph. */
+export type Rotary = {
+  readonly config: ModelConfig;
+  /** `local` is missing where no layer uses it. */
+  readonly ropes: { readonly global: RopeTable; readonly local?: RopeTable | undefined };
+};
+
+export const ropeTable = ({ ropes }: Rotary, kind: RopeKind): RopeTable => ropes[kind]!;
 
 /** Rotary embedding of `x` `[B, S, heads·D]`, half-split order; returns `x` in a layer without rotary embedding. */
 export const rotate = (
@@ -172,15 +189,12 @@ export const rotate = (
   x: Value,
   positions: Value,
   heads: number,
-): Value =>
-  extras.hasRope
-    ? b.op(
-        'RotaryEmbedding',
-        [x, positions, shared.cos, shared.sin],
-        { num_heads: heads, rotary_embedding_dim: shared.config.headSize, interleaved: 0 },
-        MICROSOFT,
-      )
-    : x;
+): Value => {
+  if (extras.rope === undefined) return x;
+  const { cos, sin } = ropeTable(shared, extras.rope);
+  const attributes = { num_heads: heads, rotary_embedding_dim: shared.config.headSize, interleaved: 0 };
+  return b.op('RotaryEmbedding', [x, positions, cos, sin], attributes, MICROSOFT);
+};
 
 /** From the product with QKV: Q `[B, S, N·D]`, K and V `[B, S, G·D]`, ready for attention. */
 export function queriesKeysValues(

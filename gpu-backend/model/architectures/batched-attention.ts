@@ -31,7 +31,6 @@ export const placesOf = (kvType: KvType): number => (kvType === 'f32' ? 2 : BATC
 
 /** Values that the attention of all layers shares. */
 export type Attending = Rotary & {
-  readonly config: ModelConfig;
   readonly kvType: KvType;
   /** For each place of each layer: whether a sequence is in it. */
   readonly hasPlace: readonly Value[];

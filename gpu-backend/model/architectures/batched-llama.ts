@@ -21,7 +21,7 @@ import { type KeysValues, keysValues } from './attention-extras.ts';
 import { type Attending, attend, placesOf } from './batched-attention.ts';
 import { headLengths } from './head-attention.ts';
 import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
-import { asKept, feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
+import { asKept, feedForward, outputLogits, rotaryTables, throughLayers } from './llama.ts';
 import { embed, multiply } from './projections.ts';
 import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
@@ -79,7 +79,7 @@ function sharedValues(
     config,
     kvType,
     positions,
-    ...rotaryTable(g, config, stored),
+    ropes: rotaryTables(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     runRows: named(g, run.lists, (block) => [
       1,
@@ -173,13 +173,13 @@ const scatter = (g: GraphBuilder, into: Value, indices: Value, values: Value): V
 
 function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Value {
   const { positions } = shared;
-  const { index, x, weights, extras } = parts;
+  const { index, x, weights, extras, ended } = parts;
   const rows = shared.runRows[2 * index]!;
   const product = multiply(g, rowsOf(g, x, rows), weights.qkv);
   const rowPositions = rowsOf(g, positions, rows);
   const attended = attend(g, shared, index, { product, positions: rowPositions }, extras);
   const used = g.op('Gather', [attended, shared.usedRows[index]!], { axis: 1 });
-  const output = extras.outputBiased(g, multiply(g, used, weights.output));
+  const output = ended(g, multiply(g, used, weights.output));
   const around = skippedAttention(g, shared, parts);
   return scatter(g, around, shared.intoIndices[2 * index]!, output);
 }
@@ -223,7 +223,7 @@ function skippedAttention(g: GraphBuilder, shared: Shared, parts: AttentionParts
 function ffn(g: GraphBuilder, shared: Shared, parts: FfnParts): Value {
   const block = 2 * parts.index + 1;
   const rows = rowsOf(g, parts.x, shared.runRows[block]!);
-  const output = feedForward(g, shared.config, rows, parts.weights);
+  const output = feedForward(g, shared.config, rows, parts);
   const around = skippedFfn(g, shared, parts);
   return scatter(g, around, shared.intoIndices[block]!, output);
 }

@@ -18,7 +18,13 @@
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import type { ModelConfig } from '../model-source.ts';
-import { type Extras, type KeysValues, queriesKeysValues, type Rotary } from './attention-extras.ts';
+import {
+  type Extras,
+  type KeysValues,
+  queriesKeysValues,
+  type Rotary,
+  ropeTable,
+} from './attention-extras.ts';
 
 /** The node applies rotary embedding only to heads whose width is a multiple of this. */
 const ROTATED_HEADS = 16;
@@ -104,24 +110,24 @@ export function attendByHead(
   { past, most }: HeadLengths,
   { keepsProbabilities = false }: { readonly keepsProbabilities?: boolean } = {},
 ): { readonly attended: Value; readonly grown: KeysValues } {
-  const { config, cos, sin } = shared;
+  const { config } = shared;
   const { headCount, kvHeadCount, headSize } = config;
-  const canRotate = !extras.hasRope || headSize % ROTATED_HEADS === 0;
+  const canRotate = extras.rope === undefined || headSize % ROTATED_HEADS === 0;
   const isWhole = !extras.hasNorms && headRoom(config) === headSize && canRotate;
-  const rotates = isWhole && extras.hasRope;
+  const rope = isWhole && extras.rope !== undefined ? ropeTable(shared, extras.rope) : undefined;
   const { q, k, v } = isWhole
     ? { q: extras.biased(b, product, { from: 0, count: headCount + 2 * kvHeadCount }) }
     : wideQueriesKeysValues(b, shared, extras, product, positions());
   const [attended, grownK, grownV] = b.ops(
     'GroupQueryAttention',
-    [q, k, v, heads?.k, heads?.v, past, most, ...(rotates ? [cos, sin] : [])],
+    [q, k, v, heads?.k, heads?.v, past, most, rope?.cos, rope?.sin],
     keepsProbabilities ? 4 : 3,
     {
       num_heads: headCount,
       kv_num_heads: kvHeadCount,
       // Rows of Q carry 1/√D already.
       scale: { float: 1 },
-      ...(rotates ? { do_rotary: 1 } : {}),
+      ...(rope ? { do_rotary: 1 } : {}),
       ...(extras.window === undefined ? {} : { local_window_size: extras.window }),
       ...(keepsProbabilities ? { qk_output: AFTER_SOFTMAX } : {}),
     },

@@ -20,7 +20,8 @@
  *
  * Limits, per decoded token: every weight of a running block is read once. With weights in blocks an attention has 3 nodes, an
  * FFN 5; with the nodes around them, they take a third of the products' time at the default model's size. A product by column
- * has seven to ten nodes instead of one, and a rotation inside of an FFN has three more.
+ * has seven to ten nodes instead of one, and a rotation inside of an FFN has three more. A norm behind a block has one node, and
+ * three more where the graph rotates behind it.
  */
 
 import type { Dimension, Graph, Value } from '../../onnx/graph.ts';
@@ -34,9 +35,12 @@ import {
   keysValues,
   layerExtras,
   queriesKeysValues,
+  type RopeTable,
+  type Rotary,
   type StoredExtras,
   windowMask,
 } from './attention-extras.ts';
+import { rotated } from './column-products.ts';
 import {
   attendByHead,
   type HeadLengths,
@@ -47,6 +51,7 @@ import {
 } from './head-attention.ts';
 import type { Linear, StoredEmbedding, StoredLinear, VocabularyMatrix } from './projections.ts';
 import { embed, headLogits, linear, multiply, storedRows } from './projections.ts';
+import { rotationMatrix, streamBlock } from './rotation.ts';
 import type { SkippedBlock, Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
@@ -59,6 +64,7 @@ export type StoredLayer = StoredExtras & {
   readonly down: StoredLinear;
   readonly attentionNorm: WeightRange;
   readonly ffnNorm: WeightRange;
+  readonly postNorms?: { readonly attention: WeightRange; readonly ffn: WeightRange } | undefined;
   readonly surrogates?: { readonly attention: StoredSurrogate; readonly ffn: StoredSurrogate };
 };
 
@@ -70,18 +76,17 @@ export type StoredLlama = {
   /** cos and sin, `[context, D/2]` each. */
   readonly ropeCos: WeightRange;
   readonly ropeSin: WeightRange;
+  /** The same of layers whose rotary embedding has a base of its own. */
+  readonly localRope?: { readonly cos: WeightRange; readonly sin: WeightRange } | undefined;
 };
 
 /** The layout of K and V: head by head in fp32, or rows of all heads in this type. */
 type KvForm = 'heads' | KvType;
 
 /** Values that every block sees. */
-type Shared = {
-  readonly config: ModelConfig;
+type Shared = Rotary & {
   readonly kvType: KvType;
   readonly positions: Value;
-  readonly cos: Value;
-  readonly sin: Value;
   readonly skipping: Skipping;
   readonly runs: readonly Value[];
   /** The number of new tokens whose K and V a skipped attention writes: S, or 0 with `kv: elide`. */
@@ -119,6 +124,8 @@ type BlockParts<Weights> = SkippedBlock & {
   /** The residual stream before the block, normalized. */
   readonly x: Value;
   readonly weights: Weights;
+  /** The block's output, from its last product. */
+  readonly ended: (b: GraphBuilder, product: Value) => Value;
 };
 export type AttentionParts = BlockParts<{
   readonly qkv: Linear;
@@ -151,6 +158,8 @@ export function throughLayers(
   };
   layers.forEach((layer, index) => {
     const { qkv, gateUp, down, surrogates } = layer;
+    const extras = layerExtras(g, config, index, layer);
+    const behind = behindBlocks(g, config, index, layer);
     const named = (matrix: string, stored: StoredLinear) => linear(g, `layer_${index}.${matrix}`, stored);
     output = blocks.attention({
       index,
@@ -160,17 +169,47 @@ export function throughLayers(
         kv: named('kv', storedRows(qkv, N * D, (N + 2 * G) * D)),
         output: named('output', layer.output),
       },
-      extras: layerExtras(g, config, index, layer),
+      extras,
+      ended: (b, product) => behind.attention(b, extras.outputBiased(b, product)),
       surrogate: surrogates?.attention,
     });
     output = blocks.ffn({
       index,
       ...before(`layer_${index}.ffn`, layer.ffnNorm, gateUp),
       weights: { gateUp: named('gate_up', gateUp), down: named('down', down) },
+      ended: behind.ffn,
       surrogate: surrogates?.ffn,
     });
   });
   return g.op('Add', [residual, output]);
+}
+
+/** The name of a norm behind a block in the graph. */
+export const postNormName = (index: number, block: 'attention' | 'ffn'): string =>
+  `layer_${index}.${block}_post_norm`;
+
+/**
+ * What comes between a block's last product and the stream in some families: a norm. Its weights do not commute with the rotation
+ * of the stream, so the product is in the file's basis, and the graph rotates behind the norm. Weights are initializers of `g`.
+ */
+export function behindBlocks(
+  g: GraphBuilder,
+  config: ModelConfig,
+  index: number,
+  { postNorms, output }: Pick<StoredLayer, 'postNorms' | 'output'>,
+): Record<'attention' | 'ffn', (b: GraphBuilder, product: Value) => Value> {
+  if (postNorms === undefined) return { attention: (_, product) => product, ffn: (_, product) => product };
+  const { hiddenSize: H } = config;
+  const size = output.kind === 'f32' ? 1 : streamBlock(config);
+  const matrix = size > 1 ? g.constant('f32', [size, size], [...rotationMatrix(size)]) : undefined;
+  const behind = (block: 'attention' | 'ffn') => {
+    const weight = g.initializer(postNormName(index, block), 'f32', [H], external(postNorms[block]));
+    return (b: GraphBuilder, product: Value) => {
+      const x = b.op('SimplifiedLayerNormalization', [product, weight], normAttributes(config));
+      return matrix ? rotated(b, x, H, { size, matrix }) : x;
+    };
+  };
+  return { attention: behind('attention'), ffn: behind('ffn') };
 }
 
 /** Declares the output `logits` `[...rows, V]`, from `last` `[...rows, H]`. */
@@ -187,14 +226,30 @@ export function outputLogits(
   g.output(logits, 'f32', [...rows, config.vocabularySize]);
 }
 
-/** Initializers of the rotary table, `[context, D/2]` each. */
-export function rotaryTable(g: GraphBuilder, config: ModelConfig, stored: StoredLlama) {
-  const shape = [config.contextTokens, config.headSize / 2];
+/** Initializers of the rotary tables. */
+export function rotaryTables(
+  g: GraphBuilder,
+  { contextTokens, headSize }: ModelConfig,
+  { ropeCos, ropeSin, localRope }: StoredLlama,
+): Rotary['ropes'] {
+  const table = (names: readonly [string, string], cos: WeightRange, sin: WeightRange): RopeTable => {
+    const shape = [contextTokens, headSize / 2];
+    return {
+      cos: g.initializer(names[0], 'f32', shape, external(cos)),
+      sin: g.initializer(names[1], 'f32', shape, external(sin)),
+    };
+  };
   return {
-    cos: g.initializer('rope_cos', 'f32', shape, external(stored.ropeCos)),
-    sin: g.initializer('rope_sin', 'f32', shape, external(stored.ropeSin)),
+    global: table(ROPE_NAMES.global, ropeCos, ropeSin),
+    local: localRope && table(ROPE_NAMES.local, localRope.cos, localRope.sin),
   };
 }
+
+/** The names of cos and sin in the graph. */
+export const ROPE_NAMES = {
+  global: ['rope_cos', 'rope_sin'],
+  local: ['local_rope_cos', 'local_rope_sin'],
+} as const;
 
 function sharedValues(
   g: GraphBuilder,
@@ -215,7 +270,7 @@ function sharedValues(
       form === 'heads'
         ? { kind: 'heads', lengths: headLengths(g) }
         : { kind: 'rows', keyCount: g.input('key_count', 'i64', [1]) },
-    ...rotaryTable(g, config, stored),
+    ropes: rotaryTables(g, config, stored),
     skipping: skipping(g, embedded, positions, hasSurrogates),
     runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
     kvRows: g.input('kv_rows', 'i64', [1]),
@@ -329,13 +384,13 @@ const sized = (
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
-  { x, weights, extras }: AttentionParts,
+  { x, weights, extras, ended }: AttentionParts,
   past: KeysValues,
 ): void {
   const { config, kvType, positions, reach } = shared;
   const product = multiply(b, x, weights.qkv);
   const declare = (attended: Value, written: KeysValues, grown: KeysValues | undefined) => {
-    const out = extras.outputBiased(b, multiply(b, attended, weights.output));
+    const out = ended(b, multiply(b, attended, weights.output));
     declareBranch(b, shared, out, written, 'S', grown);
   };
   if (reach.kind === 'rows') {
@@ -410,7 +465,7 @@ function ffn(g: GraphBuilder, { config, skipping, runs }: Shared, parts: FfnPart
   const { index } = parts;
   const branch = (name: string, out: (b: GraphBuilder) => Value) =>
     g.subgraph(`${name}_${index}`, (b) => b.output(out(b), 'f32', ['B', 'S', config.hiddenSize]));
-  const run = branch('ffn', (b) => feedForward(b, config, parts.x, parts.weights));
+  const run = branch('ffn', (b) => feedForward(b, config, parts.x, parts));
   const skip = branch('skip_ffn', skippedOutput(g, skipping, parts));
   return g.op('If', [runs[2 * index + 1]], { then_branch: { graph: run }, else_branch: { graph: skip } });
 }
@@ -418,14 +473,20 @@ function ffn(g: GraphBuilder, { config, skipping, runs }: Shared, parts: FfnPart
 /** `x` `[..., H]`, normalized → `[..., H]`. */
 export function feedForward(
   b: GraphBuilder,
-  { ffnSize: F }: ModelConfig,
+  config: ModelConfig,
   x: Value,
-  { gateUp, down }: FfnParts['weights'],
+  { weights: { gateUp, down }, ended }: Pick<FfnParts, 'weights' | 'ended'>,
 ): Value {
+  const { ffnSize: F } = config;
   const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
     axis: -1,
   });
-  // QuickGelu with alpha 1 is x·sigmoid(x), SiLU, in one node.
-  const activated = b.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT);
-  return multiply(b, b.op('Mul', [activated, up]), down);
+  return ended(b, multiply(b, b.op('Mul', [activate(b, config, gate!), up]), down));
 }
+
+/** The activation of an FFN, in one node. */
+export const activate = (b: GraphBuilder, { activation }: ModelConfig, x: Value): Value =>
+  activation === 'gelu-tanh'
+    ? b.op('FastGelu', [x], {}, MICROSOFT)
+    : // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
+      b.op('QuickGelu', [x], { alpha: { float: 1 } }, MICROSOFT);

@@ -5,8 +5,10 @@
  * Quantized products also quantize activations. A few channels of the residual stream are far larger than the rest, and take
  * the precision from the channels that share their scale. In a rotated basis no channel is an outlier.
  * The model computes the same function: RMS norms commute with a rotation once their weights are folded into the matrices
- * that follow them.
+ * that follow them. Where blocks end with a norm, the graph rotates behind it, in blocks of neighbours, as the whole stream would
+ * take too many multiply-adds.
  */
+import type { ModelConfig } from '../model-source.ts';
 
 /** Rotates every row of `rows` `[count, width]` in place: row ← row · Q, Q = Hadamard(2^k) ⊗ DCT(width / 2^k). */
 export function rotateRows(rows: Float32Array, width: number): void {
@@ -160,7 +162,11 @@ export type Matrix = { readonly rows: Float32Array; readonly outputs: number; re
 export type Basis = {
   /** A matrix that multiplies the normalized stream: QKV, gate and up, the head. `norm` is the RMS norm's weight. */
   reads(matrix: Matrix, norm: Float32Array): Matrix;
-  /** A matrix whose product is added to the stream: attention's output, down. */
+  /** How many neighbours of the stream are rotated together; 1: none. */
+  readonly stream: number;
+  /** The same of a block's last product: 1 as well where a norm is behind it. */
+  readonly written: number;
+  /** A matrix whose product is added to the stream, or goes to a norm before that: attention's output, down. */
   writes(matrix: Matrix): Matrix;
   /** The embedding's rows, which begin the stream. */
   embeds(matrix: Matrix): Matrix;
@@ -176,6 +182,8 @@ export type Basis = {
 };
 
 export const fileBasis: Basis = {
+  stream: 1,
+  written: 1,
   reads: (matrix) => matrix,
   writes: (matrix) => matrix,
   embeds: (matrix) => matrix,
@@ -188,17 +196,25 @@ export const fileBasis: Basis = {
  * The stream x becomes x·Q. A matrix that reads x becomes W·diag(g)·Q, with the norm's weights g. A matrix that writes x
  * becomes Qᵀ·W. With `rotatesInside`, values inside of a layer are rotated as well.
  */
-export function rotatedBasis(hiddenSize: number, rotatesInside: boolean): Basis {
+export function rotatedBasis(config: StreamConfig, rotatesInside: boolean): Basis {
+  const { hiddenSize, postNorms } = config;
+  const stream = streamBlock(config);
+  const written = postNorms ? 1 : stream;
   return {
+    stream,
+    written,
     inside: (width) => (rotatesInside ? blockWidth(width) : 1),
     reads(matrix, norm) {
       scaleColumns(matrix.rows, norm);
-      rotateRows(matrix.rows, hiddenSize);
+      rotateRows(matrix.rows, stream);
       return matrix;
     },
-    writes: (matrix) => ({ ...matrix, rows: rotateColumns(matrix.rows, hiddenSize) }),
+    writes(matrix) {
+      rotateOutputs(matrix.rows, matrix.inputs, written);
+      return matrix;
+    },
     embeds(matrix) {
-      rotateRows(matrix.rows, hiddenSize);
+      rotateRows(matrix.rows, stream);
       return matrix;
     },
     norm: (norm) => new Float32Array(norm.length).fill(1),
@@ -208,11 +224,18 @@ export function rotatedBasis(hiddenSize: number, rotatesInside: boolean): Basis 
       norm.forEach((weight, i) => {
         matrix[i * hiddenSize + i] = 1 / weight;
       });
-      rotateRows(matrix, hiddenSize);
-      return rotateColumns(matrix, hiddenSize);
+      rotateRows(matrix, stream);
+      rotateOutputs(matrix, hiddenSize, stream);
+      return matrix;
     },
   };
 }
+
+type StreamConfig = Pick<ModelConfig, 'hiddenSize' | 'postNorms'>;
+
+/** How many neighbours of the stream are rotated together. */
+export const streamBlock = ({ hiddenSize, postNorms }: StreamConfig): number =>
+  postNorms ? blockWidth(hiddenSize) : hiddenSize;
 
 export function scaleColumns(rows: Float32Array, scale: Float32Array): void {
   const inputs = scale.length;

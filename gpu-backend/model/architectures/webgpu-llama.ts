@@ -16,16 +16,15 @@
 import type { FloatType, Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, inHalves, MICROSOFT } from '../../onnx/graph.ts';
 import type { ModelConfig } from '../model-source.ts';
-import { type KeysValues, keysValues } from './attention-extras.ts';
+import { type KeysValues, keysValues, type Rotary } from './attention-extras.ts';
 import { headRoom, narrowed, widened, wideQueriesKeysValues } from './head-attention.ts';
 import type { AttentionParts, FfnParts, StoredLlama } from './llama.ts';
-import { feedForward, outputLogits, rotaryTable, throughLayers } from './llama.ts';
+import { feedForward, outputLogits, rotaryTables, throughLayers } from './llama.ts';
 import { embed, multiply, withExactProducts } from './projections.ts';
 import { type SkippedBlock, surrogateProduct } from './surrogate.ts';
 
 /** Values that every block sees. */
-type Shared = {
-  readonly config: ModelConfig;
+type Shared = Rotary & {
   /** `[B, S]`. */
   readonly positions: Value;
   /** The positions as `[B, G, S, D]`: the index in the cache of each value of K and V. */
@@ -34,8 +33,6 @@ type Shared = {
   readonly lastKeys: Value;
   /** `[1]`: the most keys of a sequence. */
   readonly keysMax: Value;
-  readonly cos: Value;
-  readonly sin: Value;
   /** `[B, S, H]`. */
   readonly zeros: Value;
   /** For each of the 2L blocks: whether all sequences run it, and whether some do. */
@@ -88,7 +85,7 @@ function sharedValues(g: GraphBuilder, config: ModelConfig, stored: StoredLlama,
     ]),
     lastKeys: g.input('last_keys', 'i32', ['B']),
     keysMax: g.input('keys_max', 'i32', [1]),
-    ...rotaryTable(g, config, stored),
+    ropes: rotaryTables(g, config, stored),
     zeros: g.op('Mul', [embedded, g.constant('f32', [1], [0])]),
     plain: flags('plain'),
     mixed: flags('mixed'),
@@ -196,7 +193,7 @@ function attention(g: GraphBuilder, shared: Shared, parts: AttentionParts): Valu
 function runAttention(
   b: GraphBuilder,
   shared: Shared,
-  { x, weights, extras }: AttentionParts,
+  { x, weights, extras, ended }: AttentionParts,
   past: KeysValues,
 ): Value[] {
   const { config } = shared;
@@ -216,7 +213,7 @@ function runAttention(
     MICROSOFT,
   );
   const own = narrowed(b, config, attended!, N);
-  return [extras.outputBiased(b, multiply(b, own, weights.output)), presentK!, presentV!];
+  return [ended(b, multiply(b, own, weights.output)), presentK!, presentV!];
 }
 
 /** The caches with K and V of new tokens whose attention is skipped. */
@@ -241,13 +238,13 @@ function writeKeys(
 function ffn(g: GraphBuilder, shared: Shared, parts: FfnParts): Value {
   const { config } = shared;
   const { hiddenSize: H } = config;
-  const { x, weights } = parts;
+  const { x } = parts;
   const block = 2 * parts.index + 1;
   const stand = standIn(g, shared, block, parts);
   const output = g.fresh('ffn');
   chosenWay(g, shared, block, [output], (b, [own]) => b.output(own!, 'f32', ['B', 'S', H]), {
-    plain: (b) => [feedForward(b, config, x, weights)],
-    mixed: (b) => [gated(b, shared, block, feedForward(b, config, x, weights), stand)],
+    plain: (b) => [feedForward(b, config, x, parts)],
+    mixed: (b) => [gated(b, shared, block, feedForward(b, config, x, parts), stand)],
     skipped: (b) => [stand?.(b) ?? b.op('Identity', [shared.zeros])],
   });
   return { name: output };

@@ -5,13 +5,7 @@
  */
 import { parentPort } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import {
-  rotateColumns,
-  rotateInputs,
-  rotateOutputs,
-  rotateRows,
-  scaleColumns,
-} from '../architectures/rotation.ts';
+import { rotateInputs, rotateOutputs, rotateRows, scaleColumns } from '../architectures/rotation.ts';
 import { COLUMNS_UNIT, type MatrixParts, matrixInFile, scaleAll } from '../formats/tensor-parts.ts';
 import type { TensorPlace } from '../model-source.ts';
 import {
@@ -29,15 +23,24 @@ import { writeAt } from '../weights-file.ts';
 export type Turn =
   | { readonly kind: 'none' }
   | { readonly kind: 'scaled'; readonly scale: number }
-  /** Multiplies the normalized stream. `scale`: `queryScale` for Q, else 1. `inside`: outputs that are rotated together. */
-  | { readonly kind: 'reads'; readonly norm: Float32Array; readonly scale: number; readonly inside: number }
-  /** The embedding, whose rows begin the stream. */
-  | { readonly kind: 'embeds' }
   /**
-   * Its product is added to the stream. Its columns are rotated, so a slice must have all rows. `inside`: inputs that are rotated
-   * together.
+   * Multiplies the normalized stream. `scale`: `queryScale` for Q, else 1. `stream` and `inside`: inputs and outputs that are
+   * rotated together.
    */
-  | { readonly kind: 'writes'; readonly inside: number };
+  | {
+      readonly kind: 'reads';
+      readonly norm: Float32Array;
+      readonly scale: number;
+      readonly stream: number;
+      readonly inside: number;
+    }
+  /** The embedding, whose rows begin the stream. */
+  | { readonly kind: 'embeds'; readonly stream: number }
+  /**
+   * A block's last product. Its columns are rotated, so a slice must have all rows. `written` and `inside`: outputs and inputs that
+   * are rotated together.
+   */
+  | { readonly kind: 'writes'; readonly written: number; readonly inside: number };
 
 /** Rows of a matrix, and the byte offsets in the weights file where the first row goes. */
 export type Slice = {
@@ -60,7 +63,7 @@ const TILE_WEIGHTS = 2 ** 21;
 /** Converts and writes a slice. `descriptor`: the weights file. */
 export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor: number): Promise<void> {
   const { from, columns, turn, form } = slice;
-  if (turn.kind === 'writes') return convertInTiles(slice, turn.inside, parts, descriptor);
+  if (turn.kind === 'writes') return convertInTiles(slice, turn, parts, descriptor);
   const rows = await parts.rows(from, slice.rows);
   switch (turn.kind) {
     case 'scaled':
@@ -69,11 +72,11 @@ export async function convertSlice(slice: Slice, parts: MatrixParts, descriptor:
     case 'reads':
       scaleAll(rows, turn.scale);
       scaleColumns(rows, turn.norm);
-      rotateRows(rows, columns);
+      rotateRows(rows, turn.stream);
       rotateOutputs(rows, columns, turn.inside);
       break;
     case 'embeds':
-      rotateRows(rows, columns);
+      rotateRows(rows, turn.stream);
       break;
     case 'none':
   }
@@ -101,29 +104,31 @@ function writeCodes(
 /** Rotates tiles of columns, and writes the whole matrix at the end: a tile has a part of every row. */
 async function convertInTiles(
   slice: Slice,
-  inside: number,
+  turn: Writes,
   parts: MatrixParts,
   descriptor: number,
 ): Promise<void> {
   const { form } = slice;
   if (form === undefined) throw new RangeError('fp32 is not rotated');
-  const tiles = rotatedTiles(slice, inside, parts);
+  const tiles = rotatedTiles(slice, turn, parts);
   const codes = await (form === 'columns' ? wholeRows(slice, tiles) : rowsInBlocks(slice, form, tiles));
   writeCodes(slice, codes, descriptor);
 }
 
+type Writes = Extract<Turn, { readonly kind: 'writes' }>;
 type Tile = { readonly from: number; readonly count: number; readonly rows: Float32Array };
 
 /** Rotated tiles of the matrix, `[rows, count]` each. */
 async function* rotatedTiles(
   { rows, columns }: Slice,
-  inside: number,
+  { written, inside }: Writes,
   parts: MatrixParts,
 ): AsyncGenerator<Tile> {
   const width = COLUMNS_UNIT * Math.max(1, Math.floor(TILE_WEIGHTS / rows / COLUMNS_UNIT));
   for (let from = 0; from < columns; from += width) {
     const count = Math.min(width, columns - from);
-    const tile = rotateColumns(await parts.columns(from, count), rows);
+    const tile = await parts.columns(from, count);
+    rotateOutputs(tile, count, written);
     rotateInputs(tile, inside);
     yield { from, count, rows: tile };
   }

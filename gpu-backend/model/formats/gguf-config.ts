@@ -7,6 +7,8 @@ import {
   architectureNamed,
   checkConfig,
   FAMILIES,
+  GLOBAL_EVERY,
+  gemmaFactors,
   layersOf,
   slidingWindowOf,
 } from '../families.ts';
@@ -27,7 +29,7 @@ export const ROPE_FACTORS = 'rope_freqs.weight';
 export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[] | undefined): ModelConfig {
   const named = reader(header.metadata, '').text('general.architecture');
   const architecture = architectureNamed(named);
-  const read = reader(header.metadata, `${architecture}.`);
+  const read = reader(header.metadata, `${named}.`);
   refuseUnhonoured(read, header);
   const family = FAMILIES[architecture];
   const layerCount = read.required('block_count');
@@ -43,6 +45,8 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     throw unsupportedModel(`rotary embedding of ${rotarySize} of ${headSize} dimensions of a head`);
   }
   const every = family.ropelessEvery;
+  const windowLayers = layersWithWindow(read, family.window === 'between-global', layerCount);
+  const { localRopeTheta } = family.defaults;
   return checkConfig({
     architecture,
     layerCount,
@@ -63,16 +67,47 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     slidingWindow: slidingWindowOf(
       // As for llama.cpp, 0 is no window.
       read.number('attention.sliding_window') || undefined,
-      layersOf(layerCount),
+      windowLayers,
       contextTokens,
     ),
+    localRope:
+      localRopeTheta === undefined || windowLayers.length === 0
+        ? undefined
+        : { theta: read.number('rope.freq_base_swa') ?? localRopeTheta, layers: windowLayers },
+    postNorms: family.postNorms || undefined,
+    activation: family.activation === 'silu' ? undefined : 'gelu-tanh',
     layersWithoutRope: every && layersOf(layerCount, (layer) => (layer + 1) % every === 0),
-    factors: family.hasFactors ? factorsOf(read, headSize) : undefined,
+    factors: factorsOf(read, architecture, { layerCount, hiddenSize, headCount, headSize }),
   });
 }
 
+/** As llama.cpp reads it: without a window, all layers are global. */
+function layersWithWindow(read: Reader, areSomeGlobal: boolean, layerCount: number): number[] {
+  if (!areSomeGlobal) return layersOf(layerCount);
+  if (!read.number('attention.sliding_window')) return [];
+  const every = read.number('attention.sliding_window_pattern') ?? GLOBAL_EVERY;
+  return layersOf(layerCount, (layer) => (layer + 1) % every !== 0);
+}
+
+type Sizes = Pick<ModelConfig, 'layerCount' | 'hiddenSize' | 'headCount' | 'headSize'>;
+
+function factorsOf(read: Reader, architecture: Architecture, sizes: Sizes): ModelConfig['factors'] {
+  switch (FAMILIES[architecture].factors) {
+    case 'none':
+      return undefined;
+    case 'asked':
+      return askedFactors(read, sizes.headSize);
+    case 'gemma':
+      return gemmaFactors(sizes.hiddenSize, gemmaScorePart(sizes));
+  }
+}
+
+/** Files do not say it. llama.cpp knows the one Gemma 3 where it is not the width of a head, of 27B, by its 62 layers. */
+const gemmaScorePart = ({ layerCount, hiddenSize, headCount, headSize }: Sizes): number =>
+  layerCount === 62 ? hiddenSize / headCount : headSize;
+
 /** Also here, as for llama.cpp, 0 is none. */
-function factorsOf(read: Reader, headSize: number): ModelConfig['factors'] {
+function askedFactors(read: Reader, headSize: number): ModelConfig['factors'] {
   // llama.cpp takes this for a switch here.
   if (read.flag('rope.scaling.finetuned') === false)
     throw unsupportedModel('no rotary embedding (rope.scaling.finetuned is false)');
@@ -166,6 +201,8 @@ function uniformValue(key: string, values: readonly unknown[]): unknown {
 }
 
 function refuseUnhonoured(read: Reader, { tensors }: GgufHeader): void {
+  for (const name of ['attn_logit_softcapping', 'final_logit_softcapping'])
+    if (read.number(name)) throw unsupportedModel(`soft-capping (${name})`);
   const experts = read.number('expert_count') ?? 0;
   if (experts > 0) throw unsupportedModel(`it is a mixture of ${experts} experts`);
   if (tensors.has('rope_factors_long.weight')) throw unsupportedModel('longrope (rope_factors_long)');

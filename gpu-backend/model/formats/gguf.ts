@@ -59,7 +59,7 @@ type StoredTensor = GgufTensor & { readonly file: FileHandle };
 const placeOf = (
   { file, name, type, offset, shape }: StoredTensor,
   interleavedHeads: number | undefined,
-): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads, scale: 1 });
+): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads, added: 0, scale: 1 });
 
 const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
 const PART_COUNT_MAX = 1000;

@@ -4,13 +4,15 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { check } from '../../../shared/wire/parse-body.ts';
+import { check, isJsonObject } from '../../../shared/wire/parse-body.ts';
 import {
   type Architecture,
   architectureNamed,
   checkConfig,
   checkTensors,
   FAMILIES,
+  GLOBAL_EVERY,
+  gemmaFactors,
   layersOf,
   slidingWindowOf,
 } from '../families.ts';
@@ -37,7 +39,8 @@ const SHARD_COUNT_MAX = 1000;
 
 /** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is not a regular file. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
-  const config = configFromHuggingFace(await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX));
+  const json = await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX);
+  const config = configFromHuggingFace(json);
   const names = await weightFileNames(folder);
   const files: SafetensorsFile[] = [];
   const close = async () => {
@@ -45,19 +48,24 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
   };
   try {
     for (const name of names) files.push(await openSafetensors(join(folder, name), folder));
-    const fileOf = new Map<string, SafetensorsFile>();
+    const found = new Map<string, { readonly file: SafetensorsFile; readonly name: string }>();
     for (const file of files) {
       for (const name of file.names) {
-        if (fileOf.has(name)) throw corruptModel(`tensor ${quoted(name)} comes twice`);
-        if (!isIgnored(name, config.tiedEmbeddings)) fileOf.set(name, file);
+        const own = textPart(json) === json ? name : nameInText(name);
+        if (own === undefined || isIgnored(own, config.tiedEmbeddings)) continue;
+        if (found.has(own)) throw corruptModel(`tensor ${quoted(name)} comes twice`);
+        found.set(own, { file, name });
       }
     }
     // Refuses types that cannot be read, before anything is read.
-    for (const [name, file] of fileOf) file.place(name);
-    const shapes = new Map([...fileOf].map(([name, file]) => [name, file.shape(name)]));
+    for (const { file, name } of found.values()) file.place(name);
+    const shapes = new Map([...found].map(([own, { file, name }]) => [own, file.shape(name)]));
     const tensors = checkTensors(config, shapes, (tensor) => tensor.hubName);
     return {
-      ...tensorsInFiles(config, tensors, ({ hubName }) => fileOf.get(hubName)!.place(hubName)),
+      ...tensorsInFiles(config, tensors, ({ hubName, hubAdded }) => {
+        const { file, name } = found.get(hubName)!;
+        return { ...file.place(name), added: hubAdded };
+      }),
       weightFiles: names.map((name) => join(folder, name)),
       close,
     };
@@ -70,6 +78,21 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
 /** Old files have the rotary frequencies, which follow from the configuration; a tied head repeats the embedding. */
 const isIgnored = (name: string, tied: boolean): boolean =>
   name.endsWith('.rotary_emb.inv_freq') || (tied && name === 'lm_head.weight');
+
+/** What config.json says of the part that reads text: of a model that reads images, too, another part is about them. */
+function textPart(json: JsonObject): JsonObject {
+  const { otherName } = FAMILIES[architectureNamed(json.model_type)];
+  if (json.model_type !== otherName) return json;
+  return isJsonObject(json.text_config) ? json.text_config : {};
+}
+
+/** A tensor's name in a model that reads text alone; undefined for what reads images. transformers has changed these names. */
+function nameInText(name: string): string | undefined {
+  const [, own] = /^language_model\.(.*)$/.exec(name) ?? [];
+  const [, inModel] = /^model\.language_model\.(.*)$/.exec(name) ?? [];
+  const isOfImages = /^(model\.)?(vision_tower|multi_modal_projector)\./.test(name);
+  return inModel !== undefined ? `model.${inModel}` : (own ?? (isOfImages ? undefined : name));
+}
 
 /** Whether a file's name is that of a shard; repositories number shards in several ways. */
 export const isShard = (name: string): boolean =>
@@ -122,6 +145,11 @@ const ropeSchema = z.looseObject({
   truncate: z.boolean().nullish(),
   partial_rotary_factor: z.number().nullish(),
 });
+/** Layers with a sliding window have settings of their own in some families. */
+const ropesSchema = ropeSchema.extend({
+  full_attention: ropeSchema.nullish(),
+  sliding_attention: ropeSchema.nullish(),
+});
 type Rope = z.infer<typeof ropeSchema>;
 
 const configSchema = z.looseObject({
@@ -136,14 +164,17 @@ const configSchema = z.looseObject({
   rms_norm_eps: z.number().nullish(),
   rope_theta: z.number().nullish(),
   rope_scaling: ropeSchema.nullish(),
-  rope_parameters: ropeSchema.nullish(),
+  rope_parameters: ropesSchema.nullish(),
+  rope_local_base_freq: z.number().nullish(),
   hidden_act: z.string().nullish(),
+  hidden_activation: z.string().nullish(),
   attention_bias: z.boolean().nullish(),
   mlp_bias: z.boolean().nullish(),
   tie_word_embeddings: z.boolean().nullish(),
   partial_rotary_factor: z.number().nullish(),
   use_sliding_window: z.boolean().nullish(),
   sliding_window: z.int().nullish(),
+  sliding_window_pattern: z.int().min(1).nullish(),
   max_window_layers: z.int().nullish(),
   layer_types: z.array(z.string()).max(512).nullish(),
   no_rope_layers: z.array(z.number()).max(512).nullish(),
@@ -152,27 +183,35 @@ const configSchema = z.looseObject({
   residual_multiplier: z.number().nullish(),
   attention_multiplier: z.number().nullish(),
   logits_scaling: z.number().nullish(),
+  query_pre_attn_scalar: z.number().positive().nullish(),
+  attn_logit_softcapping: z.number().nullish(),
+  final_logit_softcapping: z.number().nullish(),
+  use_bidirectional_attention: z.boolean().nullish(),
 });
 type Config = z.infer<typeof configSchema>;
 
 /** @throws MaskrouteError `unsupported_model` or `corrupt_model`. */
 export function configFromHuggingFace(json: JsonObject): ModelConfig {
   const architecture = architectureNamed(json.model_type);
-  if (json.quantization_config !== undefined && json.quantization_config !== null) {
+  const text = textPart(json);
+  if ((json.quantization_config ?? text.quantization_config ?? null) !== null) {
     throw unsupportedModel('its weights are quantized already (quantization_config)');
   }
-  const checked = check(configSchema, json, 'the file');
+  const family = FAMILIES[architecture];
+  const checked = check(configSchema, { ...family.defaults.fields, ...text }, 'the file');
   if (checked.kind === 'bad') throw corruptModel(`config.json: ${checked.message}`);
   const { value: config } = checked;
-  refuseUnhonoured(config);
-  const { defaults, biases, headNorms, hasFactors } = FAMILIES[architecture];
+  refuseUnhonoured(config, family.activation);
+  const { defaults, biases, headNorms, postNorms } = family;
   const headCount = config.num_attention_heads;
   const contextTokens = config.max_position_embeddings ?? defaults.contextTokens;
   // In a file, null means as many as heads; transformers' default is only for a field that is missing.
   const kvHeadsDefault = config.num_key_value_heads === null ? undefined : defaults.kvHeadCount;
   const headSizeDefault = config.head_dim === null ? undefined : defaults.headSize;
-  const rope = config.rope_parameters ?? config.rope_scaling ?? {};
+  const rope = config.rope_parameters?.full_attention ?? config.rope_parameters ?? config.rope_scaling ?? {};
   const layersWithoutRope = ropelessLayers(config, architecture);
+  const windowLayers = layersWithWindow(config, architecture, layersWithoutRope);
+  const headSize = config.head_dim ?? headSizeDefault ?? config.hidden_size / headCount;
   const asked = biases === 'asked' && config.attention_bias === true ? 'qkvo' : undefined;
   return checkConfig({
     architecture,
@@ -181,7 +220,7 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
     ffnSize: config.intermediate_size,
     headCount,
     kvHeadCount: config.num_key_value_heads ?? kvHeadsDefault ?? headCount,
-    headSize: config.head_dim ?? headSizeDefault ?? config.hidden_size / headCount,
+    headSize,
     vocabularySize: config.vocab_size,
     contextTokens,
     ropeTheta: rope.rope_theta ?? config.rope_theta ?? defaults.ropeTheta,
@@ -190,23 +229,38 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
     ropeScaling: ropeScaling(rope, architecture, contextTokens),
     attentionBias: biases === 'qkv' ? 'qkv' : asked,
     headNorms: headNorms || undefined,
-    slidingWindow: slidingWindow(config, architecture, layersWithoutRope, contextTokens),
+    postNorms: postNorms || undefined,
+    activation: family.activation === 'silu' ? undefined : 'gelu-tanh',
+    slidingWindow: slidingWindow(config, architecture, windowLayers, contextTokens),
+    localRope: localRope(config, architecture, windowLayers),
     layersWithoutRope: layersWithoutRope.length === 0 ? undefined : layersWithoutRope,
-    factors: hasFactors
-      ? {
-          embedding: config.embedding_multiplier ?? 1,
-          blocks: config.residual_multiplier ?? 1,
-          scores: config.attention_multiplier ?? 1,
-          logits: 1 / (config.logits_scaling ?? 1),
-        }
-      : undefined,
+    factors: factorsOf(config, architecture),
   });
 }
 
-function refuseUnhonoured(config: Config): void {
-  if ((config.hidden_act ?? 'silu') !== 'silu') {
-    throw unsupportedModel(`the activation ${quoted(config.hidden_act!)}`);
+function factorsOf(config: Config, architecture: Architecture): ModelConfig['factors'] {
+  switch (FAMILIES[architecture].factors) {
+    case 'none':
+      return undefined;
+    case 'asked':
+      return {
+        embedding: config.embedding_multiplier ?? 1,
+        blocks: config.residual_multiplier ?? 1,
+        scores: config.attention_multiplier ?? 1,
+        logits: 1 / (config.logits_scaling ?? 1),
+      };
+    case 'gemma':
+      return gemmaFactors(config.hidden_size, config.query_pre_attn_scalar ?? 256);
   }
+}
+
+function refuseUnhonoured(config: Config, activation: string): void {
+  // transformers reads one of these names in each family.
+  const named = activation === 'silu' ? config.hidden_act : config.hidden_activation;
+  if ((named ?? activation) !== activation) throw unsupportedModel(`the activation ${quoted(named!)}`);
+  for (const name of ['attn_logit_softcapping', 'final_logit_softcapping'] as const)
+    if (typeof config[name] === 'number') throw unsupportedModel(`soft-capping (${name})`);
+  if (config.use_bidirectional_attention) throw unsupportedModel('attention to later tokens');
   if (config.mlp_bias) throw unsupportedModel('biases in its FFN projections');
   const partial = config.partial_rotary_factor ?? config.rope_parameters?.partial_rotary_factor ?? 1;
   if (partial !== 1) throw unsupportedModel(`partial rotary embeddings (partial_rotary_factor ${partial})`);
@@ -272,21 +326,47 @@ function ropelessLayers(config: Config, architecture: Architecture): number[] {
   );
 }
 
-function slidingWindow(
+/** The layers whose window is as long as `sliding_window` says, if it says anything. */
+function layersWithWindow(
   config: Config,
   architecture: Architecture,
   ropeless: readonly number[],
-  contextTokens: number,
-): ModelConfig['slidingWindow'] {
-  const { window, defaults } = FAMILIES[architecture];
-  const asked = window === 'all' || config.use_sliding_window === true;
-  if (window === 'none' || !asked || config.sliding_window === null) return undefined;
+): readonly number[] {
+  const { window } = FAMILIES[architecture];
+  const isAsked = window === 'all' || window === 'between-global' || config.use_sliding_window === true;
+  if (window === 'none' || !isAsked) return [];
   const kinds = config.layer_types;
   const upper = config.max_window_layers ?? 28;
-  const layers = layersOf(config.num_hidden_layers, (layer) => {
+  const every = config.sliding_window_pattern ?? GLOBAL_EVERY;
+  return layersOf(config.num_hidden_layers, (layer) => {
     if (kinds) return kinds[layer] === 'sliding_attention';
     if (window === 'upper') return layer >= upper;
+    if (window === 'between-global') return (layer + 1) % every !== 0;
     return window === 'all' || ropeless.includes(layer);
   });
-  return slidingWindowOf(config.sliding_window ?? defaults.windowTokens, layers, contextTokens);
+}
+
+function slidingWindow(
+  config: Config,
+  architecture: Architecture,
+  layers: readonly number[],
+  contextTokens: number,
+): ModelConfig['slidingWindow'] {
+  if (config.sliding_window === null) return undefined;
+  const { windowTokens } = FAMILIES[architecture].defaults;
+  return slidingWindowOf(config.sliding_window ?? windowTokens, layers, contextTokens);
+}
+
+function localRope(
+  config: Config,
+  architecture: Architecture,
+  layers: readonly number[],
+): ModelConfig['localRope'] {
+  const { localRopeTheta } = FAMILIES[architecture].defaults;
+  if (localRopeTheta === undefined || layers.length === 0) return undefined;
+  const own = config.rope_parameters?.sliding_attention;
+  const type = own?.rope_type ?? 'default';
+  if (type !== 'default')
+    throw unsupportedModel(`rope scaling ${quoted(type)} in layers with a sliding window`);
+  return { theta: own?.rope_theta ?? config.rope_local_base_freq ?? localRopeTheta, layers: [...layers] };
 }

@@ -53,7 +53,7 @@ export async function openSafetensors(path: string, folder?: string): Promise<Sa
       const { dtype, shape, data_offsets } = find(name);
       const [descriptor, offset] = [file.fd, dataStart + data_offsets[0]];
       const type = floatType(name, dtype);
-      return { name, descriptor, offset, type, shape, interleavedHeads: undefined, scale: 1 };
+      return { name, descriptor, offset, type, shape, interleavedHeads: undefined, added: 0, scale: 1 };
     };
     return {
       names: [...entries.keys()],

@@ -125,8 +125,9 @@ async function readFully(
   }
 }
 
-/** Scales values of the file. A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
-function finish({ name, scale }: TensorPlace, values: Float32Array): void {
+/** Values of the file with what is added to them, and scaled. A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
+function finish({ name, added, scale }: TensorPlace, values: Float32Array): void {
+  if (added !== 0) for (let i = 0; i < values.length; i++) values[i]! += added;
   scaleAll(values, scale);
   let sum = 0;
   for (let i = 0; i < values.length; i++) sum += values[i]! - values[i]!;

@@ -7,7 +7,7 @@
 import type { Basis, Matrix } from '../architectures/rotation.ts';
 import { type LayerMatrices, type LayerProduct, layerMatrices } from '../matrices.ts';
 import type { WeightSource } from '../model-source.ts';
-import { type LayerSteps, openLayerSteps } from './layer-steps.ts';
+import { endsOfBlocks, type LayerSteps, openLayerSteps } from './layer-steps.ts';
 import { dequantize, type MatrixCodes } from './quantize.ts';
 
 /** Tokens of one run: few enough for the CPU's caches, enough to keep all threads busy. */
@@ -115,13 +115,15 @@ async function quantizeLayer<Codes extends MatrixCodes>(
   const qkv = await quantize('qkv', attentionInputs, before.map(equalShares(attentionNorm.length)));
   const attended = await inOrder(attentionInputs, (x) => steps.attend(x, matrices, restored(qkv)));
   const output = await quantize('output', attended, before.map(streamShares(attentionNorm.length)));
-  const { outputBias } = matrices.extras;
-  const between = await inOrder(before, (h, i) => steps.add(h, attended[i]!, restored(output), outputBias));
+  const ends = endsOfBlocks(matrices);
+  const between = await inOrder(before, (h, i) =>
+    steps.add(h, attended[i]!, restored(output), ends.attention),
+  );
   const ffnInputs = await inOrder(between, (h) => steps.normalize(h, ffnNorm));
   const gateUp = await quantize('gateUp', ffnInputs, between.map(equalShares(ffnNorm.length)));
   const activated = await inOrder(ffnInputs, (x) => steps.activate(x, restored(gateUp)));
   const down = await quantize('down', activated, between.map(streamShares(ffnNorm.length)));
-  const streams = await inOrder(between, (h, i) => steps.add(h, activated[i]!, restored(down)));
+  const streams = await inOrder(between, (h, i) => steps.add(h, activated[i]!, restored(down), ends.ffn));
   return { codes: { qkv, output, gateUp, down }, streams };
 }
 

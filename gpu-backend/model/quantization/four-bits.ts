@@ -23,7 +23,7 @@ import {
   type TextOptions,
 } from './calibration.ts';
 import { quantizeWithFeedback } from './error-feedback.ts';
-import { type LayerSteps, openLayerSteps, openProducts, type Products } from './layer-steps.ts';
+import { endsOfBlocks, type LayerSteps, openLayerSteps, openProducts, type Products } from './layer-steps.ts';
 import { blocksOf, eightBitsOf, FOUR_BITS, type QuantCodes, roundRows } from './quantize.ts';
 
 /** Raised when a change gives the same model and text other codes. */
@@ -263,12 +263,13 @@ async function throughLayer(
   variants: Variant[],
 ): Promise<Float32Array> {
   const rounded = eachProduct((name) => options.rounded(layer, name));
+  const ends = endsOfBlocks(matrices);
   const attention = async (h: Float32Array, qkv: Matrix, output: Matrix) => {
     const attended = await steps.attend(await steps.normalize(h, matrices.attentionNorm), matrices, qkv);
-    return steps.add(h, attended, output, matrices.extras.outputBias);
+    return steps.add(h, attended, output, ends.attention);
   };
   const ffn = async (h: Float32Array, gateUp: Matrix, down: Matrix) =>
-    steps.add(h, await steps.activate(await steps.normalize(h, matrices.ffnNorm), gateUp), down);
+    steps.add(h, await steps.activate(await steps.normalize(h, matrices.ffnNorm), gateUp), down, ends.ffn);
   const passing = async (through: (h: Float32Array) => Promise<Float32Array>) => {
     for (const variant of variants) variant.stream = await through(variant.stream);
   };

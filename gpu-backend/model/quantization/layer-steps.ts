@@ -11,27 +11,44 @@ import {
   type Extras,
   type ExtraWeights,
   layerExtras,
+  ropeOf,
   rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
 import { rotated } from '../architectures/column-products.ts';
+import { activate } from '../architectures/llama.ts';
 import { type Basis, type Matrix, rotationMatrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
 import type { ModelConfig } from '../model-source.ts';
-import { ropeTables } from '../rope.ts';
+import { localRopeConfig, ropeTables } from '../rope.ts';
 
 export type LayerSteps = AsyncDisposable & {
   /** `[T, H]` → its RMS norm. */
   normalize(h: Float32Array, norm: Float32Array): Promise<Float32Array>;
   /** Normalized `[T, H]` → the heads' outputs, `[T, N·D]`. */
   attend(x: Float32Array, layer: AttentionLayer, qkv: Matrix): Promise<Float32Array>;
-  /** Normalized `[T, H]` → silu(gate)·up, `[T, F]`, rotated as the basis says. */
+  /** Normalized `[T, H]` → activation(gate)·up, `[T, F]`, rotated as the basis says. */
   activate(x: Float32Array, gateUp: Matrix): Promise<Float32Array>;
-  /** h + x·Wᵀ + bias, `[T, H]`. */
-  add(h: Float32Array, x: Float32Array, matrix: Matrix, bias?: Float32Array): Promise<Float32Array>;
+  /** h + x·Wᵀ + bias, `[T, H]`; with a `postNorm`, h + its norm, rotated as the basis says. */
+  add(h: Float32Array, x: Float32Array, matrix: Matrix, end?: End): Promise<Float32Array>;
   /** Σ_t weight_t · x_t·x_tᵀ, `[K, K]`; weights `[T]`. */
   moments(x: Float32Array, weights: Float32Array): Promise<Float32Array>;
 };
+
+/** What is behind a block's last product. */
+type End = {
+  readonly bias?: Float32Array | undefined;
+  readonly postNorm?: Float32Array | undefined;
+};
+
+/** The ends of a layer's blocks. */
+export const endsOfBlocks = ({
+  extras,
+  postNorms,
+}: Pick<LayerMatrices, 'extras' | 'postNorms'>): Record<'attention' | 'ffn', End> => ({
+  attention: { bias: extras.outputBias, postNorm: postNorms?.attention },
+  ffn: { postNorm: postNorms?.ffn },
+});
 
 type AttentionLayer = Pick<LayerMatrices, 'index' | 'extras'>;
 
@@ -45,8 +62,8 @@ export async function openLayerSteps(
   const open = (build: (g: GraphBuilder) => void) => openGraph(build, threads);
   const sessions = await Promise.all([
     open(normalizeGraph(config)),
-    open(activateGraph(F, basis.inside(F))),
-    open(addGraph),
+    open(activateGraph(config, basis.inside(F))),
+    open(addGraph(config, basis)),
     open(momentsGraph),
   ]);
   const [normalize, activate, add, moments] = sessions as [Session, Session, Session, Session];
@@ -59,7 +76,11 @@ export async function openLayerSteps(
   };
   const noBias = new Float32Array(H);
   const S = sequenceTokens;
-  const [cos, sin] = ropeTables({ ...config, contextTokens: S });
+  const short = { ...config, contextTokens: S };
+  const tables = {
+    global: ropeTables(short),
+    local: config.localRope && ropeTables(localRopeConfig(short, config.localRope)),
+  };
   const positions = BigInt64Array.from({ length: S }, (_, i) => BigInt(i));
   const half = D / 2;
   const table = (values: Float32Array) => tensor('f32', values, [S, half]);
@@ -71,6 +92,7 @@ export async function openLayerSteps(
       const B = x.length / H / S;
       const all = BigInt64Array.from({ length: B * S }, (_, i) => positions[i % S]!);
       const session = await attentionOf(layer);
+      const [cos, sin] = tables[ropeOf(config, layer.index) ?? 'global']!;
       const feeds: Feeds = {
         x: tensor('f32', x, [B, S, H]),
         w: weights(qkv),
@@ -83,12 +105,13 @@ export async function openLayerSteps(
       return run(session, Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]!])));
     },
     activate: (x, gateUp) => run(activate, { x: rows(x, H), w: weights(gateUp) }),
-    add: (h, x, matrix, bias = noBias) =>
+    add: (h, x, matrix, { bias = noBias, postNorm } = {}) =>
       run(add, {
         h: rows(h, H),
         x: rows(x, matrix.inputs),
         w: weights(matrix),
         bias: tensor('f32', bias, [H]),
+        ...(postNorm && { norm: tensor('f32', postNorm, [H]) }),
       }),
     moments: (x, share) =>
       run(moments, { x: rows(x, x.length / share.length), share: tensor('f32', share, [share.length, 1]) }),
@@ -116,13 +139,17 @@ function result(g: GraphBuilder, op: string, inputs: Value[], attributes = {}, d
   g.output({ name: 'y' }, 'f32', ['T', 'Y']);
 }
 
+const normAttributes = ({ rmsEpsilon }: ModelConfig) => ({ axis: -1, epsilon: { float: rmsEpsilon } });
+
 const normalizeGraph =
-  ({ hiddenSize: H, rmsEpsilon }: ModelConfig) =>
+  (config: ModelConfig) =>
   (g: GraphBuilder): void =>
-    result(g, 'SimplifiedLayerNormalization', [g.input('h', 'f32', ['T', H]), g.input('norm', 'f32', [H])], {
-      axis: -1,
-      epsilon: { float: rmsEpsilon },
-    });
+    result(
+      g,
+      'SimplifiedLayerNormalization',
+      [g.input('h', 'f32', ['T', config.hiddenSize]), g.input('norm', 'f32', [config.hiddenSize])],
+      normAttributes(config),
+    );
 
 const attendGraph =
   (config: ModelConfig, index: number, weights: ExtraWeights) =>
@@ -134,7 +161,7 @@ const attendGraph =
     const all = extras.biased(g, qkv, { from: 0, count: N + 2 * G });
     const [qk, v] = g.ops('Split', [all, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
     const normed = extras.normed(g, qk!, { from: 0, count: N + G });
-    const placed = extras.hasRope ? withPositions(g, config, extras, normed) : normed;
+    const placed = extras.rope ? withPositions(g, config, extras, normed) : normed;
     const [q, k] = g.ops('Split', [placed, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
     const { window } = extras;
     const mask = window && windowMask(g, window, g.input('order', 'i64', [1, 'S']), k!);
@@ -147,26 +174,37 @@ const attendGraph =
 function withPositions(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
   const { headCount, kvHeadCount, headSize } = config;
   const table = (name: string) => g.input(name, 'f32', ['S', headSize / 2]);
-  const shared = { config, cos: table('cos'), sin: table('sin') };
+  // The caller feeds the table of this layer.
+  const own = { cos: table('cos'), sin: table('sin') };
+  const shared = { config, ropes: { global: own, local: own } };
   return rotate(g, shared, extras, x, g.input('positions', 'i64', ['B', 'S']), headCount + kvHeadCount);
 }
 
 const activateGraph =
-  (F: number, size: number) =>
+  (config: ModelConfig, size: number) =>
   (g: GraphBuilder): void => {
+    const { ffnSize: F } = config;
     const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
     const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
-    // QuickGelu with alpha 1 is x·sigmoid(x), SiLU.
-    const activated = g.op('Mul', [g.op('QuickGelu', [gate], { alpha: { float: 1 } }, MICROSOFT), up!]);
+    const activated = g.op('Mul', [activate(g, config, gate!), up!]);
     const matrix = g.constant('f32', [size, size], [...rotationMatrix(size)]);
     result(g, 'Identity', [rotated(g, activated, F, { size, matrix }, 1)]);
   };
 
-const addGraph = (g: GraphBuilder): void => {
-  const x = product(g, g.input('x', 'f32', ['T', 'K']), g.input('w', 'f32', ['H', 'K']));
-  const biased = g.op('Add', [x, g.input('bias', 'f32', ['H'])]);
-  result(g, 'Add', [g.input('h', 'f32', ['T', 'H']), biased]);
-};
+const addGraph =
+  (config: ModelConfig, { stream }: Basis) =>
+  (g: GraphBuilder): void => {
+    const { hiddenSize: H, postNorms } = config;
+    const x = product(g, g.input('x', 'f32', ['T', 'K']), g.input('w', 'f32', [H, 'K']));
+    const biased = g.op('Add', [x, g.input('bias', 'f32', [H])]);
+    const ended = () => {
+      const inputs = [biased, g.input('norm', 'f32', [H])];
+      const normed = g.op('SimplifiedLayerNormalization', inputs, normAttributes(config));
+      const matrix = g.constant('f32', [stream, stream], [...rotationMatrix(stream)]);
+      return rotated(g, normed, H, { size: stream, matrix }, 1);
+    };
+    result(g, 'Add', [g.input('h', 'f32', ['T', H]), postNorms ? ended() : biased]);
+  };
 
 const momentsGraph = (g: GraphBuilder): void => {
   const x = g.input('x', 'f32', ['T', 'K']);

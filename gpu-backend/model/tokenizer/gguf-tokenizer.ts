@@ -147,7 +147,11 @@ function endOfAnswerIds(metadata: Metadata, vocabulary: Vocabulary): number[] {
     const id = specialId(metadata, vocabulary, kind);
     if (id !== null) ids.add(id);
   }
-  for (const token of vocabulary.added) if (END_OF_ANSWER_NAMES.has(token.content)) ids.add(token.id);
+  for (const { id, content, special } of vocabulary.added) {
+    // A Gemma has the tags of HTML as tokens, and this is one of them.
+    const isTag = content === '</s>' && !special;
+    if (END_OF_ANSWER_NAMES.has(content) && !isTag) ids.add(id);
+  }
   if (ids.size === 0) throw unsupportedModel('it names no token that ends an answer');
   return [...ids];
 }

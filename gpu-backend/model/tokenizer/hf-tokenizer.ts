@@ -44,6 +44,9 @@ const tokenizerSchema = z.looseObject({
   ]),
 });
 
+/** Gemma 3's tokenizer is the same for all sizes. Those that read text alone have no row for this one. */
+const TOKEN_OF_IMAGES = '<image_soft_token>';
+
 /** `rows`: the rows of the embedding. @throws MaskrouteError `unsupported_model`, `corrupt_model`. */
 export async function tokenizerFromFolder(folder: string, rows: number): Promise<ImportedTokenizer> {
   const raw = await readModelJson(folder, TOKENIZER_FILE, TOKENIZER_BYTES_MAX);
@@ -52,14 +55,17 @@ export async function tokenizerFromFolder(folder: string, rows: number): Promise
   if (checked.kind === 'bad') {
     throw unsupportedModel(`${TOKENIZER_FILE} is neither byte-level nor SentencePiece (${checked.message})`);
   }
-  const { model, added_tokens: added } = checked.value;
+  const { model } = checked.value;
+  const isLacking = ({ id, content }: { readonly id: number; readonly content: string }) =>
+    content === TOKEN_OF_IMAGES && id >= rows;
+  const added = checked.value.added_tokens.filter((token) => !isLacking(token));
   const ids = vocabularyOf(raw).map(([, id]) => id);
   // `Math.max(...ids)` would overflow the stack.
   const highest = [...ids, ...added.map((token) => token.id)].reduce((most, id) => Math.max(most, id), -1);
   if (highest >= rows) throw corruptModel(`its tokenizer has the id ${highest}, its embedding ${rows} rows`);
 
   const exact = model.type === 'BPE' ? exactPreTokenizer(raw.pre_tokenizer) : raw.pre_tokenizer;
-  const tokenizerJson = { ...raw, pre_tokenizer: exact };
+  const tokenizerJson = { ...raw, added_tokens: added, pre_tokenizer: exact };
   const tokenizerConfig = (await readModelJson(folder, TOKENIZER_CONFIG_FILE, CONFIG_BYTES_MAX)) ?? {};
   const tokenizer = tokenizerFrom(tokenizerJson, tokenizerConfig);
   // Fields that tokenizer_config.json lacks come from the older special_tokens_map.json.

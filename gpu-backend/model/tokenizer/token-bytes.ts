@@ -86,7 +86,10 @@ export function tokenTable(json: object, added: readonly AddedToken[]): TokenTab
   const convert = parts.some((part) => part.type === 'ByteLevel') ? byteLevel : sentencePiece;
   const table: Uint8Array[] = [];
   for (const [name, id] of vocabularyOf(json)) table[id] = convert(name);
-  for (const { id, content } of added) table[id] = utf8.encode(content);
+  // Runs of spaces are such tokens of a Gemma. Control tokens keep their names, by which templates know them.
+  const isText = convert === sentencePiece;
+  for (const { id, content, special } of added)
+    table[id] = isText && special !== true ? sentencePiece(content) : utf8.encode(content);
   const ends = new Int32Array(table.length + 1);
   for (let id = 0; id < table.length; id++) ends[id + 1] = ends[id]! + (table[id]?.length ?? 0);
   const bytes = new Uint8Array(ends[table.length]!);

@@ -21,6 +21,7 @@ import { furthest } from '../../support/furthest.ts';
 import { openGrammarPlayer } from '../../support/grammar-player.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import {
+  asGemma,
   openEmitted,
   RANDOM_TABLE_ID,
   randomLlama,
@@ -43,150 +44,158 @@ const MASKS: readonly Mask[] = [
 ];
 
 describe.each([
-  ['q8', 'f32', 16],
-  ['f32', 'f32', 16],
-  ['q8', 'f16', 16],
-  ['q8', 'f32', 12],
-  ['q8-columns', 'f32', 16],
-] as const)('several sequences at once in %s, K and V in %s, heads of %i', (kind, kvType, headSize) => {
-  let runner: Runner & AsyncDisposable;
-  beforeAll(async () => {
-    const table = randomSurrogates(TINY_CONFIG, 32);
-    const source = randomLlama({ headSize, headCount: 96 / headSize });
-    runner = await openEmitted(source, kind, table, undefined, kvType);
-  });
-  afterAll(async () => runner[Symbol.asyncDispose]());
+  ['q8', 'f32', 16, 'Llama'],
+  ['f32', 'f32', 16, 'Llama'],
+  ['q8', 'f16', 16, 'Llama'],
+  ['q8', 'f32', 12, 'Llama'],
+  ['q8-columns', 'f32', 16, 'Llama'],
+  ['q8', 'f32', 16, 'Gemma'],
+  ['f32', 'f16', 16, 'Gemma'],
+] as const)(
+  'several sequences at once in %s, K and V in %s, heads of %i, a %s',
+  (kind, kvType, headSize, family) => {
+    let runner: Runner & AsyncDisposable;
+    beforeAll(async () => {
+      const table = randomSurrogates(TINY_CONFIG, 32);
+      const sizes = { headSize, headCount: 96 / headSize };
+      const source = randomLlama(family === 'Gemma' ? asGemma(sizes) : sizes);
+      runner = await openEmitted(source, kind, table, undefined, kvType);
+    });
+    afterAll(async () => runner[Symbol.asyncDispose]());
 
-  const plans: MaskPlan[] = MASKS.flatMap((mask) => [
-    { mask, kv: 'preserve' as KvMode },
-    { mask, kv: 'elide' as KvMode },
-    { mask: withSurrogates(mask, RANDOM_TABLE_ID), kv: 'preserve' as KvMode },
-  ]);
+    const plans: MaskPlan[] = MASKS.flatMap((mask) => [
+      { mask, kv: 'preserve' as KvMode },
+      { mask, kv: 'elide' as KvMode },
+      { mask: withSurrogates(mask, RANDOM_TABLE_ID), kv: 'preserve' as KvMode },
+    ]);
 
-  test('gives every sequence the bits that it has alone, whoever else is in the step', async () => {
-    const random = seededRandom(5);
-    for (let turn = 0; turn < 12; turn++) {
-      const chosen = Array.from({ length: 2 + Math.floor(random() * 7) }, () => ({
-        plan: plans[Math.floor(random() * plans.length)]!,
-        alone: runner.newCache(),
-        together: runner.newCache(),
-      }));
-      for (let step = 0; step < 4; step++) {
-        const inputs = chosen.map(({ plan, together }, i): RunInput => {
-          const count = random() < 0.5 && step > 0 ? 1 : 2 + Math.floor(random() * 30);
-          const tokenIds = tokensOf(100 * turn + 10 * step + i, count);
-          const all = random() < 0.3;
-          const logitRows = all ? tokenIds.map((_, row) => row) : random() < 0.2 ? [] : [count - 1];
-          return { cache: together, tokenIds, plan, logitRows };
-        });
-        const found = await runner.runMany(inputs);
-        for (const [i, input] of inputs.entries()) {
-          const expected = await runner.run({ ...input, cache: chosen[i]!.alone });
-          // fp32 products are summed otherwise for one row than for several; quantized ones are not.
-          expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+    test('gives every sequence the bits that it has alone, whoever else is in the step', async () => {
+      const random = seededRandom(5);
+      for (let turn = 0; turn < 12; turn++) {
+        const chosen = Array.from({ length: 2 + Math.floor(random() * 7) }, () => ({
+          plan: plans[Math.floor(random() * plans.length)]!,
+          alone: runner.newCache(),
+          together: runner.newCache(),
+        }));
+        for (let step = 0; step < 4; step++) {
+          const inputs = chosen.map(({ plan, together }, i): RunInput => {
+            const count = random() < 0.5 && step > 0 ? 1 : 2 + Math.floor(random() * 30);
+            const tokenIds = tokensOf(100 * turn + 10 * step + i, count);
+            const all = random() < 0.3;
+            const logitRows = all ? tokenIds.map((_, row) => row) : random() < 0.2 ? [] : [count - 1];
+            return { cache: together, tokenIds, plan, logitRows };
+          });
+          const found = await runner.runMany(inputs);
+          for (const [i, input] of inputs.entries()) {
+            const expected = await runner.run({ ...input, cache: chosen[i]!.alone });
+            // fp32 products are summed otherwise for one row than for several; quantized ones are not.
+            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+          }
         }
       }
-    }
-  });
+    });
 
-  test('tokens under one mask have the bits that they have alone, whoever takes part and whoever pauses between them', async () => {
-    const random = seededRandom(6);
-    for (const plan of plans) {
-      const pairs = Array.from({ length: 8 }, (_, i) => ({
-        tokenIds: tokensOf(i, 1 + Math.floor(random() * 12)),
-        alone: runner.newCache(),
-        together: runner.newCache(),
-      }));
-      for (const { tokenIds, alone, together } of pairs) {
-        await runner.run({ cache: alone, tokenIds, plan, logitRows: [] });
-        await runner.run({ cache: together, tokenIds, plan, logitRows: [] });
-      }
-      for (let step = 0; step < 5; step++) {
-        const some = pairs.filter(() => step === 0 || random() < 0.6);
-        if (some.length === 0) continue;
-        const inputs = some.map(({ together }, i): RunInput => {
-          return { cache: together, tokenIds: tokensOf(10 * step + i, 1), plan, logitRows: [0] };
-        });
-        const found = await runner.runMany(inputs);
-        for (const [i, input] of inputs.entries()) {
-          const expected = await runner.run({ ...input, cache: some[i]!.alone });
-          expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+    test('tokens under one mask have the bits that they have alone, whoever takes part and whoever pauses between them', async () => {
+      const random = seededRandom(6);
+      for (const plan of plans) {
+        const pairs = Array.from({ length: 8 }, (_, i) => ({
+          tokenIds: tokensOf(i, 1 + Math.floor(random() * 12)),
+          alone: runner.newCache(),
+          together: runner.newCache(),
+        }));
+        for (const { tokenIds, alone, together } of pairs) {
+          await runner.run({ cache: alone, tokenIds, plan, logitRows: [] });
+          await runner.run({ cache: together, tokenIds, plan, logitRows: [] });
+        }
+        for (let step = 0; step < 5; step++) {
+          const some = pairs.filter(() => step === 0 || random() < 0.6);
+          if (some.length === 0) continue;
+          const inputs = some.map(({ together }, i): RunInput => {
+            return { cache: together, tokenIds: tokensOf(10 * step + i, 1), plan, logitRows: [0] };
+          });
+          const found = await runner.runMany(inputs);
+          for (const [i, input] of inputs.entries()) {
+            const expected = await runner.run({ ...input, cache: some[i]!.alone });
+            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+          }
         }
       }
-    }
-  });
-
-  test('a prompt that begins in a place between the tokens of others keeps its first token', async () => {
-    const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
-    const caches = Array.from({ length: 3 }, () => runner.newCache());
-    const inputs = (tokens: (i: number) => number[]) =>
-      caches.map((cache, i): RunInput => ({ cache, tokenIds: tokens(i), plan, logitRows: [0] }));
-    await runner.runMany(inputs((i) => tokensOf(i, 5 + i)));
-    await runner.runMany(inputs((i) => tokensOf(10 + i, 1)));
-    caches[1]!.truncate(0);
-    // It takes the place in the middle, whose former owner is gone.
-    caches[1] = runner.newCache();
-    const prompt = tokensOf(20, 9);
-    await runner.runMany(inputs((i) => (i === 1 ? prompt.slice(0, 6) : tokensOf(30 + i, 1))));
-    const [, found] = await runner.runMany(inputs((i) => (i === 1 ? prompt.slice(6) : tokensOf(40 + i, 1))));
-    const alone = runner.newCache();
-    await runner.run({ cache: alone, tokenIds: prompt.slice(0, 6), plan, logitRows: [] });
-    const expected = await runner.run({ cache: alone, tokenIds: prompt.slice(6), plan, logitRows: [0] });
-    found!.forEach((value, i) => {
-      expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
     });
-  });
 
-  test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
-    const tokenIds = tokensOf(1, 20);
-    const pair = [runner.newCache(), runner.newCache()] as const;
-    const step = (plan: MaskPlan, ids: readonly number[]) =>
-      pair.map((cache): RunInput => ({ cache, tokenIds: ids, plan, logitRows: [ids.length - 1] }));
-    await runner.runMany(step({ mask: MASKS[3]!, kv: 'preserve' }, tokenIds));
-    const [found] = await runner.runMany(step({ mask: MASKS[0]!, kv: 'preserve' }, [7, 8]));
-    const alone = runner.newCache();
-    await runner.run({ cache: alone, tokenIds, plan: { mask: MASKS[3]!, kv: 'preserve' }, logitRows: [] });
-    const expected = await runner.run({
-      cache: alone,
-      tokenIds: [7, 8],
-      logitRows: [1],
-      plan: { mask: MASKS[0]!, kv: 'preserve' },
-    });
-    found!.forEach((value, i) => {
-      expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
-    });
-  });
-
-  test('takes more rows than the context has positions', async () => {
-    const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
-    const counts = [TINY_CONFIG.contextTokens - 10, 30, TINY_CONFIG.contextTokens];
-    const inputs = () =>
-      counts.map((count, i): RunInput => {
-        const tokenIds = tokensOf(i, count);
-        return { cache: runner.newCache(), tokenIds, plan, logitRows: [count - 1] };
+    test('a prompt that begins in a place between the tokens of others keeps its first token', async () => {
+      const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
+      const caches = Array.from({ length: 3 }, () => runner.newCache());
+      const inputs = (tokens: (i: number) => number[]) =>
+        caches.map((cache, i): RunInput => ({ cache, tokenIds: tokens(i), plan, logitRows: [0] }));
+      await runner.runMany(inputs((i) => tokensOf(i, 5 + i)));
+      await runner.runMany(inputs((i) => tokensOf(10 + i, 1)));
+      caches[1]!.truncate(0);
+      // It takes the place in the middle, whose former owner is gone.
+      caches[1] = runner.newCache();
+      const prompt = tokensOf(20, 9);
+      await runner.runMany(inputs((i) => (i === 1 ? prompt.slice(0, 6) : tokensOf(30 + i, 1))));
+      const [, found] = await runner.runMany(
+        inputs((i) => (i === 1 ? prompt.slice(6) : tokensOf(40 + i, 1))),
+      );
+      const alone = runner.newCache();
+      await runner.run({ cache: alone, tokenIds: prompt.slice(0, 6), plan, logitRows: [] });
+      const expected = await runner.run({ cache: alone, tokenIds: prompt.slice(6), plan, logitRows: [0] });
+      found!.forEach((value, i) => {
+        expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
       });
-    const found = await runner.runMany(inputs());
-    const alone: Float32Array[] = [];
-    for (const input of inputs()) alone.push(await runner.run(input));
-    found.forEach((logits, i) => {
-      for (const [at, value] of logits.entries())
-        expect(value).toBeCloseTo(alone[i]![at]!, kind === 'f32' ? 4 : 9);
     });
-  });
 
-  test('refuses more sequences than it has places, and other surrogates', async () => {
-    const input = (mask: Mask): RunInput => ({
-      cache: runner.newCache(),
-      tokenIds: [1],
-      logitRows: [0],
-      plan: { mask, kv: 'preserve' },
+    test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
+      const tokenIds = tokensOf(1, 20);
+      const pair = [runner.newCache(), runner.newCache()] as const;
+      const step = (plan: MaskPlan, ids: readonly number[]) =>
+        pair.map((cache): RunInput => ({ cache, tokenIds: ids, plan, logitRows: [ids.length - 1] }));
+      await runner.runMany(step({ mask: MASKS[3]!, kv: 'preserve' }, tokenIds));
+      const [found] = await runner.runMany(step({ mask: MASKS[0]!, kv: 'preserve' }, [7, 8]));
+      const alone = runner.newCache();
+      await runner.run({ cache: alone, tokenIds, plan: { mask: MASKS[3]!, kv: 'preserve' }, logitRows: [] });
+      const expected = await runner.run({
+        cache: alone,
+        tokenIds: [7, 8],
+        logitRows: [1],
+        plan: { mask: MASKS[0]!, kv: 'preserve' },
+      });
+      found!.forEach((value, i) => {
+        expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
+      });
     });
-    const many = Array.from({ length: 9 }, () => input(MASKS[0]!));
-    await expect(runner.runMany(many)).rejects.toThrow('9 sequences for 8 places');
-    const other = withSurrogates(MASKS[1]!, `s_${'b'.repeat(24)}` as typeof RANDOM_TABLE_ID);
-    await expect(runner.runMany([input(MASKS[0]!), input(other)])).rejects.toThrow('surrogates');
-  });
-});
+
+    test('takes more rows than the context has positions', async () => {
+      const plan: MaskPlan = { mask: MASKS[0]!, kv: 'preserve' };
+      const counts = [TINY_CONFIG.contextTokens - 10, 30, TINY_CONFIG.contextTokens];
+      const inputs = () =>
+        counts.map((count, i): RunInput => {
+          const tokenIds = tokensOf(i, count);
+          return { cache: runner.newCache(), tokenIds, plan, logitRows: [count - 1] };
+        });
+      const found = await runner.runMany(inputs());
+      const alone: Float32Array[] = [];
+      for (const input of inputs()) alone.push(await runner.run(input));
+      found.forEach((logits, i) => {
+        for (const [at, value] of logits.entries())
+          expect(value).toBeCloseTo(alone[i]![at]!, kind === 'f32' ? 4 : 9);
+      });
+    });
+
+    test('refuses more sequences than it has places, and other surrogates', async () => {
+      const input = (mask: Mask): RunInput => ({
+        cache: runner.newCache(),
+        tokenIds: [1],
+        logitRows: [0],
+        plan: { mask, kv: 'preserve' },
+      });
+      const many = Array.from({ length: 9 }, () => input(MASKS[0]!));
+      await expect(runner.runMany(many)).rejects.toThrow('9 sequences for 8 places');
+      const other = withSurrogates(MASKS[1]!, `s_${'b'.repeat(24)}` as typeof RANDOM_TABLE_ID);
+      await expect(runner.runMany([input(MASKS[0]!), input(other)])).rejects.toThrow('surrogates');
+    });
+  },
+);
 
 test('logits in memory that is used again are the same, in a step of several runs too', async () => {
   const source = randomLlama();

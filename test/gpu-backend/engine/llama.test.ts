@@ -6,7 +6,7 @@ import type { ModelConfig, WeightSource } from '../../../gpu-backend/model/model
 import { denseMask, type Mask, maskFromSkippedLayers } from '../../../shared/mask/mask.ts';
 import { furthestInRows } from '../../support/furthest.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
-import { openEmitted, randomLlama, TINY_CONFIG } from '../../support/random-llama.ts';
+import { asGemma, openEmitted, randomLlama, TINY_CONFIG } from '../../support/random-llama.ts';
 
 const V = TINY_CONFIG.vocabularySize;
 const TOKENS = Array.from({ length: 60 }, (_, i) => (i * 131 + 17) % V);
@@ -45,6 +45,7 @@ const FEATURES: [string, Partial<ModelConfig>][] = [
     { architecture: 'qwen3', headNorms: true, headSize: 32, kvHeadCount: 1 },
   ],
   ['layers without rotary', { architecture: 'smollm3', layersWithoutRope: [1, 3] }],
+  ['all that a Gemma 3 has', asGemma()],
   ['a sliding window in some layers', { slidingWindow: { tokens: 9, layers: [0, 2] } }],
   [
     'all of it, YaRN and a head of its own',

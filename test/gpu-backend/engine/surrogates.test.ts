@@ -6,6 +6,7 @@ import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../
 import { furthest } from '../../support/furthest.ts';
 import { naiveLlama } from '../../support/naive-llama.ts';
 import {
+  asGemma,
   openEmitted,
   RANDOM_TABLE_ID,
   randomLlama,
@@ -78,7 +79,14 @@ test('holes have the logits of a graph without surrogates, to the last bit', asy
   );
 });
 
-test.each(['q8', 'q4', 'q8-columns'] as const)('%s: the rotated basis is the same function', async (kind) => {
+test.each([
+  ['q8', 'Llama'],
+  ['q4', 'Llama'],
+  ['q8-columns', 'Llama'],
+  // Its stream is rotated in blocks.
+  ['q8', 'Gemma'],
+] as const)('%s: the rotated basis of a %s is the same function', async (kind, family) => {
+  const source = randomLlama(family === 'Gemma' ? asGemma() : {});
   await using exact = await openEmitted(source, 'f32', table);
   await using quantized = await openEmitted(source, kind, table);
   const expected = await logitsOf(exact, [40], () => ALL_REPLACED);

@@ -153,6 +153,10 @@ describe('families', () => {
       stacks('mlp.gate_up_proj', 'mlp.up_proj'),
     ),
     'Phi-4': has(({ sliding_window }) => sliding_window === null),
+    'Gemma 3': holds('self_attn.post_norm.weight'),
+    'norms behind blocks': both(holds('self_attn.post_norm.weight'), holds('mlp.post_norm.weight')),
+    'another rotary base in layers with a window': ({ config }) =>
+      configFromHuggingFace(config).localRope !== undefined,
     'norms over heads': both(holds('self_attn.q_norm.weight'), holds('self_attn.k_norm.weight')),
     'heads of any width': has(
       ({ head_dim, num_attention_heads, hidden_size }) => head_dim! * num_attention_heads! !== hidden_size,

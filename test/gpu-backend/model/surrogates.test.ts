@@ -85,10 +85,17 @@ test('what is no table, or of a rank that 8-bit products lack, is refused with t
   await expect(write({ ...table, bias: table.bias.map(() => 1e6) })).rejects.toThrow(/half precision/);
 });
 
-test.each([64, 96])('with %i channels the rotated basis and back is the same table', (hiddenSize) => {
-  const table = randomSurrogates({ ...tiny, hiddenSize }, 32);
-  closeTo(toFileBasis(toInstalledBasis(table, 'q8'), 'q8'), table, 1e-5);
-  expect(toInstalledBasis(table, 'f32')).toBe(table);
+test.each([
+  ['64 channels', { hiddenSize: 64 }],
+  ['96 channels', { hiddenSize: 96 }],
+  ['norms behind blocks', { postNorms: true }],
+] as const)('with %s the rotated basis and back is the same table', (_, changes) => {
+  const config = { ...TINY_CONFIG, ...changes };
+  const table = randomSurrogates(config, 32);
+  const rotated = toInstalledBasis(table, { config, weights: 'q8' });
+  closeTo(toFileBasis(rotated, { config, weights: 'q8' }), table, 1e-5);
+  expect(rotated.a).not.toEqual(table.a);
+  expect(toInstalledBasis(table, { config, weights: 'f32' })).toBe(table);
 });
 
 test('a model gets a table beside its weights, changes it, and keeps its name and hash', async () => {

@@ -52,6 +52,7 @@ const CASES: Record<string, Case> = {
     inputs: [[3, 4]],
     build: (g, x) => g.op('QuickGelu', [x], { alpha: { float: 1 } }, MICROSOFT),
   },
+  FastGelu: { inputs: [[3, 4]], build: (g, x) => g.op('FastGelu', [x], {}, MICROSOFT) },
   Where: {
     inputs: [[3, 4], [4]],
     feeds: { when: tensor('bool', Uint8Array.of(1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1), [3, 4]) },

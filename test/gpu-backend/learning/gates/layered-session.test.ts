@@ -10,7 +10,13 @@ import { fastestRounding } from '../../../../gpu-backend/learning/gates/rounding
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
 import type { ModelConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { emitFromMemory, holding, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
+import {
+  asGemma,
+  emitFromMemory,
+  holding,
+  randomLlama,
+  randomSurrogates,
+} from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -28,6 +34,8 @@ const CASES: [string, WeightKind, Partial<ModelConfig>, number][] = [
     32,
   ],
   ['Qwen 3, four bits', 'q4', { architecture: 'qwen3', headNorms: true, headSize: 32 }, 0],
+  ['Gemma 3, eight bits, with surrogates', 'q8', asGemma(), 32],
+  ['Gemma 3, eight bits by column', 'q8-columns', asGemma(), 0],
   [
     'Mistral, a window, eight bits',
     'q8',

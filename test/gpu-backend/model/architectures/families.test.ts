@@ -15,7 +15,7 @@ import {
   openSafetensorsFolder,
 } from '../../../../gpu-backend/model/formats/hf-folder.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
-import { ropeFrequencies, ropeTables } from '../../../../gpu-backend/model/rope.ts';
+import { localRopeConfig, ropeFrequencies, ropeTables } from '../../../../gpu-backend/model/rope.ts';
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';
 import {
   canBeGguf,
@@ -100,6 +100,11 @@ describe.each(figures.variants)('$name', (variant) => {
       expect(Math.abs(found[i]! / value - 1)).toBeLessThan(1e-5);
     });
     expect(ropeTables(config)[0][0]).toBeCloseTo(variant.ropeFactor, 5);
+    expect(config.localRope === undefined).toBe(variant.localInverseFrequencies === undefined);
+    const local = config.localRope && ropeFrequencies(localRopeConfig(config, config.localRope));
+    variant.localInverseFrequencies?.forEach((value, i) => {
+      expect(Math.abs(local![i]! / value - 1)).toBeLessThan(1e-5);
+    });
   });
 
   test('the naive reference', async () => {
@@ -160,7 +165,7 @@ describe.each(figures.variants)('$name', (variant) => {
   });
 
   // Calibration reads the weights for itself, layer by layer.
-  test.runIf(config.factors !== undefined || config.architecture === 'phi3').each([
+  test.runIf(['granite', 'phi3', 'gemma3_text'].includes(config.architecture)).each([
     ['q4', 0.25],
     ['q8-columns', 0.05],
   ] as const)('%s, calibrated: the same function within its precision', async (kind, most) => {

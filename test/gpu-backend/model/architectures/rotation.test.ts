@@ -54,9 +54,10 @@ test.each([
   ['biases of V', { attentionBias: 'qkv' }],
 ] as const)('%s: attention passes on V, and down undoes what the graph rotates', async (_, changes) => {
   const source = randomLlama(changes);
-  const { hiddenSize: H, headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = source.config;
-  const plain = rotatedBasis(H, false);
-  const rotating = rotatedBasis(H, true);
+  const { config } = source;
+  const { hiddenSize: H, headCount: N, kvHeadCount: G, headSize: D, ffnSize: F } = config;
+  const plain = rotatedBasis(config, false);
+  const rotating = rotatedBasis(config, true);
   expect([plain.inside(D), plain.inside(F)]).toEqual([1, 1]);
   expect(rotating.inside(D)).toBeGreaterThan(1);
   const [own, rotated] = [await layerMatrices(source, plain, 1), await layerMatrices(source, rotating, 1)];

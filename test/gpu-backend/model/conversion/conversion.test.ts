@@ -37,7 +37,7 @@ import { ggufParts, hubConfig, safetensorsFiles, storedTensors } from '../../../
 import { furthest } from '../../../support/furthest.ts';
 import { writeGguf } from '../../../support/gguf.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
-import { emitFromMemory, openEmitted, randomLlama } from '../../../support/random-llama.ts';
+import { asGemma, emitFromMemory, openEmitted, randomLlama } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -57,6 +57,7 @@ const VARIANTS: readonly Partial<ModelConfig>[] = [
     factors: { embedding: 12, blocks: 0.22, scores: 0.0625, logits: 0.125 },
   },
   { ...SHAPE, layerCount: 2, architecture: 'phi3' },
+  asGemma({ ...SHAPE, hiddenSize: 256, layerCount: 2 }),
 ];
 
 async function fileOf(source: WeightSource, kind: 'safetensors' | 'gguf'): Promise<OpenModelFile> {
@@ -95,7 +96,7 @@ test.each(WEIGHT_KINDS)('%s: whole matrices, turned and rounded at once, are the
   await emitFromMemory(source, kind, out, () => {});
   const bytes = await readFile(path.join(out, WEIGHTS_FILE));
   const at = ({ offset, bytes: length }: WeightRange) => bytes.subarray(offset, offset + length);
-  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config.hiddenSize, kind !== 'q8');
+  const basis = kind === 'f32' ? fileBasis : rotatedBasis(source.config, kind !== 'q8');
   const matrices = await layerMatrices(source, basis, 1);
   const stored = await readStoredLlama(out, source.config);
   for (const name of ['qkv', 'output', 'gateUp', 'down'] as const) {

@@ -12,7 +12,7 @@ import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { ModelConfig } from '../../../../gpu-backend/model/model-source.ts';
 import { ggufParts, readAll } from '../../../support/family-files.ts';
 import { furthest } from '../../../support/furthest.ts';
-import { randomLlama } from '../../../support/random-llama.ts';
+import { asGemma, randomLlama } from '../../../support/random-llama.ts';
 
 const PYTHON = process.env.MASKROUTE_TEST_PYTHON ?? 'python3';
 const WRITER = fileURLToPath(new URL('fixtures/write_gguf.py', import.meta.url));
@@ -33,6 +33,7 @@ const FAMILIES: readonly Partial<ModelConfig>[] = [
     factors: { embedding: 8, blocks: 0.25, scores: 0.0625, logits: 0.125 },
   },
   { ...SHAPE, architecture: 'phi3', tiedEmbeddings: false },
+  asGemma(SHAPE),
 ];
 /** The largest error of a value, as a share of the largest value; scales in half precision add some of it. */
 const ERRORS = { F32: 0, F16: 2 ** -11, BF16: 2 ** -8, Q8_0: 1 / 254, Q4_0: 1 / 7 } as const;
@@ -45,7 +46,7 @@ describe.runIf(hasPackage).each(FAMILIES)('$architecture', (changes) => {
       const { metadata, tensors } = await ggufParts(source);
       const described = tensors.map(({ name, shape }, i) => ({ name, shape, file: `${i}.bin` }));
       for (const [i, { data }] of tensors.entries()) await writeFile(path.join(folder, `${i}.bin`), data);
-      const architecture = source.config.architecture;
+      const architecture = metadata.get('general.architecture')!.value;
       const written = { architecture, metadata: Object.fromEntries(metadata), tensors: described };
       await writeFile(path.join(folder, 'tensors.json'), JSON.stringify(written));
       const file = path.join(folder, 'model.gguf');

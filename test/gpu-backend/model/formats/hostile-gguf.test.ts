@@ -179,9 +179,15 @@ describe('a model that contradicts itself or asks for what we do not compute', (
   test.each<[string, Uint8Array, string, RegExp]>([
     [
       'another architecture',
-      with_('general.architecture', text('gemma3')),
+      with_('general.architecture', text('gemma2')),
       'unsupported_model',
-      /"gemma3" \(supported: llama, mistral/,
+      /"gemma2" \(supported: llama, mistral/,
+    ],
+    [
+      'soft-capping',
+      with_('llama.final_logit_softcapping', { type: 'f32', value: 30 }),
+      'unsupported_model',
+      /soft-capping \(final_logit_softcapping\)/,
     ],
     ['no architecture', with_('general.architecture', undefined), 'unsupported_model', /"none"/],
     [

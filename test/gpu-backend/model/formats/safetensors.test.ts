@@ -164,9 +164,9 @@ describe('openSafetensorsFolder', () => {
   test.each<[string, Record<string, unknown>, string, RegExp]>([
     [
       'another architecture',
-      config({ model_type: 'gemma3' }),
+      config({ model_type: 'gemma2' }),
       'unsupported_model',
-      /"gemma3" \(supported: llama, mistral/,
+      /"gemma2" \(supported: llama, mistral/,
     ],
     [
       'rope scaling of another kind',
@@ -197,6 +197,30 @@ describe('openSafetensorsFolder', () => {
       config({ model_type: 'granite', logits_scaling: 0 }),
       'corrupt_model',
       /factors\.logits/,
+    ],
+    [
+      'soft-capping',
+      config({ model_type: 'gemma3_text', final_logit_softcapping: 30 }),
+      'unsupported_model',
+      /soft-capping \(final_logit_softcapping\)/,
+    ],
+    [
+      'attention to later tokens, as of embedding models',
+      config({ model_type: 'gemma3_text', use_bidirectional_attention: true }),
+      'unsupported_model',
+      /later tokens/,
+    ],
+    [
+      'a Gemma with another activation',
+      config({ model_type: 'gemma3_text', hidden_activation: 'silu' }),
+      'unsupported_model',
+      /the activation "silu"/,
+    ],
+    [
+      'scaled rotary in layers with a window',
+      config({ model_type: 'gemma3_text', rope_parameters: { sliding_attention: { rope_type: 'linear' } } }),
+      'unsupported_model',
+      /"linear" in layers with a sliding window/,
     ],
     [
       'a stack that is not there',
@@ -292,6 +316,24 @@ describe('tokenizerFromFolder', () => {
       code: 'unsupported_model',
       message: expect.stringContaining('a sequence without parts'),
     });
+  });
+
+  test('a Gemma that reads text alone has no row for the token of images', async () => {
+    const json = JSON.parse(Buffer.from((await tinyFolder())['tokenizer.json']!).toString());
+    const withToken = (content: string) => ({
+      'tokenizer.json': {
+        ...json,
+        added_tokens: [...json.added_tokens, { ...json.added_tokens[0], id: 265, content }],
+      },
+    });
+    await writeFolder(withToken('<image_soft_token>'));
+    const { tokenizerJson } = await tokenizerFromFolder(folder, 265);
+    expect(tokenizerJson.added_tokens).toEqual(json.added_tokens);
+    expect((await tokenizerFromFolder(folder, 266)).tokenizerJson.added_tokens).toHaveLength(
+      json.added_tokens.length + 1,
+    );
+    await writeFolder(withToken('<another>'));
+    await expect(tokenizerFromFolder(folder, 265)).rejects.toThrow(/id 265, its embedding 265 rows/);
   });
 
   test('refuses a tokenizer with more ids than rows, of another kind, or none', async () => {

@@ -1,5 +1,6 @@
 /** SentencePiece vocabularies out of GGUF metadata, against SentencePiece itself. */
 import { describe, expect, test } from 'vitest';
+import { TOKEN_TYPES } from '../../../../gpu-backend/model/formats/gguf.ts';
 import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
 import { tokenizerFromGguf } from '../../../../gpu-backend/model/tokenizer/gguf-tokenizer.ts';
 import { createTokenizer } from '../../../../gpu-backend/model/tokenizer/tokenizer.ts';
@@ -37,6 +38,24 @@ describe('a SentencePiece tokenizer', () => {
       2,
     ]);
     expect([...tokenizer.encode('the fox</s>')]).not.toContain(2);
+  });
+
+  test('runs of spaces that are tokens of their own are spaces again', () => {
+    const json = imported.tokenizerJson as { readonly added_tokens: readonly object[] };
+    const id = fixture.tokens.length;
+    const run = { ...json.added_tokens[0], id, content: '\u2581\u2581', special: false };
+    const withRun = createTokenizer(
+      { ...json, added_tokens: [...json.added_tokens, run] },
+      imported.tokenizerConfig,
+    );
+    expect(withRun.tokenBytes(id)).toEqual(Uint8Array.of(0x20, 0x20));
+  });
+
+  test('a tag of HTML ends no answer, though it is named as the end of text is elsewhere', () => {
+    const types = [...(fixture.metadata.get('tokenizer.ggml.token_type') as number[])];
+    types[2] = TOKEN_TYPES.userDefined;
+    const changes = { 'tokenizer.ggml.token_type': types, 'tokenizer.ggml.eos_token_id': 1 };
+    expect(importFixture(changes).imported.eosTokenIds).toEqual([1]);
   });
 
   test('a stream joins bytes into characters and keeps the space that follows a prompt', () => {
