@@ -134,7 +134,7 @@ async function learnAlone(
   const { effort, maskCount } = settings.search;
   const groups = maskCount === 1 || clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, effort, groups) });
-  const rows = distinctRows(await readData(data.files, data.rowsMax));
+  const rows = distinctRows(await readData(data.files, data.rowsMax, signal));
   const dataHash = await sha256OfFiles(data.files);
   const { home, threads } = machine;
   const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log, signal } });

@@ -84,16 +84,18 @@ export type DataFiles = {
 /**
  * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.
- * @throws MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
  */
 export async function readData(
   paths: readonly string[],
   rowsMax: number = ROW_COUNT_MAX,
+  signal?: AbortSignal,
 ): Promise<CalibrationRow[]> {
   const rows: CalibrationRow[] = [];
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
+      signal?.throwIfAborted();
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
       const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);

@@ -107,6 +107,13 @@ describe('a file', () => {
     expect(rows[0]!.kind).toBe('crlf');
   });
 
+  it('is read no further when the run is stopped', async () => {
+    const path = file('long.jsonl', '{"text":"some words of a row"}\n'.repeat(100_000));
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(new Error('stopped')));
+    await expect(readData([path], undefined, stop.signal)).rejects.toThrow('stopped');
+  });
+
   it('gives no more rows than asked for, from each file', async () => {
     const many = file('many.jsonl', '{"text":"a"}\n'.repeat(10));
     expect(await readData([many, many], 3)).toHaveLength(6);
