@@ -114,6 +114,29 @@ export async function readData(
   return rows;
 }
 
+/** Bytes and lines of what {@link readData} reads. */
+export type DataSize = { readonly bytes: number; readonly lines: number };
+
+/** Counts without parsing: reading takes seconds where this takes tenths. @throws MaskrouteError as {@link readLines}. */
+export async function sizeOfData({ files, rowsMax = ROW_COUNT_MAX }: DataFiles): Promise<DataSize> {
+  let [bytes, lines] = [0, 0];
+  for (const path of files) {
+    let own = 0;
+    for await (const chunk of (await openData(path)).createReadStream({ highWaterMark: 1 << 20 })) {
+      if (own >= rowsMax) break;
+      bytes += (chunk as Buffer).length;
+      for (let at = -1; ; own++) {
+        at = (chunk as Buffer).indexOf(NEWLINE, at + 1);
+        if (at === -1) break;
+      }
+    }
+    lines += Math.min(own, rowsMax);
+  }
+  return { bytes, lines };
+}
+
+const NEWLINE = 0x0a;
+
 /** Parses one JSONL line. `where` (`file:line`) begins every error message. */
 export function parseRow(line: string, fileKind: string, where: string): CalibrationRow {
   const fail = (reason: string) => new MaskrouteError('invalid_data', `${where}: ${reason}`);
