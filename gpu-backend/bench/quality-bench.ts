@@ -161,7 +161,8 @@ async function drawKinds({ home, data, positions }: QuantizationOptions): Promis
   const text = await openModelText(folder, manifest);
   const rows = await readData(data);
   const byKind = Map.groupBy(rows, ({ kind }) => kind);
-  const options = { positions, tokensMax: TOKENS_MAX };
+  const { contextTokens } = manifest.config;
+  const options = { positions, tokensMax: TOKENS_MAX, contextTokens };
   return new Map(
     [...byKind].map(([kind, some]) => [
       kind,

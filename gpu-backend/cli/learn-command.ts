@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { BLOCK_COUNT_MAX } from '../../shared/mask/mask.ts';
 import { heldOutAgreement } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { maskrouteHome, sizeOf } from '../files.ts';
+import { maskrouteHome } from '../files.ts';
 import type { Scored } from '../learning/data/samples.ts';
 import type { Learned, LearnOptions, LearnProgress } from '../learning/learn.ts';
 import type { CountRange } from '../learning/search/budget.ts';
@@ -241,24 +241,23 @@ const whereLearningComputes = (device: Device, isQueued: boolean): string =>
 /** Assumed clusters of `--clusters auto`, for the forecast. */
 const AUTO_CLUSTERS = 8;
 
-/** Bytes of a data file for each scored position at least: tokens are longer in most languages, and rows name their fields. */
-const BYTES_A_POSITION = 2;
-
 /** Prints how long the run will take, and what smaller runs would. */
 async function sayForecast(
   { manifest: { config, weights } }: InstalledModel,
   flags: LearnFlags,
   { log }: { log(line: string): void },
 ): Promise<void> {
-  const { forecastLearning, forecastLines, measurePaces } = await import('../learning/forecast.ts');
+  const { forecastLearning, forecastLines, measurePaces, memoryOfData } = await import(
+    '../learning/forecast.ts'
+  );
   const { roundingIn } = await import('../learning/learn.ts');
+  const { sizeOfData } = await import('../learning/data/read-data.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
-  const sizes = await Promise.all(flags.data.map(sizeOf));
-  const bytes = sizes.reduce<number>((sum, size = 0) => sum + size, 0);
+  const data = await sizeOfData({ files: flags.data, rowsMax: flags.rows });
   const machine = {
     paces: await measurePaces(computingThreads(), await roundingIn(flags.out)),
-    available_bytes: flags.memory ?? process.availableMemory(),
-    positionsMax: bytes / BYTES_A_POSITION,
+    available_bytes: flags.memory ?? process.availableMemory() - memoryOfData(data),
+    data,
   };
   const of = (full: typeof LEARN_EFFORT, clusterCounts: readonly number[]) => {
     const effort = flags.from === undefined ? full : withoutSearch(full);

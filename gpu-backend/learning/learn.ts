@@ -48,7 +48,7 @@ export const MASK_SET_FILE = 'mask-set.json';
 export const STATE_FILE = 'state.jsonl';
 const METHOD = 'hard-concrete';
 /** Part of the journal's key: raise it when the same inputs give other results. */
-const PIPELINE_VERSION = 11;
+const PIPELINE_VERSION = 12;
 /** Significant digits of a centroid's numbers: rounding is too small to move prompts to another cluster. */
 const CENTROID_DIGITS = 6;
 
@@ -134,7 +134,7 @@ async function learnAlone(
   const { effort, maskCount } = settings.search;
   const groups = maskCount === 1 || clusterCount === 1 ? 1 : 2;
   onProgress({ stage: 'read', at: firstStage(1, effort, groups) });
-  const rows = distinctRows(await readData(data.files, data.rowsMax));
+  const rows = distinctRows(await readData(data.files, data.rowsMax, signal));
   const dataHash = await sha256OfFiles(data.files);
   const { home, threads } = machine;
   const open = await openEncoder(encoder, { home, threads, hooks: { onProgress: onDownload, log, signal } });
@@ -173,7 +173,9 @@ async function learnWith(settings: Settings, prompts: Prompts, journal: RunJourn
   tryTemplate(prompts.clusterOf.keys(), parts.text);
   const budget = await parts.budget(settings.budget, settings.known?.weights);
   const known = settings.known && masksWithin(settings.known, budget);
-  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, { seed, ...wanted });
+  const { contextTokens } = model.manifest.config;
+  const sampling = { seed, contextTokens, ...wanted };
+  const texts = createTextMaker(parts.text, model.manifest.eosTokenIds[0]!, sampling);
   const { effort, plan } = planRun(settings, prompts, texts, budget.blockWeights.length);
   const track = trackProgress(onProgress, plan, () => journal.size);
   const { loss, step } = parts;

@@ -4,6 +4,7 @@
  */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
+import { finish, nextTurn } from '../../event-loop.ts';
 import type { CalibrationRow } from './read-data.ts';
 
 export type Clusters = {
@@ -19,8 +20,8 @@ export type Clusters = {
 /** Number of prompts of each kind in each cluster. */
 export type KindTable = { readonly kind: string; readonly counts: number[] }[];
 
-/** Texts embedded between two looks at the signal. */
-const EMBED_BATCH = 1024;
+/** Most texts, and characters, embedded between two looks at the signal: half a second of the static encoder's time. */
+const [EMBED_BATCH, EMBED_CHARS] = [1024, 2 ** 19];
 
 export async function embedRows(
   rows: readonly CalibrationRow[],
@@ -28,23 +29,41 @@ export async function embedRows(
   signal?: AbortSignal,
 ): Promise<Float32Array[]> {
   const vectors: Float32Array[] = [];
-  for (let from = 0; from < rows.length; from += EMBED_BATCH) {
-    const texts = rows.slice(from, from + EMBED_BATCH).map((row) => row.routeText);
+  while (vectors.length < rows.length) {
+    const texts: string[] = [];
+    for (let chars = 0; texts.length < EMBED_BATCH && chars < EMBED_CHARS; ) {
+      const row = rows[vectors.length + texts.length];
+      if (row === undefined) break;
+      texts.push(row.routeText);
+      chars += row.routeText.length;
+    }
     vectors.push(...(await encoder.embed(texts, signal)));
+    // The static encoder takes no turn of its own.
+    await nextTurn();
   }
   return vectors;
 }
 
+/** Vectors whose cluster is found in one step. */
+const VECTORS_A_STEP = 4096;
+
 /** The cluster that the edge would pick for each vector. */
 export const assignRows = (vectors: readonly Float32Array[], clusters: Clusters): Uint16Array =>
-  Uint16Array.from(vectors, (vector) => {
-    const clusterCount = clusters.sizes.length;
-    return nearestCentroid(vector, {
-      clusterCount,
-      dimensions: clusters.dimensions,
-      values: clusters.centroids,
-    }).cluster;
-  });
+  finish(assignRowsSteps(vectors, clusters));
+
+/** {@link assignRows} in steps. */
+export function* assignRowsSteps(
+  vectors: readonly Float32Array[],
+  { sizes, dimensions, centroids }: Clusters,
+): Generator<void, Uint16Array> {
+  const packed = { clusterCount: sizes.length, dimensions, values: centroids };
+  const assignment = new Uint16Array(vectors.length);
+  for (const [i, vector] of vectors.entries()) {
+    if (i % VECTORS_A_STEP === 0) yield;
+    assignment[i] = nearestCentroid(vector, packed).cluster;
+  }
+  return assignment;
+}
 
 export function kindTable(
   rows: readonly Pick<CalibrationRow, 'kind'>[],

@@ -38,7 +38,7 @@ type DistillTableOptions = {
  */
 export async function distillTable(options: DistillTableOptions): Promise<Distilled['report']> {
   const { encoder, data, out, home, threads, dimensions, seed, hooks, onProgress } = options;
-  const rows = await readData(data);
+  const rows = await readData(data, undefined, hooks.signal);
   await makeOutFolderOf(out);
   const teacher = await openFullEncoder(encoder, { home, threads, hooks });
   try {

@@ -3,6 +3,7 @@
  * Seeded, so that equal data give equal clusters.
  */
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { finish } from '../../event-loop.ts';
 import type { Random } from '../../random.ts';
 import { createRandom } from '../../random.ts';
 
@@ -28,25 +29,36 @@ type KMeansOptions = {
 };
 
 /** @throws MaskrouteError `invalid_data` when there are fewer distinct points than clusters. */
-export function kMeans(points: Points, options: KMeansOptions): Clustering {
+export const kMeans = (points: Points, options: KMeansOptions): Clustering =>
+  finish(kMeansSteps(points, options));
+
+/** {@link kMeans} in steps: many points take minutes. */
+export function* kMeansSteps(points: Points, options: KMeansOptions): Generator<void, Clustering> {
   const { clusterCount, seed, starts = 8, iterationsMax = 100 } = options;
   const random = createRandom(seed);
   let best: Clustering | undefined;
   for (let start = 0; start < starts; start++) {
-    const centroids = seedCentroids(points, clusterCount, random);
-    const result = lloyd(points, centroids, iterationsMax);
+    const centroids = yield* seedCentroids(points, clusterCount, random);
+    const result = yield* lloyd(points, centroids, iterationsMax);
     if (best === undefined || result.inertia < best.inertia) best = result;
   }
   return best!;
 }
 
-/** All points under the centroids that `sample`, some of them, gives. @throws MaskrouteError as {@link kMeans} of the sample. */
-export function kMeansBySample(points: Points, sample: Points, options: KMeansOptions): Clustering {
+/**
+ * All points under the centroids that `sample`, some of them, gives, in steps. @throws MaskrouteError as {@link kMeans} of the
+ * sample.
+ */
+export function* kMeansBySample(
+  points: Points,
+  sample: Points,
+  options: KMeansOptions,
+): Generator<void, Clustering> {
   const { clusterCount } = options;
-  const { centroids } = kMeans(sample, options);
+  const { centroids } = yield* kMeansSteps(sample, options);
   const assignment = new Uint16Array(points.count);
   const distances = new Float64Array(points.count);
-  assign(points, centroids, assignment, distances);
+  yield* assign(points, centroids, assignment, distances);
   return clusteringOf(centroids, assignment, distances, clusterCount);
 }
 
@@ -63,7 +75,7 @@ export function packPoints(rows: readonly Float32Array[]): Points {
  * k-means++: each next centroid is a point drawn with probability proportional to its squared distance from the nearest
  * centroid so far.
  */
-function seedCentroids(points: Points, clusterCount: number, random: Random): Float32Array {
+function* seedCentroids(points: Points, clusterCount: number, random: Random): Generator<void, Float32Array> {
   const { count, dimensions, values } = points;
   const centroids = new Float32Array(clusterCount * dimensions);
   const nearest = new Float64Array(count).fill(Number.POSITIVE_INFINITY);
@@ -83,6 +95,7 @@ function seedCentroids(points: Points, clusterCount: number, random: Random): Fl
       );
     }
     chosen = draw(nearest, total, random);
+    yield;
   }
   return centroids;
 }
@@ -99,12 +112,12 @@ function draw(weights: Float64Array, total: number, random: Random): number {
   return last;
 }
 
-function lloyd(points: Points, centroids: Float32Array, iterationsMax: number): Clustering {
+function* lloyd(points: Points, centroids: Float32Array, iterationsMax: number): Generator<void, Clustering> {
   const clusterCount = centroids.length / points.dimensions;
   const assignment = new Uint16Array(points.count);
   const distances = new Float64Array(points.count);
   for (let iteration = 0; ; iteration++) {
-    const moved = assign(points, centroids, assignment, distances) > 0 || iteration === 0;
+    const moved = (yield* assign(points, centroids, assignment, distances)) > 0 || iteration === 0;
     const repaired = fillEmptyClusters(assignment, distances, clusterCount);
     if (!repaired && (!moved || iteration >= iterationsMax)) break;
     moveCentroids(points, centroids, assignment);
@@ -124,17 +137,21 @@ const clusteringOf = (
   inertia: distances.reduce((sum, value) => sum + value, 0),
 });
 
+/** Points whose nearest centroid is found in one step: a fraction of a second with the most clusters. */
+const POINTS_A_STEP = 4096;
+
 /** Ties go to the lowest cluster, as at the edge. Returns how many points changed cluster. */
-function assign(
+function* assign(
   points: Points,
   centroids: Float32Array,
   assignment: Uint16Array,
   distances: Float64Array,
-): number {
+): Generator<void, number> {
   const { count, dimensions, values } = points;
   const clusterCount = centroids.length / dimensions;
   let moved = 0;
   for (let i = 0; i < count; i++) {
+    if (i % POINTS_A_STEP === 0) yield;
     let cluster = 0;
     let least = Number.POSITIVE_INFINITY;
     for (let c = 0; c < clusterCount; c++) {

@@ -6,12 +6,13 @@ import { quantileSorted } from 'simple-statistics';
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { finishInTurns } from '../../event-loop.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
-import { assignRows, embedRows, kindTable } from './clusters.ts';
+import { assignRowsSteps, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, distanceBetween, kMeans, kMeansBySample, packPoints } from './kmeans.ts';
+import { clusterSizes, distanceBetween, kMeansBySample, kMeansSteps, packPoints } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -36,10 +37,12 @@ const STARTS = [
   { upTo: 2 ** 20, starts: 2, iterationsMax: 40 },
   { upTo: Number.POSITIVE_INFINITY, starts: 1, iterationsMax: 25 },
 ] as const;
-/** Prompts that place centroids, 128 for each of the most clusters: half a million take fifteen times as long, deaf to Ctrl-C. */
+/** Prompts that place centroids, 128 for each of the most clusters: half a million take fifteen times as long. */
 const PLACING_PROMPTS = 2 ** 15;
 /** Prompts that `auto` compares numbers of clusters on. */
 const COMPARED_PROMPTS = 2048;
+/** Prompts whose distances are computed in one step. */
+const POINTS_A_STEP = 4096;
 /** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
@@ -92,8 +95,8 @@ export async function groupPrompts(
   const points = packPoints(await embedRows(fit, encoder, signal));
   const heldOutVectors = await embedRows(heldOut, encoder, signal);
   const placing = sampleOf(points, PLACING_PROMPTS, seed);
-  const { clusters, health, counts } = clusterPoints(points, placing, heldOutVectors, clusterCount, seed);
-  const heldOutClusters = assignRows(heldOutVectors, clusters);
+  const grouped = clusterPoints(points, placing, heldOutVectors, clusterCount, seed);
+  const { clusters, health, counts, heldOutClusters, nearest } = await finishInTurns(grouped, signal);
   const count = clusters.sizes.length;
   const clusterOf = new Map<CalibrationRow, number>();
   for (const [i, row] of fit.entries()) clusterOf.set(row, clusters.assignment[i]!);
@@ -104,10 +107,7 @@ export async function groupPrompts(
     clusterOf,
     health,
     counts,
-    nearest: nearestDistances(
-      heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOutVectors),
-      clusters,
-    ),
+    nearest,
     positions: centroidPositions(placing, clusters),
     kinds: {
       fit: kindTable(fit, clusters.assignment, count),
@@ -123,36 +123,52 @@ function searchAndChoice(rows: readonly CalibrationRow[]): Pick<Shares, 'search'
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
 }
 
-function clusterPoints(
+/** In steps: many prompts and clusters take minutes. */
+function* clusterPoints(
   points: Points,
   placing: Points,
   heldOut: readonly Float32Array[],
   clusterCount: number | 'auto',
   seed: number,
 ) {
-  const cluster = (count: number, of = placing): Clusters => {
+  const found = yield* bestClusters(points, placing, heldOut, clusterCount, seed);
+  const { clusters } = found;
+  const judged = heldOut.length < HELD_OUT_ROWS_MIN ? points : packPoints(heldOut);
+  return {
+    ...found,
+    health: routingHealth(points, clusters, seed),
+    heldOutClusters: yield* assignRowsSteps(heldOut, clusters),
+    nearest: yield* nearestDistances(judged, clusters),
+  };
+}
+
+/** The clusters that are asked for, or that suit the prompts best, and what was compared for that. */
+function* bestClusters(
+  points: Points,
+  placing: Points,
+  heldOut: readonly Float32Array[],
+  clusterCount: number | 'auto',
+  seed: number,
+): Generator<void, { readonly clusters: Clusters; readonly counts: readonly ClusterCount[] }> {
+  function* cluster(count: number, of = placing): Generator<void, Clusters> {
     const { starts, iterationsMax } = STARTS.find(({ upTo }) => of.count * count <= upTo)!;
     const options = { clusterCount: count, seed, starts, iterationsMax };
     const isPart = of === placing && of !== points;
-    const clustering = isPart ? kMeansBySample(points, of, options) : kMeans(of, options);
+    const clustering = yield* isPart ? kMeansBySample(points, of, options) : kMeansSteps(of, options);
     return { dimensions: of.dimensions, ...clustering };
-  };
-  const found = (clusters: Clusters, counts: readonly ClusterCount[]) => ({
-    clusters,
-    counts,
-    health: routingHealth(points, clusters, seed),
-  });
-  if (clusterCount !== 'auto') return found(cluster(clusterCount), []);
+  }
+  if (clusterCount !== 'auto') return { clusters: yield* cluster(clusterCount), counts: [] };
   const some = sampleOf(points, COMPARED_PROMPTS, seed);
   const distinct = distinctCount(some);
   const affordable = (count: number) => count * ROWS_A_CLUSTER_MIN <= points.count && count <= distinct;
   const fine = CLUSTER_COUNTS.filter(affordable);
   const possible = fine.length > 0 ? fine : FEW_PROMPTS_COUNTS.filter(affordable);
-  if (possible.length === 0) return found(cluster(1), []);
-  const attempts = possible.map((count) => {
-    const clusters = cluster(count, some);
-    return { clusters, health: healthOnOthers(some, heldOut, clusters, seed) };
-  });
+  if (possible.length === 0) return { clusters: yield* cluster(1), counts: [] };
+  const attempts: { readonly clusters: Clusters; readonly health: RoutingHealth }[] = [];
+  for (const count of possible) {
+    const clusters = yield* cluster(count, some);
+    attempts.push({ clusters, health: yield* healthOnOthers(some, heldOut, clusters, seed) });
+  }
   // Prefers clusters that are well separated and evenly sized; of equal values the fewest clusters.
   const worth = ({ health }: (typeof attempts)[number]) => Math.max(0, health.silhouette!) * health.balance;
   const best = attempts.reduce((most, one) => (worth(one) > worth(most) ? one : most));
@@ -162,7 +178,8 @@ function clusterPoints(
     largestShare: health.largestShare,
     balance: health.balance,
   }));
-  return found(some === points ? best.clusters : cluster(best.clusters.sizes.length), counts);
+  const clusters = some === points ? best.clusters : yield* cluster(best.clusters.sizes.length);
+  return { clusters, counts };
 }
 
 /** A random sample of the points, or all of them where they are few. */
@@ -179,25 +196,31 @@ function distinctCount({ count, dimensions, values }: Points): number {
 }
 
 /** Routing health on held-out prompts, or on the clustered prompts where hardly any are held out. */
-function healthOnOthers(
+function* healthOnOthers(
   points: Points,
   heldOut: readonly Float32Array[],
   clusters: Clusters,
   seed: number,
-): RoutingHealth {
+): Generator<void, RoutingHealth> {
   if (heldOut.length < HELD_OUT_ROWS_MIN) return routingHealth(points, clusters, seed);
-  const assignment = assignRows(heldOut, clusters);
+  const assignment = yield* assignRowsSteps(heldOut, clusters);
   const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
 }
 
-function nearestDistances(points: Points, { centroids, dimensions, sizes }: Clusters): Nearest {
-  const distances = Array.from({ length: points.count }, (_, point) => {
+function* nearestDistances(
+  points: Points,
+  { centroids, dimensions, sizes }: Clusters,
+): Generator<void, Nearest> {
+  const distances: number[] = [];
+  for (let point = 0; point < points.count; point++) {
+    if (point % POINTS_A_STEP === 0) yield;
     const all = Array.from(sizes, (_, cluster) =>
       distanceBetween(points.values, point, centroids, cluster, dimensions),
     );
-    return Math.min(...all);
-  }).sort((a, b) => a - b);
+    distances.push(Math.min(...all));
+  }
+  distances.sort((a, b) => a - b);
   const at = (share: number) => Number(quantileSorted(distances, share).toPrecision(4));
   return { rows: points.count, median: at(0.5), far: at(1 - FAR_SHARE) };
 }

@@ -84,16 +84,18 @@ export type DataFiles = {
 /**
  * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.
- * @throws MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
  */
 export async function readData(
   paths: readonly string[],
   rowsMax: number = ROW_COUNT_MAX,
+  signal?: AbortSignal,
 ): Promise<CalibrationRow[]> {
   const rows: CalibrationRow[] = [];
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
+      signal?.throwIfAborted();
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
       const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
@@ -111,6 +113,29 @@ export async function readData(
   }
   return rows;
 }
+
+/** Bytes and lines of what {@link readData} reads. */
+export type DataSize = { readonly bytes: number; readonly lines: number };
+
+/** Counts without parsing: reading takes seconds where this takes tenths. @throws MaskrouteError as {@link readLines}. */
+export async function sizeOfData({ files, rowsMax = ROW_COUNT_MAX }: DataFiles): Promise<DataSize> {
+  let [bytes, lines] = [0, 0];
+  for (const path of files) {
+    let own = 0;
+    for await (const chunk of (await openData(path)).createReadStream({ highWaterMark: 1 << 20 })) {
+      if (own >= rowsMax) break;
+      bytes += (chunk as Buffer).length;
+      for (let at = -1; ; own++) {
+        at = (chunk as Buffer).indexOf(NEWLINE, at + 1);
+        if (at === -1) break;
+      }
+    }
+    lines += Math.min(own, rowsMax);
+  }
+  return { bytes, lines };
+}
+
+const NEWLINE = 0x0a;
 
 /** Parses one JSONL line. `where` (`file:line`) begins every error message. */
 export function parseRow(line: string, fileKind: string, where: string): CalibrationRow {

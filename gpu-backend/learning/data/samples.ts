@@ -4,6 +4,7 @@
  * nothing.
  */
 import { createHash } from 'node:crypto';
+import { LRUCache } from 'lru-cache';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
@@ -11,19 +12,29 @@ import type { CalibrationRow, Turn } from './read-data.ts';
 
 export type Sample = {
   readonly tokenIds: Int32Array;
-  /** The first scored position; the tokens before it are the same in every conversation. */
+  /** The first scored position; the tokens before it are context, often the same in many conversations. */
   readonly scoreFrom: number;
 };
 
 type SampleOptions = {
   /** Scored positions wanted in all; fewer when the rows end before. */
   readonly positions: number;
-  /** Tokens of one sequence, cut at the end: many short texts tell more than one long one. */
+  /** Tokens of one sequence beside its system prompt, cut at the end: many short texts tell more than one long one. */
   readonly tokensMax: number;
+  /** The model's: most tokens of one sequence with its system prompt. */
+  readonly contextTokens: number;
   readonly scored?: Scored;
 };
 
-/** Which positions of a row are scored: only its answer, or all but the beginning that every conversation shares. */
+/**
+ * Most tokens of a system prompt; of a longer one the middle is left out. With `learn`'s tokens it fills a part of a training step,
+ * which holds one sequence at least.
+ */
+const SYSTEM_TOKENS_MAX = 256;
+/** System prompts whose tokens are remembered. */
+const BEGINNINGS_MAX = 64;
+
+/** Which positions of a row are scored: only its answer, or all behind the system prompt, its own or the template's. */
 export type Scored = 'answers' | 'all';
 
 /** Every position but the last predicts a token. */
@@ -38,9 +49,9 @@ export function drawRows(
   text: ModelText,
   eosTokenId: number,
   random: Random,
-  { positions, tokensMax, scored }: SampleOptions,
+  { positions, ...options }: SampleOptions,
 ): SampledRow[] {
-  const sampleOf = createSampler(text, eosTokenId, tokensMax, scored);
+  const sampleOf = createSampler(text, eosTokenId, options);
   const drawn: SampledRow[] = [];
   let total = 0;
   for (const index of permutation(rows.length, random)) {
@@ -58,21 +69,35 @@ export function drawRows(
 export const drawSamples = (...args: Parameters<typeof drawRows>): Sample[] =>
   drawRows(...args).map(({ sample }) => sample);
 
-/** Returns a function that makes one row's sample, or `undefined` when the row is too short to score. */
+/**
+ * Returns a function that makes one row's sample, or `undefined` when the row is too short to score. A system prompt is context:
+ * the row's other text is as long as without one, and the scored positions begin behind it. Requests repeat a system prompt, so
+ * scored it would be most of what masks are made for; left out, masks would be made for another context.
+ */
 export function createSampler(
   text: ModelText,
   eosTokenId: number,
-  tokensMax: number,
-  scored: Scored = 'all',
+  { tokensMax, contextTokens, scored = 'all' }: Omit<SampleOptions, 'positions'>,
 ): (row: CalibrationRow) => Sample | undefined {
-  const prefix = templatePrefix(text);
+  const beginningOf = beginningReader(text);
+  const usual = beginningOf([]).length;
   return (row) => {
-    const tokenIds = encodeRow(row, text, eosTokenId).slice(0, tokensMax);
-    const from = scored === 'answers' ? answerStart(row, text) : undefined;
-    const scoreFrom = from ?? (row.content.type === 'chat' ? commonLength(tokenIds, prefix) : 0);
-    const sample = { tokenIds, scoreFrom };
+    const whole = encodeRow(row, text, eosTokenId);
+    const begun = row.content.type === 'chat' ? commonLength(whole, beginningOf(row.content.turns)) : 0;
+    const from = scored === 'answers' ? (answerStart(row, text) ?? begun) : begun;
+    const added = Math.max(0, begun - usual);
+    const dropped = Math.max(0, added - SYSTEM_TOKENS_MAX);
+    const length = Math.min(tokensMax + added - dropped, contextTokens);
+    const tokenIds = withoutMiddle(whole, begun, dropped).slice(0, length);
+    const sample = { tokenIds, scoreFrom: from - dropped };
     return scoredPositions(sample) < 1 ? undefined : sample;
   };
+}
+
+/** Without `count` tokens in the middle of the first `end`. */
+function withoutMiddle(tokenIds: Int32Array, end: number, count: number): Int32Array {
+  const head = Math.ceil((end - count) / 2);
+  return Int32Array.from([...tokenIds.subarray(0, head), ...tokenIds.subarray(head + count)]);
 }
 
 /**
@@ -126,10 +151,24 @@ function answerStart({ content }: CalibrationRow, text: ModelText): number | und
   return text.encodeChat(content.turns.slice(0, -1)).length - 1;
 }
 
-/** What the template writes before any user's first word (often a default system prompt). */
-function templatePrefix(text: ModelText): Int32Array {
-  const [a, b] = ['A', 'zebra'].map((content) => text.encodeChat([{ role: 'user', content }]));
-  return a!.slice(0, commonLength(a!, b!));
+/**
+ * Returns a function for what the template writes before a conversation's first other word: its system prompt, or often a default
+ * one.
+ */
+function beginningReader(text: ModelText): (turns: readonly Turn[]) => Int32Array {
+  const known = new LRUCache<string, Int32Array>({ max: BEGINNINGS_MAX });
+  const read = (system: readonly Turn[]) => {
+    const [a, b] = ['A', 'zebra'].map((content) => text.encodeChat([...system, { role: 'user', content }]));
+    return a!.slice(0, commonLength(a!, b!));
+  };
+  return (turns) => {
+    const others = turns.findIndex(({ role }) => role !== 'system');
+    const system = others === -1 ? [] : turns.slice(0, others);
+    const key = JSON.stringify(system);
+    const beginning = known.get(key) ?? read(system);
+    known.set(key, beginning);
+    return beginning;
+  };
 }
 
 /** Number of leading tokens that both sequences share. */

@@ -134,7 +134,9 @@ function tableNotes({ compared, evaluated }: EvaluateOptions): string[] {
 /** Rows that are long enough to score, at most `limit`. */
 function scoredSamples({ options, text }: Context, scored: readonly CalibrationRow[]) {
   const { limit, seed, tokensMax } = options.rows;
-  const sampleOf = createSampler(text, options.evaluated.model.manifest.eosTokenIds[0]!, tokensMax);
+  const { eosTokenIds, config } = options.evaluated.model.manifest;
+  const sampling = { tokensMax, contextTokens: config.contextTokens };
+  const sampleOf = createSampler(text, eosTokenIds[0]!, sampling);
   const rows: CalibrationRow[] = [];
   const samples: Sample[] = [];
   for (const row of pickRows(scored, limit, seed)) {

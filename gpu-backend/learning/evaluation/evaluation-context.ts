@@ -155,9 +155,10 @@ export const scoreSamples = (
 export function drawCalibration({ options, text }: Context, rows: readonly CalibrationRow[]): Sample[] {
   const { positions } = options.search;
   const { seed, tokensMax } = options.rows;
-  const eosTokenId = options.evaluated.model.manifest.eosTokenIds[0]!;
+  const { eosTokenIds, config } = options.evaluated.model.manifest;
   const picked = pickRows(rows, positions, seed);
-  return drawSamples(picked, text, eosTokenId, createRandom(seed), { positions, tokensMax });
+  const sampling = { positions, tokensMax, contextTokens: config.contextTokens };
+  return drawSamples(picked, text, eosTokenIds[0]!, createRandom(seed), sampling);
 }
 
 /** The table that the model's graph holds, if any. */

@@ -24,6 +24,7 @@ export async function readInputs(options: EvaluateOptions): Promise<Inputs> {
   checkMaskSets(maskSets, options.evaluated.model);
   const data = await readEvaluationData({
     ...options.rows,
+    signal: options.signal,
     facts: options.checks?.facts ?? [],
     learnedOn: maskSets.flatMap(learnedOn),
     calibrates: hasAny(baselines, CALIBRATED),

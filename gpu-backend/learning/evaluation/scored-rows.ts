@@ -36,14 +36,15 @@ export type DataOptions = {
   /** Whether any method needs rows to calibrate on. */
   readonly calibrates: boolean;
   readonly rowsMax?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 };
 
 /** @throws MaskrouteError `invalid_data` when a file is unreadable, or nothing is left to score or calibrate on. */
 export async function readEvaluationData(options: DataOptions): Promise<EvaluationData> {
-  const data = await readFiles(options.data, options.rowsMax);
-  const facts = await readFiles(options.facts, options.rowsMax);
+  const data = await readFiles(options.data, options);
+  const facts = await readFiles(options.facts, options);
   const own = options.calibration.length > 0;
-  const given = own ? await readData(options.calibration, options.rowsMax) : [];
+  const given = own ? await readData(options.calibration, options.rowsMax, options.signal) : [];
   const learned = rowsOf([...data, ...facts].filter(({ name }) => options.learnedOn.includes(name)));
   const rows = distinctRows(rowsOf(data));
 
@@ -94,9 +95,13 @@ function requireRows(rows: readonly CalibrationRow[], what: string): void {
 
 type DataFile = { readonly name: string; readonly rows: readonly CalibrationRow[] };
 
-async function readFiles(paths: readonly string[], rowsMax: number | undefined): Promise<DataFile[]> {
+async function readFiles(
+  paths: readonly string[],
+  { rowsMax, signal }: Pick<DataOptions, 'rowsMax' | 'signal'>,
+): Promise<DataFile[]> {
   const files: DataFile[] = [];
-  for (const path of paths) files.push({ name: basename(path), rows: await readData([path], rowsMax) });
+  for (const path of paths)
+    files.push({ name: basename(path), rows: await readData([path], rowsMax, signal) });
   return files;
 }
 

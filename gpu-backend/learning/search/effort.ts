@@ -60,7 +60,7 @@ export type LearnEffort = {
   readonly sharePositions: number;
   /** Scored positions of the held-out figures. */
   readonly heldOutPositions: number;
-  /** Tokens of one sequence, cut at the end: many short texts tell more than one long one. */
+  /** Tokens of one sequence beside its system prompt, cut at the end: many short texts tell more than one long one. */
   readonly tokensMax: number;
   readonly targets: TargetKind;
   readonly scored: Scored;

@@ -60,7 +60,7 @@ export type HeldOutRow = {
 
 const whyNone = ({ scored, tokensMax }: LearnEffort): string =>
   scored === 'answers'
-    ? `Of each row the first ${tokensMax} tokens are read, and no answer begins there: learn without --score answers, or with shorter prompts.`
+    ? `Of each row, beside its system prompt, the first ${tokensMax} tokens are read, and no answer begins there: learn without --score answers, or with shorter prompts.`
     : 'No row is long enough to score a mask on.';
 
 /** @throws MaskrouteError `invalid_data` when no row is long enough to score a mask on. */

@@ -19,8 +19,9 @@ export type Text = {
 
 type TextSettings = {
   readonly seed: number;
-  /** Tokens of one sequence, cut at the end. */
+  /** Tokens of one sequence beside its system prompt, cut at the end. */
   readonly tokensMax: number;
+  readonly contextTokens: number;
   readonly scored: Scored;
 };
 

@@ -12,13 +12,13 @@ import type { BlockMoments, Moments } from './moments.ts';
 /** Ridge, in units of the mean variance of an input channel. */
 const RIDGE = 1e-2;
 
-/** Fits the table, in the basis of the moments. `onBlock`: called with the number of blocks that are done. */
-export function fitSurrogates(
+/** Fits the table, in the basis of the moments; a step for each block. `onBlock`: called with the number of blocks that are done. */
+export function* fitSurrogates(
   { blocks, sequences }: Moments,
   hiddenSize: number,
   rank: number,
   onBlock: (done: number) => void,
-): SurrogateTable {
+): Generator<void, SurrogateTable> {
   const blockCount = blocks.length;
   const table = {
     blockCount,
@@ -29,7 +29,7 @@ export function fitSurrogates(
     bias: new Float32Array(blockCount * hiddenSize),
     first: new Float32Array(blockCount * hiddenSize),
   };
-  blocks.forEach((moments, block) => {
+  for (const [block, moments] of blocks.entries()) {
     const { a, b, bias } = fitBlock(moments, hiddenSize, rank);
     table.a.set(a, block * a.length);
     table.b.set(b, block * b.length);
@@ -39,7 +39,8 @@ export function fitSurrogates(
       block * hiddenSize,
     );
     onBlock(block + 1);
-  });
+    yield;
+  }
   return table;
 }
 

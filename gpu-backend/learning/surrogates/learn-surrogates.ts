@@ -7,6 +7,7 @@ import { basename, dirname, join } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { finishInTurns } from '../../event-loop.ts';
 import { makeOutFolderOf, removeOldParts, writeWhole } from '../../files.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
@@ -145,10 +146,10 @@ function checkWidth(rank: number, hiddenSize: number): void {
 type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
-  const { model, data, seed } = options;
+  const { model, data, seed, signal } = options;
   const { fitSequences = FIT_SEQUENCES } = options.start;
   const { steps } = options.distillation;
-  const rows = distinctRows(await readData(data.files, data.rowsMax));
+  const rows = distinctRows(await readData(data.files, data.rowsMax, signal));
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;
@@ -196,9 +197,10 @@ async function fit(
   } finally {
     await session.close();
   }
-  return fitSurrogates(session.moments, config.hiddenSize, start.rank, (done) =>
+  const fitted = fitSurrogates(session.moments, config.hiddenSize, start.rank, (done) =>
     onProgress('fit', done, 2 * config.layerCount),
   );
+  return await finishInTurns(fitted, signal);
 }
 
 type DistillParts = {

@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ChatMessage, Tool } from '../../../shared/wire/openai.ts';
+import { finish } from '../../event-loop.ts';
 import { unsupportedModel } from '../model-source.ts';
 import {
   type ChatTemplate,
@@ -17,7 +18,6 @@ import {
   addedTokensOf,
   createTokenizer,
   type EncodeOptions,
-  finish,
   isControl,
   readTokenizerFiles,
   type Tokenizer,

@@ -7,6 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import { LRUCache } from 'lru-cache';
+import { finish } from '../../event-loop.ts';
 import { createNormalizer, metaspaceCutter, type Normalizer } from './text-pieces.ts';
 import type { TokenReader, TokenTable } from './token-bytes.ts';
 import { BYTE_NAMES, createTokenReader, tokenTable, vocabularyOf } from './token-bytes.ts';
@@ -269,14 +270,6 @@ const withoutVocabulary = (json: object, config: object): LibraryTokenizer =>
     },
     config,
   );
-
-/** Runs all steps at once. */
-export function finish<Result>(steps: Generator<unknown, Result>): Result {
-  for (;;) {
-    const step = steps.next();
-    if (step.done) return step.value;
-  }
-}
 
 /** The tokens that the post-processor adds before and after every text. */
 function frameOf(library: LibraryTokenizer, tokenId: (name: string) => number | undefined) {

@@ -50,7 +50,12 @@ const pacesOf = (f32: number): Paces => ({
   pairs: 1.4 * f32,
   rounding: 'blocks',
 });
-const MACHINE = { clusterCounts: [8], paces: pacesOf(1e11), available_bytes: 1e12, positionsMax: 1e9 };
+const MACHINE = {
+  clusterCounts: [8],
+  paces: pacesOf(1e11),
+  available_bytes: 1e12,
+  data: { bytes: 2e6, lines: 1000 },
+};
 
 test('a larger model takes more memory, and more work more time', () => {
   const small = forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, MACHINE);
@@ -79,13 +84,24 @@ test('every mask that is asked for, and every number of clusters, takes its time
 });
 
 test('little text takes little time, and more than there is work for no more', () => {
-  const timeOn = (positionsMax: number) =>
-    forecastLearning(EIGHT_B, 'f32', LEARN_EFFORT, { ...MACHINE, positionsMax }).time_s;
+  const timeOn = (positions: number) => {
+    const data = { bytes: 2 * positions, lines: 0 };
+    return forecastLearning(EIGHT_B, 'f32', LEARN_EFFORT, { ...MACHINE, data }).time_s;
+  };
   // Two rows of fifty tokens.
   expect(timeOn(100)).toBeLessThan(timeOn(1e9) / 20);
   expect(timeOn(100)).toBeGreaterThan(timeOn(0));
   expect(timeOn(0)).toBeGreaterThan(0);
   expect(timeOn(1e5)).toBe(timeOn(1e9));
+});
+
+test('the data take memory, too, by their bytes and by their rows', () => {
+  const memoryOn = (bytes: number, lines: number) =>
+    forecastLearning(TINY_CONFIG, 'q8', LEARN_EFFORT, { ...MACHINE, data: { bytes, lines } }).memory_bytes;
+  // Measured: 150 MB of rows of 320 bytes took 1.57 GB, and of rows of 5 KB 0.37 GB.
+  const none = memoryOn(0, 0);
+  expect((memoryOn(150e6, 464_456) - none) / 1.57e9).toBeCloseTo(1, 1);
+  expect((memoryOn(150e6, 30_348) - none) / 0.37e9).toBeCloseTo(1, 1);
 });
 
 test('a model of 8B weights in four bits is learned on layer by layer in 16 GB, which takes longer', () => {

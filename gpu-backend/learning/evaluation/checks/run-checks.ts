@@ -230,9 +230,10 @@ function factsOfRows(
   rows: readonly CalibrationRow[],
   text: ModelText,
   eosTokenId: number,
-  tokensMax: number,
+  contextTokens: number,
 ): Fact[] {
-  const sampleOf = createSampler(text, eosTokenId, tokensMax, 'answers');
+  const sampling = { tokensMax: contextTokens, contextTokens, scored: 'answers' } as const;
+  const sampleOf = createSampler(text, eosTokenId, sampling);
   return rows.flatMap(({ kind, routeText, ...row }) => {
     const sample = sampleOf({ kind, routeText, ...row });
     return sample === undefined ? [] : [{ kind, routeText, sample }];

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import type { Points } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { kMeans, kMeansBySample, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -63,10 +64,9 @@ describe('k-means', () => {
       Float32Array.of(10 * (i % 4) + random.next(), random.next()),
     );
     const [points, sample] = [packPoints(rows), packPoints(rows.slice(0, 40))];
-    const { assignment, sizes, inertia, centroids } = kMeansBySample(points, sample, {
-      clusterCount: 4,
-      seed: 1,
-    });
+    const { assignment, sizes, inertia, centroids } = finish(
+      kMeansBySample(points, sample, { clusterCount: 4, seed: 1 }),
+    );
     expect([...sizes]).toEqual([100, 100, 100, 100]);
     expect(new Set(assignment.slice(0, 4)).size).toBe(4);
     assignment.forEach((cluster, i) => {

@@ -70,6 +70,29 @@ describe('the held-out split', () => {
     expect(Math.min(...clusters.sizes)).toBeGreaterThan(counts.fit / 16);
   });
 
+  it('stops between pieces of the work: no piece leaves Ctrl-C unheard for long', async () => {
+    const many = Array.from({ length: 20_000 }, (_, i) => row(`${i}`));
+    const stoppedWhile = async (encode: (text: string) => Float32Array, rows: typeof many) => {
+      const stop = new AbortController();
+      let texts = 0;
+      const soon = {
+        spec: encoder.spec,
+        embed: async (batch: readonly string[], signal?: AbortSignal) => {
+          signal?.throwIfAborted();
+          if (texts === 0) setImmediate(() => stop.abort(new Error('stopped')));
+          texts += batch.length;
+          return batch.map(encode);
+        },
+      };
+      await expect(groupPrompts(rows, soon, 64, 1, stop.signal)).rejects.toThrow('stopped');
+      return texts;
+    };
+    const onCircle = (text: string) => Float32Array.of(Math.sin(Number(text)), Math.cos(Number(text)));
+    expect(await stoppedWhile(onCircle, many)).toBeLessThan(many.length);
+    // One batch is all of these, so they are clustered when the signal comes.
+    expect(await stoppedWhile(onCircle, many.slice(0, 1000))).toBeLessThanOrEqual(1000);
+  });
+
   it('refuses data of which all is held out', async () => {
     const heldOut = splitRows(rows, HELD_OUT_SHARE).heldOut.slice(0, 1);
     await expect(groupPrompts(heldOut, encoder, 1, 1)).rejects.toMatchObject({

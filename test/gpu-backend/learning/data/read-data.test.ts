@@ -3,7 +3,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { snippets } from '../../../../gpu-backend/learning/data/distill.ts';
-import { parseRow, readData, readLines } from '../../../../gpu-backend/learning/data/read-data.ts';
+import {
+  parseRow,
+  readData,
+  readLines,
+  sizeOfData,
+} from '../../../../gpu-backend/learning/data/read-data.ts';
 
 let folder = '';
 beforeAll(() => {
@@ -105,6 +110,23 @@ describe('a file', () => {
     const rows = await readData([path]);
     expect(rows.map((one) => one.routeText)).toEqual(['é', '日本', 'last']);
     expect(rows[0]!.kind).toBe('crlf');
+  });
+
+  it('is read no further when the run is stopped', async () => {
+    const path = file('long.jsonl', '{"text":"some words of a row"}\n'.repeat(100_000));
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(new Error('stopped')));
+    await expect(readData([path], undefined, stop.signal)).rejects.toThrow('stopped');
+  });
+
+  it('is measured without being parsed, as far as it is read', async () => {
+    const path = file('sizes.jsonl', '{"text":"a"}\n'.repeat(300_000));
+    const bytes = 300_000 * 13;
+    expect(await sizeOfData({ files: [path] })).toEqual({ bytes, lines: 300_000 });
+    expect(await sizeOfData({ files: [path, path] })).toEqual({ bytes: 2 * bytes, lines: 600_000 });
+    const few = await sizeOfData({ files: [path], rowsMax: 10 });
+    expect(few.lines).toBe(10);
+    expect(few.bytes).toBeLessThan(bytes);
   });
 
   it('gives no more rows than asked for, from each file', async () => {

@@ -1,7 +1,13 @@
 /** What the model sees of a row. */
-import { expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
-import { createSampler, encodeRow, tryTemplate } from '../../../../gpu-backend/learning/data/samples.ts';
+import {
+  createSampler,
+  encodeRow,
+  type Scored,
+  scoredPositions,
+  tryTemplate,
+} from '../../../../gpu-backend/learning/data/samples.ts';
 import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import { installedModel } from '../../../support/installed-model.ts';
 
@@ -20,6 +26,9 @@ const eos = manifest.eosTokenIds[0]!;
 const row = (value: object) => parseRow(JSON.stringify(value), 'chats', 'chats.jsonl:1');
 const seen = (value: object) => text.tokenizer.decode([...encodeRow(row(value), text, eos)]);
 
+const sampler = (scored: Scored = 'all', tokensMax = 1000) =>
+  createSampler(text, eos, { tokensMax, contextTokens: manifest.config.contextTokens, scored });
+
 it('calls of tools and their results are there as in a request that is served', () => {
   const whole = seen({ messages: [ASK, CALLS, RESULT, ANSWER] });
   for (const part of ['"town":"Ulm"', '{"degrees":12}']) expect(whole).toContain(part);
@@ -33,7 +42,45 @@ it('calls that end a row are its answer', () => {
   const value = { messages: [ASK, CALLS] };
   expect(seen(value)).toContain('"town":"Ulm"');
   tryTemplate([row(value), row({ messages: [ASK, CALLS, RESULT] })], text);
-  const { tokenIds, scoreFrom } = createSampler(text, eos, 1000, 'answers')(row(value))!;
+  const { tokenIds, scoreFrom } = sampler('answers')(row(value))!;
   const answer = text.tokenizer.decode([...tokenIds.slice(scoreFrom + 1)]);
   expect(answer).toMatch(/^\s*(<tool_call>\s*)?\{"name": ?"weather"/);
+});
+
+describe('a system prompt', () => {
+  const system = (words: number) => ({
+    role: 'system',
+    content: Array.from({ length: words }, (_, i) => `rule ${i}`).join(', '),
+  });
+  const long = { role: 'assistant', content: 'It is warm. '.repeat(100) };
+  const decoded = (ids: Int32Array) => text.tokenizer.decode([...ids]);
+
+  it('is context: no position in it is scored, and the rest of the row is read as far as without one', () => {
+    const plain = sampler('all', 128)(row({ messages: [ASK, long] }))!;
+    const led = sampler('all', 128)(row({ messages: [system(40), ASK, long] }))!;
+    expect(decoded(led.tokenIds.slice(0, led.scoreFrom + 1))).toContain('rule 39');
+    expect(led.tokenIds.slice(led.scoreFrom)).toEqual(plain.tokenIds.slice(plain.scoreFrom));
+    expect(scoredPositions(led)).toBe(scoredPositions(plain));
+    // Each row has its own, such as a date in it.
+    const other = sampler('all', 128)(row({ messages: [system(41), ASK, long] }))!;
+    expect(other.tokenIds.slice(other.scoreFrom)).toEqual(plain.tokenIds.slice(plain.scoreFrom));
+  });
+
+  it('changes nothing for rows without one', () => {
+    for (const messages of [[ASK, long], [long, ASK, ANSWER], [ASK]]) {
+      const whole = encodeRow(row({ messages }), text, eos);
+      const { tokenIds, scoreFrom } = sampler('all', 40)(row({ messages }))!;
+      expect(tokenIds).toEqual(whole.slice(0, 40));
+      expect(scoreFrom).toBeLessThan(40);
+    }
+  });
+
+  it('that is very long loses its middle: its beginning, its end and the answer stay', () => {
+    const { tokenIds, scoreFrom } = sampler('answers', 128)(row({ messages: [system(900), ASK, ANSWER] }))!;
+    expect(tokenIds.length).toBeLessThan(128 + 256);
+    const context = decoded(tokenIds.slice(0, scoreFrom + 1));
+    for (const part of ['rule 0,', 'rule 899', ASK.content]) expect(context).toContain(part);
+    expect(context).not.toContain('rule 450');
+    expect(decoded(tokenIds.slice(scoreFrom + 1))).toContain(ANSWER.content);
+  });
 });

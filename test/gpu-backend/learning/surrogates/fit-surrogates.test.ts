@@ -6,6 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import { scoredRowsOf } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { openLossSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
@@ -143,7 +144,7 @@ test('on a small model a surrogate is nearer to the dense model than a hole', as
     expect(session.moments.sequences).toBe(32);
     // Every position but the first of each sequence, and no outliers in random text.
     expect(session.moments.blocks[3]!.xx.at(-1)).toBe(32 * 63);
-    const surrogates = fitSurrogates(session.moments, config.hiddenSize, 32, () => {});
+    const surrogates = finish(fitSurrogates(session.moments, config.hiddenSize, 32, () => {}));
     const teacher = await openTeacher(folder, config, { threads: 1 });
     const batch = await teacher.teach({
       tokenIds: text(8 * 64),

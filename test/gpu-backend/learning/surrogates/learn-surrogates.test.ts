@@ -41,9 +41,15 @@ type Changes = Pick<Partial<LearnSurrogatesOptions>, 'model' | 'data'> & {
   readonly steps?: number;
   readonly stopAt?: number;
   readonly onStep?: (step: number) => void;
+  /** The run is told to stop soon after the first block is fitted. */
+  readonly stopsInFit?: boolean;
 };
-const learn = (out: string, { start, steps = STEPS, stopAt, onStep, ...changes }: Changes = {}) => {
+const learn = (
+  out: string,
+  { start, steps = STEPS, stopAt, onStep, stopsInFit = false, ...changes }: Changes = {},
+) => {
   const stop = new AbortController();
+  let fitted = 0;
   return learnSurrogates({
     model,
     data: { files: [data] },
@@ -53,6 +59,8 @@ const learn = (out: string, { start, steps = STEPS, stopAt, onStep, ...changes }
     out: path.join(home, out),
     threads: 1,
     onProgress: (stage, done) => {
+      if (stage === 'fit') fitted = done;
+      if (stopsInFit && fitted > 0) setImmediate(() => stop.abort(new Error(`stopped at ${fitted}`)));
       if (stage !== 'distil') return;
       if (done === stopAt) stop.abort(new Error('stopped'));
       onStep?.(done);
@@ -80,6 +88,10 @@ test('distillation lowers the held-out KL; stopped and started again it ends wit
   expect(await learn('stopped.safetensors')).toEqual(whole);
   expect(await bytes('stopped.safetensors')).toEqual(await bytes('whole.safetensors'));
   expect(existsSync(path.join(home, 'stopped.safetensors.state'))).toBe(false);
+});
+
+test('the fit of a table stops between two blocks', async () => {
+  await expect(learn('unfitted.safetensors', { stopsInFit: true })).rejects.toThrow('stopped at 1');
 });
 
 test('two runs do not write one table: the second would drop what the first has saved', async () => {
