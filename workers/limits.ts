@@ -156,6 +156,12 @@ export const EXPIRED_KEYS_KEPT_ms = 30 * 86_400_000;
 export const JSON_DEPTH_MAX = 64;
 
 /**
+ * Most fields of a body, of all its objects together. The isolate serves nobody else while it parses and checks a body,
+ * and 250,000 fields with names of their own take it up to a second. The longest chats have half of this.
+ */
+export const JSON_FIELDS_MAX = 50_000;
+
+/**
  * A larger body, or a body without a declared length, must arrive within this time, since the isolate buffers it.
  * Smaller bodies take little memory, less than a timer is worth. A refused body of any size is drained for as long;
  * then its client gets the error, whether it has sent everything or not.
