@@ -24,7 +24,7 @@ import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, steadyNow_ms, type Wait } from '../base/waiting.ts';
 import type { Asked, ClientBody, Progress } from './forward.ts';
-import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
+import { type AnswerText, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -71,8 +71,8 @@ type Following = {
   readonly keepalive_ms: number;
   /** Called as chunks pass; throws once the caller's key no longer works. */
   readonly watch: () => Promise<void>;
-  /** Collects the answer's bytes; undefined: texts are not kept. */
-  readonly kept: AnswerBytes | undefined;
+  /** Collects the answer's text; undefined: texts are not kept. */
+  readonly kept: AnswerText | undefined;
 };
 
 export class Answer {
