@@ -68,3 +68,13 @@ test('README is a screen and a half, and leads to every page of docs', () => {
   expect(text.trimEnd().split('\n').length).toBeLessThanOrEqual(README_LINES_MAX);
   for (const file of DOCUMENTS.slice(1)) expect(text).toContain(`](${file})`);
 });
+
+test('docs/operations.md says of each error in the log of the edge what to do', () => {
+  const sources = globSync('workers/**/*.ts').map((file) => readFileSync(file, 'utf8'));
+  const events = sources.flatMap((text) =>
+    [...text.matchAll(/\blog\('error', '(\w+)'/g)].map(([, name]) => name!),
+  );
+  const text = readFileSync('docs/operations.md', 'utf8');
+  expect(events.length).toBeGreaterThan(20);
+  expect([...new Set(events)].filter((name) => !text.includes(`\`${name}\``))).toEqual([]);
+});
