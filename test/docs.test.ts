@@ -78,3 +78,13 @@ test('docs/operations.md says of each error in the log of the edge what to do', 
   expect(events.length).toBeGreaterThan(20);
   expect([...new Set(events)].filter((name) => !text.includes(`\`${name}\``))).toEqual([]);
 });
+
+test('commands of wrangler that act on a worker or its database name the environment', () => {
+  // Without one they act on the top level of wrangler.toml, which is for one machine.
+  const acting = /wrangler (?:deploy|rollback|secret|versions|d1 (?:migrations|time-travel))\b[^`\n]*/g;
+  const commands = DOCUMENTS.filter((file) => file.startsWith('docs/')).flatMap(
+    (file) => readFileSync(file, 'utf8').match(acting) ?? [],
+  );
+  expect(commands.length).toBeGreaterThan(8);
+  expect(commands.filter((command) => !command.includes('--env '))).toEqual([]);
+});
