@@ -6,8 +6,8 @@
  *     asking → over                no answer, or a refusal
  *
  * A stream is passed on in whole events; comments keep it open while nothing comes; and an error after the status was
- * sent becomes an `error` event, never a connection that breaks inside an event. To find an answer's cost nothing is
- * copied: its last chunks are kept and read when it is over.
+ * sent becomes an `error` event, never a connection that breaks inside an event. An answer's cost is in its last chunks,
+ * which are copied, and read when it is over.
  */
 
 import {
