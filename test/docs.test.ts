@@ -68,3 +68,23 @@ test('README is a screen and a half, and leads to every page of docs', () => {
   expect(text.trimEnd().split('\n').length).toBeLessThanOrEqual(README_LINES_MAX);
   for (const file of DOCUMENTS.slice(1)) expect(text).toContain(`](${file})`);
 });
+
+test('docs/operations.md says of each error in the log of the edge what to do', () => {
+  const sources = globSync('workers/**/*.ts').map((file) => readFileSync(file, 'utf8'));
+  const events = sources.flatMap((text) =>
+    [...text.matchAll(/\blog\('error', '(\w+)'/g)].map(([, name]) => name!),
+  );
+  const text = readFileSync('docs/operations.md', 'utf8');
+  expect(events.length).toBeGreaterThan(20);
+  expect([...new Set(events)].filter((name) => !text.includes(`\`${name}\``))).toEqual([]);
+});
+
+test('commands of wrangler that act on a worker or its database name the environment', () => {
+  // Without one they act on the top level of wrangler.toml, which is for one machine.
+  const acting = /wrangler (?:deploy|rollback|secret|versions|d1 (?:migrations|time-travel))\b[^`\n]*/g;
+  const commands = DOCUMENTS.filter((file) => file.startsWith('docs/')).flatMap(
+    (file) => readFileSync(file, 'utf8').match(acting) ?? [],
+  );
+  expect(commands.length).toBeGreaterThan(8);
+  expect(commands.filter((command) => !command.includes('--env '))).toEqual([]);
+});

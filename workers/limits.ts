@@ -67,6 +67,9 @@ export const KEY_WATCH_ms = 2_000;
 /** Longest kept prompt and answer, for tenants that keep texts; in UTF-16 units. */
 export const TEXT_CHARS_MAX = 64 * 1024;
 
+/** They are stored again when D1 fails or does not answer, within the 30 s that the platform allows after an answer. */
+export const TEXTS = { delays_ms: [0, 1_000, 8_000], insert_ms: 5_000 } as const;
+
 /** How long ratings with their comments are kept, and the audit log. */
 export const FEEDBACK_KEPT_ms = 90 * 86_400_000;
 export const AUDIT_KEPT_DAYS = 365;
@@ -154,6 +157,12 @@ export const EXPIRED_KEYS_KEPT_ms = 30 * 86_400_000;
 
 /** Deeper JSON than this is refused: parsers and serializers recurse. */
 export const JSON_DEPTH_MAX = 64;
+
+/**
+ * Most fields of a body, of all its objects together. The isolate serves nobody else while it parses and checks a body,
+ * and 250,000 fields with names of their own take it up to a second. The longest chats have half of this.
+ */
+export const JSON_FIELDS_MAX = 50_000;
 
 /**
  * A larger body, or a body without a declared length, must arrive within this time, since the isolate buffers it.

@@ -89,8 +89,8 @@ const KEPT = { copies: 3, databases: 3 } as const;
 export type Backups = {
   /** The file of the database; undefined when there is none, or none with tables in it. */
   database(): Promise<string | undefined>;
-  /** A database file that exists but cannot be read, and why: it is damaged, or another program has locked it. */
-  unreadable(): Promise<{ readonly file: string; readonly reason: string } | undefined>;
+  /** A database file that exists but cannot be read, and why. */
+  unreadable(): Promise<Unreadable | undefined>;
   /** The newest copy; undefined when there is none. */
   newest(): Promise<string | undefined>;
   /** Copies the database if it was written since the last copy. Nobody may write to it meanwhile. */
@@ -98,6 +98,19 @@ export type Backups = {
   /** Replaces the database by a copy, after copying the database itself. @throws MaskrouteError `invalid_argument`. */
   restore(file: string): Promise<void>;
 };
+
+/** `locked`: by another program. `disk`: it is full, or fails, which says nothing about the file. */
+type Unreadable = {
+  readonly file: string;
+  readonly cause: 'locked' | 'disk' | 'damaged';
+  readonly reason: string;
+};
+
+/** SQLite's result codes; the upper bits of `errcode` are details. */
+const CAUSES: Readonly<Record<number, Unreadable['cause']>> = { 5: 'locked', 10: 'disk', 13: 'disk' };
+
+const causeOf = (error: Error & { readonly errcode?: number }): Unreadable['cause'] =>
+  CAUSES[(error.errcode ?? 0) & 0xff] ?? 'damaged';
 
 /** `home/edge` is the edge's state, `home/backup` has the copies. */
 export function openBackups(home: string): Backups {
@@ -117,7 +130,7 @@ export function openBackups(home: string): Backups {
       try {
         withDatabase(file, (opened) => opened.prepare('SELECT name FROM sqlite_master').all());
       } catch (error) {
-        return { file, reason: (error as Error).message };
+        return { file, cause: causeOf(error as Error), reason: (error as Error).message };
       }
     }
     return undefined;

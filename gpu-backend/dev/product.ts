@@ -209,13 +209,14 @@ async function backUp(backups: Backups, say: ProductOptions['say']): Promise<voi
 async function expectReadable(home: string, backups: Backups): Promise<void> {
   const found = await backups.unreadable();
   if (found === undefined) return;
-  const { file, reason } = found;
-  const wayOut =
-    reason === 'database is locked'
-      ? 'Another program has it open. End that program, and start again: nothing is lost.'
-      : `${howToRestore(await backups.newest())}
-To begin with an empty one, move ${path.join(home, 'edge')} away.`;
-  const message = `The local database cannot be read (${file}: ${reason}).\n${wayOut}`;
+  const { file, cause, reason } = found;
+  const waysOut = {
+    locked: 'Another program has it open. End that program, and start again: nothing is lost.',
+    disk: 'If the disk is full, make room, and start again: nothing is lost.',
+    damaged: `${howToRestore(await backups.newest())}
+To begin with an empty one, move ${path.join(home, 'edge')} away.`,
+  };
+  const message = `The local database cannot be read (${file}: ${reason}).\n${waysOut[cause]}`;
   throw new MaskrouteError('start_failed', message);
 }
 

@@ -43,8 +43,9 @@ export type GrammarLimits = {
   readonly quick_ms: number;
   /** A compilation that takes longer is aborted, together with its thread. */
   readonly compile_ms: number;
-  /** Most slow grammars, each with a thread, at a time. */
+  /** Most slow grammars, each with a thread, at a time; and most that answers of one tenant use, so that others have room. */
   readonly slowMax: number;
+  readonly slowOfOneMax: number;
   /** Most new grammars that are compiled at a time, each of another tenant. */
   readonly trialsMax: number;
   /** Most grammars that wait to be compiled, of all tenants and of one. */
@@ -55,7 +56,8 @@ export type GrammarLimits = {
 const DEFAULT_LIMITS: GrammarLimits = {
   quick_ms: 150,
   compile_ms: 20_000,
-  slowMax: 2,
+  slowMax: 3,
+  slowOfOneMax: 2,
   trialsMax: 2,
   waitingMax: 32,
   waitingOfOneMax: 8,
@@ -115,7 +117,7 @@ class GrammarThreads implements Grammars {
     const thread = this.#slow.get(key) ?? this.#sharedThread();
     if (this.#slow.delete(key)) this.#slow.set(key, thread);
     try {
-      return await thread.open(key, spec);
+      return await thread.open(key, spec, call.tenant);
     } catch (error) {
       this.#retire(thread);
       throw error;
@@ -137,6 +139,14 @@ class GrammarThreads implements Grammars {
 
   async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
     if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar));
+    this.#requireShare(grammar.key, call.tenant);
+  }
+
+  /** A slow grammar that an answer uses serves any tenant: one more answer takes no place. */
+  #requireShare(key: string, tenant: string): void {
+    if (this.#slow.get(key)?.sessions.size !== 0) return;
+    const own = [...this.#slow.values()].filter(({ sessions }) => [...sessions.values()].includes(tenant));
+    if (own.length >= this.#limits.slowOfOneMax) throw tooManySlow();
   }
 
   #isKnown(key: string): boolean {
@@ -265,8 +275,8 @@ type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
 
 class GrammarThread {
   isGone = false;
-  /** Sessions of running answers. */
-  readonly sessions = new Set<GrammarSession>();
+  /** Sessions of running answers, with their tenants. */
+  readonly sessions = new Map<GrammarSession, string>();
   #isRetired = false;
   readonly #worker: Worker;
   readonly #vocabularySize: number;
@@ -290,7 +300,7 @@ class GrammarThread {
     this.#worker.on('error', (error) => onError(error.stack ?? String(error)));
     this.#worker.on('exit', () => {
       this.isGone = true;
-      for (const { words } of this.sessions) giveUp(words);
+      for (const { words } of this.sessions.keys()) giveUp(words);
       ready.reject(lost());
       for (const { reject } of this.#pending.values()) reject(lost());
       this.#pending.clear();
@@ -320,10 +330,10 @@ class GrammarThread {
     }
   }
 
-  async open(key: string, spec: GrammarSpec): Promise<OpenGrammar> {
+  async open(key: string, spec: GrammarSpec, tenant: string): Promise<OpenGrammar> {
     const id = this.#ids++;
     const session = newSession(this.#vocabularySize, this.#bell);
-    this.sessions.add(session);
+    this.sessions.set(session, tenant);
     const close = () => {
       if (!this.sessions.delete(session)) return;
       this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);

@@ -156,23 +156,48 @@ function spacedUpTo(part: Expression, min: number, max: number): Expression | un
 
 /**
  * One to `max` of `part`, or one or more, if that is a repeated character class with something before or behind it that may be
- * absent.
+ * absent. Where it is absent two classes are one.
  */
 function spaced(part: Expression, max?: number): Expression | undefined {
-  if (part.kind !== 'sequence' || part.parts.length !== 2) return undefined;
-  const [first, last] = part.parts as [Expression, Expression];
-  const others = (gap: Repeat, loop: Expression) =>
-    repeat(sequence(repeat(gap.part, 1, gap.max), loop), 0, max && max - 1);
-  if (isLoopOfClass(first) && isGap(last)) return sequence(first, others(last, first), last);
-  if (isLoopOfClass(last) && isGap(first)) return sequence(first, last, others(first, last));
-  return undefined;
+  if (part.kind !== 'sequence') return undefined;
+  const at = part.parts.findIndex(isLoopOfClass);
+  const [before, after] = [part.parts.slice(0, Math.max(0, at)), part.parts.slice(at + 1)];
+  const between = sequence(...after, ...before);
+  const gap = at !== -1 && isNullable(between) && present(between);
+  if (!gap) return undefined;
+  const loop = part.parts[at]!;
+  return sequence(...before, loop, repeat(sequence(gap, loop), 0, max && max - 1), ...after);
 }
 
-type Repeat = Extract<Expression, { readonly kind: 'repeat' }>;
 const isLoopOfClass = (one: Expression): boolean =>
   one.kind === 'repeat' && one.min === 1 && one.max === undefined && one.part.kind === 'chars';
-const isGap = (one: Expression): one is Repeat =>
-  one.kind === 'repeat' && one.min === 0 && one.max !== 0 && !isNullable(one.part);
+
+/** The same texts without the empty one; undefined where there is no other. */
+function present(expression: Expression): Expression | undefined {
+  if (!isNullable(expression)) return expression;
+  switch (expression.kind) {
+    case 'sequence':
+      return either(
+        expression.parts.map((part, i) => {
+          const first = present(part);
+          return first && sequence(first, ...expression.parts.slice(i + 1));
+        }),
+      );
+    case 'choice':
+      return either(expression.options.map(present));
+    case 'repeat': {
+      const part = expression.max === 0 ? undefined : present(expression.part);
+      return part && repeat(part, 1, expression.max);
+    }
+    default:
+      return undefined;
+  }
+}
+
+function either(options: readonly (Expression | undefined)[]): Expression | undefined {
+  const there = options.filter((option) => option !== undefined);
+  return there.length === 0 ? undefined : choice(...there);
+}
 
 /** The options, with one character class in the place of several. */
 function joined(options: readonly Expression[]): readonly Expression[] {

@@ -15,7 +15,7 @@ import {
   TooLargeError,
 } from '../../shared/wire/parse-body.ts';
 import { DeadlineError, withDeadline } from '../base/waiting.ts';
-import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX } from '../limits.ts';
+import { BODY_ARRIVAL, DRAIN_BYTES_MAX, JSON_DEPTH_MAX, JSON_FIELDS_MAX } from '../limits.ts';
 import type { AppContext, AppEnv } from './context.ts';
 
 /** The JSON value of a request's body. @throws what `readBody` throws. */
@@ -23,8 +23,8 @@ export const readJson = async (request: Request): Promise<unknown> => (await rea
 
 /**
  * A request's body, parsed and as text.
- * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, or `invalid_json` (not UTF-8, not JSON,
- * nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
+ * @throws MaskrouteError `unsupported_media_type`, `body_too_large` (in bytes or fields), or `invalid_json` (not UTF-8,
+ * not JSON, nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
  */
 export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
   const type = request.headers.get('content-type');
@@ -33,9 +33,7 @@ export async function readBody(request: Request): Promise<{ value: unknown; text
   }
   requireUnpacked(request.headers);
   const text = await readText(request);
-  if (isDeeperThan(text, JSON_DEPTH_MAX)) {
-    throw new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
-  }
+  requireCheap(text);
   return { value: parseJson(text), text };
 }
 
@@ -71,9 +69,13 @@ async function readText(request: Request): Promise<string> {
   }
 }
 
-/** Counts open brackets outside of strings; one pass, no recursion. */
-function isDeeperThan(text: string, depthMax: number): boolean {
+/**
+ * Refuses what is dear to parse, which holds up the other requests of the isolate. Counts open brackets, and colons,
+ * outside of strings; one pass, no recursion. @throws MaskrouteError `invalid_json`, `body_too_large`.
+ */
+function requireCheap(text: string): void {
   let depth = 0;
+  let fields = 0;
   let inString = false;
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
@@ -82,14 +84,19 @@ function isDeeperThan(text: string, depthMax: number): boolean {
       else if (code === QUOTE) inString = false;
     } else if (code === QUOTE) inString = true;
     else if (code === OPEN_BRACE || code === OPEN_BRACKET) {
-      if (++depth > depthMax) return true;
+      if (++depth > JSON_DEPTH_MAX) throw tooDeep();
     } else if (code === CLOSE_BRACE || code === CLOSE_BRACKET) depth--;
+    else if (code === COLON && ++fields > JSON_FIELDS_MAX) throw tooManyFields();
   }
-  return false;
 }
 
-const [QUOTE, BACKSLASH, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
-  0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d,
+const tooDeep = (): MaskrouteError =>
+  new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
+const tooManyFields = (): MaskrouteError =>
+  new MaskrouteError('body_too_large', `The body has more than ${JSON_FIELDS_MAX} fields in all.`);
+
+const [QUOTE, BACKSLASH, COLON, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
+  0x22, 0x5c, 0x3a, 0x7b, 0x7d, 0x5b, 0x5d,
 ];
 
 /**

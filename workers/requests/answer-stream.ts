@@ -6,8 +6,8 @@
  *     asking → over                no answer, or a refusal
  *
  * A stream is passed on in whole events; comments keep it open while nothing comes; and an error after the status was
- * sent becomes an `error` event, never a connection that breaks inside an event. To find an answer's cost nothing is
- * copied: its last chunks are kept and read when it is over.
+ * sent becomes an `error` event, never a connection that breaks inside an event. An answer's cost is in its last chunks,
+ * which are copied, and read when it is over.
  */
 
 import {
@@ -24,7 +24,7 @@ import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, steadyNow_ms, type Wait } from '../base/waiting.ts';
 import type { Asked, ClientBody, Progress } from './forward.ts';
-import { type AnswerBytes, type Heard, hearWhole, join, Tail } from './read-answer.ts';
+import { type AnswerText, type Heard, hearWhole, join, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -71,8 +71,8 @@ type Following = {
   readonly keepalive_ms: number;
   /** Called as chunks pass; throws once the caller's key no longer works. */
   readonly watch: () => Promise<void>;
-  /** Collects the answer's bytes; undefined: texts are not kept. */
-  readonly kept: AnswerBytes | undefined;
+  /** Collects the answer's text; undefined: texts are not kept. */
+  readonly kept: AnswerText | undefined;
 };
 
 export class Answer {

@@ -31,7 +31,7 @@ import { createKeyWatch } from '../tenants/api-keys.ts';
 import { type Account, type Asking, admit, requireModel } from './admission.ts';
 import { Answer, type Begun, noAnswer } from './answer-stream.ts';
 import { ask, type ClientBody, notAsked, type Progress, purposeOf } from './forward.ts';
-import { AnswerBytes, keepTexts } from './read-answer.ts';
+import { AnswerText, keepTexts } from './read-answer.ts';
 import { settle } from './settlement.ts';
 
 export const completions = new Hono<AppEnv>()
@@ -164,7 +164,7 @@ async function forward(
   const { STREAM_KEEPALIVE_MS: keepalive_ms, BACKEND_STALL_MS: stall_ms } = services.config;
   const asked = ask(services, { account, requestId, client }, progress);
   const { caller, hold, signal } = account;
-  const kept = caller.policy.textsKept_days === null ? undefined : new AnswerBytes();
+  const kept = caller.policy.textsKept_days === null ? undefined : new AnswerText();
   const watch = createKeyWatch(services.apiKeys, caller, hold);
   const answer = new Answer(asked, progress, {
     wire: client.wire,

@@ -5,9 +5,10 @@
 import { messageText } from '../../shared/wire/openai.ts';
 import { parseOrNull } from '../../shared/wire/parse-body.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
+import { sleep, withDeadline } from '../base/waiting.ts';
 import type { Database } from '../db/d1.ts';
 import { insertTexts } from '../db/request-rows.ts';
-import { TEXT_CHARS_MAX } from '../limits.ts';
+import { TEXT_CHARS_MAX, TEXTS } from '../limits.ts';
 import type { RoutableBody } from '../routing/decision.ts';
 import type { Account } from './admission.ts';
 
@@ -65,8 +66,10 @@ export class Tail {
   hear(piece: Uint8Array): void {
     if (isComment(piece)) return;
     this.#firstAt_ms ??= Date.now();
-    this.#pieces.push(piece);
-    this.#bytes += piece.length;
+    // A copy: the runtime reads each chunk into 4 kB of its own, and most events have a twentieth of that.
+    const last = piece.slice(-TAIL_BYTES);
+    this.#pieces.push(last);
+    this.#bytes += last.length;
     while (this.#bytes - this.#pieces[0]!.length >= TAIL_BYTES) {
       const oldest = this.#pieces.shift()!;
       this.#bytes -= oldest.length;
@@ -161,41 +164,61 @@ export function join(parts: readonly Uint8Array[]): Uint8Array {
  * errors are only logged.
  */
 
-/**
- * Collects the beginning of an answer's bytes. The limit is larger than that of the text, as events have more bytes
- * than their text.
- */
-export class AnswerBytes {
-  readonly #pieces: Uint8Array[] = [];
-  #bytes = 0;
+/** Collects an answer's text as it passes: the isolate has 128 MB for all its answers, and events take far more than their text. */
+export class AnswerText {
+  readonly #decoder = new TextDecoder();
+  readonly #texts: string[] = [];
+  #chars = 0;
+  /** The beginning of a line: of an event's data, or of a non-streaming answer, which is one. */
+  #line = '';
 
   add(piece: Uint8Array): void {
-    if (this.#bytes >= EVENT_BYTES_MAX) return;
-    this.#pieces.push(piece);
-    this.#bytes += piece.length;
+    if (this.#chars >= TEXT_CHARS_MAX || this.#line.length >= LINE_CHARS_MAX) return;
+    const lines = this.#decoder.decode(piece, { stream: true }).split('\n');
+    lines[0] = this.#line + lines[0]!;
+    this.#line = lines.pop()!;
+    for (const line of lines) this.#read(line);
   }
 
-  text(): string {
-    return utf8.decode(join(this.#pieces));
+  end(): string {
+    this.#read(this.#line);
+    return this.#texts.join('').slice(0, TEXT_CHARS_MAX);
+  }
+
+  #read(line: string): void {
+    const json = line.startsWith(DATA) ? line.slice(DATA.length) : line;
+    const text = json.startsWith('{') ? textIn(json) : '';
+    if (text !== '') this.#texts.push(text);
+    this.#chars += text.length;
   }
 }
 
-const EVENT_BYTES_MAX = 32 * TEXT_CHARS_MAX;
+const DATA = 'data: ';
+/** A non-streaming answer has other choices and log-probabilities, too. */
+const LINE_CHARS_MAX = 32 * TEXT_CHARS_MAX;
 const DAY_ms = 86_400_000;
 
 /** Never rejects. */
-export async function keepTexts(db: Database, account: Account, answer: AnswerBytes): Promise<void> {
+export async function keepTexts(db: Database, account: Account, answer: AnswerText): Promise<void> {
   const { event, caller, routable } = account;
   const row = {
     event,
     tenant: caller.tenant,
     expiresAt_ms: Date.now() + (caller.policy.textsKept_days ?? 0) * DAY_ms,
     prompt: promptOf(routable).slice(0, TEXT_CHARS_MAX),
-    answer: answerOf(answer.text()).slice(0, TEXT_CHARS_MAX),
+    answer: answer.end(),
   };
-  await insertTexts(db, row).catch((error) => {
-    log('error', 'texts_not_kept', { request_event: event, reason: reasonOf(error) });
-  });
+  let reason = '';
+  for (const delay_ms of TEXTS.delays_ms) {
+    await sleep(delay_ms);
+    try {
+      await withDeadline(insertTexts(db, row), TEXTS.insert_ms, 'keeping texts');
+      return;
+    } catch (error) {
+      reason = reasonOf(error);
+    }
+  }
+  log('error', 'texts_not_kept', { request_event: event, reason });
 }
 
 function promptOf(routable: RoutableBody): string {
@@ -204,13 +227,6 @@ function promptOf(routable: RoutableBody): string {
   }
   const { prompt } = routable.body;
   return typeof prompt === 'string' ? prompt : JSON.stringify(prompt);
-}
-
-/** The first choice's text, from a stream's events or a non-streaming answer. */
-function answerOf(wire: string): string {
-  const lines = wire.split('\n').filter((line) => line.startsWith('data: {'));
-  const chunks = lines.length === 0 ? [wire] : lines.map((line) => line.slice('data: '.length));
-  return chunks.map(textIn).join('');
 }
 
 type Choice = {
@@ -227,6 +243,7 @@ type Response = {
   delta?: unknown;
 };
 
+/** The first choice's text, in an event of a stream or a non-streaming answer. */
 function textIn(json: string): string {
   const parsed = parseOrNull(json) as ({ choices?: (Choice | null)[] } & Response) | null;
   // The answer, or its last event, was truncated.

@@ -1,4 +1,5 @@
 /** Copies of the local database: of the real edge's D1, whole, few, and a way back that the edge goes on from. */
+import { spawnSync } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -138,13 +139,29 @@ test('a database that is damaged or locked is named with the reason, and a copy 
   expect(await backups.unreadable()).toBeUndefined();
   const lock = new DatabaseSync(file);
   lock.exec('PRAGMA journal_mode = DELETE; BEGIN EXCLUSIVE');
-  expect(await backups.unreadable()).toEqual({ file, reason: 'database is locked' });
+  expect(await backups.unreadable()).toEqual({ file, cause: 'locked', reason: 'database is locked' });
   lock.close();
   writeFileSync(file, 'not a database, but long enough to be read as one'.repeat(100));
-  expect(await backups.unreadable()).toEqual({ file, reason: 'file is not a database' });
+  expect(await backups.unreadable()).toEqual({ file, cause: 'damaged', reason: 'file is not a database' });
   await backups.restore((await backups.newest())!);
   expect(await backups.unreadable()).toBeUndefined();
   expect(wordsIn(file)).toEqual(['here']);
+});
+
+test('a database that a full disk keeps from being read is not called damaged', async () => {
+  const backups = openBackups(home);
+  writeDatabase('2026-01-01 00:00:00', 'here');
+  const file = (await backups.database())!;
+  const opened = new DatabaseSync(file);
+  opened.exec('PRAGMA journal_mode = WAL');
+  opened.close();
+  const script = `import { openBackups } from './gpu-backend/dev/local-database.ts';
+    console.log(JSON.stringify(await openBackups(process.argv[1]).unreadable()));`;
+  // A process that may write no file of more than 8 kB: the database's index of its log has 32.
+  const limited = `trap '' XFSZ; ulimit -f 8; exec "$0" --input-type=module -e "$1" "$2"`;
+  const { stdout } = spawnSync('bash', ['-c', limited, process.execPath, script, home], { encoding: 'utf8' });
+  expect(JSON.parse(stdout)).toEqual({ file, cause: 'disk', reason: 'disk I/O error' });
+  expect(await backups.unreadable()).toBeUndefined();
 });
 
 test('a file that is deleted, or another that takes its place, is noticed once', async () => {

@@ -312,6 +312,18 @@ test('a schema that cannot be compiled once more is refused under the field that
   });
 });
 
+test('answers of one tenant leave room for slow grammars of others', async () => {
+  await using slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 2, slowOfOneMax: 1 });
+  const { grammars } = slow;
+  const [first, second] = [form('root ::= "first"'), form('root ::= "second"')];
+  await grammars.open(await grammars.prepare(first, call('many')), call('many'));
+  await expect(grammars.prepare(second, call('many'))).rejects.toMatchObject({ code: 'queue_full' });
+  const other = await grammars.open(await grammars.prepare(second, call('other')), call('other'));
+  // Its thread runs anyway.
+  await expect(grammars.prepare(second, call('many'))).resolves.toBeDefined();
+  other.close();
+});
+
 test('a grammar that takes long has a thread of its own, and one that takes too long ends with it', {
   timeout: 60_000,
 }, async () => {

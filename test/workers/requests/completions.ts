@@ -527,6 +527,7 @@ describe('bad bodies', () => {
 
   const big = new Uint8Array(10 * 1024 * 1024).fill(0x20);
   const nested = `${'['.repeat(100_000)}${']'.repeat(100_000)}`;
+  const fields = Object.fromEntries(Array.from({ length: 60_000 }, (_, i) => [`f${i}`, 'x']));
 
   it.each<[string, unknown, string]>([
     ['nothing', '', '400 invalid_json'],
@@ -536,6 +537,7 @@ describe('bad bodies', () => {
     ['a surrogate cut in half', bytes(0x22, 0xf0, 0x9f), '400 invalid_json'],
     ['10 MB', big, '413 body_too_large'],
     ['deep nesting', `{"model":"m","metadata":${nested}}`, '400 invalid_json'],
+    ['60,000 fields', { ...CHAT, metadata: fields }, '413 body_too_large'],
     ['an array', [], '400 invalid_request'],
     ['null', 'null', '400 invalid_request'],
     ['no messages', { model: 'm' }, '400 invalid_request'],

@@ -172,6 +172,25 @@ describe('prompts and answers', () => {
   });
 });
 
+describe('prompts and answers, while D1 fails', () => {
+  it.each(['failing', 'stalled'] as const)(
+    'are kept when it is back: %s',
+    async (mood) => {
+      const { tenant, key } = await newTenant();
+      expect((await admin('PATCH', `/tenants/${tenant}`, { texts_kept_days: 2 })).status).toBe(200);
+      const d1 = badD1();
+      const isolate = freshIsolate({ DB: d1.DB });
+      await (await chat(key, {}, isolate)).text();
+      d1.be(mood);
+      const answer = await (await chat(key, say('north'), isolate)).json<{ id: string }>();
+      setTimeout(() => d1.be('good'), 500);
+      const request = /[0-9a-f]{20}/.exec(answer.id)![0];
+      await vi.waitFor(async () => expect((await detail(request)).texts?.prompt).toBe('user: north'), 10_000);
+    },
+    20_000,
+  );
+});
+
 describe('a trial', () => {
   it('is marked, takes part in no experiment, and is routed by any set that is named', async () => {
     const { version: live } = await goLive('live');

@@ -10,7 +10,7 @@ import { HEADERS, UNREAD_MAX_ms } from '../../../shared/wire/protocol.ts';
 import { createEvents } from '../../../workers/counting/events.ts';
 import type { Env } from '../../../workers/env.ts';
 import { tokenBounds } from '../../../workers/requests/admission.ts';
-import { AnswerBytes, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
+import { AnswerText, figuresIn, keepTexts, Tail } from '../../../workers/requests/read-answer.ts';
 import { MODEL, STREAM_PAUSE_ms } from '../../support/edge/constants.ts';
 import { CHAT, call, chat, freshIsolate, goLive, newTenant, recorded, say, soon } from '../support/edge.ts';
 import { budgetOf, limitedTenant } from '../support/limits.ts';
@@ -527,6 +527,24 @@ describe('what the edge reads off an answer', () => {
     expect(texts + others - 2).toBe(tokens);
   });
 
+  it('holds no chunk of an answer, which takes 4 kB of the isolate however short it is', () => {
+    const [tail, text] = [new Tail(), new AnswerText()];
+    const chunk = new Uint8Array(4096);
+    const words = ['Grüße', ', ', 'north ', '🙂'];
+    for (const content of words) {
+      const event = `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content } }] })}\n\n`;
+      const { written } = new TextEncoder().encodeInto(event, chunk);
+      // In the middle of an event, and of a character.
+      for (const piece of [chunk.subarray(0, written - 14), chunk.subarray(written - 14, written)]) {
+        tail.hear(piece);
+        text.add(piece);
+      }
+      chunk.fill(0);
+    }
+    expect(tail.heard({ isResponse: false, isCut: true }).passed.texts).toBe(words.length);
+    expect(text.end()).toBe(words.join(''));
+  });
+
   it('is no text where it has no first choice, and its prompt is kept', async () => {
     const answers: string[] = [];
     const values = (row: { answer: string }) => ({
@@ -538,7 +556,7 @@ describe('what the edge reads off an answer', () => {
       routable: { kind: 'chat', body: CHAT },
     };
     for (const wire of ['{"choices":[null]}', 'data: {"choices":[null]}\n\n', 'null']) {
-      const answer = new AnswerBytes();
+      const answer = new AnswerText();
       answer.add(new TextEncoder().encode(wire));
       await keepTexts({ insert: () => ({ values }) } as never, account as never, answer);
     }
