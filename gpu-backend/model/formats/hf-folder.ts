@@ -329,7 +329,7 @@ function ropelessLayers(config: Config, architecture: Architecture): number[] {
   );
 }
 
-/** The layers whose window is as long as `sliding_window` says, if it says anything. */
+/** The layers that shall have a sliding window, also where `sliding_window` is null and they see all tokens. */
 function layersWithWindow(
   config: Config,
   architecture: Architecture,
