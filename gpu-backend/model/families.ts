@@ -21,7 +21,7 @@ type Family = {
   readonly headNorms: boolean;
   /** RMS norms of what blocks give. */
   readonly postNorms: boolean;
-  /** Files of safetensors have the weights of norms minus 1; llama.cpp's converter adds it. */
+  /** Files of safetensors have the weights of norms minus 1; llama.cpp's converter adds the 1. */
   readonly normsFromOne: boolean;
   /** As config.json names it. */
   readonly activation: 'silu' | 'gelu_pytorch_tanh';

@@ -20,7 +20,7 @@ export type LayerMatrices = {
   readonly postNorms: PostNorms | undefined;
 };
 
-/** The weights of the norms behind a layer's blocks, in the file's basis, as the products before them. */
+/** The weights of the norms behind a layer's blocks. They are in the file's basis, and so are the products before them. */
 export type PostNorms = { readonly attention: Float32Array; readonly ffn: Float32Array };
 
 const LAYER_PRODUCTS = ['qkv', 'output', 'gateUp', 'down'] as const;

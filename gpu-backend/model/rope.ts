@@ -57,7 +57,7 @@ function yarnFrequencies(
 export const yarnAttentionFactor = (factor: number, mscale = 1): number =>
   factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1;
 
-/** As {@link ropeFrequencies}, of the layers whose rotary embedding has a base of its own. */
+/** The configuration of the layers whose rotary embedding has a base of its own, for the functions around. */
 export const localRopeConfig = <T extends RopeConfig>(
   config: T,
   { theta }: { readonly theta: number },

@@ -132,7 +132,7 @@ function scalingMetadata({ ropeScaling }: ModelConfig): Record<string, Value> {
   };
 }
 
-/** Every how many layers is global, the first of them behind as many others less one. */
+/** Every n-th layer is global; 0 where none is, as llama.cpp reads it. */
 const windowPattern = ({ localRope, layerCount }: ModelConfig): number =>
   layersOf(layerCount).findIndex((layer) => !localRope!.layers.includes(layer)) + 1;
 

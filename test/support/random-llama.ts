@@ -62,7 +62,7 @@ export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
     config,
     has: (name) => find(name) !== undefined,
     shape: (name) => find(name).shape,
-    // A checkpoint has random values by its own names, with stacks and without what readers add and factors.
+    // A checkpoint has random values by its own names, in stacks, without factors and what readers add.
     async read(name) {
       const { hubName, firstRow, shape, hubAdded, scale } = find(name);
       const [rows, columns = 1] = shape;

@@ -69,6 +69,8 @@ const FLOAT_BYTES = 4;
 const LOGITS = { loss: 3.3, teacher: 2.5, step: 6, scores: 12 } as const;
 /** Values that gradients need inside a layer, for each token: multiples of the hidden size and of the FFN's size. */
 const [KEPT_WIDTHS, KEPT_FFN_WIDTHS] = [10, 5];
+/** More multiples of the hidden size where blocks end with a norm. */
+const POST_NORM_WIDTHS = 6;
 /** Bytes a weight while a matrix's training copies are made: fp32, transposed, and quantized. By block 0.9 less. */
 const COPY_BYTES = 10.3;
 /** Tokens of one scored text. */
@@ -88,8 +90,10 @@ const logitsBytes = ({ vocabularySize }: ModelConfig, arrays: number, tokens: nu
   FLOAT_BYTES * arrays * tokens * vocabularySize;
 
 /** Bytes of the values that gradients need inside one layer. */
-const keptBytes = ({ hiddenSize, ffnSize }: ModelConfig): number =>
-  FLOAT_BYTES * STEP_PART_TOKENS * (KEPT_WIDTHS * hiddenSize + KEPT_FFN_WIDTHS * ffnSize);
+function keptBytes({ hiddenSize, ffnSize, postNorms }: ModelConfig): number {
+  const widths = KEPT_WIDTHS + (postNorms ? POST_NORM_WIDTHS : 0);
+  return FLOAT_BYTES * STEP_PART_TOKENS * (widths * hiddenSize + KEPT_FFN_WIDTHS * ffnSize);
+}
 
 /** Bytes of the serving engine, and of comparing its logits. */
 const servingBytes = (config: ModelConfig, kind: WeightKind): number =>

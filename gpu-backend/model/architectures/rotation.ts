@@ -164,7 +164,7 @@ export type Basis = {
   reads(matrix: Matrix, norm: Float32Array): Matrix;
   /** How many neighbours of the stream are rotated together; 1: none. */
   readonly stream: number;
-  /** The same of a block's last product: 1 as well where a norm is behind it. */
+  /** The same of a block's last product: 1 where a norm is behind it, as the graph rotates behind the norm. */
   readonly written: number;
   /** A matrix whose product is added to the stream, or goes to a norm before that: attention's output, down. */
   writes(matrix: Matrix): Matrix;

@@ -46,7 +46,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
   }
   const every = family.ropelessEvery;
   const windowLayers = layersWithWindow(read, family.window === 'between-global', layerCount);
-  const { localRopeTheta } = family.defaults;
+  const { ropeTheta, localRopeTheta } = family.defaults;
   return checkConfig({
     architecture,
     layerCount,
@@ -58,7 +58,9 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     // The rows of the embedding, as vocabularies are padded to a round number.
     vocabularySize: header.tensors.get('token_embd.weight')?.shape[0] ?? 0,
     contextTokens,
-    ropeTheta: read.number('rope.freq_base') ?? 10_000,
+    // llama.cpp's default would be wrong for every Gemma 3.
+    ropeTheta:
+      ropeBase(read, 'freq_base', 'global.freq_base') ?? (localRopeTheta === undefined ? 10_000 : ropeTheta),
     rmsEpsilon: singlePrecisionText(read.required('attention.layer_norm_rms_epsilon')),
     tiedEmbeddings: !header.tensors.has('output.weight'),
     ropeScaling: ropeScaling(read, contextTokens, ropeFactors),
@@ -73,13 +75,20 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     localRope:
       localRopeTheta === undefined || windowLayers.length === 0
         ? undefined
-        : { theta: read.number('rope.freq_base_swa') ?? localRopeTheta, layers: windowLayers },
+        : {
+            theta: ropeBase(read, 'freq_base_swa', 'local.freq_base') ?? localRopeTheta,
+            layers: windowLayers,
+          },
     postNorms: family.postNorms || undefined,
     activation: family.activation === 'silu' ? undefined : 'gelu-tanh',
     layersWithoutRope: every && layersOf(layerCount, (layer) => (layer + 1) % every === 0),
     factors: factorsOf(read, architecture, { layerCount, hiddenSize, headCount, headSize }),
   });
 }
+
+/** Ollama's converter has names of its own for the bases of a Gemma 3. */
+const ropeBase = (read: Reader, name: string, ollamaName: string): number | undefined =>
+  read.number(`rope.${name}`) ?? read.number(`rope.${ollamaName}`);
 
 /** As llama.cpp reads it: without a window, all layers are global. */
 function layersWithWindow(read: Reader, areSomeGlobal: boolean, layerCount: number): number[] {

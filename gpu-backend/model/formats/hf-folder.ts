@@ -262,8 +262,11 @@ function refuseUnhonoured(config: Config, activation: string): void {
     if (typeof config[name] === 'number') throw unsupportedModel(`soft-capping (${name})`);
   if (config.use_bidirectional_attention) throw unsupportedModel('attention to later tokens');
   if (config.mlp_bias) throw unsupportedModel('biases in its FFN projections');
-  const partial = config.partial_rotary_factor ?? config.rope_parameters?.partial_rotary_factor ?? 1;
-  if (partial !== 1) throw unsupportedModel(`partial rotary embeddings (partial_rotary_factor ${partial})`);
+  const ropes = config.rope_parameters;
+  for (const settings of [config, ropes, ropes?.full_attention, ropes?.sliding_attention]) {
+    const partial = settings?.partial_rotary_factor ?? 1;
+    if (partial !== 1) throw unsupportedModel(`partial rotary embeddings (partial_rotary_factor ${partial})`);
+  }
   const kinds = new Set(config.layer_types ?? []);
   for (const kind of ['full_attention', 'sliding_attention']) kinds.delete(kind);
   if (kinds.size > 0) throw unsupportedModel(`layers of the kind ${quoted([...kinds][0]!)}`);
@@ -326,7 +329,7 @@ function ropelessLayers(config: Config, architecture: Architecture): number[] {
   );
 }
 
-/** The layers whose window is as long as `sliding_window` says, if it says anything. */
+/** The layers that shall have a sliding window, also where `sliding_window` is null and they see all tokens. */
 function layersWithWindow(
   config: Config,
   architecture: Architecture,

@@ -125,7 +125,10 @@ async function readFully(
   }
 }
 
-/** Values of the file with what is added to them, and scaled. A single NaN or infinity would turn every answer into noise. x − x is 0 only for finite x. */
+/**
+ * Adds to the file's values what is added to them, scales them, and checks them: a single NaN or infinity would turn every answer
+ * into noise. x − x is 0 only for finite x.
+ */
 function finish({ name, added, scale }: TensorPlace, values: Float32Array): void {
   if (added !== 0) for (let i = 0; i < values.length; i++) values[i]! += added;
   scaleAll(values, scale);

@@ -26,6 +26,7 @@ import { furthest, furthestInRows } from '../../support/furthest.ts';
 import { installedModel, testModelFile } from '../../support/installed-model.ts';
 import { testDevice } from '../../support/lavapipe.ts';
 import {
+  asGemma,
   openEmitted,
   RANDOM_TABLE_ID,
   randomLlama,
@@ -83,15 +84,18 @@ const best1 = (logits: Float32Array): number => logits.indexOf(Math.max(...logit
 const EXACT = { threads: 1, batches: true, exactProducts: true } as const;
 
 describe.each([
-  ['f32', 'f32'],
-  ['q8', 'f32'],
-  ['q4', 'f32'],
-  ['q8', 'f16'],
-  ['q4', 'f16'],
-] as const)('weights in %s, computed in %s', (kind, floatType) => {
+  ['f32', 'f32', 'Llama'],
+  ['q8', 'f32', 'Llama'],
+  ['q4', 'f32', 'Llama'],
+  ['q8', 'f16', 'Llama'],
+  ['q4', 'f16', 'Llama'],
+  // Its stream is rotated in blocks, behind norms.
+  ['q8', 'f32', 'Gemma'],
+] as const)('weights in %s, computed in %s, a %s', (kind, floatType, family) => {
   const differenceMax = DIFFERENCE_MAX[floatType];
   // With four bits, a head of this size has rows of eight bits, too.
-  const source = randomLlama(kind === 'q4' ? { vocabularySize: 1500, hiddenSize: 128 } : {});
+  const sizes = kind === 'q4' ? { vocabularySize: 1500, hiddenSize: 128 } : {};
+  const source = randomLlama(family === 'Gemma' ? asGemma(sizes) : sizes);
   const tokens = (seed: number, count: number) => tokensOf(seed, count, source.config.vocabularySize);
   let onDevice: Runner & AsyncDisposable & { readonly folder: string };
   let onProcessor: Runner;

@@ -153,6 +153,17 @@ test('a head whose copies are most of the memory takes what was measured', () =>
   }
 });
 
+test('norms behind blocks take what was measured', () => {
+  // More than without them, in a step's part as a whole, of six layers that are 1024 wide.
+  const measured_bytes = 55e6;
+  const config = { ...TINY_CONFIG, hiddenSize: 1024, headSize: 256, ffnSize: 4096, layerCount: 6 };
+  const memoryOf = (changes: Partial<ModelConfig>) =>
+    planMemory({ ...config, ...changes }, 'q8', 1e12).memory_bytes;
+  const more_bytes = memoryOf({ postNorms: true }) - memoryOf({});
+  expect(more_bytes).toBeGreaterThan(measured_bytes);
+  expect(more_bytes).toBeLessThan(1.15 * measured_bytes);
+});
+
 test('days, and memory that a machine has not, are said, with the flags that help', () => {
   const of = (time_s: number, memory_bytes = 5e9): Forecast => ({ plan: 'whole', memory_bytes, time_s });
   const smaller = [

@@ -1,4 +1,7 @@
-/** Configurations that lie: whatever stands in config.json, the answer is a configuration or a MaskrouteError, at once. And Gemma 3's. */
+/**
+ * Configurations that lie: whatever stands in config.json, the answer is a configuration or a MaskrouteError, at once. And what
+ * files of Gemma 3 say and leave out.
+ */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -94,6 +97,21 @@ describe('Gemma 3', () => {
     },
   };
 
+  /** 27B, with these fields, too. */
+  function fromGguf(fields: Record<string, number>) {
+    const metadata = new Map<string, GgufValue>([
+      ['general.architecture', 'gemma3'],
+      ...Object.entries({
+        ...{ block_count: 62, context_length: 131_072, embedding_length: 5376, feed_forward_length: 21_504 },
+        ...{ 'attention.head_count': 32, 'attention.head_count_kv': 16, 'attention.key_length': 128 },
+        ...{ 'attention.layer_norm_rms_epsilon': Math.fround(1e-6), 'attention.sliding_window': 1024 },
+        ...{ 'rope.scaling.type': 'linear', 'rope.scaling.factor': 8, ...fields },
+      }).map(([key, value]) => [`gemma3.${key}`, value] as const),
+    ]);
+    const embedding = { name: 'token_embd.weight', shape: [262_208, 5376], type: 1, offset: 0, bytes: 0 };
+    return configFromGguf({ metadata, tensors: new Map([[embedding.name, embedding]]) }, undefined);
+  }
+
   test('4B says little of itself: the rest is as transformers has it', () => {
     const config = configFromHuggingFace(READS_IMAGES);
     expect(config).toMatchObject({
@@ -131,20 +149,19 @@ describe('Gemma 3', () => {
       ...{ ...READS_IMAGES.text_config, ...sizes, num_attention_heads: 32, num_key_value_heads: 16 },
       query_pre_attn_scalar: 168,
     };
-    const metadata = new Map<string, GgufValue>([
-      ['general.architecture', 'gemma3'],
-      ...Object.entries({
-        ...{ block_count: 62, context_length: 131_072, embedding_length: 5376, feed_forward_length: 21_504 },
-        ...{ 'attention.head_count': 32, 'attention.head_count_kv': 16, 'attention.key_length': 128 },
-        ...{ 'attention.layer_norm_rms_epsilon': Math.fround(1e-6), 'attention.sliding_window': 1024 },
-        ...{ 'rope.freq_base': 1e6, 'rope.scaling.type': 'linear', 'rope.scaling.factor': 8 },
-      }).map(([key, value]) => [`gemma3.${key}`, value] as const),
-    ]);
-    const embedding = { name: 'token_embd.weight', shape: [262_208, 5376], type: 1, offset: 0, bytes: 0 };
-    const tensors = new Map([[embedding.name, embedding]]);
-    expect(configFromGguf({ metadata, tensors }, undefined)).toEqual(
+    expect(fromGguf({ 'rope.freq_base': 1e6 })).toEqual(
       configFromHuggingFace({ ...READS_IMAGES, text_config }),
     );
+  });
+
+  test('the bases of rotary embedding are the same in GGUF whoever wrote it, and 1,000,000 and 10,000 unless it has them', () => {
+    const bases = (names: Record<string, number>) => {
+      const { ropeTheta, localRope } = fromGguf(names);
+      return [ropeTheta, localRope?.theta];
+    };
+    expect(bases({ 'rope.freq_base': 5e5, 'rope.freq_base_swa': 2e4 })).toEqual([5e5, 2e4]);
+    expect(bases({ 'rope.global.freq_base': 5e5, 'rope.local.freq_base': 2e4 })).toEqual([5e5, 2e4]);
+    expect(bases({})).toEqual([1e6, 1e4]);
   });
 
   test.each([

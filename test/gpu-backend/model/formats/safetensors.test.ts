@@ -223,6 +223,15 @@ describe('openSafetensorsFolder', () => {
       /"linear" in layers with a sliding window/,
     ],
     [
+      'partial rotary in some layers',
+      config({
+        model_type: 'gemma3_text',
+        rope_parameters: { full_attention: { partial_rotary_factor: 0.25 } },
+      }),
+      'unsupported_model',
+      /partial_rotary_factor 0.25/,
+    ],
+    [
       'a stack that is not there',
       config({ model_type: 'phi3' }),
       'corrupt_model',
