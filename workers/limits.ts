@@ -67,7 +67,7 @@ export const KEY_WATCH_ms = 2_000;
 /** Longest kept prompt and answer, for tenants that keep texts; in UTF-16 units. */
 export const TEXT_CHARS_MAX = 64 * 1024;
 
-/** They are stored again when D1 fails or does not answer, within the 30 s that the platform allows after an answer. */
+/** Tries to store them while D1 fails or does not answer: 24 s in all, of the 30 s that the platform allows after an answer. */
 export const TEXTS = { delays_ms: [0, 1_000, 8_000], insert_ms: 5_000 } as const;
 
 /** How long ratings with their comments are kept, and the audit log. */
