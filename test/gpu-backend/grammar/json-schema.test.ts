@@ -368,6 +368,11 @@ describe('what cannot be enforced', () => {
       },
       /no finite value/,
     ],
+    [
+      'many patterns that are long to read, though each is one letter',
+      object(Object.fromEntries(many(40).map((i) => [`p${i}`, { pattern: `[${'a'.repeat(1900)}]` }]))),
+      /more than 65536 characters together, as they are written/,
+    ],
     ['long strings', { type: 'string', maxLength: 1_000_000 }, /limited length have more than 256/],
     [
       'a pattern that repeats repetitions',
