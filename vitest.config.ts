@@ -52,7 +52,11 @@ const LIBRARIES_OF_THE_EDGE = [
 ];
 
 /** Tests of the edge that need nothing of workerd. */
-const PLAIN = ['test/workers/backends/choose.test.ts', 'test/workers/base/swr-cache.test.ts'];
+const PLAIN = [
+  'test/workers/backends/choose.test.ts',
+  'test/workers/base/swr-cache.test.ts',
+  'test/workers/requests/kept-texts.test.ts',
+];
 
 /** They replace a module, measure how much memory their process took, or open a backend in it, which sets V8's flags. */
 const ALONE = [

@@ -74,9 +74,11 @@ test('docs/operations.md says of each error in the log of the edge what to do', 
   const events = sources.flatMap((text) =>
     [...text.matchAll(/\blog\('error', '(\w+)'/g)].map(([, name]) => name!),
   );
-  const text = readFileSync('docs/operations.md', 'utf8');
+  const firstCells = readFileSync('docs/operations.md', 'utf8')
+    .match(/^\| [^|]*/gm)!
+    .join();
   expect(events.length).toBeGreaterThan(20);
-  expect([...new Set(events)].filter((name) => !text.includes(`\`${name}\``))).toEqual([]);
+  expect([...new Set(events)].filter((name) => !firstCells.includes(`\`${name}\``))).toEqual([]);
 });
 
 test('commands of wrangler that act on a worker or its database name the environment', () => {

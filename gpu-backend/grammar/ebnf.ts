@@ -34,7 +34,10 @@ export const repeat = (part: Expression, min: number, max?: number): Expression 
   (min === 1 && max === 1) || isEmpty(part) ? part : { kind: 'repeat', part, min, max };
 export const optional = (part: Expression): Expression => repeat(part, 0, 1);
 
-const isEmpty = (expression: Expression): boolean => sumOfLeaves(expression, () => 1) === 0;
+const isEmpty = (expression: Expression): boolean => sizeOf(expression) === 0;
+
+/** Number of states of an expression, with repetitions written out. */
+export const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
 
 /** The sum of `of` over all leaves, with repetitions written out. */
 export function sumOfLeaves(expression: Expression, of: (leaf: Expression) => number): number {

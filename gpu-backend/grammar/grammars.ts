@@ -107,6 +107,7 @@ class GrammarThreads implements Grammars {
     const key = createHash('sha256').update(JSON.stringify(spec)).digest('base64');
     const grammar = { key, spec, param };
     await this.#ensure(grammar, call);
+    this.#requireShare(key, call.tenant);
     return grammar;
   }
 
@@ -114,6 +115,8 @@ class GrammarThreads implements Grammars {
     // Its thread may have been closed meanwhile.
     await this.#ensure(grammar, call);
     const { key, spec } = grammar;
+    // Nothing is awaited between this and `thread.open`, so that two answers do not both take the tenant's last place.
+    this.#requireShare(key, call.tenant);
     const thread = this.#slow.get(key) ?? this.#sharedThread();
     if (this.#slow.delete(key)) this.#slow.set(key, thread);
     try {
@@ -139,7 +142,6 @@ class GrammarThreads implements Grammars {
 
   async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
     if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar));
-    this.#requireShare(grammar.key, call.tenant);
   }
 
   /** A slow grammar that an answer uses serves any tenant: one more answer takes no place. */

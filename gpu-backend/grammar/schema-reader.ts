@@ -23,6 +23,7 @@ export type Spent = {
   literalChars: number;
   countedChars: number;
   patternStates: number;
+  patternChars: number;
   items: number;
   /** Schemas that were joined for `allOf`. */
   joined: number;
@@ -41,6 +42,7 @@ export const nothingSpent = (): Spent => ({
   literalChars: 0,
   countedChars: 0,
   patternStates: 0,
+  patternChars: 0,
   items: 0,
   joined: 0,
   isFull: false,

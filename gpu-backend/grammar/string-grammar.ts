@@ -11,6 +11,7 @@ import {
   repeat,
   rule,
   sequence,
+  sizeOf,
   sumOfLeaves,
   text,
 } from './ebnf.ts';
@@ -24,8 +25,8 @@ import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from '.
 const COUNTED_CHARS_MAX = 256;
 /** Most characters that patterns and formats may have, with repetitions written out. */
 const PATTERN_STATES_MAX = 16_384;
-/** Most of these for one pattern. */
-const ONE_PATTERN_STATES_MAX = 2048;
+/** Most characters of their text, also of those that are refused or ignored: reading one takes some microseconds. */
+const PATTERN_TEXT_MAX = 64 * 1024;
 
 const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
 const letters = (all: string): CharRange[] =>
@@ -106,7 +107,7 @@ function requireWithin(
   const { spent } = reader;
   const key = `${format} ${pattern}`;
   if (HELD_BY_FORMATS[format] === pattern || spent.within.has(key)) return;
-  const outer = refusing(reader, `${path}/pattern`, () => boundedPattern(pattern));
+  const outer = refusing(reader, `${path}/pattern`, () => readPattern(reader, pattern));
   if (outer !== undefined && isWithin(found, outer, spent.inclusion)) {
     spent.within.add(key);
     return;
@@ -136,13 +137,20 @@ function takesCounted({ spent }: SchemaReader, count: number): boolean {
 function matching(reader: SchemaReader, pattern: string, path: Path): Expression | undefined {
   const { spent } = reader;
   return refusing(reader, path, () => {
-    const found = boundedPattern(pattern);
+    const found = readPattern(reader, pattern);
     const states = sizeOf(found);
     if (spent.patternStates + states > PATTERN_STATES_MAX) throw new PatternError(TOO_MANY_STATES);
     if (!takesCounted(reader, Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_MANY_COUNTED);
     spent.patternStates += states;
     return found;
   });
+}
+
+/** @throws PatternError. */
+function readPattern({ spent }: SchemaReader, pattern: string): Expression {
+  if (spent.patternChars + pattern.length > PATTERN_TEXT_MAX) throw new PatternError(TOO_MUCH_TEXT);
+  spent.patternChars += pattern.length;
+  return patternGrammar(pattern);
 }
 
 /** `read()`; a PatternError becomes a refusal if strict, else undefined. */
@@ -158,18 +166,8 @@ function refusing(reader: SchemaReader, path: Path, read: () => Expression): Exp
 
 /* Messages about limits. */
 const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
+const TOO_MUCH_TEXT = `patterns and formats have more than ${PATTERN_TEXT_MAX} characters together, as they are written`;
 const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
-const TOO_LONG_PATTERN = `it has more than ${ONE_PATTERN_STATES_MAX} characters, with its repetitions written out`;
-
-/** Number of states of an expression, with repetitions written out. */
-const sizeOf = (expression: Expression): number => sumOfLeaves(expression, () => 1);
-
-/** @throws PatternError. */
-function boundedPattern(pattern: string): Expression {
-  const found = patternGrammar(pattern);
-  if (sizeOf(found) > ONE_PATTERN_STATES_MAX) throw new PatternError(TOO_LONG_PATTERN);
-  return found;
-}
 
 /** Number of states with a wide character class, where most tokens match. */
 const wideSizeOf = (expression: Expression): number =>

@@ -14,6 +14,7 @@ import {
   optional,
   repeat,
   sequence,
+  sizeOf,
   text,
 } from './ebnf.ts';
 
@@ -100,6 +101,12 @@ function character(ranges: readonly CharRange[]): Expression {
 
 const PATTERN_CHARS_MAX = 2000;
 const GROUPS_MAX = 32;
+/** Most characters of a pattern with its repetitions written out. */
+const STATES_MAX = 2048;
+/** The same before loops are simplified. `unnested` writes some parts twice, so each level of groups could double its work. */
+const WRITTEN_MAX = 4 * STATES_MAX;
+/** Most characters between two repeated classes that are told apart, with repetitions written out. */
+const BETWEEN_MAX = 32;
 
 /**
  * The texts that the pattern matches as a whole. A pattern without `^` or `$` also allows other text around them, so this
@@ -108,7 +115,11 @@ const GROUPS_MAX = 32;
 export function patternGrammar(pattern: string): Expression {
   if (pattern.length > PATTERN_CHARS_MAX)
     throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
-  return unnested(ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 }));
+  const written = ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 });
+  const found = sizeOf(written) > WRITTEN_MAX ? undefined : unnested(written);
+  if (found === undefined || sizeOf(found) > STATES_MAX)
+    throw new PatternError(`it has more than ${STATES_MAX} characters, with its repetitions written out`);
+  return found;
 }
 
 /**
@@ -148,10 +159,12 @@ function unnested(expression: Expression, isInLoop = false): Expression {
  * parts, and a token would take seconds.
  */
 function spacedUpTo(part: Expression, min: number, max: number): Expression | undefined {
-  const before = Math.max(0, min - 1);
+  // Where a part may be empty, fewer parts have the same texts.
+  const least = isNullable(part) ? 1 : min;
+  const before = Math.max(0, least - 1);
   const often = max - before > 1 ? spaced(part, max - before) : undefined;
-  if (often === undefined || min === 1) return often;
-  return min === 0 ? optional(often) : sequence(repeat(part, before, before), often);
+  if (often === undefined || least === 1) return often;
+  return least === 0 ? optional(often) : sequence(repeat(part, before, before), often);
 }
 
 /**
@@ -160,17 +173,20 @@ function spacedUpTo(part: Expression, min: number, max: number): Expression | un
  */
 function spaced(part: Expression, max?: number): Expression | undefined {
   if (part.kind !== 'sequence') return undefined;
-  const at = part.parts.findIndex(isLoopOfClass);
-  const [before, after] = [part.parts.slice(0, Math.max(0, at)), part.parts.slice(at + 1)];
+  const { parts } = part;
+  const at = parts.findIndex(
+    (one, i) => isLoopOfClass(one) && parts.every((other, j) => j === i || isNullable(other)),
+  );
+  if (at === -1) return undefined;
+  const [before, loop, after] = [parts.slice(0, at), parts[at]!, parts.slice(at + 1)];
   const between = sequence(...after, ...before);
-  const gap = at !== -1 && isNullable(between) && present(between);
-  if (!gap) return undefined;
-  const loop = part.parts[at]!;
+  const gap = sizeOf(between) > BETWEEN_MAX ? undefined : present(between);
+  if (gap === undefined) return undefined;
   return sequence(...before, loop, repeat(sequence(gap, loop), 0, max && max - 1), ...after);
 }
 
 const isLoopOfClass = (one: Expression): boolean =>
-  one.kind === 'repeat' && one.min === 1 && one.max === undefined && one.part.kind === 'chars';
+  one.kind === 'repeat' && one.min < 2 && one.max === undefined && one.part.kind === 'chars';
 
 /** The same texts without the empty one; undefined where there is no other. */
 function present(expression: Expression): Expression | undefined {

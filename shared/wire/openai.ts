@@ -306,10 +306,12 @@ const responseFormat = checkedObject(
     json_schema: honoured(jsonSchemaFormat.schema.nullish(), jsonSchemaFormat),
   },
   {
-    refine: ({ type, json_schema }) =>
-      (type === 'json_schema') === (json_schema == null)
-        ? { path: 'json_schema', message: 'it belongs to the type "json_schema", and to no other' }
-        : undefined,
+    refine: ({ type, json_schema }) => {
+      const isDue = type === 'json_schema';
+      if (isDue === (json_schema != null)) return undefined;
+      const wrong = 'it belongs to the type "json_schema", and to no other';
+      return { path: 'json_schema', message: isDue ? 'it is missing, expected an object' : wrong };
+    },
   },
 );
 

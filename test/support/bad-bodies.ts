@@ -116,6 +116,11 @@ export const BAD_BODIES: readonly BadBody[] = [
   chat(
     { response_format: { type: 'json_schema' } },
     'response_format.json_schema',
+    'response_format.json_schema: it is missing, expected an object.',
+  ),
+  chat(
+    { response_format: { type: 'json_object', json_schema: { name: 'a' } } },
+    'response_format.json_schema',
     'response_format.json_schema: it belongs to the type "json_schema", and to no other.',
   ),
   chat(

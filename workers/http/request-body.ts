@@ -23,8 +23,9 @@ export const readJson = async (request: Request): Promise<unknown> => (await rea
 
 /**
  * A request's body, parsed and as text.
- * @throws MaskrouteError `unsupported_media_type`, `body_too_large` (in bytes or fields), or `invalid_json` (not UTF-8,
- * not JSON, nested too deeply), `invalid_request` (a number that JSON does not have), `request_timeout`.
+ * @throws MaskrouteError `unsupported_media_type`, `body_too_large` (in bytes, fields, or objects and lists), or
+ * `invalid_json` (not UTF-8, not JSON, nested too deeply), `invalid_request` (a number that JSON does not have),
+ * `request_timeout`.
  */
 export async function readBody(request: Request): Promise<{ value: unknown; text: string }> {
   const type = request.headers.get('content-type');
@@ -70,12 +71,11 @@ async function readText(request: Request): Promise<string> {
 }
 
 /**
- * Refuses what is dear to parse, which holds up the other requests of the isolate. Counts open brackets, and colons,
+ * Refuses a body that takes long to parse, since the isolate serves nobody else meanwhile. Counts colons and open brackets
  * outside of strings; one pass, no recursion. @throws MaskrouteError `invalid_json`, `body_too_large`.
  */
 function requireCheap(text: string): void {
-  let depth = 0;
-  let fields = 0;
+  let [depth, fields, opened] = [0, 0, 0];
   let inString = false;
   for (let i = 0; i < text.length; i++) {
     const code = text.charCodeAt(i);
@@ -85,15 +85,16 @@ function requireCheap(text: string): void {
     } else if (code === QUOTE) inString = true;
     else if (code === OPEN_BRACE || code === OPEN_BRACKET) {
       if (++depth > JSON_DEPTH_MAX) throw tooDeep();
+      if (++opened > JSON_FIELDS_MAX) throw tooMany('objects and lists');
     } else if (code === CLOSE_BRACE || code === CLOSE_BRACKET) depth--;
-    else if (code === COLON && ++fields > JSON_FIELDS_MAX) throw tooManyFields();
+    else if (code === COLON && ++fields > JSON_FIELDS_MAX) throw tooMany('fields');
   }
 }
 
 const tooDeep = (): MaskrouteError =>
   new MaskrouteError('invalid_json', `The body is nested more than ${JSON_DEPTH_MAX} levels deep.`);
-const tooManyFields = (): MaskrouteError =>
-  new MaskrouteError('body_too_large', `The body has more than ${JSON_FIELDS_MAX} fields in all.`);
+const tooMany = (what: string): MaskrouteError =>
+  new MaskrouteError('body_too_large', `The body has more than ${JSON_FIELDS_MAX} ${what} in all.`);
 
 const [QUOTE, BACKSLASH, COLON, OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [
   0x22, 0x5c, 0x3a, 0x7b, 0x7d, 0x5b, 0x5d,

@@ -182,7 +182,7 @@ export class AnswerText {
 
   end(): string {
     this.#read(this.#line);
-    return this.#texts.join('').slice(0, TEXT_CHARS_MAX);
+    return this.#texts.join('');
   }
 
   #read(line: string): void {
@@ -199,15 +199,19 @@ const LINE_CHARS_MAX = 32 * TEXT_CHARS_MAX;
 const DAY_ms = 86_400_000;
 
 /** Never rejects. */
-export async function keepTexts(db: Database, account: Account, answer: AnswerText): Promise<void> {
+export function keepTexts(db: Database, account: Account, answer: AnswerText): Promise<void> {
   const { event, caller, routable } = account;
-  const row = {
+  return store(db, {
     event,
     tenant: caller.tenant,
     expiresAt_ms: Date.now() + (caller.policy.textsKept_days ?? 0) * DAY_ms,
-    prompt: promptOf(routable).slice(0, TEXT_CHARS_MAX),
-    answer: answer.end(),
-  };
+    prompt: cut(promptOf(routable)),
+    answer: cut(answer.end()),
+  });
+}
+
+/** Holds only the row while D1 fails: bodies of 4 MB that wait for it would fill the isolate. */
+async function store(db: Database, row: Parameters<typeof insertTexts>[1]): Promise<void> {
   let reason = '';
   for (const delay_ms of TEXTS.delays_ms) {
     await sleep(delay_ms);
@@ -218,8 +222,12 @@ export async function keepTexts(db: Database, account: Account, answer: AnswerTe
       reason = reasonOf(error);
     }
   }
-  log('error', 'texts_not_kept', { request_event: event, reason });
+  log('error', 'texts_not_kept', { request_event: row.event, reason });
 }
+
+const encoder = new TextEncoder();
+/** Through bytes, since a part of a string keeps the whole string in memory. */
+const cut = (text: string): string => utf8.decode(encoder.encode(text.slice(0, TEXT_CHARS_MAX)));
 
 function promptOf(routable: RoutableBody): string {
   if (routable.kind === 'chat') {

@@ -324,6 +324,15 @@ test('answers of one tenant leave room for slow grammars of others', async () =>
   other.close();
 });
 
+test('two answers that begin together do not both take the last place of their tenant', async () => {
+  await using slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 2, slowOfOneMax: 1 });
+  const { grammars } = slow;
+  const first = await grammars.prepare(form('root ::= "first"'), call());
+  const second = await grammars.prepare(form('root ::= "second"'), call());
+  const opened = await Promise.allSettled([grammars.open(first, call()), grammars.open(second, call())]);
+  expect(opened.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
+});
+
 test('a grammar that takes long has a thread of its own, and one that takes too long ends with it', {
   timeout: 60_000,
 }, async () => {

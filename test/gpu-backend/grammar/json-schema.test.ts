@@ -526,6 +526,15 @@ describe('what cannot be enforced', () => {
     expect(await leastCpu_ms(refused)).toBeLessThan(100);
   });
 
+  test('many patterns that are long to read, though each is one letter', () => {
+    const schema = object(
+      Object.fromEntries(many(40).map((i) => [`p${i}`, { pattern: `[${'a'.repeat(1900)}]` }])),
+    );
+    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).toThrow(
+      'patterns and formats have more than 65536 characters together, as they are written',
+    );
+  });
+
   /** The form of 128 tools that have this schema; compiles nothing. */
   const toolsOf = (
     parameters: Record<string, unknown>,

@@ -1,7 +1,7 @@
 /** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { type Expression, printGrammar } from '../../../gpu-backend/grammar/ebnf.ts';
+import { type Expression, printGrammar, sizeOf } from '../../../gpu-backend/grammar/ebnf.ts';
 import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
 
 /** An expression as a regular expression of JavaScript. */
@@ -61,6 +61,9 @@ describe('the grammar of a pattern', () => {
     ['(?:[a-z]+ ?){3,9}', '(?:[a-z]+ ?){2}[a-z]+(?: [a-z]+){0,6} ?'],
     ['(?:[a-z]+[,;]? ?){1,20}', '[a-z]+(?:(?:[,;] ?| )[a-z]+){0,19}[,;]? ?'],
     ['(?: ?[a-z]+,?)+', ' ?[a-z]+(?:(?:, ?| )[a-z]+)*,?'],
+    ['(?:[a-z]* ?){1,20}', '[a-z]*(?: [a-z]*){0,19} ?'],
+    ['(?:[a-z]* ?){0,20}', '[a-z]*(?: [a-z]*){0,19} ?'],
+    ['(?:[a-z]* ?){3,20}', '[a-z]*(?: [a-z]*){0,19} ?'],
     ['(?:[a-z]+ ?){3}', '(?:[a-z]+ ?){3}'],
     ['(?:(?:[a-z]+ ?)+,?)+', '(?:[a-z] ?,?)+'],
     ['(?:(?:[a-z]*)*[0-9]*)*', '[a-z0-9]*'],
@@ -71,6 +74,14 @@ describe('the grammar of a pattern', () => {
     ['[a-z]{2,}', '[a-z]{2,}'],
   ])('has no loop in a loop where one is enough: %s', (pattern, simple) => {
     expect(source(patternGrammar(pattern))).toBe(source(patternGrammar(simple)));
+  });
+
+  test('is refused at once where groups would double its work, level by level', () => {
+    const nested = (begin: string, end: string) => begin.repeat(30) + end.repeat(30);
+    for (const pattern of [nested('(?:[a-z]+', '){0,3}'), nested('(?:a', 'b?){2,}')])
+      expect(() => patternGrammar(pattern)).toThrow('it has more than 2048 characters');
+    const signs = `(?:[a-z]+${',?'.repeat(200)}){1,9}`;
+    expect(sizeOf(patternGrammar(signs))).toBe(9 * 201);
   });
 
   test('repeats a class without a rule of the library, which would try all tokens at each place of it', () => {

@@ -538,6 +538,7 @@ describe('bad bodies', () => {
     ['10 MB', big, '413 body_too_large'],
     ['deep nesting', `{"model":"m","metadata":${nested}}`, '400 invalid_json'],
     ['60,000 fields', { ...CHAT, metadata: fields }, '413 body_too_large'],
+    ['60,000 empty objects', { ...CHAT, metadata: Array(60_000).fill({}) }, '413 body_too_large'],
     ['an array', [], '400 invalid_request'],
     ['null', 'null', '400 invalid_request'],
     ['no messages', { model: 'm' }, '400 invalid_request'],

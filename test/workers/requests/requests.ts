@@ -158,7 +158,9 @@ describe('prompts and answers', () => {
     expect((await admin('PATCH', `/tenants/${tenant}`, { texts_kept_days: 2 }, own)).status).toBe(200);
     // A change of terms holds within 5 s.
     vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 5_001 });
-    const texts = (await detail((await counted(key, say('north and secret'))).id)).texts!;
+    const whole = await counted(key, say('north and secret'));
+    await soon(async () => expect((await detail(whole.id)).texts).not.toBeNull());
+    const texts = (await detail(whole.id)).texts!;
     expect(texts.prompt).toBe('user: north and secret');
     expect(texts.answer.length).toBeGreaterThan(0);
     expect(texts.answer).not.toContain('{');
@@ -185,9 +187,9 @@ describe('prompts and answers, while D1 fails', () => {
       const answer = await (await chat(key, say('north'), isolate)).json<{ id: string }>();
       setTimeout(() => d1.be('good'), 500);
       const request = /[0-9a-f]{20}/.exec(answer.id)![0];
-      await vi.waitFor(async () => expect((await detail(request)).texts?.prompt).toBe('user: north'), 10_000);
+      await vi.waitFor(async () => expect((await detail(request)).texts?.prompt).toBe('user: north'), 20_000);
     },
-    20_000,
+    30_000,
   );
 });
 
