@@ -3,6 +3,7 @@
  * through the model's chat template) or a plain text, with the text that the edge would route it by: if the two sides
  * saw different prompts, clusters would mean nothing.
  */
+import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { z } from 'zod';
@@ -84,9 +85,52 @@ export type DataFiles = {
 /**
  * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.
- * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong,
+ * or when nothing is left.
  */
 export async function readData(
+  paths: readonly string[],
+  rowsMax?: number,
+  signal?: AbortSignal,
+): Promise<CalibrationRow[]> {
+  return routable(await readRows(paths, rowsMax, signal), paths);
+}
+
+/** What {@link readData} reads, each distinct row once: repeated rows must not count twice. `log` is told what is left out. */
+export async function readDistinct(
+  { files, rowsMax }: DataFiles,
+  { log, signal }: { readonly log: (line: string) => void; readonly signal?: AbortSignal | undefined },
+): Promise<CalibrationRow[]> {
+  const all = await readRows(files, rowsMax, signal);
+  const rows = routable(all, files);
+  const distinct = distinctRows(rows);
+  const [empty, repeated] = [all.length - rows.length, rows.length - distinct.length];
+  if (empty + repeated > 0)
+    log(`Of ${all.length} rows, ${empty} without a prompt and ${repeated} repeated ones are left out.`);
+  return distinct;
+}
+
+export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
+  const seen = new Set<string>();
+  return rows.filter(({ content }) => {
+    const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
+    if (seen.has(digest)) return false;
+    seen.add(digest);
+    return true;
+  });
+}
+
+function routable(all: readonly CalibrationRow[], paths: readonly string[]): CalibrationRow[] {
+  const rows = all.filter((row) => row.routeText !== '');
+  if (rows.length > 0) return rows;
+  throw new MaskrouteError(
+    'invalid_data',
+    `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
+  );
+}
+
+/** All rows, also those without a prompt. @throws as {@link readData}, but not when there is none. */
+export async function readRows(
   paths: readonly string[],
   rowsMax: number = ROW_COUNT_MAX,
   signal?: AbortSignal,
@@ -98,18 +142,11 @@ export async function readData(
       signal?.throwIfAborted();
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
-      const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
-      if (row.routeText !== '') rows.push(row);
+      rows.push(parseRow(line.text, kindOf(path), `${path}:${line.number}`));
       if (rows.length > ROW_COUNT_MAX) {
         throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
       }
     }
-  }
-  if (rows.length === 0) {
-    throw new MaskrouteError(
-      'invalid_data',
-      `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
-    );
   }
   return rows;
 }

@@ -199,14 +199,3 @@ export function isHeldOut({ routeText }: CalibrationRow, share: number, purpose 
   const digest = createHash('sha256').update(`${purpose}\n${routeText}`).digest();
   return digest.readUInt32LE() / 2 ** 32 < share;
 }
-
-/** Each distinct row once: repeated rows must not count twice. */
-export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
-  const seen = new Set<string>();
-  return rows.filter(({ content }) => {
-    const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
-    if (seen.has(digest)) return false;
-    seen.add(digest);
-    return true;
-  });
-}

@@ -65,6 +65,7 @@ const learn = (
       if (done === stopAt) stop.abort(new Error('stopped'));
       onStep?.(done);
     },
+    log: () => {},
     signal: stop.signal,
     ...changes,
   });
