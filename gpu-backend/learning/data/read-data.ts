@@ -93,7 +93,9 @@ export async function readData(
   rowsMax?: number,
   signal?: AbortSignal,
 ): Promise<CalibrationRow[]> {
-  return routable(await readRows(paths, rowsMax, signal), paths);
+  const { rows } = await readRows(paths, rowsMax, signal);
+  requireRows(rows, paths);
+  return rows;
 }
 
 /** What {@link readData} reads, each distinct row once: repeated rows must not count twice. `log` is told what is left out. */
@@ -101,12 +103,14 @@ export async function readDistinct(
   { files, rowsMax }: DataFiles,
   { log, signal }: { readonly log: (line: string) => void; readonly signal?: AbortSignal | undefined },
 ): Promise<CalibrationRow[]> {
-  const all = await readRows(files, rowsMax, signal);
-  const rows = routable(all, files);
+  const { rows, empty } = await readRows(files, rowsMax, signal);
+  requireRows(rows, files);
   const distinct = distinctRows(rows);
-  const [empty, repeated] = [all.length - rows.length, rows.length - distinct.length];
+  const repeated = rows.length - distinct.length;
   if (empty + repeated > 0)
-    log(`Of ${all.length} rows, ${empty} without a prompt and ${repeated} repeated ones are left out.`);
+    log(
+      `Of ${rows.length + empty} rows, ${empty} without a prompt and ${repeated} repeated ones are left out.`,
+    );
   return distinct;
 }
 
@@ -120,35 +124,37 @@ export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] 
   });
 }
 
-function routable(all: readonly CalibrationRow[], paths: readonly string[]): CalibrationRow[] {
-  const rows = all.filter((row) => row.routeText !== '');
-  if (rows.length > 0) return rows;
+function requireRows(rows: readonly CalibrationRow[], paths: readonly string[]): void {
+  if (rows.length > 0) return;
   throw new MaskrouteError(
     'invalid_data',
     `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
   );
 }
 
-/** All rows, also those without a prompt. @throws as {@link readData}, but not when there is none. */
+/** The rows with a prompt, and how many have none. @throws as {@link readData}, but not when no row has a prompt. */
 export async function readRows(
   paths: readonly string[],
   rowsMax: number = ROW_COUNT_MAX,
   signal?: AbortSignal,
-): Promise<CalibrationRow[]> {
+): Promise<{ readonly rows: CalibrationRow[]; readonly empty: number }> {
   const rows: CalibrationRow[] = [];
+  let empty = 0;
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
       signal?.throwIfAborted();
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
-      rows.push(parseRow(line.text, kindOf(path), `${path}:${line.number}`));
+      const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
+      if (row.routeText === '') empty++;
+      else rows.push(row);
       if (rows.length > ROW_COUNT_MAX) {
         throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
       }
     }
   }
-  return rows;
+  return { rows, empty };
 }
 
 /** Bytes and lines of what {@link readData} reads. */
