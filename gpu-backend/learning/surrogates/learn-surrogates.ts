@@ -39,7 +39,7 @@ const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
 /** Raised when the same inputs give another table, or when the state of an unfinished run has other fields. */
-const METHOD = 'closed-form-and-distillation-7';
+const METHOD = 'closed-form-and-distillation-8';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
