@@ -129,7 +129,7 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
  * {@link encodeRow} without the row's system prompt, where every token counts: many rows may have the same one, which would be most
  * of the text.
  */
-export function encodeUnled(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+export function encodeWithoutSystem(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
   if (content.type === 'text') return encodeRow(row, text, eosTokenId);
   const turns = content.turns.slice(systemTurns(content.turns).length);
