@@ -106,11 +106,10 @@ export async function readDistinct(
   const { rows, empty } = await readRows(files, rowsMax, signal);
   requireRows(rows, files);
   const distinct = distinctRows(rows);
-  const repeated = rows.length - distinct.length;
-  if (empty + repeated > 0)
-    log(
-      `Of ${rows.length + empty} rows, ${empty} without a prompt and ${repeated} repeated ones are left out.`,
-    );
+  const [all, repeated] = [rows.length + empty, rows.length - distinct.length];
+  const leftOut = empty + repeated;
+  if (leftOut > 0)
+    log(`Of ${all} rows ${leftOut} are left out: ${empty} without a prompt, ${repeated} repeated.`);
   return distinct;
 }
 

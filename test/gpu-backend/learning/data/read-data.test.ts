@@ -136,7 +136,7 @@ describe('a file', () => {
     const read = (path: string) => readDistinct({ files: [path] }, { log: (line) => void told.push(line) });
     const mixed = file('mixed.jsonl', [' ', 'a', 'b', 'a', '', 'a'].map(row).join(''));
     expect(await read(mixed)).toHaveLength(2);
-    expect(told).toEqual(['Of 6 rows, 2 without a prompt and 2 repeated ones are left out.']);
+    expect(told).toEqual(['Of 6 rows 4 are left out: 2 without a prompt, 2 repeated.']);
     expect(await read(file('whole.jsonl', row('a') + row('b')))).toHaveLength(2);
     expect(told).toHaveLength(1);
   });
