@@ -289,6 +289,7 @@ async function fitRank(
     out,
     threads,
     onProgress: () => undefined,
+    log: () => undefined,
     signal,
   });
   await installSurrogates(scratch, DEFAULT_MODEL, out, { preset: false });

@@ -93,7 +93,12 @@ export function addEvaluationCommand(program: Command): void {
     .option('--facts <file...>', 'text of facts for --checks (default: the right answers of --tasks)', [])
     .option('--limit <rows>', 'rows scored at most', wholeNumber(1), 64)
     .option('--rows <count>', 'rows read from each file at most', wholeNumber(1))
-    .option('--tokens <count>', 'max tokens of a row; the rest is cut off', wholeNumber(8), 160)
+    .option(
+      '--tokens <count>',
+      'max tokens of a row beside its system prompt; the rest is cut off',
+      wholeNumber(8),
+      160,
+    )
     .option(
       '--budget <evaluations>',
       'evaluations of the model that each search may use',

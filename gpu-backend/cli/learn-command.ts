@@ -106,7 +106,7 @@ export function addLearnCommand(program: Command): void {
         .default(LEARN_EFFORT.targets),
     )
     .addOption(
-      new Option('--score <what>', 'scored positions: all but what prompts share, or answers only')
+      new Option('--score <what>', 'scored positions: all after the system prompt, or answers only')
         .choices(['all', 'answers'])
         .default(LEARN_EFFORT.scored),
     )
@@ -243,24 +243,28 @@ const AUTO_CLUSTERS = 8;
 
 /** Prints how long the run will take, and what smaller runs would. */
 async function sayForecast(
-  { manifest: { config, weights } }: InstalledModel,
+  model: InstalledModel,
   flags: LearnFlags,
   { log }: { log(line: string): void },
 ): Promise<void> {
-  const { forecastLearning, forecastLines, measurePaces, memoryOfData } = await import(
+  const { forecastLearning, forecastLines, measurePaces, memoryOfData, tokensAPosition } = await import(
     '../learning/forecast.ts'
   );
   const { roundingIn } = await import('../learning/learn.ts');
   const { sizeOfData } = await import('../learning/data/read-data.ts');
   const clusters = flags.clusters === 'auto' ? [AUTO_CLUSTERS] : flags.clusters;
-  const data = await sizeOfData({ files: flags.data, rowsMax: flags.rows });
+  const files = { files: flags.data, rowsMax: flags.rows };
+  const data = await sizeOfData(files);
+  const sampling = { tokensMax: LEARN_EFFORT.tokensMax, scored: flags.score };
   const machine = {
+    positionTokens: await tokensAPosition(model, files, sampling),
     paces: await measurePaces(computingThreads(), await roundingIn(flags.out)),
     available_bytes: flags.memory ?? process.availableMemory() - memoryOfData(data),
     data,
   };
   const of = (full: typeof LEARN_EFFORT, clusterCounts: readonly number[]) => {
     const effort = flags.from === undefined ? full : withoutSearch(full);
+    const { config, weights } = model.manifest;
     return forecastLearning(config, weights, effort, { ...machine, clusterCounts, maskCount: flags.masks });
   };
   const smaller = [

@@ -84,6 +84,7 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
     out,
     threads: computingThreads(),
     onProgress: reporter.update,
+    log: reporter.log,
     signal,
   }).finally(reporter.stop);
   // Installed before anything is printed: a closed pipe or a full disk at the output ends the command.

@@ -8,10 +8,13 @@ import { type Columns, multiplyPairs, multiplyTensor } from '../model/architectu
 import { type Linear, multiply } from '../model/architectures/projections.ts';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
 import { blocksOf, FOUR_BITS, PLAIN_8_BITS } from '../model/quantization/quantize.ts';
+import type { InstalledModel } from '../model/store.ts';
+import { openModelText } from '../model/tokenizer/model-text.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, exactHere, tensor } from '../onnx/session.ts';
-import type { DataSize } from './data/read-data.ts';
+import { type DataFiles, type DataSize, readRows } from './data/read-data.ts';
+import { createSampler, scoredPositions } from './data/samples.ts';
 import type { Rounding } from './gates/rounding.ts';
 import {
   LOSS_BATCH_TOKENS,
@@ -110,16 +113,37 @@ function someTensor(g: GraphBuilder, type: 'f32' | 'u8' | 'i8', shape: readonly 
   return g.initializer(g.fresh('some'), type, shape, { kind: 'inline', bytes });
 }
 
-/** Tokens a scored position: the common beginnings of prompts are computed but not scored. */
-const TOKENS_A_POSITION = 1.5;
+/** Tokens for each scored position at least: batches are padded, and templates begin with a few tokens. */
+const TOKENS_A_POSITION_MIN = 1.5;
+/** Rows of each file that tell how many tokens are scored. */
+const MEASURED_ROWS = 256;
+
+/**
+ * Tokens for each scored position, of the first rows of each file: system prompts are computed but not scored, and with `--score
+ * answers` nor are questions. @throws MaskrouteError as `readData` and `encodeRow`.
+ */
+export async function tokensAPosition(
+  { folder, manifest }: InstalledModel,
+  { files, rowsMax = MEASURED_ROWS }: DataFiles,
+  { tokensMax, scored }: Pick<LearnEffort, 'tokensMax' | 'scored'>,
+): Promise<number> {
+  const text = await openModelText(folder, manifest);
+  const sampling = { tokensMax, scored, contextTokens: manifest.config.contextTokens };
+  const sampleOf = createSampler(text, manifest.eosTokenIds[0]!, sampling);
+  const { rows } = await readRows(files, Math.min(rowsMax, MEASURED_ROWS));
+  const samples = rows.flatMap((row) => sampleOf(row) ?? []);
+  if (samples.length === 0) return TOKENS_A_POSITION_MIN;
+  const tokens = sumOf(samples.map(({ tokenIds }) => tokenIds.length));
+  return Math.max(TOKENS_A_POSITION_MIN, tokens / sumOf(samples.map(scoredPositions)));
+}
 
 /**
  * Bytes of memory for each byte and each row of the data: a row's texts, and its vector, twice while all are packed. Measured on
  * 150 MB of short rows (320 bytes), which take 1.6 GB, and of long ones (5 KB), which take 0.4 GB.
  */
 const [BYTES_A_DATA_BYTE, BYTES_A_ROW] = [2, 2800];
-/** Bytes of a data file for each scored position at least: tokens are longer in most languages, and rows name their fields. */
-const BYTES_A_POSITION = 2;
+/** Bytes of a data file for each token at least: tokens are longer in most languages, and rows name their fields. */
+const BYTES_A_TOKEN = 4 / 3;
 
 /** Bytes that the data take while masks are learned on them. */
 export const memoryOfData = ({ bytes, lines }: DataSize): number =>
@@ -139,23 +163,30 @@ type ForecastOptions = {
   /** Memory that the work may use, beside the data. */
   readonly available_bytes: number;
   readonly data: DataSize;
+  /** As {@link tokensAPosition} measures it. */
+  readonly positionTokens: number;
 };
 
 export function forecastLearning(
   config: ModelConfig,
   weights: WeightKind,
   fullEffort: LearnEffort,
-  { clusterCounts, maskCount, paces, available_bytes, data }: ForecastOptions,
+  { clusterCounts, maskCount, paces, available_bytes, data, positionTokens }: ForecastOptions,
 ): Forecast {
-  const positionsMax = data.bytes / BYTES_A_POSITION;
+  const tokens = data.bytes / BYTES_A_TOKEN;
   const plan = planMemory(config, weights, available_bytes);
-  const effort = effortOn(fullEffort, positionsMax);
-  const batchTokens = Math.min(LOSS_BATCH_TOKENS, Math.max(1, TOKENS_A_POSITION * positionsMax));
+  const effort = effortOn(fullEffort, tokens / positionTokens);
+  const batchTokens = Math.min(LOSS_BATCH_TOKENS, Math.max(1, tokens));
   const batch = batchTimes(config, weights, plan, paces, batchTokens);
   const { all } = weightCounts(config);
   const served_s = servingTime(config, weights, paces);
   const timeFor = (clusterCount: number) => {
-    const { losses, stepParts, scored } = workOf(config, effort, clusterCount, maskCount, batchTokens);
+    const { losses, stepParts, scored } = workOf(
+      config,
+      effort,
+      { clusterCount, maskCount },
+      { batchTokens, positionTokens },
+    );
     return losses * batch.loss_s + stepParts * batch.step_s + scored * served_s;
   };
   // All numbers of clusters share the mask for everybody.
@@ -241,12 +272,11 @@ function productTimes(config: ModelConfig, weights: WeightKind, paces: Paces) {
 function workOf(
   { layerCount }: ModelConfig,
   effort: LearnEffort,
-  clusterCount: number,
-  maskCount: number | undefined,
-  batchTokens: number,
+  { clusterCount, maskCount }: { readonly clusterCount: number; readonly maskCount: number | undefined },
+  { batchTokens, positionTokens }: { readonly batchTokens: number; readonly positionTokens: number },
 ) {
   const blocks = 2 * layerCount;
-  const batches = (positions: number) => (TOKENS_A_POSITION * positions) / batchTokens;
+  const batches = (positions: number) => (positionTokens * positions) / batchTokens;
   const search = ({ searchPositions, glanceParts, rounds, exchanges }: LearnEffort['one' | 'group']) =>
     (1 + rounds) * (glanceParts * blocks + exchanges * batches(searchPositions));
   const { one, group, turns } = effort;
@@ -267,7 +297,7 @@ function workOf(
       sizes * (blocks + effort.sizeExchanges * batches(one.searchPositions)) +
       6 * batches(effort.choicePositions),
     stepParts: STEP_PARTS * (one.gateSteps + groups * turns * group.gateSteps),
-    scored: TOKENS_A_POSITION * (scoredWithMasks + (groups > 0 ? scoredToCompose : 0)),
+    scored: positionTokens * (scoredWithMasks + (groups > 0 ? scoredToCompose : 0)),
   };
 }
 

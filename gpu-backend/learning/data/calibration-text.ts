@@ -20,7 +20,7 @@ import { type ModelText, openModelText } from '../../model/tokenizer/model-text.
 import { createRandom, permutation, seededRandom } from '../../random.ts';
 import { OPENINGS, type Opening } from './openings.ts';
 import { type CalibrationRow, readData } from './read-data.ts';
-import { encodeRow } from './samples.ts';
+import { encodeRow, encodeWithoutSystem } from './samples.ts';
 
 /** Tokens of one sequence, where the model's context has room for them. */
 const SEQUENCE_TOKENS = 128;
@@ -49,7 +49,7 @@ export async function readCalibrationText(
   seed: number,
 ): Promise<CalibrationText> {
   const text = await openModelText(folder, manifest);
-  const encode = (row: CalibrationRow) => encodeRow(row, text, manifest.eosTokenIds[0]!);
+  const encode = (row: CalibrationRow) => encodeWithoutSystem(row, text, manifest.eosTokenIds[0]!);
   const sequenceTokens = lengthFor(manifest);
   const limits = { seed, tokensMax: TOKENS_MAX, rowTokensMax: sequenceTokens };
   const found = await rowsInOrder(paths, encode, limits);

@@ -3,6 +3,7 @@
  * through the model's chat template) or a plain text, with the text that the edge would route it by: if the two sides
  * saw different prompts, clusters would mean nothing.
  */
+import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { z } from 'zod';
@@ -84,14 +85,60 @@ export type DataFiles = {
 /**
  * Rows without a text to route them by are left out.
  * @param rowsMax rows taken from each file, from its start.
- * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong, or when nothing is left.
+ * @throws the signal's reason when it aborts, and MaskrouteError `invalid_data` with file and line of the first row that is wrong,
+ * or when nothing is left.
  */
 export async function readData(
   paths: readonly string[],
-  rowsMax: number = ROW_COUNT_MAX,
+  rowsMax?: number,
   signal?: AbortSignal,
 ): Promise<CalibrationRow[]> {
+  const { rows } = await readRows(paths, rowsMax, signal);
+  requireRows(rows, paths);
+  return rows;
+}
+
+/** What {@link readData} reads, each distinct row once: repeated rows must not count twice. `log` is told what is left out. */
+export async function readDistinct(
+  { files, rowsMax }: DataFiles,
+  { log, signal }: { readonly log: (line: string) => void; readonly signal?: AbortSignal | undefined },
+): Promise<CalibrationRow[]> {
+  const { rows, empty } = await readRows(files, rowsMax, signal);
+  requireRows(rows, files);
+  const distinct = distinctRows(rows);
+  const [all, repeated] = [rows.length + empty, rows.length - distinct.length];
+  const leftOut = empty + repeated;
+  if (leftOut > 0)
+    log(`Of ${all} rows ${leftOut} are left out: ${empty} without a prompt, ${repeated} repeated.`);
+  return distinct;
+}
+
+export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
+  const seen = new Set<string>();
+  return rows.filter(({ content }) => {
+    const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
+    if (seen.has(digest)) return false;
+    seen.add(digest);
+    return true;
+  });
+}
+
+function requireRows(rows: readonly CalibrationRow[], paths: readonly string[]): void {
+  if (rows.length > 0) return;
+  throw new MaskrouteError(
+    'invalid_data',
+    `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
+  );
+}
+
+/** The rows with a prompt, and how many have none. @throws as {@link readData}, but not when no row has a prompt. */
+export async function readRows(
+  paths: readonly string[],
+  rowsMax: number = ROW_COUNT_MAX,
+  signal?: AbortSignal,
+): Promise<{ readonly rows: CalibrationRow[]; readonly empty: number }> {
   const rows: CalibrationRow[] = [];
+  let empty = 0;
   for (const path of paths) {
     let taken = 0;
     for await (const line of readLines(path, ROW_CHARS_MAX)) {
@@ -99,19 +146,14 @@ export async function readData(
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
       const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
-      if (row.routeText !== '') rows.push(row);
+      if (row.routeText === '') empty++;
+      else rows.push(row);
       if (rows.length > ROW_COUNT_MAX) {
         throw new MaskrouteError('invalid_data', `The data has more than ${ROW_COUNT_MAX} rows.`);
       }
     }
   }
-  if (rows.length === 0) {
-    throw new MaskrouteError(
-      'invalid_data',
-      `There is no row with a prompt in ${paths.join(', ') || 'no file'}.`,
-    );
-  }
-  return rows;
+  return { rows, empty };
 }
 
 /** Bytes and lines of what {@link readData} reads. */

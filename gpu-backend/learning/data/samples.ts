@@ -125,6 +125,23 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
   }
 }
 
+/**
+ * {@link encodeRow} without the row's system prompt, where every token counts: many rows may have the same one, which would be most
+ * of the text.
+ */
+export function encodeWithoutSystem(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
+  const { content } = row;
+  if (content.type === 'text') return encodeRow(row, text, eosTokenId);
+  const turns = content.turns.slice(systemTurns(content.turns).length);
+  return encodeRow({ ...row, content: { type: 'chat', turns } }, text, eosTokenId);
+}
+
+/** The system prompt of a conversation, which has other turns, too, or is empty. */
+function systemTurns(turns: readonly Turn[]): readonly Turn[] {
+  const end = turns.findIndex(({ role }) => role !== 'system');
+  return turns.slice(0, end);
+}
+
 /** Characters of a prompt that an error message quotes. */
 const QUOTED_CHARS = 60;
 
@@ -162,8 +179,7 @@ function beginningReader(text: ModelText): (turns: readonly Turn[]) => Int32Arra
     return a!.slice(0, commonLength(a!, b!));
   };
   return (turns) => {
-    const others = turns.findIndex(({ role }) => role !== 'system');
-    const system = others === -1 ? [] : turns.slice(0, others);
+    const system = systemTurns(turns);
     const key = JSON.stringify(system);
     const beginning = known.get(key) ?? read(system);
     known.set(key, beginning);
@@ -198,15 +214,4 @@ export function splitRows(rows: readonly CalibrationRow[], share: number, purpos
 export function isHeldOut({ routeText }: CalibrationRow, share: number, purpose = 'held-out'): boolean {
   const digest = createHash('sha256').update(`${purpose}\n${routeText}`).digest();
   return digest.readUInt32LE() / 2 ** 32 < share;
-}
-
-/** Each distinct row once: repeated rows must not count twice. */
-export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
-  const seen = new Set<string>();
-  return rows.filter(({ content }) => {
-    const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
-    if (seen.has(digest)) return false;
-    seen.add(digest);
-    return true;
-  });
 }

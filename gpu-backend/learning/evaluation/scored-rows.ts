@@ -11,8 +11,8 @@ import { type MaskSet, sameEncoder } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
-import { type CalibrationRow, readData } from '../data/read-data.ts';
-import { distinctRows, HELD_OUT_SHARE, isHeldOut } from '../data/samples.ts';
+import { type CalibrationRow, distinctRows, readData } from '../data/read-data.ts';
+import { HELD_OUT_SHARE, isHeldOut } from '../data/samples.ts';
 import { dataLine, type RowCounts } from './result.ts';
 
 /** Share of the unseen rows that is scored when there are no calibration files; the others calibrate. */

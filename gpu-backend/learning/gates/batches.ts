@@ -9,7 +9,7 @@ import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { type Feeds, integers, tensor } from '../../onnx/session.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
-import { encodeRow, type Sample, scoredPositions } from '../data/samples.ts';
+import { encodeWithoutSystem, type Sample, scoredPositions } from '../data/samples.ts';
 import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 
 /** B sequences of S tokens, R scored positions with K target tokens each. */
@@ -171,7 +171,7 @@ export function packRows(
   const kinds = rows.map(({ kind }) => kind);
   for (const index of kindsInTurn(permutation(rows.length, random), kinds)) {
     if (filled === tokenIds.length) break;
-    let tokens = encodeRow(rows[index]!, text, eosTokenId);
+    let tokens = encodeWithoutSystem(rows[index]!, text, eosTokenId);
     while (tokens.length > 0 && filled < tokenIds.length) {
       const taken = tokens.subarray(0, length - (filled % length));
       tokenIds.set(taken, filled);

@@ -21,8 +21,8 @@ import {
   writeSurrogates,
 } from '../../model/surrogates.ts';
 import { openModelText } from '../../model/tokenizer/model-text.ts';
-import { type DataFiles, readData } from '../data/read-data.ts';
-import { distinctRows, HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
+import { type DataFiles, readDistinct } from '../data/read-data.ts';
+import { HELD_OUT_SHARE, splitRows } from '../data/samples.ts';
 import { type PackedText, packRows, scoredRowsOf, sequencesOf } from '../gates/batches.ts';
 import { fastestRounding, type Rounding } from '../gates/rounding.ts';
 import { openTeacher, type TaughtBatch, type Teacher } from '../gates/teacher.ts';
@@ -39,7 +39,7 @@ const FIT_SEQUENCES = 640;
 const FIT_CHUNK = 32;
 const STORE_EVERY = 10;
 /** Raised when the same inputs give another table, or when the state of an unfinished run has other fields. */
-const METHOD = 'closed-form-and-distillation-7';
+const METHOD = 'closed-form-and-distillation-8';
 
 export type LearnSurrogatesOptions = {
   readonly model: InstalledModel;
@@ -51,6 +51,7 @@ export type LearnSurrogatesOptions = {
   readonly out: string;
   readonly threads: number;
   readonly onProgress: (stage: SurrogateStage, done: number, total: number, detail?: string) => void;
+  readonly log: (line: string) => void;
   readonly signal?: AbortSignal | undefined;
 };
 
@@ -146,10 +147,10 @@ function checkWidth(rank: number, hiddenSize: number): void {
 type Texts = { readonly fit: PackedText; readonly steps: PackedText; readonly heldOut: PackedText };
 
 async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
-  const { model, data, seed, signal } = options;
+  const { model, data, seed } = options;
   const { fitSequences = FIT_SEQUENCES } = options.start;
   const { steps } = options.distillation;
-  const rows = distinctRows(await readData(data.files, data.rowsMax, signal));
+  const rows = await readDistinct(data, options);
   const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;

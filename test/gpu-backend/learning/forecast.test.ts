@@ -1,10 +1,11 @@
 /** What learning is said to take: it grows with the model and the work, holds against what is measured, and days have a way out. */
 import { execFile } from 'node:child_process';
-import { mkdtempDisposable, writeFile } from 'node:fs/promises';
+import { appendFile, mkdtempDisposable, writeFile } from 'node:fs/promises';
 import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
+import type { Scored } from '../../../gpu-backend/learning/data/samples.ts';
 import {
   batchTimes,
   type Forecast,
@@ -12,6 +13,7 @@ import {
   forecastLines,
   measurePaces,
   type Paces,
+  tokensAPosition,
 } from '../../../gpu-backend/learning/forecast.ts';
 import { fastestRounding, ROUNDINGS } from '../../../gpu-backend/learning/gates/rounding.ts';
 import {
@@ -55,6 +57,7 @@ const MACHINE = {
   paces: pacesOf(1e11),
   available_bytes: 1e12,
   data: { bytes: 2e6, lines: 1000 },
+  positionTokens: 1.5,
 };
 
 test('a larger model takes more memory, and more work more time', () => {
@@ -93,6 +96,32 @@ test('little text takes little time, and more than there is work for no more', (
   expect(timeOn(100)).toBeGreaterThan(timeOn(0));
   expect(timeOn(0)).toBeGreaterThan(0);
   expect(timeOn(1e5)).toBe(timeOn(1e9));
+});
+
+test('system prompts, and questions beside scored answers, take time though no position of them is scored', async () => {
+  await using out = await mkdtempDisposable(join(tmpdir(), 'maskroute-forecast-'));
+  const model = await installTinyModel(join(out.path, 'model'), 'f32', { contextTokens: 1024 });
+  const ask = { role: 'user', content: 'What is the capital of France, and how many people live there?' };
+  const answer = { role: 'assistant', content: 'Paris, which has two million.' };
+  const tokensOf = async (messages: readonly object[], scored: Scored) => {
+    const file = join(out.path, 'rows.jsonl');
+    await writeFile(file, `${JSON.stringify({ messages: [{ role: 'user', content: '' }] })}\n`);
+    await appendFile(file, `${JSON.stringify({ messages })}\n`.repeat(10));
+    return await tokensAPosition(model, { files: [file] }, { tokensMax: 128, scored });
+  };
+  const system = { role: 'system', content: 'Answer in one sentence. '.repeat(8) };
+  const plain = await tokensOf([ask, answer], 'all');
+  expect(plain).toBeLessThan(2);
+  const [led, answers] = [
+    await tokensOf([system, ask, answer], 'all'),
+    await tokensOf([ask, answer], 'answers'),
+  ];
+  for (const positionTokens of [led, answers]) {
+    expect(positionTokens).toBeGreaterThan(2.5);
+    const timeOf = (some: number) =>
+      forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, positionTokens: some }).time_s;
+    expect(timeOf(positionTokens)).toBeGreaterThan(1.2 * timeOf(plain));
+  }
 });
 
 test('the data take memory, too, by their bytes and by their rows', () => {

@@ -104,16 +104,30 @@ test('too little text is refused with what is needed, and a row that is none wit
 
 test('a row that the chat template refuses is named', async () => {
   const chatTemplate =
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ messages[0]['content'] }}";
+    "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('no answer here') }}{% endif %}{{ messages[0]['content'] }}";
   const strict = { ...model, manifest: { ...model.manifest, chatTemplate } };
   const path = join(folder, 'support.jsonl');
   const messages = [
-    { role: 'system', content: 'Be brief.' },
+    { role: 'assistant', content: 'How can I help?' },
     { role: 'user', content: 'Where is my parcel?' },
   ];
   await writeFile(path, `${JSON.stringify({ messages })}\n`);
   await expect(readCalibrationText(strict, [path], 1)).rejects.toMatchObject({
     code: 'invalid_data',
-    message: expect.stringMatching(/kind support .*"Where is my parcel\?" .*no system here/),
+    message: expect.stringMatching(/kind support .*"Where is my parcel\?" .*no answer here/),
   });
+});
+
+test('a system prompt before all rows is no part of the text, which it would fill', async () => {
+  const path = join(folder, 'led.jsonl');
+  const system = { role: 'system', content: 'Answer in one sentence. '.repeat(8) };
+  const rows = Array.from({ length: 90 }, (_, i) => ({
+    messages: [system, { role: 'user', content: `${i} ships` }],
+  }));
+  await writeFile(path, rows.map((row) => `${JSON.stringify(row)}\n`).join(''));
+  const { tokenIds } = await readCalibrationText(model, [path], 1);
+  const { tokenizer } = await openModelText(model.folder, model.manifest);
+  const text = tokenizer.decode(tokenIds);
+  expect(text).toContain('ships');
+  expect(text).not.toContain('sentence');
 });

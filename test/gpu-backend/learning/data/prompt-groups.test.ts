@@ -5,9 +5,9 @@ import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clu
 import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
 import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { groupPrompts } from '../../../../gpu-backend/learning/data/prompt-groups.ts';
-import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import { distinctRows, parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { routingHealth, silhouette } from '../../../../gpu-backend/learning/data/routing-health.ts';
-import { distinctRows, HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
+import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { testHome } from '../../../support/installed-model.ts';
 

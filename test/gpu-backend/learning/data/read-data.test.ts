@@ -6,6 +6,7 @@ import { snippets } from '../../../../gpu-backend/learning/data/distill.ts';
 import {
   parseRow,
   readData,
+  readDistinct,
   readLines,
   sizeOfData,
 } from '../../../../gpu-backend/learning/data/read-data.ts';
@@ -127,6 +128,17 @@ describe('a file', () => {
     const few = await sizeOfData({ files: [path], rowsMax: 10 });
     expect(few.lines).toBe(10);
     expect(few.bytes).toBeLessThan(bytes);
+  });
+
+  it('without a prompt in a row, or with it again, says how many rows are left out', async () => {
+    const row = (content: string) => `${JSON.stringify({ messages: [{ role: 'user', content }] })}\n`;
+    const told: string[] = [];
+    const read = (path: string) => readDistinct({ files: [path] }, { log: (line) => void told.push(line) });
+    const mixed = file('mixed.jsonl', [' ', 'a', 'b', 'a', '', 'a'].map(row).join(''));
+    expect(await read(mixed)).toHaveLength(2);
+    expect(told).toEqual(['Of 6 rows 4 are left out: 2 without a prompt, 2 repeated.']);
+    expect(await read(file('whole.jsonl', row('a') + row('b')))).toHaveLength(2);
+    expect(told).toHaveLength(1);
   });
 
   it('gives no more rows than asked for, from each file', async () => {

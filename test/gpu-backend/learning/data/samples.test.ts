@@ -8,6 +8,7 @@ import {
   scoredPositions,
   tryTemplate,
 } from '../../../../gpu-backend/learning/data/samples.ts';
+import { packRows } from '../../../../gpu-backend/learning/gates/batches.ts';
 import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import { installedModel } from '../../../support/installed-model.ts';
 
@@ -82,5 +83,11 @@ describe('a system prompt', () => {
     for (const part of ['rule 0,', 'rule 899', ASK.content]) expect(context).toContain(part);
     expect(context).not.toContain('rule 450');
     expect(decoded(tokenIds.slice(scoreFrom + 1))).toContain(ANSWER.content);
+  });
+
+  it('is no part of the text that surrogates learn from, where every token counts', () => {
+    const packed = (messages: readonly object[]) =>
+      packRows([row({ messages })], text, eos, { length: 32, sequencesMax: 4, seed: 1 });
+    expect(packed([system(40), ASK, long])).toEqual(packed([ASK, long]));
   });
 });
