@@ -33,7 +33,7 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
     "room for the KV cache of running requests, in tokens (default: 8 times the model's context)",
   MASKROUTE_KV_TYPE: 'the type of the KV cache: f32, or f16 in half the memory (default: f32)',
   MASKROUTE_THREADS:
-    'threads that compute (default: all cores; 1 is quicker where other programs keep them busy)',
+    'threads that compute (default: all cores; 1 is as quick where other programs keep them busy)',
   MASKROUTE_PREFIX_TOKENS: `room for cached prompt prefixes, in tokens (default: ${PREFIX_TOKENS_MAX}; 0: none)`,
   OTEL_EXPORTER_OTLP_ENDPOINT: 'a collector of traces, http/protobuf (default: no traces)',
   OTEL_EXPORTER_OTLP_HEADERS: 'headers for the collector: name=value,name=value, percent-encoded',
