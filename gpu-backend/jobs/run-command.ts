@@ -162,7 +162,8 @@ export function learnArguments(
   out: string,
   from?: string,
 ): string[] {
-  const { model, clusters, masks, sparsity, cost, context, surrogate, encoder, name, rows, seed } = request;
+  const { model, clusters, masks, sparsity, cost, context, surrogate, encoder, name } = request;
+  const { rows, quick, seed } = request;
   return [
     'learn',
     ...['--model', model!],
@@ -179,6 +180,7 @@ export function learnArguments(
     ...(surrogate === undefined ? [] : [surrogate ? '--surrogate' : '--no-surrogate']),
     ...(from === undefined ? [] : ['--from', from]),
     ...(rows === undefined ? [] : ['--rows', String(rows)]),
+    ...(quick ? ['--quick'] : []),
     ...(seed === undefined ? [] : ['--seed', String(seed)]),
   ];
 }

@@ -92,6 +92,8 @@ export const createJobSchema = z.strictObject({
   encoder: z.enum(['static', 'all-minilm-l6-v2']).default('static'),
   name: dataName.optional(),
   rows: z.int().min(1).max(10_000_000).optional(),
+  /** A first set in minutes: less text, and a shorter search. */
+  quick: z.boolean().optional(),
   seed: z.int().min(0).optional(),
   publish: z
     .strictObject({ ...publishTo, admin_key: adminKey })

@@ -2,6 +2,7 @@
 import type { Page } from 'playwright-core';
 import { beforeAll, expect, test } from 'vitest';
 import { apiKeySchema, listSchema } from '../../../shared/admin/admin-wire.ts';
+import { scheduleSchema } from '../../../shared/admin/job-wire.ts';
 import { expectAccessible, visit } from '../browser.ts';
 import { dashboard } from './open.ts';
 
@@ -66,6 +67,7 @@ test('a backend learns again and again by click, with a key of its own, until th
   await dialog.getByLabel('Every').fill('12');
   await dialog.getByLabel(/^Or a file/).fill('chats.jsonl');
   await dialog.getByLabel('Name of the mask set').fill('nightly');
+  await dialog.getByLabel(/^A first set in minutes/).check();
   await dialog.getByLabel('When learned').selectOption('live');
   await dialog.getByLabel(/^Step by step/).check();
   await dialog.getByLabel(/^Roll back at an error rate/).fill('2');
@@ -93,6 +95,9 @@ test('a backend learns again and again by click, with a key of its own, until th
     .getByText('goes live for all tenants without a set of their own, in 3 steps, automatic rollback')
     .waitFor();
   expect(await keys()).toEqual(['admin: schedule on default: nightly']);
+  const path = '/backends/default/jobs/schedules';
+  const made = await dashboard.client.request({ method: 'GET', path }, listSchema(scheduleSchema));
+  expect(made.data.map(({ job }) => job)).toMatchObject([{ name: 'nightly', quick: true }]);
   await expectAccessible(page, 'a schedule');
 
   await row.getByRole('button', { name: 'Delete' }).press('Enter');

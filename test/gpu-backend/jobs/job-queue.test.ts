@@ -950,15 +950,15 @@ it('a job asks the command line for what its request says, and for nothing else'
   };
   const plain = learnArguments(asked, ['a.jsonl'], 'out').join(' ');
   expect(plain).toContain('--clusters 64 --sparsity 0.25');
-  expect(plain).not.toMatch(/--masks|--cost|--context/);
+  expect(plain).not.toMatch(/--masks|--cost|--context|--quick/);
   const more: JobRequest = { ...asked, masks: 4, cost: 'time', context: 2000 };
   expect(learnArguments(more, ['a.jsonl'], 'out').join(' ')).toContain(
     '--masks 4 --cost time --context 2000',
   );
   expect(learnArguments(more, ['a.jsonl'], 'out', 'earlier.json').join(' ')).not.toContain('--context');
-  const rest: JobRequest = { ...asked, name: 'mine', surrogate: false, rows: 5, seed: 0 };
+  const rest: JobRequest = { ...asked, name: 'mine', surrogate: false, rows: 5, quick: true, seed: 0 };
   expect(learnArguments(rest, ['a.jsonl'], 'out').join(' ')).toMatch(
-    /--name mine --no-surrogate --rows 5 --seed 0$/,
+    /--name mine --no-surrogate --rows 5 --quick --seed 0$/,
   );
   expect(learnArguments({ ...asked, surrogate: true }, [], 'out')).toContain('--surrogate');
 });

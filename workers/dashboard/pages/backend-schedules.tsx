@@ -274,6 +274,9 @@ export const JobFields = () => (
       />
     </label>
     <label>
+      <input name="quick" type="checkbox" />A first set in minutes, with less text and a shorter search
+    </label>
+    <label>
       <input name="from" type="checkbox" value="last" />
       Start from the masks of the last job of this name (takes two thirds of the time)
     </label>
@@ -297,6 +300,7 @@ export async function jobIn(form: FormData, jobs: string): Promise<object> {
     cost: form.get('cost'),
     name: form.get('name'),
     ...(rows === null ? {} : { rows: Number(rows) }),
+    ...(form.get('quick') === null ? {} : { quick: true }),
     ...(form.get('from') === null ? {} : { from: 'last' }),
   };
 }
