@@ -1,8 +1,8 @@
 /** Structured outputs: compiles a request's `response_format` and `tools` into one grammar. */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatRequest, readToolChoice, type Tool } from '../../shared/wire/openai.ts';
 import { isNestedWithin } from '../../shared/wire/parse-body.ts';
+import { nextTurn } from '../event-loop.ts';
 import type { GrammarCall, PreparedGrammar } from '../grammar/grammars.ts';
 import { schemaGrammar } from '../grammar/json-schema.ts';
 import { nothingSpent, type SchemaOptions, type Spent } from '../grammar/schema-reader.ts';

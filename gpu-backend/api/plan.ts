@@ -1,11 +1,11 @@
 /** Turns a checked request body into a plan that can run: mask, prompts as token ids, choices, sampling. */
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ChatRequest, type CompletionRequest, messageTexts } from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, type RouteEcho, splitModelName } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, translated } from '../../shared/wire/responses.ts';
 import type { MaskPlan, Sampling } from '../engine/engine.ts';
+import { nextTurn } from '../event-loop.ts';
 import type { TextJob } from '../model/tokenizer/text-service.ts';
 import { type AnswerForm, answerForm } from './answer-form.ts';
 import type { Caller } from './auth.ts';

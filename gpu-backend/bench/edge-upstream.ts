@@ -6,9 +6,9 @@ import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
-import { setImmediate } from 'node:timers/promises';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import type { LoadReport } from '../../shared/wire/backend-load.ts';
+import { nextTurn } from '../event-loop.ts';
 
 type Served = Pick<MaskSet, 'model' | 'surrogates'>;
 
@@ -58,7 +58,7 @@ async function serve({ model, surrogates }: Served): Promise<string> {
     // A token at a time, like a model: gateways do their work for each chunk.
     for (const event of events) {
       response.write(event);
-      await setImmediate();
+      await nextTurn();
     }
     response.end();
   });

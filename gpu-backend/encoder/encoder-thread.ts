@@ -4,6 +4,7 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
+import { nextTurn } from '../event-loop.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
 
 export type EncoderStart = { readonly id: string; readonly folder: string; readonly threads: number };
@@ -77,7 +78,7 @@ async function run(): Promise<void> {
       send({ type: 'failed', job: id, detail: (error as Error).stack ?? String(error) });
     }
     // Lets messages in: new jobs and cancellations.
-    await new Promise((resolve) => setImmediate(resolve));
+    await nextTurn();
   }
   running = false;
 }

@@ -81,8 +81,8 @@ type Handler = {
 /**
  * Longer than what one thread does alone between two products, so an idle machine loses nothing. By default threads spin for tens
  * of milliseconds, also when a run is over: they take the cores from other sessions of the process, from HTTP and from the edge,
- * and steps of two sessions in turns took twice as long. Where other programs run, the system takes a core from a thread that spins
- * sooner than from one that has slept, and all threads of a node wait for it: such steps took three times as long.
+ * and steps of two sessions in turns took twice as long. Where other programs run, the system soon takes the core from a thread that
+ * spins, and the others of a node wait for it: such steps took three times as long.
  */
 const SPIN_us = 50;
 

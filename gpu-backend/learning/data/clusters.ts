@@ -4,7 +4,8 @@
  */
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
-import { finish, nextTurn } from '../../event-loop.ts';
+import { nextTurn } from '../../event-loop.ts';
+import { POINTS_A_STEP } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 
 export type Clusters = {
@@ -44,22 +45,15 @@ export async function embedRows(
   return vectors;
 }
 
-/** Vectors whose cluster is found in one step. */
-const VECTORS_A_STEP = 4096;
-
-/** The cluster that the edge would pick for each vector. */
-export const assignRows = (vectors: readonly Float32Array[], clusters: Clusters): Uint16Array =>
-  finish(assignRowsSteps(vectors, clusters));
-
-/** {@link assignRows} in steps. */
-export function* assignRowsSteps(
+/** The cluster that the edge would pick for each vector, in steps. */
+export function* assignRows(
   vectors: readonly Float32Array[],
   { sizes, dimensions, centroids }: Clusters,
 ): Generator<void, Uint16Array> {
   const packed = { clusterCount: sizes.length, dimensions, values: centroids };
   const assignment = new Uint16Array(vectors.length);
   for (const [i, vector] of vectors.entries()) {
-    if (i % VECTORS_A_STEP === 0) yield;
+    if (i % POINTS_A_STEP === 0) yield;
     assignment[i] = nearestCentroid(vector, packed).cluster;
   }
   return assignment;

@@ -138,7 +138,7 @@ const clusteringOf = (
 });
 
 /** Points whose nearest centroid is found in one step: a fraction of a second with the most clusters. */
-const POINTS_A_STEP = 4096;
+export const POINTS_A_STEP = 4096;
 
 /** Ties go to the lowest cluster, as at the edge. Returns how many points changed cluster. */
 function* assign(

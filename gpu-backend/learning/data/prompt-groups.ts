@@ -9,10 +9,17 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finishInTurns } from '../../event-loop.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
-import { assignRowsSteps, embedRows, kindTable } from './clusters.ts';
+import { assignRows, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
-import { clusterSizes, distanceBetween, kMeansBySample, kMeansSteps, packPoints } from './kmeans.ts';
+import {
+  clusterSizes,
+  distanceBetween,
+  kMeansBySample,
+  kMeansSteps,
+  POINTS_A_STEP,
+  packPoints,
+} from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 import type { RoutingHealth } from './routing-health.ts';
 import { routingHealth } from './routing-health.ts';
@@ -41,8 +48,6 @@ const STARTS = [
 const PLACING_PROMPTS = 2 ** 15;
 /** Prompts that `auto` compares numbers of clusters on. */
 const COMPARED_PROMPTS = 2048;
-/** Prompts whose distances are computed in one step. */
-const POINTS_A_STEP = 4096;
 /** Fewer held-out prompts say nothing about clusters. */
 const HELD_OUT_ROWS_MIN = 20;
 
@@ -137,7 +142,7 @@ function* clusterPoints(
   return {
     ...found,
     health: routingHealth(points, clusters, seed),
-    heldOutClusters: yield* assignRowsSteps(heldOut, clusters),
+    heldOutClusters: yield* assignRows(heldOut, clusters),
     nearest: yield* nearestDistances(judged, clusters),
   };
 }
@@ -203,7 +208,7 @@ function* healthOnOthers(
   seed: number,
 ): Generator<void, RoutingHealth> {
   if (heldOut.length < HELD_OUT_ROWS_MIN) return routingHealth(points, clusters, seed);
-  const assignment = yield* assignRowsSteps(heldOut, clusters);
+  const assignment = yield* assignRows(heldOut, clusters);
   const sizes = clusterSizes(assignment, clusters.sizes.length);
   return routingHealth(packPoints(heldOut), { ...clusters, assignment, sizes }, seed);
 }

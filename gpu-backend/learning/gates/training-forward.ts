@@ -13,7 +13,13 @@ import {
   type Rotary,
 } from '../../model/architectures/attention-extras.ts';
 import { attendByHead, type HeadLengths } from '../../model/architectures/head-attention.ts';
-import { activate, behindBlocks, rotaryTables, type StoredLlama } from '../../model/architectures/llama.ts';
+import {
+  activate,
+  behindBlocks,
+  normAttributes,
+  rotaryTables,
+  type StoredLlama,
+} from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { external, type WeightRange } from '../../model/weights-file.ts';
@@ -138,8 +144,6 @@ export function sharedValues(
     isFirst: g.op('Equal', [g.op('Unsqueeze', [order, int(1)]), scalar(0)]),
   };
 }
-
-const normAttributes = (config: ModelConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 function normalize(g: GraphBuilder, config: ModelConfig, name: string, stored: WeightRange, x: Value): Value {
   const weight = g.initializer(name, 'f32', [config.hiddenSize], external(stored));

@@ -14,6 +14,7 @@
  * than the product: about 5 µs each for a single token.
  */
 import { type GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
+import { rotationMatrix } from './rotation.ts';
 
 export type Columns = {
   readonly outputs: number;
@@ -52,6 +53,12 @@ export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output
 
 /** `size` neighbours of a row are rotated together (`rotation.ts`); `matrix` `[size, size]`. */
 export type Rotation = { readonly size: number; readonly matrix: Value };
+
+/** The rotation of `size` neighbours with its matrix in the graph; `storeRotation` has it in the weights file. */
+export const constantRotation = (g: GraphBuilder, size: number): Rotation => ({
+  size,
+  matrix: g.constant('f32', [size, size], [...rotationMatrix(size)]),
+});
 
 /** x `[B, S, width]`, or with another number of leading axes, rotated: `size` multiply-adds a value. */
 export function rotated(

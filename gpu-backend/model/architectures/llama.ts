@@ -40,7 +40,7 @@ import {
   type StoredExtras,
   windowMask,
 } from './attention-extras.ts';
-import { rotated } from './column-products.ts';
+import { constantRotation, rotated } from './column-products.ts';
 import {
   attendByHead,
   type HeadLengths,
@@ -51,7 +51,7 @@ import {
 } from './head-attention.ts';
 import type { Linear, StoredEmbedding, StoredLinear, VocabularyMatrix } from './projections.ts';
 import { embed, headLogits, linear, multiply, storedRows } from './projections.ts';
-import { rotationMatrix, streamBlock } from './rotation.ts';
+import { streamBlock } from './rotation.ts';
 import type { SkippedBlock, Skipping, StoredSurrogate } from './surrogate.ts';
 import { skippedOutput, skipping } from './surrogate.ts';
 
@@ -201,12 +201,12 @@ export function behindBlocks(
   if (postNorms === undefined) return { attention: (_, product) => product, ffn: (_, product) => product };
   const { hiddenSize: H } = config;
   const size = output.kind === 'f32' ? 1 : streamBlock(config);
-  const matrix = size > 1 ? g.constant('f32', [size, size], [...rotationMatrix(size)]) : undefined;
+  const rotation = size > 1 ? constantRotation(g, size) : undefined;
   const behind = (block: 'attention' | 'ffn') => {
     const weight = g.initializer(postNormName(index, block), 'f32', [H], external(postNorms[block]));
     return (b: GraphBuilder, product: Value) => {
       const x = b.op('SimplifiedLayerNormalization', [product, weight], normAttributes(config));
-      return matrix ? rotated(b, x, H, { size, matrix }) : x;
+      return rotation ? rotated(b, x, H, rotation) : x;
     };
   };
   return { attention: behind('attention'), ffn: behind('ffn') };
@@ -278,7 +278,8 @@ function sharedValues(
   };
 }
 
-const normAttributes = (config: ModelConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
+/** Of the node `SimplifiedLayerNormalization`, the family's RMS norm. */
+export const normAttributes = (config: ModelConfig) => ({ axis: -1, epsilon: { float: config.rmsEpsilon } });
 
 /** In one node: the residual stream with the previous block's output added, and its RMS norm. */
 function addAndNormalize(

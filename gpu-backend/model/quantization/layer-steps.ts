@@ -15,9 +15,9 @@ import {
   rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
-import { rotated } from '../architectures/column-products.ts';
-import { activate } from '../architectures/llama.ts';
-import { type Basis, type Matrix, rotationMatrix } from '../architectures/rotation.ts';
+import { constantRotation, rotated } from '../architectures/column-products.ts';
+import { activate, normAttributes } from '../architectures/llama.ts';
+import type { Basis, Matrix } from '../architectures/rotation.ts';
 import type { LayerMatrices } from '../matrices.ts';
 import type { ModelConfig } from '../model-source.ts';
 import { localRopeConfig, ropeTables } from '../rope.ts';
@@ -139,8 +139,6 @@ function result(g: GraphBuilder, op: string, inputs: Value[], attributes = {}, d
   g.output({ name: 'y' }, 'f32', ['T', 'Y']);
 }
 
-const normAttributes = ({ rmsEpsilon }: ModelConfig) => ({ axis: -1, epsilon: { float: rmsEpsilon } });
-
 const normalizeGraph =
   (config: ModelConfig) =>
   (g: GraphBuilder): void =>
@@ -187,8 +185,7 @@ const activateGraph =
     const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
     const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
     const activated = g.op('Mul', [activate(g, config, gate!), up!]);
-    const matrix = g.constant('f32', [size, size], [...rotationMatrix(size)]);
-    result(g, 'Identity', [rotated(g, activated, F, { size, matrix }, 1)]);
+    result(g, 'Identity', [rotated(g, activated, F, constantRotation(g, size), 1)]);
   };
 
 const addGraph =
@@ -200,8 +197,7 @@ const addGraph =
     const ended = () => {
       const inputs = [biased, g.input('norm', 'f32', [H])];
       const normed = g.op('SimplifiedLayerNormalization', inputs, normAttributes(config));
-      const matrix = g.constant('f32', [stream, stream], [...rotationMatrix(stream)]);
-      return rotated(g, normed, H, { size: stream, matrix }, 1);
+      return rotated(g, normed, H, constantRotation(g, stream), 1);
     };
     result(g, 'Add', [g.input('h', 'f32', ['T', H]), postNorms ? ended() : biased]);
   };

@@ -1,5 +1,6 @@
 /** Prompts into groups: what is held out stays out, small clusters borrow, collapse is told with its cause. */
 import { describe, expect, it } from 'vitest';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import type { Clusters } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
@@ -131,7 +132,9 @@ describe('the held-out split', () => {
     const largest = (of: Uint16Array, k: number) =>
       Math.max(...Array.from({ length: k }, (_, c) => of.filter((one) => one === c).length)) / of.length;
     const { clusters: two } = await groupPrompts(rows, encoder, 2, 1);
-    expect(counts[0]!.largestShare).toBe(largest(assignRows(await embedRows(heldOut, encoder), two), 2));
+    expect(counts[0]!.largestShare).toBe(
+      largest(finish(assignRows(await embedRows(heldOut, encoder), two)), 2),
+    );
   });
 });
 
