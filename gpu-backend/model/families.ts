@@ -34,7 +34,7 @@ type Family = {
   readonly ropelessEvery: number | undefined;
   /** llama.cpp's converter interleaves the rows of Q and K; {@link toHalfSplitRotary} undoes it. */
   readonly interleavedInGguf: boolean;
-  /** Files have Q, K and V, and gate and up, as one matrix each. */
+  /** Files have Q, K and V, and gate and up, as one matrix each; GGUF files may have them alone, too. */
   readonly stacked: boolean;
   /**
    * Factors on the embedding, the outputs of blocks, scores and logits: none, as its configuration says, or Gemma's, which follow
@@ -267,7 +267,11 @@ export type DecoderTensor = {
   readonly scale: number;
 };
 
-export function decoderTensors(config: ModelConfig): DecoderTensor[] {
+/** `held`: the names in the file, which say where a stacked family has no stacks; without them it has all. */
+export function decoderTensors(
+  config: ModelConfig,
+  held: ReadonlyMap<string, unknown> = new Map(),
+): DecoderTensor[] {
   const { hiddenSize, ffnSize, vocabularySize, headCount, kvHeadCount, headSize, attentionBias } = config;
   const { factors, tiedEmbeddings, headNorms, postNorms } = config;
   // Q is divided by √headSize in all families, so K, or the norm of its heads, has the rest of the factor on scores: with all of
@@ -282,16 +286,16 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
     readonly scale?: number | undefined;
     readonly kind?: 'weight' | 'bias';
     readonly hubName?: string | undefined;
-    /** The place in a family with stacks. */
-    readonly stack?: { readonly names: readonly [hub: string, gguf: string]; readonly firstRow: number };
+    readonly stack?: Stack | undefined;
   };
+  type Stack = { readonly names: readonly [hub: string, gguf: string]; readonly firstRow: number };
   const add = (
     name: string,
     ggufName: string,
     shape: readonly number[],
     { rotaryHeads, scale = 1, kind = 'weight', hubName = name, stack }: Part = {},
   ) => {
-    const { names, firstRow } = stacked && stack ? stack : { names: [hubName, ggufName], firstRow: 0 };
+    const { names, firstRow } = stack ?? { names: [hubName, ggufName], firstRow: 0 };
     list.push({
       name: `${name}.${kind}`,
       hubName: `${names[0]}.${kind}`,
@@ -304,6 +308,10 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
       scale,
     });
   };
+
+  /** `alone`: a name that the file has if the stack's parts are tensors of their own. */
+  const stackOf = (alone: string, names: Stack['names']) => (firstRow: number) =>
+    stacked && !held.has(`${alone}.weight`) ? { names, firstRow } : undefined;
 
   add('model.embed_tokens', 'token_embd', [vocabularySize, hiddenSize], { scale: factors?.embedding });
   for (let i = 0; i < config.layerCount; i++) {
@@ -322,10 +330,10 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
       },
       { letter: 'v', width: keyWidth, firstRow: queryWidth + keyWidth },
     ];
+    const inQkv = stackOf(`blk.${i}.attn_q`, [`${attention}.qkv_proj`, `blk.${i}.attn_qkv`]);
     for (const { letter, width, firstRow, ...part } of heads) {
       const own = [`${attention}.${letter}_proj`, `blk.${i}.attn_${letter}`] as const;
-      const stack = { names: [`${attention}.qkv_proj`, `blk.${i}.attn_qkv`], firstRow } as const;
-      add(...own, [width, hiddenSize], { ...part, stack });
+      add(...own, [width, hiddenSize], { ...part, stack: inQkv(firstRow) });
       if (attentionBias !== undefined) add(...own, [width], { ...part, kind: 'bias' });
     }
     add(`${attention}.o_proj`, `blk.${i}.attn_output`, [hiddenSize, queryWidth], { scale });
@@ -344,13 +352,9 @@ export function decoderTensors(config: ModelConfig): DecoderTensor[] {
     add(`${layer}.post_attention_layernorm`, `blk.${i}.ffn_norm`, [hiddenSize], {
       hubName: postNorms && `${layer}.pre_feedforward_layernorm`,
     });
-    const names = [`${layer}.mlp.gate_up_proj`, `blk.${i}.ffn_up`] as const;
-    add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize], {
-      stack: { names, firstRow: 0 },
-    });
-    add(`${layer}.mlp.up_proj`, `blk.${i}.ffn_up`, [ffnSize, hiddenSize], {
-      stack: { names, firstRow: ffnSize },
-    });
+    const inGateUp = stackOf(`blk.${i}.ffn_gate`, [`${layer}.mlp.gate_up_proj`, `blk.${i}.ffn_up`]);
+    add(`${layer}.mlp.gate_proj`, `blk.${i}.ffn_gate`, [ffnSize, hiddenSize], { stack: inGateUp(0) });
+    add(`${layer}.mlp.up_proj`, `blk.${i}.ffn_up`, [ffnSize, hiddenSize], { stack: inGateUp(ffnSize) });
     add(`${layer}.mlp.down_proj`, `blk.${i}.ffn_down`, [hiddenSize, ffnSize], { scale });
     if (postNorms) {
       add(`${layer}.mlp.post_norm`, `blk.${i}.post_ffw_norm`, [hiddenSize], {
@@ -392,7 +396,7 @@ export function checkTensors(
   held: ReadonlyMap<string, readonly number[]>,
   nameOf: (tensor: DecoderTensor) => string,
 ): DecoderTensor[] {
-  const tensors = decoderTensors(config);
+  const tensors = decoderTensors(config, held);
   const expected = storedShapes(tensors, nameOf);
   for (const [name, shape] of expected) {
     const found = held.get(name);

@@ -5,7 +5,8 @@ export type Value =
   | { readonly type: 'u32' | 'u64' | 'i32' | 'f32' | 'bool'; readonly value: number | bigint | boolean }
   | { readonly type: 'string'; readonly value: string }
   | { readonly type: 'strings'; readonly value: readonly string[] }
-  | { readonly type: 'i32s'; readonly value: readonly number[] };
+  | { readonly type: 'i32s'; readonly value: readonly number[] }
+  | { readonly type: 'bools'; readonly value: readonly boolean[] };
 
 export type Tensor = {
   readonly name: string;
@@ -98,6 +99,12 @@ function writeValue(header: number[], entry: Value): void {
       u32(VALUE_TYPES.i32);
       u64(entry.value.length);
       for (const item of entry.value) u32(item);
+      return;
+    case 'bools':
+      u32(ARRAY);
+      u32(VALUE_TYPES.bool);
+      u64(entry.value.length);
+      for (const item of entry.value) header.push(item ? 1 : 0);
       return;
     case 'string':
       u32(VALUE_TYPES.string);

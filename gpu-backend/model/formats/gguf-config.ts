@@ -94,7 +94,16 @@ const ropeBase = (read: Reader, name: string, ollamaName: string): number | unde
 function layersWithWindow(read: Reader, areSomeGlobal: boolean, layerCount: number): number[] {
   if (!areSomeGlobal) return layersOf(layerCount);
   if (!read.number('attention.sliding_window')) return [];
-  const every = read.number('attention.sliding_window_pattern') ?? GLOBAL_EVERY;
+  const pattern = 'attention.sliding_window_pattern';
+  const listed = read.value(pattern);
+  // Ollama's converter says it of each layer.
+  if (Array.isArray(listed)) {
+    if (listed.length !== layerCount || listed.some((has) => typeof has !== 'boolean')) {
+      throw corruptModel(`${pattern} is no list of ${layerCount} booleans`);
+    }
+    return layersOf(layerCount, (layer) => listed[layer]);
+  }
+  const every = read.number(pattern) ?? GLOBAL_EVERY;
   return layersOf(layerCount, (layer) => (layer + 1) % every !== 0);
 }
 
@@ -118,7 +127,7 @@ const gemmaScorePart = ({ layerCount, hiddenSize, headCount, headSize }: Sizes):
 /** Also here, as for llama.cpp, 0 is none. */
 function askedFactors(read: Reader, headSize: number): ModelConfig['factors'] {
   // llama.cpp takes this for a switch here.
-  if (read.flag('rope.scaling.finetuned') === false)
+  if (read.value('rope.scaling.finetuned') === false)
     throw unsupportedModel('no rotary embedding (rope.scaling.finetuned is false)');
   const factor = (name: string, none: number) => singlePrecisionText(read.number(name) || none);
   return {
@@ -193,7 +202,7 @@ function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
       if (value === undefined) throw corruptModel(`${prefix}${name} is missing`);
       return value;
     },
-    flag: (name: string) => metadata.get(prefix + name),
+    value: (name: string) => metadata.get(prefix + name),
     text(name: string): string | undefined {
       const value = metadata.get(prefix + name);
       return typeof value === 'string' ? value : undefined;

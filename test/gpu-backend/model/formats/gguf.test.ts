@@ -6,8 +6,10 @@ import { gguf } from '@huggingface/gguf';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { decoderTensors, toHalfSplitRotary } from '../../../../gpu-backend/model/families.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import { type GgufParts, splitGguf, tinyLlama, writeGguf } from '../../../support/gguf.ts';
+import { ggufParts, readAll } from '../../../support/family-files.ts';
+import { type GgufParts, splitGguf, type Tensor, tinyLlama, writeGguf } from '../../../support/gguf.ts';
 import { testModelFile } from '../../../support/installed-model.ts';
+import { asGemma, randomLlama } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -75,6 +77,77 @@ describe('openGguf', () => {
     expect(model.config.tiedEmbeddings).toBe(false);
     expect((await model.read('lm_head.weight')).length).toBe(265 * 64);
     await model.close();
+  });
+});
+
+describe('a Phi-3', () => {
+  /** The tensors, each cut into parts of these rows and names where `cuts` has its name. */
+  const cut = (tensors: readonly Tensor[], cuts: Record<string, readonly [string, number][]>): Tensor[] =>
+    tensors.flatMap((tensor) => {
+      const [, layer, name] = /^(blk\.\d+\.)(\w+)\.weight$/.exec(tensor.name) ?? [];
+      let from = 0;
+      return (
+        cuts[name ?? '']?.map(([part, rows]): Tensor => {
+          const columns = tensor.shape[1]!;
+          const data = tensor.data.slice(from, from + 4 * rows * columns);
+          from += data.length;
+          return { ...tensor, name: `${layer}${part}.weight`, shape: [rows, columns], data };
+        }) ?? [tensor]
+      );
+    });
+
+  const source = randomLlama({ architecture: 'phi3' });
+  const { headCount, kvHeadCount, headSize, ffnSize } = source.config;
+  const keyWidth = kvHeadCount * headSize;
+  const attention: [string, number][] = [
+    ['attn_q', headCount * headSize],
+    ['attn_k', keyWidth],
+    ['attn_v', keyWidth],
+  ];
+  const ffn: [string, number][] = [
+    ['ffn_gate', ffnSize],
+    ['ffn_up', ffnSize],
+  ];
+  test.each([
+    ['Q, K and V', { attn_qkv: attention }],
+    ['gate and up', { ffn_up: ffn }],
+    ['all of them', { attn_qkv: attention, ffn_up: ffn }],
+  ])('has the same weights where %s are tensors of their own', async (_, cuts) => {
+    const parts = await ggufParts(source);
+    const stacked = await openBytes(writeGguf(parts));
+    const expected = await readAll(stacked);
+    await stacked.close();
+    const alone = await openBytes(writeGguf({ ...parts, tensors: cut(parts.tensors, cuts) }));
+    expect(alone.config).toEqual(stacked.config);
+    expect(await readAll(alone)).toEqual(expected);
+    await alone.close();
+  });
+
+  test('without V is refused by its name', async () => {
+    const parts = await ggufParts(source);
+    const tensors = cut(parts.tensors, { attn_qkv: attention.slice(0, 2) });
+    await expect(openBytes(writeGguf({ ...parts, tensors }))).rejects.toThrow(
+      /blk.0.attn_v.weight is missing/,
+    );
+  });
+});
+
+describe('layers of a Gemma 3 that have a sliding window', () => {
+  const { layerCount } = asGemma();
+  const open = async (value: boolean[]) => {
+    const parts = await ggufParts(randomLlama(asGemma()));
+    const pattern = ['gemma3.attention.sliding_window_pattern', { type: 'bools', value }] as const;
+    return openBytes(writeGguf({ ...parts, metadata: new Map([...parts.metadata, pattern]) }));
+  };
+
+  test('are listed by some converters', async () => {
+    const model = await open(Array.from({ length: layerCount }, (_, layer) => layer < 1));
+    expect([model.config.slidingWindow?.layers, model.config.localRope?.layers]).toEqual([[0], [0]]);
+    await model.close();
+  });
+
+  test('are listed one by one, or the file is refused', async () => {
+    await expect(open([true])).rejects.toThrow(/sliding_window_pattern is no list of \d+ booleans/);
   });
 });
 
