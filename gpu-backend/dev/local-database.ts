@@ -99,15 +99,24 @@ export type Backups = {
   restore(file: string): Promise<void>;
 };
 
-/** `locked`: by another program. `disk`: it is full, or fails, which says nothing about the file. */
+/**
+ * `locked`: by another program. `disk`: it is full, or fails, which says nothing about the file. `closed`: SQLite cannot open the
+ * file or its log, mostly because they belong to another user.
+ */
 type Unreadable = {
   readonly file: string;
-  readonly cause: 'locked' | 'disk' | 'damaged';
+  readonly cause: 'locked' | 'disk' | 'closed' | 'damaged';
   readonly reason: string;
 };
 
 /** SQLite's result codes; the upper bits of `errcode` are details. */
-const CAUSES: Readonly<Record<number, Unreadable['cause']>> = { 5: 'locked', 10: 'disk', 13: 'disk' };
+const CAUSES: Readonly<Record<number, Unreadable['cause']>> = {
+  5: 'locked',
+  8: 'closed',
+  10: 'disk',
+  13: 'disk',
+  14: 'closed',
+};
 
 const causeOf = (error: Error & { readonly errcode?: number }): Unreadable['cause'] =>
   CAUSES[(error.errcode ?? 0) & 0xff] ?? 'damaged';

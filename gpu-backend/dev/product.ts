@@ -213,6 +213,8 @@ async function expectReadable(home: string, backups: Backups): Promise<void> {
   const waysOut = {
     locked: 'Another program has it open. End that program, and start again: nothing is lost.',
     disk: 'If the disk is full, make room, and start again: nothing is lost.',
+    closed:
+      'Let it be a file, and let this user write to it and to its folder; then start again: nothing is lost.',
     damaged: `${howToRestore(await backups.newest())}
 To begin with an empty one, move ${path.join(home, 'edge')} away.`,
   };

@@ -1,6 +1,7 @@
 /** Copies of the local database: of the real edge's D1, whole, few, and a way back that the edge goes on from. */
 import { spawnSync } from 'node:child_process';
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -162,6 +163,32 @@ test('a database that a full disk keeps from being read is not called damaged', 
   const { stdout } = spawnSync('bash', ['-c', limited, process.execPath, script, home], { encoding: 'utf8' });
   expect(JSON.parse(stdout)).toEqual({ file, cause: 'disk', reason: 'disk I/O error' });
   expect(await backups.unreadable()).toBeUndefined();
+});
+
+test('a database that this user may not open is not called damaged', async () => {
+  const backups = openBackups(home);
+  writeDatabase('2026-01-01 00:00:00', 'here');
+  const file = (await backups.database())!;
+  const closed = (reason: string) => ({ file, cause: 'closed', reason });
+  const opened = new DatabaseSync(file);
+  opened.exec('PRAGMA journal_mode = WAL');
+  opened.close();
+  const script = `import { openBackups } from './gpu-backend/dev/local-database.ts';
+    console.log(JSON.stringify(await openBackups(process.argv[1]).unreadable()));`;
+  const read = [process.execPath, '--input-type=module', '-e', script, home] as const;
+  const asOther = process.getuid!() === 0 ? ['setpriv', '--reuid=65534', '--clear-groups', ...read] : read;
+  const found = () => {
+    const { stdout } = spawnSync(asOther[0]!, asOther.slice(1), { encoding: 'utf8' });
+    return JSON.parse(stdout);
+  };
+  chmodSync(home, 0o755);
+  chmodSync(file, 0);
+  expect(found()).toEqual(closed('unable to open database file'));
+  // It may be read, but no log be written beside it.
+  chmodSync(file, 0o444);
+  chmodSync(path.dirname(file), 0o555);
+  expect(found()).toEqual(closed('attempt to write a readonly database'));
+  chmodSync(path.dirname(file), 0o755);
 });
 
 test('a file that is deleted, or another that takes its place, is noticed once', async () => {
