@@ -141,14 +141,18 @@ class GrammarThreads implements Grammars {
   }
 
   async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
-    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar));
+    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar, call.tenant));
   }
 
   /** A slow grammar that an answer uses serves any tenant: one more answer takes no place. */
   #requireShare(key: string, tenant: string): void {
-    if (this.#slow.get(key)?.sessions.size !== 0) return;
+    if (this.#slow.get(key)?.sessions.size === 0 && this.#hasShare(tenant)) throw tooManySlow();
+  }
+
+  /** Whether the tenant's answers use as many slow grammars as they may. */
+  #hasShare(tenant: string): boolean {
     const own = [...this.#slow.values()].filter(({ sessions }) => [...sessions.values()].includes(tenant));
-    if (own.length >= this.#limits.slowOfOneMax) throw tooManySlow();
+    return own.length >= this.#limits.slowOfOneMax;
   }
 
   #isKnown(key: string): boolean {
@@ -202,7 +206,7 @@ class GrammarThreads implements Grammars {
     this.#beginNext();
   }
 
-  async #try({ key, spec, param }: PreparedGrammar): Promise<void> {
+  async #try({ key, spec, param }: PreparedGrammar, tenant: string): Promise<void> {
     // Another request may have compiled it meanwhile.
     if (this.#isKnown(key)) return;
     if (this.#isClosed) throw lost();
@@ -221,7 +225,8 @@ class GrammarThreads implements Grammars {
       this.#trials.delete(trial);
     }
     const isSlow = took_ms > this.#limits.quick_ms;
-    if (isSlow && !this.#isKnown(key) && this.#tryMakeRoom()) {
+    // A tenant that could not use it closes no grammar of another.
+    if (isSlow && !this.#isKnown(key) && !this.#hasShare(tenant) && this.#tryMakeRoom()) {
       this.#slow.set(key, trial);
       return;
     }

@@ -324,6 +324,17 @@ test('answers of one tenant leave room for slow grammars of others', async () =>
   other.close();
 });
 
+test('a tenant that has its share of slow grammars does not close those that others come back to', async () => {
+  await using slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 2, slowOfOneMax: 1 });
+  const { grammars } = slow;
+  const [first, second, third] = ['first', 'second', 'third'].map((word) => form(`root ::= "${word}"`));
+  const others = await grammars.prepare(second!, call('other'));
+  await grammars.open(await grammars.prepare(first!, call('many')), call('many'));
+  await expect(grammars.prepare(third!, call('many'))).rejects.toMatchObject({ code: 'queue_full' });
+  // What is known needs no turn: `open` rejects at once where it would have to compile.
+  await expect(grammars.open(others, call('other', AbortSignal.abort()))).resolves.toBeDefined();
+});
+
 test('two answers that begin together do not both take the last place of their tenant', async () => {
   await using slow = await openGrammarPlayer({ quick_ms: -1, slowMax: 2, slowOfOneMax: 1 });
   const { grammars } = slow;
