@@ -80,12 +80,11 @@ export function createSampler(
   { tokensMax, contextTokens, scored = 'all' }: Omit<SampleOptions, 'positions'>,
 ): (row: CalibrationRow) => Sample | undefined {
   const beginningOf = beginningReader(text);
-  const usual = beginningOf([]).length;
   return (row) => {
     const whole = encodeRow(row, text, eosTokenId);
     const begun = row.content.type === 'chat' ? commonLength(whole, beginningOf(row.content.turns)) : 0;
     const from = scored === 'answers' ? (answerStart(row, text) ?? begun) : begun;
-    const added = Math.max(0, begun - usual);
+    const added = begun === 0 ? 0 : Math.max(0, begun - beginningOf([]).length);
     const dropped = Math.max(0, added - SYSTEM_TOKENS_MAX);
     const length = Math.min(tokensMax + added - dropped, contextTokens);
     const tokenIds = withoutMiddle(whole, begun, dropped).slice(0, length);
@@ -132,8 +131,20 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
 export function encodeWithoutSystem(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
   if (content.type === 'text') return encodeRow(row, text, eosTokenId);
-  const turns = content.turns.slice(systemTurns(content.turns).length);
-  return encodeRow({ ...row, content: { type: 'chat', turns } }, text, eosTokenId);
+  const rest = content.turns.slice(systemTurns(content.turns).length);
+  return orEmptySystem(rest, (turns) =>
+    encodeRow({ ...row, content: { type: 'chat', turns } }, text, eosTokenId),
+  );
+}
+
+/** Some templates refuse a conversation without a system prompt. There it has an empty one. */
+function orEmptySystem(turns: readonly Turn[], encode: (turns: readonly Turn[]) => Int32Array): Int32Array {
+  try {
+    return encode(turns);
+  } catch (error) {
+    if (!(error instanceof MaskrouteError)) throw error;
+    return encode([{ role: 'system', content: '' }, ...turns]);
+  }
 }
 
 /** The system prompt of a conversation, which has other turns, too, or is empty. */
@@ -175,7 +186,9 @@ function answerStart({ content }: CalibrationRow, text: ModelText): number | und
 function beginningReader(text: ModelText): (turns: readonly Turn[]) => Int32Array {
   const known = new LRUCache<string, Int32Array>({ max: BEGINNINGS_MAX });
   const read = (system: readonly Turn[]) => {
-    const [a, b] = ['A', 'zebra'].map((content) => text.encodeChat([...system, { role: 'user', content }]));
+    const [a, b] = ['A', 'zebra'].map((content) =>
+      orEmptySystem([...system, { role: 'user', content }], (turns) => text.encodeChat(turns)),
+    );
     return a!.slice(0, commonLength(a!, b!));
   };
   return (turns) => {

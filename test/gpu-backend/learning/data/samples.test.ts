@@ -91,3 +91,44 @@ describe('a system prompt', () => {
     expect(packed([system(40), ASK, long])).toEqual(packed([ASK, long]));
   });
 });
+
+describe('a template that refuses conversations without a system prompt', async () => {
+  const strict = await openModelText(folder, {
+    ...manifest,
+    chatTemplate: `{% if messages[0]['role'] != 'system' %}{{ raise_exception('Begin with the rules.') }}{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}`,
+  });
+  const RULES = { role: 'system', content: 'Say it in one word.' };
+  const strictSampler = createSampler(strict, eos, { tokensMax: 128, contextTokens: 2048 });
+
+  it('is no hindrance to rows that have one', () => {
+    const { tokenIds, scoreFrom } = strictSampler(row({ messages: [RULES, ASK, ANSWER] }))!;
+    const context = text.tokenizer.decode([...tokenIds.slice(0, scoreFrom)]);
+    expect(context).toMatch(/one word\.<\|im_end\|>\n<\|im_start\|>user\n$/);
+  });
+
+  it('is no hindrance to surrogates, which learn from the rest of a row', () => {
+    const { tokenIds } = packRows([row({ messages: [RULES, ASK, ANSWER] })], strict, eos, {
+      ...{ length: 24, sequencesMax: 1, seed: 1 },
+    });
+    const packed = text.tokenizer.decode([...tokenIds]);
+    expect(packed).toContain(ASK.content);
+    expect(packed).not.toContain('one word');
+  });
+
+  it('is quoted of a row without one', () => {
+    expect(() => tryTemplate([row({ messages: [ASK, ANSWER] })], strict)).toThrow(
+      /The row of kind chats that begins with "How warm is it in Ulm\?" \(user, assistant\): .*Begin with the rules\./,
+    );
+  });
+
+  it('is not asked for plain texts', async () => {
+    const refusing = await openModelText(folder, {
+      ...manifest,
+      chatTemplate: "{{ raise_exception('no') }}",
+    });
+    const { tokenIds } = createSampler(refusing, eos, { tokensMax: 128, contextTokens: 2048 })(
+      row({ text: 'It is warm.' }),
+    )!;
+    expect(text.tokenizer.decode([...tokenIds])).toBe('It is warm.');
+  });
+});
