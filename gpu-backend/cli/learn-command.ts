@@ -257,7 +257,7 @@ async function sayForecast(
   const data = await sizeOfData(files);
   const sampling = { tokensMax: LEARN_EFFORT.tokensMax, scored: flags.score };
   const machine = {
-    positionTokens: await tokensAPosition(model, files, sampling),
+    positionTokens: await tokensAPosition(model, { ...files, ...data }, sampling),
     paces: await measurePaces(computingThreads(), await roundingIn(flags.out)),
     available_bytes: flags.memory ?? process.availableMemory() - memoryOfData(data),
     data,

@@ -13,6 +13,7 @@ import { openModelText } from '../model/tokenizer/model-text.ts';
 import { encodeModel } from '../onnx/encode.ts';
 import { GraphBuilder, type Value } from '../onnx/graph.ts';
 import { createSession, exactHere, tensor } from '../onnx/session.ts';
+import { createRandom } from '../random.ts';
 import { type DataFiles, type DataSize, readRows } from './data/read-data.ts';
 import { createSampler, scoredPositions } from './data/samples.ts';
 import type { Rounding } from './gates/rounding.ts';
@@ -115,22 +116,24 @@ function someTensor(g: GraphBuilder, type: 'f32' | 'u8' | 'i8', shape: readonly 
 
 /** Tokens for each scored position at least: batches are padded, and templates begin with a few tokens. */
 const TOKENS_A_POSITION_MIN = 1.5;
-/** Rows of each file that tell how many tokens are scored. */
+/** Rows, about, that tell how many tokens are scored. */
 const MEASURED_ROWS = 256;
 
 /**
- * Tokens for each scored position, of the first rows of each file: system prompts are computed but not scored, and with `--score
- * answers` nor are questions. @throws MaskrouteError as `readData` and `encodeRow`.
+ * Tokens for each scored position: system prompts are computed but not scored, and with `--score answers` nor are questions. Of some
+ * rows from all over the files, since the first ones may be of one kind; these are read like the data's size, in tenths of a second.
+ * @throws MaskrouteError as `readData` and `encodeRow`.
  */
 export async function tokensAPosition(
   { folder, manifest }: InstalledModel,
-  { files, rowsMax = MEASURED_ROWS }: DataFiles,
+  { files, rowsMax, lines }: DataFiles & Pick<DataSize, 'lines'>,
   { tokensMax, scored }: Pick<LearnEffort, 'tokensMax' | 'scored'>,
 ): Promise<number> {
   const text = await openModelText(folder, manifest);
   const sampling = { tokensMax, scored, contextTokens: manifest.config.contextTokens };
   const sampleOf = createSampler(text, manifest.eosTokenIds[0]!, sampling);
-  const { rows } = await readRows(files, Math.min(rowsMax, MEASURED_ROWS));
+  const random = createRandom(MEASURED_ROWS);
+  const { rows } = await readRows(files, { rowsMax, reads: () => random.next() * lines < MEASURED_ROWS });
   const samples = rows.flatMap((row) => sampleOf(row) ?? []);
   if (samples.length === 0) return TOKENS_A_POSITION_MIN;
   const tokens = sumOf(samples.map(({ tokenIds }) => tokenIds.length));

@@ -92,7 +92,7 @@ export async function groupPrompts(
   seed: number,
   signal?: AbortSignal,
 ): Promise<Prompts> {
-  const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  const { fit, heldOut } = await finishInTurns(splitRows(rows, HELD_OUT_SHARE), signal);
   if (fit.length === 0) {
     const message = `The data are too few: all rows (${rows.length}) are held out, and none is left to learn from.`;
     throw new MaskrouteError('invalid_data', message);
@@ -107,7 +107,7 @@ export async function groupPrompts(
   for (const [i, row] of fit.entries()) clusterOf.set(row, clusters.assignment[i]!);
   for (const [i, row] of heldOut.entries()) clusterOf.set(row, heldOutClusters[i]!);
   return {
-    everybody: { ...searchAndChoice(fit), heldOut },
+    everybody: { ...(await finishInTurns(searchAndChoice(fit), signal)), heldOut },
     clusters,
     clusterOf,
     health,
@@ -123,8 +123,10 @@ export async function groupPrompts(
 }
 
 /** Disjoint; with very few rows, all are used for both. */
-function searchAndChoice(rows: readonly CalibrationRow[]): Pick<Shares, 'search' | 'choice'> {
-  const { fit: search, heldOut: choice } = splitRows(rows, CHOICE_SHARE, 'choice');
+function* searchAndChoice(
+  rows: readonly CalibrationRow[],
+): Generator<void, Pick<Shares, 'search' | 'choice'>> {
+  const { fit: search, heldOut: choice } = yield* splitRows(rows, CHOICE_SHARE, 'choice');
   return search.length > 0 && choice.length > 0 ? { search, choice } : { search: rows, choice: rows };
 }
 

@@ -11,6 +11,7 @@ import { chatRouteText, completionRouteText } from '../../../shared/embedding/en
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageText, type ToolCall, toolCallSchema } from '../../../shared/wire/openai.ts';
 import { check, isJsonObject } from '../../../shared/wire/parse-body.ts';
+import { finishInTurns } from '../../event-loop.ts';
 import { openRegular, unreadable } from '../../files.ts';
 
 const ROW_CHARS_MAX = 4_000_000;
@@ -93,7 +94,7 @@ export async function readData(
   rowsMax?: number,
   signal?: AbortSignal,
 ): Promise<CalibrationRow[]> {
-  const { rows } = await readRows(paths, rowsMax, signal);
+  const { rows } = await readRows(paths, { rowsMax, signal });
   requireRows(rows, paths);
   return rows;
 }
@@ -103,9 +104,9 @@ export async function readDistinct(
   { files, rowsMax }: DataFiles,
   { log, signal }: { readonly log: (line: string) => void; readonly signal?: AbortSignal | undefined },
 ): Promise<CalibrationRow[]> {
-  const { rows, empty } = await readRows(files, rowsMax, signal);
+  const { rows, empty } = await readRows(files, { rowsMax, signal });
   requireRows(rows, files);
-  const distinct = distinctRows(rows);
+  const distinct = await finishInTurns(distinctRows(rows), signal);
   const [all, repeated] = [rows.length + empty, rows.length - distinct.length];
   const leftOut = empty + repeated;
   if (leftOut > 0)
@@ -113,14 +114,32 @@ export async function readDistinct(
   return distinct;
 }
 
-export function distinctRows(rows: readonly CalibrationRow[]): CalibrationRow[] {
+/** In steps, as {@link divideRows}. */
+export function* distinctRows(rows: readonly CalibrationRow[]): Generator<void, CalibrationRow[]> {
   const seen = new Set<string>();
-  return rows.filter(({ content }) => {
+  const [distinct] = yield* divideRows(rows, ({ content }) => {
     const digest = createHash('sha256').update(JSON.stringify(content)).digest('base64');
     if (seen.has(digest)) return false;
     seen.add(digest);
     return true;
   });
+  return distinct;
+}
+
+/** Rows that are hashed in one step: some hundredths of a second. */
+const ROWS_A_STEP = 4096;
+
+/** The rows for which `isFirst` holds, and the others. In steps: hashing millions of rows takes seconds. */
+export function* divideRows(
+  rows: readonly CalibrationRow[],
+  isFirst: (row: CalibrationRow) => boolean,
+): Generator<void, readonly [first: CalibrationRow[], others: CalibrationRow[]]> {
+  const [first, others]: CalibrationRow[][] = [[], []];
+  for (const [i, row] of rows.entries()) {
+    if (i % ROWS_A_STEP === 0) yield;
+    (isFirst(row) ? first : others)!.push(row);
+  }
+  return [first!, others!];
 }
 
 function requireRows(rows: readonly CalibrationRow[], paths: readonly string[]): void {
@@ -131,11 +150,18 @@ function requireRows(rows: readonly CalibrationRow[], paths: readonly string[]):
   );
 }
 
+type ReadOptions = {
+  /** Rows taken from each file, from its start. */
+  readonly rowsMax?: number | undefined;
+  /** Whether to read the next of them; the others are not even parsed. */
+  readonly reads?: () => boolean;
+  readonly signal?: AbortSignal | undefined;
+};
+
 /** The rows with a prompt, and how many have none. @throws as {@link readData}, but not when no row has a prompt. */
 export async function readRows(
   paths: readonly string[],
-  rowsMax: number = ROW_COUNT_MAX,
-  signal?: AbortSignal,
+  { rowsMax = ROW_COUNT_MAX, reads = () => true, signal }: ReadOptions,
 ): Promise<{ readonly rows: CalibrationRow[]; readonly empty: number }> {
   const rows: CalibrationRow[] = [];
   let empty = 0;
@@ -145,6 +171,7 @@ export async function readRows(
       signal?.throwIfAborted();
       if (line.text.trim() === '') continue;
       if (taken++ >= rowsMax) break;
+      if (!reads()) continue;
       const row = parseRow(line.text, kindOf(path), `${path}:${line.number}`);
       if (row.routeText === '') empty++;
       else rows.push(row);

@@ -8,7 +8,7 @@ import { LRUCache } from 'lru-cache';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { permutation, type Random } from '../../random.ts';
-import type { CalibrationRow, Turn } from './read-data.ts';
+import { type CalibrationRow, divideRows, type Turn } from './read-data.ts';
 
 export type Sample = {
   readonly tokenIds: Int32Array;
@@ -215,11 +215,15 @@ export const HELD_OUT_SHARE = 0.1;
 
 type Split = { readonly fit: CalibrationRow[]; readonly heldOut: CalibrationRow[] };
 
-/** About `share` of the prompts go to `heldOut`; another `purpose` divides them independently. */
-export function splitRows(rows: readonly CalibrationRow[], share: number, purpose = 'held-out'): Split {
-  const fit: CalibrationRow[] = [];
-  const heldOut: CalibrationRow[] = [];
-  for (const row of rows) (isHeldOut(row, share, purpose) ? heldOut : fit).push(row);
+/**
+ * About `share` of the prompts go to `heldOut`; another `purpose` divides them independently. In steps, as {@link divideRows}.
+ */
+export function* splitRows(
+  rows: readonly CalibrationRow[],
+  share: number,
+  purpose = 'held-out',
+): Generator<void, Split> {
+  const [heldOut, fit] = yield* divideRows(rows, (row) => isHeldOut(row, share, purpose));
   return { fit, heldOut };
 }
 

@@ -9,9 +9,10 @@ import { nearestCentroid, packCentroids } from '../../../shared/mask/centroids.t
 import { type Mask, maskFromBits } from '../../../shared/mask/mask.ts';
 import { type MaskSet, sameEncoder } from '../../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { finishInTurns } from '../../event-loop.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { OpenEncoder } from '../data/encoders.ts';
-import { type CalibrationRow, distinctRows, readData } from '../data/read-data.ts';
+import { type CalibrationRow, distinctRows, divideRows, readData } from '../data/read-data.ts';
 import { HELD_OUT_SHARE, isHeldOut } from '../data/samples.ts';
 import { dataLine, type RowCounts } from './result.ts';
 
@@ -46,20 +47,26 @@ export async function readEvaluationData(options: DataOptions): Promise<Evaluati
   const own = options.calibration.length > 0;
   const given = own ? await readData(options.calibration, options.rowsMax, options.signal) : [];
   const learned = rowsOf([...data, ...facts].filter(({ name }) => options.learnedOn.includes(name)));
-  const rows = distinctRows(rowsOf(data));
+  const { signal } = options;
+  const rows = await finishInTurns(distinctRows(rowsOf(data)), signal);
 
   const known = promptsOf([...given, ...learned]);
-  const scored = rows.filter((row) =>
-    isHeldOut(row, known.has(row.routeText) ? HELD_OUT_SHARE : own ? 1 : SCORED_SHARE),
-  );
+  const isScored = (row: CalibrationRow) =>
+    isHeldOut(row, known.has(row.routeText) ? HELD_OUT_SHARE : own ? 1 : SCORED_SHARE);
+  const [scored] = await finishInTurns(divideRows(rows, isScored), signal);
   const calibration = without(own ? given : rows, promptsOf(scored));
   const counts = countRows(rowsOf(data), rows, scored, calibration);
   requireRows(scored, `is left to score: ${dataLine(counts)}`);
   if (options.calibrates) requireRows(calibration, 'is left to calibrate on; name some with --calibration');
 
   const learnedPrompts = promptsOf(learned);
-  const unseenFacts = without(distinctRows(rowsOf(facts)), promptsOf(calibration)).filter(
-    (row) => !learnedPrompts.has(row.routeText) || isHeldOut(row, HELD_OUT_SHARE),
+  const distinctFacts = await finishInTurns(distinctRows(rowsOf(facts)), signal);
+  const [unseenFacts] = await finishInTurns(
+    divideRows(
+      without(distinctFacts, promptsOf(calibration)),
+      (row) => !learnedPrompts.has(row.routeText) || isHeldOut(row, HELD_OUT_SHARE),
+    ),
+    signal,
   );
   if (facts.length > 0)
     requireRows(unseenFacts, 'of --facts is left: all of them calibrate or were learned on');

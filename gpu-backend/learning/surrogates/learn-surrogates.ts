@@ -151,7 +151,7 @@ async function prepareTexts(options: LearnSurrogatesOptions): Promise<Texts> {
   const { fitSequences = FIT_SEQUENCES } = options.start;
   const { steps } = options.distillation;
   const rows = await readDistinct(data, options);
-  const { fit, heldOut } = splitRows(rows, HELD_OUT_SHARE);
+  const { fit, heldOut } = await finishInTurns(splitRows(rows, HELD_OUT_SHARE), options.signal);
   const text = await openModelText(model.folder, model.manifest);
   const eosTokenId = model.manifest.eosTokenIds[0]!;
   const pack = (some: typeof rows, sequencesMax: number, purpose: number) =>

@@ -5,6 +5,7 @@ import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
+import { sizeOfData } from '../../../gpu-backend/learning/data/read-data.ts';
 import type { Scored } from '../../../gpu-backend/learning/data/samples.ts';
 import {
   batchTimes,
@@ -103,11 +104,18 @@ test('system prompts, and questions beside scored answers, take time though no p
   const model = await installTinyModel(join(out.path, 'model'), 'f32', { contextTokens: 1024 });
   const ask = { role: 'user', content: 'What is the capital of France, and how many people live there?' };
   const answer = { role: 'assistant', content: 'Paris, which has two million.' };
+  const file = join(out.path, 'rows.jsonl');
+  const tokensHere = async (scored: Scored) => {
+    const files = [file];
+    const { lines } = await sizeOfData({ files });
+    return await tokensAPosition(model, { files, lines }, { tokensMax: 128, scored });
+  };
+  const append = (messages: readonly object[], count: number) =>
+    appendFile(file, `${JSON.stringify({ messages })}\n`.repeat(count));
   const tokensOf = async (messages: readonly object[], scored: Scored) => {
-    const file = join(out.path, 'rows.jsonl');
     await writeFile(file, `${JSON.stringify({ messages: [{ role: 'user', content: '' }] })}\n`);
-    await appendFile(file, `${JSON.stringify({ messages })}\n`.repeat(10));
-    return await tokensAPosition(model, { files: [file] }, { tokensMax: 128, scored });
+    await append(messages, 10);
+    return await tokensHere(scored);
   };
   const system = { role: 'system', content: 'Answer in one sentence. '.repeat(8) };
   const plain = await tokensOf([ask, answer], 'all');
@@ -122,6 +130,11 @@ test('system prompts, and questions beside scored answers, take time though no p
       forecastLearning(EIGHT_B, 'q8', LEARN_EFFORT, { ...MACHINE, positionTokens: some }).time_s;
     expect(timeOf(positionTokens)).toBeGreaterThan(1.2 * timeOf(plain));
   }
+  // Many plain rows come first.
+  await tokensOf([ask, answer], 'all');
+  await append([ask, answer], 1000);
+  await append([system, ask, answer], 3000);
+  expect(await tokensHere('all')).toBeGreaterThan(plain + 0.6 * (led - plain));
 });
 
 test('the data take memory, too, by their bytes and by their rows', () => {

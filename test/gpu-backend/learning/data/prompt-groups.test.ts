@@ -1,12 +1,16 @@
 /** Prompts into groups: what is held out stays out, small clusters borrow, collapse is told with its cause. */
 import { describe, expect, it } from 'vitest';
-import { finish } from '../../../../gpu-backend/event-loop.ts';
+import { finish, finishInTurns } from '../../../../gpu-backend/event-loop.ts';
 import type { Clusters } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
 import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { groupPrompts } from '../../../../gpu-backend/learning/data/prompt-groups.ts';
-import { distinctRows, parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
+import {
+  type CalibrationRow,
+  distinctRows,
+  parseRow,
+} from '../../../../gpu-backend/learning/data/read-data.ts';
 import { routingHealth, silhouette } from '../../../../gpu-backend/learning/data/routing-health.ts';
 import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
@@ -29,12 +33,22 @@ const texts = (some: readonly { routeText: string }[]) => new Set(some.map(({ ro
 describe('the held-out split', () => {
   it('goes by the prompt, not by its place', () => {
     const doubled = Array.from({ length: 400 }, (_, i) => row(`prompt ${i % 200}`));
-    const { fit, heldOut } = splitRows(doubled, 0.1);
+    const { fit, heldOut } = finish(splitRows(doubled, 0.1));
     expect([...texts(fit)].filter((text) => texts(heldOut).has(text))).toEqual([]);
     expect(heldOut.length).toBeGreaterThan(15);
     expect(heldOut.length).toBeLessThan(90);
-    expect(texts(splitRows(doubled.toReversed(), 0.1).heldOut)).toEqual(texts(heldOut));
-    expect(distinctRows(doubled)).toHaveLength(200);
+    expect(texts(finish(splitRows(doubled.toReversed(), 0.1)).heldOut)).toEqual(texts(heldOut));
+    expect(finish(distinctRows(doubled))).toHaveLength(200);
+  });
+
+  it.each<[string, (rows: readonly CalibrationRow[]) => Generator<void, unknown>]>([
+    ['of repeated rows', distinctRows],
+    ['of held-out rows', (some) => splitRows(some, 0.1)],
+  ])('and the search %s hear Ctrl-C: with millions of rows they take seconds', async (_, search) => {
+    const stop = new AbortController();
+    const many = Array.from({ length: 20_000 }, (_, i) => rows[i % rows.length]!);
+    setImmediate(() => stop.abort(new Error('Ctrl-C')));
+    await expect(finishInTurns(search(many), stop.signal)).rejects.toThrow('Ctrl-C');
   });
 
   it('keeps prompts of search, choice and held-out figures apart, and knows the cluster of each', async () => {
@@ -95,7 +109,7 @@ describe('the held-out split', () => {
   });
 
   it('refuses data of which all is held out', async () => {
-    const heldOut = splitRows(rows, HELD_OUT_SHARE).heldOut.slice(0, 1);
+    const heldOut = finish(splitRows(rows, HELD_OUT_SHARE)).heldOut.slice(0, 1);
     await expect(groupPrompts(heldOut, encoder, 1, 1)).rejects.toMatchObject({
       code: 'invalid_data',
       message: expect.stringContaining('all rows (1) are held out'),
@@ -128,7 +142,7 @@ describe('the held-out split', () => {
     const worth = counts.map(({ silhouette, balance }) => silhouette * balance);
     expect(clusters.sizes.length).toBe(counts[worth.indexOf(Math.max(...worth))]!.clusters);
     // Judged on prompts that the clusters were not made from.
-    const { heldOut } = splitRows(rows, HELD_OUT_SHARE);
+    const { heldOut } = finish(splitRows(rows, HELD_OUT_SHARE));
     const largest = (of: Uint16Array, k: number) =>
       Math.max(...Array.from({ length: k }, (_, c) => of.filter((one) => one === c).length)) / of.length;
     const { clusters: two } = await groupPrompts(rows, encoder, 2, 1);

@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import { readData } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { DataOptions } from '../../../../gpu-backend/learning/evaluation/scored-rows.ts';
@@ -30,7 +31,7 @@ const options = (changes: Partial<DataOptions>): DataOptions => ({
   calibrates: true,
   ...changes,
 });
-const heldOutOf = async (name: string) => texts(splitRows(await readData([file(name)]), 0.1).heldOut);
+const heldOutOf = async (name: string) => texts(finish(splitRows(await readData([file(name)]), 0.1)).heldOut);
 /** Writes rows of text, in that order. */
 const write = (name: string, rows: readonly string[]) =>
   writeFileSync(file(name), rows.map((text) => JSON.stringify({ text })).join('\n'));
@@ -116,7 +117,7 @@ describe('rows of an evaluation', () => {
   });
 
   it('says when nothing is left, of one row too', async () => {
-    const [first] = splitRows(await readData([file('a')]), 0.5).fit;
+    const [first] = finish(splitRows(await readData([file('a')]), 0.5)).fit;
     write('one', [first!.routeText]);
     const one = options({ data: [file('one')] });
     const why = 'No row is left to score: of 1 rows 0 are repeated, 1 calibrate, 0 were learned on';

@@ -6,6 +6,7 @@ import path from 'node:path';
 import { deserialize, serialize } from 'node:v8';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import { HELD_OUT_SHARE, splitRows } from '../../../../gpu-backend/learning/data/samples.ts';
 import { fastestRounding, ROUNDINGS } from '../../../../gpu-backend/learning/gates/rounding.ts';
@@ -165,10 +166,8 @@ test('nothing is fitted on prompts that masks are judged by, and no row counts t
     question: `${i} ${letters(30)}`,
     answer: letters(60),
   }));
-  const { heldOut } = splitRows(
-    rows.map((row) => parseRow(JSON.stringify(row), 'k', 'f:1')),
-    HELD_OUT_SHARE,
-  );
+  const parsed = rows.map((row) => parseRow(JSON.stringify(row), 'k', 'f:1'));
+  const { heldOut } = finish(splitRows(parsed, HELD_OUT_SHARE));
   const judged = new Set(heldOut.map(({ routeText }) => routeText));
   const fitOn = async (name: string, some: readonly object[]) => {
     const file = path.join(home, `${name}.jsonl`);
