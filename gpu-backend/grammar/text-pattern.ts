@@ -169,24 +169,33 @@ function spacedUpTo(part: Expression, min: number, max: number): Expression | un
 
 /**
  * One to `max` of `part`, or one or more, if that is a repeated character class with something before or behind it that may be
- * absent. Where it is absent two classes are one.
+ * absent. Where it is absent two classes are one. Those of at most 20 characters are one only where the first has 20: then a word
+ * of more characters has one reading, too.
  */
 function spaced(part: Expression, max?: number): Expression | undefined {
   if (part.kind !== 'sequence') return undefined;
   const { parts } = part;
-  const at = parts.findIndex(
-    (one, i) => isLoopOfClass(one) && parts.every((other, j) => j === i || isNullable(other)),
-  );
+  const placeOf = (isLoop: (one: Expression) => boolean) =>
+    parts.findIndex((one, i) => isLoop(one) && parts.every((other, j) => j === i || isNullable(other)));
+  const endless = placeOf((one) => isLoopOfClass(one) && one.max === undefined);
+  const at = endless === -1 && max !== undefined ? placeOf(isLoopOfClass) : endless;
   if (at === -1) return undefined;
-  const [before, loop, after] = [parts.slice(0, at), parts[at]!, parts.slice(at + 1)];
+  const [before, loop, after] = [parts.slice(0, at), parts[at] as Loop, parts.slice(at + 1)];
   const between = sequence(...after, ...before);
   const gap = sizeOf(between) > BETWEEN_MAX ? undefined : present(between);
   if (gap === undefined) return undefined;
+  if (max !== undefined && loop.max !== undefined) {
+    const full = repeat(loop.part, loop.max, loop.max);
+    const others = repeat(choice(sequence(loop, gap), full), 0, max - 1);
+    return sequence(...before, others, loop, ...after);
+  }
   return sequence(...before, loop, repeat(sequence(gap, loop), 0, max && max - 1), ...after);
 }
 
-const isLoopOfClass = (one: Expression): boolean =>
-  one.kind === 'repeat' && one.min < 2 && one.max === undefined && one.part.kind === 'chars';
+type Loop = Extract<Expression, { readonly kind: 'repeat' }>;
+
+const isLoopOfClass = (one: Expression): one is Loop =>
+  one.kind === 'repeat' && one.min < 2 && one.max !== 1 && one.part.kind === 'chars';
 
 /** The same texts without the empty one; undefined where there is no other. */
 function present(expression: Expression): Expression | undefined {
