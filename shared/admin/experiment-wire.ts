@@ -55,10 +55,10 @@ const definitionFields = {
   regions: z.array(placeSchema).max(SCOPE_MAX).default([]),
   /** What is always assigned to the same variant. */
   sticky: z.enum(STICKY_KINDS).default('conversation'),
-  /** The first variant is the control. */
+  /** The first variant is the control. A single one gets all requests of the experiment: a set is live in one region so. */
   variants: z
     .array(variantSchema)
-    .min(2)
+    .min(1)
     .max(VARIANTS_MAX)
     .refine((variants) => new Set(variants.map(({ name }) => name)).size === variants.length, {
       message: 'names must differ',

@@ -15,6 +15,17 @@ beforeAll(() => {
 const experiment = (id: string) =>
   dashboard.client.request({ method: 'GET', path: `/experiments/${id}` }, experimentSchema);
 
+async function startAndStop(id: string): Promise<void> {
+  for (const [act, state] of [
+    ['Start', 'running'],
+    ['Stop', 'stopped'],
+  ] as const) {
+    await page.getByRole('button', { name: `${act} ${id}` }).click();
+    await page.getByRole('dialog').getByRole('button', { name: act }).click();
+    await page.getByRole('row', { name: id }).getByText(state).waitFor();
+  }
+}
+
 test('an experiment is drafted, started and stopped', async () => {
   await visit(page, 'Experiments');
   await page.getByRole('button', { name: 'New experiment' }).click();
@@ -26,18 +37,29 @@ test('an experiment is drafted, started and stopped', async () => {
   await page.getByRole('button', { name: 'Create the draft' }).click();
   const row = page.getByRole('row', { name: 'dense-or-live' });
   await row.getByText('draft').waitFor();
-  for (const [act, state] of [
-    ['Start', 'running'],
-    ['Stop', 'stopped'],
-  ] as const) {
-    await page.getByRole('button', { name: `${act} dense-or-live` }).click();
-    await page.getByRole('dialog').getByRole('button', { name: act }).click();
-    await row.getByText(state).waitFor();
-  }
+  await startAndStop('dense-or-live');
   await page.getByRole('button', { name: 'Results dense-or-live' }).click();
   await page.getByRole('heading', { name: 'Results of dense-or-live' }).waitFor();
   await page.getByRole('cell', { name: 'A (control)' }).waitFor();
   await expectAccessible(page, 'results');
+});
+
+test('an experiment of one variant shows its figures, and no differences', async () => {
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'New experiment' }).click();
+  const form = page.getByRole('dialog');
+  await form.getByLabel('Id', { exact: true }).fill('one-region');
+  await form.getByRole('button', { name: 'Remove variant B' }).click();
+  await form.getByLabel(/^Countries/).fill('NZ');
+  await form.getByRole('button', { name: 'Create the draft' }).click();
+  const row = page.getByRole('row', { name: 'one-region' });
+  await row.getByText('draft').waitFor();
+  expect(await experiment('one-region')).toMatchObject({ variants: [{ name: 'A', mask_set: 'dense' }] });
+  await startAndStop('one-region');
+  await page.getByRole('button', { name: 'Results one-region' }).click();
+  await page.getByRole('heading', { name: 'Results of one-region' }).waitFor();
+  await page.getByRole('cell', { name: 'A', exact: true }).waitFor();
+  expect(await page.getByText(/Differences|Compared by/).count()).toBe(0);
 });
 
 test('the form asks for all that an experiment can be limited to', async () => {

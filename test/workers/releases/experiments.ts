@@ -133,6 +133,21 @@ describe('an experiment', () => {
     expect(await from({})).toBe('none');
   });
 
+  it('with one variant gives its set to all requests, and compares nothing', async () => {
+    const { tenant, key } = await newTenant();
+    const { version } = await upload(makeMaskSet('only'));
+    const variants = [{ name: 'only', weight: 1, mask_set: version }];
+    const { id } = await draft({ tenants: [tenant], variants });
+    await start(id);
+    for (const text of texts.slice(0, 12))
+      expect(await assigned(key, text)).toMatchObject({ experiment: id, variant: 'only', version });
+    const response = await admin('GET', `/experiments/${id}/results`);
+    expect(experimentResultsSchema.parse(await response.json())).toMatchObject({
+      variants: [{ name: 'only' }],
+      comparisons: [],
+    });
+  });
+
   it('starts and ends on time, also while D1 is down', async () => {
     const { tenant, key } = await newTenant();
     const { version: live } = await goLive('live', tenant);
@@ -478,7 +493,7 @@ it('a malformed experiment is refused with the place', async () => {
     [{ id: 'none', variants }, 'id'],
     [{ id: 'A b', variants }, 'id'],
     [{ id: 'x' }, 'variants'],
-    [{ id: 'x', variants: variants.slice(1) }, 'variants'],
+    [{ id: 'x', variants: [] }, 'variants'],
     [{ id: 'x', variants: [variants[0], variants[0]] }, 'variants'],
     [{ id: 'x', variants: [variants[0], { ...variants[1], weight: 0 }] }, 'variants[1].weight'],
     [{ id: 'x', variants: [variants[0], { ...variants[1], mask_set: 'm' }] }, 'variants[1].mask_set'],

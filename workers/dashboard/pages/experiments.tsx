@@ -209,12 +209,11 @@ function Results({ experiment }: { readonly experiment: Experiment }) {
   );
 }
 
-function Picture(props: { readonly results: ExperimentResults; readonly sticky: StickyKind }) {
-  const { results, sticky } = props;
-  const [metric, setMetric] = useAddressOf('figure', METRICS, 'tpot_ms');
-  const rows = results.comparisons.filter((row) => row.metric === metric);
-  const drawn = rows.filter(({ difference }) => difference !== null);
-  const option = useMemo(() => intervalOption(drawn, metric), [results, metric]);
+type PictureProps = { readonly results: ExperimentResults; readonly sticky: StickyKind };
+
+function Picture(props: PictureProps) {
+  const { results } = props;
+  const isCompared = results.variants.length > 1;
   return (
     <>
       <Table
@@ -222,12 +221,27 @@ function Picture(props: { readonly results: ExperimentResults; readonly sticky: 
         rows={results.variants}
         rowKey={({ name }) => name}
         columns={[
-          { title: 'Variant', cell: ({ name }) => (name === results.control ? `${name} (control)` : name) },
+          {
+            title: 'Variant',
+            cell: ({ name }) => (isCompared && name === results.control ? `${name} (control)` : name),
+          },
           { title: 'Mask set', cell: ({ mask_set }) => <code>{mask_set}</code> },
           { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
           ...FIGURE_COLUMNS,
         ]}
       />
+      {isCompared && <Differences {...props} />}
+    </>
+  );
+}
+
+function Differences({ results, sticky }: PictureProps) {
+  const [metric, setMetric] = useAddressOf('figure', METRICS, 'tpot_ms');
+  const rows = results.comparisons.filter((row) => row.metric === metric);
+  const drawn = rows.filter(({ difference }) => difference !== null);
+  const option = useMemo(() => intervalOption(drawn, metric), [results, metric]);
+  return (
+    <>
       <Choice
         title="Compared by"
         value={metric}

@@ -46,7 +46,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
               <fieldset key={name} class="row">
                 <legend>
                   Variant {name}
-                  {index === 0 ? ', which the others are compared with' : ''}
+                  {index === 0 && variants > 1 ? ', which the others are compared with' : ''}
                 </legend>
                 <VariantSet
                   name={`mask_set_${name}`}
@@ -72,6 +72,11 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       {variants < VARIANT_NAMES.length && (
         <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
           Add a variant
+        </button>
+      )}
+      {variants > 1 && (
+        <button type="button" class="small outline" onClick={() => setVariants(variants - 1)}>
+          Remove variant {VARIANT_NAMES[variants - 1]}
         </button>
       )}
       <label>
