@@ -55,7 +55,7 @@ const definitionFields = {
   regions: z.array(placeSchema).max(SCOPE_MAX).default([]),
   /** What is always assigned to the same variant. */
   sticky: z.enum(STICKY_KINDS).default('conversation'),
-  /** The first variant is the control. A single one gets all requests of the experiment: a set is live in one region so. */
+  /** The first variant is the control. A single one gets all requests, so that a set can be live in one region alone. */
   variants: z
     .array(variantSchema)
     .min(1)
