@@ -2,6 +2,7 @@
 import { type Command, Option } from 'commander';
 import { maskBits } from '../../shared/mask/mask.ts';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { examples } from './help.ts';
@@ -15,6 +16,9 @@ import {
   rank,
   wholeNumber,
 } from './terminal.ts';
+
+/** As the value of `--from`: the table that the model has. */
+const INSTALLED = 'installed';
 
 type Flags = {
   readonly model: string;
@@ -42,9 +46,10 @@ export function addSurrogatesCommand(program: Command): void {
     .option('--steps <count>', 'steps of distillation; 0: the closed form only', wholeNumber(0), 600)
     .addOption(
       // A table keeps its rank: another one would be ignored.
-      new Option('--from <file>', 'start from this table, at its rank, instead of the closed form').conflicts(
-        'rank',
-      ),
+      new Option(
+        '--from <file>',
+        `start from this table, at its rank, instead of the closed form; ${INSTALLED}: the model's own`,
+      ).conflicts('rank'),
     )
     .option(
       '--around <mask-set...>',
@@ -60,6 +65,8 @@ export function addSurrogatesCommand(program: Command): void {
       'after',
       examples(
         'maskroute surrogates --model smollm2-135m-instruct --data chats.jsonl --out table.safetensors --install',
+        `maskroute surrogates --model smollm2-135m-instruct --data chats.jsonl --from ${INSTALLED} \\\n` +
+          '      --around masks/mask-set.json --steps 150 --learning-rate 0.005 --out tuned.safetensors --install',
       ),
     )
     .action((flags: Flags) => interruptible((signal) => run(flags, signal)));
@@ -74,7 +81,7 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
   const learned = await learnSurrogates({
     model,
     data: { files: flags.data, rowsMax: flags.rows },
-    start: { rank: flags.rank, from: flags.from },
+    start: { rank: flags.rank, from: await startingTable(flags.from, model) },
     distillation: {
       steps: flags.steps,
       learningRate: flags.learningRate,
@@ -97,6 +104,19 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
   );
   if (install) console.log(`${model.manifest.name} has the surrogates ${surrogates}`);
   else console.log(`Next: maskroute model surrogates ${flags.model} ${out}`);
+}
+
+async function startingTable(
+  from: string | undefined,
+  { folder, manifest }: InstalledModel,
+): Promise<string | undefined> {
+  if (from !== INSTALLED) return from;
+  if (manifest.surrogates === undefined) {
+    const message = `${manifest.name} has no surrogates to start from: leave out --from.`;
+    throw new MaskrouteError('invalid_argument', message);
+  }
+  const { installedTableFile } = await import('../model/surrogates.ts');
+  return installedTableFile(folder);
 }
 
 /** @returns the table's id. */

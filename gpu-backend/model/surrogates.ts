@@ -100,8 +100,11 @@ export async function installedSurrogates({
   folder,
   manifest,
 }: InstalledModel): Promise<Surrogates | undefined> {
-  return manifest.surrogates && (await readSurrogates(join(folder, SURROGATES_FILE)));
+  return manifest.surrogates && (await readSurrogates(installedTableFile(folder)));
 }
+
+/** The file of the table that an installed model with surrogates serves with. */
+export const installedTableFile = (folder: string): string => join(folder, SURROGATES_FILE);
 
 /** Opens the file, and replaces errors that speak of a model file by errors about the table. */
 async function openTable(path: string): Promise<SafetensorsFile> {

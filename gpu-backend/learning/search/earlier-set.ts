@@ -50,8 +50,9 @@ export function earlierMasks(
   const { name, clusters } = set;
   if (set.model.hash !== manifest.hash)
     throw refusal(name, `it is for ${set.model.name}, not for ${manifest.name}`);
-  if (set.surrogates !== surrogates?.id)
-    throw refusal(name, 'it was learned with other surrogates, or without');
+  // With another table the masks stay good ones, and all that is said of them is measured anew.
+  if (set.surrogate !== (surrogates !== undefined))
+    throw refusal(name, `it was learned ${set.surrogate ? 'with' : 'without'} surrogates`);
   const record = recordSchema.safeParse(set.learned);
   if (!record.success) throw refusal(name, 'it does not say how it was learned');
   const { oneMask, cost: ofSet, blockWeights } = record.data;

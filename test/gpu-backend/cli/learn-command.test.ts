@@ -1,4 +1,4 @@
-/** `learn` on the command line, where an installed model decides what may be asked. */
+/** `learn` and `surrogates` on the command line, where an installed model decides what may be asked. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -46,6 +46,24 @@ test.each([
   },
   60_000,
 );
+
+test('surrogates start from those that the model has', async () => {
+  using tiny = await tinyHome();
+  const data = join(tiny.home, 'rows.jsonl');
+  const row = (i: number) =>
+    JSON.stringify({ text: `${i} ships came back in spring with salt and letters. `.repeat(3) });
+  writeFileSync(data, Array.from({ length: 150 }, (_, i) => row(i)).join('\n'));
+  const run = (out: string, ...flags: string[]) => {
+    const common = ['surrogates', '--model', 'tiny', '--data', data, '--steps', '0'];
+    return saidInProcess({ MASKROUTE_HOME: tiny.home }, [...common, '--out', join(tiny.home, out), ...flags]);
+  };
+  const refused = await run('none', '--from', 'installed');
+  expect(refused.stderr).toMatch(/tiny has no surrogates to start from/);
+  expect(refused.status).toBe(2);
+  expect(await run('first', '--rank', '32', '--install')).toMatchObject({ status: 0 });
+  expect(await run('again', '--from', 'installed')).toMatchObject({ status: 0 });
+  expect(readFileSync(join(tiny.home, 'again'))).toEqual(readFileSync(join(tiny.home, 'first')));
+}, 60_000);
 
 test('names a wrong path before it measures what the run will take', async () => {
   using tiny = await tinyHome();

@@ -16,11 +16,14 @@ import {
   writeEvaluationPage,
   writeLearnPage,
 } from '../../../gpu-backend/learning/report/write-report.ts';
+import { earlierMasks } from '../../../gpu-backend/learning/search/earlier-set.ts';
 import { learnReportSchema } from '../../../gpu-backend/learning/search/learn-report.ts';
 import { type SweepRow, sweepClusters } from '../../../gpu-backend/learning/sweep.ts';
 import { sha256OfFiles } from '../../../gpu-backend/model/store.ts';
+import type { Surrogates } from '../../../gpu-backend/model/surrogates.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import { saidOfRouting } from '../../../shared/mask/held-out.ts';
+import { maskBits, type SurrogatesId } from '../../../shared/mask/mask.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
 import { expectFits } from '../../e2e/browser.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
@@ -272,7 +275,7 @@ describe('learn', () => {
       ],
       [
         { search: { earlier: { ...earlier, surrogate: true, surrogates: `s_${'0'.repeat(24)}` } } },
-        /other surrogates/,
+        /was learned with surrogates/,
       ],
       [{ search: { earlier: { ...earlier, learned: {} } } }, /does not say how it was learned/],
       [
@@ -283,6 +286,18 @@ describe('learn', () => {
     for (const [changes, why] of refusals)
       await expect(learn(await options('refused', { search: { earlier }, ...changes }))).rejects.toThrow(why);
   }, 60_000);
+
+  it('takes masks over to a table of surrogates that was made for them', async () => {
+    const tableOf = (digit: string) => `s_${digit.repeat(24)}` as SurrogatesId;
+    const set = { ...whole.maskSet, surrogate: true, surrogates: tableOf('0') };
+    const { model } = await options('tuned');
+    const tuned = { id: tableOf('1') } as Surrogates;
+    const { masks } = earlierMasks(set, { model, surrogates: tuned, cost: 'blocks' });
+    expect(masks.map(maskBits)).toContain(set.learned.oneMask);
+    expect(() => earlierMasks(whole.maskSet, { model, surrogates: tuned, cost: 'blocks' })).toThrow(
+      /was learned without surrogates/,
+    );
+  });
 
   it('compares numbers of clusters, and learns the mask for everybody once', async () => {
     const seen: SweepRow[] = [];
