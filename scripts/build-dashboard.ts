@@ -26,8 +26,15 @@ const SOURCES = [
   'scripts/build-dashboard.ts',
   'package{,-lock}.json',
 ];
-/** Records the last build: the hash of its sources, and the files that it wrote, relative to this checkout. */
-const BUILT_FILE = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard-built.json');
+/**
+ * Records the last build: the hash of its sources, and the files that it wrote, relative to this checkout. Checkouts may share
+ * their libraries by a link, and each has its own: else every start of an edge in one would build anew what another has built.
+ */
+const BUILT_FILE = path.join(
+  PROJECT_FOLDER,
+  'node_modules/.cache/dashboard',
+  `${createHash('sha256').update(PROJECT_FOLDER).digest('hex')}.json`,
+);
 
 const builtSchema = z.object({ sources: z.string(), files: z.array(z.string()) });
 

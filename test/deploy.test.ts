@@ -2,7 +2,6 @@
  * What is deployed fits together: Kubernetes' own schemas take every manifest, names that refer to each other meet,
  * what manifests ask of a backend is there, and its image holds what a backend imports.
  */
-import { spawnSync } from 'node:child_process';
 import { existsSync, globSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { parse as parseToml } from 'smol-toml';
@@ -13,6 +12,7 @@ import { QUEUE_NAME } from '../gpu-backend/learning/units/unit-queue.ts';
 import { readImports } from '../scripts/import-rules.ts';
 import { METRICS_KEY, serveModel } from './gpu-backend/api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from './gpu-backend/api/scripted-engine.ts';
+import { saidInProcess } from './gpu-backend/cli/in-process.ts';
 
 type Manifest = {
   apiVersion: string;
@@ -42,8 +42,8 @@ function guideYaml(key: string) {
 }
 
 /** What a command says of its options and of what it reads from the environment. */
-const helpOf = (command: string): string =>
-  spawnSync(process.execPath, ['bin/maskroute.js', command, '--help'], { encoding: 'utf8' }).stdout;
+const helpOf = async (command: string): Promise<string> =>
+  (await saidInProcess({}, [command, '--help'])).stdout;
 
 const manifestsIn = (folder: string): string[] =>
   readdirSync(folder).filter((name) => name.endsWith('.yaml') && name !== KUSTOMIZATION);
@@ -93,7 +93,7 @@ describe('the Kubernetes manifests', () => {
     const names = own.containers[0].env.map(({ name }: { name: string }) => name);
     expect(new Set(names).size).toBe(names.length);
     expect(own.containers[0].resources.limits['nvidia.com/gpu']).toBe(1);
-    expect(helpOf('serve')).toContain('MASKROUTE_DEVICE');
+    expect(await helpOf('serve')).toContain('MASKROUTE_DEVICE');
     expect(readFileSync('deploy/Containerfile', 'utf8')).toContain('ENV MASKROUTE_DEVICE=$DEVICE');
   });
 
@@ -165,7 +165,7 @@ describe('the Kubernetes manifests', () => {
     const headers = { authorization: `Bearer ${METRICS_KEY}` };
     const figures = await (await fetch(`${server.url}/metrics`, { headers })).text();
     expect(figures).toContain(`# TYPE ${metric.name} gauge`);
-    const serve = helpOf('serve');
+    const serve = await helpOf('serve');
     const names = (container.env as { name: string; value?: string }[]).map(({ name, value = '' }, i) => {
       // Kubernetes puts in what was named before.
       for (const [, used] of value.matchAll(/\$\((\w+)\)/g))
@@ -176,7 +176,7 @@ describe('the Kubernetes manifests', () => {
     for (const name of names.filter((one) => !put.includes(`$(${one})`))) expect(serve).toContain(name);
   });
 
-  test('register as many backends as the autoscaler may start, under their addresses', () => {
+  test('register as many backends as the autoscaler may start, under their addresses', async () => {
     const { args, env: named } = find('Deployment', 'registrar').spec.template.spec.containers[0];
     const [{ value }] = container.env.filter(
       ({ name }: { name: string }) => name === 'MASKROUTE_BACKEND_URL',
@@ -188,7 +188,7 @@ describe('the Kubernetes manifests', () => {
     expect(args).toContain(`--probe=http://${name}-{n}.${find('Service').metadata.name}:${port}`);
     for (const [, used] of args.join(' ').matchAll(/\$\((\w+)\)/g))
       expect(named).toContainEqual(expect.objectContaining({ name: used }));
-    const help = helpOf('register');
+    const help = await helpOf('register');
     for (const [option] of args.join(' ').matchAll(/--[a-z]+/g)) expect(help).toContain(`  ${option} <`);
   });
 
@@ -280,9 +280,9 @@ describe('the manifests of learning on many machines', () => {
   test.each([
     ['work', worker],
     ['learn', run],
-  ])('%s knows the options that it is given', (command, template) => {
+  ])('%s knows the options that it is given', async (command, template) => {
     expect(argsOf(template)[0]).toBe(command);
-    const help = helpOf(command);
+    const help = await helpOf(command);
     for (const [option] of argsOf(template)
       .join(' ')
       .matchAll(/--[a-z]+/g))

@@ -7,12 +7,11 @@ import type { Runner } from '../../gpu-backend/engine/runner-interface.ts';
 import { emitModel, type Holding } from '../../gpu-backend/model/emit.ts';
 import { decoderTensors, gemmaFactors, layersOf, storedShapes } from '../../gpu-backend/model/families.ts';
 import { openSafetensors } from '../../gpu-backend/model/formats/safetensors.ts';
-import {
-  isCalibrated,
-  type KvType,
-  type ModelConfig,
-  type WeightKind,
-  type WeightSource,
+import type {
+  CalibratedKind,
+  KvType,
+  ModelConfig,
+  WeightSource,
 } from '../../gpu-backend/model/model-source.ts';
 import { type SurrogateTable, writeSurrogateGraph } from '../../gpu-backend/model/surrogates.ts';
 import type { Device } from '../../gpu-backend/onnx/device.ts';
@@ -73,8 +72,18 @@ export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
   };
 }
 
+/** Of all models of a process: most of them have the same sizes. */
+const drawn = new Map<string, Float32Array>();
+
 /** The same values for a name everywhere; scripts that make figures do it, too (`splitmix.py`). */
-export function randomTensor(name: string, [rows, columns]: readonly number[]): Float32Array {
+export function randomTensor(name: string, shape: readonly number[]): Float32Array {
+  const key = `${name} ${shape}`;
+  const known = drawn.get(key) ?? draw(name, shape);
+  drawn.set(key, known);
+  return known;
+}
+
+function draw(name: string, [rows, columns]: readonly number[]): Float32Array {
   const random = seededRandom([...name].reduce((sum, char) => sum * 31 + char.charCodeAt(0), 7) % 2 ** 40);
   const least = name.endsWith('.bias') ? -0.5 : 0.5;
   if (columns === undefined) return Float32Array.from({ length: rows! }, () => least + random());
@@ -102,9 +111,8 @@ export function randomSurrogates({ layerCount, hiddenSize }: ModelConfig, rank: 
   };
 }
 
-/** Weights are calibrated on random tokens: enough for a random model. */
-export function holding(kind: WeightKind, { vocabularySize }: ModelConfig): Holding {
-  if (!isCalibrated(kind)) return kind;
+/** Calibrated on random tokens: enough for a random model. It takes ten times as long as rounding to nearest. */
+export function calibrated(kind: CalibratedKind, { vocabularySize }: ModelConfig): Holding {
   const random = createRandom(21);
   const sequenceTokens = 32;
   const tokenIds = Int32Array.from({ length: 24 * sequenceTokens }, () => random.below(vocabularySize));
@@ -131,15 +139,16 @@ export async function emitFromMemory(
 /** Emits `source` into a folder of its own and opens it on a device; disposing removes both. */
 export async function openEmitted(
   source: WeightSource,
-  kind: WeightKind,
+  holding: Holding,
   table?: SurrogateTable,
   device?: Device,
   kvType?: KvType,
 ): Promise<Runner & AsyncDisposable & { readonly folder: string }> {
   const folder = await mkdtemp(join(tmpdir(), 'maskroute-model-'));
-  await emitFromMemory(source, holding(kind, source.config), folder, () => {});
+  await emitFromMemory(source, holding, folder, () => {});
   const { config } = source;
-  if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights: kind }, table);
+  const weights = typeof holding === 'string' ? holding : holding.kind;
+  if (table !== undefined) await writeSurrogateGraph(folder, folder, { config, weights }, table);
   const surrogates = table && RANDOM_TABLE_ID;
   const options = { threads: 1, surrogates, device, kvType, batches: true };
   const runner = await openRunner(folder, config, options);

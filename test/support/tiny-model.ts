@@ -3,7 +3,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { MANIFEST_FORMAT, type ModelConfig, type WeightKind } from '../../gpu-backend/model/model-source.ts';
 import type { InstalledModel } from '../../gpu-backend/model/store.ts';
 import { BYTE_CHARACTERS } from './bytes.ts';
-import { emitFromMemory, holding, randomLlama } from './random-llama.ts';
+import { emitFromMemory, randomLlama } from './random-llama.ts';
 
 const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'];
 const CHAT_TEMPLATE =
@@ -20,7 +20,7 @@ export async function installTinyModel(
 ): Promise<InstalledModel> {
   await mkdir(folder, { recursive: true });
   const source = randomLlama({ tiedEmbeddings: false, ...changes });
-  await emitFromMemory(source, holding(weights, source.config), folder, () => {});
+  await emitFromMemory(source, weights, folder, () => {});
   await writeFile(`${folder}/tokenizer.json`, JSON.stringify(byteTokenizer()));
   const config = { bos_token: SPECIAL[1], eos_token: SPECIAL[2], tokenizer_class: 'PreTrainedTokenizerFast' };
   await writeFile(`${folder}/tokenizer_config.json`, JSON.stringify(config));

@@ -1,10 +1,8 @@
 /** Learning as a job over HTTP: a real backend over a tiny model, the real command line beside it, killed half-way. */
-import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Job, jobSchema, scheduleSchema, type UploadedData } from '../../../shared/admin/job-wire.ts';
 import { maskSetSchema } from '../../../shared/mask/mask-set.ts';
@@ -12,6 +10,7 @@ import { EVENT_STREAM_HEADERS } from '../../../shared/wire/protocol.ts';
 import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts';
 import { type Served, serve } from '../../support/serve.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
+import { saidInProcess } from '../cli/in-process.ts';
 import { startJobsEdge } from '../jobs/fixtures/edge.ts';
 import { writeSmallData } from '../learning/small-run.ts';
 import { answer, BACKEND_KEY, eventually, parseSse } from './harness.ts';
@@ -167,16 +166,8 @@ describe('the endpoints', () => {
 describe('a schedule', () => {
   /** As a person types it. */
   const maskroute = async (...args: string[]) => {
-    const child = spawn(process.execPath, ['gpu-backend/cli/cli.ts', 'schedule', ...args], {
-      env: {
-        ...process.env,
-        MASKROUTE_HOME: home,
-        MASKROUTE_BACKEND_KEY: BACKEND_KEY,
-        MASKROUTE_ADMIN_KEY: 'k',
-      },
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
-    return await text(child.stdout);
+    const env = { MASKROUTE_HOME: home, MASKROUTE_BACKEND_KEY: BACKEND_KEY, MASKROUTE_ADMIN_KEY: 'k' };
+    return (await saidInProcess(env, ['schedule', ...args])).stdout;
   };
 
   it('is made, listed and removed over HTTP and on the command line', async () => {

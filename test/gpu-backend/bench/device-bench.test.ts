@@ -18,7 +18,7 @@ let home: string;
 beforeAll(async () => {
   testDevice();
   home = await mkdtemp(join(tmpdir(), 'maskroute-device-bench-'));
-  const shape = { layerCount: 2, vocabularySize: 2048, contextTokens: 1024 };
+  const shape = { layerCount: 1, vocabularySize: 2048, contextTokens: 1024 };
   const { folder, manifest } = await installTinyModel(join(home, 'models', DEFAULT_MODEL), 'q8', shape);
   await writeFile(join(folder, 'model.json'), JSON.stringify({ ...manifest, name: DEFAULT_MODEL }));
 });

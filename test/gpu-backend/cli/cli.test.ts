@@ -25,7 +25,7 @@ function maskroute(...args: string[]) {
 }
 
 /** The same without a process of its own. */
-const refusal = (...args: string[]) => saidInProcess(ENVIRONMENT, args);
+const said = (...args: string[]) => saidInProcess(ENVIRONMENT, args);
 
 const PRESET = 'gpu-backend/presets/smollm2-135m-instruct/mask-set.json';
 const MODEL = ['--model', 'nobody'];
@@ -236,7 +236,7 @@ const FIELD_WORDS: readonly (readonly [RegExp, string])[] = [
 
 describe('the command line', () => {
   test.each(REFUSED)('refuses %s', async (what, args, reason) => {
-    const { status, stdout, stderr } = await refusal(...args);
+    const { status, stdout, stderr } = await said(...args);
     expect(stderr).toMatch(reason);
     expect(stderr).toMatch(/^error: /);
     expect(stderr.trim().split('\n').length, stderr).toBeLessThanOrEqual(2);
@@ -248,7 +248,7 @@ describe('the command line', () => {
     ['MASKROUTE_PREFIX_TOKENS', '1.5', 'tokens, not "1.5"'],
   ])('refuses a %s of %s, by its name', async (name, value, reason) => {
     vi.stubEnv(name, value);
-    const { status, stderr } = await refusal('serve', ...MODEL);
+    const { status, stderr } = await said('serve', ...MODEL);
     expect([status, stderr]).toEqual([2, `error: ${name} must be a whole number of ${reason}.\n`]);
   });
 
@@ -297,7 +297,7 @@ describe('the command line', () => {
     });
 
     test('refuses an option that it does not have, with exit code 2', async () => {
-      const { status, stdout, stderr } = await refusal(...words, '--no-such-option');
+      const { status, stdout, stderr } = await said(...words, '--no-such-option');
       // What must be given is missed first.
       expect(stderr).toMatch(
         /^error: (unknown option '--no-such-option'|required option .* not specified)\n\(run with --help for the options\)\n$/,
@@ -314,8 +314,8 @@ describe('the command line', () => {
     }
   });
 
-  test('a shell completes commands and options, the ones that fit', () => {
-    const { stdout: script } = maskroute('completion', 'bash');
+  test('a shell completes commands and options, the ones that fit', async () => {
+    const { stdout: script } = await said('completion', 'bash');
     const offered = (...typed: string[]) => {
       const words = ['maskroute', ...typed].map((word) => `'${word}'`).join(' ');
       const asked = `${script}\nCOMP_WORDS=(${words}); COMP_CWORD=${typed.length}; _maskroute; echo "\${COMPREPLY[@]}"`;
@@ -326,22 +326,25 @@ describe('the command line', () => {
     expect(offered('model', 'show', '--v')).toEqual(['--verify']);
     expect(offered('learn', '--data', 'file.jsonl', '--spa')).toEqual(['--sparsity']);
     expect(offered('completion', 'z')).toEqual(['zsh']);
-    expect(maskroute('completion', 'zsh').stdout).toContain('bashcompinit');
-    expect(maskroute('completion', 'fish').stdout).toContain(
+    expect((await said('completion', 'zsh')).stdout).toContain('bashcompinit');
+    expect((await said('completion', 'fish')).stdout).toContain(
       "complete -c maskroute -n '__fish_seen_subcommand_from model; and __fish_seen_subcommand_from show' -l verify",
     );
-    expect(maskroute('completion', 'tcsh').status).toBe(2);
+    expect((await said('completion', 'tcsh')).status).toBe(2);
   });
 
-  test.each([[['help', 'model', 'pull']], [['model', 'help', 'pull']]])('%j is the help of pull', (args) => {
-    expect(maskroute(...args)).toMatchObject({
-      status: 0,
-      stdout: expect.stringMatching(/^Usage: maskroute model pull/),
-    });
-  });
+  test.each([[['help', 'model', 'pull']], [['model', 'help', 'pull']]])(
+    '%j is the help of pull',
+    async (args) => {
+      expect(await said(...args)).toMatchObject({
+        status: 0,
+        stdout: expect.stringMatching(/^Usage: maskroute model pull/),
+      });
+    },
+  );
 
-  test('tells of every command', () => {
-    const { status, stdout } = maskroute('--help');
+  test('tells of every command', async () => {
+    const { status, stdout } = await said('--help');
     expect(status).toBe(0);
     const commands = [
       'model',
@@ -362,16 +365,20 @@ describe('the command line', () => {
     }
   });
 
-  test('answers in JSON where a program asks', () => {
-    expect(JSON.parse(maskroute('model', 'list', '--json').stdout)).toEqual([]);
+  test('answers in JSON where a program asks', async () => {
+    expect(JSON.parse((await said('model', 'list', '--json')).stdout)).toEqual([]);
   });
 
-  test('does not take a file from a killed run for a running edge’s key', () => {
+  test('does not take a file from a killed run for a running edge’s key', async () => {
     const dev = { edge: 'http://localhost:9', backend: 'http://localhost:9', model: 'm' };
     const keys = { apiKey: 'a', adminKey: 'b', backendKey: 'c' };
     writeFileSync(path.join(home, 'dev.json'), JSON.stringify({ ...dev, ...keys }));
-    expect(maskroute('rollback').stderr).toMatch(/^error: No edge answers at http:\/\/localhost:9: .+\.\n$/);
-    expect(maskroute('rollback', '--edge', 'http://localhost:8').stderr).toMatch(/Set MASKROUTE_ADMIN_KEY/);
+    expect((await said('rollback')).stderr).toMatch(
+      /^error: No edge answers at http:\/\/localhost:9: .+\.\n$/,
+    );
+    expect((await said('rollback', '--edge', 'http://localhost:8')).stderr).toMatch(
+      /Set MASKROUTE_ADMIN_KEY/,
+    );
   });
 
   test('refuses what cannot be a key, without showing it', async () => {

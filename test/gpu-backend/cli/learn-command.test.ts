@@ -1,14 +1,10 @@
 /** `learn` and `surrogates` on the command line, where an installed model decides what may be asked. */
-import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { tinyHome } from '../learning/evaluation/tiny.ts';
 import { writeSmallData } from '../learning/small-run.ts';
 import { saidInProcess } from './in-process.ts';
-
-const cli = fileURLToPath(new URL('../../../gpu-backend/cli/cli.ts', import.meta.url));
 
 test.each([
   ['a sparsity of less than half a block', ['--sparsity', '0.05'], /less than half a block of 8/, 2],
@@ -101,11 +97,8 @@ test('compares numbers of clusters with holes, held against the text, as the pap
     '--sparsity',
     '0.25',
   ];
-  const { status, stdout, stderr } = spawnSync(
-    process.execPath,
-    [cli, 'learn', '--model', 'tiny', '--data', ...data, '--out', out, ...flags, '--quick', '--json'],
-    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
-  );
+  const args = ['learn', '--model', 'tiny', '--data', ...data, '--out', out, ...flags, '--quick', '--json'];
+  const { status, stdout, stderr } = await saidInProcess({ MASKROUTE_HOME: tiny.home }, args);
   expect([status, stderr.includes('error:')]).toEqual([0, false]);
   const rows = stdout
     .trim()
@@ -126,11 +119,8 @@ test('says of a set without held-out prompts that no edge makes it live', async 
   const [data] = await writeSmallData(join(tiny.home, 'data'));
   const out = join(tiny.home, 'out');
   const args = ['learn', '--model', 'tiny', '--data', data!, '--rows', '3', '--clusters', '1', '--out', out];
-  const { status, stdout, stderr } = spawnSync(
-    process.execPath,
-    [cli, ...args, '--sparsity', '0.25', '--quick'],
-    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
-  );
+  const quick = ['--sparsity', '0.25', '--quick'];
+  const { status, stdout, stderr } = await saidInProcess({ MASKROUTE_HOME: tiny.home }, [...args, ...quick]);
   expect([status, stdout.includes('publish')]).toEqual([0, false]);
   expect(stderr).toMatch(/too few prompts to hold any out, .* Learn it with more prompts\.\n$/);
 }, 120_000);
@@ -140,11 +130,8 @@ test('makes a first set quickly, and says whether routing pays', async () => {
   const data = await writeSmallData(join(tiny.home, 'data'));
   const out = join(tiny.home, 'out');
   const args = ['learn', '--model', 'tiny', '--data', ...data, '--clusters', '4', '--out', out];
-  const { status, stdout, stderr } = spawnSync(
-    process.execPath,
-    [cli, ...args, '--rows', '20', '--masks', '2', '--sparsity', '0.25', '--quick'],
-    { env: { ...process.env, MASKROUTE_HOME: tiny.home }, encoding: 'utf8' },
-  );
+  const more = ['--rows', '20', '--masks', '2', '--sparsity', '0.25', '--quick'];
+  const { status, stdout, stderr } = await saidInProcess({ MASKROUTE_HOME: tiny.home }, [...args, ...more]);
   expect([status, stderr.includes('error:')]).toEqual([0, false]);
   const set = JSON.parse(readFileSync(join(out, 'mask-set.json'), 'utf8'));
   const masks = new Set(set.clusters.map(({ bits }: { bits: string }) => bits));

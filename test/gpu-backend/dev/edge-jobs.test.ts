@@ -2,12 +2,10 @@
  * A backend's jobs through the edge: the worker in workerd in front of the real server with its real line of jobs. What
  * a job runs is scripted, so that it fails, hangs and ends when the test wants.
  */
-import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
 import { type Jobs, openJobs } from '../../../gpu-backend/jobs/job-queue.ts';
@@ -25,6 +23,7 @@ import type { LivePublication, MaskSetSummary, Publication } from '../../../shar
 import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { answer, BACKEND_KEY, eventually, parseSse, serveModel, type TestServer } from '../api/harness.ts';
 import { bytesOf, scriptedEngine, scriptedModel } from '../api/scripted-engine.ts';
+import { saidInProcess } from '../cli/in-process.ts';
 
 const ADMIN_KEY = 'admin-key-of-this-test-0123456789';
 const entry = fileURLToPath(new URL('../jobs/fixtures/command.ts', import.meta.url));
@@ -166,13 +165,9 @@ describe('an operator of the edge', () => {
 
 /** What it prints; with the admin key, and no other. */
 async function maskroute(...args: string[]): Promise<string> {
-  const env = {
-    ...process.env,
-    MASKROUTE_HOME: home,
-    MASKROUTE_ADMIN_KEY: ADMIN_KEY,
-    MASKROUTE_BACKEND_KEY: '',
-  };
-  const { stdout } = await promisify(execFile)(process.execPath, ['bin/maskroute.js', ...args], { env });
+  const env = { MASKROUTE_HOME: home, MASKROUTE_ADMIN_KEY: ADMIN_KEY, MASKROUTE_BACKEND_KEY: '' };
+  const { status, stdout, stderr } = await saidInProcess(env, args);
+  expect(status, stderr).toBe(0);
   return stdout;
 }
 

@@ -54,6 +54,8 @@ describe.each([
 ] as const)(
   'several sequences at once in %s, K and V in %s, heads of %i, a %s',
   (kind, kvType, headSize, family) => {
+    // fp32 products are summed otherwise for one row than for several; quantized ones are not.
+    const most = kind === 'f32' ? 1e-4 : 0;
     let runner: Runner & AsyncDisposable;
     beforeAll(async () => {
       const table = randomSurrogates(TINY_CONFIG, 32);
@@ -71,7 +73,7 @@ describe.each([
 
     test('gives every sequence the bits that it has alone, whoever else is in the step', async () => {
       const random = seededRandom(5);
-      for (let turn = 0; turn < 12; turn++) {
+      for (let turn = 0; turn < 6; turn++) {
         const chosen = Array.from({ length: 2 + Math.floor(random() * 7) }, () => ({
           plan: plans[Math.floor(random() * plans.length)]!,
           alone: runner.newCache(),
@@ -88,8 +90,7 @@ describe.each([
           const found = await runner.runMany(inputs);
           for (const [i, input] of inputs.entries()) {
             const expected = await runner.run({ ...input, cache: chosen[i]!.alone });
-            // fp32 products are summed otherwise for one row than for several; quantized ones are not.
-            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(most);
           }
         }
       }
@@ -97,7 +98,8 @@ describe.each([
 
     test('tokens under one mask have the bits that they have alone, whoever takes part and whoever pauses between them', async () => {
       const random = seededRandom(6);
-      for (const plan of plans) {
+      // Each mask once, and each way to skip: in turns.
+      for (const plan of plans.filter((_, i) => i % 3 === Math.floor(i / 3) % 3)) {
         const pairs = Array.from({ length: 8 }, (_, i) => ({
           tokenIds: tokensOf(i, 1 + Math.floor(random() * 12)),
           alone: runner.newCache(),
@@ -116,7 +118,7 @@ describe.each([
           const found = await runner.runMany(inputs);
           for (const [i, input] of inputs.entries()) {
             const expected = await runner.run({ ...input, cache: some[i]!.alone });
-            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(kind === 'f32' ? 1e-4 : 0);
+            expect(furthest(found[i]!, expected)).toBeLessThanOrEqual(most);
           }
         }
       }
@@ -140,9 +142,7 @@ describe.each([
       const alone = runner.newCache();
       await runner.run({ cache: alone, tokenIds: prompt.slice(0, 6), plan, logitRows: [] });
       const expected = await runner.run({ cache: alone, tokenIds: prompt.slice(6), plan, logitRows: [0] });
-      found!.forEach((value, i) => {
-        expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
-      });
+      expect(furthest(found!, expected)).toBeLessThanOrEqual(most);
     });
 
     test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
@@ -160,9 +160,7 @@ describe.each([
         logitRows: [1],
         plan: { mask: MASKS[0]!, kv: 'preserve' },
       });
-      found!.forEach((value, i) => {
-        expect(value).toBeCloseTo(expected[i]!, kind === 'f32' ? 4 : 9);
-      });
+      expect(furthest(found!, expected)).toBeLessThanOrEqual(most);
     });
 
     test('takes more rows than the context has positions', async () => {
@@ -177,8 +175,7 @@ describe.each([
       const alone: Float32Array[] = [];
       for (const input of inputs()) alone.push(await runner.run(input));
       found.forEach((logits, i) => {
-        for (const [at, value] of logits.entries())
-          expect(value).toBeCloseTo(alone[i]![at]!, kind === 'f32' ? 4 : 9);
+        expect(furthest(logits, alone[i]!)).toBeLessThanOrEqual(most);
       });
     });
 
@@ -271,9 +268,7 @@ test.each([
   for (const [i, { tokenIds, plan }] of inputs.entries()) {
     const naive = await naiveLlama(source, undefined, kvType === 'f16' ? Math.f16round : undefined);
     const expected = [...(tokenIds as number[])].flatMap((id) => [...naive.next(id, plan.mask)]);
-    found[i]!.forEach((value, at) => {
-      expect(Math.abs(value - expected[at]!)).toBeLessThan(most);
-    });
+    expect(furthest(found[i]!, expected)).toBeLessThan(most);
   }
 });
 

@@ -83,13 +83,9 @@ describe('pullModel', () => {
   test('other weight kinds stand beside it', async () => {
     await pull(file);
     await pull(file, { weights: 'f32' });
-    await pull(file, { weights: 'q4' });
-    await pull(file, { weights: 'q8-columns' });
     expect((await listModels(home)).map(({ name, weights }) => [name, weights])).toEqual([
       ['Tiny-model-v1', 'q8'],
       ['Tiny-model-v1-f32', 'f32'],
-      ['Tiny-model-v1-q4', 'q4'],
-      ['Tiny-model-v1-q8-columns', 'q8-columns'],
     ]);
   });
 

@@ -155,7 +155,7 @@ it('the admin API', async () => {
         await call('POST', `/admin/v1${path}`, { key: ADMIN_KEY, body: JSON.stringify(body) }, isolate),
       );
     }),
-    { ...RUNS, numRuns: 400 },
+    { ...RUNS, numRuns: 200 },
   );
 });
 

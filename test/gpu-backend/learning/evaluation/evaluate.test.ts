@@ -370,8 +370,7 @@ describe('evaluate', () => {
     });
   });
 
-  it('ends its command line with one JSON object, and writes a page', () => {
-    const cli = fileURLToPath(new URL('../../../../gpu-backend/cli/cli.ts', import.meta.url));
+  it('ends its command line with one JSON object, and writes a page', async () => {
     const piqa = join(tiny.home, 'piqa.jsonl');
     writeFileSync(piqa, `${JSON.stringify({ goal: 'Sit', sol1: 'down', sol2: 'on', label: 0 })}\n`);
     const out = join(tiny.home, 'out');
@@ -391,10 +390,7 @@ describe('evaluate', () => {
       ],
       ...['--tasks', piqa, '--out', out],
     ];
-    const { stdout, stderr, status } = spawnSync(process.execPath, [cli, ...args], {
-      env: { ...process.env, MASKROUTE_HOME: tiny.home },
-      encoding: 'utf8',
-    });
+    const { stdout, stderr, status } = await saidInProcess({ MASKROUTE_HOME: tiny.home }, args);
     expect(status, stderr).toBe(0);
     const lines = stdout.trim().split('\n');
     const found = evaluationSchema.parse(JSON.parse(lines.at(-1)!));

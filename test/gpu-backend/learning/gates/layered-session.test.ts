@@ -10,13 +10,7 @@ import { fastestRounding } from '../../../../gpu-backend/learning/gates/rounding
 import { openTeacher } from '../../../../gpu-backend/learning/gates/teacher.ts';
 import type { ModelConfig, WeightKind } from '../../../../gpu-backend/model/model-source.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import {
-  asGemma,
-  emitFromMemory,
-  holding,
-  randomLlama,
-  randomSurrogates,
-} from '../../../support/random-llama.ts';
+import { asGemma, emitFromMemory, randomLlama, randomSurrogates } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -47,7 +41,7 @@ const CASES: [string, WeightKind, Partial<ModelConfig>, number][] = [
 test.each(CASES)('%s: the same bits', async (_, weights, changes, rank) => {
   const source = randomLlama(changes);
   const { config } = source;
-  await emitFromMemory(source, holding(weights, config), folder, () => {});
+  await emitFromMemory(source, weights, folder, () => {});
   const surrogates = rank === 0 ? undefined : randomSurrogates(config, rank);
   const random = createRandom(3);
   const text = nextTokenBatch(

@@ -20,7 +20,7 @@ import { rotateInputs } from '../../../../gpu-backend/model/architectures/rotati
 import { readStoredLlama } from '../../../../gpu-backend/model/stored-llama.ts';
 import { GraphBuilder, type Value } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSessionIn, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
-import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
+import { emitFromMemory, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
 const plain = randomLlama();
 /** As in real models, the head's rows have much in common. */
@@ -37,7 +37,7 @@ let folder: string;
 let linears: Record<Rounding, TrainingLinears>;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
-  await emitFromMemory(source, holding('q8', source.config), folder, () => {});
+  await emitFromMemory(source, 'q8', folder, () => {});
   const stored = await readStoredLlama(folder, source.config);
   await leaveOldFiles(folder);
   linears = {
@@ -128,7 +128,7 @@ test('pairs take normalized rows as they are', async () => {
 
 test('a matrix with eight bits, whose inputs the serving graph rotates, takes plain inputs in training', async () => {
   const rotating = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
-  await emitFromMemory(source, holding('q8', source.config), rotating, () => {});
+  await emitFromMemory(source, 'q8', rotating, () => {});
   const stored = await readStoredLlama(rotating, source.config);
   // As four bits have them: some matrices keep eight, and down's inputs are rotated.
   const layers = stored.layers.map((layer) => ({
@@ -170,7 +170,7 @@ test.runIf(process.platform === 'linux' && process.arch === 'x64')(
 
 test('fp32 needs no files of its own, and those of earlier versions go, too', async () => {
   const exact = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
-  await emitFromMemory(source, holding('f32', source.config), exact, () => {});
+  await emitFromMemory(source, 'f32', exact, () => {});
   await leaveOldFiles(exact);
   await trainingLinears(exact, source.config, await readStoredLlama(exact, source.config), 'pairs');
   expect((await readdir(exact)).filter((name) => name.startsWith('training-'))).toEqual([]);
@@ -182,7 +182,7 @@ test('where nothing can be written beside the model, the reason for writing is s
     (file) => new URL(`../../../../gpu-backend/${file}`, import.meta.url).href,
   );
   const full = await mkdtemp(join(tmpdir(), 'maskroute-codes-'));
-  await emitFromMemory(source, holding('q8', source.config), full, () => {});
+  await emitFromMemory(source, 'q8', full, () => {});
   await writeFile(
     join(full, 'write.mjs'),
     `import { trainingLinears } from '${module}';

@@ -32,6 +32,7 @@ import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-comp
 import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
 import { BEAT_ms, claimUnit, connectQueue } from '../../../../gpu-backend/learning/units/unit-queue.ts';
 import { createScheduleSchema } from '../../../../shared/admin/job-wire.ts';
+import { saidInProcess } from '../../cli/in-process.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from '../small-run.ts';
 import { cli, Machines, soon, startCommand } from './machines.ts';
@@ -350,8 +351,11 @@ it('a run and its workers stop in good order, and go on', async () => {
 
   const second = startCommand(tiny.home, [...learning, join(folder, 'stopped'), ...queue]);
   expect([await second.ended, second.said().includes('error')]).toEqual([0, false]);
-  const alone = startCommand(tiny.home, [...learning, join(folder, 'not-stopped')]);
-  expect(await alone.ended).toBe(0);
+  const alone = await saidInProcess({ MASKROUTE_HOME: tiny.home }, [
+    ...learning,
+    join(folder, 'not-stopped'),
+  ]);
+  expect(alone.status, alone.stderr).toBe(0);
   expect(bytesOf('stopped')).toEqual(bytesOf('not-stopped'));
   expect(site.machines.twice()).toEqual([]);
 }, 300_000);

@@ -29,7 +29,7 @@ import { encodeModel } from '../../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder } from '../../../../gpu-backend/onnx/graph.ts';
 import { createSession, floats, tensor } from '../../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
-import { emitFromMemory, holding, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
+import { calibrated, emitFromMemory, randomLlama, TINY_CONFIG } from '../../../support/random-llama.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -156,7 +156,7 @@ describe('a model of four bits', () => {
     const bytes: Buffer[] = [];
     for (const run of ['a', 'b']) {
       const out = await mkdtemp(join(folder, run));
-      await emitFromMemory(source, holding('q4', source.config), out, () => {});
+      await emitFromMemory(source, calibrated('q4', source.config), out, () => {});
       bytes.push(await readFile(join(out, WEIGHTS_FILE)), await readFile(join(out, MODEL_FILE)));
       const stored = await readStoredLlama(out, source.config);
       const kinds = stored.layers.flatMap(({ qkv, output, gateUp, down }) =>
@@ -175,7 +175,7 @@ describe('a model of four bits', () => {
   test('a large vocabulary has four bits for rare tokens, and none for common and special ones', async () => {
     const source = randomLlama({ ...config, vocabularySize: 2000 });
     const out = await mkdtemp(join(folder, 'vocabulary'));
-    const given = holding('q4', source.config) as Extract<Holding, object>;
+    const given = calibrated('q4', source.config) as Extract<Holding, object>;
     const tokenIds = given.text.tokenIds.map((id) => id % 640);
     await emitFromMemory(source, { ...given, text: { ...given.text, tokenIds } }, out, () => {});
     const stored = await readStoredLlama(out, source.config);
@@ -241,7 +241,7 @@ describe('a model of four bits', () => {
       seen.push(fraction);
       if (fraction > after) throw new Error('enough');
     };
-    await expect(emitFromMemory(source, holding('q4', source.config), out, onProgress)).rejects.toThrow(
+    await expect(emitFromMemory(source, calibrated('q4', source.config), out, onProgress)).rejects.toThrow(
       'enough',
     );
     expect(seen).toEqual(stopped);
