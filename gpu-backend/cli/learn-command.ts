@@ -160,7 +160,7 @@ async function runLearn(flags: LearnFlags, signal: AbortSignal): Promise<void> {
   checkContext(flags);
   const options = await toOptions(flags, home, model, reporter, signal);
   await checkRun(options);
-  await sayForecast(model, flags, reporter);
+  await sayForecast(model, flags, { log: reporter.log, signal });
   try {
     if (flags.clusters !== 'auto' && flags.clusters.length > 1)
       return await runSweep(options, flags.clusters, flags.json);
@@ -245,7 +245,7 @@ const AUTO_CLUSTERS = 8;
 async function sayForecast(
   model: InstalledModel,
   flags: LearnFlags,
-  { log }: { log(line: string): void },
+  { log, signal }: { log(line: string): void; readonly signal: AbortSignal },
 ): Promise<void> {
   const { forecastLearning, forecastLines, measurePaces, memoryOfData, tokensAPosition } = await import(
     '../learning/forecast.ts'
@@ -257,7 +257,7 @@ async function sayForecast(
   const data = await sizeOfData(files);
   const sampling = { tokensMax: LEARN_EFFORT.tokensMax, scored: flags.score };
   const machine = {
-    positionTokens: await tokensAPosition(model, { ...files, ...data }, sampling),
+    positionTokens: await tokensAPosition(model, { ...files, ...data }, sampling, signal),
     paces: await measurePaces(computingThreads(), await roundingIn(flags.out)),
     available_bytes: flags.memory ?? process.availableMemory() - memoryOfData(data),
     data,

@@ -117,7 +117,9 @@ export function patternGrammar(pattern: string): Expression {
     throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
   const written = ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 });
   const found = sizeOf(written) > WRITTEN_MAX ? undefined : unnested(written);
-  if (found === undefined || sizeOf(found) > STATES_MAX)
+  // `spaced` writes words of bounded length twice: that makes them cheaper, so it does not count against the pattern.
+  const most = sizeOf(written) > STATES_MAX ? STATES_MAX : 2 * STATES_MAX;
+  if (found === undefined || sizeOf(found) > most)
     throw new PatternError(`it has more than ${STATES_MAX} characters, with its repetitions written out`);
   return found;
 }
@@ -169,8 +171,8 @@ function spacedUpTo(part: Expression, min: number, max: number): Expression | un
 
 /**
  * One to `max` of `part`, or one or more, if that is a repeated character class with something before or behind it that may be
- * absent. Where it is absent two classes are one. Those of at most 20 characters are one only where the first has 20: then a word
- * of more characters has one reading, too.
+ * absent. Where it is absent, two classes are one. Where a class has at most 20 characters, the next follows at once only behind
+ * all 20: so a longer word has one reading, too.
  */
 function spaced(part: Expression, max?: number): Expression | undefined {
   if (part.kind !== 'sequence') return undefined;

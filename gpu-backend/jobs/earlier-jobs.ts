@@ -25,7 +25,8 @@ type BegunJob = {
 
 /**
  * The file of the mask set that a job begins with. A set for other weights or surrogates than those installed by now is
- * passed over: `learn` refuses it, so every later job of a schedule would fail.
+ * passed over. `learn` refuses a set for other weights, so every later job of a schedule would fail; for other surrogates masks
+ * are searched once more.
  */
 export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs): Promise<string | undefined> {
   const { jobs, store } = earlier;
@@ -103,7 +104,7 @@ async function isForInstalled(set: MaskSet, request: JobRequest, { home }: Earli
   return installed === undefined || fits(set, installed, request);
 }
 
-/** Whether `learn` can begin with the set: it is for the installed weights, and for the surrogates that it will use. */
+/** Whether the set is for the installed weights, and for the surrogates that `learn` will use. */
 const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>
   set.model.hash === manifest.hash &&
   set.surrogates === (surrogate === false ? undefined : manifest.surrogates?.id);

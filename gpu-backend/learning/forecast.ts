@@ -120,20 +120,22 @@ const TOKENS_A_POSITION_MIN = 1.5;
 const MEASURED_ROWS = 256;
 
 /**
- * Tokens for each scored position: system prompts are computed but not scored, and with `--score answers` nor are questions. Of some
- * rows from all over the files, since the first ones may be of one kind; these are read like the data's size, in tenths of a second.
- * @throws MaskrouteError as `readData` and `encodeRow`.
+ * Tokens for each scored position: system prompts are computed but not scored, and with `--score answers` nor are questions. Some
+ * rows from all over the files stand for all, since the first ones may be of one kind. The others are not parsed, which takes a
+ * second where there are half a million. @throws MaskrouteError as `readData` and `encodeRow`. Rejects when `signal` aborts.
  */
 export async function tokensAPosition(
   { folder, manifest }: InstalledModel,
   { files, rowsMax, lines }: DataFiles & Pick<DataSize, 'lines'>,
   { tokensMax, scored }: Pick<LearnEffort, 'tokensMax' | 'scored'>,
+  signal?: AbortSignal,
 ): Promise<number> {
   const text = await openModelText(folder, manifest);
   const sampling = { tokensMax, scored, contextTokens: manifest.config.contextTokens };
   const sampleOf = createSampler(text, manifest.eosTokenIds[0]!, sampling);
   const random = createRandom(MEASURED_ROWS);
-  const { rows } = await readRows(files, { rowsMax, reads: () => random.next() * lines < MEASURED_ROWS });
+  const reads = () => random.next() * lines < MEASURED_ROWS;
+  const { rows } = await readRows(files, { rowsMax, reads, signal });
   const samples = rows.flatMap((row) => sampleOf(row) ?? []);
   if (samples.length === 0) return TOKENS_A_POSITION_MIN;
   const tokens = sumOf(samples.map(({ tokenIds }) => tokenIds.length));

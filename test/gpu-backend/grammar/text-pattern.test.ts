@@ -98,6 +98,11 @@ describe('the grammar of a pattern', () => {
     expect(sizeOf(patternGrammar(signs))).toBe(9 * 201);
   });
 
+  test('has its limit by what the pattern says, not by what makes it cheaper', () => {
+    expect(sizeOf(patternGrammar('(?:[a-z]{1,20} ?){1,90}'))).toBe(89 * 41 + 21);
+    expect(() => patternGrammar('(?:[a-z]{1,20} ?){1,98}')).toThrow('it has more than 2048 characters');
+  });
+
   test('repeats a class without a rule of the library, which would try all tokens at each place of it', () => {
     const printed = printGrammar(new Map(), patternGrammar('[a-c]+(?:\\s+[a-c]+)*'));
     const letters = '([\\u0061-\\u0063] [\\u0061-\\u0063]*)';

@@ -135,6 +135,9 @@ test('system prompts, and questions beside scored answers, take time though no p
   await append([ask, answer], 1000);
   await append([system, ask, answer], 3000);
   expect(await tokensHere('all')).toBeGreaterThan(plain + 0.6 * (led - plain));
+  const asked = { files: [file], lines: 4000 };
+  const reading = tokensAPosition(model, asked, { tokensMax: 128, scored: 'all' }, AbortSignal.abort());
+  await expect(reading, 'Ctrl-C while it reads').rejects.toThrow('aborted');
 });
 
 test('the data take memory, too, by their bytes and by their rows', () => {
