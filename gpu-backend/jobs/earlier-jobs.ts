@@ -24,9 +24,8 @@ type BegunJob = {
 };
 
 /**
- * The file of the mask set that a job begins with. A set for other weights or surrogates than those installed by now is
- * passed over. `learn` refuses a set for other weights, so every later job of a schedule would fail; for other surrogates masks
- * are searched once more.
+ * The file of the mask set that a job begins with. A set that `learn` would refuse, for example for other weights than those
+ * installed by now, is passed over: else every later job of a schedule would fail.
  */
 export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs): Promise<string | undefined> {
   const { jobs, store } = earlier;
@@ -35,7 +34,8 @@ export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs):
   const isAlike = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
   for (const { id } of jobs.filter(isAlike)) {
     const set = await store.readSet(id).catch(() => undefined);
-    if (set !== undefined && (await isForInstalled(set, request, earlier))) return store.setOf(id);
+    if (set !== undefined && (await holdsForInstalled(mayBegin, set, request, earlier)))
+      return store.setOf(id);
   }
   return undefined;
 }
@@ -93,21 +93,33 @@ async function wouldLearnSetOf(
   const isOfSchedule = job.schedule !== null && other.schedule === job.schedule;
   if (other.status === 'succeeded' && !isOfSchedule) return false;
   const set = await earlier.store.readSet(other.id).catch(() => undefined);
-  if (set === undefined || !(await isForInstalled(set, job.request, earlier))) return false;
+  if (set === undefined || !(await holdsForInstalled(fits, set, job.request, earlier))) return false;
   const beginsAlike = async () => set.learned.from === (from && maskSetVersion(await readMaskSet(from)));
   return (isOfSchedule || (await beginsAlike())) && (await isOfSameData(set));
 }
 
-/** Whether the mask set is for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
-async function isForInstalled(set: MaskSet, request: JobRequest, { home }: EarlierJobs): Promise<boolean> {
+type Holds = (set: MaskSet, installed: InstalledModel, request: JobRequest) => boolean;
+
+/** Whether it holds for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
+async function holdsForInstalled(
+  holds: Holds,
+  set: MaskSet,
+  request: JobRequest,
+  { home }: EarlierJobs,
+): Promise<boolean> {
   const installed = await openInstalled(home, request.model!).catch(() => undefined);
-  return installed === undefined || fits(set, installed, request);
+  return installed === undefined || holds(set, installed, request);
 }
 
 /** Whether the set is for the installed weights, and for the surrogates that `learn` will use. */
-const fits = (set: MaskSet, { manifest }: InstalledModel, { surrogate }: JobRequest): boolean =>
+const fits: Holds = (set, { manifest }, { surrogate }) =>
   set.model.hash === manifest.hash &&
   set.surrogates === (surrogate === false ? undefined : manifest.surrogates?.id);
+
+/** Whether `learn` may begin with the set: with another table of surrogates, too. */
+const mayBegin: Holds = (set, { manifest }, { surrogate }) =>
+  set.model.hash === manifest.hash &&
+  set.surrogate === (surrogate !== false && manifest.surrogates !== undefined);
 
 /** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;

@@ -133,7 +133,7 @@ export async function tokensAPosition(
   const text = await openModelText(folder, manifest);
   const sampling = { tokensMax, scored, contextTokens: manifest.config.contextTokens };
   const sampleOf = createSampler(text, manifest.eosTokenIds[0]!, sampling);
-  const random = createRandom(MEASURED_ROWS);
+  const random = createRandom(1);
   const reads = () => random.next() * lines < MEASURED_ROWS;
   const { rows } = await readRows(files, { rowsMax, reads, signal });
   const samples = rows.flatMap((row) => sampleOf(row) ?? []);

@@ -84,7 +84,7 @@ export const createJobSchema = z.strictObject({
   surrogate: z.boolean().optional(),
   /**
    * The job whose mask set it begins with instead of searching. `last`: the newest succeeded job with the same name,
-   * model, sparsity, cost, context and surrogates, as they are installed now; if there is none, the job searches.
+   * model, sparsity, cost and context, with surrogates if it has them, too; if there is none, the job searches.
    */
   from: z
     .union([z.literal('last'), z.string().regex(JOB_ID_PATTERN, 'expected "last" or the id of a job')])

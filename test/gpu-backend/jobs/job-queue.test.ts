@@ -22,6 +22,7 @@ import { createJobStore, seal, unseal } from '../../../gpu-backend/jobs/job-stor
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
+import type { SurrogatesId } from '../../../shared/mask/mask.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 import { eventually } from '../api/harness.ts';
 import { startJobsEdge } from './fixtures/edge.ts';
@@ -296,7 +297,7 @@ describe('a job', () => {
     await expect(create(jobs, 'ok', { from: failed.id })).rejects.toMatchObject({ code: 'conflict' });
   }, 60_000);
 
-  it('searches again once other weights or surrogates are installed: the last set is for those before', async () => {
+  it('searches again once other weights are installed, or surrogates where none were', async () => {
     const { model, surrogates } = await readMaskSet(PRESET);
     const folder = join(home, 'models', 'served');
     const { manifest } = await installTinyModel(folder, 'f32');
@@ -316,6 +317,11 @@ describe('a job', () => {
     install({ hash: manifest.hash, ...table });
     expect(await beginsWithSet()).toBe(false);
     install({ hash: model.hash, ...table });
+    expect(await beginsWithSet()).toBe(true);
+    install({
+      hash: model.hash,
+      surrogates: { ...table.surrogates, id: `s_${'1'.repeat(24)}` as SurrogatesId },
+    });
     expect(await beginsWithSet()).toBe(true);
     expect([await beginsWithSet({ surrogate: false }), await beginsWithSet({ surrogate: false })]).toEqual([
       false,
