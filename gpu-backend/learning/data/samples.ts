@@ -131,8 +131,9 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
 export function encodeWithoutSystem(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
   if (content.type === 'text') return encodeRow(row, text, eosTokenId);
-  const rest = content.turns.slice(systemTurns(content.turns).length);
-  return orEmptySystem(rest, (turns) =>
+  const { length } = systemTurns(content.turns);
+  if (length === 0) return encodeRow(row, text, eosTokenId);
+  return orEmptySystem(content.turns.slice(length), (turns) =>
     encodeRow({ ...row, content: { type: 'chat', turns } }, text, eosTokenId),
   );
 }
