@@ -5,7 +5,7 @@
 import { cp, rename, rm } from 'node:fs/promises';
 import { isFinished, type Job, type JobRequest } from '../../shared/admin/job-wire.ts';
 import { canonicalJson, type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
-import { type InstalledModel, openInstalled, sha256OfFiles } from '../model/store.ts';
+import { openInstalled, sha256OfFiles } from '../model/store.ts';
 import { readMaskSet } from '../publication/publish.ts';
 import type { JobStore } from './job-store.ts';
 
@@ -34,8 +34,7 @@ export async function setToBeginWith(request: JobRequest, earlier: EarlierJobs):
   const isAlike = (job: Job) => job.status === 'succeeded' && learnsAlike(job.request, request);
   for (const { id } of jobs.filter(isAlike)) {
     const set = await store.readSet(id).catch(() => undefined);
-    if (set !== undefined && (await holdsForInstalled(mayBegin, set, request, earlier)))
-      return store.setOf(id);
+    if (set !== undefined && (await isForInstalled(set, request, earlier, mayBegin))) return store.setOf(id);
   }
   return undefined;
 }
@@ -93,33 +92,30 @@ async function wouldLearnSetOf(
   const isOfSchedule = job.schedule !== null && other.schedule === job.schedule;
   if (other.status === 'succeeded' && !isOfSchedule) return false;
   const set = await earlier.store.readSet(other.id).catch(() => undefined);
-  if (set === undefined || !(await holdsForInstalled(fits, set, job.request, earlier))) return false;
+  if (set === undefined || !(await isForInstalled(set, job.request, earlier, hasTable))) return false;
   const beginsAlike = async () => set.learned.from === (from && maskSetVersion(await readMaskSet(from)));
   return (isOfSchedule || (await beginsAlike())) && (await isOfSameData(set));
 }
 
-type Holds = (set: MaskSet, installed: InstalledModel, request: JobRequest) => boolean;
+/** `table`: the surrogates that `learn` will use, if any. */
+type Suits = (set: MaskSet, table: string | undefined) => boolean;
 
-/** Whether it holds for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
-async function holdsForInstalled(
-  holds: Holds,
+const hasTable: Suits = (set, table) => set.surrogates === table;
+/** `learn` takes masks over to another table. */
+const mayBegin: Suits = (set, table) => set.surrogate === (table !== undefined);
+
+/** Whether the mask set is for the installed model, also if that cannot be opened: `learn` says what is wrong with it. */
+async function isForInstalled(
   set: MaskSet,
-  request: JobRequest,
+  { model, surrogate }: JobRequest,
   { home }: EarlierJobs,
+  suits: Suits,
 ): Promise<boolean> {
-  const installed = await openInstalled(home, request.model!).catch(() => undefined);
-  return installed === undefined || holds(set, installed, request);
+  const installed = await openInstalled(home, model!).catch(() => undefined);
+  if (installed === undefined) return true;
+  const { hash, surrogates } = installed.manifest;
+  return set.model.hash === hash && suits(set, surrogate === false ? undefined : surrogates?.id);
 }
-
-/** Whether the set is for the installed weights, and for the surrogates that `learn` will use. */
-const fits: Holds = (set, { manifest }, { surrogate }) =>
-  set.model.hash === manifest.hash &&
-  set.surrogates === (surrogate === false ? undefined : manifest.surrogates?.id);
-
-/** Whether `learn` may begin with the set: with another table of surrogates, too. */
-const mayBegin: Holds = (set, { manifest }, { surrogate }) =>
-  set.model.hash === manifest.hash &&
-  set.surrogate === (surrogate !== false && manifest.surrogates !== undefined);
 
 /** Fields in which a request must equal the job whose mask set it begins with. */
 const ALIKE = ['name', 'model', 'sparsity', 'cost', 'context', 'surrogate'] as const;

@@ -130,11 +130,11 @@ export function encodeRow(row: CalibrationRow, text: ModelText, eosTokenId: numb
  */
 export function encodeWithoutSystem(row: CalibrationRow, text: ModelText, eosTokenId: number): Int32Array {
   const { content } = row;
-  if (content.type === 'text') return encodeRow(row, text, eosTokenId);
-  const { length } = systemTurns(content.turns);
+  const turns = content.type === 'chat' ? content.turns : [];
+  const { length } = systemTurns(turns);
   if (length === 0) return encodeRow(row, text, eosTokenId);
-  return orEmptySystem(content.turns.slice(length), (turns) =>
-    encodeRow({ ...row, content: { type: 'chat', turns } }, text, eosTokenId),
+  return orEmptySystem(turns.slice(length), (rest) =>
+    encodeRow({ ...row, content: { type: 'chat', turns: rest } }, text, eosTokenId),
   );
 }
 

@@ -55,7 +55,7 @@ describe.each([
   'several sequences at once in %s, K and V in %s, heads of %i, a %s',
   (kind, kvType, headSize, family) => {
     // fp32 products are summed otherwise for one row than for several; quantized ones are not.
-    const most = kind === 'f32' ? 1e-4 : 0;
+    const [most, mostOfFew] = kind === 'f32' ? [1e-4, 5e-5] : [0, 0];
     let runner: Runner & AsyncDisposable;
     beforeAll(async () => {
       const table = randomSurrogates(TINY_CONFIG, 32);
@@ -142,7 +142,7 @@ describe.each([
       const alone = runner.newCache();
       await runner.run({ cache: alone, tokenIds: prompt.slice(0, 6), plan, logitRows: [] });
       const expected = await runner.run({ cache: alone, tokenIds: prompt.slice(6), plan, logitRows: [0] });
-      expect(furthest(found!, expected)).toBeLessThanOrEqual(most);
+      expect(furthest(found!, expected)).toBeLessThanOrEqual(mostOfFew);
     });
 
     test('writes K and V of skipped attention, so that a sequence may change its mask', async () => {
@@ -160,7 +160,7 @@ describe.each([
         logitRows: [1],
         plan: { mask: MASKS[0]!, kv: 'preserve' },
       });
-      expect(furthest(found!, expected)).toBeLessThanOrEqual(most);
+      expect(furthest(found!, expected)).toBeLessThanOrEqual(mostOfFew);
     });
 
     test('takes more rows than the context has positions', async () => {
@@ -175,7 +175,7 @@ describe.each([
       const alone: Float32Array[] = [];
       for (const input of inputs()) alone.push(await runner.run(input));
       found.forEach((logits, i) => {
-        expect(furthest(logits, alone[i]!)).toBeLessThanOrEqual(most);
+        expect(furthest(logits, alone[i]!)).toBeLessThanOrEqual(mostOfFew);
       });
     });
 

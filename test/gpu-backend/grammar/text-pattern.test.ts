@@ -42,7 +42,7 @@ const patterns = fc.letrec<{ pattern: string }>((tie) => ({
   ),
 })).pattern;
 
-/** Counted groups in counted groups, of which few are drawn. */
+/** Counted groups in counted groups: the generator draws few of them. */
 const COUNTED = [
   '(?:a{1,2}b?){1,3}',
   '(?:b?a{0,3}b?){0,2}',
