@@ -135,11 +135,10 @@ const COPIED_FLOATS = 2 ** 24;
 async function copyBandwidth_GBps(): Promise<number> {
   const g = new GraphBuilder('copies');
   const one = g.constant('f32', [1], [1]);
-  let value = g.op('Expand', [g.input('x', 'f32', [1]), g.constant('i64', [1], [COPIED_FLOATS])]);
+  let value = g.op('Expand', [g.input('x', 'f32', [1]), g.ints(COPIED_FLOATS)]);
   for (let i = 0; i < COPIES; i++) value = g.op('Add', [value, one]);
   // Reading one number back waits for all additions.
-  const int = (number: number) => g.constant('i64', [1], [number]);
-  const first = g.op('Slice', [value, int(0), int(1)]);
+  const first = g.op('Slice', [value, g.ints(0), g.ints(1)]);
   g.output(first, 'f32', [1]);
   const session = await createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
   const times_ms: number[] = [];

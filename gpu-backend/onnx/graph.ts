@@ -132,6 +132,21 @@ export class GraphBuilder {
     return this.#once([type, shape, values.map(String)], make)[0]!;
   }
 
+  /** A list of whole numbers, as operators take shapes, axes and sizes. */
+  ints(...values: readonly number[]): Value {
+    return this.constant('i64', [values.length], values);
+  }
+
+  reshape(value: Value, ...shape: readonly number[]): Value {
+    return this.op('Reshape', [value, this.ints(...shape)]);
+  }
+
+  /** Pieces of these sizes along `axis`, which is the first unless given. */
+  split(value: Value, sizes: readonly number[], axis?: number): readonly Value[] {
+    const attributes = axis === undefined ? {} : { axis };
+    return this.ops('Split', [value, this.ints(...sizes)], sizes.length, attributes);
+  }
+
   /** One node with one output. `undefined` leaves an optional input out. */
   op(op: string, inputs: readonly (Value | undefined)[], attributes: Attributes = {}, domain = ''): Value {
     return this.ops(op, inputs, 1, attributes, domain)[0]!;

@@ -106,13 +106,12 @@ const layoutRules: { readonly [op: string]: Rule } = {
   // The first of the last axis.
   Slice: (c) => {
     const missing = (c.shape(0).at(-1) as number) - (c.outputShape(0).at(-1) as number);
-    const int = (...values: number[]) => c.g.constant('i64', [values.length], values);
-    return [c.g.op('Pad', [only(c), int(0, missing), scalar(c.g, 0), int(-1)])];
+    return [c.g.op('Pad', [only(c), c.g.ints(0, missing), scalar(c.g, 0), c.g.ints(-1)])];
   },
   // Rows of x by index; a row that is gathered twice gets the sum of both gradients.
   Gather: (c) => {
     if (axisAttribute(c) !== 0) throw new Error('Gather is differentiated along axis 0 alone');
-    const indices = c.g.op('Unsqueeze', [c.input(1), c.g.constant('i64', [1], [-1])]);
+    const indices = c.g.op('Unsqueeze', [c.input(1), c.g.ints(-1)]);
     return [
       c.g.op('ScatterND', [zerosLike(c.g, c.input(0)), indices, only(c)], { reduction: 'add' }),
       undefined,
@@ -139,7 +138,7 @@ const rmsNorm: Rule = (c) => {
   const ones = g.constant('f32', [last], Array<number>(last).fill(1));
   const [normalized, inverse] = g.ops(node.op, [c.input(0), ones], 2, node.attributes);
   const weighted = g.op('Mul', [only(c), c.input(1)]);
-  const axes = g.constant('i64', [1], [-1]);
+  const axes = g.ints(-1);
   const along = g.op('ReduceMean', [g.op('Mul', [weighted, normalized!]), axes], { keepdims: 1 });
   const across = g.op('Sub', [weighted, g.op('Mul', [normalized!, along])]);
   return [g.op('Mul', [across, inverse!]), undefined];
@@ -195,7 +194,7 @@ const attention: Rule = (c) => {
   const sin = do_rotary === 1 ? c.input(8) : undefined;
   const turned = (value: Value, heads: number, by: Value | undefined) =>
     by === undefined ? value : turnedHeads(c, value, heads, width, by);
-  const grouped = (value: Value) => reshape(g, value, 0, G, -1, 0);
+  const grouped = (value: Value) => g.reshape(value, 0, G, -1, 0);
   const multiply = (a: Value, b: Value, transpose: { transA?: number; transB?: number } = {}) =>
     g.op('FusedMatMul', [a, b], transpose, MICROSOFT);
 
@@ -206,7 +205,7 @@ const attention: Rule = (c) => {
   const ofProbabilities = multiply(ofOutput, values, { transB: 1 });
   const sums = grouped(dotsByHead(g, only(c), c.output(0), N));
   const ofScores = g.op('Mul', [probabilities, g.op('Sub', [ofProbabilities, sums])]);
-  const ofQueries = reshape(g, multiply(ofScores, keys), 0, N, -1, width);
+  const ofQueries = g.reshape(multiply(ofScores, keys), 0, N, -1, width);
   const ofKeys = multiply(ofScores, queries, { transA: 1 });
   const ofValues = multiply(probabilities, ofOutput, { transA: 1 });
 
@@ -217,18 +216,18 @@ const attention: Rule = (c) => {
 
 /** `[B, S, heads·D]` → `[B, heads, S, D]`. */
 const byHead = (g: GraphBuilder, value: Value, heads: number): Value =>
-  g.op('Transpose', [reshape(g, value, 0, 0, heads, -1)], { perm: [0, 2, 1, 3] });
+  g.op('Transpose', [g.reshape(value, 0, 0, heads, -1)], { perm: [0, 2, 1, 3] });
 
 /** Σ a·b over each head of `[B, S, heads·D]`, `[B, heads, S, 1]`. */
 function dotsByHead(g: GraphBuilder, a: Value, b: Value, heads: number): Value {
-  const products = reshape(g, g.op('Mul', [a, b]), 0, 0, heads, -1);
-  const sums = g.op('ReduceSum', [products, g.constant('i64', [1], [-1])], { keepdims: 1 });
+  const products = g.reshape(g.op('Mul', [a, b]), 0, 0, heads, -1);
+  const sums = g.op('ReduceSum', [products, g.ints(-1)], { keepdims: 1 });
   return g.op('Transpose', [sums], { perm: [0, 2, 1, 3] });
 }
 
 /** `[B, heads, S, D]` → `[B, S, heads·D]`. */
 const inRows = (g: GraphBuilder, value: Value): Value =>
-  reshape(g, g.op('Transpose', [value], { perm: [0, 2, 1, 3] }), 0, 0, -1);
+  g.reshape(g.op('Transpose', [value], { perm: [0, 2, 1, 3] }), 0, 0, -1);
 
 /** Rotary embedding of `[B, heads, S, D]`, as `GroupQueryAttention` applies it to whole sequences. */
 const turnedHeads = (
@@ -240,7 +239,7 @@ const turnedHeads = (
 ): Value =>
   g.op(
     'RotaryEmbedding',
-    [value, g.constant('i64', [1], [0]), input(7), sin],
+    [value, g.ints(0), input(7), sin],
     { num_heads: heads, rotary_embedding_dim: width },
     MICROSOFT,
   );
@@ -274,18 +273,15 @@ function unbroadcast(g: GraphBuilder, gradient: Value, from: Shape, to: Shape): 
   const lead = from.length - to.length;
   const axes = from.flatMap((size, i) => (i < lead || (to[i - lead] === 1 && size !== 1) ? [i] : []));
   if (axes.length === 0) return gradient;
-  const summed = g.op('ReduceSum', [gradient, g.constant('i64', [axes.length], axes)], { keepdims: 1 });
+  const summed = g.op('ReduceSum', [gradient, g.ints(...axes)], { keepdims: 1 });
   if (lead === 0) return summed;
   const leading = Array.from({ length: lead }, (_, i) => i);
-  return g.op('Squeeze', [summed, g.constant('i64', [lead], leading)]);
+  return g.op('Squeeze', [summed, g.ints(...leading)]);
 }
-
-const reshape = (g: GraphBuilder, value: Value, ...shape: number[]): Value =>
-  g.op('Reshape', [value, g.constant('i64', [shape.length], shape)]);
 
 /** The first `count` along the last axis. */
 const firstOf = (g: GraphBuilder, value: Value, count: number): Value =>
-  g.op('Slice', [value, ...[0, count, -1].map((number) => g.constant('i64', [1], [number]))]);
+  g.op('Slice', [value, g.ints(0), g.ints(count), g.ints(-1)]);
 
 const scalar = (g: GraphBuilder, value: number): Value => g.constant('f32', [], [value]);
 

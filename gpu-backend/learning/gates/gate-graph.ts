@@ -142,7 +142,7 @@ type Gates = {
 
 function gateValues(g: GraphBuilder, count: number): Gates {
   const all = g.input('gates', 'f32', [count]);
-  const each = g.constant('i64', [count], Array<number>(count).fill(1));
+  const each = g.ints(...Array<number>(count).fill(1));
   const one = g.constant('f32', [1], [1]);
   const pieces = (value: Value) => g.ops('Split', [value, each], count);
   return {

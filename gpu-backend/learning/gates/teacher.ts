@@ -93,7 +93,7 @@ function likeliest(g: GraphBuilder, config: ModelConfig, linears: TrainingLinear
   const logits = headProducts(g, linears.get('head')!).forward(final);
   const count = Math.min(TARGET_COUNT, config.vocabularySize);
   const all = g.op('Softmax', [logits], { axis: -1 });
-  const [most, ids] = g.ops('TopK', [all, g.constant('i64', [1], [count])], 2, { axis: -1 });
+  const [most, ids] = g.ops('TopK', [all, g.ints(count)], 2, { axis: -1 });
   g.node('Identity', [most], ['probabilities']);
   g.node('Identity', [ids], ['ids']);
   g.output({ name: 'ids' }, 'i64', ['R', count]);

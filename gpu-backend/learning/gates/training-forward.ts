@@ -99,7 +99,7 @@ export function layersForward(
 
 /** Input `scored_rows` `[R]` (positions b·S + s). Returns the final norm's output there, `[R, H]`. */
 export function scoredRows(g: GraphBuilder, config: ModelConfig, stored: StoredLlama, h: Value): Value {
-  const positions = g.op('Reshape', [h, g.constant('i64', [2], [-1, config.hiddenSize])]);
+  const positions = g.reshape(h, -1, config.hiddenSize);
   const scored = g.op('Gather', [positions, g.input('scored_rows', 'i64', ['R'])], { axis: 0 });
   return normalize(g, config, 'final_norm', stored.finalNorm, scored);
 }
@@ -123,7 +123,6 @@ export function sharedValues(
   { config, stored, isDifferentiated }: Model,
   tokenIds: Value,
 ): Shared {
-  const int = (...values: number[]) => g.constant('i64', [values.length], values);
   const scalar = (value: number) => g.constant('i64', [], [value]);
   const i32 = (value: Value) => g.op('Cast', [value], { to: ELEMENT_TYPES.i32 });
   const [sequences, tokens] = [0, 1].map((axis) =>
@@ -138,10 +137,10 @@ export function sharedValues(
   return {
     config,
     isDifferentiated,
-    positions: g.op('Expand', [g.op('Unsqueeze', [order, int(0)]), g.op('Shape', [tokenIds])]),
-    lengths: { past: i32(g.op('Expand', [g.op('Sub', [tokens, int(1)]), sequences])), most: i32(tokens) },
+    positions: g.op('Expand', [g.op('Unsqueeze', [order, g.ints(0)]), g.op('Shape', [tokenIds])]),
+    lengths: { past: i32(g.op('Expand', [g.op('Sub', [tokens, g.ints(1)]), sequences])), most: i32(tokens) },
     ropes: rowsOf(rotaryTables(g, config, stored)),
-    isFirst: g.op('Equal', [g.op('Unsqueeze', [order, int(1)]), scalar(0)]),
+    isFirst: g.op('Equal', [g.op('Unsqueeze', [order, g.ints(1)]), scalar(0)]),
   };
 }
 
@@ -220,6 +219,6 @@ export function softTargetLoss(
 
 /** 1 − the sum of each row of `[R, K]` probabilities, `[R, 1]`. */
 function restOf(g: GraphBuilder, probabilities: Value): Value {
-  const sum = g.op('ReduceSum', [probabilities, g.constant('i64', [1], [-1])], { keepdims: 1 });
+  const sum = g.op('ReduceSum', [probabilities, g.ints(-1)], { keepdims: 1 });
   return g.op('Max', [g.op('Sub', [g.constant('f32', [1], [1]), sum]), g.constant('f32', [1], [SHARE_MIN])]);
 }

@@ -365,11 +365,7 @@ export function multiplyGradient(
 /** x `[..., n]` → `[..., n + count]`. */
 function withZeros(g: GraphBuilder, x: Value, count: number): Value {
   if (count === 0) return x;
-  const [pads, zero, axes] = [
-    g.constant('i64', [2], [0, count]),
-    g.constant('f32', [], [0]),
-    g.constant('i64', [1], [-1]),
-  ];
+  const [pads, zero, axes] = [g.ints(0, count), g.constant('f32', [], [0]), g.ints(-1)];
   return g.op('Pad', [x, pads, zero, axes]);
 }
 

@@ -244,7 +244,7 @@ function scoreGraph(compare: boolean): Graph {
   const logits = g.input('logits', 'f32', ['R', 'V']);
   const nextIds = g.input('next_ids', 'i64', ['R', 1]);
   const flat = (value: Value, name: string) => {
-    g.node('Reshape', [value, g.constant('i64', [1], [-1])], [name]);
+    g.node('Reshape', [value, g.ints(-1)], [name]);
     g.output({ name }, 'f32', ['R']);
   };
   g.node('LogSoftmax', [logits], ['logs'], { axis: -1 });
@@ -263,6 +263,6 @@ function scoreGraph(compare: boolean): Graph {
  */
 const divergence = (g: GraphBuilder, dense: Value, logs: Value): Value =>
   g.op('MatMul', [
-    g.op('Unsqueeze', [g.op('Exp', [dense]), g.constant('i64', [1], [1])]),
-    g.op('Unsqueeze', [g.op('Sub', [dense, logs]), g.constant('i64', [1], [2])]),
+    g.op('Unsqueeze', [g.op('Exp', [dense]), g.ints(1)]),
+    g.op('Unsqueeze', [g.op('Sub', [dense, logs]), g.ints(2)]),
   ]);

@@ -100,14 +100,13 @@ function momentGraph(config: ModelConfig, stored: StoredLlama, linears: Training
 function ordinaryPositions(g: GraphBuilder, isFirst: Value, h: Value): Value {
   const ordinary = g.op('Cast', [g.op('Not', [isFirst])], { to: 1 });
   const rows = g.op('Shape', [h], { start: 0, end: 2 });
-  const all = g.op('Expand', [ordinary, g.op('Concat', [rows, g.constant('i64', [1], [1])], { axis: 0 })]);
-  return g.op('Reshape', [all, g.constant('i64', [2], [-1, 1])]);
+  const all = g.op('Expand', [ordinary, g.op('Concat', [rows, g.ints(1)], { axis: 0 })]);
+  return g.reshape(all, -1, 1);
 }
 
 function sums(g: GraphBuilder, index: number, H: number, x: Value, y: Value, ordinary: Value): void {
-  const flat = g.constant('i64', [2], [-1, H]);
-  const [xs, ys] = [g.op('Reshape', [x, flat]), g.op('Reshape', [y, flat])];
-  const last = g.constant('i64', [1], [-1]);
+  const [xs, ys] = [g.reshape(x, -1, H), g.reshape(y, -1, H)];
+  const last = g.ints(-1);
   const size = g.op('ReduceMean', [g.op('Mul', [ys, ys]), last], { keepdims: 1 });
   const total = (value: Value) => g.op('ReduceSum', [value], { keepdims: 1 });
   const typical = g.op('Div', [total(g.op('Mul', [size, ordinary])), total(ordinary)]);
@@ -126,6 +125,6 @@ function sums(g: GraphBuilder, index: number, H: number, x: Value, y: Value, ord
   product(counted, extended, `xx_${index}`, [H + 1, H + 1]);
   product(counted, ys, `xy_${index}`, [H + 1, H]);
   const firsts = g.op('Gather', [y, g.constant('i64', [], [0])], { axis: 1 });
-  g.node('ReduceSum', [firsts, g.constant('i64', [1], [0])], [`first_${index}`], { keepdims: 0 });
+  g.node('ReduceSum', [firsts, g.ints(0)], [`first_${index}`], { keepdims: 0 });
   g.output({ name: `first_${index}` }, 'f32', [H]);
 }

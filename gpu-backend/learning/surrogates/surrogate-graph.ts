@@ -39,14 +39,13 @@ export function surrogateShapes(
 export function surrogateInputs(g: GraphBuilder, config: ModelConfig, rank: number): SurrogateInputs {
   const shapes = surrogateShapes(config, rank);
   const count = 2 * config.layerCount;
-  const each = g.constant('i64', [count], Array<number>(count).fill(1));
   const tables: Value[] = [];
   const cut = (part: SurrogatePart): Value[] => {
     const [, ...shape] = shapes[part];
     const table = g.input(`surrogate_${part}`, 'f32', shapes[part]);
     tables.push(table);
-    const target = g.constant('i64', [shape.length], shape);
-    return g.ops('Split', [table, each], count).map((piece) => g.op('Reshape', [piece, target]));
+    const pieces = g.split(table, Array<number>(count).fill(1));
+    return pieces.map((piece) => g.reshape(piece, ...shape));
   };
   const parts = Object.fromEntries(SURROGATE_PARTS.map((part) => [part, cut(part)])) as Record<
     SurrogatePart,

@@ -135,7 +135,7 @@ export function layerExtras(
     normed(b, product, heads) {
       const { headNorms } = stored;
       if (headNorms === undefined) return product;
-      const apart = b.op('Reshape', [product, b.constant('i64', [4], [0, 0, heads.count, D])]);
+      const apart = b.reshape(product, 0, 0, heads.count, D);
       const even = b.op(
         'SimplifiedLayerNormalization',
         [apart, b.constant('f32', [D], Array<number>(D).fill(1))],
@@ -145,7 +145,7 @@ export function layerExtras(
         },
       );
       const weighted = b.op('Mul', [even, part(headNorms, NAMES.headNorms, N + G, heads, [heads.count, D])]);
-      return b.op('Reshape', [weighted, b.constant('i64', [3], [0, 0, heads.count * D])]);
+      return b.reshape(weighted, 0, 0, heads.count * D);
     },
     outputBiased(b, product) {
       if (outputBias === undefined) return product;
@@ -206,10 +206,10 @@ export function queriesKeysValues(
 ): KeysValues & { readonly q: Value } {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const all = extras.biased(b, product, { from: 0, count: N + 2 * G });
-  const [qk, v] = b.ops('Split', [all, b.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+  const [qk, v] = b.split(all, [(N + G) * D, G * D], -1);
   const normed = extras.normed(b, qk!, { from: 0, count: N + G });
   const rotated = rotate(b, shared, extras, normed, positions, N + G);
-  const [q, k] = b.ops('Split', [rotated, b.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+  const [q, k] = b.split(rotated, [N * D, G * D], -1);
   return { q: q!, k: k!, v: v! };
 }
 
@@ -223,7 +223,7 @@ export function keysValues(
 ): KeysValues {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const both = extras.biased(b, product, { from: N, count: 2 * G });
-  const [k, v] = b.ops('Split', [both, b.constant('i64', [2], [G * D, G * D])], 2, { axis: -1 });
+  const [k, v] = b.split(both, [G * D, G * D], -1);
   const normed = extras.normed(b, k!, { from: N, count: G });
   return { k: rotate(b, shared, extras, normed, positions, G), v: v! };
 }

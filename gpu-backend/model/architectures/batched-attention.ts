@@ -191,7 +191,7 @@ function after(
   const sizes = pieces.map(({ attended }) => b.op('Shape', [attended], { start: 0, end: 1 }));
   // All are 1, and so is their product.
   const one = sizes.reduce((all, size) => b.op('Mul', [all, size]));
-  const dims = b.op('Concat', [one, b.constant('i64', [2], [-1, width])], { axis: 0 });
+  const dims = b.op('Concat', [one, b.ints(-1, width)], { axis: 0 });
   return b.op('Reshape', [product, dims]);
 }
 
@@ -206,11 +206,11 @@ function attendRows(
 ): Attended {
   const { headCount: N, kvHeadCount: G, headSize: D } = shared.config;
   const apart = {
-    product: b.op('Reshape', [product, b.constant('i64', [3], [-1, 1, (N + 2 * G) * D])]),
-    positions: () => b.op('Reshape', [positions, b.constant('i64', [2], [-1, 1])]),
+    product: b.reshape(product, -1, 1, (N + 2 * G) * D),
+    positions: () => b.reshape(positions, -1, 1),
   };
   const { attended, grown } = attendByHead(b, shared, extras, apart, heads, lengths);
-  return { attended: b.op('Reshape', [attended, b.constant('i64', [3], [1, -1, N * D])]), grown };
+  return { attended: b.reshape(attended, 1, -1, N * D), grown };
 }
 
 /** Attention, or an empty result unless `isThere`: the node refuses inputs without rows. */
@@ -321,8 +321,7 @@ function attendByPlace(
   const of = (b: GraphBuilder, count: number): Value => {
     if (count === 0) return b.op('Identity', [nobody]);
     const all = shared.form.placeRows[index]!;
-    const one = (value: number) => b.constant('i64', [1], [value]);
-    const counts = count === places ? all : b.op('Slice', [all, one(0), one(count), one(0)]);
+    const counts = count === places ? all : b.op('Slice', [all, b.ints(0), b.ints(count), b.ints(0)]);
     const cut = (value: Value) =>
       count === 1 ? [value] : b.ops('Split', [value, counts], count, { axis: 1 });
     const queries = cut(q);

@@ -90,7 +90,7 @@ function sharedValues(
       g.ops('Split', [g.input('used_rows', 'i64', ['all_used']), g.input('used_counts', 'i64', [L])], L),
       (layer) => [`used_${layer}`],
     ),
-    intoIndices: g.ops('Split', [g.op('Unsqueeze', [into.all, int(g, 2)]), into.counts], 2 * L, { axis: 1 }),
+    intoIndices: g.ops('Split', [g.op('Unsqueeze', [into.all, g.ints(2)]), into.counts], 2 * L, { axis: 1 }),
     keptRows: kept.lists,
     hasPlace: single(g, 'has_place', 'bool', L * places),
     form: kvType === 'f32' ? headForm(g, L, places) : rowForm(g, L, places),
@@ -99,7 +99,7 @@ function sharedValues(
           skips: skipsOfBlocks(g, keeps, L),
           surrogates: {
             rows: rowLists(g, 'surrogate', 2 * L).lists,
-            isFirst: g.op('Unsqueeze', [g.op('Equal', [positions, g.constant('i64', [], [0])]), int(g, 1)]),
+            isFirst: g.op('Unsqueeze', [g.op('Equal', [positions, g.constant('i64', [], [0])]), g.ints(1)]),
           },
         }
       : {
@@ -131,16 +131,16 @@ const rowForm = (g: GraphBuilder, layers: number, places: number): Attending['fo
 /** Whether each block has work for rows that skip it: K and V to write (attention only), or surrogates. */
 function skipsOfBlocks(g: GraphBuilder, keeps: Value, layers: number): readonly Value[] {
   const replaces = g.input('surrogates', 'bool', [2 * layers]);
-  const byLayer = g.op('Reshape', [replaces, g.constant('i64', [2], [layers, 2])]);
-  const [attention, ffn] = g.ops('Split', [byLayer, g.constant('i64', [2], [1, 1])], 2, { axis: 1 });
-  const column = g.op('Reshape', [keeps, g.constant('i64', [2], [layers, 1])]);
+  const byLayer = g.reshape(replaces, layers, 2);
+  const [attention, ffn] = g.split(byLayer, [1, 1], 1);
+  const column = g.reshape(keeps, layers, 1);
   const both = g.op('Concat', [g.op('Or', [attention!, column]), ffn!], { axis: 1 });
-  return pieces(g, g.op('Reshape', [both, int(g, 2 * layers)]), 2 * layers, 1);
+  return pieces(g, g.reshape(both, 2 * layers), 2 * layers, 1);
 }
 
 /** `count` lists of rows: concatenated in the input `NAME_rows`, with their lengths in `NAME_counts`. */
 function rowLists(g: GraphBuilder, name: string, count: number) {
-  const all = g.op('Unsqueeze', [g.input(`${name}_rows`, 'i64', [`all_${name}`]), int(g, 0)]);
+  const all = g.op('Unsqueeze', [g.input(`${name}_rows`, 'i64', [`all_${name}`]), g.ints(0)]);
   const counts = g.input(`${name}_counts`, 'i64', [count]);
   return { all, counts, lists: g.ops('Split', [all, counts], count, { axis: 1 }) };
 }
@@ -162,9 +162,8 @@ const single = (
 ): readonly Value[] => pieces(g, g.input(name, type, [count]), count, 1);
 
 const pieces = (g: GraphBuilder, value: Value, count: number, size: number): readonly Value[] =>
-  g.ops('Split', [value, g.constant('i64', [count], Array<number>(count).fill(size))], count);
+  g.split(value, Array<number>(count).fill(size));
 
-const int = (g: GraphBuilder, value: number): Value => g.constant('i64', [1], [value]);
 const rowsOf = (g: GraphBuilder, value: Value, rows: Value): Value =>
   g.op('Gather', [value, rows], { axis: 0 });
 /** `values` `[1, rows, H]`, `indices` `[1, rows, 1]`. */
@@ -258,6 +257,6 @@ function replacementOf(
     const rows = surrogates.rows[block]!;
     const x = rowsOf(b, skipped.unweighted(b), rows);
     const values = product(b, x, rowsOf(b, surrogates.isFirst, rows));
-    return scatter(b, zeros, b.op('Unsqueeze', [rows, int(b, 2)]), values);
+    return scatter(b, zeros, b.op('Unsqueeze', [rows, b.ints(2)]), values);
   };
 }

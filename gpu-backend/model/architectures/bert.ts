@@ -50,8 +50,8 @@ export async function bertGraph(config: BertConfig, weights: BertWeights, poolin
     g.node('Gather', [hidden, g.constant('i64', [], [0])], ['pooled'], { axis: 1 });
     return g.graph;
   }
-  const kept = g.op('Unsqueeze', [g.op('Cast', [tokenMask], { to: 1 }), g.constant('i64', [1], [2])]);
-  g.node('ReduceSum', [g.op('Mul', [hidden, kept]), g.constant('i64', [1], [1])], ['pooled'], {
+  const kept = g.op('Unsqueeze', [g.op('Cast', [tokenMask], { to: 1 }), g.ints(2)]);
+  g.node('ReduceSum', [g.op('Mul', [hidden, kept]), g.ints(1)], ['pooled'], {
     keepdims: 0,
   });
   return g.graph;
@@ -67,7 +67,7 @@ async function embed(context: Context, tokenIds: Value): Promise<Value> {
   for (let i = 0; i < positions.length; i++) positions[i] = positions[i]! + segment[i % H]!;
   const table = initializer(g, 'positions', [P, H], positions);
   const tokenCount = g.op('Shape', [tokenIds], { start: 1, end: 2 });
-  const first = g.constant('i64', [1], [0]);
+  const first = g.ints(0);
   const used = g.op('Slice', [table, first, tokenCount, first]);
   const sum = g.op('Add', [g.op('Gather', [words, tokenIds]), used]);
   const norm = await normWeights(context, 'embeddings.LayerNorm');

@@ -36,11 +36,11 @@ const HUGE = 1e30;
  */
 export function multiplyRows(g: GraphBuilder, x: Value, columns: Columns, output = g.fresh('rows')): Value {
   const { inputs, values, scales } = columns;
-  const last = g.constant('i64', [1], [-1]);
+  const last = g.ints(-1);
   const most = g.op('ReduceMax', [g.op('Abs', [x]), last], { keepdims: 1 });
   const steps = g.op('Div', [most, g.constant('f32', [1], [ROW_STEPS])]);
   // If x has no rows, the runtime's reductions keep its shape.
-  const step = g.op('Slice', [steps, ...[0, 1, -1].map((number) => g.constant('i64', [1], [number]))]);
+  const step = g.op('Slice', [steps, g.ints(0), g.ints(1), g.ints(-1)]);
   const [one, zero] = [g.constant('f32', [], [1]), g.constant('u8', [], [ROW_ZERO])];
   // The code of 0 for each row, in one node.
   const zeros = g.op('QuantizeLinear', [step, g.constant('f32', [], [HUGE]), zero]);
@@ -68,12 +68,9 @@ export function rotated(
   { size, matrix }: Rotation,
   leadingAxes = 2,
 ): Value {
-  const shape = (...last: number[]) => {
-    const axes = [...Array<number>(leadingAxes).fill(0), ...last];
-    return g.constant('i64', [axes.length], axes);
-  };
-  const apart = g.op('Reshape', [x, shape(width / size, size)]);
-  return g.op('Reshape', [g.op('MatMul', [apart, matrix]), shape(width)]);
+  const leading = Array<number>(leadingAxes).fill(0);
+  const apart = g.reshape(x, ...leading, width / size, size);
+  return g.reshape(g.op('MatMul', [apart, matrix]), ...leading, width);
 }
 
 /** x `[..., inputs]` → `[..., outputs]`. */

@@ -41,19 +41,18 @@ export function widened(b: GraphBuilder, config: ModelConfig, x: Value, heads: n
   const { headSize } = config;
   const missing = headRoom(config) - headSize;
   if (missing === 0) return x;
-  const apart = b.op('Reshape', [x, b.constant('i64', [4], [0, 0, heads, headSize])]);
-  const wide = b.op('Pad', [apart, b.constant('i64', [8], [0, 0, 0, 0, 0, 0, 0, missing])]);
-  return b.op('Reshape', [wide, b.constant('i64', [3], [0, 0, heads * headRoom(config)])]);
+  const apart = b.reshape(x, 0, 0, heads, headSize);
+  const wide = b.op('Pad', [apart, b.ints(0, 0, 0, 0, 0, 0, 0, missing)]);
+  return b.reshape(wide, 0, 0, heads * headRoom(config));
 }
 
 /** The inverse of {@link widened}. */
 export function narrowed(b: GraphBuilder, config: ModelConfig, x: Value, heads: number): Value {
   const { headSize } = config;
   if (headRoom(config) === headSize) return x;
-  const int = (value: number) => b.constant('i64', [1], [value]);
-  const apart = b.op('Reshape', [x, b.constant('i64', [4], [0, 0, heads, headRoom(config)])]);
-  const narrow = b.op('Slice', [apart, int(0), int(headSize), int(3)]);
-  return b.op('Reshape', [narrow, b.constant('i64', [3], [0, 0, heads * headSize])]);
+  const apart = b.reshape(x, 0, 0, heads, headRoom(config));
+  const narrow = b.op('Slice', [apart, b.ints(0), b.ints(headSize), b.ints(3)]);
+  return b.reshape(narrow, 0, 0, heads * headSize);
 }
 
 /** The lengths of the sequences. */

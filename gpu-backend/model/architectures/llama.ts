@@ -261,7 +261,6 @@ function sharedValues(
   const { layerCount: L } = config;
   const positions = g.input('positions', 'i64', ['B', 'S']);
   const hasSurrogates = stored.layers.some(({ surrogates }) => surrogates !== undefined);
-  const ones = (count: number) => g.constant('i64', [count], Array<number>(count).fill(1));
   return {
     config,
     kvType: form === 'heads' ? 'f32' : form,
@@ -272,7 +271,7 @@ function sharedValues(
         : { kind: 'rows', keyCount: g.input('key_count', 'i64', [1]) },
     ropes: rotaryTables(g, config, stored),
     skipping: skipping(g, embedded, positions, hasSurrogates),
-    runs: g.ops('Split', [g.input('runs', 'bool', [2 * L]), ones(2 * L)], 2 * L),
+    runs: g.split(g.input('runs', 'bool', [2 * L]), Array<number>(2 * L).fill(1)),
     kvRows: g.input('kv_rows', 'i64', [1]),
     kvPositions: g.input('kv_positions', 'i64', ['B', 'E']),
   };
@@ -375,7 +374,7 @@ const sized = (
   { k, v }: KeysValues,
 ): KeysValues => ({
   k,
-  v: b.op('Reshape', [v, b.constant('i64', [3], [1, -1, kvHeadCount * headSize])]),
+  v: b.reshape(v, 1, -1, kvHeadCount * headSize),
 });
 
 /**
@@ -441,7 +440,7 @@ function skipAttention(
   { x, weights, extras }: AttentionParts,
   output: (b: GraphBuilder) => Value,
 ): void {
-  const rows = b.op('Slice', [x, b.constant('i64', [1], [0]), shared.kvRows, b.constant('i64', [1], [1])]);
+  const rows = b.op('Slice', [x, b.ints(0), shared.kvRows, b.ints(1)]);
   const computed = keysValues(b, shared, extras, multiply(b, rows, weights.kv), shared.kvPositions);
   const grown = shared.reach.kind === 'heads' ? nothingGrown(b, shared.config) : undefined;
   declareBranch(b, shared, output(b), asKept(b, shared.kvType, computed), 'E', grown);
@@ -479,9 +478,7 @@ export function feedForward(
   { weights: { gateUp, down }, ended }: Pick<FfnParts, 'weights' | 'ended'>,
 ): Value {
   const { ffnSize: F } = config;
-  const [gate, up] = b.ops('Split', [multiply(b, x, gateUp), b.constant('i64', [2], [F, F])], 2, {
-    axis: -1,
-  });
+  const [gate, up] = b.split(multiply(b, x, gateUp), [F, F], -1);
   return ended(b, multiply(b, b.op('Mul', [activate(b, config, gate!), up]), down));
 }
 

@@ -185,8 +185,7 @@ function storedWeights(g: GraphBuilder, name: string, stored: StoredLinear): Lin
 
 /** Outputs `from` to `to` of codes `[inputs, outputs]`. */
 function outputsOf(g: GraphBuilder, codes: Value, from: number, to: number): Value {
-  const one = (value: number) => g.constant('i64', [1], [value]);
-  return g.op('Slice', [codes, one(from), one(to), one(1)]);
+  return g.op('Slice', [codes, g.ints(from), g.ints(to), g.ints(1)]);
 }
 
 /**
@@ -299,7 +298,7 @@ function vocabularyRows(g: GraphBuilder, tokenIds: Value, stretches: VocabularyM
   const [first, ...others] = stretches;
   if (others.length === 0) return stretchRows(g, tokenIds, 'embedding', first!);
   const int = (value: number) => g.constant('i64', [], [value]);
-  const lastAxis = g.constant('i64', [1], [-1]);
+  const lastAxis = g.ints(-1);
   // Each stretch gives a row for every token. Where it lacks the token, the row is one of its own and is not taken.
   let from = 0;
   let rows: Value | undefined;

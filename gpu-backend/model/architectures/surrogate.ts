@@ -57,15 +57,14 @@ export function skipping(
   const zeros = g.op('Mul', [embedded, g.constant('f32', [1], [0])]);
   if (!hasSurrogates) return { zeros, surrogates: undefined };
   const rows = g.input('surrogate_rows', 'i64', [1]);
-  const int = (value: number) => g.constant('i64', [1], [value]);
   const isFirst = g.op('Equal', [positions, g.constant('i64', [], [0])]);
-  const end = int(Number.MAX_SAFE_INTEGER);
+  const end = g.ints(Number.MAX_SAFE_INTEGER);
   return {
     zeros,
     surrogates: {
       rows,
-      isFirst: g.op('Unsqueeze', [g.op('Slice', [isFirst, int(0), rows, int(1)]), int(2)]),
-      zerosLeft: g.op('Slice', [zeros, rows, end, int(1)]),
+      isFirst: g.op('Unsqueeze', [g.op('Slice', [isFirst, g.ints(0), rows, g.ints(1)]), g.ints(2)]),
+      zerosLeft: g.op('Slice', [zeros, rows, end, g.ints(1)]),
     },
   };
 }
@@ -82,8 +81,7 @@ export function skippedOutput(
   const product = surrogateProduct(g, block);
   if (product === undefined || surrogates === undefined) return (b) => b.op('Identity', [zeros]);
   return (b) => {
-    const int = (value: number) => b.constant('i64', [1], [value]);
-    const rows = b.op('Slice', [block.unweighted(b), int(0), surrogates.rows, int(1)]);
+    const rows = b.op('Slice', [block.unweighted(b), b.ints(0), surrogates.rows, b.ints(1)]);
     return b.op('Concat', [product(b, rows, surrogates.isFirst), surrogates.zerosLeft], { axis: 1 });
   };
 }

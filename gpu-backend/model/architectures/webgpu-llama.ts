@@ -61,7 +61,7 @@ export function webgpuLlamaGraph(config: ModelConfig, stored: StoredLlama, float
     attention: (parts) => attention(g, shared, parts),
     ffn: (parts) => ffn(g, shared, parts),
   });
-  const rows = g.op('Reshape', [stream, g.constant('i64', [2], [-1, config.hiddenSize])]);
+  const rows = g.reshape(stream, -1, config.hiddenSize);
   outputLogits(g, config, stored, g.op('Gather', [rows, logitRows], { axis: 0 }), ['R']);
   // Some devices round activations differently from CPUs, by up to half a logit of the default model.
   const exact = withExactProducts(g.graph);
@@ -70,18 +70,13 @@ export function webgpuLlamaGraph(config: ModelConfig, stored: StoredLlama, float
 
 function sharedValues(g: GraphBuilder, config: ModelConfig, stored: StoredLlama, embedded: Value): Shared {
   const { layerCount: L, kvHeadCount: G } = config;
-  const flags = (name: string) =>
-    g.ops(
-      'Split',
-      [g.input(name, 'bool', [2 * L]), g.constant('i64', [2 * L], Array<number>(2 * L).fill(1))],
-      2 * L,
-    );
+  const flags = (name: string) => g.split(g.input(name, 'bool', [2 * L]), Array<number>(2 * L).fill(1));
   return {
     config,
     positions: g.input('positions', 'i64', ['B', 'S']),
     places: g.op('Expand', [
       g.input('kv_positions', 'i32', ['B', 1, 'S', 1]),
-      g.constant('i64', [4], [1, G, 1, headRoom(config)]),
+      g.ints(1, G, 1, headRoom(config)),
     ]),
     lastKeys: g.input('last_keys', 'i32', ['B']),
     keysMax: g.input('keys_max', 'i32', [1]),
@@ -228,7 +223,7 @@ function writeKeys(
   const { k, v } = keysValues(b, shared, extras, multiply(b, x, weights.kv), shared.positions);
   const write = (into: Value, values: Value) => {
     const wide = widened(b, config, values, G);
-    const byToken = b.op('Reshape', [wide, b.constant('i64', [4], [0, 0, G, headRoom(config)])]);
+    const byToken = b.reshape(wide, 0, 0, G, headRoom(config));
     const byHead = b.op('Transpose', [byToken], { perm: [0, 2, 1, 3] });
     return b.op('ScatterElements', [into, shared.places, byHead], { axis: 2 });
   };

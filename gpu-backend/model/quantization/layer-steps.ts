@@ -157,16 +157,16 @@ const attendGraph =
     const x = g.input('x', 'f32', ['B', 'S', H]);
     const qkv = product(g, x, g.input('w', 'f32', [(N + 2 * G) * D, H]));
     const all = extras.biased(g, qkv, { from: 0, count: N + 2 * G });
-    const [qk, v] = g.ops('Split', [all, g.constant('i64', [2], [(N + G) * D, G * D])], 2, { axis: -1 });
+    const [qk, v] = g.split(all, [(N + G) * D, G * D], -1);
     const normed = extras.normed(g, qk!, { from: 0, count: N + G });
     const placed = extras.rope ? withPositions(g, config, extras, normed) : normed;
-    const [q, k] = g.ops('Split', [placed, g.constant('i64', [2], [N * D, G * D])], 2, { axis: -1 });
+    const [q, k] = g.split(placed, [N * D, G * D], -1);
     const { window } = extras;
     const mask = window && windowMask(g, window, g.input('order', 'i64', [1, 'S']), k!);
     // Rows of Q carry 1/√D.
     const attributes = { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } };
     const attended = g.op('Attention', [q, k, v, mask || undefined], attributes);
-    result(g, 'Reshape', [attended, g.constant('i64', [2], [-1, N * D])]);
+    result(g, 'Reshape', [attended, g.ints(-1, N * D)]);
   };
 
 function withPositions(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
@@ -183,7 +183,7 @@ const activateGraph =
   (g: GraphBuilder): void => {
     const { ffnSize: F } = config;
     const gateUp = product(g, g.input('x', 'f32', ['T', 'H']), g.input('w', 'f32', [2 * F, 'H']));
-    const [gate, up] = g.ops('Split', [gateUp, g.constant('i64', [2], [F, F])], 2, { axis: -1 });
+    const [gate, up] = g.split(gateUp, [F, F], -1);
     const activated = g.op('Mul', [activate(g, config, gate!), up!]);
     result(g, 'Identity', [rotated(g, activated, F, constantRotation(g, size), 1)]);
   };
