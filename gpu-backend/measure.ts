@@ -2,6 +2,7 @@
  * Shared by all benchmarks: interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike, and
  * statistics of the times; also the machine's processes and ports.
  */
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
@@ -57,6 +58,20 @@ export async function interleavedRounds(
   return await inTurns(subjects, rounds, take, signal);
 }
 
+/** How long `work` takes. */
+export async function time_ms(work: () => Promise<unknown>): Promise<number> {
+  const begun_ms = performance.now();
+  await work();
+  return performance.now() - begun_ms;
+}
+
+/** How long each of so many turns of `work` takes, one after the other. */
+export async function times_ms(turns: number, work: (turn: number) => Promise<unknown>): Promise<number[]> {
+  const times: number[] = [];
+  while (times.length < turns) times.push(await time_ms(() => work(times.length)));
+  return times;
+}
+
 export function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   const middle = sorted.length >> 1;
@@ -97,6 +112,14 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await new Promise((resolve) => server.close(resolve));
   return port;
+}
+
+/** Ends a child by a signal, unless it has ended. */
+export async function endChild(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, 'exit');
+  child.kill(signal);
+  await ended;
 }
 
 /** The process and all its descendants. */

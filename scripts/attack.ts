@@ -12,6 +12,7 @@ import { OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { interruptible, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
+import { time_ms } from '../gpu-backend/measure.ts';
 import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
 import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
 import {
@@ -62,7 +63,7 @@ const newcomersStarveAStream: Attack = {
     };
     const newcomers = lanes(16, async (lane, turn) => {
       const request = chat(dev, `Newcomer ${lane} ${turn}`, { max_tokens: 1 });
-      answers.push(await timed(() => client.chat.completions.create(request)));
+      answers.push(await time_ms(() => client.chat.completions.create(request)));
     });
     const ended = newcomers.finally(() => {
       isOver = true;
@@ -121,7 +122,7 @@ const longPromptsBlockOthers: Attack = {
     });
     const use = lanes(1, async (_, turn) => {
       const request = chat(dev, `Hello ${turn}`, { max_tokens: 1 });
-      answers.push(await timed(() => client.chat.completions.create(request)));
+      answers.push(await time_ms(() => client.chat.completions.create(request)));
       await sleep(100);
     });
     await Promise.all([attack, use]);
@@ -227,7 +228,7 @@ const wrongKeysLockTheOperatorOut: Attack = {
     });
     const use = lanes(1, async () => {
       right.push(
-        await timed(async () => {
+        await time_ms(async () => {
           if ((await ask(dev.adminKey)) !== 200) refused++;
         }),
       );
@@ -250,12 +251,6 @@ const wrongKeysLockTheOperatorOut: Attack = {
 const worst = (times: readonly number[]): number => Math.round(Math.max(0, ...times));
 const tooLong = (what: string, took_ms: number, most_ms: number): string[] =>
   took_ms > most_ms ? [`${what} took ${took_ms} ms, more than ${most_ms}`] : [];
-
-async function timed(work: () => Promise<unknown>): Promise<number> {
-  const begun_ms = performance.now();
-  await work();
-  return performance.now() - begun_ms;
-}
 
 /** Aborts at Ctrl-C. */
 const stopped = new AbortController();

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
-import { memoryBelow } from '../gpu-backend/measure.ts';
+import { memoryBelow, time_ms } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
@@ -107,9 +107,8 @@ async function watch(started: Started, watched: Watched, tally: Tally, over: Abo
 
 /** Probes edge and backend; returns the HTTP thread's longest stall since the last probe, ms. */
 async function probe(dev: DevFile, watched: Watched): Promise<number> {
-  const asked_ms = performance.now();
-  await fetch(`${dev.edge}/healthz`).then((response) => response.arrayBuffer());
-  watched.probe_ms = Math.max(watched.probe_ms, performance.now() - asked_ms);
+  const took_ms = await time_ms(async () => (await fetch(`${dev.edge}/healthz`)).arrayBuffer());
+  watched.probe_ms = Math.max(watched.probe_ms, took_ms);
   const { whole_ms, work_ms } = await longestStandStill(dev);
   watched.standStillWork_ms = Math.max(watched.standStillWork_ms, work_ms);
   return whole_ms;

@@ -23,7 +23,7 @@ import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
 import { openRunner } from '../engine/runner.ts';
 import type { Runner, RunnerOptions } from '../engine/runner-interface.ts';
-import { type BenchHooks, interleaved, median, round } from '../measure.ts';
+import { type BenchHooks, interleaved, median, round, time_ms, times_ms } from '../measure.ts';
 import { storedBytes } from '../model/architectures/projections.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, DEFAULT_MODEL_HASH, defaultModelFile } from '../model/sources/resolve.ts';
@@ -365,21 +365,16 @@ function enginePeer(runner: Runner, name: string, mask: Mask, filled: SequenceCa
     async decode(position) {
       filled.truncate(position);
       await compute({ runner, plan: dense, cache: filled }, prompt(position), position);
-      const times: number[] = [];
-      for (let step = 0; step < STEPS; step++) {
-        const start = performance.now();
-        await runner.run({ cache: filled, tokenIds: [100 + step], plan, logitRows: [0] });
-        times.push(performance.now() - start);
-      }
+      const times = await times_ms(STEPS, (step) =>
+        runner.run({ cache: filled, tokenIds: [100 + step], plan, logitRows: [0] }),
+      );
       return median(times);
     },
     async prefill(tokens) {
-      const start = performance.now();
       const cache = runner.newCache();
-      await compute({ runner, plan, cache }, prompt(tokens), tokens);
-      const elapsed_ms = performance.now() - start;
+      const took_ms = await time_ms(() => compute({ runner, plan, cache }, prompt(tokens), tokens));
       cache.truncate(0);
-      return elapsed_ms;
+      return took_ms;
     },
   };
 }
@@ -421,9 +416,7 @@ async function llamaCppPeer(ggufFile: string, threads: number, contextSize: numb
     },
     async prefill(tokens: number) {
       await sequence.clearHistory();
-      const start = performance.now();
-      await sequence.evaluateWithoutGeneratingNewTokens(prompt(tokens));
-      return performance.now() - start;
+      return await time_ms(() => sequence.evaluateWithoutGeneratingNewTokens(prompt(tokens)));
     },
     close,
   };

@@ -7,7 +7,7 @@
  * measured, as node-llama-cpp is installed without its GPU builds.
  */
 import { denseMask, type Mask, withSurrogates } from '../../shared/mask/mask.ts';
-import { inTurns, median, round } from '../measure.ts';
+import { inTurns, median, round, times_ms } from '../measure.ts';
 import { openInstalled } from '../model/store.ts';
 import { weightsRead } from '../model/weights-file.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
@@ -141,14 +141,11 @@ async function copyBandwidth_GBps(): Promise<number> {
   const first = g.op('Slice', [value, g.ints(0), g.ints(1)]);
   g.output(first, 'f32', [1]);
   const session = await createSession(encodeModel(g.graph), { threads: 1, device: 'webgpu' });
-  const times_ms: number[] = [];
-  for (let turn = 0; turn < 6; turn++) {
-    const begun_ms = performance.now();
-    await session.run({ x: tensor('f32', Float32Array.of(turn), [1]) }, [first.name]);
-    times_ms.push(performance.now() - begun_ms);
-  }
+  const times = await times_ms(6, (turn) =>
+    session.run({ x: tensor('f32', Float32Array.of(turn), [1]) }, [first.name]),
+  );
   await session.release();
   const bytes = (2 * COPIES + 1) * COPIED_FLOATS * Float32Array.BYTES_PER_ELEMENT;
   // The first run allocates the buffers.
-  return bytes / median(times_ms.slice(1)) / 1e6;
+  return bytes / median(times.slice(1)) / 1e6;
 }

@@ -3,7 +3,7 @@
  * upstream itself, Portkey's gateway, and the floor. The floor is a worker in workerd that only forwards requests; no
  * gateway in workerd can be faster.
  */
-import { type ChildProcess, fork, spawn } from 'node:child_process';
+import { fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type Agent, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
 import { createRequire } from 'node:module';
@@ -14,7 +14,7 @@ import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { freePort, processTree } from '../measure.ts';
+import { endChild, freePort, processTree } from '../measure.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
@@ -116,7 +116,7 @@ export async function startUpstream(set: MaskSet): Promise<Started & { readonly 
   child.send({ model: set.model, surrogates: set.surrogates });
   const [{ url }] = (await answered) as [{ url: string }];
   const target = { name: 'direct', url: url + ENDPOINT, headers: {}, pids: [child.pid!] };
-  return { url, target, stop: () => end(child) };
+  return { url, target, stop: () => endChild(child, 'SIGKILL') };
 }
 
 /** Portkey's server with the upstream as its OpenAI-compatible host; null when not installed (`npm ci --omit=dev`). */
@@ -134,7 +134,7 @@ export async function startPortkey(
   const deadline_ms = performance.now() + PEER_READY_ms;
   while (!(await answers(url))) {
     if (performance.now() > deadline_ms) {
-      await end(child);
+      await endChild(child, 'SIGKILL');
       throw new Error(`${name} does not start`);
     }
     await sleep(100);
@@ -145,7 +145,7 @@ export async function startPortkey(
     authorization: `Bearer ${key}`,
   };
   const target = { name: 'portkey', url: url + ENDPOINT, headers, pids: [child.pid!] };
-  return { version: `${name}@${version}`, target, stop: () => end(child) };
+  return { version: `${name}@${version}`, target, stop: () => endChild(child, 'SIGKILL') };
 }
 
 function resolved(require: NodeJS.Require, name: string): string | null {
@@ -191,13 +191,6 @@ export async function startFloor(upstream: string): Promise<Started> {
   const pids = processTree(process.pid).filter((pid) => !before.includes(pid));
   const target = { name: 'floor', url: origin + ENDPOINT, headers: {}, pids };
   return { target, stop: () => miniflare.dispose() };
-}
-
-async function end(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = once(child, 'exit');
-  child.kill('SIGKILL');
-  await ended;
 }
 
 const answers = (url: string): Promise<boolean> =>

@@ -9,7 +9,6 @@
  * The limit is the products: each weight multiplies twice a position, forward and backward.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
@@ -28,7 +27,7 @@ import { LEARN_EFFORT, type LearnEffort } from '../learning/search/effort.ts';
 import { openQueuedUnits } from '../learning/units/queued-units.ts';
 import { batchUnit, scoreUnit, type Unit } from '../learning/units/unit.ts';
 import type { OpenUnits } from '../learning/units/units.ts';
-import { type BenchHooks, interleaved, round, type Subject } from '../measure.ts';
+import { type BenchHooks, endChild, interleaved, round, type Subject, time_ms } from '../measure.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { DEFAULT_MODEL, defaultModelFile } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
@@ -168,11 +167,7 @@ const stepping = (
   gates: ArrayLike<number>,
 ): Subject => ({
   name,
-  async measure() {
-    const start = performance.now();
-    await session.step(batch, gates);
-    return performance.now() - start;
-  },
+  measure: () => time_ms(() => session.step(batch, gates)),
 });
 
 /** Multiply-adds of all weights for one position. */
@@ -269,21 +264,21 @@ export async function benchLearnMany({ home, say, signal }: LearnManyOptions): P
       const rounding = await fastestRounding();
       await warmUp(open, workers, { model, surrogates, threads: 1, rounding, signal });
       const before = machines.units();
-      const start_ms = performance.now();
-      await learn({
-        model,
-        surrogates,
-        data: { files: [data] },
-        encoder: 'static',
-        clusterCount: 1,
-        budget: { sparsity: 0.25, cost: 'blocks' },
-        search: { effort: EFFORT },
-        machine: { home, threads: 1, openUnits: open },
-        output: { folder: out, name: 'bench' },
-        seed: 1,
-        hooks: { onProgress: () => {}, onDownload: () => {}, log: say, signal },
-      });
-      const took_s = (performance.now() - start_ms) / 1000;
+      const learning = () =>
+        learn({
+          model,
+          surrogates,
+          data: { files: [data] },
+          encoder: 'static',
+          clusterCount: 1,
+          budget: { sparsity: 0.25, cost: 'blocks' },
+          search: { effort: EFFORT },
+          machine: { home, threads: 1, openUnits: open },
+          output: { folder: out, name: 'bench' },
+          seed: 1,
+          hooks: { onProgress: () => {}, onDownload: () => {}, log: say, signal },
+        });
+      const took_s = (await time_ms(learning)) / 1000;
       const units = machines.units() - before;
       say(`${workers} ${workers === 1 ? 'worker' : 'workers'}: ${took_s.toFixed(1)} s for ${units} units`);
       return { took_s, units, set: await readFile(join(out, MASK_SET_FILE), 'utf8') };
@@ -324,14 +319,7 @@ function startWorkers(count: number, { url }: Valkey, journal: string, home: str
   return {
     units: () => units,
     async [Symbol.asyncDispose]() {
-      await Promise.all(
-        children.map(async (child) => {
-          if (child.exitCode !== null || child.signalCode !== null) return;
-          const ended = once(child, 'exit');
-          child.kill('SIGTERM');
-          await ended;
-        }),
-      );
+      await Promise.all(children.map((child) => endChild(child, 'SIGTERM')));
     },
   };
 }

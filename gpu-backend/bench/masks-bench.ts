@@ -17,7 +17,7 @@ import { denseMask, type Mask, maskFromSkippedLayers, type SurrogatesId } from '
 import type { RunInput } from '../engine/run-input.ts';
 import { openRunner } from '../engine/runner.ts';
 import type { Runner } from '../engine/runner-interface.ts';
-import { type BenchHooks, interleaved, median, round, type Subject } from '../measure.ts';
+import { type BenchHooks, interleaved, median, round, type Subject, time_ms, times_ms } from '../measure.ts';
 import { storedBytes } from '../model/architectures/projections.ts';
 import { WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
@@ -225,9 +225,7 @@ function openSequences(
 
 async function prefill_ms(runner: Runner, mask: Mask, batch: number, head: Head): Promise<number> {
   const inputs = openSequences(runner, mask, batch, PROMPT_TOKENS, head);
-  const begun_ms = performance.now();
-  await runner.runMany(inputs);
-  return performance.now() - begun_ms;
+  return await time_ms(() => runner.runMany(inputs));
 }
 
 async function decode_ms(
@@ -238,19 +236,10 @@ async function decode_ms(
 ): Promise<number> {
   const inputs = openSequences(runner, mask, batch, 4);
   await runner.runMany(inputs);
-  const times: number[] = [];
-  for (let step = 0; step < steps; step++) {
-    const begun_ms = performance.now();
-    await runner.runMany(
-      inputs.map(({ cache, plan }) => ({
-        cache,
-        plan,
-        tokenIds: [100 + step],
-        logitRows: head === 'with head' ? [0] : [],
-      })),
-    );
-    times.push(performance.now() - begun_ms);
-  }
+  const logitRows = head === 'with head' ? [0] : [];
+  const times = await times_ms(steps, (step) =>
+    runner.runMany(inputs.map(({ cache, plan }) => ({ cache, plan, tokenIds: [100 + step], logitRows }))),
+  );
   return median(times);
 }
 

@@ -14,7 +14,7 @@ import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { dryRunSchema } from '../../shared/wire/openai.ts';
 import { openFullEncoder } from '../encoder/full-encoder.ts';
 import { STATIC_TABLE_PATH } from '../learning/data/encoders.ts';
-import { type BenchHooks, inTurns, median, quantile, round } from '../measure.ts';
+import { type BenchHooks, inTurns, median, quantile, round, time_ms, times_ms } from '../measure.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import { type BenchEdge, call, openEdge, promptOf, startUpstream } from './edge-peers.ts';
 
@@ -138,9 +138,7 @@ export async function benchFullEncoder(name: string, home: string, { say, signal
   const rates: number[] = [];
   for (let turn = 0; turn < SHORT_ROUNDS; turn++) {
     signal?.throwIfAborted();
-    const start_ms = performance.now();
-    await encoder.embed(texts);
-    rates.push((1000 * texts.length) / (performance.now() - start_ms));
+    rates.push((1000 * texts.length) / (await time_ms(() => encoder.embed(texts))));
   }
   const textsPerSecond = round(median(rates), 0);
   say(`${textsPerSecond} texts of ${texts[0]!.length} characters a second`);
@@ -150,11 +148,6 @@ export async function benchFullEncoder(name: string, home: string, { say, signal
 
 async function timeEach(encoder: Encoder, texts: readonly string[]): Promise<Omit<Row, 'tokens'>> {
   for (const text of texts.slice(0, WARM_UP_RUNS)) await encoder.embed([text]);
-  const times: number[] = [];
-  for (const text of texts) {
-    const start_ms = performance.now();
-    await encoder.embed([text]);
-    times.push(performance.now() - start_ms);
-  }
+  const times = await times_ms(texts.length, (index) => encoder.embed([texts[index]!]));
   return { p50_ms: round(quantile(times, 0.5), 4), p99_ms: round(quantile(times, 0.99), 4) };
 }

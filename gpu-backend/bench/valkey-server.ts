@@ -1,12 +1,11 @@
 /** Starts a Valkey server on loopback for benches and tests of queues. It writes nothing to disk. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { existsSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
-import { freePort } from '../measure.ts';
+import { endChild, freePort } from '../measure.ts';
 
 /** Where `scripts/test-tools.ts` unpacks Debian's packages. */
 export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');
@@ -56,12 +55,7 @@ export async function startValkey(): Promise<Valkey> {
   if (server === undefined) throw new MaskrouteError('start_failed', NO_VALKEY);
   const port = await freePort();
   let child = await launch(server, port);
-  const stop = async () => {
-    if (child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, 'exit');
-    child.kill('SIGKILL');
-    await ended;
-  };
+  const stop = () => endChild(child, 'SIGKILL');
   return {
     url: `redis://127.0.0.1:${port}`,
     stop,

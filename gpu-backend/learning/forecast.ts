@@ -4,6 +4,7 @@
  * speed of matrix products. LOG.md compares both with measurements.
  */
 import { totalmem } from 'node:os';
+import { times_ms } from '../measure.ts';
 import { type Columns, multiplyPairs, multiplyTensor } from '../model/architectures/column-products.ts';
 import { type Linear, multiply } from '../model/architectures/projections.ts';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
@@ -72,13 +73,8 @@ async function paceOf(threads: number, product: (g: GraphBuilder, x: Value) => V
   const session = await createSession(encodeModel(graph), { threads, spinning: false });
   try {
     const x = tensor('f32', new Float32Array(PACE_ROWS * PACE_WIDTH).fill(0.5), [PACE_ROWS, PACE_WIDTH]);
-    const times_ms: number[] = [];
-    for (let run = 0; run < PACE_RUNS; run++) {
-      const begun_ms = performance.now();
-      await session.run({ x }, [y.name]);
-      times_ms.push(performance.now() - begun_ms);
-    }
-    return (PACE_ROWS * PACE_WIDTH * PACE_WIDTH) / (Math.min(...times_ms) / 1000);
+    const times = await times_ms(PACE_RUNS, () => session.run({ x }, [y.name]));
+    return (PACE_ROWS * PACE_WIDTH * PACE_WIDTH) / (Math.min(...times) / 1000);
   } finally {
     await session.release();
   }

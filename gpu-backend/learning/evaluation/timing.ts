@@ -35,9 +35,9 @@ export function createTimer(runner: Runner, signal?: AbortSignal): Timer {
       const subjects = new Map<string, Mask>();
       for (const mask of masks) subjects.set(nameOf(mask), mask);
       opened ??= openDecodeTimer(runner, CONTEXT_TOKENS);
-      const time_ms = await opened;
+      const decode_ms = await opened;
       const found = await interleavedRounds(
-        [...subjects].map(([name, mask]) => ({ name, measure: () => time_ms(mask) })),
+        [...subjects].map(([name, mask]) => ({ name, measure: () => decode_ms(mask) })),
         rounds,
         signal,
       );

@@ -9,7 +9,7 @@ import {
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openRunner } from '../../engine/runner.ts';
 import type { Runner } from '../../engine/runner-interface.ts';
-import { interleaved, median } from '../../measure.ts';
+import { interleaved, median, times_ms } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import type { Surrogates } from '../../model/surrogates.ts';
 import { type ModelText, openModelText } from '../../model/tokenizer/model-text.ts';
@@ -150,11 +150,8 @@ async function measureBlockTimes(
       surrogates,
     );
   const masks = { dense: denseMask(2 * layerCount), attention: without(0), ffn: without(1) };
-  const time_ms = await openDecodeTimer(runner, context);
-  const subjects = Object.entries(masks).map(([name, mask]) => ({
-    name,
-    measure: () => time_ms(mask),
-  }));
+  const decode_ms = await openDecodeTimer(runner, context);
+  const subjects = Object.entries(masks).map(([name, mask]) => ({ name, measure: () => decode_ms(mask) }));
   const found = await interleaved(subjects, ROUNDS);
   const perBlock = (name: 'attention' | 'ffn') =>
     Math.max(BLOCK_MIN_ms, (found.get('dense')! - found.get(name)!) / half.length);
@@ -187,12 +184,9 @@ export async function openDecodeTimer(runner: Runner, context: number): Promise<
   return async (mask) => {
     const plan = { mask, kv: 'preserve' } as const;
     cache.length = context;
-    const times: number[] = [];
-    for (let step = 0; step < STEPS; step++) {
-      const start = performance.now();
-      await runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] });
-      times.push(performance.now() - start);
-    }
+    const times = await times_ms(STEPS, (step) =>
+      runner.run({ cache, tokenIds: [token(step)], plan, logitRows: [0] }),
+    );
     return median(times);
   };
 }
