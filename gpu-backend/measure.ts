@@ -72,6 +72,15 @@ export async function times_ms(turns: number, work: (turn: number) => Promise<un
   return times;
 }
 
+export function sumOf(values: Iterable<number>): number {
+  let sum = 0;
+  for (const value of values) sum += value;
+  return sum;
+}
+
+export const average = (values: ArrayLike<number> & Iterable<number>): number =>
+  sumOf(values) / values.length;
+
 export function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   const middle = sorted.length >> 1;

@@ -10,7 +10,7 @@ import { computingThreads, interruptible, JSON_OPTION } from '../gpu-backend/cli
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
 import { createStep, startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
-import { median } from '../gpu-backend/measure.ts';
+import { average, median } from '../gpu-backend/measure.ts';
 import { createAdminClient, createTenantClient } from '../gpu-backend/publication/admin-client.ts';
 import { livePublication } from '../gpu-backend/publication/publish.ts';
 import { DEFAULT_TENANT, listSchema } from '../shared/admin/admin-wire.ts';
@@ -197,7 +197,7 @@ export function figuresOf(compared: readonly Compared[], load: number, evaluated
     rounds: ROUNDS,
     masked_tokens_per_s: medianOrNull(rounds.map((round) => round.masked)),
     dense_tokens_per_s: medianOrNull(rounds.map((round) => round.dense)),
-    agreement: mean(compared.map((one) => agreementOf(one.masked.text, one.dense.text))),
+    agreement: average(compared.map((one) => agreementOf(one.masked.text, one.dense.text))),
     evaluated_agreement: evaluated ?? null,
     spread,
     load,
@@ -245,9 +245,6 @@ function busyLines({ spread, load }: Figures): string[] {
 
 const medianOrNull = (values: readonly number[]): number | null =>
   values.length === 0 ? null : median(values);
-
-const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
 
 /** The share of the dense answer's words, from its beginning, that the other answer has, too. */
 export function agreementOf(text: string, dense: string): number {

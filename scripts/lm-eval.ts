@@ -15,7 +15,6 @@ import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { openRunner } from '../gpu-backend/engine/runner.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
-import { average } from '../gpu-backend/learning/evaluation/contestants.ts';
 import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
 import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
 import {
@@ -26,6 +25,7 @@ import {
 } from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
 import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
 import { startBackend } from '../gpu-backend/main.ts';
+import { average } from '../gpu-backend/measure.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/resolve.ts';
 import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
 import { openModelText } from '../gpu-backend/model/tokenizer/model-text.ts';

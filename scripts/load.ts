@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
-import { memoryBelow, time_ms } from '../gpu-backend/measure.ts';
+import { average, memoryBelow, time_ms } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
 import { REFUSALS, sendTraffic } from './load/clients.ts';
@@ -136,13 +136,10 @@ function memoryOf(root: number): Record<string, number> {
   return rss_MB;
 }
 
-const mean = (numbers: readonly number[]): number =>
-  numbers.reduce((sum, number) => sum + number, 0) / numbers.length;
-
 function memory(samples: readonly Sample[]) {
   const upTo = (end_s: number) => samples.filter(({ at_s }) => at_s <= end_s && at_s > end_s - SPAN_s);
   const of = (name: string, some: readonly Sample[]) =>
-    Math.round(mean(some.map(({ rss_MB }) => rss_MB[name] ?? 0)));
+    Math.round(average(some.map(({ rss_MB }) => rss_MB[name] ?? 0)));
   const names = Object.keys(samples.at(-1)?.rss_MB ?? {}).sort();
   const byPart = names.map((name) => {
     const afterFirstMinute_MB = of(name, upTo(FIRST_MINUTE_s));

@@ -4,7 +4,7 @@
  * speed of matrix products. LOG.md compares both with measurements.
  */
 import { totalmem } from 'node:os';
-import { times_ms } from '../measure.ts';
+import { sumOf, times_ms } from '../measure.ts';
 import { type Columns, multiplyPairs, multiplyTensor } from '../model/architectures/column-products.ts';
 import { type Linear, multiply } from '../model/architectures/projections.ts';
 import type { ModelConfig, WeightKind } from '../model/model-source.ts';
@@ -26,7 +26,6 @@ import {
   weightCounts,
 } from './gates/step-memory.ts';
 import { innerKind } from './gates/training-weights.ts';
-import { sumOf } from './search/bootstrap.ts';
 import { effortFor, type LearnEffort, STEP_PARTS } from './search/effort.ts';
 
 export type Forecast = {

@@ -16,6 +16,7 @@ import {
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeOutFolder, writeWhole } from '../files.ts';
+import { sumOf } from '../measure.ts';
 import type { ImportHooks } from '../model/model-source.ts';
 import { type InstalledModel, sha256OfFiles } from '../model/store.ts';
 import type { Surrogates } from '../model/surrogates.ts';
@@ -340,7 +341,7 @@ async function assemble(
 
 function clusterEntries({ model, surrogates }: Settings, { clusters, kinds }: Prompts, masks: LearnedMasks) {
   const { centroids, dimensions, sizes } = clusters;
-  const total = sizes.reduce((sum, size) => sum + size, 0);
+  const total = sumOf(sizes);
   return masks.clusters.map((_, cluster) => ({
     centroid: Array.from(centroids.subarray(cluster * dimensions, (cluster + 1) * dimensions), (value) =>
       Number(value.toPrecision(CENTROID_DIGITS)),

@@ -10,16 +10,13 @@ import { writeWhole } from '../files.ts';
 import { withOutput } from './journal.ts';
 import type { LearnOptions } from './learn.ts';
 import { checkRun, learn, STATE_FILE } from './learn.ts';
-import type { HeldOutScores } from './search/score-masks.ts';
+import type { Figures } from './search/score-masks.ts';
 
 const SWEEP_FILE = 'sweep.json';
 
-export type SweepRow = {
+/** The figures are of held-out prompts, weighted by the clusters' shares. */
+export type SweepRow = Figures & {
   readonly clusters: number;
-  /** On held-out prompts, weighted by the clusters' shares. */
-  readonly kl: number;
-  readonly agreement: number;
-  readonly perplexity: number;
   /**
    * KL of the mask for everybody on the same prompts. Each row draws its own prompts, so compare KLs within a row;
    * across rows compare only the relative gain of clusters.
@@ -75,8 +72,6 @@ async function sweepAlone(
   await rm(sharedState, { force: true });
   return rows;
 }
-
-type Figures = Pick<HeldOutScores, 'kl' | 'agreement' | 'perplexity'>;
 
 function heldOutOf({ heldOut }: MaskSet, method: 'learned' | 'one-mask'): Figures {
   if (heldOut[method] !== undefined) return heldOut[method] as Figures;

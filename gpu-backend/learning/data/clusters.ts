@@ -5,6 +5,7 @@
 import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
 import { nextTurn } from '../../event-loop.ts';
+import { sumOf } from '../../measure.ts';
 import { POINTS_A_STEP } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 
@@ -78,12 +79,12 @@ export function kindTable(
  * log₂ of the number of kinds.
  */
 export function informationBits(table: KindTable): number {
-  const total = table.reduce((sum, { counts }) => sum + add(counts), 0);
+  const total = table.reduce((sum, { counts }) => sum + sumOf(counts), 0);
   const clusterTotals =
     table[0]?.counts.map((_, c) => table.reduce((sum, row) => sum + row.counts[c]!, 0)) ?? [];
   let bits = 0;
   for (const { counts } of table) {
-    const kindTotal = add(counts);
+    const kindTotal = sumOf(counts);
     counts.forEach((count, c) => {
       if (count > 0) bits += (count / total) * Math.log2((count * total) / (kindTotal * clusterTotals[c]!));
     });
@@ -103,5 +104,3 @@ export function clusterLabel(table: KindTable, cluster: number): string {
     .join(', ')
     .slice(0, 200);
 }
-
-const add = (counts: readonly number[]): number => counts.reduce((sum, count) => sum + count, 0);

@@ -4,6 +4,7 @@
  */
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finish } from '../../event-loop.ts';
+import { sumOf } from '../../measure.ts';
 import type { Random } from '../../random.ts';
 import { createRandom } from '../../random.ts';
 
@@ -134,7 +135,7 @@ const clusteringOf = (
   centroids,
   assignment,
   sizes: clusterSizes(assignment, clusterCount),
-  inertia: distances.reduce((sum, value) => sum + value, 0),
+  inertia: sumOf(distances),
 });
 
 /** Points whose nearest centroid is found in one step: a fraction of a second with the most clusters. */

@@ -2,6 +2,7 @@
  * Whether clusters divide requests well: how even they are, how well they stand apart, and, when nearly all requests
  * would go to one mask (routing collapse), why.
  */
+import { sumOf } from '../../measure.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters } from './clusters.ts';
 import { distanceBetween, type Points } from './kmeans.ts';
@@ -25,7 +26,7 @@ const NEAR_SHARE = 0.25;
 const SILHOUETTE_POINTS = 1000;
 
 export function routingHealth(points: Points, clusters: Clusters, seed: number): RoutingHealth {
-  const total = clusters.sizes.reduce((sum, size) => sum + size, 0);
+  const total = sumOf(clusters.sizes);
   const shares = Array.from(clusters.sizes, (size) => size / total);
   const largestShare = Math.max(...shares);
   const entropy_bits = shares.reduce((sum, share) => sum - (share > 0 ? share * Math.log2(share) : 0), 0);

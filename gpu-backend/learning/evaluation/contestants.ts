@@ -1,5 +1,6 @@
 /** A contestant is a method at a sparsity: its masks for each scored row, and the row of figures that follows. */
 import { denseMask, type Mask, sparsity } from '../../../shared/mask/mask.ts';
+import { average } from '../../measure.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
 import { weightsRead } from '../../model/weights-file.ts';
 import { bootstrapInterval, weightedRatio } from '../search/bootstrap.ts';
@@ -78,17 +79,11 @@ function intervalsOf(rows: readonly SampleScores[]): EvaluationRow['intervals'] 
 }
 
 function byKind(scoredRows: readonly ScoredRow[], scores: readonly SampleScores[]): EvaluationRow['byKind'] {
-  const kinds = new Map<string, SampleScores[]>();
-  scoredRows.forEach(({ kind }, row) => {
-    kinds.set(kind, [...(kinds.get(kind) ?? []), scores[row]!]);
-  });
+  const kinds = Map.groupBy(scores.keys(), (row) => scoredRows[row]!.kind);
   return Object.fromEntries(
-    [...kinds].map(([kind, parts]) => {
-      const total = addScores(parts);
-      return [kind, { rows: parts.length, positions: total.positions, ...figuresOf(total) }];
+    [...kinds].map(([kind, rows]) => {
+      const total = addScores(rows.map((row) => scores[row]!));
+      return [kind, { rows: rows.length, positions: total.positions, ...figuresOf(total) }];
     }),
   );
 }
-
-export const average = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;

@@ -101,14 +101,10 @@ async function drawUp(
 ): Promise<LineUp> {
   const { options } = context;
   const { baselines, flavours } = options.compared;
-  const sets = await routeSets(
-    options,
-    rows.map(({ routeText }) => routeText),
-  );
   return {
     rowCount: rows.length,
     blockCount: 2 * options.evaluated.model.manifest.config.layerCount,
-    sets,
+    sets: await routeSets(options, rows),
     baselines,
     flavours,
     sparsities: sparsitiesOf(options),

@@ -9,7 +9,7 @@ import type { OpenEncoder } from '../data/encoders.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { drawSamples, type Sample } from '../data/samples.ts';
 import { openScoring, type Scorer, type ScoreSession } from '../search/score-masks.ts';
-import type { RoutedSet } from './line-up.ts';
+import { equalCountContestants, type LineUp, type RoutedSet } from './line-up.ts';
 import type { Baseline, RowCounts } from './result.ts';
 import { type Evaluated, scoreRows } from './score-rows.ts';
 import { pickRows, routeTexts } from './scored-rows.ts';
@@ -116,11 +116,14 @@ export async function openContext(options: EvaluateOptions): Promise<Context & A
   };
 }
 
-/** The cluster of each text under each mask set. */
+type Routable = Pick<CalibrationRow, 'routeText'>;
+
+/** The cluster of each row under each mask set. */
 export async function routeSets(
   { compared, signal }: EvaluateOptions,
-  texts: readonly string[],
+  rows: readonly Routable[],
 ): Promise<RoutedSet[]> {
+  const texts = rows.map(({ routeText }) => routeText);
   const sets: RoutedSet[] = [];
   for (const set of compared.maskSets) {
     const open = await compared.openEncoder(set);
@@ -131,6 +134,13 @@ export async function routeSets(
     }
   }
   return sets;
+}
+
+/** The contestants of the line-up on other rows, and where these are routed. */
+export async function contestantsOn({ options }: Context, lineUp: LineUp, rows: readonly Routable[]) {
+  const sets = await routeSets(options, rows);
+  const { contestants } = equalCountContestants({ ...lineUp, rowCount: rows.length, sets });
+  return { sets, contestants };
 }
 
 /** {@link scoreRows}, with its progress shown as the progress of `stage`. */

@@ -5,12 +5,12 @@
 import type { Mask, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { denseMask, withSurrogates } from '../../../shared/mask/mask.ts';
 import { type MaskSet, maskSetVersion } from '../../../shared/mask/mask-set.ts';
+import { average } from '../../measure.ts';
 import { type BlockCounts, countsOf, skipCountFor } from '../search/budget.ts';
 import type { Orders } from './baselines/search-orders.ts';
 import type { Removal } from './baselines/static-orders.ts';
 import { maskAlong } from './baselines/static-orders.ts';
 import type { Contestant } from './contestants.ts';
-import { average } from './contestants.ts';
 import type { Baseline, StaticMethod } from './result.ts';
 import { clusterMasks, oneMask } from './scored-rows.ts';
 import { firstAsFast } from './timing.ts';

@@ -6,6 +6,7 @@
  * arXiv 1712.01312) is a random number in [0, 1] that is exactly 0 or 1 with some probability, and differentiable by its
  * parameter logAlpha in between.
  */
+import { sumOf } from '../../measure.ts';
 
 /** Before clamping, a gate lies between `stretchLow` and `stretchHigh`. */
 export const HARD_CONCRETE = {
@@ -65,7 +66,7 @@ type Multipliers = { readonly linear: number; readonly quadratic: number };
 
 /** Weights of the blocks, summing to 1. @throws RangeError unless all are at least 0 and one is above. */
 export function normalizedWeights(weights: readonly number[]): number[] {
-  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  const total = sumOf(weights);
   if (!(total > 0) || weights.some((weight) => !(weight >= 0)))
     throw new RangeError(`block weights [${weights.join()}] do not weigh anything`);
   return weights.map((weight) => weight / total);

@@ -22,6 +22,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { namingFile, partOf, readOwnJson, removeOldParts, sizeOf, writeWhole } from '../../files.ts';
+import { average } from '../../measure.ts';
 import {
   type Columns as ByColumn,
   multiplyPairs,
@@ -261,7 +262,7 @@ function withoutMeans(matrix: Matrix): Matrix {
   const { rows, inputs } = matrix;
   for (let start = 0; start < rows.length; start += inputs) {
     const row = rows.subarray(start, start + inputs);
-    const mean = row.reduce((sum, value) => sum + value, 0) / inputs;
+    const mean = average(row);
     for (let i = 0; i < inputs; i++) row[i]! -= mean;
   }
   return matrix;

@@ -5,6 +5,7 @@ import { html } from 'hono/html';
 import type { z } from 'zod';
 import { maskFromBits } from '../../../shared/mask/mask.ts';
 import { writeWhole } from '../../files.ts';
+import { average } from '../../measure.ts';
 import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
 import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
 import { evaluationSections, evaluationVerdict } from './evaluation-sections.ts';
@@ -252,8 +253,7 @@ function learningCurves(report: LearnReport): Html | undefined {
 /** Mean over a step and its neighbours, two each side. */
 const smoothed = (values: readonly number[]): number[] =>
   values.map((_, i) => {
-    const near = values.slice(Math.max(0, i - 2), i + 3);
-    return near.reduce((sum, value) => sum + value, 0) / near.length;
+    return average(values.slice(Math.max(0, i - 2), i + 3));
   });
 
 const gateTable = (report: LearnReport): Html[] => [

@@ -57,5 +57,3 @@ export function pairedLead(parts: readonly { readonly positions: number; readonl
   const standardError = Math.sqrt((squares * parts.length) / (parts.length - 1)) / count;
   return { mean, standardError: parts.length === 1 ? Number.POSITIVE_INFINITY : standardError };
 }
-
-export const sumOf = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);

@@ -6,6 +6,7 @@
 
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { sumOf } from '../../measure.ts';
 import type { BlockCost } from './effort.ts';
 
 /** Blocks of each kind that are left out. */
@@ -108,7 +109,7 @@ export const meetsBudget = (mask: Mask, { allowed }: Budget): boolean => {
 
 /** Share of the blocks' weights that a mask leaves out. */
 export function weightSkipped({ runs }: Mask, { blockWeights }: Budget): number {
-  const total = blockWeights.reduce((sum, weight) => sum + weight, 0);
+  const total = sumOf(blockWeights);
   return blockWeights.reduce((sum, weight, block) => sum + (runs[block] === 0 ? weight : 0), 0) / total;
 }
 
@@ -135,7 +136,7 @@ export function masksByScore(scores: readonly number[], budget: Budget, count: n
 
 /** Index of the allowed pair with as many FFN blocks as are skipped when blocks by rising score meet the target. */
 function naturalPair(order: readonly number[], { allowed, blockWeights, targetSparsity }: Budget): number {
-  const needed = targetSparsity * blockWeights.reduce((sum, weight) => sum + weight, 0);
+  const needed = targetSparsity * sumOf(blockWeights);
   let [weight, ffn] = [0, 0];
   for (const block of order) {
     if (weight >= needed - 1e-9) break;

@@ -6,8 +6,8 @@
  * C clusters, D dimensions, K figures of each.
  */
 import { Matrix, solve } from 'ml-matrix';
+import { sumOf } from '../../measure.ts';
 import type { Points } from '../data/kmeans.ts';
-import { sumOf } from './bootstrap.ts';
 
 /** The kernel: similarity of each two centroids, `[C, C]`. */
 type Likeness = Matrix;

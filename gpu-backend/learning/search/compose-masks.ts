@@ -7,8 +7,8 @@
  * C clusters, B blocks that may change.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import { sumOf } from '../../measure.ts';
 import { groupsBy, kMeans, type Points } from '../data/kmeans.ts';
-import { sumOf } from './bootstrap.ts';
 import { type Budget, countsOf } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
 

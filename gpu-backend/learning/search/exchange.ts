@@ -12,6 +12,7 @@
  */
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
+import { sumOf } from '../../measure.ts';
 import type { BlockCounts, Budget } from './budget.ts';
 import { countsOf, meetsBudget } from './budget.ts';
 
@@ -178,17 +179,16 @@ function movesOf(mask: Mask, worth: readonly number[], budget: Budget): Move[] {
     open: [open],
     close: [close],
   }));
+  const worthOf = (blocks: readonly number[]) => sumOf(blocks.map((block) => worth[block]!));
   const neighbours = [budget.allowed[index - 1], budget.allowed[index + 1]];
   for (const pair of neighbours) if (pair !== undefined) moves.push(...exchangesTo(mask, worth, here, pair));
   return moves
-    .map(({ open, close }) => ({ open, close, change: sumOf(close, worth) - sumOf(open, worth) }))
+    .map(({ open, close }) => ({ open, close, change: worthOf(close) - worthOf(open) }))
     .sort((a, b) => a.change - b.change || order(a, b));
 }
 
 const order = (a: Move, b: Move): number =>
   (a.open[0] ?? -1) - (b.open[0] ?? -1) || (a.close[0] ?? -1) - (b.close[0] ?? -1);
-const sumOf = (blocks: readonly number[], values: readonly number[]): number =>
-  blocks.reduce((sum, block) => sum + values[block]!, 0);
 const samePair = (a: BlockCounts, b: BlockCounts) => a.attention === b.attention && a.ffn === b.ffn;
 
 /** Blocks of one kind that run (`bit` 1) or are skipped (0). */

@@ -3,8 +3,8 @@
  *
  * C clusters, M masks.
  */
+import { sumOf } from '../../measure.ts';
 import type { Points } from '../data/kmeans.ts';
-import { sumOf } from './bootstrap.ts';
 import { alongLines, ridgeOnCentroids } from './centroid-ridge.ts';
 
 /** Strength of the prior that all clusters are equal, as a number of prompts. */

@@ -4,7 +4,8 @@
  * measured on rows from which neither masks nor their assignment were made.
  */
 import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
-import { bootstrapInterval, pairedLead, sumOf, weightedRatio } from './bootstrap.ts';
+import { sumOf } from '../../measure.ts';
+import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
 import { lowestPrice } from './share-masks.ts';
 
 /** A row under every mask that routing may choose. */

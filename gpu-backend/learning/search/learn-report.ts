@@ -233,12 +233,7 @@ export function heldOutFigures(
 ): MaskSet['heldOut'] {
   const [learned, one] = [scoresOf(heldOut, 'learned'), scoresOf(heldOut, 'one')];
   if (learned === undefined || one === undefined) return { nearest };
-  const figures = ({ positions, kl, agreement, perplexity }: HeldOutScores) => ({
-    positions,
-    kl,
-    agreement,
-    perplexity,
-  });
+  const figures = ({ densePerplexity: _, ...own }: HeldOutScores) => own;
   return {
     dense: { positions: learned.positions, perplexity: learned.densePerplexity },
     learned: figures(learned),

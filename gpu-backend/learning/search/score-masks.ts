@@ -14,6 +14,7 @@ import { denseMask, type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import type { KvValues, SequenceCache } from '../../engine/kv-cache.ts';
 import { openRunner } from '../../engine/runner.ts';
 import type { Runner, RunnerOptions } from '../../engine/runner-interface.ts';
+import { sumOf } from '../../measure.ts';
 import type { InstalledModel } from '../../model/store.ts';
 import { encodeModel } from '../../onnx/encode.ts';
 import { type Graph, GraphBuilder, type Value } from '../../onnx/graph.ts';
@@ -94,7 +95,7 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
       const { losses, tops, logs } = await session.logs(logits, nextIds(sample));
       const positions = tops.length;
       const equal = { positions, kl: 0, klEven: 0, equalTops: positions };
-      return { sample, logs, tops, scores: { ...equal, loss: sum(losses) } };
+      return { sample, logs, tops, scores: { ...equal, loss: sumOf(losses) } };
     },
     async score({ sample, logs, tops }, mask) {
       const logits = await logitsOf(sample, mask);
@@ -103,10 +104,10 @@ export function createScorer(runner: Runner, session: ScoreSession): Scorer {
       const kls = found.kls.map((kl) => Math.max(0, kl));
       return {
         positions: tops.length,
-        kl: sum(kls),
-        klEven: sum(kls.filter((_, position) => position % 2 === 0)),
+        kl: sumOf(kls),
+        klEven: sumOf(kls.filter((_, position) => position % 2 === 0)),
         equalTops: tops.filter((top, row) => top === found.tops[row]).length,
-        loss: sum(found.losses),
+        loss: sumOf(found.losses),
       };
     },
   };
@@ -144,28 +145,26 @@ function createForward(runner: Runner): (sample: Sample, mask: Mask) => Promise<
 
 const nextIds = ({ tokenIds, scoreFrom }: Sample): Int32Array => tokenIds.subarray(scoreFrom + 1);
 
-const sum = (values: Float32Array): number => values.reduce((total, value) => total + value, 0);
-
 export const addScores = (parts: readonly SampleScores[]): SampleScores =>
   scoresBy((name) => parts.reduce((total, part) => total + part[name], 0));
 
-/** Means over positions; perplexity is exp of the mean loss. */
-export const figuresOf = ({ positions, kl, equalTops, loss }: SampleScores) => ({
+export type Figures = {
+  /** Mean over the positions, nats. */
+  readonly kl: number;
+  /** Share of positions whose most likely token is that of the dense model. */
+  readonly agreement: number;
+  /** Exp of the mean loss. */
+  readonly perplexity: number;
+};
+
+export const figuresOf = ({ positions, kl, equalTops, loss }: SampleScores): Figures => ({
   kl: kl / positions,
   agreement: equalTops / positions,
   perplexity: Math.exp(loss / positions),
 });
 
 /** Figures of masks on held-out prompts, as a mask set holds them. */
-export type HeldOutScores = {
-  readonly positions: number;
-  /** Mean over the positions, nats. */
-  readonly kl: number;
-  /** Share of positions whose most likely token is that of the dense model. */
-  readonly agreement: number;
-  readonly perplexity: number;
-  readonly densePerplexity: number;
-};
+export type HeldOutScores = Figures & { readonly positions: number; readonly densePerplexity: number };
 
 /** @param dense the same samples under the dense model. */
 export function heldOutScores(parts: readonly SampleScores[], dense: readonly SampleScores[]): HeldOutScores {

@@ -9,9 +9,10 @@
  *
  * R rows (prompts that no search saw), C clusters, M masks.
  */
+import { sumOf } from '../../measure.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Points } from '../data/kmeans.ts';
-import { type Lead, pairedLead, sumOf } from './bootstrap.ts';
+import { type Lead, pairedLead } from './bootstrap.ts';
 import { type ClusterText, fragilityOf } from './fragility.ts';
 
 /** A prompt's costs under every mask. */
@@ -227,7 +228,7 @@ export function validateCounts(
     const lead = pairedLead(
       rows.map((row, index) => ({ positions: row.positions, sum: row.kl[options.base]! - costs[index]! })),
     );
-    return { kl: costs.reduce((sum, cost) => sum + cost, 0) / positions, lead };
+    return { kl: sumOf(costs) / positions, lead };
   });
 }
 

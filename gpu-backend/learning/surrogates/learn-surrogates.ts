@@ -9,6 +9,7 @@ import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finishInTurns } from '../../event-loop.ts';
 import { makeOutFolderOf, removeOldParts, writeWhole } from '../../files.ts';
+import { average } from '../../measure.ts';
 import { type InstalledModel, sha256OfFiles } from '../../model/store.ts';
 import {
   checkRank,
@@ -251,8 +252,7 @@ async function descendAll(
 }
 
 function describeStep({ losses, best, judgements }: DistillState): string {
-  const recent = losses.slice(-20);
-  const mean = recent.reduce((sum, loss) => sum + loss, 0) / recent.length;
+  const mean = average(losses.slice(-20));
   const last = judgements.at(-1)!;
   return `KL ${mean.toFixed(3)}; held out ${last.kl.toFixed(4)}, best ${best.kl.toFixed(4)} at step ${best.step}`;
 }

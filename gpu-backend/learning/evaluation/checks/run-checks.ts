@@ -2,26 +2,20 @@
  * The checks that the paper calls for: where tasks are routed, what calibration on one narrow kind costs, text past 512
  * tokens, the sparsity at which quality collapses, and whether facts are still recalled.
  */
-import {
-  denseMask,
-  type Mask,
-  type SurrogatesId,
-  sparsity,
-  withSurrogates,
-} from '../../../../shared/mask/mask.ts';
+import { type Mask, type SurrogatesId, sparsity, withSurrogates } from '../../../../shared/mask/mask.ts';
 import type { ModelText } from '../../../model/tokenizer/model-text.ts';
 import { kindTable } from '../../data/clusters.ts';
 import type { CalibrationRow } from '../../data/read-data.ts';
 import { createSampler, type Sample } from '../../data/samples.ts';
 import { skipCountFor } from '../../search/budget.ts';
-import { addScores, figuresOf, type SampleScores } from '../../search/score-masks.ts';
+import { addScores, type Figures, figuresOf } from '../../search/score-masks.ts';
 import { searchOrders } from '../baselines/search-orders.ts';
 import { maskAlong } from '../baselines/static-orders.ts';
 import {
   type CheckOptions,
   type Context,
+  contestantsOn,
   drawCalibration,
-  routeSets,
   scoreSamples,
 } from '../evaluation-context.ts';
 import type { Inputs } from '../inputs.ts';
@@ -73,11 +67,7 @@ async function recall(
   { context, lineUp }: CheckInput,
   facts: readonly Fact[],
 ): Promise<Pick<Checks, 'recall' | 'clustersByTask'>> {
-  const sets = await routeSets(
-    context.options,
-    facts.map(({ routeText }) => routeText),
-  );
-  const { contestants } = equalCountContestants({ ...lineUp, rowCount: facts.length, sets });
+  const { sets, contestants } = await contestantsOn(context, lineUp, facts);
   const figures = await scored(
     context,
     facts.map(({ sample }) => sample),
@@ -136,14 +126,9 @@ async function cliffAndNarrow(input: CheckInput): Promise<Pick<Checks, 'cliff' |
 async function narrowOrder({ context, lineUp, inputs }: CheckInput, flavour: SurrogatesId | null) {
   const { options, scorer } = context;
   const { evaluated, search, signal } = options;
-  const { calibration } = inputs.data;
-  const counts = new Map<string, number>();
-  for (const { kind } of calibration) counts.set(kind, (counts.get(kind) ?? 0) + 1);
-  const [kind] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))[0]!;
-  const samples = drawCalibration(
-    context,
-    calibration.filter((row) => row.kind === kind),
-  );
+  const byKind = Map.groupBy(inputs.data.calibration, (row) => row.kind);
+  const [kind, rows] = [...byKind].sort(([a, m], [b, n]) => n.length - m.length || (a < b ? -1 : 1))[0]!;
+  const samples = drawCalibration(context, rows);
   if (samples.length === 0) return undefined;
   const orders = await searchOrders(
     { evaluated, scorer, samples },
@@ -172,17 +157,12 @@ async function longText({ context, asked, lineUp, samples }: CheckInput): Promis
   for (const { method, masks, targetSparsity, surrogate } of subjects) {
     options.onProgress('long text', found.length, subjects.length);
     const parts = { runner, session, signal: options.signal };
-    const routed = prompts.map((tokenIds, row) => ({
-      tokenIds,
-      mask: masks[row]![0] ?? denseMask(lineUp.blockCount),
-    }));
+    const routed = prompts.map((tokenIds, row) => ({ tokenIds, mask: masks[row]![0]! }));
     const windows = await judgeLongText(parts, routed, endIds, tokens);
     found.push({ method, targetSparsity, surrogate, windows });
   }
   return { longText: found };
 }
-
-type Figures = { kl: number; agreement: number; perplexity: number };
 
 /** Pooled figures of each subject, over the rows that `counts` keeps. */
 async function scored(
@@ -198,9 +178,7 @@ async function scored(
     samples.map((_, row) => subjects.flatMap((masks) => masks[row]!)),
   );
   return subjects.map((masks) => {
-    const parts: SampleScores[] = masks.flatMap((some, row) =>
-      counts(row) ? some.map((mask) => scoresOf(row, mask)) : [],
-    );
+    const parts = masks.flatMap((some, row) => (counts(row) ? some.map((mask) => scoresOf(row, mask)) : []));
     return figuresOf(addScores(parts));
   });
 }
@@ -234,9 +212,9 @@ function factsOfRows(
 ): Fact[] {
   const sampling = { tokensMax: contextTokens, contextTokens, scored: 'answers' } as const;
   const sampleOf = createSampler(text, eosTokenId, sampling);
-  return rows.flatMap(({ kind, routeText, ...row }) => {
-    const sample = sampleOf({ kind, routeText, ...row });
-    return sample === undefined ? [] : [{ kind, routeText, sample }];
+  return rows.flatMap((row) => {
+    const sample = sampleOf(row);
+    return sample === undefined ? [] : [{ kind: row.kind, routeText: row.routeText, sample }];
   });
 }
 

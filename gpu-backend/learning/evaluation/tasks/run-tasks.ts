@@ -5,18 +5,17 @@
 import { z } from 'zod';
 import { type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
+import { average } from '../../../measure.ts';
 import { bootstrapInterval, weightedRatio } from '../../search/bootstrap.ts';
-import { average, type Contestant } from '../contestants.ts';
-import { type Context, routeSets } from '../evaluation-context.ts';
-import { equalCountContestants, type LineUp } from '../line-up.ts';
+import type { Contestant } from '../contestants.ts';
+import { type Context, contestantsOn } from '../evaluation-context.ts';
+import type { LineUp } from '../line-up.ts';
 import type { EvaluationRow, TaskFigures } from '../result.ts';
 import { openKeptAnswers } from '../score-rows.ts';
 import { hasNorm, type Question, type Task } from './read-task.ts';
 import { encodeChoices, judge, scoreChoices } from './score-question.ts';
 
 export type LoadedTask = { readonly task: Task; readonly questions: readonly Question[] };
-
-type TaskPart = Pick<EvaluationRow, 'tasks'>;
 
 /** @throws MaskrouteError `invalid_data` naming a question that the model cannot be asked. */
 export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTask[]): void {
@@ -32,22 +31,18 @@ export function checkTasks({ runner, text }: Context, loaded: readonly LoadedTas
   }
 }
 
-/** Figures of each contestant, in the order of {@link equalCountContestants}; empty without tasks. */
+/** Figures of each contestant, in the order of {@link contestantsOn}; empty without tasks. */
 export async function runTasks(
   context: Context,
   lineUp: LineUp,
   loaded: readonly LoadedTask[],
-): Promise<TaskPart[]> {
+): Promise<Pick<EvaluationRow, 'tasks'>[]> {
   const { options } = context;
-  const found: Record<string, NonNullable<EvaluationRow['tasks']>[string]>[] = [];
+  const found: Record<string, TaskFigures>[] = [];
   const questions = loaded.reduce((sum, task) => sum + task.questions.length, 0);
   let done = 0;
   for (const task of loaded) {
-    const sets = await routeSets(
-      options,
-      task.questions.map(({ routeText }) => routeText),
-    );
-    const { contestants } = equalCountContestants({ ...lineUp, rowCount: task.questions.length, sets });
+    const { contestants } = await contestantsOn(context, lineUp, task.questions);
     const total = questions * masksPerQuestion(contestants);
     let dense: Verdicts | undefined;
     for (const [index, contestant] of contestants.entries()) {
@@ -102,11 +97,11 @@ async function answerTask(
 /** `dense`: the dense model's verdicts on the same questions, the reference of `keptAboveChance`. */
 function taskFigures({ task, questions }: LoadedTask, verdicts: Verdicts, dense: Verdicts): TaskFigures {
   const chance = average(questions.map(({ choices }) => 1 / choices.length));
-  const main = (of: Verdicts) => average(hasNorm(task) ? of.accNorm : of.acc) - chance;
+  const norm = hasNorm(task);
+  const main = (of: Verdicts) => average(norm ? of.accNorm : of.acc) - chance;
   const ones = questions.map(() => 1);
   const intervalOf = (values: readonly number[]) =>
     bootstrapInterval(values.length, (weights) => weightedRatio(weights, values, ones));
-  const norm = hasNorm(task);
   return {
     questions: questions.length,
     acc: average(verdicts.acc),

@@ -6,6 +6,7 @@
 import type { Mask } from '../../../../shared/mask/mask.ts';
 import type { SequenceCache } from '../../../engine/kv-cache.ts';
 import type { Runner } from '../../../engine/runner-interface.ts';
+import { sumOf } from '../../../measure.ts';
 import type { Tokenizer } from '../../../model/tokenizer/tokenizer.ts';
 import { commonLength } from '../../data/samples.ts';
 import type { ScoreSession } from '../../search/score-masks.ts';
@@ -56,7 +57,7 @@ export async function scoreChoices(
     const logitRows = Array.from({ length: tokenIds.length - contextTokens }, (_, i) => first + i);
     const logits = await runner.run({ cache, tokenIds: input.subarray(kept), plan, logitRows });
     const { losses } = await session.losses(logits, tokenIds.subarray(contextTokens));
-    found.push(-losses.reduce((sum, loss) => sum + loss, 0));
+    found.push(-sumOf(losses));
     held = Int32Array.from(input);
   }
   cache.truncate(0);
