@@ -6,7 +6,7 @@ import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
 import { nextTurn } from '../../event-loop.ts';
 import { sumOf } from '../../measure.ts';
-import { POINTS_A_STEP } from './kmeans.ts';
+import { POINTS_A_STEP, type Points } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
 
 export type Clusters = {
@@ -18,6 +18,12 @@ export type Clusters = {
   readonly sizes: Uint32Array;
   readonly inertia: number;
 };
+
+export const centroidPoints = ({ centroids, dimensions, sizes }: Clusters): Points => ({
+  count: sizes.length,
+  dimensions,
+  values: centroids,
+});
 
 /** Number of prompts of each kind in each cluster. */
 export type KindTable = { readonly kind: string; readonly counts: number[] }[];

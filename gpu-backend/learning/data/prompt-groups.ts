@@ -9,7 +9,7 @@ import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finishInTurns } from '../../event-loop.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Clusters, KindTable } from './clusters.ts';
-import { assignRows, embedRows, kindTable } from './clusters.ts';
+import { assignRows, centroidPoints, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
 import type { Points } from './kmeans.ts';
 import {
@@ -232,10 +232,10 @@ function* nearestDistances(
   return { rows: points.count, median: at(0.5), far: at(1 - FAR_SHARE) };
 }
 
-function centroidPositions(points: Points, { centroids, dimensions, sizes }: Clusters): [number, number][] {
-  const axes = principalAxes(points, Math.min(2, dimensions));
-  const { values } = project({ count: sizes.length, dimensions, values: centroids }, axes);
-  return Array.from(sizes, (_, cluster) => [
+function centroidPositions(points: Points, clusters: Clusters): [number, number][] {
+  const axes = principalAxes(points, Math.min(2, clusters.dimensions));
+  const { values } = project(centroidPoints(clusters), axes);
+  return Array.from(clusters.sizes, (_, cluster) => [
     values[cluster * axes.outputs]!,
     values[cluster * axes.outputs + 1] ?? 0,
   ]);

@@ -59,14 +59,23 @@ export function stepFeeds(
     gates: tensor('f32', Float32Array.from(gates), [gates.length]),
     target_ids: integers(targetIds, [R, K]),
     target_probabilities: tensor('f32', Float32Array.from(targetProbabilities), [R, K]),
-    ...(surrogates === undefined ? {} : surrogateFeeds(config, surrogates)),
+    ...(surrogates && surrogateFeeds(config, surrogates)),
   };
 }
 
-function surrogateFeeds(config: ModelConfig, table: SurrogateTable): Feeds {
-  const shapes = surrogateShapes(config, table.rank);
+/** The rows of `layers`, all unless given, of every table of surrogates: two a layer. */
+export function surrogateFeeds(
+  { hiddenSize, layerCount }: ModelConfig,
+  table: SurrogateTable,
+  layers = { from: 0, count: layerCount },
+): Feeds {
+  const shapes = surrogateShapes({ hiddenSize, layerCount: layers.count }, table.rank);
   return Object.fromEntries(
-    SURROGATE_PARTS.map((part) => [`surrogate_${part}`, tensor('f32', table[part], shapes[part])]),
+    SURROGATE_PARTS.map((part) => {
+      const row = table[part].length / table.blockCount;
+      const rows = table[part].subarray(2 * layers.from * row, 2 * (layers.from + layers.count) * row);
+      return [`surrogate_${part}`, tensor('f32', rows, shapes[part])];
+    }),
   );
 }
 

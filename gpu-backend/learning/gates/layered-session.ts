@@ -22,8 +22,7 @@ import {
   type Session,
   tensor,
 } from '../../onnx/session.ts';
-import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
-import { type GateBatch, stepFeeds, type TextBatch, textFeeds } from './batches.ts';
+import { type GateBatch, stepFeeds, surrogateFeeds, type TextBatch, textFeeds } from './batches.ts';
 import { embeddingGraph, headGraph, layerGraph } from './gate-graph.ts';
 import { type GateSession, type GateStep, gateStep, type LossSession } from './gate-session.ts';
 import type { Rounding } from './rounding.ts';
@@ -149,7 +148,7 @@ const layerFeeds = (
   token_ids: text.token_ids!,
   before,
   gates: tensor('f32', Float32Array.of(gates[2 * index]!, gates[2 * index + 1]!), [2]),
-  ...(surrogates && surrogateRows(config, surrogates, index)),
+  ...(surrogates && surrogateFeeds(config, surrogates, { from: index, count: 1 })),
 });
 
 const headFeeds = (
@@ -160,18 +159,6 @@ const headFeeds = (
   scored_rows: scored_rows!,
   ...(target_ids && { target_ids, target_probabilities: target_probabilities! }),
 });
-
-/** A layer's two rows (attention, FFN) of every table of surrogates. */
-function surrogateRows(config: ModelConfig, table: SurrogateTable, layer: number): Feeds {
-  const shapes = surrogateShapes({ ...config, layerCount: 1 }, table.rank);
-  return Object.fromEntries(
-    SURROGATE_PARTS.map((part) => {
-      const count = shapes[part].reduce((all, size) => all * size, 1);
-      const rows = table[part].subarray(layer * count, (layer + 1) * count);
-      return [`surrogate_${part}`, tensor('f32', rows, shapes[part])];
-    }),
-  );
-}
 
 type Piece = {
   /** Its session stays open, under this name. */

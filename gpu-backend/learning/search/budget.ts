@@ -127,11 +127,9 @@ export function masksByScore(scores: readonly number[], budget: Budget, count: n
     .map((pair, index) => ({ pair, distance: Math.abs(index - natural) }))
     .sort((a, b) => a.distance - b.distance)
     .slice(0, count);
-  return pairs.map(({ pair }) => {
-    const runs = new Uint8Array(scores.length).fill(1);
-    for (const block of [...attention.slice(0, pair.attention), ...ffn.slice(0, pair.ffn)]) runs[block] = 0;
-    return { runs };
-  });
+  return pairs.map(({ pair }) =>
+    maskWithout(scores.length, [...attention.slice(0, pair.attention), ...ffn.slice(0, pair.ffn)]),
+  );
 }
 
 /** Index of the allowed pair with as many FFN blocks as are skipped when blocks by rising score meet the target. */
@@ -147,11 +145,15 @@ function naturalPair(order: readonly number[], { allowed, blockWeights, targetSp
   return distances.indexOf(Math.min(...distances));
 }
 
-export function maskWithout(blockCount: number, skipped: readonly number[]): Mask {
-  const mask = denseMask(blockCount);
-  for (const block of skipped) mask.runs[block] = 0;
-  return mask;
+/** The mask with each of `blocks` flipped: one that runs is skipped, and the other way round. */
+export function withChanged({ runs }: Mask, blocks: readonly number[]): Mask {
+  const changed = runs.slice();
+  for (const block of blocks) changed[block] = 1 - changed[block]!;
+  return { runs: changed };
 }
+
+export const maskWithout = (blockCount: number, skipped: readonly number[]): Mask =>
+  withChanged(denseMask(blockCount), skipped);
 
 /** Blocks to skip for a sparsity, at the nearest whole number (half up): 12.5 % of 60 blocks are 8. */
 export const skipCountFor = (blockCount: number, sparsity: number): number =>

@@ -9,7 +9,7 @@
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
 import { sumOf } from '../../measure.ts';
 import { groupsBy, kMeans, type Points } from '../data/kmeans.ts';
-import { type Budget, countsOf } from './budget.ts';
+import { type Budget, countsOf, withChanged } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
 
 /** The effects of single blocks on one prompt. */
@@ -150,13 +150,6 @@ export function bestExchange(start: Mask, changes: ReadonlyMap<number, number>, 
     }
   }
   return withChanged(start, best.blocks);
-}
-
-/** The mask with each of `blocks` flipped. */
-export function withChanged(start: Mask, blocks: readonly number[]): Mask {
-  const runs = start.runs.slice();
-  for (const block of blocks) runs[block] = 1 - runs[block]!;
-  return { runs };
 }
 
 /**

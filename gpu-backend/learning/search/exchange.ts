@@ -14,7 +14,7 @@ import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
 import { sumOf } from '../../measure.ts';
 import type { BlockCounts, Budget } from './budget.ts';
-import { countsOf, meetsBudget } from './budget.ts';
+import { countsOf, meetsBudget, withChanged } from './budget.ts';
 
 /** Lower is better; the same mask gives the same cost. */
 export type MaskCost = (mask: Mask) => Promise<number>;
@@ -63,7 +63,7 @@ export async function greedyMask(
         current = known;
         break;
       }
-      const mask = exchanged(current.mask, [], [block]);
+      const mask = withChanged(current.mask, [block]);
       // When no evaluations are left, the estimates decide.
       if (evaluations++ >= evaluationsMax) {
         current = { mask, cost: current.cost + rises[block]! };
@@ -90,9 +90,8 @@ export async function worthOfBlocks(
   const here = await cost(mask);
   const measured = ranking === undefined ? [...mask.runs.keys()] : blocksInQuestion(mask, ranking);
   const worths = measured.map(async (block): Promise<[number, number]> => {
-    const isOut = mask.runs[block] === 0;
-    const there = await cost(exchanged(mask, isOut ? [block] : [], isOut ? [] : [block]));
-    return [block, isOut ? here - there : there - here];
+    const there = await cost(withChanged(mask, [block]));
+    return [block, mask.runs[block] === 0 ? here - there : there - here];
   });
   const worth = new Map(await Promise.all(worths));
   const dearest = Math.max(...worth.values());
@@ -123,10 +122,10 @@ export async function lighterMasks(
   const here = await cost(mask);
   const gains = new Map<number, number>();
   for (const block of [...blocksOf(mask, 0, 0), ...blocksOf(mask, 1, 0)]) {
-    gains.set(block, (here - (await cost(exchanged(mask, [block], [])))) / blockWeights[block]!);
+    gains.set(block, (here - (await cost(withChanged(mask, [block])))) / blockWeights[block]!);
   }
   const order = [...gains].sort(([a, gainA], [b, gainB]) => gainB - gainA || a - b).map(([block]) => block);
-  return order.slice(0, steps).map((_, i) => exchanged(mask, order.slice(0, i + 1), []));
+  return order.slice(0, steps).map((_, i) => withChanged(mask, order.slice(0, i + 1)));
 }
 
 /** Tries exchanges in the order of `worth`'s predictions, measuring each; the result is never worse than `start`. */
@@ -140,7 +139,7 @@ export async function exchangeBlocks(
   let current = start;
   for (let failed = 0, evaluations = 0; failed < triesMax && evaluations < evaluationsMax; evaluations++) {
     const mask = movesOf(current, worth, budget)
-      .map(({ open, close }) => exchanged(current, open, close))
+      .map(({ open, close }) => withChanged(current, [...open, ...close]))
       .find((other) => !tried.has(maskBits(other)));
     if (mask === undefined) break;
     tried.add(maskBits(mask));
@@ -229,13 +228,6 @@ function exchangesTo(mask: Mask, worth: readonly number[], from: BlockCounts, to
 /** Whether an allowed pair can still be reached once this block is removed. */
 function mayClose(mask: Mask, block: number, { allowed }: Budget): boolean {
   if (mask.runs[block] === 0) return false;
-  const { attention, ffn } = countsOf(exchanged(mask, [], [block]));
+  const { attention, ffn } = countsOf(withChanged(mask, [block]));
   return allowed.some((pair) => attention <= pair.attention && ffn <= pair.ffn);
-}
-
-function exchanged({ runs }: Mask, open: readonly number[], close: readonly number[]): Mask {
-  const changed = runs.slice();
-  for (const block of open) changed[block] = 1;
-  for (const block of close) changed[block] = 0;
-  return { runs: changed };
 }

@@ -6,6 +6,7 @@
 import type { Headroom } from '../../../shared/mask/held-out.ts';
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
+import { centroidPoints } from '../data/clusters.ts';
 import { mapAtOnce } from '../units/units.ts';
 import { type Budget, weightSkipped } from './budget.ts';
 import type { LearnEffort } from './effort.ts';
@@ -109,9 +110,8 @@ async function learnShared(
   const { masksMax, compose, sizes: sizesTried } = context.effort;
   const tried = masksMax + compose.masks + (skipped ? sizesTried.length : 0);
   const most = Math.min(maskCount ?? tried, pool.length);
-  const { centroids: values, dimensions, sizes: promptsOf } = prompts.clusters;
-  const centroids = { count: clusterCount, dimensions, values };
-  const sizes = skipped && { skipped, centroids, prompts: promptsOf };
+  const centroids = centroidPoints(prompts.clusters);
+  const sizes = skipped && { skipped, centroids, prompts: prompts.clusters.sizes };
   const options = { clusterCount, base, sizes, expected, maskCount: most };
   const validated = validateCounts(costs, options, bench.seed);
   const wanted = maskCount ?? countThatPays(validated);

@@ -3,7 +3,7 @@
  * prompts can skip more blocks and fragile ones fewer, at the same mean time.
  */
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
-import { type Budget, countsOf, resizeBudget } from './budget.ts';
+import { type Budget, countsOf, resizeBudget, withChanged } from './budget.ts';
 import { exchangeBlocks, type SearchCost, worthOfBlocks } from './exchange.ts';
 
 type ResizeOptions = {
@@ -59,19 +59,17 @@ async function nextSize(
 function cheapestChange(from: Mask, worth: readonly number[], { allowed }: Budget): Mask {
   const here = countsOf(from);
   const changes = allowed.map((pair) => {
-    const runs = from.runs.slice();
+    const changed: number[] = [];
     let change = 0;
     for (const [kind, more] of [pair.attention - here.attention, pair.ffn - here.ffn].entries()) {
-      const cheapest = [...runs.keys()]
-        .filter((block) => block % 2 === kind && (runs[block] === 1) === more > 0)
+      const cheapest = [...from.runs.keys()]
+        .filter((block) => block % 2 === kind && (from.runs[block] === 1) === more > 0)
         .sort((a, b) => Math.sign(more) * (worth[a]! - worth[b]!) || a - b)
         .slice(0, Math.abs(more));
-      for (const block of cheapest) {
-        runs[block] = more > 0 ? 0 : 1;
-        change += Math.sign(more) * worth[block]!;
-      }
+      changed.push(...cheapest);
+      for (const block of cheapest) change += Math.sign(more) * worth[block]!;
     }
-    return { mask: { runs }, change };
+    return { mask: withChanged(from, changed), change };
   });
   return changes.reduce((best, one) => (one.change < best.change ? one : best)).mask;
 }

@@ -4,14 +4,15 @@
  * of one mask are a group of the next turn. It ends when all groups were searched before.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
+import { centroidPoints } from '../data/clusters.ts';
 import { groupsBy, kMeans } from '../data/kmeans.ts';
 import type { Prompts } from '../data/prompt-groups.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import type { Sample, SampledRow } from '../data/samples.ts';
 import { contentKey } from '../journal.ts';
 import { mapAtOnce } from '../units/units.ts';
-import { weightSkipped } from './budget.ts';
-import { blocksToChange, composeMasks, type RowChanges, withChanged } from './compose-masks.ts';
+import { weightSkipped, withChanged } from './budget.ts';
+import { blocksToChange, composeMasks, type RowChanges } from './compose-masks.ts';
 import type { LearnEffort } from './effort.ts';
 import { worthOfBlocks } from './exchange.ts';
 import type { ProgressTracker } from './progress.ts';
@@ -118,14 +119,13 @@ async function withComposed(
       changes: others.map(({ kl }) => kl - own!.kl),
     };
   });
-  const { centroids: values, dimensions, sizes } = prompts.clusters;
   const found = composeMasks(changes, {
     start: base.mask,
     blocks,
     budget: bench.budget,
-    prompts: sizes,
+    prompts: prompts.clusters.sizes,
     seed: bench.seed,
-    centroids: { count: sizes.length, dimensions, values },
+    centroids: centroidPoints(prompts.clusters),
     maskCount: maskCount ?? masks,
   });
   const pool = [...state.pool];
@@ -176,10 +176,9 @@ type Group = readonly number[];
 
 /** The first groups: clusters whose centroids are near each other. */
 function groupsByMeaning({ clusters }: Prompts, groupCount: number, seed: number): Group[] {
-  const { centroids, dimensions, sizes } = clusters;
-  const points = { count: sizes.length, dimensions, values: centroids };
-  const { assignment } = kMeans(points, { clusterCount: Math.min(groupCount, sizes.length), seed });
-  return groupsBy(assignment);
+  const points = centroidPoints(clusters);
+  const clusterCount = Math.min(groupCount, points.count);
+  return groupsBy(kMeans(points, { clusterCount, seed }).assignment);
 }
 
 /**

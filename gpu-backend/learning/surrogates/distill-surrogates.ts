@@ -18,7 +18,7 @@ import { openTrainingGraph, type TrainingSessionOptions } from '../gates/gate-se
 import type { TaughtBatch } from '../gates/teacher.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 import { drawAround, drawMask } from './draw-mask.ts';
-import { SURROGATE_PARTS, type SurrogatePart } from './surrogate-graph.ts';
+import { eachPart, SURROGATE_PARTS, type SurrogatePart } from './surrogate-graph.ts';
 
 type Judgement = {
   readonly step: number;
@@ -134,16 +134,16 @@ function learningRateAt(step: number, steps: number, peak = LEARNING_RATE): numb
 
 /* A step on one installed model: loss, and its gradients by the tables of surrogates. */
 
-/** Gradients by part, in the layout of `SurrogateTable`; 0 for blocks that run. */
-type SurrogateGradients = Readonly<Record<SurrogatePart, Float32Array>>;
+/** In the layout of `SurrogateTable`. */
+type Parts = Readonly<Record<SurrogatePart, Float32Array>>;
 
 export type SurrogateSession = {
-  /** `runs`: `[2L]`, 1 or 0. @throws RangeError on sizes that do not fit each other. */
+  /** `runs`: `[2L]`, 1 or 0. Gradients are 0 for blocks that run. @throws RangeError on sizes that do not fit each other. */
   step(
     batch: GateBatch,
     runs: ArrayLike<number>,
     table: SurrogateTable,
-  ): Promise<{ loss: number; gradients: SurrogateGradients }>;
+  ): Promise<{ loss: number; gradients: Parts }>;
   close(): Promise<void>;
 };
 
@@ -161,9 +161,7 @@ export async function openSurrogateSession(
         'loss',
         ...SURROGATE_PARTS.map((part) => `surrogate_${part}_gradients`),
       ]);
-      const gradients = Object.fromEntries(
-        SURROGATE_PARTS.map((part) => [part, floats(outputs[`surrogate_${part}_gradients`]!)]),
-      ) as Record<SurrogatePart, Float32Array>;
+      const gradients = eachPart((part) => floats(outputs[`surrogate_${part}_gradients`]!));
       return { loss: floats(outputs.loss!)[0]!, gradients };
     },
     close: () => session.release(),
@@ -175,8 +173,6 @@ export async function openSurrogateSession(
  * that a step skips have a gradient and are updated, each with its own step count. Updates are relative to the initial
  * size of a block's numbers, since blocks' outputs differ by orders of magnitude.
  */
-
-type Parts = Readonly<Record<SurrogatePart, Float32Array>>;
 
 type Descent = {
   readonly table: SurrogateTable;
@@ -197,28 +193,20 @@ const AVERAGE_DECAY = 0.95;
 
 export function startDescent(start: SurrogateTable): Descent {
   const table = copyTable(start);
-  const each = (make: (values: Float32Array) => Float32Array): Parts => ({
-    a: make(table.a),
-    b: make(table.b),
-    bias: make(table.bias),
-    first: make(table.first),
-  });
+  const zeros = () => eachPart((part) => new Float32Array(table[part].length));
   return {
     table,
-    mean: each((values) => new Float32Array(values.length)),
-    square: each((values) => new Float32Array(values.length)),
+    mean: zeros(),
+    square: zeros(),
     average: copyTable(start),
     moves: new Int32Array(table.blockCount),
-    scale: each((values) => sizes(values, table.blockCount)),
+    scale: eachPart((part) => sizes(table[part], table.blockCount)),
   };
 }
 
 export const copyTable = (table: SurrogateTable): SurrogateTable => ({
   ...table,
-  a: table.a.slice(),
-  b: table.b.slice(),
-  bias: table.bias.slice(),
-  first: table.first.slice(),
+  ...eachPart((part) => table[part].slice()),
 });
 
 function sizes(values: Float32Array, blockCount: number): Float32Array {
@@ -233,7 +221,7 @@ function sizes(values: Float32Array, blockCount: number): Float32Array {
 /** Updates the blocks that `runs` skips. `learningRate`: the largest update, as a share of a block's size. */
 export function descend(
   descent: Descent,
-  gradients: SurrogateGradients,
+  gradients: Parts,
   runs: ArrayLike<number>,
   learningRate: number,
 ): void {

@@ -9,12 +9,7 @@ import type { Shared } from '../gates/training-forward.ts';
 import { normalizePlainly } from '../gates/training-forward.ts';
 
 /** One block's: A `[H, r]`, B `[r, H]`, bias and first `[H]`. */
-export type SurrogateValues = {
-  readonly a: Value;
-  readonly b: Value;
-  readonly bias: Value;
-  readonly first: Value;
-};
+export type SurrogateValues = Readonly<Record<SurrogatePart, Value>>;
 
 export type SurrogateInputs = {
   /** The whole tables: what gradients are taken by. */
@@ -26,9 +21,12 @@ export type SurrogateInputs = {
 export const SURROGATE_PARTS = ['a', 'b', 'bias', 'first'] as const;
 export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
 
+export const eachPart = <T>(make: (part: SurrogatePart) => T): Record<SurrogatePart, T> =>
+  Object.fromEntries(SURROGATE_PARTS.map((part) => [part, make(part)])) as Record<SurrogatePart, T>;
+
 /** `[2L, …]`, as `SurrogateTable` holds them. */
 export function surrogateShapes(
-  { layerCount, hiddenSize: H }: ModelConfig,
+  { layerCount, hiddenSize: H }: Pick<ModelConfig, 'layerCount' | 'hiddenSize'>,
   rank: number,
 ): Record<SurrogatePart, number[]> {
   const blocks = 2 * layerCount;
@@ -47,16 +45,8 @@ export function surrogateInputs(g: GraphBuilder, config: ModelConfig, rank: numb
     const pieces = g.split(table, Array<number>(count).fill(1));
     return pieces.map((piece) => g.reshape(piece, ...shape));
   };
-  const parts = Object.fromEntries(SURROGATE_PARTS.map((part) => [part, cut(part)])) as Record<
-    SurrogatePart,
-    Value[]
-  >;
-  const blocks = Array.from({ length: count }, (_, i) => ({
-    a: parts.a[i]!,
-    b: parts.b[i]!,
-    bias: parts.bias[i]!,
-    first: parts.first[i]!,
-  }));
+  const parts = eachPart(cut);
+  const blocks = Array.from({ length: count }, (_, i) => eachPart((part) => parts[part][i]!));
   return { tables, blocks };
 }
 

@@ -1,12 +1,11 @@
 /** Masks composed of what single blocks change, on models where each block has a price for each kind of prompt. */
 import { describe, expect, it } from 'vitest';
-import { createBudget, meetsBudget } from '../../../../gpu-backend/learning/search/budget.ts';
+import { createBudget, maskWithout, meetsBudget } from '../../../../gpu-backend/learning/search/budget.ts';
 import {
   bestExchange,
   blocksToChange,
   composeMasks,
   type RowChanges,
-  withChanged,
 } from '../../../../gpu-backend/learning/search/compose-masks.ts';
 import { createRandom } from '../../../../gpu-backend/random.ts';
 import { type Mask, maskBits } from '../../../../shared/mask/mask.ts';
@@ -16,7 +15,7 @@ const BLOCKS = 2 * LAYERS;
 const any = { min: 0, max: LAYERS };
 const budgetOf = (weights = { attention: 1, ffn: 1 }, targetSparsity = 0.25) =>
   createBudget({ layerCount: LAYERS, targetSparsity, weights, attention: any, ffn: any });
-const without = (...blocks: number[]): Mask => withChanged({ runs: new Uint8Array(BLOCKS).fill(1) }, blocks);
+const without = (...blocks: number[]): Mask => maskWithout(BLOCKS, blocks);
 const skipped = ({ runs }: Mask) => [...runs.keys()].filter((block) => runs[block] === 0);
 
 /** What leaving a block out costs prompts to the left and to the right on a line of clusters. */
