@@ -34,19 +34,27 @@ import {
 import { readStoredLlama } from './stored-llama.ts';
 import { WeightsFile } from './weights-file.ts';
 
-export type SurrogateTable = {
-  readonly blockCount: number;
-  readonly hiddenSize: number;
-  readonly rank: number;
-  /** `[2L, H, r]`. */
-  readonly a: Float32Array;
-  /** `[2L, r, H]`. */
-  readonly b: Float32Array;
-  /** `[2L, H]`. */
-  readonly bias: Float32Array;
-  /** `[2L, H]`. */
-  readonly first: Float32Array;
-};
+/** The tensors of a table. */
+export const SURROGATE_PARTS = ['a', 'b', 'bias', 'first'] as const;
+export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
+
+export const eachPart = <T>(make: (part: SurrogatePart) => T): Record<SurrogatePart, T> =>
+  Object.fromEntries(SURROGATE_PARTS.map((part) => [part, make(part)])) as Record<SurrogatePart, T>;
+
+type TableSizes = { readonly blockCount: number; readonly hiddenSize: number; readonly rank: number };
+
+export const surrogateShapes = ({
+  blockCount,
+  hiddenSize: H,
+  rank,
+}: TableSizes): Record<SurrogatePart, number[]> => ({
+  a: [blockCount, H, rank],
+  b: [blockCount, rank, H],
+  bias: [blockCount, H],
+  first: [blockCount, H],
+});
+
+export type SurrogateTable = TableSizes & Readonly<Record<SurrogatePart, Float32Array>>;
 
 export type Surrogates = {
   readonly id: SurrogatesId;
@@ -69,25 +77,20 @@ export async function readSurrogates(path: string): Promise<Surrogates> {
     const { format, model = '', fitted = '' } = file.metadata;
     if (format !== FORMAT) throw invalid('its metadata do not say so');
     if (!MODEL_HASH_PATTERN.test(model)) throw invalid('it names no model');
-    for (const name of ['a', 'b', 'bias', 'first'])
-      if (!file.has(name)) throw invalid(`it has no tensor ${name}`);
+    for (const part of SURROGATE_PARTS) if (!file.has(part)) throw invalid(`it has no tensor ${part}`);
     const [blockCount = 0, hiddenSize = 0, rank = 0] = file.shape('a');
+    const sizes = { blockCount, hiddenSize, rank };
+    const shapes = surrogateShapes(sizes);
+    if (SURROGATE_PARTS.some((part) => file.shape(part).join() !== shapes[part].join()))
+      throw invalid('its shapes do not fit each other');
+    checkRank(rank);
     const table = {
-      blockCount,
-      hiddenSize,
-      rank,
+      ...sizes,
       a: await file.read('a'),
       b: await file.read('b'),
       bias: await file.read('bias'),
       first: await file.read('first'),
     };
-    const fits =
-      sameShape(file.shape('a'), [blockCount, hiddenSize, rank]) &&
-      sameShape(file.shape('b'), [blockCount, rank, hiddenSize]) &&
-      sameShape(file.shape('bias'), [blockCount, hiddenSize]) &&
-      sameShape(file.shape('first'), [blockCount, hiddenSize]);
-    if (!fits) throw invalid('its shapes do not fit each other');
-    checkRank(rank);
     const hash = await sha256OfFiles([path]);
     return { id: surrogatesIdOf(hash), model: model as ModelHash, table, fitted };
   } finally {
@@ -128,24 +131,14 @@ export function checkRank(rank: number): void {
   throw new MaskrouteError('invalid_request', message);
 }
 
-const sameShape = (a: readonly number[], b: readonly number[]): boolean => a.join() === b.join();
-
 /** Writes a table, in the basis of the model's file, to `path`, atomically. */
 export async function writeSurrogates(
   path: string,
   { model, table, fitted }: Omit<Surrogates, 'id'>,
 ): Promise<void> {
-  const { blockCount, hiddenSize, rank, a, b, bias, first } = table;
-  const bytes = encodeHalfTensors(
-    [
-      { name: 'a', shape: [blockCount, hiddenSize, rank], data: a },
-      { name: 'b', shape: [blockCount, rank, hiddenSize], data: b },
-      { name: 'bias', shape: [blockCount, hiddenSize], data: bias },
-      { name: 'first', shape: [blockCount, hiddenSize], data: first },
-    ],
-    { format: FORMAT, model, fitted },
-  );
-  await writeWhole(path, bytes);
+  const shapes = surrogateShapes(table);
+  const tensors = SURROGATE_PARTS.map((name) => ({ name, shape: shapes[name], data: table[name] }));
+  await writeWhole(path, encodeHalfTensors(tensors, { format: FORMAT, model, fitted }));
 }
 
 /** @throws MaskrouteError `surrogates_mismatch` when the table is for another model. */

@@ -4,13 +4,12 @@
  */
 
 import type { ModelConfig } from '../../model/model-source.ts';
-import type { SurrogateTable } from '../../model/surrogates.ts';
+import { SURROGATE_PARTS, type SurrogateTable, surrogateShapes } from '../../model/surrogates.ts';
 import type { ModelText } from '../../model/tokenizer/model-text.ts';
 import { type Feeds, integers, tensor } from '../../onnx/session.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { CalibrationRow } from '../data/read-data.ts';
 import { encodeWithoutSystem, type Sample, scoredPositions } from '../data/samples.ts';
-import { SURROGATE_PARTS, surrogateShapes } from '../surrogates/surrogate-graph.ts';
 
 /** B sequences of S tokens, R scored positions with K target tokens each. */
 export type GateBatch = {
@@ -59,22 +58,18 @@ export function stepFeeds(
     gates: tensor('f32', Float32Array.from(gates), [gates.length]),
     target_ids: integers(targetIds, [R, K]),
     target_probabilities: tensor('f32', Float32Array.from(targetProbabilities), [R, K]),
-    ...(surrogates && surrogateFeeds(config, surrogates)),
+    ...(surrogates && surrogateFeeds(surrogates)),
   };
 }
 
-/** The rows of `layers`, all unless given, of every table of surrogates: two a layer. */
-export function surrogateFeeds(
-  { hiddenSize, layerCount }: ModelConfig,
-  table: SurrogateTable,
-  layers = { from: 0, count: layerCount },
-): Feeds {
-  const shapes = surrogateShapes({ hiddenSize, layerCount: layers.count }, table.rank);
+/** `blockCount` blocks of the table, all unless given, from block `from` on. */
+export function surrogateFeeds(table: SurrogateTable, from = 0, blockCount = table.blockCount): Feeds {
+  const shapes = surrogateShapes({ ...table, blockCount });
   return Object.fromEntries(
     SURROGATE_PARTS.map((part) => {
-      const row = table[part].length / table.blockCount;
-      const rows = table[part].subarray(2 * layers.from * row, 2 * (layers.from + layers.count) * row);
-      return [`surrogate_${part}`, tensor('f32', rows, shapes[part])];
+      const size = table[part].length / table.blockCount;
+      const values = table[part].subarray(from * size, (from + blockCount) * size);
+      return [`surrogate_${part}`, tensor('f32', values, shapes[part])];
     }),
   );
 }

@@ -12,6 +12,7 @@
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import { embed } from '../../model/architectures/projections.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
+import { SURROGATE_PARTS } from '../../model/surrogates.ts';
 import { external } from '../../model/weights-file.ts';
 import {
   type Dimension,
@@ -23,12 +24,10 @@ import {
 } from '../../onnx/graph.ts';
 import { gradients } from '../autodiff/gradients.ts';
 import {
-  SURROGATE_PARTS,
   type SurrogateInputs,
   type SurrogateValues,
   surrogateInputs,
   surrogateOutput,
-  surrogateShapes,
 } from '../surrogates/surrogate-graph.ts';
 import {
   forward,
@@ -108,9 +107,8 @@ function stepGraph(
   });
   if (by === 'gates') nameOutput(g, found[0]!, 'gate_gradients', [2 * config.layerCount]);
   else {
-    const shapes = surrogateShapes(config, surrogateRank);
     SURROGATE_PARTS.forEach((part, i) => {
-      nameOutput(g, found[i]!, `surrogate_${part}_gradients`, shapes[part]);
+      nameOutput(g, found[i]!, `surrogate_${part}_gradients`, surrogates!.shapes[part]);
     });
   }
   return g.graph;

@@ -139,7 +139,7 @@ async function stepBack(model: Layered, batch: GateBatch, gates: ArrayLike<numbe
 }
 
 const layerFeeds = (
-  { config, surrogates }: Layered,
+  { surrogates }: Layered,
   index: number,
   text: Feeds,
   gates: ArrayLike<number>,
@@ -148,7 +148,7 @@ const layerFeeds = (
   token_ids: text.token_ids!,
   before,
   gates: tensor('f32', Float32Array.of(gates[2 * index]!, gates[2 * index + 1]!), [2]),
-  ...(surrogates && surrogateFeeds(config, surrogates, { from: index, count: 1 })),
+  ...(surrogates && surrogateFeeds(surrogates, 2 * index, 2)),
 });
 
 const headFeeds = (

@@ -9,7 +9,12 @@
  */
 import type { StoredLlama } from '../../model/architectures/llama.ts';
 import type { ModelConfig } from '../../model/model-source.ts';
-import type { SurrogateTable } from '../../model/surrogates.ts';
+import {
+  eachPart,
+  SURROGATE_PARTS,
+  type SurrogatePart,
+  type SurrogateTable,
+} from '../../model/surrogates.ts';
 import { floats } from '../../onnx/session.ts';
 import { createRandom, type Random } from '../../random.ts';
 import { type GateBatch, stepFeeds } from '../gates/batches.ts';
@@ -18,7 +23,6 @@ import { openTrainingGraph, type TrainingSessionOptions } from '../gates/gate-se
 import type { TaughtBatch } from '../gates/teacher.ts';
 import type { TrainingLinears } from '../gates/training-weights.ts';
 import { drawAround, drawMask } from './draw-mask.ts';
-import { eachPart, SURROGATE_PARTS, type SurrogatePart } from './surrogate-graph.ts';
 
 type Judgement = {
   readonly step: number;

@@ -3,12 +3,11 @@
  * replace.
  */
 import type { InstalledModel } from '../../model/store.ts';
-import type { SurrogateTable } from '../../model/surrogates.ts';
+import { SURROGATE_PARTS, type SurrogateTable } from '../../model/surrogates.ts';
 import { openLossSession, type TrainingSessionOptions } from '../gates/gate-session.ts';
 import type { TaughtBatch } from '../gates/teacher.ts';
 import { copyTable } from './distill-surrogates.ts';
 import { rankedMask } from './draw-mask.ts';
-import { SURROGATE_PARTS } from './surrogate-graph.ts';
 
 type Judge = {
   /** Mean KL over masks and the first `batchCount` held-out batches. */

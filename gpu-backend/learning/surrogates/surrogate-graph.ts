@@ -4,6 +4,7 @@
  * (`model/surrogates.ts` says the same of serving).
  */
 import type { ModelConfig } from '../../model/model-source.ts';
+import { eachPart, type SurrogatePart, surrogateShapes } from '../../model/surrogates.ts';
 import type { GraphBuilder, Value } from '../../onnx/graph.ts';
 import type { Shared } from '../gates/training-forward.ts';
 import { normalizePlainly } from '../gates/training-forward.ts';
@@ -14,29 +15,14 @@ export type SurrogateValues = Readonly<Record<SurrogatePart, Value>>;
 export type SurrogateInputs = {
   /** The whole tables: what gradients are taken by. */
   readonly tables: readonly Value[];
+  readonly shapes: Readonly<Record<SurrogatePart, readonly number[]>>;
   readonly blocks: readonly SurrogateValues[];
 };
 
-/** Names of the graph's inputs (`surrogate_…`) and of the parts of a `SurrogateTable`. */
-export const SURROGATE_PARTS = ['a', 'b', 'bias', 'first'] as const;
-export type SurrogatePart = (typeof SURROGATE_PARTS)[number];
-
-export const eachPart = <T>(make: (part: SurrogatePart) => T): Record<SurrogatePart, T> =>
-  Object.fromEntries(SURROGATE_PARTS.map((part) => [part, make(part)])) as Record<SurrogatePart, T>;
-
-/** `[2L, …]`, as `SurrogateTable` holds them. */
-export function surrogateShapes(
-  { layerCount, hiddenSize: H }: Pick<ModelConfig, 'layerCount' | 'hiddenSize'>,
-  rank: number,
-): Record<SurrogatePart, number[]> {
-  const blocks = 2 * layerCount;
-  return { a: [blocks, H, rank], b: [blocks, rank, H], bias: [blocks, H], first: [blocks, H] };
-}
-
 /** Inputs `surrogate_a` and so on, cut into blocks. */
 export function surrogateInputs(g: GraphBuilder, config: ModelConfig, rank: number): SurrogateInputs {
-  const shapes = surrogateShapes(config, rank);
   const count = 2 * config.layerCount;
+  const shapes = surrogateShapes({ blockCount: count, hiddenSize: config.hiddenSize, rank });
   const tables: Value[] = [];
   const cut = (part: SurrogatePart): Value[] => {
     const [, ...shape] = shapes[part];
@@ -47,7 +33,7 @@ export function surrogateInputs(g: GraphBuilder, config: ModelConfig, rank: numb
   };
   const parts = eachPart(cut);
   const blocks = Array.from({ length: count }, (_, i) => eachPart((part) => parts[part][i]!));
-  return { tables, blocks };
+  return { tables, shapes, blocks };
 }
 
 /** The surrogate's output in place of a block's, `[B, S, H]`; 2·H·r multiply-adds a position. */

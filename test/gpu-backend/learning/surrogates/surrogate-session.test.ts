@@ -17,8 +17,8 @@ import {
   openSurrogateSession,
   startDescent,
 } from '../../../../gpu-backend/learning/surrogates/distill-surrogates.ts';
-import { SURROGATE_PARTS } from '../../../../gpu-backend/learning/surrogates/surrogate-graph.ts';
 import type { SurrogateTable } from '../../../../gpu-backend/model/surrogates.ts';
+import { SURROGATE_PARTS } from '../../../../gpu-backend/model/surrogates.ts';
 import { naiveLlama } from '../../../support/naive-llama.ts';
 import {
   emitFromMemory,
