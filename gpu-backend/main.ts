@@ -10,7 +10,6 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import type { Logger } from 'pino';
 import { pino } from 'pino';
-import type { ModelHash, SurrogatesId } from '../shared/mask/mask.ts';
 import type { Collector } from '../shared/tracing/traces.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { type ApiLimits, type ApiOptions, DEFAULT_LIMITS, type ServedModel } from './api/parts.ts';
@@ -259,12 +258,12 @@ async function openModel(
   });
   const engine = await createEngine({
     modelDir: folder,
-    hash: manifest.hash as ModelHash,
+    hash: manifest.hash,
     config: manifest.config,
     device,
     kvType,
     threads,
-    ...(manifest.surrogates && { surrogates: manifest.surrogates.id as SurrogatesId }),
+    ...(manifest.surrogates && { surrogates: manifest.surrogates.id }),
     limits: {
       ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),
       ...(prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens }),

@@ -6,13 +6,7 @@
  * and the products of seven more rows. Attention reads each sequence's own K and V.
  */
 import { availableParallelism } from 'node:os';
-import {
-  denseMask,
-  type Mask,
-  type ModelHash,
-  maskFromSkippedLayers,
-  type SurrogatesId,
-} from '../../shared/mask/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../shared/mask/mask.ts';
 import { type Engine, type EngineEvent, type GenerateRequest, PLAIN_SAMPLING } from '../engine/engine.ts';
 import { createEngine } from '../engine/start-engine.ts';
 import { inTurns, interleaved, median, quantile, round } from '../measure.ts';
@@ -154,11 +148,11 @@ export async function openOurs(
 ) {
   const { folder, manifest } = await openInstalled(home, model);
   const { config, hash, name, weights } = manifest;
-  const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
+  const surrogates = manifest.surrogates?.id;
   const engine = await createEngine({
     limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX },
     modelDir: folder,
-    hash: hash as ModelHash,
+    hash,
     config,
     threads: availableParallelism(),
     ...held,

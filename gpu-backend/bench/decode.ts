@@ -11,13 +11,7 @@ import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
-import {
-  denseMask,
-  type Mask,
-  maskFromSkippedLayers,
-  type SurrogatesId,
-  withSurrogates,
-} from '../../shared/mask/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers, withSurrogates } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { MaskPlan } from '../engine/engine.ts';
 import { type SequenceCache, tokenBytes } from '../engine/kv-cache.ts';
@@ -331,7 +325,7 @@ export async function openEngine(
   const { folder, manifest } = await openInstalled(home, model);
   const runner = await openRunner(folder, manifest.config, {
     threads: availableParallelism(),
-    surrogates: manifest.surrogates?.id as SurrogatesId | undefined,
+    surrogates: manifest.surrogates?.id,
     ...held,
   });
   const filled = runner.newCache();

@@ -13,7 +13,7 @@ import { readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { denseMask, type Mask, maskFromSkippedLayers, type SurrogatesId } from '../../shared/mask/mask.ts';
+import { denseMask, type Mask, maskFromSkippedLayers } from '../../shared/mask/mask.ts';
 import type { RunInput } from '../engine/run-input.ts';
 import { openRunner } from '../engine/runner.ts';
 import type { Runner } from '../engine/runner-interface.ts';
@@ -52,7 +52,7 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   const weights_bytes = (await stat(join(folder, WEIGHTS_FILE))).size;
   const before = memory();
   const begun_ms = performance.now();
-  const surrogates = manifest.surrogates?.id as SurrogatesId | undefined;
+  const surrogates = manifest.surrogates?.id;
   const threads = availableParallelism();
   const runner = await openRunner(folder, config, { threads, batches: true, surrogates });
   const open_s = (performance.now() - begun_ms) / 1000;

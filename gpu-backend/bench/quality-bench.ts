@@ -14,7 +14,6 @@ import {
   type Mask,
   maskFromBits,
   maskFromSkippedLayers,
-  type SurrogatesId,
   sparsity,
   withSurrogates,
 } from '../../shared/mask/mask.ts';
@@ -66,7 +65,6 @@ type Engine = Awaited<ReturnType<typeof openEngine>>;
 /** A model under a mask. */
 type Candidate = {
   readonly name: string;
-  readonly model: string;
   readonly kvType: KvType;
   readonly engine: Engine;
   readonly mask: Mask;
@@ -85,20 +83,20 @@ export async function benchQuantization(options: QuantizationOptions): Promise<o
   const candidates: Candidate[] = [];
   for (const model of await quantizedModels(options)) {
     for (const kvType of KV_TYPES)
-      candidates.push(...candidatesOf(model, kvType, await open(model, kvType), options));
+      candidates.push(...candidatesOf(kvType, await open(model, kvType), options));
   }
-  const kinds = await drawKinds(options);
+  const kinds = await drawKinds(reference, options);
   const figures = await scoreKinds(options, session, reference, candidates, kinds);
   const times = await timeCandidates(options, candidates);
   const base_ms = times.get(candidates[0]!.name)!;
   const rows = [];
-  for (const { name, model, kvType, mask } of candidates) {
+  for (const { name, kvType, engine, mask } of candidates) {
     const { kl, agreement, perplexity, byKind } = figures.get(name)!;
-    const { size } = await stat(join((await openInstalled(options.home, model)).folder, WEIGHTS_FILE));
+    const { size } = await stat(join(engine.folder, WEIGHTS_FILE));
     const ms = times.get(name)!;
     const row = {
       name,
-      model,
+      model: engine.manifest.name,
       kvType,
       sparsity: round(sparsity(mask)),
       weights_MB: round(size / 1e6, 1),
@@ -126,14 +124,9 @@ async function quantizedModels({ home, say }: QuantizationOptions): Promise<stri
 }
 
 /** Dense, and under masks only with K and V in fp32. */
-function candidatesOf(
-  model: string,
-  kvType: KvType,
-  engine: Engine,
-  { maskSets }: QuantizationOptions,
-): Candidate[] {
-  const name = engine.manifest.weights;
-  const held = { model, kvType, engine };
+function candidatesOf(kvType: KvType, engine: Engine, { maskSets }: QuantizationOptions): Candidate[] {
+  const { name: model, weights: name } = engine.manifest;
+  const held = { kvType, engine };
   if (kvType !== 'f32') return [{ ...held, name: `${name} dense, K and V in ${kvType}`, mask: engine.dense }];
   const masked = maskSets.map((set) => {
     const { surrogates } = engine.runner;
@@ -156,8 +149,10 @@ function commonestMask({ clusters, model }: MaskSet): Mask {
 }
 
 /** Samples of every kind of text. */
-async function drawKinds({ home, data, positions }: QuantizationOptions): Promise<Map<string, Sample[]>> {
-  const { folder, manifest } = await openInstalled(home, REFERENCE);
+async function drawKinds(
+  { folder, manifest }: Engine,
+  { data, positions }: QuantizationOptions,
+): Promise<Map<string, Sample[]>> {
   const text = await openModelText(folder, manifest);
   const rows = await readData(data);
   const byKind = Map.groupBy(rows, ({ kind }) => kind);
@@ -308,7 +303,7 @@ async function timeTokens(
     first.peer(DENSE, first.dense),
     first.peer(HOLES, none),
     ...engines.map(({ peer, runner }, index) =>
-      peer(nameOf(ranks[index]!), withSurrogates(none, runner.surrogates as SurrogatesId)),
+      peer(nameOf(ranks[index]!), withSurrogates(none, runner.surrogates)),
     ),
   ];
   return interleaved(

@@ -127,9 +127,9 @@ export function modelKey({ hash, weights, format, ...calibrated }: WeightsOrigin
   const calibration = calibrationIn(calibrated);
   return [hash, weights, format, ...(calibration === undefined ? [] : [calibration])];
 }
-type WeightsOrigin = { readonly weights: string; readonly format: string } & Pick<
+type WeightsOrigin = { readonly hash: string; readonly weights: string; readonly format: string } & Pick<
   InstalledModel['manifest'],
-  'hash' | 'fourBits' | 'columns'
+  'fourBits' | 'columns'
 >;
 
 export const sampleKey = (samples: readonly Sample[]) =>

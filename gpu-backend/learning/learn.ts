@@ -5,14 +5,7 @@
  */
 import { stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import {
-  type Mask,
-  type ModelHash,
-  maskBits,
-  maskId,
-  sparsity,
-  withSurrogates,
-} from '../../shared/mask/mask.ts';
+import { type Mask, maskBits, maskId, sparsity, withSurrogates } from '../../shared/mask/mask.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { makeOutFolder, writeWhole } from '../files.ts';
@@ -347,7 +340,7 @@ function clusterEntries({ model, surrogates }: Settings, { clusters, kinds }: Pr
       Number(value.toPrecision(CENTROID_DIGITS)),
     ),
     bits: maskBits(maskOf(masks, cluster)),
-    mask: maskId(model.manifest.hash as ModelHash, withSurrogates(maskOf(masks, cluster), surrogates?.id)),
+    mask: maskId(model.manifest.hash, withSurrogates(maskOf(masks, cluster), surrogates?.id)),
     share: sizes[cluster]! / total,
     label: clusterLabel(kinds.fit, cluster),
   }));

@@ -4,6 +4,7 @@
  */
 import { stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { ModelHash } from '../../shared/mask/mask.ts';
 import { BATCHED_MODEL_FILE, emitModel, type Holding, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
 import { decoderTensors } from './families.ts';
 import { tensorType } from './formats/dequantize.ts';
@@ -193,7 +194,7 @@ async function convert(
   return {
     format: MANIFEST_FORMAT,
     name,
-    hash,
+    hash: hash as ModelHash,
     source,
     weights: held.kind,
     config: weights.config,

@@ -4,7 +4,12 @@
  */
 import { basename, dirname, join } from 'node:path';
 import { z } from 'zod';
-import { MODEL_HASH_PATTERN, SURROGATES_ID_PATTERN } from '../../shared/mask/mask.ts';
+import {
+  MODEL_HASH_PATTERN,
+  type ModelHash,
+  SURROGATES_ID_PATTERN,
+  type SurrogatesId,
+} from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { readJson, readRegular } from '../files.ts';
@@ -150,7 +155,10 @@ export const modelManifestSchema = z.strictObject({
   format: z.literal(MANIFEST_FORMAT),
   name: z.string().min(1).max(200),
   /** SHA-256 of the source's weights file. */
-  hash: z.string().regex(MODEL_HASH_PATTERN),
+  hash: z
+    .string()
+    .regex(MODEL_HASH_PATTERN)
+    .transform((hash) => hash as ModelHash),
   source: z.string(),
   weights: z.enum(WEIGHT_KINDS),
   config: modelConfigSchema,
@@ -166,7 +174,10 @@ export const modelManifestSchema = z.strictObject({
   /** The table of surrogates in the graph, when one is installed (`surrogates.ts`). */
   surrogates: z
     .strictObject({
-      id: z.string().regex(SURROGATES_ID_PATTERN),
+      id: z
+        .string()
+        .regex(SURROGATES_ID_PATTERN)
+        .transform((id) => id as SurrogatesId),
       rank: z.int().min(1),
       fitted: z.string(),
       /** Whether it came with the project, and may be replaced by a newer preset. */

@@ -173,4 +173,4 @@ export function drawCalibration({ options, text }: Context, rows: readonly Calib
 
 /** The table that the model's graph holds, if any. */
 export const surrogatesOf = ({ manifest }: InstalledModel): SurrogatesId | undefined =>
-  manifest.surrogates?.id as SurrogatesId | undefined;
+  manifest.surrogates?.id;

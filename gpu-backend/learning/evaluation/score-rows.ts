@@ -57,7 +57,7 @@ export async function scoreRows(
   { evaluated, scorer, samples, onProgress, signal }: RowScoring,
   masks: readonly (readonly Mask[])[],
 ): Promise<ScoresOf> {
-  const hash = evaluated.model.manifest.hash as ModelHash;
+  const { hash } = evaluated.model.manifest;
   const total = masks.reduce((sum, some) => sum + distinct(hash, some).size, 0);
   const journals: Journal<SampleScores>[] = [];
   let done = 0;

@@ -5,7 +5,7 @@
 import { readFile, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { deserialize, serialize } from 'node:v8';
-import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
+import type { SurrogatesId } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finishInTurns } from '../../event-loop.ts';
 import { makeOutFolderOf, removeOldParts, writeWhole } from '../../files.ts';
@@ -127,7 +127,7 @@ async function learnAlone(
   const state = await descendAll(options, { rounding, teacher, texts, costs, judgeTable, store }, start);
   const { best, judgements } = state;
   await writeSurrogates(out, {
-    model: manifest.hash as ModelHash,
+    model: manifest.hash,
     table: toFileBasis(best.table, manifest),
     fitted: [
       from?.fitted ?? 'closed form',

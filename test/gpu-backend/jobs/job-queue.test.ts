@@ -22,7 +22,6 @@ import { createJobStore, seal, unseal } from '../../../gpu-backend/jobs/job-stor
 import { learnArguments } from '../../../gpu-backend/jobs/run-command.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { type CreateJob, isFinished, type Job, type JobRequest } from '../../../shared/admin/job-wire.ts';
-import type { SurrogatesId } from '../../../shared/mask/mask.ts';
 import { installTinyModel } from '../../support/tiny-model.ts';
 import { eventually } from '../api/harness.ts';
 import { startJobsEdge } from './fixtures/edge.ts';
@@ -301,7 +300,7 @@ describe('a job', () => {
     const { model, surrogates } = await readMaskSet(PRESET);
     const folder = join(home, 'models', 'served');
     const { manifest } = await installTinyModel(folder, 'f32');
-    const install = (changes: Partial<typeof manifest>) =>
+    const install = (changes: object) =>
       writeFileSync(join(folder, 'model.json'), JSON.stringify({ ...manifest, ...changes }));
     const table = { surrogates: { id: surrogates!, rank: 64, fitted: 'closed form', preset: true } };
     const jobs = await start();
@@ -320,7 +319,7 @@ describe('a job', () => {
     expect(await beginsWithSet()).toBe(true);
     install({
       hash: model.hash,
-      surrogates: { ...table.surrogates, id: `s_${'1'.repeat(24)}` as SurrogatesId },
+      surrogates: { ...table.surrogates, id: `s_${'1'.repeat(24)}` },
     });
     expect(await beginsWithSet()).toBe(true);
     expect([await beginsWithSet({ surrogate: false }), await beginsWithSet({ surrogate: false })]).toEqual([

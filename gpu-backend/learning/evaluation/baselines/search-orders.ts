@@ -1,6 +1,6 @@
 /** The orders of all static methods on the same calibration samples, with every model evaluation kept on disk. */
 import { z } from 'zod';
-import type { Mask, ModelHash, SurrogatesId } from '../../../../shared/mask/mask.ts';
+import type { Mask, SurrogatesId } from '../../../../shared/mask/mask.ts';
 import { maskId, withSurrogates } from '../../../../shared/mask/mask.ts';
 import type { Sample } from '../../data/samples.ts';
 import { type Journal, sampleKey } from '../../journal.ts';
@@ -83,7 +83,7 @@ function createEvaluator(
     return all;
   });
   return async (mask) => {
-    const name = maskId(evaluated.model.manifest.hash as ModelHash, mask);
+    const name = maskId(evaluated.model.manifest.hash, mask);
     const known = journal.get(name);
     if (known !== undefined && 'kl' in known) return known;
     const scores = [];

@@ -3,7 +3,7 @@
  * route them; answers are kept by content.
  */
 import { z } from 'zod';
-import { type ModelHash, maskId } from '../../../../shared/mask/mask.ts';
+import { maskId } from '../../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import { average } from '../../../measure.ts';
 import { bootstrapInterval, weightedRatio } from '../../search/bootstrap.ts';
@@ -79,7 +79,7 @@ async function answerTask(
   for (const [index, asked] of questions.entries()) {
     const judged = [];
     for (const mask of masks[index]!) {
-      const name = `${index} ${maskId(evaluated.model.manifest.hash as ModelHash, mask)}`;
+      const name = `${index} ${maskId(evaluated.model.manifest.hash, mask)}`;
       const found = await journal.result(name, () => {
         signal?.throwIfAborted();
         const choices = encodeChoices(asked, text.tokenizer, runner.config.contextTokens);

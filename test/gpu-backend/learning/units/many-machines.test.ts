@@ -1,4 +1,5 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
+
 import { spawnSync } from 'node:child_process';
 import {
   existsSync,
@@ -32,6 +33,7 @@ import { openLocalUnits } from '../../../../gpu-backend/learning/units/unit-comp
 import { openUnitJournal } from '../../../../gpu-backend/learning/units/unit-journal.ts';
 import { BEAT_ms, claimUnit, connectQueue } from '../../../../gpu-backend/learning/units/unit-queue.ts';
 import { createScheduleSchema } from '../../../../shared/admin/job-wire.ts';
+import type { ModelHash } from '../../../../shared/mask/mask.ts';
 import { saidInProcess } from '../../cli/in-process.ts';
 import { type TinyHome, tinyHome } from '../evaluation/tiny.ts';
 import { SMALL_EFFORT, smallRun, writeSmallData } from '../small-run.ts';
@@ -528,7 +530,7 @@ it('two kinds of work do not share a queue at a time: the second run waits for t
   await using site = await cluster(0);
   const first = await site.open({ ...run, model: tiny.model });
   const stop = new AbortController();
-  const manifest = { ...tiny.model.manifest, hash: 'c'.repeat(64) };
+  const manifest = { ...tiny.model.manifest, hash: 'c'.repeat(64) as ModelHash };
   const second = site.open({ ...run, model: { ...tiny.model, manifest }, signal: stop.signal });
   second.catch(() => {});
   await soon(() => site.said.some((line) => line.includes('The queue is in use')));
