@@ -14,24 +14,28 @@ import type { ModelConfig } from '../model-source.ts';
 export function rotateRows(rows: Float32Array, width: number): void {
   const { power, rest } = factors(width);
   const dct = dctMatrix(rest);
-  const scratch = new Float64Array(width);
-  for (let start = 0; start < rows.length; start += width) {
-    for (let i = 0; i < width; i++) scratch[i] = rows[start + i]!;
-    hadamard(scratch, power, rest);
-    applyDct(scratch, power, rest, dct);
-    for (let i = 0; i < width; i++) rows[start + i] = scratch[i]!;
-  }
+  changeRows(rows, width, (row) => {
+    hadamard(row, power, rest);
+    applyDct(row, power, rest, dct);
+  });
 }
 
 /** The inverse of {@link rotateRows}: row ← row · Qᵀ. The Hadamard transform inverts itself; the DCT's inverse is its transpose. */
 export function unrotateRows(rows: Float32Array, width: number): void {
   const { power, rest } = factors(width);
   const dct = transposedSquare(dctMatrix(rest), rest);
+  changeRows(rows, width, (row) => {
+    applyDct(row, power, rest, dct);
+    hadamard(row, power, rest);
+  });
+}
+
+/** Changes each row in double precision. */
+function changeRows(rows: Float32Array, width: number, change: (row: Float64Array) => void): void {
   const scratch = new Float64Array(width);
   for (let start = 0; start < rows.length; start += width) {
     for (let i = 0; i < width; i++) scratch[i] = rows[start + i]!;
-    applyDct(scratch, power, rest, dct);
-    hadamard(scratch, power, rest);
+    change(scratch);
     for (let i = 0; i < width; i++) rows[start + i] = scratch[i]!;
   }
 }

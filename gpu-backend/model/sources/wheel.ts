@@ -177,7 +177,7 @@ type Pip = { readonly command: readonly [string, ...string[]]; readonly version:
 
 async function findPip(signal: AbortSignal | undefined): Promise<Pip> {
   for (const command of PIP_COMMANDS) {
-    const result = await run(command, ['--version'], { timeout: PIP_CHECK_TIMEOUT_ms, signal });
+    const result = await run(command, ['--version'], { timeout_ms: PIP_CHECK_TIMEOUT_ms, signal });
     const match = /^pip (\d+)\.(\d+)/.exec(result.lines[0] ?? '');
     if (result.status === 0 && match !== null)
       return { command, version: [Number(match[1]), Number(match[2])] };
@@ -232,7 +232,7 @@ async function pipDownload(pip: Pip, requirement: string, folder: string, hooks:
 }
 
 type RunOptions = {
-  readonly timeout?: number;
+  readonly timeout_ms?: number;
   readonly signal: AbortSignal | undefined;
   readonly onLine?: (line: string) => void;
 };
@@ -247,7 +247,7 @@ async function run(
   const lines: string[] = [];
   const child = spawn(command[0], [...command.slice(1), ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    ...(options.timeout !== undefined && { timeout: options.timeout }),
+    ...(options.timeout_ms !== undefined && { timeout: options.timeout_ms }),
     ...(options.signal && { signal: options.signal }),
   });
   const keep = (line: string) => {

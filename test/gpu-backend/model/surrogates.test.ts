@@ -11,6 +11,7 @@ import {
   withPresetSurrogates,
 } from '../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
+import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import {
   readSurrogates,
   type SurrogateTable,
@@ -18,7 +19,7 @@ import {
   toInstalledBasis,
   writeSurrogates,
 } from '../../../gpu-backend/model/surrogates.ts';
-import type { ModelHash, SurrogatesId } from '../../../shared/mask/mask.ts';
+import type { ModelHash } from '../../../shared/mask/mask.ts';
 import { maskFromSkippedLayers, SURROGATES_ID_PATTERN, withSurrogates } from '../../../shared/mask/mask.ts';
 import { furthest } from '../../support/furthest.ts';
 import { tinyLlama, writeGguf } from '../../support/gguf.ts';
@@ -98,11 +99,15 @@ test.each([
   expect(toInstalledBasis(table, { config, weights: 'f32' })).toBe(table);
 });
 
-test('a model gets a table beside its weights, changes it, and keeps its name and hash', async () => {
+async function pullTiny(): Promise<InstalledModel> {
   const source = path.join(home, 'tiny.gguf');
   await writeFile(source, writeGguf(tinyLlama()));
-  const { manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
-  const model = manifest.hash as ModelHash;
+  return await pullModel(source, { home, weights: 'q8', ...hooks });
+}
+
+test('a model gets a table beside its weights, changes it, and keeps its name and hash', async () => {
+  const { manifest } = await pullTiny();
+  const model = manifest.hash;
   await writeSurrogates(file, { model, table: randomSurrogates(tiny, 32), fitted: 'first' });
   const first = await installOwnSurrogates(home, manifest.name, file, hooks);
   expect(first.manifest).toMatchObject({
@@ -118,7 +123,7 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
   );
   expect((await showModel(home, manifest.name, { verify: true })).manifest).toEqual(first.manifest);
   // The same weights and tables in another size: an engine that has the first open goes on with it.
-  const id = first.manifest.surrogates!.id as SurrogatesId;
+  const id = first.manifest.surrogates!.id;
   const runner = await openRunner(first.folder, manifest.config, { threads: 1, surrogates: id });
   await writeSurrogates(file, { model, table: randomSurrogates(tiny, 64), fitted: 'second' });
   const second = await installOwnSurrogates(home, manifest.name, file, hooks);
@@ -138,11 +143,8 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
 });
 
 test('its weights have one name all the time: ONNX Runtime refuses files with a second', async () => {
-  const source = path.join(home, 'tiny.gguf');
-  await writeFile(source, writeGguf(tinyLlama()));
-  const { folder, manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
-  const table = randomSurrogates(tiny, 32);
-  await writeSurrogates(file, { model: manifest.hash as ModelHash, table, fitted: '' });
+  const { folder, manifest } = await pullTiny();
+  await writeSurrogates(file, { model: manifest.hash, table: randomSurrogates(tiny, 32), fitted: '' });
   const namesOf = (weights: string) =>
     stat(weights).then(
       ({ nlink }) => nlink,
@@ -159,11 +161,8 @@ test('its weights have one name all the time: ONNX Runtime refuses files with a 
 });
 
 test('a full disk leaves the model as it was, and is said to need room for a second copy', async () => {
-  const source = path.join(home, 'tiny.gguf');
-  await writeFile(source, writeGguf(tinyLlama()));
-  const { folder, manifest } = await pullModel(source, { home, weights: 'q8', ...hooks });
-  const table = randomSurrogates(tiny, 32);
-  await writeSurrogates(file, { model: manifest.hash as ModelHash, table, fitted: '' });
+  const { folder, manifest } = await pullTiny();
+  await writeSurrogates(file, { model: manifest.hash, table: randomSurrogates(tiny, 32), fitted: '' });
   const cli = path.resolve(import.meta.dirname, '../../../gpu-backend/cli/cli.ts');
   // No file may have more than 8 KB.
   const shell = `ulimit -f 8; exec "${process.execPath}" "${cli}" model surrogates ${manifest.name} "${file}"`;
@@ -178,9 +177,7 @@ test('a full disk leaves the model as it was, and is said to need room for a sec
 });
 
 test('another model’s table leaves the model as it was', async () => {
-  const source = path.join(home, 'tiny.gguf');
-  await writeFile(source, writeGguf(tinyLlama()));
-  const installed = await pullModel(source, { home, weights: 'q8', ...hooks });
+  const installed = await pullTiny();
   const before = await readFile(path.join(installed.folder, 'model.onnx'));
   await writeSurrogates(file, { model: MODEL, table: randomSurrogates(tiny, 32), fitted: '' });
   const { name } = installed.manifest;
@@ -188,7 +185,7 @@ test('another model’s table leaves the model as it was', async () => {
     code: 'surrogates_mismatch',
   });
   await writeSurrogates(file, {
-    model: installed.manifest.hash as ModelHash,
+    model: installed.manifest.hash,
     table: randomSurrogates(TINY_CONFIG, 32),
     fitted: '',
   });

@@ -8,7 +8,7 @@ import type { CalibrationRow } from '../../../../gpu-backend/learning/data/read-
 import { parseRow } from '../../../../gpu-backend/learning/data/read-data.ts';
 import type { Sample } from '../../../../gpu-backend/learning/data/samples.ts';
 import type { SampleBatch } from '../../../../gpu-backend/learning/gates/batches.ts';
-import { createBudget } from '../../../../gpu-backend/learning/search/budget.ts';
+import { createBudget, maskWithout } from '../../../../gpu-backend/learning/search/budget.ts';
 import { type LearnEffort, withoutSearch } from '../../../../gpu-backend/learning/search/effort.ts';
 import { learnMasks } from '../../../../gpu-backend/learning/search/learn-masks.ts';
 import {
@@ -55,6 +55,21 @@ const DIFFERENT: Prices = {
 const TOLERANT = [0.1, 0.1, 0.12, 0.12, 0.2, 0.2, 0.2, 0.2];
 const FRAGILE: Prices = { sums: TOLERANT, trips: TOLERANT.map((price) => 5 * price) };
 const EQUAL: Prices = { sums: DIFFERENT.sums!, trips: DIFFERENT.sums! };
+
+/** More kinds than masks are searched for, and what composes masks for them. */
+const THREE = {
+  kinds: ['sums', 'trips', 'walks'],
+  prices: { ...DIFFERENT, walks: [0.6, 0.6, 0.6, 0.6, 0.1, 0.1, 0.9, 0.9] },
+};
+const COMPOSE = { masks: 4, blocks: BLOCKS, positions: 5000 };
+
+/** The numbers of the stages; no stage comes back, and none does more than it said. */
+function stagesInOrder(progress: readonly StageProgress[]): number[] {
+  expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+  const numbers = progress.map(({ at }) => at.number);
+  expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+  return numbers;
+}
 
 /** Two kinds lie at two ends of a line and a third beside it, their prompts spread a little. */
 const ENDS: Readonly<Record<string, number>> = { sums: 1, trips: -1, walks: 0 };
@@ -189,9 +204,7 @@ describe('masks and clusters', () => {
 
   it('tell the stage, its number, and how much of the whole is done', async () => {
     const { progress, found } = await learned();
-    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
-    const numbers = progress.map(({ at }) => at.number);
-    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+    const numbers = stagesInOrder(progress);
     // Reading and embedding come before.
     expect([numbers[0], numbers.at(-1)]).toEqual([3, progress[0]!.at.count]);
     const stages = progress.map(({ stage, at }) => `${at.number} ${stage}`);
@@ -251,15 +264,12 @@ describe('masks and clusters', () => {
     expect(headroom!.routed.change).toBeLessThan(-0.1);
     expect(headroom!.skipped!.oneMask).toBe(0.25);
     expect(progress.map(({ stage }) => stage)).toContain('sizes');
-    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+    stagesInOrder(progress);
   });
 
   it('of more kinds than masks are searched for get composed masks', async () => {
-    const kinds = ['sums', 'trips', 'walks'];
-    const prices: Prices = { ...DIFFERENT, walks: [0.6, 0.6, 0.6, 0.6, 0.1, 0.1, 0.9, 0.9] };
-    const compose = { masks: 4, blocks: BLOCKS, positions: 5000 };
-    const searched = await learned({ kinds, prices });
-    const composed = await learned({ kinds, prices, effort: { compose } });
+    const searched = await learned(THREE);
+    const composed = await learned({ ...THREE, effort: { compose: COMPOSE } });
     const suited = ({ prompts, found }: typeof composed) =>
       new Set(
         [...prompts.clusterOf]
@@ -278,23 +288,15 @@ describe('masks and clusters', () => {
     );
     const { progress } = composed;
     expect(progress.map(({ stage }) => stage)).toContain('compose');
-    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
-    const numbers = progress.map(({ at }) => at.number);
-    expect(numbers).toEqual(numbers.toSorted((a, b) => a - b));
+    stagesInOrder(progress);
   });
 
   it('begin with the masks of an earlier set: none are searched for, others are composed from them', async () => {
-    const kinds = ['sums', 'trips', 'walks'];
-    const prices: Prices = { ...DIFFERENT, walks: [0.6, 0.6, 0.6, 0.6, 0.1, 0.1, 0.9, 0.9] };
-    const compose = { masks: 4, blocks: BLOCKS, positions: 5000 };
-    const without = (...out: number[]): Mask => ({
-      runs: Uint8Array.from({ length: BLOCKS }, (_, block) => (out.includes(block) ? 0 : 1)),
-    });
+    const without = (...out: number[]) => maskWithout(BLOCKS, out);
     const { found, progress } = await learned({
-      kinds,
-      prices,
+      ...THREE,
       known: [without(0, 2), without(0, 1)],
-      effort: withoutSearch({ ...EFFORT, compose }),
+      effort: withoutSearch({ ...EFFORT, compose: COMPOSE }),
     });
     expect(found.candidates.map(({ source, mask }) => [source, maskBits(mask)])).toEqual([
       ['the earlier set', maskBits(without(0, 2))],
@@ -310,7 +312,7 @@ describe('masks and clusters', () => {
       ...['3 one mask', '4 share', '5 compose', '6 measure'],
     ]);
     expect(progress[0]!.at.count).toBe(6);
-    expect(progress.every(({ done, total, work }) => done <= total && work.done <= work.total)).toBe(true);
+    stagesInOrder(progress);
   });
 
   it('no more masks than are asked for', async () => {

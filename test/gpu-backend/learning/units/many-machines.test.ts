@@ -1,5 +1,4 @@
 /** A learning run on several machines: its bytes, and what becomes of it when anything on the way breaks. */
-
 import { spawnSync } from 'node:child_process';
 import {
   existsSync,
