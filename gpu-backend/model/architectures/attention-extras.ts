@@ -182,7 +182,7 @@ export type Rotary = {
 export const ropeTable = ({ ropes }: Rotary, kind: RopeKind): RopeTable => ropes[kind]!;
 
 /** Rotary embedding of `x` `[B, S, heads·D]`, half-split order; returns `x` in a layer without rotary embedding. */
-export const rotate = (
+const rotate = (
   b: GraphBuilder,
   shared: Rotary,
   extras: Extras,

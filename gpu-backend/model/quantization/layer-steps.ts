@@ -8,11 +8,10 @@ import { encodeModel } from '../../onnx/encode.ts';
 import { GraphBuilder, MICROSOFT, type Value } from '../../onnx/graph.ts';
 import { createSession, type Feeds, floats, type Session, tensor } from '../../onnx/session.ts';
 import {
-  type Extras,
   type ExtraWeights,
   layerExtras,
+  queriesKeysValues,
   ropeOf,
-  rotate,
   windowMask,
 } from '../architectures/attention-extras.ts';
 import { constantRotation, rotated } from '../architectures/column-products.ts';
@@ -91,18 +90,15 @@ export async function openLayerSteps(
     async attend(x, layer, qkv) {
       const B = x.length / H / S;
       const all = BigInt64Array.from({ length: B * S }, (_, i) => positions[i % S]!);
-      const session = await attentionOf(layer);
       const [cos, sin] = tables[ropeOf(config, layer.index) ?? 'global']!;
-      const feeds: Feeds = {
+      return run(await attentionOf(layer), {
         x: tensor('f32', x, [B, S, H]),
         w: weights(qkv),
         positions: tensor('i64', all, [B, S]),
         order: tensor('i64', positions, [1, S]),
         cos: table(cos),
         sin: table(sin),
-      };
-      // Without rotary embedding or a window, a graph lacks some of these inputs.
-      return run(session, Object.fromEntries(session.inputNames.map((name) => [name, feeds[name]!])));
+      });
     },
     activate: (x, gateUp) => run(activate, { x: rows(x, H), w: weights(gateUp) }),
     add: (h, x, matrix, { bias = noBias, postNorm } = {}) =>
@@ -156,27 +152,19 @@ const attendGraph =
     const extras = layerExtras(g, config, index, weights);
     const x = g.input('x', 'f32', ['B', 'S', H]);
     const qkv = product(g, x, g.input('w', 'f32', [(N + 2 * G) * D, H]));
-    const all = extras.biased(g, qkv, { from: 0, count: N + 2 * G });
-    const [qk, v] = g.split(all, [(N + G) * D, G * D], -1);
-    const normed = extras.normed(g, qk!, { from: 0, count: N + G });
-    const placed = extras.rope ? withPositions(g, config, extras, normed) : normed;
-    const [q, k] = g.split(placed, [N * D, G * D], -1);
+    const table = (name: string) => g.input(name, 'f32', ['S', D / 2]);
+    // The caller feeds the table of this layer.
+    const own = { cos: table('cos'), sin: table('sin') };
+    const shared = { config, ropes: { global: own, local: own } };
+    const { q, k, v } = queriesKeysValues(g, shared, extras, qkv, g.input('positions', 'i64', ['B', 'S']));
     const { window } = extras;
-    const mask = window && windowMask(g, window, g.input('order', 'i64', [1, 'S']), k!);
+    const order = g.input('order', 'i64', [1, 'S']);
+    const mask = window && windowMask(g, window, order, k);
     // Rows of Q carry 1/√D.
     const attributes = { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } };
     const attended = g.op('Attention', [q, k, v, mask || undefined], attributes);
     result(g, 'Reshape', [attended, g.ints(-1, N * D)]);
   };
-
-function withPositions(g: GraphBuilder, config: ModelConfig, extras: Extras, x: Value): Value {
-  const { headCount, kvHeadCount, headSize } = config;
-  const table = (name: string) => g.input(name, 'f32', ['S', headSize / 2]);
-  // The caller feeds the table of this layer.
-  const own = { cos: table('cos'), sin: table('sin') };
-  const shared = { config, ropes: { global: own, local: own } };
-  return rotate(g, shared, extras, x, g.input('positions', 'i64', ['B', 'S']), headCount + kvHeadCount);
-}
 
 const activateGraph =
   (config: ModelConfig, size: number) =>
