@@ -15,14 +15,9 @@ import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { time_ms } from '../gpu-backend/measure.ts';
 import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
 import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
-import {
-  budgetUseSchema,
-  createdKeySchema,
-  listSchema,
-  tenantSchema,
-  usageRowSchema,
-} from '../shared/admin/admin-wire.ts';
+import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
 import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
+import { createTenant } from './load/clients.ts';
 
 const { seconds, only } = parseScript<{ seconds: number; only?: readonly number[] }>(
   newCommand('npm run attack --', 'misuse a real npm start in six ways; the last line is one JSON object')
@@ -271,11 +266,7 @@ let tenants = 0;
 /** Creates a tenant with a key. `terms`: its limits. */
 async function newTenant(dev: DevFile, terms: object = {}): Promise<{ id: string; key: string }> {
   const id = `attacker-${++tenants}`;
-  const admin = adminOf(dev);
-  await admin.request({ method: 'POST', path: '/tenants', body: { id, name: id, ...terms } }, tenantSchema);
-  const body = { tenant: id, name: id };
-  const { key } = await admin.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
-  return { id, key };
+  return { id, key: await createTenant(adminOf(dev), id, terms) };
 }
 
 async function usageSince(dev: DevFile, tenant: string, day: string) {

@@ -14,7 +14,7 @@ import { HEADERS } from '../../shared/wire/protocol.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { type BenchHooks, cpuTime_ms, inTurns, processTree, quantile, round } from '../measure.ts';
+import { type BenchHooks, cpuTime_ms, inTurns, processTree, quantile, round, sumOf } from '../measure.ts';
 import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
@@ -178,7 +178,7 @@ async function measure(
 function latencyOf(times: readonly number[], loads: readonly Load[]): Latency {
   const cpu_ms = loads.some((load) => load.cpu_ms === null)
     ? null
-    : round(sum(loads, (load) => load.cpu_ms!) / sum(loads, ({ done }) => done));
+    : round(sumOf(loads.map((load) => load.cpu_ms!)) / sumOf(loads.map(({ done }) => done)));
   return {
     median_ms: round(quantile(times, 0.5)),
     p99_ms: round(quantile(times, 0.99)),
@@ -186,9 +186,6 @@ function latencyOf(times: readonly number[], loads: readonly Load[]): Latency {
     cpu_ms,
   };
 }
-
-const sum = <T>(list: readonly T[], figure: (one: T) => number): number =>
-  list.reduce((total, one) => total + figure(one), 0);
 
 /** Milliseconds of {@link TURN} requests, one after the other. */
 async function oneByOne(target: Target, ask: Ask): Promise<number[]> {

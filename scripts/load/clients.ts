@@ -4,7 +4,9 @@
  * outcome of every request, as its client saw it, is kept.
  */
 import autocannon from 'autocannon';
+import type { AdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import type { Random } from '../../gpu-backend/random.ts';
+import { createdKeySchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 
 /** Error codes of a product under full load, which are no failures. */
@@ -14,6 +16,14 @@ export const REFUSALS: readonly string[] = [
   'rate_limit_exceeded',
   'budget_exceeded',
 ];
+
+/** Creates a tenant, and returns a key of it. `terms`: its limits. */
+export async function createTenant(admin: AdminClient, id: string, terms: object): Promise<string> {
+  await admin.request({ method: 'POST', path: '/tenants', body: { id, name: id, ...terms } }, tenantSchema);
+  const body = { tenant: id, name: id };
+  const { key } = await admin.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+  return key;
+}
 
 /** The routing that an answer reports; `none` when it was not routed. */
 export type Routed = {

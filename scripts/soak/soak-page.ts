@@ -125,13 +125,10 @@ const line = (name: string, colour: number, points: PointSeries['points']): Poin
   points,
 });
 
-/** Disturbances as marks at the height `y`. */
-function marks(
-  { begunAt_ms, disturbances: { publications, kills, stalls } }: Soak,
-  y: number,
-): PointSeries[] {
+/** Disturbances as marks on the axis of time. */
+function marks({ begunAt_ms, disturbances: { publications, kills, stalls } }: Soak): PointSeries[] {
   const at = (spans: readonly { readonly begunAt_ms: number }[]) =>
-    spans.map((span) => ({ x: (span.begunAt_ms - begunAt_ms) / 60_000, y }));
+    spans.map((span) => ({ x: (span.begunAt_ms - begunAt_ms) / 60_000, y: 0 }));
   return [
     { name: 'publication', colour: 2, hollow: true, points: at(publications) },
     { name: 'backend killed', colour: 5, points: at(kills) },
@@ -155,7 +152,7 @@ function latency(soak: Soak): PointSeries[] {
     line('whole, median', 0, inSpans(soak, answers, ended, quantile(0.5, whole_ms))),
     line('whole, 95 %', 1, inSpans(soak, answers, ended, quantile(0.95, whole_ms))),
     line('first event, median', 4, inSpans(soak, streams, ended, quantile(0.5, first_ms))),
-    ...marks(soak, 0),
+    ...marks(soak),
   ];
 }
 
@@ -166,7 +163,7 @@ function rate(soak: Soak): PointSeries[] {
     line('whole answers', 0, inSpans(soak, of('answer'), ended, aSecond, 0)),
     line('hang-ups', 7, inSpans(soak, of('hang-up'), ended, aSecond, 0)),
     line('refused or failed', 1, inSpans(soak, of('error'), ended, aSecond, 0)),
-    ...marks(soak, 0),
+    ...marks(soak),
   ];
 }
 
@@ -180,7 +177,7 @@ function errors(soak: Soak): PointSeries[] {
       inSpans(soak, own, ended, (some) => some.length, 0),
     );
   });
-  return [...series, ...marks(soak, 0)];
+  return [...series, ...marks(soak)];
 }
 
 function memory(soak: Soak): PointSeries[] {
@@ -194,5 +191,5 @@ function memory(soak: Soak): PointSeries[] {
       own.filter((_, at) => at % nth === 0).map(({ at_s, rss_MB }) => ({ x: at_s / 60, y: rss_MB })),
     ),
   );
-  return [...series, ...marks(soak, 0)];
+  return [...series, ...marks(soak)];
 }

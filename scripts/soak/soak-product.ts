@@ -11,11 +11,12 @@ import { seed } from '../../gpu-backend/dev/seed.ts';
 import { DEFAULT_MODEL } from '../../gpu-backend/model/sources/resolve.ts';
 import { type AdminClient, createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { livePublication } from '../../gpu-backend/publication/publish.ts';
-import { createdKeySchema, listSchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetSummarySchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
 import { backendSchema } from '../../shared/wire/backend-load.ts';
 import { createHome, removeHome } from '../../test/e2e/product.ts';
+import { createTenant } from '../load/clients.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 /** The module around the edge's worker that can stall D1. */
@@ -156,9 +157,7 @@ const register = (admin: AdminClient, id: string, url: string) =>
 async function createTenants(admin: AdminClient): Promise<SoakTenant[]> {
   const made: SoakTenant[] = [];
   for (const { id, terms } of TENANTS) {
-    await admin.request({ method: 'POST', path: '/tenants', body: { id, name: id, ...terms } }, tenantSchema);
-    const body = { tenant: id, name: 'soak' };
-    const { key } = await admin.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+    const key = await createTenant(admin, id, terms);
     made.push({ id, key, hasBooks: 'tokens_per_day' in terms });
   }
   return made;
