@@ -272,7 +272,7 @@ export const CLIENT_BODIES: readonly {
     },
     ignored:
       'stream_options.include_obfuscation, metadata, store, service_tier, prompt_cache_key, ' +
-      'safety_identifier, prediction',
+      'safety_identifier',
   },
   {
     client: "OpenAI's Agents SDK for JavaScript, with its own answer sent back",
