@@ -391,9 +391,11 @@ const refusal = (param: string, message: string): MaskrouteError =>
   new MaskrouteError('invalid_request', message, { param });
 
 /** LiteLLM knows the error by OpenAI's words "This model's maximum context length is", not by its code. */
-const tooLong = (model: ServedModel, tokens: string, param: string): MaskrouteError =>
-  new MaskrouteError(
-    'context_length_exceeded',
-    `This model's maximum context length is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
-    { param },
-  );
+function tooLong(model: ServedModel, tokens: string, param: string): MaskrouteError {
+  const most = `This model's maximum context length is ${model.engine.model.contextTokens} tokens`;
+  const message =
+    param === 'prediction'
+      ? `${most}; the prediction has ${tokens}.`
+      : `${most}; the prompt has ${tokens} and leaves no room for an answer.`;
+  return new MaskrouteError('context_length_exceeded', message, { param });
+}
