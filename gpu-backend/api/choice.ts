@@ -4,7 +4,14 @@
  */
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
 import type { FinishReason } from '../../shared/wire/openai.ts';
-import type { Engine, EngineEvent, GenerateRequest, Timings, TokenLogprob } from '../engine/engine.ts';
+import type {
+  Engine,
+  EngineEvent,
+  GenerateRequest,
+  PredictedTokens,
+  Timings,
+  TokenLogprob,
+} from '../engine/engine.ts';
 import type { TokenDecoder } from '../model/tokenizer/token-bytes.ts';
 import type { AnswerForm } from './answer-form.ts';
 import type { TokenText } from './parts.ts';
@@ -30,6 +37,8 @@ export type Progress = {
   /** Tokens that were computed and not read yet: they are paid for when the client leaves. None after a stop string. */
   unreadTokens: number;
   cachedTokens: number;
+  /** With a prediction, once the choice has finished. */
+  predicted: PredictedTokens | undefined;
   /** This and the next two are undefined until the engine has finished the choice. Times are `performance.now()`. */
   timings: Timings | undefined;
   finishReason: FinishReason | undefined;
@@ -50,6 +59,7 @@ export const notBegun = (): Progress => ({
   completionTokens: 0,
   unreadTokens: 0,
   cachedTokens: 0,
+  predicted: undefined,
   tokenGaps_ms: [],
   firstTokenAt_ms: undefined,
   tokenAt_ms: undefined,
@@ -115,8 +125,8 @@ export async function* runChoice(
       }
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (event.type !== 'finished') continue;
-      const { cachedTokens, timings } = event;
-      Object.assign(progress, { cachedTokens, timings, finishedAt_ms: performance.now() });
+      const { cachedTokens, predicted, timings } = event;
+      Object.assign(progress, { cachedTokens, predicted, timings, finishedAt_ms: performance.now() });
       const reason = answer.stopped ? 'stop' : finishReason(event.reason, signal);
       progress.finishReason = reason;
       yield { type: 'finished', index, reason };

@@ -3,7 +3,7 @@
  * vLLM's for the engine.
  */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
-import type { Engine, EngineStats, Timings } from '../engine/engine.ts';
+import type { Engine, EngineStats, PredictedTokens, Timings } from '../engine/engine.ts';
 
 type FinishedAnswer = {
   readonly endpoint: string;
@@ -22,6 +22,8 @@ type FinishedChoice = {
   /** Undefined if the engine did not finish it. */
   readonly timings: Timings | undefined;
   readonly finishReason: string | undefined;
+  /** Undefined without a prediction. */
+  readonly predicted: PredictedTokens | undefined;
   /** Between each token and the next. */
   readonly tokenGaps_ms: readonly number[];
 };
@@ -70,6 +72,11 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
       tokens.inc({ endpoint, kind: 'prompt' }, answer.promptTokens);
       tokens.inc({ endpoint, kind: 'cached' }, answer.cachedTokens);
       tokens.inc({ endpoint, kind: 'completion' }, completionTokens);
+      for (const { predicted } of answer.choices) {
+        if (predicted === undefined) continue;
+        tokens.inc({ endpoint, kind: 'prediction_accepted' }, predicted.accepted);
+        tokens.inc({ endpoint, kind: 'prediction_rejected' }, predicted.rejected);
+      }
       masked.inc({ endpoint, masked: String(answer.mask !== 'dense') });
       const labels = { endpoint, mask: maskLabel(answer.mask) };
       total.observe(labels, total_ms / 1000);

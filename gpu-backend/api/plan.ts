@@ -1,7 +1,12 @@
 /** Turns a checked request body into a plan that can run: mask, prompts as token ids, choices, sampling. */
 import { DENSE_MASK_ID, type MaskId, maskId, sparsity } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type ChatRequest, type CompletionRequest, messageTexts } from '../../shared/wire/openai.ts';
+import {
+  type ChatRequest,
+  type CompletionRequest,
+  joinedText,
+  messageTexts,
+} from '../../shared/wire/openai.ts';
 import { DENSE_SUFFIX, type RouteEcho, splitModelName } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, translated } from '../../shared/wire/responses.ts';
 import type { MaskPlan, Sampling } from '../engine/engine.ts';
@@ -78,7 +83,11 @@ export async function planChat(parts: PlanParts, call: Call, request: ChatReques
   );
   const prompts = await chatPrompt(parts.model, request, form, call);
   const jobs = choiceJobs(parts.model, call, request, wanted, frame.mask, prompts);
-  return { ...frame, jobs: jobs.map((job) => ({ ...job, form })) };
+  const predictedTokenIds = await predictedTokens(parts.model, request, form, call);
+  return {
+    ...frame,
+    jobs: jobs.map((job) => ({ ...job, form, request: { ...job.request, predictedTokenIds } })),
+  };
 }
 
 /** Rejects with MaskrouteError. */
@@ -283,6 +292,23 @@ async function chatPrompt(
   return prompts.map((tokenIds) => ({ tokenIds, text: '' }));
 }
 
+/** Undefined where nothing is predicted. A form has a grammar, whose answers come token by token. Rejects as `chatPrompt`. */
+async function predictedTokens(
+  model: ServedModel,
+  { prediction }: ChatRequest,
+  { grammar }: AnswerForm,
+  call: Call,
+): Promise<Int32Array | undefined> {
+  const text = joinedText(prediction?.content);
+  if (text === '' || grammar !== undefined) return undefined;
+  refuseLongText(model, [text], 'prediction');
+  const tokensMax = model.engine.model.contextTokens;
+  const job = { type: 'prompts', texts: [text], tokensMax, addSpecial: false, parseSpecial: false } as const;
+  // A prediction is no part of the prompt, so nobody pays for its tokens.
+  const [tokenIds] = await encode(model, job, { ...call, spent: { tokens: 0 } }, 'prediction');
+  return tokenIds;
+}
+
 /**
  * The field `prompt`: one prompt or a list, as text or as token ids. Special tokens spelled out in a text are plain text,
  * unless the request sets `parse_special`. Rejects as `chatPrompt`.
@@ -365,9 +391,11 @@ const refusal = (param: string, message: string): MaskrouteError =>
   new MaskrouteError('invalid_request', message, { param });
 
 /** LiteLLM knows the error by OpenAI's words "This model's maximum context length is", not by its code. */
-const tooLong = (model: ServedModel, tokens: string, param: string): MaskrouteError =>
-  new MaskrouteError(
-    'context_length_exceeded',
-    `This model's maximum context length is ${model.engine.model.contextTokens} tokens; the prompt has ${tokens} and leaves no room for an answer.`,
-    { param },
-  );
+function tooLong(model: ServedModel, tokens: string, param: string): MaskrouteError {
+  const most = `This model's maximum context length is ${model.engine.model.contextTokens} tokens`;
+  const message =
+    param === 'prediction'
+      ? `${most}; the prediction has ${tokens}.`
+      : `${most}; the prompt has ${tokens} and leaves no room for an answer.`;
+  return new MaskrouteError('context_length_exceeded', message, { param });
+}

@@ -133,6 +133,7 @@ const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object 
 
 /** The token counts so far, in OpenAI's format. */
 export function usageOf({ plan, progress, wasTurnedAway }: RunningAnswer): Usage {
+  const predicted = progress.flatMap((one) => one.predicted ?? []);
   let promptTokens = 0;
   let cachedTokens = 0;
   let completionTokens = 0;
@@ -147,6 +148,12 @@ export function usageOf({ plan, progress, wasTurnedAway }: RunningAnswer): Usage
     completion_tokens: completionTokens,
     total_tokens: promptTokens + completionTokens,
     prompt_tokens_details: { cached_tokens: cachedTokens },
+    ...(predicted.length > 0 && {
+      completion_tokens_details: {
+        accepted_prediction_tokens: predicted.reduce((sum, { accepted }) => sum + accepted, 0),
+        rejected_prediction_tokens: predicted.reduce((sum, { rejected }) => sum + rejected, 0),
+      },
+    }),
   };
 }
 

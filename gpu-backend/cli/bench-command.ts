@@ -97,6 +97,14 @@ function addDecodingBenches(bench: Command): void {
       await told(json, (hooks) => batch({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
+  command(bench, 'prediction', 'ms/token of an answer that its client predicts')
+    .option(...MODEL)
+    .option(...ROUNDS, 5)
+    .action(async ({ json, ...flags }: BenchFlags & { model: string; rounds: number }) => {
+      const { benchPrediction } = await import('../bench/prediction-bench.ts');
+      await told(json, (hooks) => benchPrediction({ home: maskrouteHome(), ...flags, ...hooks }));
+    });
+
   command(bench, 'prefix', 'ms to the first token when 400 tokens of the prompt are cached')
     .option(...ROUNDS, 7)
     .addOption(deviceOption())

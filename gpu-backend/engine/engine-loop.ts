@@ -6,7 +6,8 @@
  * taken from the prefix cache. The runtime sums a row the same way among any other rows; only attention sums a single row
  * in another order. So a piece of a prompt has at least two rows, and a token of an answer is always a single row
  * (`test/gpu-backend/engine/batch.test.ts`). The exception: a prompt that repeats an earlier answer may reuse that answer's
- * pages, which were computed as single rows; its logits then differ by rounding.
+ * pages, which were computed as single rows; its logits then differ by rounding. And the tokens of an answer whose client
+ * predicts it are rows together where they were predicted (`prediction.ts`).
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
@@ -16,7 +17,7 @@ import type { RunInput } from './run-input.ts';
 import { checkSurrogates, type Prefixes, type Runner } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
 import type { ScheduledRequest, SchedulerLimits, Step, StepPart } from './scheduler.ts';
-import { queueFull, Scheduler } from './scheduler.ts';
+import { isDrafted, queueFull, Scheduler } from './scheduler.ts';
 import type { Sequence } from './sequence.ts';
 import {
   appendToken,
@@ -24,6 +25,7 @@ import {
   generatedTokens,
   logitRows,
   newSequence,
+  nextTokenIds,
   promptTokens,
   samplerState,
 } from './sequence.ts';
@@ -214,7 +216,7 @@ export class EngineLoop {
       start: computedCount,
       input: {
         cache: sequence.cache!,
-        tokenIds: sequence.tokenIds.slice(computedCount, computedCount + part.tokens),
+        tokenIds: nextTokenIds(sequence, part.tokens),
         plan: sequence.request.plan,
         logitRows: logitRows(sequence, part.tokens),
       },
@@ -254,11 +256,16 @@ export class EngineLoop {
     for (const sequence of ended) this.#recycle(sequence);
   }
 
-  #ran({ part, sequence, input, start }: Work, logits: Float32Array): void {
+  #ran(work: Work, logits: Float32Array): void {
+    const { part, sequence, input, start } = work;
     sequence.steppedAt_ms = performance.now();
     // The request may have been cancelled during the step.
     if (!this.#isLive(sequence)) return;
     try {
+      if (isDrafted(part)) {
+        this.#sampleDrafted(work, logits);
+        return;
+      }
       this.#scheduler.update(part);
       this.#keepPages(sequence);
       this.#advance(sequence, input.logitRows, start, logits);
@@ -324,6 +331,27 @@ export class EngineLoop {
     if (inPrompt) this.#promptDone(sequence);
     if (sequence.generatedMax === 0) this.#finish(sequence, 'length');
     else this.#sampleWhenReady(sequence, logits.subarray((rows.length - 1) * width, rows.length * width));
+  }
+
+  /**
+   * Samples a token from each row of the answer's last token and its draft, up to the first that differs from the draft, and
+   * lets the cache forget the rows behind.
+   */
+  #sampleDrafted({ part, sequence, input, start }: Work, logits: Float32Array): void {
+    const width = this.#runner.config.vocabularySize;
+    sequence.prediction!.computed(part.tokens - 1);
+    let rows = 0;
+    try {
+      do {
+        rows++;
+        this.#sampleOne(sequence, logits.subarray((rows - 1) * width, rows * width));
+      } while (this.#isLive(sequence) && sequence.tokenIds.at(-1) === input.tokenIds[rows]);
+    } finally {
+      input.cache.truncate(start + rows);
+    }
+    if (!this.#isLive(sequence)) return;
+    this.#scheduler.update({ request: part.request, tokens: rows });
+    this.#keepPages(sequence);
   }
 
   #sampleWhenReady(sequence: Sequence, logits: Float32Array): void {

@@ -72,6 +72,8 @@ export type GenerateRequest = {
   readonly promptLogprobs: number | undefined;
   /** The grammar that the answer must match; the caller closes it. */
   readonly grammar?: GrammarSession | undefined;
+  /** A text that the answer probably repeats in large part (`prediction.ts`); it is not used beside a grammar. */
+  readonly predictedTokenIds?: Int32Array | undefined;
 };
 
 /** How the model runs for this request. */
@@ -125,8 +127,12 @@ export type EngineEvent =
       readonly completionTokens: number;
       /** Prompt tokens whose K and V came from the prefix cache. */
       readonly cachedTokens: number;
+      /** With `predictedTokenIds`: predicted tokens that the answer has, and those that were computed in vain. */
+      readonly predicted?: PredictedTokens;
       readonly timings: Timings;
     };
+
+export type PredictedTokens = { readonly accepted: number; readonly rejected: number };
 
 export type TokenLogprob = {
   readonly tokenId: number;

@@ -10,6 +10,7 @@ import { tensor } from '../onnx/session.ts';
 import type { MaskPlan } from './engine.ts';
 import { HeadCaches } from './head-caches.ts';
 import { KvCache, kvTensor, newValues, type SequenceCache } from './kv-cache.ts';
+import { DRAFT_TOKENS_MAX } from './prediction.ts';
 
 /** New tokens of one sequence. */
 export type RunInput = {
@@ -53,6 +54,9 @@ export function hostParts(config: ModelConfig, kvType: KvType, reuseLogits = fal
   return { config, kvType, heads, logits, newCache: () => new KvCache(shape, heads) };
 }
 
+/** A step has a row for each answer, or those of a predicted one. */
+const KEPT_ROWS = Math.max(BATCH_PLACES, 1 + DRAFT_TOKENS_MAX);
+
 /**
  * Memory for logits. The first write to new memory causes page faults, which take longer than sampling, so a step reuses
  * the memory of the step before.
@@ -65,7 +69,7 @@ class LogitsMemory {
 
   constructor(vocabularySize: number, reuse: boolean) {
     this.#vocabularySize = vocabularySize;
-    this.#kept = new Float32Array(reuse ? BATCH_PLACES * vocabularySize : 0);
+    this.#kept = new Float32Array(reuse ? KEPT_ROWS * vocabularySize : 0);
   }
 
   /** Call it before a step: memory taken before may be overwritten from now on. */

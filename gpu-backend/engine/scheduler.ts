@@ -55,6 +55,8 @@ export type ScheduledRequest = {
   /** Tokens of prompt and answer so far. */
   tokenCount: number;
   computedCount: number;
+  /** Predicted tokens that may be computed together with the answer's last one. */
+  draftCount: number;
   /** How often it was preempted. */
   preemptions: number;
 };
@@ -79,6 +81,11 @@ const STEP_TOKENS_MAX = 4;
 const BESIDE_PROMPT_MAX = 3.5;
 /** The smallest piece of the first prompt in a step, so that a prompt always advances. */
 const PIECE_TOKENS_MIN = 8;
+/**
+ * Most answers of a step whose predicted tokens are computed, too. Like pieces of prompts they need attention nodes of their own,
+ * and a run has few of them (`placesOf`).
+ */
+const DRAFTS_MAX = 2;
 /** A scored row, whose logits are read, takes as long as this many other rows. */
 const SCORED_ROWS = 2.5;
 
@@ -87,10 +94,13 @@ const ONE_TOKEN: StepLoad = { rows: 1, tokens: 1, keys: 1, pieceKeys: 0, rowKeys
 export type StepPart = {
   readonly request: ScheduledRequest;
   readonly tokens: number;
-  /** A token of an answer, or a piece of a prompt. */
+  /** A token of an answer, perhaps with predicted ones behind it, or a piece of a prompt. */
   readonly kind: 'token' | 'piece';
   readonly load: StepLoad;
 };
+
+/** Whether predicted tokens are computed behind the answer's own. */
+export const isDrafted = ({ kind, tokens }: StepPart): boolean => kind === 'token' && tokens > 1;
 
 /** What the next run of the graph computes, if anything, and the requests that were preempted to make room for it. */
 export type Step = { readonly parts: readonly StepPart[]; readonly preempted: readonly ScheduledRequest[] };
@@ -207,7 +217,8 @@ export class Scheduler {
   schedule(): Step | undefined {
     const preempted = this.#makeRoom();
     if (this.#running.length === 0) return undefined;
-    const tokens = this.#nextTokens();
+    const alone = this.#nextTokens();
+    const tokens = this.#prompts.inOrder.length === 0 ? this.#withDrafts(alone) : alone;
     const parts = [...tokens, ...this.#nextPieces(tokens)];
     return parts.length === 0 && preempted.length === 0 ? undefined : { parts, preempted };
   }
@@ -242,6 +253,19 @@ export class Scheduler {
     return parts;
   }
 
+  /** The same tokens, some with predicted ones behind them, in the time that is left. */
+  #withDrafts(tokens: readonly StepPart[]): readonly StepPart[] {
+    let parts = tokens;
+    for (const [i, { request }] of tokens.entries()) {
+      const isLast = request.computedCount === request.tokenCount - 1;
+      if (request.draftCount === 0 || !isLast) continue;
+      const longer = parts.with(i, newPart(request, 1 + request.draftCount, 'token'));
+      if (longer.filter(isDrafted).length > DRAFTS_MAX) break;
+      if (this.#cost.ms(loadOf(longer)) <= this.#stepMax_ms(tokens[0]!.load)) parts = longer;
+    }
+    return parts;
+  }
+
   /** Pieces of prompts, in the time that the step's tokens leave. */
   #nextPieces(tokens: readonly StepPart[]): StepPart[] {
     const { chunkTokens } = this.#limits;
@@ -270,8 +294,8 @@ export class Scheduler {
     return Math.max(this.#limits.stepMax_ms, STEP_TOKENS_MAX * this.#cost.ms(token));
   }
 
-  /** Call it after a step for each part that was computed. */
-  update({ request, tokens }: StepPart): void {
+  /** Call it after a step for each part that was computed. `tokens`: those that count, not those predicted in vain. */
+  update({ request, tokens }: Pick<StepPart, 'request' | 'tokens'>): void {
     request.computedCount += tokens;
     if (isInPrompt(request) || !this.#prompts.leave(request)) return;
     this.#tokens.enter(request);
@@ -370,7 +394,7 @@ function newPart(request: ScheduledRequest, tokens: number, kind: StepPart['kind
   const keys = request.computedCount + tokens;
   const pieceRows = request.isScored ? SCORED_ROWS * tokens : tokens;
   const load: StepLoad =
-    kind === 'token'
+    kind === 'token' && tokens === 1
       ? { rows: tokens, tokens, keys, pieceKeys: 0, rowKeys: 0 }
       : { rows: pieceRows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys };
   return { request, tokens, kind, load };

@@ -3,6 +3,7 @@ import { seededRandom } from '../random.ts';
 import type { EngineEvent, GenerateRequest, TokenLogprob } from './engine.ts';
 import { SequenceGrammar } from './grammar.ts';
 import type { SequenceCache } from './kv-cache.ts';
+import { Prediction } from './prediction.ts';
 import type { SamplerState } from './sampler.ts';
 import type { ScheduledRequest } from './scheduler.ts';
 
@@ -19,6 +20,7 @@ export type Sequence = {
   readonly random: () => number;
   /** The grammar's state; it follows the tokens, so a preemption does not change it. */
   readonly grammar: SequenceGrammar | undefined;
+  readonly prediction: Prediction | undefined;
   /** Prompt tokens whose K and V came from the prefix cache. */
   cachedTokens: number;
   /** So many of its first tokens were offered to the prefix cache already. */
@@ -48,6 +50,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
       isScored: request.promptLogprobs !== undefined,
       tokenCount: promptTokens,
       computedCount: 0,
+      draftCount: 0,
       preemptions: 0,
     },
     tokenIds: [...request.promptTokenIds],
@@ -57,6 +60,10 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
     grammar: request.grammar && new SequenceGrammar(request.grammar),
+    prediction:
+      request.grammar === undefined && request.predictedTokenIds !== undefined
+        ? new Prediction(request.predictedTokenIds)
+        : undefined,
     cachedTokens: 0,
     keptTokens: 0,
     cache: undefined,
@@ -71,6 +78,20 @@ export const promptTokens = (sequence: Sequence): number => sequence.request.pro
 export const generatedTokens = (sequence: Sequence): number =>
   sequence.tokenIds.length - promptTokens(sequence);
 
+/** The answer's next tokens, as predicted: no more than it can have, less the one that each step gives anyway. */
+const draftOf = (sequence: Sequence): Int32Array =>
+  sequence.prediction?.draft(sequence.generatedMax - generatedTokens(sequence) - 1) ?? NO_DRAFT;
+const NO_DRAFT = new Int32Array();
+
+/** The next `tokens` tokens to compute; those that the answer does not have yet are predicted. */
+export function nextTokenIds(sequence: Sequence, tokens: number): number[] {
+  const { computedCount } = sequence.scheduled;
+  const known = sequence.tokenIds.slice(computedCount, computedCount + tokens);
+  return known.length === tokens
+    ? known
+    : [...known, ...draftOf(sequence).subarray(0, tokens - known.length)];
+}
+
 /** Indices among the next `tokens` tokens whose logits are needed: to score the prompt, and to sample. */
 export function logitRows(sequence: Sequence, tokens: number): number[] {
   const { request, scheduled } = sequence;
@@ -80,7 +101,7 @@ export function logitRows(sequence: Sequence, tokens: number): number[] {
   for (let row = 0; row < tokens; row++) {
     const next = scheduled.computedCount + row + 1;
     const scoresPrompt = isToBeScored && next < promptTokens(sequence);
-    const samples = next === sequence.tokenIds.length && sequence.generatedMax > 0;
+    const samples = next >= sequence.tokenIds.length && sequence.generatedMax > 0;
     if (scoresPrompt || samples) rows.push(row);
   }
   return rows;
@@ -106,11 +127,14 @@ export function appendToken(sequence: Sequence, tokenId: number): void {
   sequence.scheduled.tokenCount++;
   sequence.generated.set(tokenId, (sequence.generated.get(tokenId) ?? 0) + 1);
   sequence.grammar?.accept(tokenId);
+  sequence.prediction?.follow(tokenId);
+  sequence.scheduled.draftCount = draftOf(sequence).length;
 }
 
 type Finished = Extract<EngineEvent, { type: 'finished' }>;
 
 export function finishedEvent(sequence: Sequence, reason: Finished['reason'], now_ms: number): Finished {
+  const { prediction } = sequence;
   const started_ms = sequence.startedAt_ms ?? now_ms;
   const prefilled_ms = sequence.prefilledAt_ms ?? now_ms;
   return {
@@ -119,6 +143,7 @@ export function finishedEvent(sequence: Sequence, reason: Finished['reason'], no
     promptTokens: promptTokens(sequence),
     completionTokens: generatedTokens(sequence),
     cachedTokens: sequence.cachedTokens,
+    ...(prediction && { predicted: prediction.tokens }),
     timings: {
       queue_ms: started_ms - sequence.scheduled.arrivedAt_ms,
       prefill_ms: prefilled_ms - started_ms,

@@ -16,6 +16,9 @@ const usage = z.looseObject({
   completion_tokens: z.int(),
   total_tokens: z.int(),
   prompt_tokens_details: z.looseObject({ cached_tokens: z.int() }),
+  completion_tokens_details: z
+    .looseObject({ accepted_prediction_tokens: z.int(), rejected_prediction_tokens: z.int() })
+    .optional(),
 });
 const finishReason = z.string().nullable();
 const answer = <Choice extends z.ZodRawShape>(object: string, choice: Choice) =>

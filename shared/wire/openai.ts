@@ -190,21 +190,19 @@ const toolCall = checkedObject({
 export const toolCallSchema = toolCall.schema;
 export type ToolCall = z.infer<typeof toolCallSchema>;
 
+/** A text, whole or in parts; the parts are joined. */
+const text = z.union(
+  [z.string(), listOf(textPart.schema, { max: PARTS_MAX })],
+  'expected a string, or a list of text parts',
+);
+
 export const MESSAGE_FIELDS = {
   role: honoured(
     z.enum(['system', 'developer', 'user', 'assistant', 'tool'], {
       error: ({ input }) => (input === 'function' ? 'send the role "tool" instead' : undefined),
     }),
   ),
-  content: honoured(
-    z
-      .union(
-        [z.string(), listOf(textPart.schema, { max: PARTS_MAX })],
-        'expected a string, or a list of text parts',
-      )
-      .nullish(),
-    textPart,
-  ),
+  content: honoured(text.nullish(), textPart),
   /** Some chat templates use it. */
   name: honoured(z.string().max(200).nullish()),
   tool_calls: honoured(listOf(toolCall.schema, { max: TOOLS_MAX }).nullish(), toolCall),
@@ -315,6 +313,12 @@ const responseFormat = checkedObject(
   },
 );
 
+/** What the answer probably repeats in large part: it comes sooner where it does. */
+const prediction = checkedObject(
+  { type: honoured(z.literal('content')), content: honoured(text, textPart) },
+  { tag: 'type' },
+);
+
 /** Most messages of a chat, and most input items of the Responses API. */
 export const MESSAGES_MAX = 2048;
 const messages = (max: number) => honoured(listOf(message.schema, { min: 1, max }), message);
@@ -332,6 +336,7 @@ export const CHAT_FIELDS = {
   tools: honoured(listOf(tool.schema, { max: TOOLS_MAX }).nullish(), tool),
   tool_choice: honoured(toolChoice),
   parallel_tool_calls: honoured(flag),
+  prediction: honoured(prediction.schema.nullish(), prediction),
   functions: refused(FUNCTIONS, []),
   function_call: refused(FUNCTIONS, 'none', 'auto'),
   modalities: honoured(
@@ -361,7 +366,6 @@ export const CHAT_FIELDS = {
   metadata: ignored({}),
   store: ignored(false),
   service_tier: ignored(),
-  prediction: ignored(),
   prompt_cache_key: ignored(),
   prompt_cache_options: ignored(),
   prompt_cache_retention: ignored(),
@@ -425,11 +429,11 @@ export const completionRequest = checkedObject(COMPLETION_FIELDS, {
 });
 export type CompletionRequest = ObjectOf<typeof COMPLETION_FIELDS>;
 
-/** The text of a message, with its parts joined. */
-export const messageText = (message: ChatMessage): string =>
-  typeof message.content === 'string'
-    ? message.content
-    : (message.content ?? []).map((part) => part.text).join('');
+/** A text, with its parts joined. */
+export const joinedText = (content: z.infer<typeof text> | null | undefined): string =>
+  typeof content === 'string' ? content : (content ?? []).map((part) => part.text).join('');
+
+export const messageText = ({ content }: ChatMessage): string => joinedText(content);
 
 /** All texts of a message that enter the prompt: its content, its name, and its tool calls. */
 export const messageTexts = (message: ChatMessage): string[] => [
@@ -445,6 +449,8 @@ export type Usage = {
   completion_tokens: number;
   total_tokens: number;
   prompt_tokens_details: { cached_tokens: number };
+  /** With a `prediction`: predicted tokens that the answer has, and those that were computed in vain. */
+  completion_tokens_details?: { accepted_prediction_tokens: number; rejected_prediction_tokens: number };
 };
 export type TopLogprob = { token: string; logprob: number; bytes: number[] };
 export type ChatLogprobs = { content: (TopLogprob & { top_logprobs: TopLogprob[] })[]; refusal: null };

@@ -134,6 +134,17 @@ export const BAD_BODIES: readonly BadBody[] = [
   chat({ best_of: 2 }, 'best_of', /every choice/),
   chat({ chat_template_kwargs: { enable_thinking: false } }, 'chat_template_kwargs', /template/),
   chat({ modalities: ['text', 'audio'] }, 'modalities[1]', /text only/),
+  chat({ prediction: 'hi' }, 'prediction', 'prediction: expected an object, got "hi".'),
+  chat(
+    { prediction: { type: 'content' } },
+    'prediction.content',
+    'prediction.content: expected a string, or a list of text parts.',
+  ),
+  chat(
+    { prediction: { type: 'content', content: [{ type: 'image_url' }] } },
+    'prediction.content[0].type',
+    /^prediction\.content\[0\]\.type: /,
+  ),
   chat({ tools: [{}] }, 'tools[0].type', 'tools[0].type: expected "function", got nothing.'),
   chat({ tools: [{ type: 'web_search' }] }, 'tools[0].type', /of the type "function"/),
   chat({ tools: [TOOL, TOOL] }, 'tools', 'tools: two of them are called f.'),
@@ -272,7 +283,7 @@ export const CLIENT_BODIES: readonly {
     },
     ignored:
       'stream_options.include_obfuscation, metadata, store, service_tier, prompt_cache_key, ' +
-      'safety_identifier, prediction',
+      'safety_identifier',
   },
   {
     client: "OpenAI's Agents SDK for JavaScript, with its own answer sent back",

@@ -116,6 +116,54 @@ describe('answers', () => {
   });
 });
 
+describe('a predicted answer', () => {
+  const question = ask('Write a short poem about the sea.', { max_tokens: 60 });
+  const predicted = (content: string | { type: 'text'; text: string }[], fields: object = {}) =>
+    client.chat.completions.create({ ...question, prediction: { type: 'content', content }, ...fields });
+
+  it('has what the prediction says, whole and streamed, and says what of it was of use', async () => {
+    const text = await textOf(question);
+    const { choices, usage } = await predicted([
+      { type: 'text', text: text.slice(0, 20) },
+      { type: 'text', text: text.slice(20) },
+    ]);
+    // Near ties may go the other way, since the rows of attention are summed in another order.
+    expect(choices[0]!.message.content!.slice(0, 30)).toBe(text.slice(0, 30));
+    const { accepted_prediction_tokens, rejected_prediction_tokens } = usage!.completion_tokens_details!;
+    expect(accepted_prediction_tokens).toBeGreaterThan(20);
+    expect(rejected_prediction_tokens).toBeLessThan(accepted_prediction_tokens!);
+    const streamed = await client.chat.completions.create({
+      ...question,
+      prediction: { type: 'content', content: text },
+      stream: true,
+      stream_options: { include_usage: true },
+    });
+    const chunks = await collect(streamed);
+    expect(chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('')).toBe(
+      choices[0]!.message.content,
+    );
+    expect(chunks.at(-1)!.usage!.completion_tokens_details).toEqual(usage!.completion_tokens_details);
+  });
+
+  it('says nothing of predictions without one, and beside a form, whose tokens come one by one', async () => {
+    const { usage } = await predicted('', { max_tokens: 4 });
+    expect(usage).not.toHaveProperty('completion_tokens_details');
+    const formed = await predicted('{"a": 1}', { response_format: { type: 'json_object' } });
+    expect(formed.choices[0]!.message.content).toMatch(/^\{/);
+    expect(formed.usage).not.toHaveProperty('completion_tokens_details');
+  });
+
+  it('is refused where the prediction is longer than any answer', async () => {
+    const long = predicted('word '.repeat(9000));
+    await expect(long).rejects.toMatchObject({
+      status: 400,
+      code: 'context_length_exceeded',
+      param: 'prediction',
+      message: expect.stringContaining('the prediction has'),
+    });
+  });
+});
+
 describe('log-probabilities', () => {
   it('spell out the text, and the greedy token is the likeliest', async () => {
     const { choices } = await client.chat.completions.create(

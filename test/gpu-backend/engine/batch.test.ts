@@ -7,6 +7,7 @@ import {
   type KvMode,
   type MaskPlan,
   PLAIN_SAMPLING,
+  type PredictedTokens,
 } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
@@ -284,6 +285,7 @@ type Asked = {
   /** Steps of the loop before it comes, and after which it leaves. */
   readonly comesAfter: number;
   readonly leavesAfter: number | undefined;
+  readonly predicted?: readonly number[] | undefined;
 };
 
 const requestOf = (asked: Asked, index: number): GenerateRequest => ({
@@ -297,9 +299,14 @@ const requestOf = (asked: Asked, index: number): GenerateRequest => ({
   stopTokenIds: [],
   logprobs: undefined,
   promptLogprobs: undefined,
+  predictedTokenIds: asked.predicted && Int32Array.from(asked.predicted),
 });
 
-type Ended = { readonly tokenIds: number[]; readonly how: string };
+type Ended = {
+  readonly tokenIds: number[];
+  readonly how: string;
+  readonly predicted?: PredictedTokens | undefined;
+};
 
 /** Plays a history to its end. @throws Error when a request ends twice or never. */
 async function play(
@@ -310,15 +317,15 @@ async function play(
 ) {
   const ended = new Map<string, Ended>();
   const tokens = new Map<string, number[]>();
-  const end = (id: string, how: string) => {
+  const end = (id: string, how: string, predicted?: PredictedTokens) => {
     if (ended.has(id)) throw new Error(`${id} ended twice`);
-    ended.set(id, { tokenIds: tokens.get(id) ?? [], how });
+    ended.set(id, { tokenIds: tokens.get(id) ?? [], how, predicted });
   };
   const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
   const loop = new EngineLoop(runner, limits, times, {
     event(id, event: EngineEvent) {
       if (event.type === 'token') tokens.set(id, [...(tokens.get(id) ?? []), event.tokenId]);
-      if (event.type === 'finished') end(id, event.reason);
+      if (event.type === 'finished') end(id, event.reason, event.predicted);
     },
     failed: (id, error) => end(id, error.code),
   });
@@ -405,7 +412,7 @@ function expectedAnswer({ prompt, mask, maxTokens }: Asked): number[] {
 }
 
 /** Prompts begin as one of three, so that pages are shared. */
-const anyAsked: fc.Arbitrary<Asked> = fc.record({
+const anyUnpredicted: fc.Arbitrary<Asked> = fc.record({
   tenant: fc.constantFrom('a', 'b', 'c'),
   mask: fc.nat(2),
   prompt: fc
@@ -418,6 +425,20 @@ const anyAsked: fc.Arbitrary<Asked> = fc.record({
   comesAfter: fc.nat(30),
   leavesAfter: fc.option(fc.nat(25), { nil: undefined, freq: 4 }),
 });
+/** A prediction is the answer, with other tokens in some places, without its beginning, or as part of something longer. */
+const anyAsked: fc.Arbitrary<Asked> = fc
+  .tuple(anyUnpredicted, fc.option(fc.tuple(fc.nat(9), fc.nat(20), fc.nat(8)), { nil: undefined, freq: 2 }))
+  .map(([asked, changes]) => {
+    if (changes === undefined) return asked;
+    const [every, skipped, before] = changes;
+    const changed = expectedAnswer(asked).map((id, i) =>
+      every > 0 && i % every === 0 ? (id + 1) % WORDS : id,
+    );
+    return {
+      ...asked,
+      predicted: [...tokensOf(before, before), ...changed.slice(skipped)].map((id) => id % WORDS),
+    };
+  });
 const anyLimits: fc.Arbitrary<LoopLimits> = fc.record({
   runningMax: fc.integer({ min: 1, max: 8 }),
   waitingMax: fc.constant(6),
@@ -434,6 +455,7 @@ const ENDS = ['length', 'cancelled', 'queue_full'];
 test('whatever comes and goes, each request ends once, with the answer that it has alone, and pages are given back', async () => {
   let preemptions = 0;
   let hits = 0;
+  const predicted = { accepted: 0, rejected: 0 };
   await fc.assert(
     fc.asyncProperty(
       fc.array(anyAsked, { minLength: 1, maxLength: 14 }),
@@ -443,7 +465,9 @@ test('whatever comes and goes, each request ends once, with the answer that it h
         preemptions += stats.preemptionsTotal;
         hits += stats.prefixHitsTotal;
         history.forEach((asked, index) => {
-          const { tokenIds, how } = ended.get(`r${index}`)!;
+          const { tokenIds, how, predicted: own } = ended.get(`r${index}`)!;
+          predicted.accepted += own?.accepted ?? 0;
+          predicted.rejected += own?.rejected ?? 0;
           const whole = expectedAnswer(asked);
           const expected = how === 'length' ? whole : whole.slice(0, tokenIds.length);
           // Plainer than `expect`, which takes most of the time where so much is checked.
@@ -459,7 +483,93 @@ test('whatever comes and goes, each request ends once, with the answer that it h
   // The histories are worth their name.
   expect(preemptions).toBeGreaterThan(100);
   expect(hits).toBeGreaterThan(1000);
+  expect(predicted.accepted).toBeGreaterThan(1000);
+  expect(predicted.rejected).toBeGreaterThan(1000);
 }, 180_000);
+
+describe('an answer that is predicted', () => {
+  const asked: Asked = {
+    tenant: 'a',
+    mask: 1,
+    prompt: tokensOf(3, 20).map((id) => id % WORDS),
+    maxTokens: 60,
+    comesAfter: 0,
+    leavesAfter: undefined,
+  };
+  const answer = expectedAnswer(asked);
+  const limits: LoopLimits = { ...LIMITS, runningMax: 4, cacheTokensMax: 1024 };
+  const stepsOf = async (predicted: readonly number[]) => {
+    const { ended, stats } = await play(scripted, limits, [{ ...asked, predicted }]);
+    expect(ended.get('r0')!.tokenIds).toEqual(answer);
+    return { steps: stats.stepsTotal, ...ended.get('r0')!.predicted! };
+  };
+
+  test('takes a step for the prompt, and then one for each draft and the token behind it', async () => {
+    // The first token comes with the prompt. Drafts of 4, 8, 15 and 15 tokens, and one of 12 before the last.
+    expect(await stepsOf(answer)).toEqual({ steps: 6, accepted: 54, rejected: 0 });
+    expect(await stepsOf([])).toEqual({ steps: 60, accepted: 0, rejected: 0 });
+  });
+
+  test('goes on behind a word that is wrong, behind words that are missing, and where it comes back to', async () => {
+    const wrong = answer.map((id, i) => (i === 20 ? (id + 1) % WORDS : id));
+    const missing = answer.filter((_, i) => i < 20 || i > 25);
+    const turned = [...answer.slice(30), ...answer.slice(0, 30)];
+    for (const predicted of [wrong, missing, turned]) {
+      const { steps, accepted } = await stepsOf(predicted);
+      expect(steps).toBeLessThan(20);
+      expect(accepted).toBeGreaterThan(40);
+    }
+  });
+
+  test('counts what was computed in vain, and computes little of a prediction that is wrong throughout', async () => {
+    const wrong = answer.map((id) => (id + 1) % WORDS);
+    const { steps, accepted, rejected } = await stepsOf(wrong);
+    expect({ steps, accepted }).toEqual({ steps: 60, accepted: 0 });
+    expect(rejected).toBeLessThan(30);
+  });
+
+  test('ends where it may have no more tokens, and at a stop id in a draft', async () => {
+    const longer = [...answer, ...answer];
+    const { ended } = await play(scripted, limits, [{ ...asked, maxTokens: 7, predicted: longer }]);
+    expect(ended.get('r0')).toMatchObject({ how: 'length', tokenIds: answer.slice(0, 7) });
+    const end = answer.findIndex((id, i) => i > 8 && answer.indexOf(id) === i);
+    const request: GenerateRequest = {
+      ...requestOf({ ...asked, predicted: answer }, 0),
+      stopTokenIds: [answer[end]!],
+    };
+    const stopped = await play(scripted, limits, [asked], [request]);
+    expect(stopped.ended.get('r0')).toMatchObject({ how: 'stop', tokenIds: answer.slice(0, end) });
+  });
+
+  test.each(['f32', 'f16'] as const)(
+    'is the same on a real graph, alone and beside others, sampled and greedy, K and V in %s',
+    async (kvType) => {
+      await using runner = await openEmitted(randomLlama(), 'f32', undefined, undefined, kvType);
+      for (const sampling of [
+        { ...PLAIN_SAMPLING, temperature: 0 },
+        { ...PLAIN_SAMPLING, repetitionPenalty: 1.1, seed: 5 },
+      ]) {
+        const history = Array.from(
+          { length: 4 },
+          (_, i): Asked => ({ ...asked, mask: i, prompt: tokensOf(i, 8 + 9 * i) }),
+        );
+        const plain = history.map((one, i): GenerateRequest => ({ ...requestOf(one, i), sampling }));
+        const { ended, stats } = await play(runner, limits, history, plain);
+        const known = plain.map(({ requestId }) => ended.get(requestId)!.tokenIds);
+        const predicted = plain.map((request, i): GenerateRequest => {
+          const ids = known[i]!.map((id, at) => (at % 7 === 6 ? id + 1 : id));
+          return { ...request, predictedTokenIds: Int32Array.from(ids) };
+        });
+        const found = await play(runner, limits, history, predicted);
+        expect(found.stats.stepsTotal).toBeLessThan(stats.stepsTotal);
+        predicted.forEach(({ requestId }, i) => {
+          expect(found.ended.get(requestId)!.tokenIds).toEqual(known[i]);
+          expect(found.ended.get(requestId)!.predicted!.accepted).toBeGreaterThan(0);
+        });
+      }
+    },
+  );
+});
 
 test.each(['f32', 'f16'] as const)(
   'on a real graph an answer is the same alone and in company, cut anywhere, and after its pages were given back, K and V in %s',

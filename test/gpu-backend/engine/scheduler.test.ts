@@ -40,6 +40,7 @@ const request = (
   isScored: false,
   tokenCount: promptCount,
   computedCount: 0,
+  draftCount: 0,
   preemptions: 0,
 });
 

@@ -579,7 +579,7 @@ test('the engine on a device answers many requests at once as the processor does
       device: where,
     });
     expect(engine.model.device.kind).toBe(where?.kind ?? 'cpu');
-    const ask = () =>
+    const ask = (predicted?: readonly number[][]) =>
       Promise.all(
         [DENSE, SOME, OTHERS, DENSE].map(async (mask, i) => {
           const request = {
@@ -593,6 +593,7 @@ test('the engine on a device answers many requests at once as the processor does
             stopTokenIds: [],
             logprobs: undefined,
             promptLogprobs: undefined,
+            predictedTokenIds: predicted && Int32Array.from(predicted[i]!),
           };
           const tokens: number[] = [];
           for await (const event of engine.generate(request, new AbortController().signal))
@@ -601,13 +602,17 @@ test('the engine on a device answers many requests at once as the processor does
         }),
       );
     const answers = [await ask(), await ask()];
+    // The last tokens are predicted wrongly.
+    const predicted = answers[0]!.map((ids) => ids.map((id, at) => (at < 3 ? id : id + 1)));
+    answers.push(await ask(predicted));
     const { prefixHitsTotal } = engine.stats();
     await engine.close();
     return { answers, prefixHitsTotal };
   };
   const { answers, prefixHitsTotal } = await answersOn(device);
-  expect(answers.flat().map(({ length }) => length)).toEqual(Array(8).fill(6));
-  // Asked again, prompts of 40, 70 and 100 tokens begin with the pages that were kept.
-  expect(prefixHitsTotal).toBe((2 + 4 + 6) * PAGE_TOKENS);
+  expect(answers.flat().map(({ length }) => length)).toEqual(Array(12).fill(6));
+  expect(answers[2]).toEqual(answers[0]);
+  // Asked twice more, prompts of 40, 70 and 100 tokens begin with the pages that were kept.
+  expect(prefixHitsTotal).toBe(2 * (2 + 4 + 6) * PAGE_TOKENS);
   expect({ answers, prefixHitsTotal }).toEqual(await answersOn(undefined));
 });
