@@ -72,16 +72,18 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
           </>
         )}
       </Loaded>
-      {variants < VARIANT_NAMES.length && (
-        <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
-          Add a variant
-        </button>
-      )}
-      {isCompared && (
-        <button type="button" class="small outline" onClick={() => setVariants(variants - 1)}>
-          Remove variant {VARIANT_NAMES[variants - 1]}
-        </button>
-      )}
+      <div class="row">
+        {variants < VARIANT_NAMES.length && (
+          <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
+            Add a variant
+          </button>
+        )}
+        {isCompared && (
+          <button type="button" class="small outline" onClick={() => setVariants(variants - 1)}>
+            Remove variant {VARIANT_NAMES[variants - 1]}
+          </button>
+        )}
+      </div>
       {isCompared ? (
         <label>
           Sticky unit: always gets the same variant
