@@ -26,17 +26,17 @@ const SOURCES = [
   'scripts/build-dashboard.ts',
   'package{,-lock}.json',
 ];
+const RECORDS_FOLDER = path.join(PROJECT_FOLDER, 'node_modules/.cache/dashboard');
 /**
  * Records the last build: the hash of its sources, and the files that it wrote, relative to this checkout. Checkouts may share
  * their libraries by a link, and each has its own: else every start of an edge in one would build anew what another has built.
  */
 const BUILT_FILE = path.join(
-  PROJECT_FOLDER,
-  'node_modules/.cache/dashboard',
+  RECORDS_FOLDER,
   `${createHash('sha256').update(PROJECT_FOLDER).digest('hex')}.json`,
 );
 
-const builtSchema = z.object({ sources: z.string(), files: z.array(z.string()) });
+const builtSchema = z.object({ checkout: z.string(), sources: z.string(), files: z.array(z.string()) });
 
 export async function buildDashboard(): Promise<void> {
   const sources = hashOfSources();
@@ -44,8 +44,20 @@ export async function buildDashboard(): Promise<void> {
   await rm(BUILT_FILE, { force: true });
   const written = await writeBuild();
   const files = written.map((file) => path.relative(PROJECT_FOLDER, file));
-  await mkdir(path.dirname(BUILT_FILE), { recursive: true });
-  await writeWhole(BUILT_FILE, JSON.stringify({ sources, files }));
+  await mkdir(RECORDS_FOLDER, { recursive: true });
+  await writeWhole(BUILT_FILE, JSON.stringify({ checkout: PROJECT_FOLDER, sources, files }));
+  await forgetGoneCheckouts(RECORDS_FOLDER);
+}
+
+/** Deletes the records of checkouts that are no longer there, and those that say of none: there would be more and more. */
+export async function forgetGoneCheckouts(folder: string): Promise<void> {
+  for (const name of await readdir(folder)) {
+    // Another build writes it at this moment.
+    if (name.startsWith('.')) continue;
+    const file = path.join(folder, name);
+    const record = await readOwnJson(file, builtSchema);
+    if (record === undefined || !existsSync(record.checkout)) await rm(file, { force: true });
+  }
 }
 
 function hashOfSources(): string {

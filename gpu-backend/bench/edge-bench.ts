@@ -22,6 +22,7 @@ import {
   edgeOptions,
   KEY,
   promptOf,
+  STOP_ms,
   type Started,
   startFloor,
   startPortkey,
@@ -35,7 +36,6 @@ const TURN = 25;
 const CLIENTS = 16;
 const THROUGHPUT_TURNS = 5;
 const THROUGHPUT_TURN_ms = 2_000;
-const STOP_ms = 5_000;
 
 type EdgeBench = {
   readonly bench: 'edge';
@@ -77,11 +77,12 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
     running.push(one);
     return one;
   };
+  const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
   try {
     const upstream = await started(startUpstream(set));
-    await started(startFloor(upstream.url));
-    const edge = await started(startMaskroute(set, upstream.url));
-    const peer = stream ? null : await startPortkey(upstream.url, KEY);
+    await started(startFloor(upstream.url, folder));
+    const edge = await started(startMaskroute(set, upstream.url, folder));
+    const peer = stream ? null : await startPortkey(upstream.url, KEY, folder);
     if (peer !== null) running.push(peer);
     else if (!stream) say("Portkey's gateway is left out: it is not installed");
     const found = await measure([...running.map(({ target }) => target), edge.behindDoor], {
@@ -107,6 +108,7 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
     };
   } finally {
     for (const { stop } of running.toReversed()) await stop();
+    await rm(folder, { recursive: true, force: true });
   }
 }
 
@@ -114,18 +116,15 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
 async function startMaskroute(
   set: MaskSet,
   upstream: string,
+  folder: string,
 ): Promise<Started & { readonly behindDoor: Target }> {
-  const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
   const edge = await startChild<EdgeOptions>({
     name: 'edge',
     entry: new URL('../dev/children.ts', import.meta.url),
     config: edgeOptions(upstream, path.join(folder, 'state')),
     logFile: path.join(folder, 'edge.log'),
   });
-  const stop = async () => {
-    await edge.stop(STOP_ms);
-    await rm(folder, { recursive: true, force: true });
-  };
+  const stop = () => edge.stop(STOP_ms);
   try {
     const client = createAdminClient(edge.url, KEY);
     const apiKey = await ensureApiKey(client, undefined);

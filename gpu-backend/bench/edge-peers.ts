@@ -3,19 +3,19 @@
  * upstream itself, Portkey's gateway, and the floor. The floor is a worker in workerd that only forwards requests; no
  * gateway in workerd can be faster.
  */
-import { fork, spawn } from 'node:child_process';
+import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { type Agent, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { convertV4MiniflareOptions, Log, LogLevel, Miniflare } from 'miniflare';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
+import { startChild } from '../dev/children.ts';
 import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
 import { endChild, freePort, processTree } from '../measure.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
+import type { FloorConfig, PortkeyConfig } from './edge-peer.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
 export const KEY = 'key-of-this-bench-0123456789abcdef';
@@ -96,6 +96,7 @@ async function deafToSignals<T>(start: () => Promise<T>): Promise<T> {
 }
 
 const PEER_READY_ms = 30_000;
+export const STOP_ms = 5_000;
 
 export type Target = {
   readonly name: string;
@@ -123,29 +124,19 @@ export async function startUpstream(set: MaskSet): Promise<Started & { readonly 
 export async function startPortkey(
   upstream: string,
   key: string,
+  folder: string,
 ): Promise<(Started & { readonly version: string }) | null> {
   const require = createRequire(import.meta.url);
   const script = resolved(require, '@portkey-ai/gateway/build/start-server.js');
   if (script === null) return null;
   const { name, version } = require(path.join(path.dirname(script), '../package.json'));
-  const port = await freePort();
-  const child = spawn(process.execPath, [script, `--port=${port}`, '--headless'], { stdio: 'ignore' });
-  const url = `http://127.0.0.1:${port}`;
-  const deadline_ms = performance.now() + PEER_READY_ms;
-  while (!(await answers(url))) {
-    if (performance.now() > deadline_ms) {
-      await endChild(child, 'SIGKILL');
-      throw new Error(`${name} does not start`);
-    }
-    await sleep(100);
-  }
   const headers = {
     'x-portkey-provider': 'openai',
     'x-portkey-custom-host': `${upstream}/v1`,
     authorization: `Bearer ${key}`,
   };
-  const target = { name: 'portkey', url: url + ENDPOINT, headers, pids: [child.pid!] };
-  return { version: `${name}@${version}`, target, stop: () => endChild(child, 'SIGKILL') };
+  const config: PortkeyConfig = { script, port: await freePort() };
+  return { version: `${name}@${version}`, ...(await startPeer('portkey', config, headers, folder)) };
 }
 
 function resolved(require: NodeJS.Require, name: string): string | null {
@@ -156,45 +147,22 @@ function resolved(require: NodeJS.Require, name: string): string | null {
   }
 }
 
-/** The floor has the edge's bindings: a socket straight to the worker, and a network binding without a proxy. */
-export async function startFloor(upstream: string): Promise<Started> {
-  const contents = `export const floor = {
-    fetch: (request, env) => env.NETWORK.fetch('${upstream}${ENDPOINT}', {
-      method: 'POST', headers: { 'content-type': 'application/json' }, body: request.body,
-    }),
-  };
-  export default floor;`;
-  const before = processTree(process.pid);
-  const miniflare = await deafToSignals(async () => {
-    const starting = new Miniflare(
-      convertV4MiniflareOptions({
-        host: '127.0.0.1',
-        port: 0,
-        log: new Log(LogLevel.ERROR),
-        logRequests: false,
-        cf: {},
-        workers: [
-          {
-            name: 'floor',
-            modules: [{ type: 'ESModule', path: 'floor.js', contents }],
-            compatibilityDate: '2026-08-01',
-            unsafeDirectSockets: [{ host: '127.0.0.1', port: 0, entrypoint: 'floor' }],
-            serviceBindings: { NETWORK: { network: { allow: ['public', 'private'], deny: [] } } },
-          },
-        ],
-      }),
-    );
-    await starting.ready;
-    return starting;
-  });
-  const { origin } = await miniflare.unsafeGetDirectURL('floor', 'floor');
-  const pids = processTree(process.pid).filter((pid) => !before.includes(pid));
-  const target = { name: 'floor', url: origin + ENDPOINT, headers: {}, pids };
-  return { target, stop: () => miniflare.dispose() };
-}
+export const startFloor = (upstream: string, folder: string): Promise<Started> =>
+  startPeer<FloorConfig>('floor', { upstream: upstream + ENDPOINT, folder }, {}, folder);
 
-const answers = (url: string): Promise<boolean> =>
-  fetch(url).then(
-    () => true,
-    () => false,
-  );
+async function startPeer<Config>(
+  name: string,
+  config: Config,
+  headers: Record<string, string>,
+  folder: string,
+): Promise<Started> {
+  const peer = await startChild<Config>({
+    name,
+    entry: new URL('./edge-peer.ts', import.meta.url),
+    config,
+    logFile: path.join(folder, `${name}.log`),
+    start_ms: PEER_READY_ms,
+  });
+  const target = { name, url: peer.url + ENDPOINT, headers, pids: processTree(peer.pid) };
+  return { target, stop: () => peer.stop(STOP_ms) };
+}

@@ -13,10 +13,16 @@ import { createReporter } from './reporter.ts';
 export const DATA_HELP =
   'JSONL files whose rows have messages, prompt + completion, question + answer, instruction + output, or text';
 
-/** Runs `work`; Ctrl-C and SIGTERM abort its signal. Prints "Stopped." then, and sets exit code 130. */
+/**
+ * Runs `work`; Ctrl-C and SIGTERM abort its signal, and so does the end of a parent that started this process with a channel.
+ * Prints "Stopped." then, and sets exit code 130.
+ */
 export async function interruptible(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
   const interrupted = new AbortController();
-  const listenNoMore = onStopSignal(() => interrupted.abort());
+  const stop = () => interrupted.abort();
+  const listenNoMore = onStopSignal(stop);
+  process.once('disconnect', stop);
+  leaveChannel();
   try {
     await work(interrupted.signal);
   } catch (error) {
@@ -25,6 +31,7 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
     process.exitCode = 130;
   } finally {
     listenNoMore();
+    process.removeListener('disconnect', stop);
   }
 }
 
@@ -38,11 +45,13 @@ export async function becomeJob(folder: string): Promise<void> {
   // The parent may have ended before this process listened.
   if (process.connected === false) goWithParent();
   process.once('disconnect', goWithParent);
-  // The channel alone must not keep the process alive.
-  process.channel?.unref();
+  leaveChannel();
   const onWait = () => createReporter().update('waiting for the end of an earlier run of this job', 0, 1);
   await waitForLock(join(folder, 'lock'), { onWait });
 }
+
+/** The channel to the parent alone must not keep the process alive. */
+const leaveChannel = (): void => process.channel?.unref();
 
 /** The option of commands that can print their result as JSON. */
 export const JSON_OPTION = ['--json', 'print JSON and nothing else on standard output', false] as const;

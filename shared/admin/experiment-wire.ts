@@ -86,6 +86,26 @@ export const createExperimentSchema = z
 export const experimentDefinitionSchema = z.strictObject(definitionFields).refine(endsLater, ENDS_LATER);
 export type ExperimentDefinition = z.infer<typeof experimentDefinitionSchema>;
 
+const readablePartSchema = z.object({
+  description: definitionFields.description.catch(''),
+  tenants: definitionFields.tenants.catch([]),
+  models: definitionFields.models.catch([]),
+  regions: definitionFields.regions.catch([]),
+  sticky: definitionFields.sticky.catch('conversation'),
+  variants: definitionFields.variants.catch([]),
+  starts_at: definitionFields.starts_at.catch(undefined),
+  ends_at: definitionFields.ends_at.catch(undefined),
+  shadow_share: definitionFields.shadow_share.catch(0),
+  alpha: definitionFields.alpha.catch(0.05),
+});
+
+/**
+ * What can be read of a definition that another version of the edge wrote, for whatever is stored. An unreadable limit is
+ * read as no limit: an experiment that may overlap with it is refused.
+ */
+export const readablePart = (stored: unknown): ExperimentDefinition =>
+  readablePartSchema.safeParse(stored).data ?? readablePartSchema.parse({});
+
 /** Changes to a draft: absent fields stay, null resets a field to its default. */
 export const changeExperimentSchema = z.strictObject(
   Object.fromEntries(
@@ -103,6 +123,8 @@ export const experimentSchema = z.object({
   id: z.string(),
   tenant: z.string(),
   ...definitionFields,
+  /** Empty if it is unreadable. */
+  variants: z.array(variantSchema),
   state: z.enum(EXPERIMENT_STATES),
   created_at: timestamp,
   /** When its first request could take part; null for a draft. */
@@ -110,6 +132,11 @@ export const experimentSchema = z.object({
   /** When it was stopped, before its end or without one. */
   stopped_at: timestamp.nullable(),
   actor: z.string(),
+  /**
+   * Why this version of the edge cannot read it, if it cannot: another version wrote it. Then none of its requests take part,
+   * and the fields of its definition have what could be read. It can be stopped or deleted.
+   */
+  unreadable: z.string().optional(),
 });
 export type Experiment = z.infer<typeof experimentSchema>;
 

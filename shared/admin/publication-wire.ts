@@ -114,6 +114,12 @@ export const publicationSchema = z.object({
   auto_rollback: autoRollbackSchema.nullable(),
   /** Which bound was crossed, for an automatic rollback. */
   reason: z.string().nullable(),
+  /**
+   * Why this version of the edge cannot read its rollout or its bounds, if it cannot: another version wrote them. No request
+   * sees a publication with an unreadable rollout, and unreadable bounds bring nothing back. It can only be rolled back or
+   * replaced.
+   */
+  unreadable: z.string().optional(),
 });
 export type Publication = z.infer<typeof publicationSchema>;
 

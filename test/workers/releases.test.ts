@@ -8,4 +8,5 @@ describe('rollouts', async () => void (await import('./releases/rollouts.ts')));
 describe('encoders', async () => void (await import('./routing/encoders.ts')));
 describe('live sets', async () => void (await import('./routing/live-sets.ts')));
 describe('experiments', async () => void (await import('./releases/experiments.ts')));
+describe('rows of a later version', async () => void (await import('./db/later-rows.ts')));
 describe('publishing', async () => void (await import('./releases/publishing.ts')));

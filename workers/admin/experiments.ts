@@ -29,7 +29,7 @@ import { sumsOfVariants } from '../db/outcomes.ts';
 import { tenantExists } from '../db/tenant-rows.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
 import { readJson, readQuery } from '../http/request-body.ts';
-import { start, stop } from '../releases/experiment-life.ts';
+import { requireReadable, start, stop } from '../releases/experiment-life.ts';
 import {
   listed,
   namedTenant,
@@ -58,6 +58,8 @@ export const experiments = new Hono<AppEnv>()
   .get('/:id', async (c) => answer(c, await find(c, namedTenant(c))))
   .patch('/:id', async (c) => {
     const draft = await find(c, namedTenant(c));
+    // What this version cannot read it would drop.
+    requireReadable(draft);
     // One schema finds unknown fields and wrong values, so that the error names all at once.
     const change = parse(z.record(z.string(), z.unknown()), await readJson(c.req.raw));
     const { shape } = changeExperimentSchema;
@@ -79,6 +81,7 @@ export const experiments = new Hono<AppEnv>()
   .get('/:id/results', async (c) => {
     const query = readQuery(c, resultsQuerySchema);
     const experiment = await find(c, query.tenant);
+    requireReadable(experiment);
     const region = (query.region ?? '').replace(/\/+$/, '');
     const { db } = c.var.services;
     const counted = Promise.all([

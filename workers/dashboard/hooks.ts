@@ -4,10 +4,11 @@ import { QueryClient, useInfiniteQuery, useQuery } from '@tanstack/preact-query'
 import { createContext } from 'preact';
 import { useCallback, useContext, useMemo, useState } from 'preact/hooks';
 import { useSearchParams } from 'wouter-preact';
-import type { z } from 'zod';
+import { z } from 'zod';
 import { listSchema, type Session } from '../../shared/admin/admin-wire.ts';
 import { type PublicationInUse, publicationInUseSchema } from '../../shared/admin/publication-wire.ts';
 import { type MaskSet, maskSetSchema } from '../../shared/mask/mask-set.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 import { admin, afterChange, noneIfNotFound, query } from './api.ts';
 
 /** Old data, because reloading failed. */
@@ -63,6 +64,8 @@ export type List<T> = Loading<readonly T[]> & {
   /** Loads the next page; undefined when everything is loaded. */
   readonly more: (() => void) | undefined;
   readonly isLoadingMore: boolean;
+  /** What and why, for each item that cannot be read: another version of the edge wrote it. */
+  readonly unreadable: readonly string[];
 };
 
 const PAGE_ROWS = 100;
@@ -92,14 +95,17 @@ export function useList<T extends z.ZodType>(
   values: Record<string, string | undefined>,
   { every_ms, cursor = 'before', from }: ListOptions = {},
 ): List<z.output<T>> {
-  const schema = useMemo(() => listSchema(item), [item]);
   const key: ListKey = ['list', path, values, from?.name];
   const found = useInfiniteQuery({
     queryKey: key,
     queryFn: ({ pageParam, signal }) =>
-      admin(schema, path + query({ ...values, from: from?.at(), limit: PAGE_ROWS, [cursor]: pageParam }), {
-        signal,
-      }),
+      admin(
+        anyListSchema,
+        path + query({ ...values, from: from?.at(), limit: PAGE_ROWS, [cursor]: pageParam }),
+        {
+          signal,
+        },
+      ),
     initialPageParam: undefined as string | undefined,
     getNextPageParam: (last) => last.next ?? undefined,
     // While a new search loads, the previous results stay in view.
@@ -107,14 +113,34 @@ export function useList<T extends z.ZodType>(
     refetchInterval: every_ms ?? false,
   });
   const pages = found.data?.pages;
-  const data = useMemo(() => pages?.flatMap((page) => page.data as z.output<T>[]), [pages]);
+  const { data, unreadable } = useMemo(() => readItems(item, pages), [item, pages]);
   return {
     ...toLoad({ data, error: found.error, dataUpdatedAt: found.dataUpdatedAt }),
     reload: () => void found.refetch(),
     more: found.hasNextPage ? () => void found.fetchNextPage() : undefined,
     isLoadingMore: found.isFetchingNextPage,
+    unreadable,
   };
 }
+
+const anyListSchema = listSchema(z.unknown());
+
+/** An item that cannot be read does not hide the others. */
+function readItems<T extends z.ZodType>(
+  item: T,
+  pages: readonly z.output<typeof anyListSchema>[] | undefined,
+): { readonly data: z.output<T>[] | undefined; readonly unreadable: string[] } {
+  const data: z.output<T>[] = [];
+  const unreadable: string[] = [];
+  for (const one of (pages ?? []).flatMap((page) => page.data)) {
+    const read = check(item, one);
+    if (read.kind === 'good') data.push(read.value);
+    else unreadable.push(`${namedSchema.safeParse(one).data?.id ?? 'one item'} (${read.message})`);
+  }
+  return { data: pages === undefined ? undefined : data, unreadable };
+}
+
+export const namedSchema = z.object({ id: z.string() });
 
 /* State in the URL, so that it can be bookmarked, shared and gone back to. */
 

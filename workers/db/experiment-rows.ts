@@ -8,8 +8,10 @@ import {
   type Experiment,
   type ExperimentDefinition,
   experimentDefinitionSchema,
+  readablePart,
 } from '../../shared/admin/experiment-wire.ts';
 import type { Scope } from '../../shared/mask/sticky.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 import {
   type Database,
   holds,
@@ -28,6 +30,8 @@ type ExperimentRow = typeof experiments.$inferSelect;
 
 export type StoredExperiment = ExperimentKey & {
   readonly definition: ExperimentDefinition;
+  /** Why the definition has only a part of what is stored; null: it has all of it. */
+  readonly unreadable: string | null;
   /** The stored JSON text: starting a draft requires the text that was checked. */
   readonly definitionText: string;
   readonly createdAt_ms: number;
@@ -50,7 +54,14 @@ export async function insertExperiment(
   const definitionText = JSON.stringify(definition);
   const inserting = db.insert(experiments).values({ ...columns, definition: definitionText, revision: 0 });
   await orConflict(inserting, `There is an experiment ${draft.id} already.`);
-  return { ...draft, definitionText, startsAt_ms: null, endsAt_ms: null, stoppedAt_ms: null };
+  return {
+    ...draft,
+    definitionText,
+    unreadable: null,
+    startsAt_ms: null,
+    endsAt_ms: null,
+    stoppedAt_ms: null,
+  };
 }
 
 export async function findExperiment(db: Database, key: ExperimentKey): Promise<StoredExperiment | null> {
@@ -176,6 +187,7 @@ export const toExperiment = (experiment: StoredExperiment, now_ms: number): Expe
   started_at: isoTimeOrNull(experiment.startsAt_ms),
   stopped_at: isoTimeOrNull(experiment.stoppedAt_ms),
   actor: experiment.actor,
+  ...(experiment.unreadable === null ? {} : { unreadable: experiment.unreadable }),
 });
 
 function stateOf(
@@ -193,8 +205,11 @@ const isNotOver = (now_ms: number): SQL | undefined =>
 
 const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner), eq(experiments.id, id));
 
-const toStored = ({ definition, revision: _, ...row }: ExperimentRow): StoredExperiment => ({
-  ...row,
-  definitionText: definition,
-  definition: experimentDefinitionSchema.parse(JSON.parse(definition)),
-});
+/** A row that another version of the edge wrote must not hide the others. */
+function toStored({ definition, revision: _, ...row }: ExperimentRow): StoredExperiment {
+  const stored = JSON.parse(definition);
+  const checked = check(experimentDefinitionSchema, stored, 'the experiment');
+  const known = { ...row, definitionText: definition };
+  if (checked.kind === 'good') return { ...known, definition: checked.value, unreadable: null };
+  return { ...known, definition: readablePart(stored), unreadable: checked.message };
+}

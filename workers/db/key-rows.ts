@@ -9,7 +9,7 @@ import {
   DEFAULT_TENANT,
   type PageQuery,
 } from '../../shared/admin/admin-wire.ts';
-import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
+import { ROUTING_POLICIES, type RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import {
   type Database,
   holds,
@@ -67,7 +67,8 @@ export async function findApiKey(db: Database, sha256: string): Promise<KnownKey
   return {
     ...key,
     tenant: key.tenant ?? DEFAULT_TENANT,
-    routingPolicy: tenantRow?.routingPolicy ?? 'first_user',
+    // One that a later version of the edge stored is unknown here, and its tenant's requests are routed all the same.
+    routingPolicy: ROUTING_POLICIES.find((known) => known === tenantRow?.routingPolicy) ?? 'first_user',
     policy: toPolicy(tenantRow),
   };
 }

@@ -7,8 +7,15 @@
  */
 import { and, desc, eq, or, type SQL, sql } from 'drizzle-orm';
 import { alias } from 'drizzle-orm/sqlite-core';
-import type { AutoRollback, Publication, PublicationsQuery } from '../../shared/admin/publication-wire.ts';
+import {
+  type AutoRollback,
+  autoRollbackSchema,
+  type Publication,
+  type PublicationsQuery,
+  rolloutSchema,
+} from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 
@@ -143,31 +150,48 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
 export const settledId = (state: PublicationState | null, now_ms: number): string | null =>
   state === null || completesAt_ms(state.schedule) <= now_ms ? (state?.id ?? null) : state.previousId;
 
+const rolloutOf = (row: PublicationRow) => check(rolloutSchema, row.rollout ?? [], 'the rollout');
+
 const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.createdAt_ms;
 
-const toPublication = (row: PublicationRow): Publication => ({
-  id: row.id,
-  tenant: row.tenant,
-  version: row.version === NOTHING_LIVE.version ? null : row.version,
-  replaced_version: row.replacedVersion,
-  action: row.action,
-  actor: row.actor,
-  created_at: isoTime(row.createdAt_ms),
-  activate_at: isoTime(activationOf(row)),
-  rollout: [...(row.rollout ?? [])],
-  auto_rollback: row.autoRollback,
-  reason: row.reason,
-});
+/**
+ * A rollout or bounds that another version of the edge wrote are left out: the page that shows them, and rolls them back, must
+ * not fail with them.
+ */
+function toPublication(row: PublicationRow): Publication {
+  const rollout = rolloutOf(row);
+  const autoRollback = check(autoRollbackSchema.nullable(), row.autoRollback, 'the bounds');
+  const unreadable = [rollout, autoRollback].find(({ kind }) => kind === 'bad');
+  return {
+    id: row.id,
+    tenant: row.tenant,
+    version: row.version === NOTHING_LIVE.version ? null : row.version,
+    replaced_version: row.replacedVersion,
+    action: row.action,
+    actor: row.actor,
+    created_at: isoTime(row.createdAt_ms),
+    activate_at: isoTime(activationOf(row)),
+    rollout: rollout.kind === 'good' ? rollout.value : [],
+    auto_rollback: autoRollback.kind === 'good' ? autoRollback.value : null,
+    reason: row.reason,
+    ...(unreadable?.kind === 'bad' ? { unreadable: unreadable.message } : {}),
+  };
+}
 
-const toState = (row: PublicationRow): PublicationState => ({
-  ...toPublication(row),
-  owner: row.owner,
-  version: row.version,
-  schedule: {
-    id: row.rolloutId ?? row.id,
-    activateAt_ms: activationOf(row),
-    steps: row.rollout ?? [],
-    pausedAt_ms: row.pausedAt_ms,
-  },
-  previousId: row.previousId,
-});
+/** A publication whose rollout cannot be read is paused before its beginning: who sees it is not known here. */
+function toState(row: PublicationRow): PublicationState {
+  const rollout = rolloutOf(row);
+  const isReadable = rollout.kind === 'good';
+  return {
+    ...toPublication(row),
+    owner: row.owner,
+    version: row.version,
+    schedule: {
+      id: row.rolloutId ?? row.id,
+      activateAt_ms: isReadable ? activationOf(row) : Number.POSITIVE_INFINITY,
+      steps: isReadable ? rollout.value : [],
+      pausedAt_ms: isReadable ? row.pausedAt_ms : row.createdAt_ms,
+    },
+    previousId: row.previousId,
+  };
+}

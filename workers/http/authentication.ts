@@ -4,7 +4,7 @@
  */
 import { deleteCookie, getCookie, setCookie } from 'hono/cookie';
 import { createMiddleware } from 'hono/factory';
-import { CSRF_HEADER, type Session } from '../../shared/admin/admin-wire.ts';
+import { CSRF_HEADER, ROLES, type Session } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isFor } from '../../shared/wire/service-token.ts';
 import { networkOf } from '../base/place.ts';
@@ -133,10 +133,14 @@ export const noStore = createMiddleware<AppEnv>(async (c, next) => {
 
 export const ROOT: AdminCaller = { actor: 'root', tenant: undefined, role: 'admin' };
 
-/** @throws MaskrouteError `forbidden` for a key that sends completions. */
+/**
+ * A kind that a later version of the edge stored must not have the rights of another one here.
+ * @throws MaskrouteError `forbidden` for a key that sends completions, and for one of an unknown kind.
+ */
 function adminCaller(caller: Caller): AdminCaller {
-  if (caller.kind === 'tenant') throw new MaskrouteError('forbidden', 'This key is not an admin key.');
-  return { actor: caller.keyId, tenant: caller.tenant || undefined, role: caller.kind };
+  const role = ROLES.find((known) => known === caller.kind);
+  if (role === undefined) throw new MaskrouteError('forbidden', 'This key is not an admin key.');
+  return { actor: caller.keyId, tenant: caller.tenant || undefined, role };
 }
 
 /**

@@ -35,6 +35,7 @@ async function takeBackIfBad(
   state: LiveState,
   hold: Hold,
 ): Promise<void> {
+  if (state.unreadable !== undefined) throw new Error(state.unreadable);
   const reason = await whyBad(db, state);
   if (reason === null) return;
   try {

@@ -30,7 +30,7 @@ type ExperimentDependencies = PublishDependencies & { readonly experiments: Runn
 /**
  * Starts a draft, now or at its own start time.
  * @throws MaskrouteError `conflict` when it was started before, is over, overlaps another, another one was started at
- * the same moment, or too many run or have too many mask sets; as `checkPublishable` for each variant.
+ * the same moment, or too many run or have too many mask sets; as `requireReadable`; as `checkPublishable` for each variant.
  */
 export async function start(
   dependencies: ExperimentDependencies,
@@ -39,6 +39,7 @@ export async function start(
 ): Promise<StoredExperiment> {
   const { db } = dependencies;
   if (draft.startsAt_ms !== null) throw new MaskrouteError('conflict', `${draft.id} was started before.`);
+  requireReadable(draft);
   for (const { mask_set } of draft.definition.variants) {
     if (mask_set === DENSE_VARIANT) continue;
     await checkPublishable(dependencies, { tenant: draft.owner, version: mask_set, hold });
@@ -60,6 +61,13 @@ export async function start(
   }
   await dependencies.experiments.refresh(hold).catch(() => {});
   return started;
+}
+
+/** @throws MaskrouteError `conflict` when another version of the edge wrote it, and this one cannot read it. */
+export function requireReadable({ id, unreadable }: StoredExperiment): void {
+  if (unreadable === null) return;
+  const message = `Another version of the edge wrote ${id}, and this one cannot read it: ${unreadable}.`;
+  throw new MaskrouteError('conflict', message);
 }
 
 /** Experiments that start later count, too, as they are in every isolate's list. */

@@ -148,6 +148,10 @@ export async function pauseOrResume(
   if (seen === null || settledId(seen, now_ms) === seen.id) {
     throw new MaskrouteError('conflict', 'Everyone sees the live version: there is no rollout.');
   }
+  if (seen.unreadable !== undefined) {
+    const message = `Another version of the edge wrote it, and this one cannot read it: ${seen.unreadable}.`;
+    throw new MaskrouteError('conflict', message);
+  }
   if ((paused_ms !== null) === (what === 'pause')) {
     throw new MaskrouteError('conflict', paused_ms === null ? 'It is not paused.' : 'It is paused already.');
   }

@@ -3,7 +3,6 @@
  * Experiments do not overlap, so at most one matches.
  */
 
-import { z } from 'zod';
 import { DENSE_VARIANT } from '../../shared/admin/experiment-wire.ts';
 import {
   assignVariant,
@@ -20,7 +19,7 @@ import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
 import { type StoredExperiment, scopeOf } from '../db/experiment-rows.ts';
 import { EXPERIMENTS } from '../limits.ts';
-import type { HeldSets, LiveSet, RoutingTable } from './live-sets.ts';
+import { type HeldSets, isUnreadable, type LiveSet, type RoutingTable } from './live-sets.ts';
 
 /** A variant ready to serve; `set` null: dense. */
 type Arm = { readonly name: string; readonly weight: number; readonly set: LiveSet | null };
@@ -139,7 +138,7 @@ export function createRunningExperiments(
 }
 
 /**
- * Null for an experiment whose set cannot be read, so that the others still run. Sets are read one after the other,
+ * Null for an experiment that cannot be read, or whose set cannot, so that the others still run. Sets are read one after the other,
  * since a set's text has up to 2 MB and takes several times that while it is decoded.
  */
 async function toRunning(
@@ -147,7 +146,8 @@ async function toRunning(
   table: Pick<RoutingTable, 'versionOf'>,
   held: HeldSets,
 ): Promise<RunningExperiment | null> {
-  const { id, owner, definition } = experiment;
+  const { id, owner, definition, unreadable } = experiment;
+  if (unreadable !== null) return unusable(experiment, unreadable);
   try {
     const arms: RunningExperiment['arms'][number][] = [];
     for (const { name, weight, mask_set } of definition.variants) {
@@ -157,8 +157,12 @@ async function toRunning(
     const { sticky, shadow_share: shadowShare } = definition;
     return { id, owner, scope: scopeOf(experiment), sticky, arms, shadowShare };
   } catch (error) {
-    if (!(error instanceof z.ZodError) && !(error instanceof SyntaxError)) throw error;
-    log('error', 'experiment_unusable', { experiment: id, reason: reasonOf(error) });
-    return null;
+    if (!isUnreadable(error)) throw error;
+    return unusable(experiment, reasonOf(error));
   }
+}
+
+function unusable({ id, owner }: StoredExperiment, reason: string): null {
+  log('error', 'experiment_unusable', { experiment: id, owner, reason });
+  return null;
 }

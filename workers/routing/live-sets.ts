@@ -16,6 +16,7 @@ import {
 } from '../../shared/mask/mask-set.ts';
 import { completesAt_ms, type Rollout, seesNew } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 import { createRoom, type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import type { Hold } from '../base/waiting.ts';
@@ -47,7 +48,9 @@ export type LiveSet = {
 /** What the table reads from D1. */
 type TableSource = {
   /** The newest publication of exactly this tenant, and its base, which requests see that do not see it yet. */
-  findLive(tenant: string): Promise<Pick<LiveState, 'owner' | 'version' | 'schedule' | 'base'> | null>;
+  findLive(
+    tenant: string,
+  ): Promise<Pick<LiveState, 'id' | 'owner' | 'version' | 'schedule' | 'base' | 'unreadable'> | null>;
   findMaskSet(owner: string, version: string): Promise<StoredMaskSet | null>;
 };
 
@@ -58,7 +61,8 @@ export interface RoutingTable {
   /**
    * The tenant's own live set, or the default one; null when nothing was ever published. During a rollout `stickyKey`
    * decides whether this request sees the new version; it is called only then.
-   * @throws what D1 threw, only if the tenant is not cached (it is new here, or was evicted).
+   * @throws what D1 threw, only if the tenant is not cached (it is new here, or was evicted); Error when this request sees
+   * a set that cannot be read.
    */
   liveFor(tenant: string, stickyKey: () => string, hold: Hold): Promise<LiveSet | null>;
   /** Age of this tenant's cached pointer; undefined if it is not cached. */
@@ -67,20 +71,24 @@ export interface RoutingTable {
   refresh(tenant: string, hold: Hold): Promise<void>;
   /**
    * A stored set, decoded; D1 is not asked if it is cached or among `held`.
-   * @throws MaskrouteError `not_found` when it is not stored, and what D1 threw.
+   * @throws MaskrouteError `not_found` when it is not stored, `invalid_mask_set` when it cannot be read, and what D1 threw.
    */
   versionOf(owner: string, version: string, held?: HeldSets): Promise<LiveSet>;
   /** A cached set that has this mask, if there is one. */
   findMask(id: string): { set: LiveSet; cluster: LiveCluster } | undefined;
 }
 
+/** A stored set that this version of the edge cannot read: another version wrote it. */
+const UNREADABLE = 'unreadable';
+type SeenSet = LiveSet | typeof UNREADABLE;
+
 /**
  * A tenant's newest publication, decoded. `rollout` is null once everyone sees `set`. Until then some requests see `base`, or
  * nothing of the tenant's own if that is null.
  */
 type Pointer = {
-  readonly set: LiveSet;
-  readonly rollout: { readonly schedule: Rollout; readonly base: LiveSet | null } | null;
+  readonly set: SeenSet;
+  readonly rollout: { readonly schedule: Rollout; readonly base: SeenSet | null } | null;
 };
 /** `pointer` null: the tenant has no publication of its own. */
 type Loaded = { readonly pointer: Pointer | null };
@@ -108,16 +116,30 @@ export function createRoutingTable(
     return set;
   };
 
+  /** An unreadable set is no failure of D1: other requests of the tenant, and other tenants, must not wait for it. */
+  const readOf = async (owner: string, version: string, held: HeldSets): Promise<SeenSet> => {
+    try {
+      return await versionOf(owner, version, held);
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      log('error', 'mask_set_unreadable', { owner, version, reason: reasonOf(error) });
+      return UNREADABLE;
+    }
+  };
+
   const load = async (tenant: string): Promise<Loaded> => {
     const live = await source.findLive(tenant);
     if (live === null) return { pointer: null };
-    const before = pointers.peek(tenant)?.pointer;
-    const held = [before?.set, before?.rollout?.base];
+    if (live.unreadable !== undefined) {
+      log('error', 'publication_unreadable', { tenant, publication: live.id, reason: live.unreadable });
+    }
+    const before = pointers.peek(tenant);
+    const held = before === undefined ? [] : setsOf(before);
     // What is complete stays so, though the clock may be set back before the next load: its base is not at hand.
     const isComplete = completesAt_ms(live.schedule) <= Date.now();
     const [set, base] = await Promise.all([
-      versionOf(live.owner, live.version, held),
-      isComplete || live.base === null ? null : versionOf(live.base.owner, live.base.version, held),
+      readOf(live.owner, live.version, held),
+      isComplete || live.base === null ? null : readOf(live.base.owner, live.base.version, held),
     ]);
     return { pointer: { set, rollout: isComplete ? null : { schedule: live.schedule, base } } };
   };
@@ -139,7 +161,9 @@ export function createRoutingTable(
         pointers.get(tenant, hold),
         tenant === DEFAULT_TENANT ? null : pointers.get(DEFAULT_TENANT, hold),
       ]);
-      return seenSet(own?.pointer, stickyKey) ?? seenSet(shared?.pointer, stickyKey);
+      const seen = seenSet(own?.pointer, stickyKey) ?? seenSet(shared?.pointer, stickyKey);
+      if (seen === UNREADABLE) throw new Error('the mask set that this request sees cannot be read');
+      return seen;
     },
     age_ms: (tenant) => pointers.age_ms(tenant),
     async refresh(tenant, hold) {
@@ -157,7 +181,7 @@ export function createRoutingTable(
 }
 
 const setsOf = ({ pointer }: Loaded): LiveSet[] =>
-  [pointer?.set, pointer?.rollout?.base].filter((set) => set != null);
+  [pointer?.set, pointer?.rollout?.base].filter((set) => set != null && set !== UNREADABLE);
 
 /** The objects, ids and labels of a cluster. */
 const CLUSTER_BYTES = 500;
@@ -165,7 +189,7 @@ const CLUSTER_BYTES = 500;
 const bytesOf = ({ centroids, clusters }: LiveSet): number =>
   centroids.values.byteLength + CLUSTER_BYTES * clusters.length;
 
-function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): LiveSet | null {
+function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): SeenSet | null {
   if (pointer == null) return null;
   const { set, rollout } = pointer;
   const now_ms = Date.now();
@@ -173,9 +197,18 @@ function seenSet(pointer: Pointer | null | undefined, stickyKey: () => string): 
   return seesNew(rollout.schedule, stickyKey(), now_ms) ? set : rollout.base;
 }
 
-/** @throws ZodError or SyntaxError when the stored text is not a mask set. */
+/** Whether a stored set cannot be read; else the database failed. */
+export const isUnreadable = (error: unknown): boolean =>
+  error instanceof SyntaxError || (error instanceof MaskrouteError && error.code === 'invalid_mask_set');
+
+/** @throws SyntaxError, or MaskrouteError `invalid_mask_set`, when the stored text is none that this version of the edge reads. */
 export function decodeMaskSet(stored: Pick<StoredMaskSet, 'version' | 'content'>): LiveSet {
-  const set = maskSetSchema.parse(JSON.parse(stored.content));
+  const read = check(maskSetSchema, JSON.parse(stored.content), 'the mask set');
+  if (read.kind === 'bad') {
+    const message = `Another version of the edge wrote ${stored.version}, and this one cannot read it: ${read.message}.`;
+    throw new MaskrouteError('invalid_mask_set', message);
+  }
+  const set = read.value;
   return {
     version: stored.version,
     name: set.name,

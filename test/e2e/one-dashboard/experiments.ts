@@ -49,11 +49,15 @@ test('an experiment of one variant shows its figures, and no differences', async
   await page.getByRole('button', { name: 'New experiment' }).click();
   const form = page.getByRole('dialog');
   await form.getByLabel('Id', { exact: true }).fill('one-region');
+  await form.getByLabel(/^Significance level/).fill('0.01');
   await form.getByRole('button', { name: 'Remove variant B' }).click();
+  await form.getByText('a set for everybody').waitFor();
+  expect(await form.getByLabel(/^(Significance level|Sticky unit|Weight)/).count()).toBe(0);
   await form.getByLabel(/^Countries/).fill('NZ');
   await form.getByRole('button', { name: 'Create the draft' }).click();
   const row = page.getByRole('row', { name: 'one-region' });
   await row.getByText('draft').waitFor();
+  await row.getByText('A for everybody').waitFor();
   expect(await experiment('one-region')).toMatchObject({ variants: [{ name: 'A', mask_set: 'dense' }] });
   await startAndStop('one-region');
   await page.getByRole('button', { name: 'Results one-region' }).click();

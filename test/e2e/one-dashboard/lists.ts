@@ -78,6 +78,29 @@ test('a search follows the address, and ends with its page', async () => {
   expect(new URL(page.url())).toMatchObject({ pathname: '/dashboard/usage', search: '' });
 });
 
+test('a tenant that another version of the edge wrote does not hide the others', async () => {
+  const tenants = '**/admin/v1/tenants?*';
+  await page.route(tenants, async (route) => {
+    const response = await route.fetch();
+    const list = await response.json();
+    const [first, ...others] = list.data;
+    await route.fulfill({
+      response,
+      json: { ...list, data: [{ ...first, id: 'of-later', routing_policy: 'last_tool' }, ...others] },
+    });
+  });
+  try {
+    await visit(page, 'Keys');
+    await visit(page, 'Tenants');
+    await page.getByText(/cannot read it: of-later \(routing_policy: /).waitFor();
+    expect(await page.getByRole('table', { name: 'Tenants' }).locator('tbody tr').count()).toBeGreaterThan(0);
+    await page.getByRole('combobox', { name: 'Tenant', exact: true }).focus();
+    await expect.poll(() => page.getByRole('option', { name: 'of-later' }).count()).toBe(1);
+  } finally {
+    await page.unroute(tenants);
+  }
+});
+
 test('mask sets beyond what a list shows are found where they are listed and where one is picked', async () => {
   const { edge } = dashboard.product.dev;
   const tenant = 'many-sets';

@@ -20,8 +20,28 @@ const excess_px = (): Promise<number[]> =>
   page.evaluate(`[document.documentElement, ...document.querySelectorAll('dialog article')]
     .map((box) => box.scrollWidth - box.clientWidth)`);
 
+test('a name from right to left keeps its order', async () => {
+  const tenant = { id: 'right-to-left', name: 'חברה (test)' };
+  await dashboard.client.request({ method: 'POST', path: '/tenants', body: tenant }, tenantSchema);
+  await visit(page, 'Tenants');
+  await page.getByRole('cell', { name: tenant.name }).waitFor();
+  /** Where the first letter and the last bracket are, from the left. */
+  const places = await page.evaluate<number[]>(`(() => {
+    const cell = [...document.querySelectorAll('td')].find((one) => one.textContent === '${tenant.name}');
+    const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode();
+    return [0, text.length - 1].map((at) => {
+      const range = document.createRange();
+      range.setStart(text, at);
+      range.setEnd(text, at + 1);
+      return range.getBoundingClientRect().left;
+    });
+  })()`);
+  expect(places[0]).toBeGreaterThan(places[1]!);
+});
+
 test('no script of a name runs, and no text makes a page or a dialog wider than a telephone', async () => {
-  const tenant = 'strange';
+  // The longest id that a tenant can have.
+  const tenant = `strange-${'w'.repeat(55)}`;
   const names = { name: SCRIPT, models: [SCRIPT, BACKWARDS, LONG] };
   const path = '/tenants';
   await dashboard.client.request({ method: 'POST', path, body: { id: tenant, ...names } }, tenantSchema);

@@ -1,5 +1,5 @@
 /** The upstream of `bench edge` under an edge whose clients leave, and what is left of the bench when it is stopped. */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
@@ -46,22 +46,28 @@ function commandOf(pid: number): string {
   }
 }
 
-test.skipIf(process.platform !== 'linux')(
-  'a bench that is stopped ends what it started, and leaves no folder',
-  async () => {
+test.skipIf(process.platform !== 'linux').each([
+  ['is stopped', (bench: ChildProcess) => bench.kill('SIGTERM'), [130, null]],
+  ['loses its parent', (bench: ChildProcess) => bench.disconnect(), [130, null]],
+  ['is killed', (bench: ChildProcess) => bench.kill('SIGKILL'), [null, 'SIGKILL']],
+] as const)(
+  'a bench that %s ends what it started, and leaves no folder if it can',
+  async (_, end, exit) => {
     const folder = mkdtempSync(path.join(tmpdir(), 'bench-stopped-'));
-    const words = ['bin/maskroute.js', 'bench', 'edge', '--requests', '1000000', '--json'];
-    const bench = spawn(process.execPath, words, { env: { ...process.env, TMPDIR: folder } });
-    const said = Promise.all([text(bench.stdout), text(bench.stderr)]);
+    const words = ['bench', 'edge', '--requests', '1000000', '--json'];
+    const bench = fork('bin/maskroute.js', words, { env: { ...process.env, TMPDIR: folder }, silent: true });
+    const said = Promise.all([text(bench.stdout!), text(bench.stderr!)]);
     const ended = once(bench, 'exit');
     const parts = () => processTree(bench.pid!);
     await eventually(() => parts().some((pid) => commandOf(pid).includes('portkey')), 60_000);
     const started = parts();
-    bench.kill('SIGTERM');
-    expect(await ended).toEqual([130, null]);
-    expect(await said).toEqual(['', 'Stopped.\n']);
+    end(bench);
+    expect(await ended).toEqual(exit);
     await eventually(() => started.every((pid) => commandOf(pid) === ''));
-    expect(readdirSync(folder)).toEqual([]);
+    if (exit[0] !== null) {
+      expect(await said).toEqual(['', 'Stopped.\n']);
+      expect(readdirSync(folder)).toEqual([]);
+    }
     rmSync(folder, { recursive: true });
   },
   120_000,

@@ -911,20 +911,33 @@ describe('time', () => {
 
   it('with comments of the backend is no end', async () => {
     const { key } = await newTenant();
-    const isolate = freshIsolate({ BACKEND_STALL_MS: '500' });
+    const isolate = freshIsolate({ STREAM_KEEPALIVE_MS: '600000', BACKEND_STALL_MS: '30000' });
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'Date'] });
     const response = await chat(key, { stream: true, user: 'slow-tokens' }, isolate);
-    expect((await response.text()).endsWith('data: [DONE]\n\n')).toBe(true);
+    const reader = response.body!.getReader();
+    let text = '';
+    for (let piece = await reader.read(); !piece.done; ) {
+      text += new TextDecoder().decode(piece.value);
+      const next = reader.read();
+      // Time to begin its wait for the next one.
+      await scheduler.wait(20);
+      // By this clock each comment comes in time, however long it takes, and all of them together do not.
+      vi.advanceTimersByTime(20 * SECOND_ms);
+      piece = await next;
+    }
+    expect(text).toMatch(/^(: keepalive\n\n){3,}data: .*data: \[DONE\]\n\n$/s);
   });
 
   it('that a client takes to read is no silence of the backend', async () => {
     const { key } = await newTenant();
-    const isolate = freshIsolate({ BACKEND_STALL_MS: '150' });
+    const isolate = freshIsolate({ BACKEND_STALL_MS: '30000' });
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'Date'] });
     const response = await chat(key, { stream: true }, isolate);
     const reader = response.body!.getReader();
     let text = '';
     for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
       text += new TextDecoder().decode(piece.value);
-      await new Promise((resolve) => setTimeout(resolve, 250));
+      vi.advanceTimersByTime(60 * SECOND_ms);
     }
     expect(text.endsWith('data: [DONE]\n\n')).toBe(true);
   });

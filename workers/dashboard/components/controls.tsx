@@ -1,15 +1,14 @@
 /** Buttons and form fields, and reading their values. */
 import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { z } from 'zod';
-import { listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
+import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import {
   type MaskSetSummary,
   maskSetSummarySchema,
   type PublishBody,
 } from '../../../shared/admin/publication-wire.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
-import { type Loading, useAddress, useAddressOf, useLoad, useScope } from '../hooks.ts';
+import { type Loading, namedSchema, useAddress, useAddressOf, useLoad, useScope } from '../hooks.ts';
 import { Failure } from './dialog.tsx';
 
 /** A select that applies at once. `options`: values with their titles, in order. */
@@ -135,9 +134,7 @@ function useTenantIds(
   q = '',
 ): { readonly ids: readonly string[]; readonly isCut: boolean; readonly reload: () => void } {
   const path = `/tenants${query({ limit: SHOWN_MAX, q: q || undefined })}`;
-  const found = useLoad(['tenants to pick', q], (signal) =>
-    admin(listSchema(tenantSchema), path, { signal }),
-  );
+  const found = useLoad(['tenants to pick', q], (signal) => admin(listSchema(namedSchema), path, { signal }));
   const ids = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   const isCut = found.state === 'ready' && found.data.has_more === true;
   return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
@@ -217,11 +214,9 @@ export function useSetsToPick(owners: readonly string[]): {
   return { load, find: isCut.current && <Search title="Find more mask sets" value={q} onSearch={setQ} /> };
 }
 
-const modelSchema = z.object({ id: z.string() });
-
 /** Checkboxes for the models that backends serve, and for picked ones that no backend serves now. */
 export function ModelBoxes({ picked }: { readonly picked: readonly string[] }) {
-  const found = useLoad(['models'], (signal) => admin(listSchema(modelSchema), '/models', { signal }));
+  const found = useLoad(['models'], (signal) => admin(listSchema(namedSchema), '/models', { signal }));
   const served = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   return (
     <>

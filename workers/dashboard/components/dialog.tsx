@@ -55,6 +55,14 @@ export function Dialog(props: {
   );
 }
 
+/** What another version of the edge wrote, and this one cannot read. */
+export const Unreadable = ({ what }: { readonly what: readonly string[] }) =>
+  what.length > 0 && (
+    <div class="notice warning" role="status">
+      <p>Another version of the edge wrote this, and this one cannot read it: {what.join('; ')}.</p>
+    </div>
+  );
+
 /**
  * A confirmation. `act` runs when the person confirms; if it fails, the dialog stays open with the error. With
  * `destroys` the button is red.

@@ -6,7 +6,7 @@ import type { Figures } from '../../../shared/admin/experiment-wire.ts';
 import type { List } from '../hooks.ts';
 import { number, percent, shortVersion, whenExactly } from '../look.ts';
 import { Search, type SearchProps } from './controls.tsx';
-import { Empty, Loaded } from './dialog.tsx';
+import { Empty, Loaded, Unreadable } from './dialog.tsx';
 
 export type Column<Row> = {
   readonly title: string;
@@ -183,6 +183,7 @@ export function ListTable<Row>(props: {
       <Loaded load={list}>
         {(rows) => (
           <>
+            <Unreadable what={list.unreadable} />
             <Table
               caption={props.caption}
               columns={props.columns}

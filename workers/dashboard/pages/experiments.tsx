@@ -14,7 +14,7 @@ import { admin, query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
 import { Choice, ForChange, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
-import { FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
+import { type Column, FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
 import { digitsOf, number, percent, pValue, when } from '../look.ts';
 import { NewExperiment } from './new-experiment.tsx';
@@ -76,7 +76,7 @@ function ExperimentTable(props: {
       rowKey={keyOf}
       columns={[
         { title: 'Id', cell: ({ id }) => <code>{id}</code>, sort: ({ id }) => id },
-        { title: 'State', cell: ({ state }) => state, sort: ({ state }) => state },
+        { title: 'State', cell: stateOf, sort: ({ state }) => state },
         { title: 'Tenants', cell: tenantsOf },
         {
           title: 'Regions',
@@ -85,7 +85,10 @@ function ExperimentTable(props: {
         { title: 'Models', cell: ({ models }) => models.join(', ') || 'all' },
         {
           title: 'Variants',
-          cell: ({ variants }) => variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
+          cell: ({ variants }) =>
+            variants.length === 1
+              ? `${variants[0]!.name} for everybody`
+              : variants.map(({ name, weight }) => `${name} ${weight}`).join(' : '),
         },
         { title: 'Sticky unit', cell: ({ sticky }) => sticky.replaceAll('_', ' ') },
         { title: 'Begins', cell: ({ started_at, starts_at }) => when(started_at ?? starts_at ?? null) },
@@ -96,12 +99,15 @@ function ExperimentTable(props: {
           cell: (experiment) => (
             <>
               {experiment.state === 'draft' &&
+                experiment.unreadable === undefined &&
                 button('Start', experiment, () => props.onAct('start', experiment))}{' '}
               {experiment.state === 'draft' &&
                 button('Delete', experiment, () => props.onAct('delete', experiment))}
               {(experiment.state === 'running' || experiment.state === 'scheduled') &&
                 button('Stop', experiment, () => props.onAct('stop', experiment))}{' '}
-              {experiment.state !== 'draft' && button('Results', experiment, () => props.onShow(experiment))}
+              {experiment.state !== 'draft' &&
+                experiment.unreadable === undefined &&
+                button('Results', experiment, () => props.onShow(experiment))}
             </>
           ),
         },
@@ -109,6 +115,10 @@ function ExperimentTable(props: {
     />
   );
 }
+
+/** One that cannot be read takes no requests here, whatever its state. */
+const stateOf = ({ state, unreadable }: Experiment): string =>
+  unreadable === undefined ? state : `${state}, but not here: this version cannot read it (${unreadable})`;
 
 /** The chosen experiment may not be on the loaded pages of the list. */
 function Shown({ name, onClose }: { readonly name: string; readonly onClose: () => void }) {
@@ -211,6 +221,12 @@ function Results({ experiment }: { readonly experiment: Experiment }) {
 
 type PictureProps = { readonly results: ExperimentResults; readonly sticky: StickyKind };
 
+const WEIGHT_COLUMN: Column<ExperimentResults['variants'][number]> = {
+  title: 'Weight',
+  cell: ({ weight }) => weight,
+  isNumber: true,
+};
+
 function Picture(props: PictureProps) {
   const { results } = props;
   const isCompared = results.variants.length > 1;
@@ -226,11 +242,11 @@ function Picture(props: PictureProps) {
             cell: ({ name }) => (isCompared && name === results.control ? `${name} (control)` : name),
           },
           { title: 'Mask set', cell: ({ mask_set }) => <code>{mask_set}</code> },
-          { title: 'Weight', cell: ({ weight }) => weight, isNumber: true },
+          ...(isCompared ? [WEIGHT_COLUMN] : []),
           ...FIGURE_COLUMNS,
         ]}
       />
-      {isCompared && <Differences {...props} />}
+      {isCompared ? <Differences {...props} /> : <small>Its only variant is a set for everybody.</small>}
     </>
   );
 }

@@ -18,6 +18,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
   const inUse = useLoad(['set in use', tenant], (signal) =>
     tenant === '' ? Promise.resolve(null) : publicationInUse(tenant, signal),
   );
+  const isCompared = variants > 1;
   const submit = async (form: FormData) => {
     await admin(experimentSchema, '/experiments', { method: 'POST', body: bodyOf(form, tenant, variants) });
     onClose();
@@ -46,53 +47,64 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
               <fieldset key={name} class="row">
                 <legend>
                   Variant {name}
-                  {index === 0 && variants > 1 ? ', which the others are compared with' : ''}
+                  {index === 0 && isCompared ? ', which the others are compared with' : ''}
                 </legend>
                 <VariantSet
                   name={`mask_set_${name}`}
                   isControl={index === 0}
                   sets={withInUse(found, inUse.state === 'ready' ? inUse.data : null)}
                 />
-                <label>
-                  Weight
-                  <input
-                    name={`weight_${name}`}
-                    type="number"
-                    min={0.001}
-                    step="any"
-                    defaultValue="1"
-                    required
-                  />
-                </label>
+                {isCompared && (
+                  <label>
+                    Weight
+                    <input
+                      name={`weight_${name}`}
+                      type="number"
+                      min={0.001}
+                      step="any"
+                      defaultValue="1"
+                      required
+                    />
+                  </label>
+                )}
               </fieldset>
             ))}
           </>
         )}
       </Loaded>
-      {variants < VARIANT_NAMES.length && (
-        <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
-          Add a variant
-        </button>
+      <div class="row">
+        {variants < VARIANT_NAMES.length && (
+          <button type="button" class="small outline" onClick={() => setVariants(variants + 1)}>
+            Add a variant
+          </button>
+        )}
+        {isCompared && (
+          <button type="button" class="small outline" onClick={() => setVariants(variants - 1)}>
+            Remove variant {VARIANT_NAMES[variants - 1]}
+          </button>
+        )}
+      </div>
+      {isCompared ? (
+        <label>
+          Sticky unit: always gets the same variant
+          <select name="sticky">
+            {STICKY_KINDS.map((kind) => (
+              <option key={kind} value={kind}>
+                {kind.replaceAll('_', ' ')}
+              </option>
+            ))}
+          </select>
+        </label>
+      ) : (
+        <p>
+          One variant is a set for everybody: all requests from the regions below get it, and no variants are
+          compared.
+        </p>
       )}
-      {variants > 1 && (
-        <button type="button" class="small outline" onClick={() => setVariants(variants - 1)}>
-          Remove variant {VARIANT_NAMES[variants - 1]}
-        </button>
-      )}
-      <label>
-        Sticky unit: always gets the same variant
-        <select name="sticky">
-          {STICKY_KINDS.map((kind) => (
-            <option key={kind} value={kind}>
-              {kind.replaceAll('_', ' ')}
-            </option>
-          ))}
-        </select>
-      </label>
       <ScopeFields isShared={tenant === ''} />
       <div class="pairs">
         <Share name="shadow_share" title="Requests compared with dense, %" preset="1" min={0} />
-        <Share name="alpha" title="Significance level, %" preset="5" min={0.1} />
+        {isCompared && <Share name="alpha" title="Significance level, %" preset="5" min={0.1} />}
       </div>
     </FormDialog>
   );
@@ -147,6 +159,7 @@ function Share(props: {
   );
 }
 
+/** Only what compares variants has weights, a sticky unit and a significance level. */
 function bodyOf(form: FormData, tenant: string, variants: number): object {
   const text = (name: string) => form.get(name)?.toString();
   const share = (name: string) => Number(text(name)) / 100;
@@ -154,15 +167,14 @@ function bodyOf(form: FormData, tenant: string, variants: number): object {
     id: text('id'),
     tenant,
     description: text('description') ?? '',
-    sticky: text('sticky'),
     ...scopeOf(form),
     variants: VARIANT_NAMES.slice(0, variants).map((name) => ({
       name,
       mask_set: text(`mask_set_${name}`),
-      weight: Number(text(`weight_${name}`)),
+      weight: Number(text(`weight_${name}`) ?? 1),
     })),
     shadow_share: share('shadow_share'),
-    alpha: share('alpha'),
+    ...(variants > 1 ? { sticky: text('sticky'), alpha: share('alpha') } : {}),
   };
 }
 

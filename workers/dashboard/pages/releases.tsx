@@ -15,7 +15,7 @@ import {
 import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, edgeNow_ms, noneIfNotFound, query } from '../api.ts';
 import { RolloutFields, RowButton, rolloutIn, timeIn, useSearch } from '../components/controls.tsx';
-import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
+import { Confirm, FormDialog, Loaded, Unreadable } from '../components/dialog.tsx';
 import { ListTable, Table, Version, When } from '../components/table.tsx';
 import { useList, useLoad, useScope } from '../hooks.ts';
 import { duration, number, percent, setOwner, sharePercent, shortVersion, when, whose } from '../look.ts';
@@ -134,7 +134,7 @@ function Steps({
   const isOnItsWay = live.share < 1;
   return (
     <div class="row">
-      {isOnItsWay && (
+      {isOnItsWay && live.unreadable === undefined && (
         <>
           <button type="button" onClick={() => onAct('promote')}>
             Promote
@@ -158,7 +158,8 @@ function Steps({
       >
         Roll back
       </button>
-      {isOnItsWay && <p class="next">{nextOf(live)}</p>}
+      {isOnItsWay && live.unreadable === undefined && <p class="next">{nextOf(live)}</p>}
+      <Unreadable what={live.unreadable === undefined ? [] : [live.unreadable]} />
     </div>
   );
 }
@@ -248,7 +249,8 @@ function History() {
   );
 }
 
-function howOf({ action, rollout, auto_rollback: bounds, reason }: Publication): string {
+function howOf({ action, rollout, auto_rollback: bounds, reason, unreadable }: Publication): string {
+  if (unreadable !== undefined) return `not readable here (${unreadable})`;
   if (action === 'pause') return 'its steps are paused';
   const steps = rollout.map(
     ({ share, duration_s }) => `${sharePercent(share)} for ${duration(1000 * duration_s)}`,

@@ -1,0 +1,171 @@
+/**
+ * Rows that a later version of the edge wrote, after a return to this one: what it does not know stops only what the row is
+ * about, and the administrator sees it.
+ */
+import { env } from 'cloudflare:workers';
+import { afterEach, expect, it, vi } from 'vitest';
+import type { Experiment } from '../../../shared/admin/experiment-wire.ts';
+import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
+import {
+  activate,
+  admin,
+  call,
+  chat,
+  created,
+  errorCode,
+  freshIsolate,
+  goLive,
+  makeMaskSet,
+  newKey,
+  newTenant,
+  say,
+  soon,
+  upload,
+} from '../support/edge.ts';
+
+const write = (statement: string, ...values: string[]) =>
+  env.DB.prepare(statement)
+    .bind(...values)
+    .run();
+
+/** What of a request's answer tells how it was routed. */
+async function routed(key: string, fetch: ReturnType<typeof freshIsolate>) {
+  const response = await chat(key, say('north'), fetch);
+  expect(response.status).toBe(200);
+  const header = (name: string) => response.headers.get(`x-maskroute-${name}`);
+  return { version: header('version'), fallback: header('fallback'), experiment: header('experiment') };
+}
+
+/** The lines of the log with this event that were written meanwhile. */
+function logged(event: string): () => object[] {
+  const spy = vi.spyOn(console, 'error').mockImplementation(() => {});
+  return () =>
+    spy.mock.calls
+      .map(([line]) => JSON.parse(line) as { event: string })
+      .filter((line) => line.event === event);
+}
+
+afterEach(() => void vi.restoreAllMocks());
+
+it('an experiment that cannot be read stops alone, and can be stopped', async () => {
+  const own = await newTenant();
+  const other = await newTenant();
+  const { version } = await upload(makeMaskSet('experimental'));
+  const variants = [{ name: 'A', weight: 1, mask_set: version }];
+  const draft = (id: string, tenant: string) =>
+    created(admin('POST', '/experiments', { id, tenants: [tenant], variants }));
+  for (const [id, tenant] of [
+    ['of-later', own.tenant],
+    ['of-now', other.tenant],
+  ] as const) {
+    await draft(id, tenant);
+    expect((await admin('POST', `/experiments/${id}/start`)).status).toBe(200);
+  }
+  await write(
+    `update experiments set definition = json_set(definition, '$.variants[0].when', 'at night') where id = ?`,
+    'of-later',
+  );
+  const isolate = freshIsolate();
+  const lines = logged('experiment_unusable');
+  expect((await routed(own.key, isolate)).experiment).toBe('none');
+  expect((await routed(other.key, isolate)).experiment).toBe('of-now');
+  expect(lines()[0]).toMatchObject({ experiment: 'of-later', reason: expect.stringContaining('when') });
+
+  const { data } = await (await admin('GET', '/experiments')).json<{ data: Experiment[] }>();
+  const shown = data.find(({ id }) => id === 'of-later')!;
+  expect(shown).toMatchObject({ state: 'running', tenants: [own.tenant], variants: [] });
+  expect(shown.unreadable).toContain('when');
+  expect(data.find(({ id }) => id === 'of-now')!.unreadable).toBeUndefined();
+  expect(await errorCode(admin('GET', '/experiments/of-later/results'))).toBe('409 conflict');
+  // The next version would find two of them for one request.
+  await draft('overlapping', own.tenant);
+  expect(await errorCode(admin('POST', '/experiments/overlapping/start'))).toBe('409 conflict');
+  const stopped = await (await admin('POST', '/experiments/of-later/stop')).json();
+  expect(stopped).toMatchObject({ state: 'stopped', unreadable: shown.unreadable });
+  expect((await admin('POST', '/experiments/overlapping/start')).status).toBe(200);
+});
+
+it('a draft that cannot be read can only be deleted', async () => {
+  const variants = [{ name: 'A', weight: 1, mask_set: 'dense' }];
+  await created(admin('POST', '/experiments', { id: 'draft-of-later', variants }));
+  await write(`update experiments set definition = '["a list"]' where id = ?`, 'draft-of-later');
+  const path = '/experiments/draft-of-later';
+  expect(await errorCode(admin('PATCH', path, { description: 'x' }))).toBe('409 conflict');
+  expect(await errorCode(admin('POST', `${path}/start`))).toBe('409 conflict');
+  expect((await admin('DELETE', path)).status).toBe(200);
+});
+
+it('a mask set that cannot be read is missed by those who see it, and by nobody else', async () => {
+  const [own, other] = [await newTenant(), await newTenant()];
+  const { version } = await goLive('of-later', own.tenant);
+  const { version: others } = await goLive('of-now', other.tenant);
+  await write(
+    `update mask_sets set content = json_set(content, '$.format', 'maskroute-mask-set-v9') where owner = ?`,
+    own.tenant,
+  );
+  const isolate = freshIsolate();
+  const lines = logged('mask_set_unreadable');
+  expect(await routed(own.key, isolate)).toMatchObject({ fallback: 'mask_set_unavailable' });
+  expect(lines()).toMatchObject([{ owner: own.tenant, version, reason: expect.stringContaining('format') }]);
+  expect(await routed(other.key, isolate)).toMatchObject({ version: others, fallback: null });
+  const again = admin('POST', '/publications', { version, tenant: own.tenant });
+  expect(await errorCode(again)).toBe('400 invalid_mask_set');
+
+  // Conversations that still see the version before it keep that one.
+  const { version: before } = await goLive('before', own.tenant);
+  const { version: next } = await upload(makeMaskSet('next'), own.tenant);
+  await activate(next, { tenant: own.tenant, rollout: [{ share: 0.001, duration_s: 3600 }] });
+  await write(`update mask_sets set content = '{}' where version = ? and owner = ?`, next, own.tenant);
+  expect(await routed(own.key, freshIsolate())).toMatchObject({ version: before, fallback: null });
+});
+
+it('a rollout that cannot be read is seen by nobody, and can be rolled back', async () => {
+  const { tenant, key } = await newTenant();
+  const { version: before } = await goLive('before', tenant);
+  const { version } = await upload(makeMaskSet('rolled-out'), tenant);
+  const { id } = await activate(version, { tenant, rollout: [{ share: 0.9, duration_s: 3600 }] });
+  await write(`update publications set rollout = '[{"share": 0.9, "until": "noon"}]' where id = ?`, id);
+  const lines = logged('publication_unreadable');
+  expect(await routed(key, freshIsolate())).toMatchObject({ version: before, fallback: null });
+  expect(lines()[0]).toMatchObject({ tenant, publication: id, reason: expect.stringContaining('until') });
+  const live = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<LivePublication>();
+  expect(live).toMatchObject({ share: 0, base_version: before, rollout: [] });
+  expect(live.unreadable).toContain('until');
+  for (const what of ['pause', 'resume']) {
+    expect(await errorCode(admin('POST', `/publications/${what}`, { tenant }))).toBe('409 conflict');
+  }
+  const back = await created<Publication>(admin('POST', '/publications/rollback', { tenant }));
+  expect(back).toMatchObject({ version: before });
+});
+
+it('bounds that cannot be read bring nothing back, and the version serves on', async () => {
+  const { tenant, key } = await newTenant();
+  const { version } = await upload(makeMaskSet('bounded'), tenant);
+  const { id } = await activate(version, { tenant, auto_rollback: { error_rate_max: 0.5, requests_min: 1 } });
+  await write(
+    `update publications set auto_rollback = '{"error_rate_max": 0.5, "minutes": 3}' where id = ?`,
+    id,
+  );
+  const lines = logged('auto_rollback_failed');
+  expect(await routed(key, freshIsolate())).toMatchObject({ version, fallback: null });
+  const live = await (await admin('GET', `/publications/live?tenant=${tenant}`)).json<LivePublication>();
+  expect(live).toMatchObject({ version, share: 1, auto_rollback: null });
+  expect(live.unreadable).toContain('minutes');
+  await soon(() => expect(lines()).not.toEqual([]));
+  expect(lines()[0]).toMatchObject({ publication: id, reason: expect.stringContaining('minutes') });
+});
+
+it('a kind of key that is unknown has no rights, and an unknown routing policy is the usual one', async () => {
+  const { tenant, key } = await newTenant();
+  const { version } = await goLive('usual', tenant);
+  await write(`update tenants set routing_policy = 'last_tool' where id = ?`, tenant);
+  expect(await routed(key, freshIsolate())).toMatchObject({ version, fallback: null });
+
+  const unknown = await newKey({ kind: 'viewer' });
+  await write(`update api_keys set kind = 'auditor' where id = ?`, unknown.id);
+  for (const method of ['GET', 'POST']) {
+    const body = method === 'POST' ? { id: 'made-by-auditor', name: 'x' } : undefined;
+    const answer = call(method, '/admin/v1/tenants', { key: unknown.key, body }, freshIsolate());
+    expect(await errorCode(answer), method).toBe('403 forbidden');
+  }
+});
