@@ -181,7 +181,7 @@ class Converter {
       case 'number':
         return this.#number(type, schema, path);
       case 'string':
-        return stringGrammar(this.#reader, schema, path);
+        return stringGrammar(this.#reader, schema, path, this.#rules);
       case 'array':
         return this.#array(schema, path, depth);
       case 'object':

@@ -108,6 +108,17 @@ describe('the engine waits for no answer', () => {
     other.close();
   });
 
+  test('of counted words, whose tokens are quick', { timeout: 60_000 }, async () => {
+    const schema = { type: 'string', pattern: '^([a-z]{1,20} ?){9}$' };
+    const spec = form(schemaGrammar(schema, { strict: true, param: 'schema' }));
+    const open = await player.grammars.open(await player.grammars.prepare(spec, call()), call());
+    const text = '"thequickbrownfoxjumps overthelazydog thequickbrown foxjumps over the lazy dogs"';
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, text);
+    expect(grammar.isOver([])).toBe(true);
+    open.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
