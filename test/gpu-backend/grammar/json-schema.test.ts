@@ -204,6 +204,22 @@ describe('what is generated is valid', () => {
   });
 });
 
+test('an object whose names are listed has none of them twice', async () => {
+  const schema = {
+    type: 'object',
+    propertyNames: { enum: ['a', 'b', 'c'] },
+    additionalProperties: { type: 'null' },
+  };
+  const answer = schemaGrammar(schema, { strict: true, param: 'schema' });
+  const all = new Set<string>();
+  for (let seed = 0; seed < 20; seed++) {
+    const { text } = await player.play({ answer, calls: undefined }, seed);
+    expect(text).toBe(JSON.stringify(JSON.parse(text)).replaceAll(':', ': ').replaceAll(',', ', '));
+    all.add(text);
+  }
+  expect(all.size).toBeGreaterThan(3);
+});
+
 test('beside a class such as \\d a dash is a dash, as in regular expressions without the flag u', async () => {
   const pattern = '^[\\d-_]{8}$';
   const answer = schemaGrammar({ type: 'string', pattern }, { strict: true, param: 'schema' });
