@@ -60,7 +60,8 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     contextTokens,
     // llama.cpp's default would be wrong for every Gemma 3.
     ropeTheta:
-      ropeNumber(read, 'freq_base', 'global.freq_base') ?? (localRopeTheta === undefined ? 10_000 : ropeTheta),
+      ropeNumber(read, 'freq_base', 'global.freq_base') ??
+      (localRopeTheta === undefined ? 10_000 : ropeTheta),
     rmsEpsilon: singlePrecisionText(read.required('attention.layer_norm_rms_epsilon')),
     tiedEmbeddings: !header.tensors.has('output.weight'),
     ropeScaling: ropeScaling(read, contextTokens, ropeFactors),
