@@ -139,6 +139,8 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
       }),
     );
   }
+  // What was found last may lack states.
+  if (effort.left < 0) return { readings, states: undefined };
   const isEnd = sets.map((set) => set.includes(nfa.end));
   const states = merged(next, isEnd, kinds);
   return { readings, states: states.length > statesMax ? undefined : states };

@@ -144,6 +144,11 @@ describe('the grammar of a pattern', () => {
     expect(oneReading(patternGrammar('(?:[ab]*a[ab]{30})*'), 640, effort).states).toBeUndefined();
     expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){20,40}'), 640, effort).states).toBeUndefined();
     expect(effort.left).toBeGreaterThan(0);
+    const whole = statesOf('(?:[a-c]{2,3} ?){2}');
+    for (let left = 0; left < 4; left += 0.125)
+      expect([undefined, whole]).toContainEqual(
+        oneReading(patternGrammar('(?:[a-c]{2,3} ?){2}'), 640, { left }).states,
+      );
     const little = { left: 10 };
     expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){9}'), 640, little).states).toBeUndefined();
     expect(little.left).toBeGreaterThan(-10);
