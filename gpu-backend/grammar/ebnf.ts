@@ -112,7 +112,8 @@ function print(expression: Expression): string {
   }
 }
 
-const LAST = 0x10ffff;
+/** The last code point. */
+export const LAST = 0x10ffff;
 
 /** All code points that are not in `ranges`, as sorted ranges. */
 export function complement(ranges: readonly CharRange[]): CharRange[] {
@@ -165,6 +166,11 @@ function partsOf(expression: Expression): readonly Expression[] {
 /** Whether it refers to a rule. */
 export const hasRules = (expression: Expression): boolean =>
   expression.kind === 'rule' || partsOf(expression).some(hasRules);
+
+/** Whether something other than a single character is repeated. */
+export const repeatsGroups = (expression: Expression): boolean =>
+  (expression.kind === 'repeat' && expression.part.kind !== 'chars' && expression.max !== 1) ||
+  partsOf(expression).some(repeatsGroups);
 
 /** With repetitions. */
 function rulesIn(expression: Expression, found: string[] = []): readonly string[] {

@@ -62,8 +62,10 @@ const DEFAULT_LIMITS: GrammarLimits = {
   waitingMax: 32,
   waitingOfOneMax: 8,
 };
-/** Most quick grammars that are remembered. */
+/** Most quick grammars that are remembered, and most of the others. */
 const KNOWN_MAX = 1024;
+/** Then they are tried again: a machine that was busy may have had no time for them. */
+const JUDGED_FOR_ms = 10 * 60_000;
 
 type GrammarsOptions = {
   readonly vocabulary: Vocabulary;
@@ -89,6 +91,8 @@ class GrammarThreads implements Grammars {
   /** The threads of slow grammars, by key; least recently used first. */
   readonly #slow = new Map<string, GrammarThread>();
   readonly #quick = new LRUCache<string, true>({ max: KNOWN_MAX });
+  /** Grammars that took long or failed, so that they are not compiled again to be refused again. */
+  readonly #judged = new LRUCache<string, 'slow' | 'unusable'>({ max: KNOWN_MAX, ttl: JUDGED_FOR_ms });
   /** A place for each grammar that waits to be compiled, the next one first. */
   readonly #waiting = new Set<Place>();
   /** The tenants of the grammars that are being compiled. */
@@ -141,7 +145,15 @@ class GrammarThreads implements Grammars {
   }
 
   async #ensure(grammar: PreparedGrammar, call: GrammarCall): Promise<void> {
-    if (!this.#isKnown(grammar.key)) await this.#inTurn(call, () => this.#try(grammar, call.tenant));
+    if (this.#isKnown(grammar.key)) return;
+    this.#refuseJudged(grammar, call.tenant);
+    await this.#inTurn(call, () => this.#try(grammar, call.tenant));
+  }
+
+  #refuseJudged({ key, param }: PreparedGrammar, tenant: string): void {
+    const judged = this.#judged.get(key);
+    if (judged === 'unusable') throw unusable(param);
+    if (judged === 'slow' && (this.#hasShare(tenant) || !this.#hasRoom())) throw tooManySlow();
   }
 
   /** A slow grammar that an answer uses serves any tenant: one more answer takes no place. */
@@ -206,9 +218,11 @@ class GrammarThreads implements Grammars {
     this.#beginNext();
   }
 
-  async #try({ key, spec, param }: PreparedGrammar, tenant: string): Promise<void> {
+  async #try(grammar: PreparedGrammar, tenant: string): Promise<void> {
+    const { key, spec, param } = grammar;
     // Another request may have compiled it meanwhile.
     if (this.#isKnown(key)) return;
+    this.#refuseJudged(grammar, tenant);
     if (this.#isClosed) throw lost();
     const trial = this.#spare === undefined || this.#spare.isGone ? this.#newThread() : this.#spare;
     this.#spare = undefined;
@@ -220,11 +234,15 @@ class GrammarThreads implements Grammars {
       // The thread's memory may be corrupted, or the compilation may never end.
       void trial.close();
       this.#options.onError(`a grammar could not be compiled: ${(error as Error).message}`);
-      throw error instanceof MaskrouteError ? error : unusable(param);
+      if (error instanceof MaskrouteError) throw error;
+      this.#judged.set(key, 'unusable');
+      throw unusable(param);
     } finally {
       this.#trials.delete(trial);
     }
-    const isSlow = took_ms > this.#limits.quick_ms;
+    // A thread that has compiled it before takes no time.
+    const isSlow = took_ms > this.#limits.quick_ms || this.#judged.get(key) === 'slow';
+    if (isSlow) this.#judged.set(key, 'slow');
     // A tenant that could not use it closes no grammar of another.
     if (isSlow && !this.#isKnown(key) && !this.#hasShare(tenant) && this.#tryMakeRoom()) {
       this.#slow.set(key, trial);
@@ -257,11 +275,19 @@ class GrammarThreads implements Grammars {
   /** Closes a slow grammar that no answer uses, if there is no room for another. False: all are in use. */
   #tryMakeRoom(): boolean {
     if (this.#slow.size < this.#limits.slowMax) return true;
-    const idle = [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
+    const idle = this.#idleSlow();
     if (idle === undefined) return false;
     this.#slow.delete(idle[0]);
     void idle[1].close();
     return true;
+  }
+
+  #hasRoom(): boolean {
+    return this.#slow.size < this.#limits.slowMax || this.#idleSlow() !== undefined;
+  }
+
+  #idleSlow(): [string, GrammarThread] | undefined {
+    return [...this.#slow].find(([, thread]) => thread.sessions.size === 0);
   }
 
   #sharedThread(): GrammarThread {

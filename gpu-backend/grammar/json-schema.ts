@@ -40,6 +40,8 @@ const LITERAL_CHARS_MAX = 64 * 1024;
 /** Most items in lists of bounded length. */
 const ITEMS_MAX = 2000;
 const DEPTH_MAX = 48;
+/** Most names of an object's `propertyNames` that are written as its optional properties. */
+const LISTED_NAMES_MAX = 64;
 
 /**
  * The EBNF of JSON values that are valid for the schema.
@@ -181,7 +183,7 @@ class Converter {
       case 'number':
         return this.#number(type, schema, path);
       case 'string':
-        return stringGrammar(this.#reader, schema, path);
+        return stringGrammar(this.#reader, schema, path, this.#rules);
       case 'array':
         return this.#array(schema, path, depth);
       case 'object':
@@ -266,10 +268,7 @@ class Converter {
         depth + 1,
       );
       this.#spent.literalChars += name.length;
-      return {
-        member: sequence(text(JSON.stringify(name)), COLON, value),
-        isRequired: required.includes(name),
-      };
+      return { member: member(name, value), isRequired: required.includes(name) };
     });
     if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
     return sequence(text('{'), this.#members(members, path), text('}'));
@@ -291,14 +290,37 @@ class Converter {
     return begin;
   }
 
+  /** The names of an `enum` or `const`, if they are few: each place of an object has all names behind it. */
+  #listedNames(names: SchemaObject, path: Path): readonly string[] | undefined {
+    const keyword = (['const', 'enum'] as const).find((one) => one in names);
+    if (keyword === undefined) return undefined;
+    const listed = new Set(this.#reader.literals(keyword, names, path).map(String));
+    if (listed.size > LISTED_NAMES_MAX) return undefined;
+    this.#spent.nodes += listed.size;
+    this.#spent.literalChars += [...listed].join('').length;
+    if (this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
+    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
+    return [...listed];
+  }
+
   #dictionary(schema: SchemaObject, others: unknown, path: Path, depth: number): Expression {
     if (others === false) return text('{}');
     const names = this.#reader.propertyNames(schema, path);
-    const key = names === undefined ? rule('json_string') : this.#key(names, `${path}/propertyNames`, depth);
+    const place = `${path}/propertyNames`;
     const value = this.#item(others, `${path}/additionalProperties`, depth);
+    const listed = names && this.#listedNames(names, place);
+    // Each of them once at most, which a list of members does not ensure.
+    if (listed !== undefined) {
+      const members = listed.map((name) => ({ member: member(name, value), isRequired: false }));
+      return sequence(text('{'), this.#members(members, path), text('}'));
+    }
+    const key = names === undefined ? rule('json_string') : this.#key(names, place, depth);
     return sequence(text('{'), optional(list(sequence(key, COLON, value))), text('}'));
   }
 }
+
+const member = (name: string, value: Expression): Expression =>
+  sequence(text(JSON.stringify(name)), COLON, value);
 
 type Counts = { readonly least: number; readonly most: number | undefined };
 

@@ -5,8 +5,8 @@
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject } from '../../shared/wire/parse-body.ts';
+import type { Effort } from './automaton.ts';
 import type { Bounds } from './number-range.ts';
-import type { Effort } from './text-inclusion.ts';
 
 export type SchemaOptions = {
   /** Refuses what a grammar cannot enforce; otherwise that is ignored. */
@@ -30,12 +30,17 @@ export type Spent = {
   /** A schema without `strict` did not fit, so the next ones are not tried: a request may have 128 of them. */
   isFull: boolean;
   readonly inclusion: Effort;
+  /** To write patterns with one reading, and the states of those that are. */
+  readonly reading: Effort;
+  readStates: number;
   /** Patterns that are known to match all texts of a format, each behind the format's name. */
   readonly within: Set<string>;
 };
 
 /** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
 const INCLUSION_EFFORT = 40_000;
+/** For all patterns that repeat groups, together: less than a tenth of a second. */
+const READING_EFFORT = 20_000;
 
 export const nothingSpent = (): Spent => ({
   nodes: 0,
@@ -47,6 +52,8 @@ export const nothingSpent = (): Spent => ({
   joined: 0,
   isFull: false,
   inclusion: { left: INCLUSION_EFFORT },
+  reading: { left: READING_EFFORT },
+  readStates: 0,
   within: new Set(),
 });
 

@@ -2,13 +2,16 @@
  * The grammars of JSON strings: of any, of a bounded length, of a `pattern` and of a `format`. Lengths and patterns cost
  * states for which all tokens are checked, so the schemas of a request have limits for these together.
  */
+import { lettersIn, oneReading, type State } from './automaton.ts';
 import {
   type CharRange,
   chars,
   choice,
   type Expression,
+  LAST,
   lettersOf,
   repeat,
+  repeatsGroups,
   rule,
   sequence,
   sizeOf,
@@ -27,6 +30,18 @@ const COUNTED_CHARS_MAX = 256;
 const PATTERN_STATES_MAX = 16_384;
 /** Most characters of their text, also of those that are refused or ignored: reading one takes some microseconds. */
 const PATTERN_TEXT_MAX = 64 * 1024;
+/**
+ * Most states of patterns that are written with one reading: each is a rule for which all tokens are checked, some 5 to 10 ms.
+ */
+const READ_STATES_MAX = 640;
+/** Up to so many readings of a text, tokens of a pattern stay quick. */
+const READINGS_QUICK = 8;
+/** Up to so many characters, with repetitions written out, more readings are tried; the library ends what turns out slow. */
+const SEVERAL_READINGS_MAX = 1024;
+/** A pattern of so few states is written with one reading even if its own tokens are quick enough. */
+const STATES_SMALL = 8;
+
+const ASCII_LAST = 0x7f;
 
 const HEX = chars([0x30, 0x39], [0x41, 0x46], [0x61, 0x66]);
 const letters = (all: string): CharRange[] =>
@@ -53,8 +68,13 @@ export const STRING_RULES: readonly (readonly [string, Expression])[] = [
   ],
 ];
 
-/** The grammar of a schema of the type `string`. @throws MaskrouteError `invalid_schema`. */
-export function stringGrammar(reader: SchemaReader, schema: SchemaObject, path: Path): Expression {
+/** The grammar of a schema of the type `string`; it may add to `rules`. @throws MaskrouteError `invalid_schema`. */
+export function stringGrammar(
+  reader: SchemaReader,
+  schema: SchemaObject,
+  path: Path,
+  rules: Map<string, Expression>,
+): Expression {
   const { format, pattern } = schema;
   const { isStrict } = reader;
   const known = typeof format === 'string' && Object.hasOwn(FORMATS, format) ? FORMATS[format]! : undefined;
@@ -76,7 +96,10 @@ export function stringGrammar(reader: SchemaReader, schema: SchemaObject, path: 
         requireLengths(reader, found, { min, max }, path);
         if (pattern !== undefined) requireWithin(reader, found, { format: format as string, pattern }, path);
       }
-      return sequence(text('"'), found, text('"'));
+      // Formats are quick as they are.
+      if (known !== undefined) return sequence(text('"'), found, text('"'));
+      const rest = refusing(reader, place, () => restOf(reader, found, rules));
+      if (rest !== undefined) return sequence(text('"'), rest);
     }
   }
   return hasLengths ? counted(reader, min, max, path) : rule('json_string');
@@ -146,6 +169,44 @@ function matching(reader: SchemaReader, pattern: string, path: Path): Expression
   });
 }
 
+/**
+ * A pattern's texts and the closing quote. Where a text has many readings, by an automaton that has one of each: a rule for each
+ * of its states. @throws PatternError.
+ */
+function restOf({ spent }: SchemaReader, found: Expression, rules: Map<string, Expression>): Expression {
+  const plain = sequence(found, text('"'));
+  // The library reads what repeats no groups without following its readings.
+  if (!repeatsGroups(found)) return plain;
+  const left = READ_STATES_MAX - spent.readStates;
+  const { readings, states } = oneReading(found, left, spent.reading);
+  const isQuick = readings <= READINGS_QUICK;
+  if (isQuick && (states === undefined || states.length > STATES_SMALL)) return plain;
+  const name = `text_${rules.size}`;
+  const bodies = states?.map((state) => bodyOf(state, name));
+  if (bodies?.every((body) => body !== undefined)) {
+    spent.readStates += bodies.length;
+    for (const [i, body] of bodies.entries()) rules.set(`${name}_${i}`, body);
+    return rule(`${name}_0`);
+  }
+  if (sizeOf(found) > SEVERAL_READINGS_MAX) throw new PatternError(TOO_MANY_READINGS);
+  return plain;
+}
+
+/** Undefined where the library cannot write its characters: it knows single ones beyond ASCII, and all of them. */
+function bodyOf({ edges, isEnd }: State, name: string): Expression | undefined {
+  const options: Expression[] = isEnd ? [text('"')] : [];
+  for (const { ranges, to } of edges) {
+    const named = ranges.filter(([from, last]) => from > ASCII_LAST && from === last);
+    const others = ranges.filter((range) => !named.includes(range));
+    if (others.some(([from, last]) => last > ASCII_LAST && (last !== LAST || from > ASCII_LAST + 1)))
+      return undefined;
+    const next = rule(`${name}_${to}`);
+    for (const [code] of named) options.push(sequence(text(String.fromCodePoint(code)), next));
+    if (others.length > 0) options.push(sequence(chars(...others), next));
+  }
+  return choice(...options);
+}
+
 /** @throws PatternError. */
 function readPattern({ spent }: SchemaReader, pattern: string): Expression {
   if (spent.patternChars + pattern.length > PATTERN_TEXT_MAX) throw new PatternError(TOO_MUCH_TEXT);
@@ -167,11 +228,13 @@ function refusing(reader: SchemaReader, path: Path, read: () => Expression): Exp
 /* Messages about limits. */
 const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
 const TOO_MUCH_TEXT = `patterns and formats have more than ${PATTERN_TEXT_MAX} characters together, as they are written`;
+const TOO_MANY_READINGS =
+  'it allows one text in too many ways: repeat groups less often, or so that one ends where the next begins';
 const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
 
 /** Number of states with a wide character class, where most tokens match. */
 const wideSizeOf = (expression: Expression): number =>
   sumOfLeaves(expression, (leaf) => {
     if (leaf.kind !== 'chars') return 0;
-    return leaf.ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0) > 64 ? 1 : 0;
+    return lettersIn(leaf.ranges) > 64 ? 1 : 0;
   });

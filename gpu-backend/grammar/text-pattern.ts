@@ -10,20 +10,19 @@ import {
   choice,
   complement,
   type Expression,
-  lettersOf,
-  optional,
+  LAST,
   repeat,
   sequence,
   sizeOf,
   text,
 } from './ebnf.ts';
+import { unnested } from './readings.ts';
 
 /** Why a pattern has no grammar; the message is for users. */
 export class PatternError extends Error {}
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
-const LAST = 0x10ffff;
 /** ASCII characters that a JSON string does not escape. */
 const PLAIN_ASCII: readonly CharRange[] = [
   [0x20, 0x21],
@@ -105,8 +104,6 @@ const GROUPS_MAX = 32;
 const STATES_MAX = 2048;
 /** The same before loops are simplified. `unnested` writes some parts twice, so each level of groups could double its work. */
 const WRITTEN_MAX = 4 * STATES_MAX;
-/** Most characters between two repeated classes that are told apart, with repetitions written out. */
-const BETWEEN_MAX = 32;
 
 /**
  * The texts that the pattern matches as a whole. A pattern without `^` or `$` also allows other text around them, so this
@@ -116,151 +113,13 @@ export function patternGrammar(pattern: string): Expression {
   if (pattern.length > PATTERN_CHARS_MAX)
     throw new PatternError(`it is longer than ${PATTERN_CHARS_MAX} characters`);
   const written = ofAlternatives(parse(pattern), { isBegin: true, isEnd: true, groups: 0 });
-  const found = sizeOf(written) > WRITTEN_MAX ? undefined : unnested(written);
-  // `spaced` writes words of bounded length twice: that makes them cheaper, so it does not count against the pattern.
-  const most = sizeOf(written) > STATES_MAX ? STATES_MAX : 2 * STATES_MAX;
-  if (found === undefined || sizeOf(found) > most)
-    throw new PatternError(`it has more than ${STATES_MAX} characters, with its repetitions written out`);
-  return found;
+  const size = sizeOf(written);
+  const found = size > WRITTEN_MAX ? undefined : unnested(written);
+  // Counted words are written several times: that makes them cheaper, so it does not count against the pattern.
+  if (found !== undefined && sizeOf(found) <= (size > STATES_MAX ? STATES_MAX : 2 * STATES_MAX)) return found;
+  if (size <= STATES_MAX) return written;
+  throw new PatternError(`it has more than ${STATES_MAX} characters, with its repetitions written out`);
 }
-
-/**
- * The same texts without a loop that another loop repeats: `(?:[a-z]+ ?)+` has so many ways to read one text that a token
- * takes half a second. This is the star normal form of Brüggemann-Klein (1993), `(?:[a-z] ?)+`, except where a character
- * class is repeated with something between: the library is fast at loops of one class, and that becomes
- * `[a-z]+(?: [a-z]+)* ?`.
- */
-function unnested(expression: Expression, isInLoop = false): Expression {
-  switch (expression.kind) {
-    case 'sequence':
-      return sequence(...expression.parts.map((part) => unnested(part, isInLoop)));
-    case 'choice':
-      return choice(...expression.options.map((option) => unnested(option, isInLoop)));
-    case 'repeat': {
-      const { min, max } = expression;
-      const part = unnested(expression.part, isInLoop || max === undefined);
-      if (max !== undefined)
-        return (isInLoop ? undefined : spacedUpTo(part, min, max)) ?? repeat(part, min, max);
-      const options = joined(unrepeated(part));
-      if (options.length === 0) return part;
-      const once = choice(...options);
-      if (isNullable(part)) return repeat(once, 0);
-      const often = isInLoop ? undefined : spaced(part);
-      if (often !== undefined && min === 0) return optional(often);
-      if (min < 2) return often ?? repeat(once, min);
-      if (once === part) return repeat(part, min);
-      return sequence(repeat(part, min - 1, min - 1), often ?? repeat(once, 1));
-    }
-    default:
-      return expression;
-  }
-}
-
-/**
- * `part` at least `min` and at most `max` times, if it is as `spaced` has it. Otherwise a word could be read as any number of
- * parts, and a token would take seconds.
- */
-function spacedUpTo(part: Expression, min: number, max: number): Expression | undefined {
-  // Where a part may be empty, fewer parts have the same texts.
-  const least = isNullable(part) ? 1 : min;
-  const before = Math.max(0, least - 1);
-  const often = max - before > 1 ? spaced(part, max - before) : undefined;
-  if (often === undefined || least === 1) return often;
-  return least === 0 ? optional(often) : sequence(repeat(part, before, before), often);
-}
-
-/**
- * One to `max` of `part`, or one or more, if that is a repeated character class with something before or behind it that may be
- * absent. Where it is absent, two classes are one. Where a class has at most 20 characters, the next follows at once only behind
- * all 20: so a longer word has one reading, too.
- */
-function spaced(part: Expression, max?: number): Expression | undefined {
-  if (part.kind !== 'sequence') return undefined;
-  const { parts } = part;
-  const placeOf = (isLoop: (one: Expression) => boolean) =>
-    parts.findIndex((one, i) => isLoop(one) && parts.every((other, j) => j === i || isNullable(other)));
-  const endless = placeOf((one) => isLoopOfClass(one) && one.max === undefined);
-  const at = endless === -1 && max !== undefined ? placeOf(isLoopOfClass) : endless;
-  if (at === -1) return undefined;
-  const [before, loop, after] = [parts.slice(0, at), parts[at] as Loop, parts.slice(at + 1)];
-  const between = sequence(...after, ...before);
-  const gap = sizeOf(between) > BETWEEN_MAX ? undefined : present(between);
-  if (gap === undefined) return undefined;
-  if (max !== undefined && loop.max !== undefined) {
-    const full = repeat(loop.part, loop.max, loop.max);
-    const others = repeat(choice(sequence(loop, gap), full), 0, max - 1);
-    return sequence(...before, others, loop, ...after);
-  }
-  return sequence(...before, loop, repeat(sequence(gap, loop), 0, max && max - 1), ...after);
-}
-
-type Loop = Extract<Expression, { readonly kind: 'repeat' }>;
-
-const isLoopOfClass = (one: Expression): one is Loop =>
-  one.kind === 'repeat' && one.min < 2 && one.max !== 1 && one.part.kind === 'chars';
-
-/** The same texts without the empty one; undefined where there is no other. */
-function present(expression: Expression): Expression | undefined {
-  if (!isNullable(expression)) return expression;
-  switch (expression.kind) {
-    case 'sequence':
-      return either(
-        expression.parts.map((part, i) => {
-          const first = present(part);
-          return first && sequence(first, ...expression.parts.slice(i + 1));
-        }),
-      );
-    case 'choice':
-      return either(expression.options.map(present));
-    case 'repeat': {
-      const part = expression.max === 0 ? undefined : present(expression.part);
-      return part && repeat(part, 1, expression.max);
-    }
-    default:
-      return undefined;
-  }
-}
-
-function either(options: readonly (Expression | undefined)[]): Expression | undefined {
-  const there = options.filter((option) => option !== undefined);
-  return there.length === 0 ? undefined : choice(...there);
-}
-
-/** The options, with one character class in the place of several. */
-function joined(options: readonly Expression[]): readonly Expression[] {
-  const classes = options.filter((option) => option.kind === 'chars');
-  if (classes.length < 2) return options;
-  const others = options.filter((option) => option.kind !== 'chars');
-  return [chars(...classes.flatMap(({ ranges }) => ranges)), ...others];
-}
-
-/** Options that are no longer than needed: repeated as often as wanted, they give the same texts as `expression` does. */
-function unrepeated(expression: Expression): Expression[] {
-  switch (expression.kind) {
-    case 'choice':
-      return expression.options.flatMap(unrepeated);
-    case 'sequence': {
-      const [first, ...others] = expression.parts;
-      if (first === undefined) return [];
-      if (others.length === 0) return unrepeated(first);
-      const rest = sequence(...others);
-      if (isNullable(first))
-        return isNullable(rest)
-          ? [...unrepeated(first), ...unrepeated(rest)]
-          : [sequence(first, choice(...unrepeated(rest)))];
-      return isNullable(rest) ? [sequence(choice(...unrepeated(first)), rest)] : [expression];
-    }
-    case 'repeat': {
-      const { part, min, max } = expression;
-      if (max === 0) return [];
-      return min < 2 || isNullable(part) ? unrepeated(part) : [expression];
-    }
-    default:
-      return [expression];
-  }
-}
-
-const isNullable = (expression: Expression): boolean => lettersOf(expression)[0] === 0;
 
 const parser = new RegExpParser();
 

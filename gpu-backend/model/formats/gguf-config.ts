@@ -60,7 +60,8 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
     contextTokens,
     // llama.cpp's default would be wrong for every Gemma 3.
     ropeTheta:
-      ropeBase(read, 'freq_base', 'global.freq_base') ?? (localRopeTheta === undefined ? 10_000 : ropeTheta),
+      ropeNumber(read, 'freq_base', 'global.freq_base') ??
+      (localRopeTheta === undefined ? 10_000 : ropeTheta),
     rmsEpsilon: singlePrecisionText(read.required('attention.layer_norm_rms_epsilon')),
     tiedEmbeddings: !header.tensors.has('output.weight'),
     ropeScaling: ropeScaling(read, contextTokens, ropeFactors),
@@ -76,7 +77,7 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
       localRopeTheta === undefined || windowLayers.length === 0
         ? undefined
         : {
-            theta: ropeBase(read, 'freq_base_swa', 'local.freq_base') ?? localRopeTheta,
+            theta: ropeNumber(read, 'freq_base_swa', 'local.freq_base') ?? localRopeTheta,
             layers: windowLayers,
           },
     postNorms: family.postNorms || undefined,
@@ -86,9 +87,12 @@ export function configFromGguf(header: GgufHeader, ropeFactors: readonly number[
   });
 }
 
-/** Ollama's converter has names of its own for the bases of a Gemma 3. */
-const ropeBase = (read: Reader, name: string, ollamaName: string): number | undefined =>
+/** Ollama's converter has names of its own for the rotary embedding of a Gemma 3. */
+const ropeNumber = (read: Reader, name: string, ollamaName: string): number | undefined =>
   read.number(`rope.${name}`) ?? read.number(`rope.${ollamaName}`);
+
+const yarnBeta = (read: Reader, name: 'beta_fast' | 'beta_slow'): number | undefined =>
+  ropeNumber(read, `scaling.yarn_${name}`, `scaling.${name}`);
 
 /** As llama.cpp reads it: without a window, all layers are global. */
 function layersWithWindow(read: Reader, areSomeGlobal: boolean, layerCount: number): number[] {
@@ -172,8 +176,8 @@ function namedRopeScaling(read: Reader, contextTokens: number): RopeScaling | un
         type,
         factor,
         originalContextTokens: read.number('rope.scaling.original_context_length') ?? contextTokens,
-        betaFast: read.number('rope.scaling.yarn_beta_fast') ?? 32,
-        betaSlow: read.number('rope.scaling.yarn_beta_slow') ?? 1,
+        betaFast: yarnBeta(read, 'beta_fast') ?? 32,
+        betaSlow: yarnBeta(read, 'beta_slow') ?? 1,
         wholeDimensions: true,
         attentionFactor: yarnAttentionFactor(factor) * (read.number('rope.scaling.attn_factor') ?? 1),
       };
@@ -203,6 +207,11 @@ function reader(metadata: ReadonlyMap<string, GgufValue>, prefix: string) {
       return value;
     },
     value: (name: string) => metadata.get(prefix + name),
+    /** Of all keys that go on behind `beginning`. */
+    names: (beginning: string): readonly string[] =>
+      [...metadata.keys()]
+        .filter((key) => key.startsWith(prefix + beginning))
+        .map((key) => key.slice(prefix.length + beginning.length)),
     text(name: string): string | undefined {
       const value = metadata.get(prefix + name);
       return typeof value === 'string' ? value : undefined;
@@ -228,13 +237,22 @@ function refuseUnhonoured(read: Reader, { tensors }: GgufHeader): void {
   if (scaling !== 'yarn' && (read.number('rope.scaling.attn_factor') ?? 1) !== 1) {
     throw unsupportedModel('rope scaling with an attention factor');
   }
-  for (const key of ['yarn_ext_factor', 'yarn_attn_factor']) {
+  for (const key of ['yarn_ext_factor', 'yarn_attn_factor', 'extrapolation_factor']) {
     if ((read.number(`rope.scaling.${key}`) ?? 1) !== 1) throw unsupportedModel(`rope scaling with ${key}`);
   }
   if ((read.number('rope.scaling.yarn_log_multiplier') ?? 0) !== 0) {
     throw unsupportedModel('rope scaling with yarn_log_multiplier');
   }
+  const unknown = read.names('rope.scaling.').find((name) => !ROPE_SCALING.has(name));
+  if (unknown !== undefined) throw unsupportedModel(`rope scaling with ${unknown}`);
 }
+
+/** What is read of rope scaling, or refused unless it changes nothing. Each other name may be a number that a layer needs. */
+const ROPE_SCALING: ReadonlySet<string> = new Set([
+  ...['type', 'factor', 'original_context_length', 'finetuned', 'attn_factor'],
+  ...['yarn_beta_fast', 'yarn_beta_slow', 'yarn_ext_factor', 'yarn_attn_factor', 'yarn_log_multiplier'],
+  ...['beta_fast', 'beta_slow', 'extrapolation_factor'],
+]);
 
 /** The shortest decimal that rounds to the same float: 1e-5 is stored as 0.000009999999747. */
 function singlePrecisionText(value: number): number {

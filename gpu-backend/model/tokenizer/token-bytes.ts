@@ -80,12 +80,16 @@ export function createTokenReader({ bytes, ends, specialIds }: TokenTable): Toke
 
 type AddedToken = { readonly id: number; readonly content: string; readonly special?: boolean };
 
-/** `json`: a tokenizer.json. */
-export function tokenTable(json: object, added: readonly AddedToken[]): TokenTable {
+/** `json`: a tokenizer.json. `names`: all of its vocabulary. */
+export function tokenTable(
+  json: object,
+  added: readonly AddedToken[],
+  names: readonly (readonly [string, number])[] = vocabularyOf(json),
+): TokenTable {
   const parts = decoderParts((json as { decoder?: DecoderJson | null }).decoder);
   const convert = parts.some((part) => part.type === 'ByteLevel') ? byteLevel : sentencePiece;
   const table: Uint8Array[] = [];
-  for (const [name, id] of vocabularyOf(json)) table[id] = convert(name);
+  for (const [name, id] of names) table[id] = convert(name);
   // Runs of spaces are such tokens of a Gemma. Control tokens keep their names, by which templates know them.
   const isText = convert === sentencePiece;
   for (const { id, content, special } of added)

@@ -105,14 +105,14 @@ const REMEMBERED_MAX = 500_000;
 
 /**
  * @param alsoControl names of added tokens that are control tokens, though the file does not mark them as special.
- * @param table of all tokens of `json`, from somebody who has it already.
+ * @param known the table of all tokens of `json`, from somebody who has it already.
  * @throws Error when @huggingface/tokenizers cannot read the files.
  */
 export function createTokenizer(
   json: object,
   config: object,
   alsoControl: ReadonlySet<string> = new Set(),
-  table: TokenTable = tokenTable(json, addedTokensOf(json)),
+  known?: TokenTable,
 ): Tokenizer {
   const { model, normalizer, pre_tokenizer } = json as TokenizerJson;
   const added = addedTokensOf(json);
@@ -120,7 +120,9 @@ export function createTokenizer(
   const others = added.filter((token) => !control.includes(token));
   const library = withoutVocabulary(json, config);
   const reserved = new Set(control.map(({ content }) => content));
-  const vocabulary = new Map(vocabularyOf(json));
+  const names = vocabularyOf(json);
+  const table = known ?? tokenTable(json, added, names);
+  const vocabulary = new Map(names);
   const words =
     model.type === 'Unigram'
       ? unigramWords(model, pre_tokenizer, reserved)
@@ -318,14 +320,14 @@ function seamCutter(
   reserved: ReadonlySet<string>,
 ): (text: string) => Iterable<string> {
   const tokens = new Set(names.filter((name) => !reserved.has(name)));
-  const neighbours = new Set<string>();
-  for (const token of tokens)
-    for (let i = 1; i < token.length; i++) neighbours.add(token.slice(i - 1, i + 1));
+  // Numbers instead of texts, as a large vocabulary has millions of pairs.
+  const pairAt = (text: string, at: number) => text.charCodeAt(at - 1) * 0x1_0000 + text.charCodeAt(at);
+  const neighbours = new Set<number>();
+  for (const token of tokens) for (let i = 1; i < token.length; i++) neighbours.add(pairAt(token, i));
   return function* (text) {
     let from = 0;
     for (let at = 1; at < text.length; at++) {
-      const pair = text.slice(at - 1, at + 1);
-      if (neighbours.has(pair) || !(tokens.has(pair[0]!) || tokens.has(pair[1]!))) continue;
+      if (neighbours.has(pairAt(text, at)) || !(tokens.has(text[at - 1]!) || tokens.has(text[at]!))) continue;
       yield text.slice(from, at);
       from = at;
     }

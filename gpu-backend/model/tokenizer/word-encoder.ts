@@ -46,8 +46,10 @@ export function bytePairEncoder(
   const merges = json.merges
     .map((pair) => (typeof pair === 'string' ? pair.split(' ', 2) : pair))
     .filter(([left = '', right = '']) => idOf.has(left + right) && isPart(left) && isPart(right));
-  const vocab = isWhole ? json.vocab : Object.fromEntries(idOf);
-  const split = modelOf({ ...json, type: 'BPE', vocab, merges });
+  // The model needs its vocabulary as a map, which is there: a large one as an object takes a second to make and to read.
+  const unknownId = json.unk_token == null ? undefined : idOf.get(json.unk_token);
+  const vocab = unknownId === undefined ? {} : { [json.unk_token!]: unknownId };
+  const split = modelOf({ ...json, type: 'BPE', vocab, merges }, idOf);
   // The token for unknown characters is special itself.
   const unknown = json.unk_token == null ? undefined : ids.get(json.unk_token);
   return (word) => split([word]).flatMap((token) => idOf.get(token) ?? unknown ?? []);
@@ -82,9 +84,10 @@ function bytePieces(vocab: UnigramJson['vocab']): readonly (number | undefined)[
   );
 }
 
-/** The library's model alone: words to the names of tokens. */
-function modelOf(model: object): (words: string[]) => string[] {
+/** The library's model alone: words to the names of tokens. `ids`: in the place of the model's own vocabulary. */
+function modelOf(model: object, ids?: ReadonlyMap<string, number>): (words: string[]) => string[] {
   const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
   const library = new LibraryTokenizer({ ...parts, model, added_tokens: [] }, {});
+  if (ids !== undefined) library.model.tokens_to_ids = ids as Map<string, number>;
   return (words) => library.model._call(words);
 }

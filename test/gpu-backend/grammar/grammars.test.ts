@@ -108,6 +108,17 @@ describe('the engine waits for no answer', () => {
     other.close();
   });
 
+  test('of counted words, whose tokens are quick', { timeout: 60_000 }, async () => {
+    const schema = { type: 'string', pattern: '^([a-z]{1,20} ?){9}$' };
+    const spec = form(schemaGrammar(schema, { strict: true, param: 'schema' }));
+    const open = await player.grammars.open(await player.grammars.prepare(spec, call()), call());
+    const text = '"thequickbrownfoxjumps overthelazydog thequickbrown foxjumps over the lazy dogs"';
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, text);
+    expect(grammar.isOver([])).toBe(true);
+    open.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
@@ -342,6 +353,31 @@ test('two answers that begin together do not both take the last place of their t
   const second = await grammars.prepare(form('root ::= "second"'), call());
   const opened = await Promise.allSettled([grammars.open(first, call()), grammars.open(second, call())]);
   expect(opened.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']);
+});
+
+test('a schema that is refused is not compiled again to be refused again', async () => {
+  await using own = await openGrammarPlayer();
+  const wrong = form('root ::= (');
+  for (const param of ['schema', 'tools'])
+    await expect(own.grammars.prepare(wrong, { ...call(), param })).rejects.toMatchObject({
+      code: 'invalid_schema',
+      param,
+    });
+  expect(own.errors).toHaveLength(1);
+});
+
+test('a grammar that took long and found no room is slow the next time, too, whoever has compiled it', async () => {
+  const long = form('root ::= [^"]{0,60}');
+  await using slow = await openGrammarPlayer({ quick_ms: 20, slowMax: 1 });
+  const { grammars } = slow;
+  const first = form('root ::= [^"]{0,50}');
+  const open = await grammars.open(await grammars.prepare(first, call()), call());
+  for (let i = 0; i < 2; i++)
+    await expect(grammars.prepare(long, call())).rejects.toMatchObject({ code: 'queue_full' });
+  open.close();
+  const later = await grammars.open(await grammars.prepare(long, call()), call());
+  await expect(grammars.prepare(first, call())).rejects.toMatchObject({ code: 'queue_full' });
+  later.close();
 });
 
 test('a grammar that takes long has a thread of its own, and one that takes too long ends with it', {

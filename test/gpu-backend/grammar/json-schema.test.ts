@@ -66,6 +66,12 @@ const KEPT: Record<string, unknown> = {
     e: { type: 'string', pattern: '^\\ud83d\\ude00[\\uD83D\\uDE80é]$' },
     f: { type: 'string', pattern: '^(a*acd|acc|cbba|bbc|ab|bbbcca)$' },
   }),
+  'patterns that are written with one reading': object({
+    a: { type: 'string', pattern: '^([a-z]{1,3} ?){2,4}$' },
+    b: { type: 'string', pattern: '^([a-z]{2,5}[-_]?){2}$' },
+    c: { type: 'string', pattern: '^((é|[a-z]"?|\\\\)*[a-z]?x?)*$' },
+    d: { type: 'string', pattern: '^(.*a.*|.*\\t.*)+$' },
+  }),
   'formats beside lengths that they keep': object({
     a: { type: 'string', format: 'uuid', minLength: 36, maxLength: 36 },
     b: { type: 'string', format: 'email', maxLength: 254 },
@@ -196,6 +202,22 @@ describe('what is generated is valid', () => {
     }
     expect(ended).toBeGreaterThan(4);
   });
+});
+
+test('an object whose names are listed has none of them twice', async () => {
+  const schema = {
+    type: 'object',
+    propertyNames: { enum: ['a', 'b', 'c'] },
+    additionalProperties: { type: 'null' },
+  };
+  const answer = schemaGrammar(schema, { strict: true, param: 'schema' });
+  const all = new Set<string>();
+  for (let seed = 0; seed < 20; seed++) {
+    const { text } = await player.play({ answer, calls: undefined }, seed);
+    expect(text).toBe(JSON.stringify(JSON.parse(text)).replaceAll(':', ': ').replaceAll(',', ', '));
+    all.add(text);
+  }
+  expect(all.size).toBeGreaterThan(3);
 });
 
 test('beside a class such as \\d a dash is a dash, as in regular expressions without the flag u', async () => {
@@ -512,6 +534,16 @@ describe('what cannot be enforced', () => {
       /`\^` is only supported at the start/,
     ],
     ['an anchor that repeats', { type: 'string', pattern: '(^a)+' }, /`\^` is only supported at the start/],
+    [
+      'counted words with more states than can be compiled',
+      { type: 'string', pattern: '^([a-z]{1,20} ?){20,40}$' },
+      /at \/pattern: it allows one text in too many ways/,
+    ],
+    [
+      'counted words that are too many together',
+      object({ a: { pattern: '^([a-z]{1,20} ?){9}$' }, b: { pattern: '^([a-z]{1,20} ?){10,20}$' } }),
+      /at \/properties\/b\/pattern: it allows one text in too many ways/,
+    ],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
   test.each(HOSTILE)('%s', async (_, schema, message) => {
@@ -524,6 +556,12 @@ describe('what cannot be enforced', () => {
         }),
       );
     expect(await leastCpu_ms(refused)).toBeLessThan(100);
+  });
+
+  test('a pattern with too many readings is ignored without strict', () => {
+    const schema = { type: 'string', pattern: '^([a-z]{1,20} ?){20,40}$' };
+    const read = (one: object) => schemaGrammar(one, { strict: false, param: 'schema' });
+    expect(read(schema)).toBe(read({ type: 'string' }));
   });
 
   test('many patterns that are long to read, though each is one letter', () => {

@@ -1,6 +1,7 @@
 /** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { oneReading, type State } from '../../../gpu-backend/grammar/automaton.ts';
 import { type Expression, printGrammar, sizeOf } from '../../../gpu-backend/grammar/ebnf.ts';
 import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
 
@@ -51,7 +52,42 @@ const COUNTED = [
   '(?:[ab]{1,2}a?){1,3}',
   '(?:(?:a{1,2}b?){1,2}b?){1,2}',
   '(?:a{1,2}(?:ba|b)?){1,3}',
+  '(?:a{1,2}b?){2,4}',
+  '(?:a{1,2}b?){3}',
+  '(?:a{1,3}b?){2}',
+  '(?:b?a{1,2}){3,4}',
+  '(?:a{2,3}b?){1,2}',
+  '(?:a{2,3}b?){2,3}',
+  '(?:a{2,4}b?){2}',
+  '(?:b?a{2,3}b?){2,3}',
+  '(?:a{3,5}){2}',
+  '(?:a{0,2}b?){3}',
+  '(?:[ab]{2,3}b?){2}',
+  '(?:(?:a{2,3}b?){2}b?){1,2}',
+  '(?:(?:a|ab)(?:b|ba)?)*',
 ];
+
+/** Longer than the words of all letters: a letter with a gap after some of them. */
+const LONG = fc
+  .array(fc.constantFrom('a', 'a', 'a', 'a', 'aaa', 'b'), { maxLength: 24 })
+  .map((all) => all.join(''));
+
+/** What the states of `oneReading` match, by following the only way. */
+function readsOnce(states: readonly State[], word: string): boolean {
+  let at = 0;
+  for (const letter of word) {
+    const code = letter.codePointAt(0)!;
+    const led = states[at]!.edges.filter(({ ranges }) =>
+      ranges.some(([low, high]) => low <= code && code <= high),
+    );
+    expect(led.length).toBeLessThan(2);
+    if (led.length === 0) return false;
+    at = led[0]!.to;
+  }
+  return states[at]!.isEnd;
+}
+const statesOf = (pattern: string) =>
+  oneReading(patternGrammar(pattern), 10_000, { left: Number.POSITIVE_INFINITY }).states!;
 
 describe('the grammar of a pattern', () => {
   test('has the texts that the pattern matches', () => {
@@ -61,6 +97,61 @@ describe('the grammar of a pattern', () => {
       }),
       { seed: 4, numRuns: 400, examples: COUNTED.map((pattern) => [pattern]) },
     );
+  });
+
+  test('has the same texts with one reading of each', () => {
+    fc.assert(
+      fc.property(patterns, (pattern) => {
+        const states = statesOf(pattern);
+        expect(WORDS.filter((word) => readsOnce(states, word))).toEqual(matches(pattern));
+      }),
+      { seed: 5, numRuns: 400, examples: COUNTED.map((pattern) => [pattern]) },
+    );
+  });
+
+  test('has the long texts of counted words, too', () => {
+    const bounds = fc.tuple(fc.integer({ min: 0, max: 4 }), fc.integer({ min: 0, max: 4 }));
+    fc.assert(
+      fc.property(
+        bounds,
+        bounds,
+        fc.array(LONG, { minLength: 40, maxLength: 40 }),
+        ([m, n], [least, more], all) => {
+          const pattern = `(?:b?a{${m},${m + n}}b?){${least},${least + more}}`;
+          const grammar = new RegExp(`^(?:${source(patternGrammar(pattern))})$`);
+          const states = statesOf(pattern);
+          for (const word of all) {
+            const isMatch = new RegExp(`^(?:${pattern})$`).test(word);
+            expect([pattern, word, grammar.test(word), readsOnce(states, word)]).toEqual([
+              ...[pattern, word, isMatch, isMatch],
+            ]);
+          }
+        },
+      ),
+      { seed: 6, numRuns: 300 },
+    );
+  });
+
+  test('has as few states with one reading as it needs', () => {
+    expect(statesOf('(?:.*a.*|.*b.*)*')).toHaveLength(3);
+    expect(statesOf('(?:[a-z]{1,20} ?){9}')).toHaveLength(310);
+    expect(statesOf('[ab]*a[ab]{6}')).toHaveLength(128);
+    expect(statesOf('(?:ab|ac|ad)')).toHaveLength(3);
+  });
+
+  test('has no states where they would be too many, found out at once', () => {
+    const effort = { left: 20_000 };
+    expect(oneReading(patternGrammar('(?:[ab]*a[ab]{30})*'), 640, effort).states).toBeUndefined();
+    expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){20,40}'), 640, effort).states).toBeUndefined();
+    expect(effort.left).toBeGreaterThan(0);
+    const whole = statesOf('(?:[a-c]{2,3} ?){2}');
+    for (let left = 0; left < 4; left += 0.125)
+      expect([undefined, whole]).toContainEqual(
+        oneReading(patternGrammar('(?:[a-c]{2,3} ?){2}'), 640, { left }).states,
+      );
+    const little = { left: 10 };
+    expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){9}'), 640, little).states).toBeUndefined();
+    expect(little.left).toBeGreaterThan(-10);
   });
 
   test.each([
@@ -78,7 +169,13 @@ describe('the grammar of a pattern', () => {
     ['(?:[a-z]+ ?){3}', '(?:[a-z]+ ?){3}'],
     ['(?:[a-z]{1,20} ?){1,9}', '(?:[a-z]{1,20} |[a-z]{20}){0,8}[a-z]{1,20} ?'],
     ['(?:[a-z]{0,20} ?){0,9}', '(?:[a-z]{0,20} |[a-z]{20}){0,8}[a-z]{0,20} ?'],
-    ['(?:[a-z]{1,5} ?){3,9}', '(?:[a-z]{1,5} ?){2}(?:[a-z]{1,5} |[a-z]{5}){0,6}[a-z]{1,5} ?'],
+    [
+      '(?:[a-z]{1,5} ?){2,9}',
+      '(?:(?:[a-z]{1,5} |[a-z]{5})(?:[a-z]{1,5} |[a-z]{5}){0,7}[a-z]{1,5}|[a-z]{1,5}(?: [a-z]|[a-z])) ?',
+    ],
+    ['(?:(?:ab)?){1,9}', '(?:ab){0,9}'],
+    ['(?:[a-z]{2,5} ?){1,9}', '(?:[a-z]{2,5} |[a-z]{4,5}){0,8}[a-z]{2,5} ?'],
+    ['(?:[a-z]{4,5} ?){1,9}', '(?:[a-z]{4,5} ?){1,9}'],
     ['(?:(?:[a-z]+ ?)+,?)+', '(?:[a-z] ?,?)+'],
     ['(?:(?:[a-z]*)*[0-9]*)*', '[a-z0-9]*'],
     ['(?:(?:[a-z]+)+)+', '[a-z]+'],

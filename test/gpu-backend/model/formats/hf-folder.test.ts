@@ -98,7 +98,7 @@ describe('Gemma 3', () => {
   };
 
   /** 27B, with these fields, too. */
-  function fromGguf(fields: Record<string, number>) {
+  function fromGguf(fields: Record<string, number | string>) {
     const metadata = new Map<string, GgufValue>([
       ['general.architecture', 'gemma3'],
       ...Object.entries({
@@ -162,6 +162,25 @@ describe('Gemma 3', () => {
     expect(bases({ 'rope.freq_base': 5e5, 'rope.freq_base_swa': 2e4 })).toEqual([5e5, 2e4]);
     expect(bases({ 'rope.global.freq_base': 5e5, 'rope.local.freq_base': 2e4 })).toEqual([5e5, 2e4]);
     expect(bases({})).toEqual([1e6, 1e4]);
+  });
+
+  test("YaRN's factors are the same in GGUF whoever wrote them, and other names beside them are refused", () => {
+    const yarn = { 'rope.scaling.type': 'yarn', 'rope.scaling.original_context_length': 32_768 };
+    const scaled = (fields: Record<string, number>) => fromGguf({ ...yarn, ...fields }).ropeScaling;
+    const expected = { type: 'yarn', factor: 8, originalContextTokens: 32_768, betaFast: 64, betaSlow: 2 };
+    expect(scaled({ 'rope.scaling.yarn_beta_fast': 64, 'rope.scaling.yarn_beta_slow': 2 })).toMatchObject(
+      expected,
+    );
+    const byOllama = {
+      ...{ 'rope.scaling.beta_fast': 64, 'rope.scaling.beta_slow': 2 },
+      'rope.scaling.extrapolation_factor': 1,
+    };
+    expect(scaled(byOllama)).toMatchObject(expected);
+    expect(scaled({})).toMatchObject({ betaFast: 32, betaSlow: 1 });
+    expect(() => scaled({ ...byOllama, 'rope.scaling.extrapolation_factor': 0.5 })).toThrow(
+      'rope scaling with extrapolation_factor',
+    );
+    expect(() => scaled({ 'rope.scaling.mscale_all_dim': 1 })).toThrow('rope scaling with mscale_all_dim');
   });
 
   test.each([

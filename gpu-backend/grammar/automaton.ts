@@ -1,0 +1,255 @@
+/** Expressions as automata, with the states that a text may lead to: many (`statesOf`), or one (`oneReading`). */
+import type { CharRange, Expression } from './ebnf.ts';
+
+/** An expression as an NFA: by state, its edges with a character and its edges without (`free`). */
+export type Nfa = {
+  readonly edges: { readonly ranges: readonly CharRange[]; readonly to: number }[][];
+  readonly free: number[][];
+  readonly start: number;
+  end: number;
+};
+
+/** How many states and edges may still be looked at, some microseconds each. */
+export type Effort = { left: number };
+
+/** All states reachable from `states` without a character, sorted. */
+export function closure({ free }: Nfa, states: readonly number[]): readonly number[] {
+  const found = new Set(states);
+  for (const state of found) for (const to of free[state]!) found.add(to);
+  return [...found].sort((a, b) => a - b);
+}
+
+export function statesOf(expression: Expression): Nfa {
+  const states: Nfa = { edges: [[]], free: [[]], start: 0, end: 0 };
+  states.end = extend(states, 0, expression);
+  return states;
+}
+
+function newState({ edges, free }: Nfa): number {
+  free.push([]);
+  return edges.push([]) - 1;
+}
+
+/** Adds the expression's states after `from`. @returns its end state. */
+function extend(states: Nfa, from: number, expression: Expression): number {
+  switch (expression.kind) {
+    case 'text':
+      return [...expression.text].reduce((at, letter) => {
+        const code = letter.codePointAt(0)!;
+        return extend(states, at, { kind: 'chars', ranges: [[code, code]] });
+      }, from);
+    case 'chars': {
+      const to = newState(states);
+      states.edges[from]!.push({ ranges: expression.ranges, to });
+      return to;
+    }
+    case 'sequence':
+      return expression.parts.reduce((at, part) => extend(states, at, part), from);
+    case 'choice': {
+      const to = newState(states);
+      for (const option of expression.options) {
+        const begin = newState(states);
+        states.free[from]!.push(begin);
+        states.free[extend(states, begin, option)]!.push(to);
+      }
+      return to;
+    }
+    case 'repeat':
+      return extendRepeated(states, from, expression);
+    case 'rule':
+      throw new Error(`the rule ${expression.name} has no states of its own`);
+  }
+}
+
+function extendRepeated(
+  states: Nfa,
+  from: number,
+  { part, min, max }: Extract<Expression, { readonly kind: 'repeat' }>,
+): number {
+  let at = from;
+  for (let i = 0; i < min; i++) at = extend(states, at, part);
+  const to = newState(states);
+  states.free[at]!.push(to);
+  if (max === undefined) {
+    const begin = newState(states);
+    states.free[to]!.push(begin);
+    states.free[extend(states, begin, part)]!.push(to);
+    return to;
+  }
+  for (let i = min; i < max; i++) {
+    at = extend(states, at, part);
+    states.free[at]!.push(to);
+  }
+  return to;
+}
+
+/** A state of an automaton in which a text leads to one state at most. */
+export type State = {
+  readonly edges: readonly { readonly ranges: readonly CharRange[]; readonly to: number }[];
+  readonly isEnd: boolean;
+};
+
+export type OneReading = {
+  /** Most states of the expression itself with a wide class of characters that one text leads to: many tokens go on there. */
+  readonly readings: number;
+  /** The first is where texts begin; undefined where they are more than allowed or `effort` does not suffice. */
+  readonly states: readonly State[] | undefined;
+};
+
+/** The fewest states that match an expression without rules, by the powerset construction and Hopcroft's algorithm (1971). */
+export function oneReading(expression: Expression, statesMax: number, effort: Effort): OneReading {
+  const nfa = statesOf(expression);
+  const kinds = kindsOfLetters(nfa);
+  const after = closuresOf(nfa, effort);
+  const known = new Map<string, number>();
+  const sets: Uint16Array[] = [];
+  const idOf = (set: Uint16Array): number => {
+    const key = String.fromCharCode(...set);
+    const id = known.get(key) ?? sets.push(set) - 1;
+    known.set(key, id);
+    return id;
+  };
+  idOf(Uint16Array.from(after(nfa.start)));
+  const next: number[][] = [];
+  let readings = 0;
+  const isWide = nfa.edges.map((edges) => edges.some(({ ranges }) => lettersIn(ranges) > NARROW_MAX));
+  const seen = new Uint32Array(nfa.edges.length);
+  let round = 0;
+  for (let i = 0; i < sets.length; i++) {
+    const set = sets[i]!;
+    readings = Math.max(readings, set.filter((state) => isWide[state]).length);
+    if (effort.left < 0 || sets.length > RAW_PER_STATE * statesMax) return { readings, states: undefined };
+    next.push(
+      kinds.map(({ edges }) => {
+        const led: number[] = [];
+        round++;
+        for (const state of set) {
+          const ends = edges[state];
+          if (ends === undefined) continue;
+          for (const to of ends) {
+            for (const one of after(to)) {
+              if (seen[one] === round) continue;
+              seen[one] = round;
+              led.push(one);
+            }
+          }
+        }
+        effort.left -= (set.length + led.length) / PER_EFFORT;
+        return led.length === 0 ? NONE : idOf(Uint16Array.from(led).sort());
+      }),
+    );
+  }
+  // What was found last may lack states.
+  if (effort.left < 0) return { readings, states: undefined };
+  const isEnd = sets.map((set) => set.includes(nfa.end));
+  const states = merged(next, isEnd, kinds);
+  return { readings, states: states.length > statesMax ? undefined : states };
+}
+
+const NONE = -1;
+/** How many states the powerset may have for each that is left when equal ones are one. */
+const RAW_PER_STATE = 8;
+/** A state in a set takes less time than a state and edge of `isWithin`. */
+const PER_EFFORT = 64;
+const PER_CLOSURE = 8;
+/** A class of more characters lets many tokens through. */
+const NARROW_MAX = 16;
+
+export const lettersIn = (ranges: readonly CharRange[]): number =>
+  ranges.reduce((sum, [low, high]) => sum + high - low + 1, 0);
+
+/** By state, the states with edges that it leads to without a character, and the end. */
+function closuresOf(nfa: Nfa, effort: Effort): (state: number) => readonly number[] {
+  const known: (readonly number[] | undefined)[] = [];
+  return (state) => {
+    const found = known[state];
+    if (found !== undefined) return found;
+    const all = effort.left < 0 ? [] : closure(nfa, [state]);
+    effort.left -= all.length / PER_CLOSURE;
+    known[state] = all.filter((one) => nfa.edges[one]!.length > 0 || one === nfa.end);
+    return known[state];
+  };
+}
+
+/** Letters that all edges treat alike, with the states behind these edges, by state. */
+type Kind = { readonly ranges: CharRange[]; readonly edges: (number[] | undefined)[] };
+
+function kindsOfLetters({ edges }: Nfa): readonly Kind[] {
+  const all = edges.flatMap((some, from) => some.map(({ ranges, to }) => ({ ranges, from, to })));
+  const classes = [...Map.groupBy(all, ({ ranges }) => JSON.stringify(ranges)).values()];
+  const cuts = new Set(classes.flatMap(([one]) => one!.ranges.flatMap(([low, high]) => [low, high + 1])));
+  const kinds = new Map<string, Kind>();
+  let from = 0;
+  for (const cut of [...cuts].sort((a, b) => a - b)) {
+    const range: CharRange = [from, cut - 1];
+    const has = classes.map(([one]) =>
+      one!.ranges.some(([low, high]) => low <= range[0] && range[0] <= high),
+    );
+    from = cut;
+    if (!has.includes(true)) continue;
+    const known = kinds.get(has.join());
+    if (known !== undefined) known.ranges.push(range);
+    else {
+      const kind: Kind = { ranges: [range], edges: [] };
+      for (const edge of classes.flatMap((one, i) => (has[i] ? one : [])))
+        kind.edges[edge.from] = [...(kind.edges[edge.from] ?? []), edge.to];
+      kinds.set(has.join(), kind);
+    }
+  }
+  return [...kinds.values()];
+}
+
+/** States that go on alike become one. */
+function merged(
+  next: readonly (readonly number[])[],
+  isEnd: readonly boolean[],
+  kinds: readonly Kind[],
+): readonly State[] {
+  const before = kinds.map((_, kind) => Map.groupBy(next.keys(), (state) => next[state]![kind]!));
+  const groupOf: number[] = isEnd.map(Number);
+  const groups = [0, 1].map(
+    (group) => new Set([...groupOf.keys()].filter((state) => groupOf[state] === group)),
+  );
+  const open = new Set([0, 1]);
+  for (const group of open) {
+    open.delete(group);
+    const members = [...groups[group]!];
+    for (const led of before) {
+      const leading = members.flatMap((state) => led.get(state) ?? []);
+      for (const [split, states] of Map.groupBy(leading, (state) => groupOf[state]!)) {
+        if (states.length === groups[split]!.size) continue;
+        const added = groups.push(new Set(states)) - 1;
+        for (const state of states) {
+          groups[split]!.delete(state);
+          groupOf[state] = added;
+        }
+        open.add(open.has(split) || states.length <= groups[split]!.size ? added : split);
+      }
+    }
+  }
+  return inOrder(groupOf, next, isEnd, kinds);
+}
+
+/** The groups that texts lead to, that of the first state first. */
+function inOrder(
+  groupOf: readonly number[],
+  next: readonly (readonly number[])[],
+  isEnd: readonly boolean[],
+  kinds: readonly Kind[],
+): readonly State[] {
+  const ids = new Map([[groupOf[0]!, 0]]);
+  const firsts = [0];
+  const states: State[] = [];
+  for (const first of firsts) {
+    const edges = new Map<number, CharRange[]>();
+    for (const [kind, state] of next[first]!.entries()) {
+      if (state === NONE) continue;
+      const group = groupOf[state]!;
+      const to = ids.get(group) ?? firsts.push(state) - 1;
+      ids.set(group, to);
+      edges.set(to, [...(edges.get(to) ?? []), ...kinds[kind]!.ranges]);
+    }
+    states.push({ edges: [...edges].map(([to, ranges]) => ({ ranges, to })), isEnd: isEnd[first]! });
+  }
+  return states;
+}
