@@ -77,12 +77,12 @@ async function runPull(
   const text = `${name} (${kept}) is installed in ${folder}`;
   if (json) return console.log(JSON.stringify({ name, weights: kept, hash, folder }));
   console.log(text);
-  const { hasAmx } = await import('../onnx/signed-codes.ts');
-  if (kept === 'q8' && (await hasAmx())) console.log(AMX_HINT);
+  const { isFastByColumn } = await import('../onnx/signed-codes.ts');
+  if (kept === 'q8' && (await isFastByColumn())) console.log(COLUMNS_HINT);
 }
 
-const AMX_HINT =
-  'This CPU has AMX: with --weights q8-columns long prompts are more than twice as fast (docs/models.md)';
+const COLUMNS_HINT =
+  'On this CPU --weights q8-columns makes long prompts about twice as fast (docs/models.md says what it costs)';
 
 function addList(model: Command): void {
   model

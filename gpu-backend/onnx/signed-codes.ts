@@ -16,8 +16,13 @@ const ZERO_INPUTS: Readonly<Record<string, number>> = { MatMulIntegerToFloat: 5,
 const ZERO = 128;
 
 /** Whether the CPU has AMX, which multiplies matrices of signed codes many times as fast as codes in blocks. Linux alone tells. */
-export const hasAmx = async (): Promise<boolean> =>
-  process.platform === 'linux' && /\bamx_int8\b/.test(await readFile('/proc/cpuinfo', 'utf8'));
+export const hasAmx = (): Promise<boolean> => hasFlag(/\bamx_int8\b/);
+
+/** Whether the CPU multiplies many rows by codes by column faster than by codes in blocks (docs/models.md). Linux alone tells. */
+export const isFastByColumn = (): Promise<boolean> => hasFlag(/\b(amx_int8|avx512_vnni)\b/);
+
+const hasFlag = async (flag: RegExp): Promise<boolean> =>
+  process.platform === 'linux' && flag.test(await readFile('/proc/cpuinfo', 'utf8'));
 
 /** The same graph with 128 more in each code. The runtime computes the codes once, when it opens the graph. */
 export function withUnsignedCodes(graph: Graph): Graph {

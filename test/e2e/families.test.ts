@@ -13,7 +13,7 @@ import { evaluationSchema } from '../../gpu-backend/learning/evaluation/result.t
 import type { ModelConfig } from '../../gpu-backend/model/model-source.ts';
 import { ropeFrequencies } from '../../gpu-backend/model/rope.ts';
 import { openInstalled } from '../../gpu-backend/model/store.ts';
-import { hasAmx } from '../../gpu-backend/onnx/signed-codes.ts';
+import { isFastByColumn } from '../../gpu-backend/onnx/signed-codes.ts';
 import { createAdminClient } from '../../gpu-backend/publication/admin-client.ts';
 import { createdKeySchema, tenantSchema } from '../../shared/admin/admin-wire.ts';
 import { maskSetSchema, maskSetVersion } from '../../shared/mask/mask-set.ts';
@@ -203,7 +203,7 @@ describe.each(IN_ALL_FORMS)('%s', (family) => {
 });
 
 test.each([
-  ['q8', await hasAmx()],
+  ['q8', await isFastByColumn()],
   ['f32', false],
 ] as const)('a pull with %s speaks of weights by column where they are faster: %s', async (weights, are) => {
   const file = await filesOf('qwen-2', 'gguf');
