@@ -83,7 +83,7 @@ export async function planChat(parts: PlanParts, call: Call, request: ChatReques
   );
   const prompts = await chatPrompt(parts.model, request, form, call);
   const jobs = choiceJobs(parts.model, call, request, wanted, frame.mask, prompts);
-  const predictedTokenIds = await predictedTokens(parts.model, request, form, call);
+  const predictedTokenIds = await predictedTokens(parts.model, request, call);
   return {
     ...frame,
     jobs: jobs.map((job) => ({ ...job, form, request: { ...job.request, predictedTokenIds } })),
@@ -292,15 +292,14 @@ async function chatPrompt(
   return prompts.map((tokenIds) => ({ tokenIds, text: '' }));
 }
 
-/** Undefined where nothing is predicted. A form has a grammar, whose answers come token by token. Rejects as `chatPrompt`. */
+/** Undefined where nothing is predicted. Rejects as `chatPrompt`. */
 async function predictedTokens(
   model: ServedModel,
   { prediction }: ChatRequest,
-  { grammar }: AnswerForm,
   call: Call,
 ): Promise<Int32Array | undefined> {
   const text = joinedText(prediction?.content);
-  if (text === '' || grammar !== undefined) return undefined;
+  if (text === '') return undefined;
   refuseLongText(model, [text], 'prediction');
   const tokensMax = model.engine.model.contextTokens;
   const job = { type: 'prompts', texts: [text], tokensMax, addSpecial: false, parseSpecial: false } as const;

@@ -334,8 +334,8 @@ export class EngineLoop {
   }
 
   /**
-   * Samples a token from each row of the answer's last token and its draft, up to the first that differs from the draft, and
-   * lets the cache forget the rows behind.
+   * Samples a token from each row of the answer's last token and its draft, up to the first that differs from the draft or waits
+   * for its grammar, and lets the cache forget the rows behind.
    */
   #sampleDrafted({ part, sequence, input, start }: Work, logits: Float32Array): void {
     const width = this.#runner.config.vocabularySize;
@@ -344,14 +344,19 @@ export class EngineLoop {
     try {
       do {
         rows++;
-        this.#sampleOne(sequence, logits.subarray((rows - 1) * width, rows * width));
-      } while (this.#isLive(sequence) && sequence.tokenIds.at(-1) === input.tokenIds[rows]);
+        this.#sampleWhenReady(sequence, logits.subarray((rows - 1) * width, rows * width));
+      } while (this.#isSampled(sequence) && sequence.tokenIds.at(-1) === input.tokenIds[rows]);
     } finally {
       input.cache.truncate(start + rows);
     }
     if (!this.#isLive(sequence)) return;
     this.#scheduler.update({ request: part.request, tokens: rows });
     this.#keepPages(sequence);
+  }
+
+  /** Whether the answer goes on, and its next token does not wait for its grammar. */
+  #isSampled(sequence: Sequence): boolean {
+    return this.#isLive(sequence) && !this.#held.has(sequence);
   }
 
   #sampleWhenReady(sequence: Sequence, logits: Float32Array): void {

@@ -72,7 +72,7 @@ export type GenerateRequest = {
   readonly promptLogprobs: number | undefined;
   /** The grammar that the answer must match; the caller closes it. */
   readonly grammar?: GrammarSession | undefined;
-  /** A text that the answer probably repeats in large part (`prediction.ts`); it is not used beside a grammar. */
+  /** A text that the answer probably repeats in large part (`prediction.ts`). */
   readonly predictedTokenIds?: Int32Array | undefined;
 };
 

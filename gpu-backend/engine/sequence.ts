@@ -60,10 +60,7 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
     grammar: request.grammar && new SequenceGrammar(request.grammar),
-    prediction:
-      request.grammar === undefined && request.predictedTokenIds !== undefined
-        ? new Prediction(request.predictedTokenIds)
-        : undefined,
+    prediction: request.predictedTokenIds && new Prediction(request.predictedTokenIds),
     cachedTokens: 0,
     keptTokens: 0,
     cache: undefined,

@@ -145,12 +145,32 @@ describe('a predicted answer', () => {
     expect(chunks.at(-1)!.usage!.completion_tokens_details).toEqual(usage!.completion_tokens_details);
   });
 
-  it('says nothing of predictions without one, and beside a form, whose tokens come one by one', async () => {
+  it('is not spoken of in the usage of an answer without one', async () => {
     const { usage } = await predicted('', { max_tokens: 4 });
     expect(usage).not.toHaveProperty('completion_tokens_details');
-    const formed = await predicted('{"a": 1}', { response_format: { type: 'json_object' } });
-    expect(formed.choices[0]!.message.content).toMatch(/^\{/);
-    expect(formed.usage).not.toHaveProperty('completion_tokens_details');
+  });
+
+  it('keeps its form', async () => {
+    const steps = Object.fromEntries(Array.from({ length: 8 }, (_, i) => [`step_${i}`, 'done']));
+    const schema = {
+      type: 'object',
+      properties: Object.fromEntries(Object.keys(steps).map((name) => [name, { enum: ['done', 'open'] }])),
+      required: Object.keys(steps),
+      additionalProperties: false,
+    };
+    const made = (content: string) =>
+      predicted(content, {
+        messages: [{ role: 'user', content: `Repeat this JSON: ${JSON.stringify(steps)}` }],
+        response_format: { type: 'json_schema', json_schema: { name: 'steps', strict: true, schema } },
+        max_tokens: 200,
+      });
+    const whole = (await made('')).choices[0]!.message.content!;
+    const again = await made(whole);
+    expect(JSON.parse(again.choices[0]!.message.content!)).toEqual(JSON.parse(whole));
+    expect(again.usage!.completion_tokens_details!.accepted_prediction_tokens).toBeGreaterThan(20);
+    // What is predicted breaks the form.
+    const kept = await made(whole.replaceAll('done', 'gone'));
+    expect(Object.values(JSON.parse(kept.choices[0]!.message.content!))).not.toContain('gone');
   });
 
   it('is refused where the prediction is longer than any answer', async () => {

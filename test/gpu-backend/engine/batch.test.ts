@@ -662,13 +662,18 @@ test('an answer of a form goes on in its form after its pages were given back, a
     const common = { tenant: 'abcd'[i]!, mask: 0, comesAfter: i, leavesAfter: undefined };
     return { ...common, prompt: tokensOf(i, 20 + i), maxTokens: 60 };
   });
-  const played = async (limits: LoopLimits, asked: readonly Asked[]) => {
+  const played = async (
+    limits: LoopLimits,
+    asked: readonly Asked[],
+    predicted: readonly (readonly number[])[] = [],
+  ) => {
     const opened = await Promise.all(asked.map(() => player.grammars.open(prepared, call)));
     const requests = asked.map(
       (one, i): GenerateRequest => ({
         ...requestOf(one, i),
         grammar: opened[i]!.session,
         stopTokenIds: [player.endTokenId],
+        predictedTokenIds: predicted[i] && Int32Array.from(predicted[i]!),
       }),
     );
     const found = await play(runner, limits, asked, requests);
@@ -677,9 +682,15 @@ test('an answer of a form goes on in its form after its pages were given back, a
   };
   const { ended, stats } = await played(limits, history);
   expect(stats.preemptionsTotal).toBeGreaterThan(0);
+  const answers = history.map((_, index) => ended.get(`r${index}`)!.tokenIds);
+  const predicted = answers.map((ids) => ids.map((id, at) => (at % 9 === 8 ? id + 1 : id)));
+  const sooner = await played(limits, history, predicted);
   for (const [index, asked] of history.entries()) {
     const alone = (await played(limits, [{ ...asked, comesAfter: 0 }])).ended.get('r0')!;
     expect(ended.get(`r${index}`)).toEqual(alone);
+    const { how, tokenIds, predicted: drafts } = sooner.ended.get(`r${index}`)!;
+    expect({ how, tokenIds }).toMatchObject({ how: alone.how, tokenIds: alone.tokenIds });
+    expect(drafts!.accepted).toBeGreaterThan(0);
     const text = player.text.tokenizer.decode(alone.tokenIds);
     expect(text).toMatch(alone.how === 'stop' ? /^\[\d{1,4}(,\d{1,4}){9}\]$/ : /^\[[\d,]+\]?$/);
   }
