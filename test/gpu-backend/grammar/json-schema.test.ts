@@ -204,6 +204,16 @@ describe('what is generated is valid', () => {
   });
 });
 
+test('a pattern that comes again uses the same rules, since all patterns of a request share their states', () => {
+  const statesOf = (names: string) => {
+    const pattern = '^([a-z]{1,20} ?){9}$';
+    const schema = object(Object.fromEntries([...names].map((name) => [name, { type: 'string', pattern }])));
+    return schemaGrammar(schema, { strict: true, param: 'schema' }).match(/^text_\w+ ::=/gm)?.length;
+  };
+  expect(statesOf('a')).toBe(310);
+  expect(statesOf('abc')).toBe(310);
+});
+
 test('an object whose names are listed has none of them twice', async () => {
   const schema = {
     type: 'object',
