@@ -125,7 +125,8 @@ export async function* runChoice(
       }
       if (text !== '' || pieces.length > 0) yield { type: 'text', index, text, pieces };
       if (event.type !== 'finished') continue;
-      const { cachedTokens, predicted, timings } = event;
+      const { cachedTokens, timings } = event;
+      const predicted = event.predicted && inAnswer(event.predicted, progress.completionTokens);
       Object.assign(progress, { cachedTokens, predicted, timings, finishedAt_ms: performance.now() });
       const reason = answer.stopped ? 'stop' : finishReason(event.reason, signal);
       progress.finishReason = reason;
@@ -144,6 +145,12 @@ function noteToken(progress: Progress, now_ms: number): void {
   if (progress.tokenAt_ms !== undefined) progress.tokenGaps_ms.push(now_ms - progress.tokenAt_ms);
   progress.firstTokenAt_ms ??= now_ms;
   progress.tokenAt_ms = now_ms;
+}
+
+/** A stop string may end the answer within tokens that were predicted rightly: those behind it were computed in vain. */
+function inAnswer({ accepted, rejected }: PredictedTokens, completionTokens: number): PredictedTokens {
+  const behind = Math.max(0, accepted - completionTokens);
+  return { accepted: accepted - behind, rejected: rejected + behind };
 }
 
 function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSignal): FinishReason {

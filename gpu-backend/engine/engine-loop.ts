@@ -259,8 +259,11 @@ export class EngineLoop {
   #ran(work: Work, logits: Float32Array): void {
     const { part, sequence, input, start } = work;
     sequence.steppedAt_ms = performance.now();
-    // The request may have been cancelled during the step.
-    if (!this.#isLive(sequence)) return;
+    // The request may have been cancelled during the step. Predicted tokens behind its own must not be kept with it.
+    if (!this.#isLive(sequence)) {
+      input.cache.truncate(sequence.tokenIds.length);
+      return;
+    }
     try {
       if (isDrafted(part)) {
         this.#sampleDrafted(work, logits);

@@ -45,7 +45,7 @@ export type ScheduledRequest = {
   readonly tenant: string;
   /** The most tokens that its cache may have to hold: prompt and longest answer. */
   readonly cacheTokens: number;
-  /** Prompt tokens, which are computed in pieces; the answer's tokens are computed one by one. */
+  /** Prompt tokens, which are computed in pieces; the answer's tokens are computed one by one, or as predicted. */
   readonly promptCount: number;
   /** Whether its prompt's tokens are scored (`echo` with `logprobs`), which costs more than computing them. */
   readonly isScored: boolean;

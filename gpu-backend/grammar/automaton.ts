@@ -90,7 +90,10 @@ export type State = {
 };
 
 export type OneReading = {
-  /** Most states of the expression itself with a wide class of characters that one text leads to: many tokens go on there. */
+  /**
+   * Most states of the expression itself with a wide class of characters that one text leads to: many tokens go on there.
+   * Infinity where nothing was tried.
+   */
   readonly readings: number;
   /** The first is where texts begin; undefined where they are more than allowed or `effort` does not suffice. */
   readonly states: readonly State[] | undefined;
@@ -98,6 +101,10 @@ export type OneReading = {
 
 /** The fewest states that match an expression without rules, by the powerset construction and Hopcroft's algorithm (1971). */
 export function oneReading(expression: Expression, statesMax: number, effort: Effort): OneReading {
+  const size = nfaSizeOf(expression);
+  if (size > NFA_STATES_MAX || size / PER_STATE > effort.left)
+    return { readings: Number.POSITIVE_INFINITY, states: undefined };
+  effort.left -= size / PER_STATE;
   const nfa = statesOf(expression);
   const kinds = kindsOfLetters(nfa);
   const after = closuresOf(nfa, effort);
@@ -134,7 +141,7 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
             }
           }
         }
-        effort.left -= (set.length + led.length) / PER_EFFORT;
+        effort.left -= (PER_KIND + set.length + led.length) / PER_EFFORT;
         return led.length === 0 ? NONE : idOf(Uint16Array.from(led).sort());
       }),
     );
@@ -152,11 +159,33 @@ const RAW_PER_STATE = 8;
 /** A state in a set takes less time than a state and edge of `isWithin`. */
 const PER_EFFORT = 64;
 const PER_CLOSURE = 8;
+const PER_STATE = 16;
+/** Letters that lead nowhere take time, too. */
+const PER_KIND = 4;
+/** A set has the number of each of its states in 16 bits. */
+const NFA_STATES_MAX = 2 ** 16;
 /** A class of more characters lets many tokens through. */
 const NARROW_MAX = 16;
 
 export const lettersIn = (ranges: readonly CharRange[]): number =>
   ranges.reduce((sum, [low, high]) => sum + high - low + 1, 0);
+
+/** The states of `statesOf`, or a few more: also those of empty texts, which no limit on characters counts. */
+function nfaSizeOf(expression: Expression): number {
+  const sum = (parts: readonly Expression[]) => parts.reduce((all, part) => all + nfaSizeOf(part), 1);
+  switch (expression.kind) {
+    case 'text':
+      return 1 + expression.text.length;
+    case 'sequence':
+      return sum(expression.parts);
+    case 'choice':
+      return sum(expression.options) + expression.options.length;
+    case 'repeat':
+      return 2 + nfaSizeOf(expression.part) * (expression.max ?? expression.min + 1);
+    default:
+      return 1;
+  }
+}
 
 /** By state, the states with edges that it leads to without a character, and the end. */
 function closuresOf(nfa: Nfa, effort: Effort): (state: number) => readonly number[] {
@@ -177,23 +206,26 @@ type Kind = { readonly ranges: CharRange[]; readonly edges: (number[] | undefine
 function kindsOfLetters({ edges }: Nfa): readonly Kind[] {
   const all = edges.flatMap((some, from) => some.map(({ ranges, to }) => ({ ranges, from, to })));
   const classes = [...Map.groupBy(all, ({ ranges }) => JSON.stringify(ranges)).values()];
-  const cuts = new Set(classes.flatMap(([one]) => one!.ranges.flatMap(([low, high]) => [low, high + 1])));
+  const bounds = classes.flatMap(([one]) => one!.ranges.flatMap(([low, high]) => [low, high + 1]));
+  const cuts = [...new Set(bounds)].sort((a, b) => a - b);
+  const places = new Map(cuts.map((cut, at) => [cut, at]));
+  /** By cut, the classes that have the letters from there to the next cut. */
+  const having = cuts.map(() => new Set<number>());
+  for (const [i, [one]] of classes.entries())
+    for (const [low, high] of one!.ranges)
+      for (let at = places.get(low)!; at < places.get(high + 1)!; at++) having[at]!.add(i);
   const kinds = new Map<string, Kind>();
-  let from = 0;
-  for (const cut of [...cuts].sort((a, b) => a - b)) {
-    const range: CharRange = [from, cut - 1];
-    const has = classes.map(([one]) =>
-      one!.ranges.some(([low, high]) => low <= range[0] && range[0] <= high),
-    );
-    from = cut;
-    if (!has.includes(true)) continue;
-    const known = kinds.get(has.join());
+  for (const [at, some] of having.entries()) {
+    if (some.size === 0) continue;
+    const range: CharRange = [cuts[at]!, cuts[at + 1]! - 1];
+    const key = [...some].join();
+    const known = kinds.get(key);
     if (known !== undefined) known.ranges.push(range);
     else {
       const kind: Kind = { ranges: [range], edges: [] };
-      for (const edge of classes.flatMap((one, i) => (has[i] ? one : [])))
+      for (const edge of [...some].flatMap((i) => classes[i]!))
         kind.edges[edge.from] = [...(kind.edges[edge.from] ?? []), edge.to];
-      kinds.set(has.join(), kind);
+      kinds.set(key, kind);
     }
   }
   return [...kinds.values()];

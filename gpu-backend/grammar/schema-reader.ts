@@ -33,6 +33,8 @@ export type Spent = {
   /** To write patterns with one reading, and the states of those that are. */
   readonly reading: Effort;
   readStates: number;
+  /** Patterns by their number, which the names of their rules have: one that comes again uses the same rules. */
+  readonly patternNumbers: Map<string, number>;
   /** Patterns that are known to match all texts of a format, each behind the format's name. */
   readonly within: Set<string>;
 };
@@ -54,6 +56,7 @@ export const nothingSpent = (): Spent => ({
   inclusion: { left: INCLUSION_EFFORT },
   reading: { left: READING_EFFORT },
   readStates: 0,
+  patternNumbers: new Map(),
   within: new Set(),
 });
 

@@ -97,8 +97,8 @@ export function stringGrammar(
         if (pattern !== undefined) requireWithin(reader, found, { format: format as string, pattern }, path);
       }
       // Formats are quick as they are.
-      if (known !== undefined) return sequence(text('"'), found, text('"'));
-      const rest = refusing(reader, place, () => restOf(reader, found, rules));
+      if (known !== undefined || pattern === undefined) return sequence(text('"'), found, text('"'));
+      const rest = refusing(reader, place, () => restOf(reader, { pattern, found }, rules));
       if (rest !== undefined) return sequence(text('"'), rest);
     }
   }
@@ -173,20 +173,28 @@ function matching(reader: SchemaReader, pattern: string, path: Path): Expression
  * A pattern's texts and the closing quote. Where a text has many readings, by an automaton that has one of each: a rule for each
  * of its states. @throws PatternError.
  */
-function restOf({ spent }: SchemaReader, found: Expression, rules: Map<string, Expression>): Expression {
+function restOf(
+  { spent }: SchemaReader,
+  { pattern, found }: { readonly pattern: string; readonly found: Expression },
+  rules: Map<string, Expression>,
+): Expression {
   const plain = sequence(found, text('"'));
   // The library reads what repeats no groups without following its readings.
   if (!repeatsGroups(found)) return plain;
+  const number = spent.patternNumbers.get(pattern) ?? spent.patternNumbers.size;
+  spent.patternNumbers.set(pattern, number);
+  const name = `text_${number}`;
+  const begin = rule(`${name}_0`);
+  if (rules.has(begin.name)) return begin;
   const left = READ_STATES_MAX - spent.readStates;
   const { readings, states } = oneReading(found, left, spent.reading);
   const isQuick = readings <= READINGS_QUICK;
   if (isQuick && (states === undefined || states.length > STATES_SMALL)) return plain;
-  const name = `text_${rules.size}`;
   const bodies = states?.map((state) => bodyOf(state, name));
   if (bodies?.every((body) => body !== undefined)) {
     spent.readStates += bodies.length;
     for (const [i, body] of bodies.entries()) rules.set(`${name}_${i}`, body);
-    return rule(`${name}_0`);
+    return begin;
   }
   if (sizeOf(found) > SEVERAL_READINGS_MAX) throw new PatternError(TOO_MANY_READINGS);
   return plain;

@@ -145,6 +145,14 @@ describe('a predicted answer', () => {
     expect(chunks.at(-1)!.usage!.completion_tokens_details).toEqual(usage!.completion_tokens_details);
   });
 
+  it('counts none of what a stop string cuts off', async () => {
+    const text = await textOf(question);
+    const { usage } = await predicted(text, { stop: text.slice(20, 30) });
+    const { accepted_prediction_tokens } = usage!.completion_tokens_details!;
+    expect(accepted_prediction_tokens).toBeGreaterThan(0);
+    expect(accepted_prediction_tokens).toBeLessThanOrEqual(usage!.completion_tokens);
+  });
+
   it('is not spoken of in the usage of an answer without one', async () => {
     const { usage } = await predicted('', { max_tokens: 4 });
     expect(usage).not.toHaveProperty('completion_tokens_details');

@@ -11,7 +11,7 @@ import {
 } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
 import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
-import { PAGE_TOKENS } from '../../../gpu-backend/engine/prefix-cache.ts';
+import { PAGE_TOKENS, PrefixCache } from '../../../gpu-backend/engine/prefix-cache.ts';
 import { onHost, type RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
 import type { Runner } from '../../../gpu-backend/engine/runner-interface.ts';
@@ -308,6 +308,8 @@ type Ended = {
   readonly predicted?: PredictedTokens | undefined;
 };
 
+const TIMES = { fixed_ms: 1, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
+
 /** Plays a history to its end. @throws Error when a request ends twice or never. */
 async function play(
   runner: Runner,
@@ -321,8 +323,7 @@ async function play(
     if (ended.has(id)) throw new Error(`${id} ended twice`);
     ended.set(id, { tokenIds: tokens.get(id) ?? [], how, predicted });
   };
-  const times = { fixed_ms: 1, row_ms: 1, key_ms: 0, pieceKey_ms: 0, rowKey_ms: 0 };
-  const loop = new EngineLoop(runner, limits, times, {
+  const loop = new EngineLoop(runner, limits, TIMES, {
     event(id, event: EngineEvent) {
       if (event.type === 'token') tokens.set(id, [...(tokens.get(id) ?? []), event.tokenId]);
       if (event.type === 'finished') end(id, event.reason, event.predicted);
@@ -539,6 +540,31 @@ describe('an answer that is predicted', () => {
     };
     const stopped = await play(scripted, limits, [asked], [request]);
     expect(stopped.ended.get('r0')).toMatchObject({ how: 'stop', tokenIds: answer.slice(0, end) });
+  });
+
+  test('leaves none of its predicted tokens in its cache if it is cancelled while they are computed', async () => {
+    const kept: { tokens: number; computed: number }[] = [];
+    const runner: Runner = {
+      ...scripted,
+      async runMany(inputs) {
+        const logits = await scripted.runMany(inputs);
+        if (inputs[0]!.cache.length > asked.prompt.length) loop.cancel('r0');
+        return logits;
+      },
+      newPrefixes: (tokensMax) =>
+        Object.assign(new PrefixCache(tokensMax), {
+          keepLast: (
+            _: unknown,
+            { length: tokens }: ArrayLike<number>,
+            { length: computed }: SequenceCache,
+          ) => kept.push({ tokens, computed }),
+        }),
+    };
+    const loop = new EngineLoop(runner, limits, TIMES, { event() {}, failed() {} });
+    loop.add(requestOf({ ...asked, predicted: answer }, 0));
+    loop.close();
+    await loop.run(() => {});
+    expect(kept).toEqual([{ tokens: 21, computed: 21 }]);
   });
 
   test.each(['f32', 'f16'] as const)(

@@ -204,6 +204,16 @@ describe('what is generated is valid', () => {
   });
 });
 
+test('a pattern that comes again uses the same rules, since all patterns of a request share their states', () => {
+  const statesOf = (names: string) => {
+    const pattern = '^([a-z]{1,20} ?){9}$';
+    const schema = object(Object.fromEntries([...names].map((name) => [name, { type: 'string', pattern }])));
+    return schemaGrammar(schema, { strict: true, param: 'schema' }).match(/^text_\w+ ::=/gm)?.length;
+  };
+  expect(statesOf('a')).toBe(310);
+  expect(statesOf('abc')).toBe(310);
+});
+
 test('an object whose names are listed has none of them twice', async () => {
   const schema = {
     type: 'object',
@@ -360,6 +370,7 @@ describe('what cannot be enforced', () => {
     ),
     $ref: '#/$defs/d0',
   });
+  const unlike = (i: number) => (k: number) => String.fromCodePoint(0x4e00 + 2 * k + i);
   const HOSTILE: readonly [string, unknown, RegExp][] = [
     ['a thousand nested objects', deep(1000), /nested more than 48 deep/],
     [
@@ -543,6 +554,15 @@ describe('what cannot be enforced', () => {
       'counted words that are too many together',
       object({ a: { pattern: '^([a-z]{1,20} ?){9}$' }, b: { pattern: '^([a-z]{1,20} ?){10,20}$' } }),
       /at \/properties\/b\/pattern: it allows one text in too many ways/,
+    ],
+    [
+      'patterns with thousands of different letters beside a repeated group',
+      object(
+        Object.fromEntries(
+          many(8).map((i) => [`p${i}`, { pattern: `^(ab)*${many(1900).map(unlike(i)).join('')}$` }]),
+        ),
+      ),
+      /it allows one text in too many ways/,
     ],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];

@@ -145,10 +145,15 @@ describe('the grammar of a pattern', () => {
     expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){20,40}'), 640, effort).states).toBeUndefined();
     expect(effort.left).toBeGreaterThan(0);
     const whole = statesOf('(?:[a-c]{2,3} ?){2}');
-    for (let left = 0; left < 4; left += 0.125)
-      expect([undefined, whole]).toContainEqual(
-        oneReading(patternGrammar('(?:[a-c]{2,3} ?){2}'), 640, { left }).states,
-      );
+    const tried = Array.from({ length: 128 }, (_, i) =>
+      oneReading(patternGrammar('(?:[a-c]{2,3} ?){2}'), 640, { left: i / 8 }),
+    ).map(({ states }) => states);
+    for (const states of tried) expect([undefined, whole]).toContainEqual(states);
+    expect([tried[0], tried.at(-1)]).toEqual([undefined, whole]);
+    const empty = `(?:(?:b${'|'.repeat(300)})a){300}`;
+    expect(
+      oneReading(patternGrammar(empty), 10_000, { left: Number.POSITIVE_INFINITY }).states,
+    ).toBeUndefined();
     const little = { left: 10 };
     expect(oneReading(patternGrammar('(?:[a-z]{1,20} ?){9}'), 640, little).states).toBeUndefined();
     expect(little.left).toBeGreaterThan(-10);
