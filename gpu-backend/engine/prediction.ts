@@ -59,7 +59,7 @@ export class Prediction {
     this.#last = tokenId;
   }
 
-  /** Drafts become longer after one that is right throughout, and as long as its right part after another. */
+  /** A draft that is right throughout makes the next one longer. Behind any other, the next is as long as its right part. */
   #judge(isRight: boolean): void {
     if (!isRight) {
       this.#length = Math.max(DRAFT_TOKENS_MIN, this.#right);
