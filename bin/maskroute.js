@@ -7,11 +7,16 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import module from 'node:module';
 import { fileURLToPath } from 'node:url';
+import { withLargePages } from '../gpu-backend/large-pages.js';
 
 const NODE_MAJOR_MIN = 24;
 const cli = new URL('../gpu-backend/cli/cli.ts', import.meta.url);
+const env = withLargePages(process.env);
 
 if (Number(process.versions.node.split('.')[0]) >= NODE_MAJOR_MIN) {
+  // The variable works from the start of a process only. A parent's channel would be lost.
+  if (env !== process.env && process.channel === undefined)
+    process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], env);
   module.enableCompileCache((await import('../gpu-backend/compiled-folder.js')).COMPILED_FOLDER);
   await (await import(cli.href)).main(process.argv.slice(2));
 } else {
@@ -25,7 +30,7 @@ function handOver(node) {
     );
     process.exit(1);
   }
-  const child = spawn(node, [fileURLToPath(cli), ...process.argv.slice(2)], { stdio: 'inherit' });
+  const child = spawn(node, [fileURLToPath(cli), ...process.argv.slice(2)], { stdio: 'inherit', env });
   // A terminal sends Ctrl-C to both processes, so the child gets it twice; `stop-signals.ts` counts the two as one.
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
   child.on('exit', (code, signal) => {

@@ -10,6 +10,7 @@ import { enableCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { COMPILED_FOLDER } from '../compiled-folder.js';
+import { withLargePages } from '../large-pages.js';
 import type { BackendOptions } from '../main.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
@@ -166,6 +167,7 @@ export async function startChild<Config>(
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
+    env: withLargePages(process.env),
   });
   await log.close();
   const ended = once(child, 'exit').then(([code, signal]) => {

@@ -10,7 +10,7 @@ import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { headRoom } from '../model/architectures/head-attention.ts';
 import type { RuntimeTensor } from '../onnx/session.ts';
 import { tensor } from '../onnx/session.ts';
-import { type CacheShape, doubled, type Heads, type KvCache, type KvValues } from './kv-cache.ts';
+import { type CacheShape, doubled, type Heads, type KvCache, type KvValues, roomFor } from './kv-cache.ts';
 
 type HeadShape = Pick<CacheShape, 'layerCount' | 'contextTokens'> & {
   readonly kvHeadCount: number;
@@ -143,8 +143,8 @@ export class HeadCaches implements Heads {
       let head = ((place * kvHeadCount + g) * this.#tokens + at) * this.#width;
       for (let token = 0; token < count; token++) {
         const row = (token * kvHeadCount + g) * headSize;
-        if (way === 'in') for (let i = 0; i < headSize; i++) heads[head + i] = rows[row + i]!;
-        else for (let i = 0; i < headSize; i++) rows[row + i] = heads[head + i]!;
+        if (way === 'in') heads.set(rows.subarray(row, row + headSize), head);
+        else rows.set(heads.subarray(head, head + headSize), row);
         head += this.#width;
       }
     }
@@ -209,8 +209,7 @@ export class HeadCaches implements Heads {
       length: owner.deref()?.length ?? 0,
     }));
     this.#buffers = Array.from({ length: 2 * layerCount }, (_, buffer) => {
-      // Memory that was never written is not resident.
-      const made = new Float32Array(places * kvHeadCount * tokens * width);
+      const made = roomFor('f32', places * kvHeadCount * tokens * width);
       for (const { place, length } of lengths) {
         for (let head = place * kvHeadCount; head < (place + 1) * kvHeadCount; head++) {
           const from = head * this.#tokens * width;

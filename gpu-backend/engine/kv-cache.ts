@@ -30,6 +30,18 @@ const KV_ARRAYS = { f32: Float32Array, f16: Float16Array } as const;
 
 export const newValues = (kvType: KvType, count: number): KvValues => new KV_ARRAYS[kvType](count);
 
+/**
+ * `count` zeros of a buffer that has room to grow: its memory becomes resident where it is written, in small pages. Such memory has a
+ * resizable buffer, since that of all others may be in large pages, which are resident as a whole (`large-pages.js`).
+ * Loops over its values are three times as slow as over others', so they are copied with `set`.
+ */
+export function roomFor<T extends KvType>(kvType: T, count: number): InstanceType<(typeof KV_ARRAYS)[T]> {
+  const Values = KV_ARRAYS[kvType];
+  const bytes = count * Values.BYTES_PER_ELEMENT;
+  const buffer = new ArrayBuffer(bytes, { maxByteLength: bytes });
+  return new Values(buffer, 0, count) as InstanceType<(typeof KV_ARRAYS)[T]>;
+}
+
 /** The first of `from`, 2·`from`, 4·`from` … that is at least `needed`; all caches grow this way. */
 export function doubled(from: number, needed: number): number {
   let value = from;
@@ -176,7 +188,7 @@ export class KvCache {
     const values = Math.min(capacity, contextTokens) * width;
     this.#useRows(
       this.#buffers.map((old) => {
-        const grown = this.#newValues(values);
+        const grown = roomFor(this.shape.kvType ?? 'f32', values);
         grown.set(old.subarray(0, this.#length * width));
         return grown;
       }),
