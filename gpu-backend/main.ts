@@ -50,6 +50,8 @@ type ModelOptions = {
   readonly cacheTokens?: number | undefined;
   /** Prefix cache, in tokens; 0 disables it. */
   readonly prefixTokens?: number | undefined;
+  /** Whether answers are predicted from their own prompt, unless their client predicts them. Default false. */
+  readonly promptLookup?: boolean | undefined;
 };
 
 /** Where the backend listens, and who may call it. */
@@ -245,7 +247,15 @@ async function openModel(
   threads: number,
   log: Logger,
 ): Promise<ServedModel & { readonly text: TextService }> {
-  const { home, device: choice = 'cpu', floatType, kvType, cacheTokens, prefixTokens } = options;
+  const {
+    home,
+    device: choice = 'cpu',
+    floatType,
+    kvType,
+    cacheTokens,
+    prefixTokens,
+    promptLookup,
+  } = options;
   const { folder, manifest } = await openInstalled(home, options.model);
   const { device, reason } = await chooseDevice({ choice, floatType, weights: manifest.weights });
   if (reason !== undefined) log.warn({ reason }, 'answers are computed on the CPU');
@@ -267,6 +277,7 @@ async function openModel(
     limits: {
       ...(cacheTokens === undefined ? {} : { cacheTokensMax: cacheTokens }),
       ...(prefixTokens === undefined ? {} : { prefixTokensMax: prefixTokens }),
+      ...(promptLookup === undefined ? {} : { promptLookup }),
     },
     onError: (detail) => log.error({ detail }, 'the engine failed'),
   }).catch(async (error) => {

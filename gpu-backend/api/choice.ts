@@ -37,7 +37,7 @@ export type Progress = {
   /** Tokens that were computed and not read yet: they are paid for when the client leaves. None after a stop string. */
   unreadTokens: number;
   cachedTokens: number;
-  /** With a prediction, once the choice has finished. */
+  /** Of a predicted choice, once it has finished. */
   predicted: PredictedTokens | undefined;
   /** This and the next two are undefined until the engine has finished the choice. Times are `performance.now()`. */
   timings: Timings | undefined;
@@ -148,9 +148,9 @@ function noteToken(progress: Progress, now_ms: number): void {
 }
 
 /** A stop string may end the answer within tokens that were predicted rightly: those behind it were computed in vain. */
-function inAnswer({ accepted, rejected }: PredictedTokens, completionTokens: number): PredictedTokens {
+function inAnswer({ by, accepted, rejected }: PredictedTokens, completionTokens: number): PredictedTokens {
   const behind = Math.max(0, accepted - completionTokens);
-  return { accepted: accepted - behind, rejected: rejected + behind };
+  return { by, accepted: accepted - behind, rejected: rejected + behind };
 }
 
 function finishReason(reason: 'stop' | 'length' | 'cancelled', signal: AbortSignal): FinishReason {

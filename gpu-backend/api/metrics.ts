@@ -22,7 +22,7 @@ type FinishedChoice = {
   /** Undefined if the engine did not finish it. */
   readonly timings: Timings | undefined;
   readonly finishReason: string | undefined;
-  /** Undefined without a prediction. */
+  /** Undefined unless it was predicted. */
   readonly predicted: PredictedTokens | undefined;
   /** Between each token and the next. */
   readonly tokenGaps_ms: readonly number[];
@@ -74,8 +74,9 @@ export function createMetrics(engine: Engine, modelName: string): Metrics {
       tokens.inc({ endpoint, kind: 'completion' }, completionTokens);
       for (const { predicted } of answer.choices) {
         if (predicted === undefined) continue;
-        tokens.inc({ endpoint, kind: 'prediction_accepted' }, predicted.accepted);
-        tokens.inc({ endpoint, kind: 'prediction_rejected' }, predicted.rejected);
+        const kind = predicted.by === 'client' ? 'prediction' : 'lookup';
+        tokens.inc({ endpoint, kind: `${kind}_accepted` }, predicted.accepted);
+        tokens.inc({ endpoint, kind: `${kind}_rejected` }, predicted.rejected);
       }
       masked.inc({ endpoint, masked: String(answer.mask !== 'dense') });
       const labels = { endpoint, mask: maskLabel(answer.mask) };

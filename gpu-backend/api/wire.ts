@@ -133,7 +133,7 @@ const envelope = (model: ServedModel, plan: AnswerPlan, object: string): object 
 
 /** The token counts so far, in OpenAI's format. */
 export function usageOf({ plan, progress, wasTurnedAway }: RunningAnswer): Usage {
-  const predicted = progress.flatMap((one) => one.predicted ?? []);
+  const predicted = progress.flatMap(({ predicted }) => (predicted?.by === 'client' ? predicted : []));
   let promptTokens = 0;
   let cachedTokens = 0;
   let completionTokens = 0;

@@ -143,14 +143,20 @@ export async function openOurs(
   home: string,
   {
     model = DEFAULT_MODEL,
+    promptLookup = false,
     ...held
-  }: { readonly model?: string; readonly device?: Device; readonly kvType?: KvType | undefined },
+  }: {
+    readonly model?: string;
+    readonly device?: Device;
+    readonly kvType?: KvType | undefined;
+    readonly promptLookup?: boolean;
+  },
 ) {
   const { folder, manifest } = await openInstalled(home, model);
   const { config, hash, name, weights } = manifest;
   const surrogates = manifest.surrogates?.id;
   const engine = await createEngine({
-    limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX },
+    limits: { queueTimeout_ms: 600_000, prefixTokensMax: PREFIX_TOKENS_MAX, promptLookup },
     modelDir: folder,
     hash,
     config,

@@ -1,5 +1,5 @@
 /** `serve`: the backend alone, until SIGTERM or SIGINT. */
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { PREFIX_TOKENS_MAX } from '../engine/prefix-cache.ts';
 import { maskrouteHome } from '../files.ts';
@@ -31,6 +31,7 @@ const ENVIRONMENT_HELP: Readonly<Record<string, string>> = {
   MASKROUTE_JOURNAL: 'the folder that those workers write to',
   MASKROUTE_CACHE_TOKENS:
     "room for the KV cache of running requests, in tokens (default: 8 times the model's context)",
+  MASKROUTE_PROMPT_LOOKUP: 'on: answers are predicted from what stands in their prompt (default: off)',
   MASKROUTE_KV_TYPE: 'the type of the KV cache: f32, or f16 in half the memory (default: f32)',
   MASKROUTE_THREADS:
     'threads that compute (default: all cores; 1 is as quick where other programs keep them busy)',
@@ -55,6 +56,8 @@ function tokensFrom(name: string, text: string, min: 0 | 1): number {
   throw new MaskrouteError('invalid_argument', message);
 }
 
+type ServeFlags = DeviceFlags & { model: string; kvType?: KvType; promptLookup?: 'on' | 'off' };
+
 /** `jobEntry`: the file that runs commands, for jobs. */
 export function addServeCommand(program: Command, jobEntry: string): void {
   program
@@ -64,12 +67,17 @@ export function addServeCommand(program: Command, jobEntry: string): void {
     .addOption(deviceOption())
     .addOption(floatTypeOption())
     .addOption(kvTypeOption())
+    .addOption(
+      new Option('--prompt-lookup <switch>', 'predict answers from what stands in their prompt')
+        .choices(['on', 'off'])
+        .env('MASKROUTE_PROMPT_LOOKUP'),
+    )
     .addHelpText('after', ENVIRONMENT)
     .addHelpText(
       'after',
       examples('MASKROUTE_BACKEND_KEY=$(openssl rand -hex 24) maskroute serve --model smollm2-135m-instruct'),
     )
-    .action(async (flags: DeviceFlags & { model: string; kvType?: KvType }) => {
+    .action(async ({ promptLookup, ...flags }: ServeFlags) => {
       const { serveUntilSignal } = await import('../main.ts');
       const { collectorFrom } = await import('../../shared/tracing/traces.ts');
       const {
@@ -86,6 +94,7 @@ export function addServeCommand(program: Command, jobEntry: string): void {
       await serveUntilSignal({
         home: maskrouteHome(),
         ...flags,
+        promptLookup: promptLookup === 'on',
         threads: computingThreads(),
         port: portFrom('BACKEND_PORT', BACKEND_PORT),
         backendKey: MASKROUTE_BACKEND_KEY ?? '',

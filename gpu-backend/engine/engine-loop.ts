@@ -6,8 +6,8 @@
  * taken from the prefix cache. The runtime sums a row the same way among any other rows; only attention sums a single row
  * in another order. So a piece of a prompt has at least two rows, and a token of an answer is always a single row
  * (`test/gpu-backend/engine/batch.test.ts`). The exception: a prompt that repeats an earlier answer may reuse that answer's
- * pages, which were computed as single rows; its logits then differ by rounding. And the tokens of an answer whose client
- * predicts it are rows together where they were predicted (`prediction.ts`).
+ * pages, which were computed as single rows; its logits then differ by rounding. And the tokens of a predicted answer are rows
+ * together where they were predicted (`prediction.ts`).
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
@@ -42,6 +42,8 @@ type LoopOutput = {
 export type LoopLimits = SchedulerLimits & {
   /** Size of the prefix cache, in tokens; 0 disables it. */
   readonly prefixTokensMax: number;
+  /** Whether answers whose client predicts nothing are predicted from their own prompt (`prediction.ts`). Default false. */
+  readonly promptLookup?: boolean;
 };
 
 /** A freed cache up to this size is kept for the next request; the memory of larger ones is released. */
@@ -59,6 +61,7 @@ const EXPIRE_INTERVAL_ms = 100;
 export class EngineLoop {
   readonly #runner: Runner;
   readonly #limits: SchedulerLimits;
+  readonly #promptLookup: boolean;
   readonly #scheduler: Scheduler;
   readonly #prefixes: Prefixes;
   readonly #output: LoopOutput;
@@ -84,12 +87,13 @@ export class EngineLoop {
 
   constructor(
     runner: Runner,
-    { prefixTokensMax, ...limits }: LoopLimits,
+    { prefixTokensMax, promptLookup = false, ...limits }: LoopLimits,
     times: StepTimes,
     output: LoopOutput,
   ) {
     this.#runner = runner;
     this.#limits = limits;
+    this.#promptLookup = promptLookup;
     this.#scheduler = new Scheduler(limits, new StepCost(times));
     this.#prefixes = runner.newPrefixes?.(prefixTokensMax) ?? new PrefixCache(prefixTokensMax);
     this.#output = output;
@@ -102,7 +106,12 @@ export class EngineLoop {
       if (this.#sequences.has(request.requestId))
         throw new Error(`request ${request.requestId} is already running`);
       checkRequest(request, this.#runner);
-      const sequence = newSequence(request, this.#runner.config.contextTokens, performance.now());
+      const sequence = newSequence(
+        request,
+        this.#runner.config.contextTokens,
+        this.#promptLookup,
+        performance.now(),
+      );
       const displaced = this.#scheduler.add(sequence.scheduled);
       this.#sequences.set(request.requestId, sequence);
       if (displaced !== undefined) this.#drop(displaced, queueFull(this.#limits.waitingMax));

@@ -127,12 +127,17 @@ export type EngineEvent =
       readonly completionTokens: number;
       /** Prompt tokens whose K and V came from the prefix cache. */
       readonly cachedTokens: number;
-      /** With `predictedTokenIds`: predicted tokens that the answer has, and those that were computed in vain. */
+      /** With `predictedTokenIds` or prompt lookup: predicted tokens that the answer has, and those that were computed in vain. */
       readonly predicted?: PredictedTokens;
       readonly timings: Timings;
     };
 
-export type PredictedTokens = { readonly accepted: number; readonly rejected: number };
+export type PredictedTokens = {
+  /** What predicted them: the client, or the engine's lookup in the prompt. */
+  readonly by: 'client' | 'prompt';
+  readonly accepted: number;
+  readonly rejected: number;
+};
 
 export type TokenLogprob = {
   readonly tokenId: number;

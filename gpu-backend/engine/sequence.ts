@@ -35,7 +35,12 @@ export type Sequence = {
   stepGap_ms: number;
 };
 
-export function newSequence(request: GenerateRequest, contextTokens: number, now_ms: number): Sequence {
+export function newSequence(
+  request: GenerateRequest,
+  contextTokens: number,
+  promptLookup: boolean,
+  now_ms: number,
+): Sequence {
   const promptTokens = request.promptTokenIds.length;
   const generatedMax = Math.min(request.maxTokens, contextTokens - promptTokens);
   return {
@@ -60,7 +65,12 @@ export function newSequence(request: GenerateRequest, contextTokens: number, now
     promptLogprobs: request.promptLogprobs === undefined ? [] : [null],
     random: seededRandom(request.sampling.seed ?? Math.floor(Math.random() * Number.MAX_SAFE_INTEGER)),
     grammar: request.grammar && new SequenceGrammar(request.grammar),
-    prediction: request.predictedTokenIds && new Prediction(request.predictedTokenIds),
+    prediction:
+      request.predictedTokenIds !== undefined
+        ? Prediction.byClient(request.predictedTokenIds)
+        : promptLookup
+          ? Prediction.fromPrompt(request.promptTokenIds, generatedMax)
+          : undefined,
     cachedTokens: 0,
     keptTokens: 0,
     cache: undefined,

@@ -17,7 +17,16 @@ export async function openRealBackend(): Promise<void> {
   // A home of its own, so that masks of the tests stay out of the user's.
   home = await mkdtemp(join(tmpdir(), 'maskroute-real-'));
   await symlink(join(testHome, 'models'), join(home, 'models'));
-  backend = await startBackend({
+  backend = await startReal();
+  client = clientOf(backend);
+}
+
+export const clientOf = ({ url }: RunningBackend): OpenAI =>
+  new OpenAI({ baseURL: `${url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
+
+/** Another one over the same home. */
+export const startReal = (options: { readonly promptLookup?: boolean } = {}): Promise<RunningBackend> =>
+  startBackend({
     home,
     model: DEFAULT_MODEL,
     port: 0,
@@ -27,9 +36,8 @@ export async function openRealBackend(): Promise<void> {
     limits: { commit_ms: 60_000 },
     // Other tests run beside this one; threads that wait for each other would crawl.
     threads: 1,
+    ...options,
   });
-  client = new OpenAI({ baseURL: `${backend.url}/v1`, apiKey: BACKEND_KEY, maxRetries: 0 });
-}
 
 export async function closeRealBackend(): Promise<void> {
   await backend?.close();

@@ -22,7 +22,15 @@ import { importTokenKey, signToken } from '../../../shared/wire/service-token.ts
 import { installedModel } from '../../support/installed-model.ts';
 import { BACKEND_KEY, collect, eventually } from './harness.ts';
 import './structured-output.ts';
-import { backend, client, closeRealBackend, home, openRealBackend } from './real-backend.ts';
+import {
+  backend,
+  client,
+  clientOf,
+  closeRealBackend,
+  home,
+  openRealBackend,
+  startReal,
+} from './real-backend.ts';
 
 let hash: ModelHash;
 beforeAll(async () => {
@@ -41,9 +49,9 @@ const ask = (content: string, fields: object = {}) => ({
 const textOf = async (request: ReturnType<typeof ask>) =>
   (await client.chat.completions.create(request)).choices[0]!.message.content!;
 
-async function gauge(name: string): Promise<number> {
+async function gauge(name: string, of = backend): Promise<number> {
   const metrics = await (
-    await fetch(`${backend.url}/metrics`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } })
+    await fetch(`${of.url}/metrics`, { headers: { authorization: `Bearer ${BACKEND_KEY}` } })
   ).text();
   return Number(new RegExp(`^${name}(?:\\{[^}]*\\})? (\\S+)$`, 'm').exec(metrics)?.[1]);
 }
@@ -189,6 +197,24 @@ describe('a predicted answer', () => {
       param: 'prediction',
       message: expect.stringContaining('the prediction has'),
     });
+  });
+});
+
+describe('prompt lookup', () => {
+  it('predicts an answer that repeats what stands in its prompt, and says so in the metrics alone', async () => {
+    await using stack = new AsyncDisposableStack();
+    const looking = stack.adopt(await startReal({ promptLookup: true }), (backend) => backend.close());
+    const text =
+      'The boats come back at four in the morning, and the gulls follow them in a loud white cloud.';
+    const request = ask(`Repeat this text, word for word:\n\n${text}`, { max_tokens: 40 });
+    const { choices, usage } = await clientOf(looking).chat.completions.create(request);
+    // Near ties may go the other way, since the rows of attention are summed in another order.
+    expect(choices[0]!.message.content!.slice(0, 30)).toBe((await textOf(request)).slice(0, 30));
+    expect(usage).not.toHaveProperty('completion_tokens_details');
+    const lookedUp = (kind: string) =>
+      gauge(`maskroute_tokens_total\\{.*kind="lookup_${kind}".*\\}`, looking);
+    expect(await lookedUp('accepted')).toBeGreaterThan(8);
+    expect(await lookedUp('rejected')).toBeLessThan(await lookedUp('accepted'));
   });
 });
 

@@ -33,6 +33,7 @@ const LEARN = ['learn', ...MODEL, '--data', 'x', '--out', path.join(home, 'out')
 const EVALUATE = ['evaluate', ...MODEL, '--mask-set', 'x', '--data', 'x'];
 const REFUSED: [string, string[], RegExp][] = [
   ['an unknown device', ['serve', ...MODEL, '--device', 'cuda'], /Allowed choices are cpu, webgpu, auto/],
+  ['a switch', ['serve', ...MODEL, '--prompt-lookup', 'yes'], /Allowed choices are on, off/],
   ['an unknown command', ['nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command', ['help', 'nonsense'], /unknown command 'nonsense'/],
   ['help of an unknown command of a group', ['model', 'help', 'nonsense'], /unknown command 'nonsense'/],

@@ -449,6 +449,7 @@ const anyLimits: fc.Arbitrary<LoopLimits> = fc.record({
   // 160 tokens are the longest request: some must give their pages back.
   cacheTokensMax: fc.integer({ min: 160, max: 260 }),
   prefixTokensMax: fc.constantFrom(0, 3 * PAGE_TOKENS, 40 * PAGE_TOKENS),
+  promptLookup: fc.boolean(),
 });
 
 const ENDS = ['length', 'cancelled', 'queue_full'];
@@ -507,8 +508,8 @@ describe('an answer that is predicted', () => {
 
   test('takes a step for the prompt, and then one for each draft and the token behind it', async () => {
     // The first token comes with the prompt. Drafts of 4, 8, 15 and 15 tokens, and one of 12 before the last.
-    expect(await stepsOf(answer)).toEqual({ steps: 6, accepted: 54, rejected: 0 });
-    expect(await stepsOf([])).toEqual({ steps: 60, accepted: 0, rejected: 0 });
+    expect(await stepsOf(answer)).toEqual({ steps: 6, by: 'client', accepted: 54, rejected: 0 });
+    expect(await stepsOf([])).toEqual({ steps: 60, by: 'client', accepted: 0, rejected: 0 });
   });
 
   test('goes on behind a word that is wrong, behind words that are missing, and where it comes back to', async () => {
@@ -595,6 +596,66 @@ describe('an answer that is predicted', () => {
       }
     },
   );
+});
+
+describe('with prompt lookup', () => {
+  const limits: LoopLimits = { ...LIMITS, runningMax: 4, cacheTokensMax: 1024, promptLookup: true };
+  /** Each token is followed by the next higher one, up to `period`. */
+  const counting = (period: number): Runner => ({
+    ...scripted,
+    async runMany(inputs) {
+      await scripted.runMany(inputs);
+      return inputs.map(({ tokenIds, logitRows }) => {
+        const logits = new Float32Array(logitRows.length * WORDS);
+        for (const [i, row] of logitRows.entries()) logits[i * WORDS + ((tokenIds[row]! + 1) % period)] = 1;
+        return logits;
+      });
+    },
+  });
+  const asked = (prompt: readonly number[]): Asked => {
+    const common = { tenant: 'a', mask: 0, maxTokens: 60, comesAfter: 0, leavesAfter: undefined };
+    return { ...common, prompt };
+  };
+  const play1 = async (
+    period: number,
+    prompt: readonly number[],
+    lookup: boolean,
+    more: Partial<Asked> = {},
+  ) => {
+    const history = [{ ...asked(prompt), ...more }];
+    const found = await play(counting(period), { ...limits, promptLookup: lookup }, history);
+    return { steps: found.stats.stepsTotal, ...found.ended.get('r0')! };
+  };
+  const upTo = (count: number) => Array.from({ length: count }, (_, i) => i);
+
+  test('an answer that repeats its prompt, or itself, takes fewer steps to the same tokens', async () => {
+    // The prompt has the answer already; or the answer repeats itself after ten tokens.
+    for (const [period, prompt] of [
+      [80, [...upTo(80), ...upTo(10)]],
+      [10, [0, 1, 2]],
+    ] as const) {
+      const plain = await play1(period, prompt, false);
+      const { steps, tokenIds, predicted } = await play1(period, prompt, true);
+      expect(tokenIds).toEqual(plain.tokenIds);
+      expect(plain.steps).toBeGreaterThanOrEqual(60);
+      expect(plain.predicted).toBeUndefined();
+      expect(steps).toBeLessThan(20);
+      expect(predicted).toMatchObject({ by: 'prompt', rejected: 0 });
+      expect(predicted!.accepted).toBeGreaterThan(40);
+    }
+  });
+
+  test('nothing is predicted from fewer than three tokens that the prompt has, too', async () => {
+    const { steps, predicted } = await play1(80, [5, 6, 9, 1, 4, 5], true, { maxTokens: 2 });
+    expect({ steps, ...predicted }).toEqual({ steps: 2, by: 'prompt', accepted: 0, rejected: 0 });
+  });
+
+  test("a client's own prediction counts, and the prompt is left alone", async () => {
+    const prompt = [...upTo(80), ...upTo(10)];
+    const { steps, predicted } = await play1(80, prompt, true, { predicted: [90, 91] });
+    expect(steps).toBeGreaterThanOrEqual(60);
+    expect(predicted!.by).toBe('client');
+  });
 });
 
 test.each(['f32', 'f16'] as const)(
