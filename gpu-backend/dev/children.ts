@@ -10,7 +10,6 @@ import { enableCompileCache } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type ErrorCode, MaskrouteError, toMaskrouteError } from '../../shared/wire/errors.ts';
 import { COMPILED_FOLDER } from '../compiled-folder.js';
-import { withLargePages } from '../large-pages.js';
 import type { BackendOptions } from '../main.ts';
 import type { EdgeOptions } from './local-edge.ts';
 
@@ -20,6 +19,8 @@ type ChildOptions<Config> = {
   /** The script to run; this file unless given. */
   readonly entry?: URL;
   readonly config: Config;
+  /** The child's environment; this process's unless given. */
+  readonly env?: NodeJS.ProcessEnv;
   /** The child's output goes to the end of this file. */
   readonly logFile: string;
   /** Shorter in tests. */
@@ -167,7 +168,7 @@ export async function startChild<Config>(
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
-    env: withLargePages(process.env),
+    env: options.env ?? process.env,
   });
   await log.close();
   const ended = once(child, 'exit').then(([code, signal]) => {

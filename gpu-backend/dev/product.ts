@@ -12,6 +12,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pullModel } from '../cli/models.ts';
 import { createReporter } from '../cli/reporter.ts';
 import { makeFolder } from '../files.ts';
+import { withLargePages } from '../large-pages.js';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
 import { expectFreePort } from '../ports.ts';
 import { type BackendConfig, type Supervised, supervise } from './children.ts';
@@ -152,6 +153,7 @@ const backendChild = (
     threads,
     collector,
   } satisfies BackendConfig,
+  env: withLargePages(process.env),
   logFile: logFile(home, 'backend'),
 });
 
