@@ -91,6 +91,14 @@ export function median(values: readonly number[]): number {
 export const quantile = (values: readonly number[], share: number): number =>
   values.toSorted((a, b) => a - b)[Math.floor(share * values.length)]!;
 
+/** Items, such as blocks or units, by rising score. Where two have the same score, the lower one comes first. */
+export const lowestFirst = (items: Iterable<number>, scoreOf: (item: number) => number): number[] =>
+  [...items].sort((a, b) => scoreOf(a) - scoreOf(b) || a - b);
+
+/** The same by falling score. */
+export const highestFirst = (items: Iterable<number>, scoreOf: (item: number) => number): number[] =>
+  lowestFirst(items, (item) => -scoreOf(item));
+
 export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));
 
 /*

@@ -11,18 +11,12 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { startChild } from '../dev/children.ts';
-import type { EdgeOptions } from '../dev/local-edge.ts';
-import { ensureApiKey } from '../dev/seed.ts';
 import { type BenchHooks, cpuTime_ms, inTurns, processTree, quantile, round, sumOf } from '../measure.ts';
-import { createAdminClient } from '../publication/admin-client.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
   call,
-  edgeOptions,
-  KEY,
+  openEdge,
   promptOf,
-  STOP_ms,
   type Started,
   startFloor,
   startPortkey,
@@ -81,8 +75,8 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
   try {
     const upstream = await started(startUpstream(set));
     await started(startFloor(upstream.url, folder));
-    const edge = await started(startMaskroute(set, upstream.url, folder));
-    const peer = stream ? null : await startPortkey(upstream.url, KEY, folder);
+    const edge = await started(startMaskroute(set, upstream.url, options.signal));
+    const peer = stream ? null : await startPortkey(upstream.url, folder);
     if (peer !== null) running.push(peer);
     else if (!stream) say("Portkey's gateway is left out: it is not installed");
     const found = await measure([...running.map(({ target }) => target), edge.behindDoor], {
@@ -112,31 +106,23 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
   }
 }
 
-/** The edge in a process of its own, as in `npm start`, so that it shares no event loop with the clients. */
 async function startMaskroute(
   set: MaskSet,
   upstream: string,
-  folder: string,
+  signal: AbortSignal | undefined,
 ): Promise<Started & { readonly behindDoor: Target }> {
-  const edge = await startChild<EdgeOptions>({
-    name: 'edge',
-    entry: new URL('../dev/children.ts', import.meta.url),
-    config: edgeOptions(upstream, path.join(folder, 'state')),
-    logFile: path.join(folder, 'edge.log'),
-  });
-  const stop = () => edge.stop(STOP_ms);
+  const edge = await openEdge(upstream, signal);
+  const { stop } = edge;
   try {
-    const client = createAdminClient(edge.url, KEY);
-    const apiKey = await ensureApiKey(client, undefined);
-    await publishMaskSet(client, set, { tenant: '', activate: true });
+    await publishMaskSet(edge.client, set, { tenant: '', activate: true });
     const target = (name: string, origin: string): Target => ({
       name,
       url: `${origin}/v1/chat/completions`,
-      headers: { authorization: `Bearer ${apiKey}` },
+      headers: { authorization: `Bearer ${edge.apiKey}` },
       pids: processTree(edge.pid),
     });
     return {
-      target: target('edge', edge.workerUrl!),
+      target: target('edge', edge.workerUrl),
       behindDoor: target('edge behind its door', edge.url.replace('localhost', '127.0.0.1')),
       stop,
     };

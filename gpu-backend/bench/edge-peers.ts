@@ -5,20 +5,22 @@
  */
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { type Agent, type IncomingHttpHeaders, type IncomingMessage, request } from 'node:http';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { startChild } from '../dev/children.ts';
-import { type EdgeOptions, startEdge } from '../dev/local-edge.ts';
+import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
 import { endChild, freePort, processTree } from '../measure.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import type { FloorConfig, PortkeyConfig } from './edge-peer.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('../..', import.meta.url));
-export const KEY = 'key-of-this-bench-0123456789abcdef';
+const KEY = 'key-of-this-bench-0123456789abcdef';
 
 /** 60 WordPiece tokens; the number in it differs between requests, so that caches do not help. */
 export const promptOf = (index: number): string =>
@@ -58,45 +60,43 @@ export async function call(agent: Agent, url: string, sent: Call): Promise<Calle
   return { status, headers: response.headers, text, from_ms, to_ms: performance.now() };
 }
 
-/** No comparisons with the dense model in the background, as the peers have no such thing. */
-export const edgeOptions = (backendUrl: string, stateFolder: string | undefined): EdgeOptions => ({
-  projectFolder: PROJECT_FOLDER,
-  stateFolder,
-  port: 0,
-  bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
-});
-
 export type BenchEdge = {
   readonly url: string;
+  /** workerd's own socket, without the proxy in front of it. */
+  readonly workerUrl: string;
+  readonly pid: number;
   readonly client: AdminClient;
   readonly apiKey: string;
-  close(): Promise<void>;
+  stop(): Promise<void>;
 };
 
-/** An edge in workerd, started by this process. Its state is in memory only. */
-export async function openEdge(backendUrl: string): Promise<BenchEdge> {
-  const { url, close } = await deafToSignals(() => startEdge(edgeOptions(backendUrl, undefined)));
-  const client = createAdminClient(url, KEY);
-  return { url, close, client, apiKey: await ensureApiKey(client, undefined) };
-}
-
 /**
- * Runs `start` and removes the signal handlers that Miniflare installs. They would end this process at once, and leave
- * peers running and folders behind.
+ * An edge in a process of its own, as in `npm start`: it shares no event loop with the clients, and ends with the bench, also when
+ * that is killed.
  */
-async function deafToSignals<T>(start: () => Promise<T>): Promise<T> {
-  const before = (['SIGINT', 'SIGTERM'] as const).map((name) => [name, process.listeners(name)] as const);
-  const started = await start();
-  for (const [name, own] of before) {
-    for (const listener of process.listeners(name)) {
-      if (!own.includes(listener)) process.removeListener(name, listener);
-    }
-  }
-  return started;
+export async function openEdge(backendUrl: string, signal: AbortSignal | undefined): Promise<BenchEdge> {
+  await using opening = new AsyncDisposableStack();
+  const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
+  opening.defer(() => rm(folder, { recursive: true, force: true }));
+  const config: EdgeOptions = {
+    projectFolder: PROJECT_FOLDER,
+    stateFolder: path.join(folder, 'state'),
+    port: 0,
+    // No comparisons with the dense model in the background, as the peers have no such thing.
+    bindings: { BACKEND_URL: backendUrl, BACKEND_KEY: KEY, ADMIN_KEY: KEY, COMPARISON_SHARE: '0' },
+  };
+  const entry = new URL('../dev/children.ts', import.meta.url);
+  const logFile = path.join(folder, 'edge.log');
+  const { url, workerUrl, pid, stop } = await startChild({ name: 'edge', entry, config, logFile }, signal);
+  opening.defer(() => stop(STOP_ms));
+  const client = createAdminClient(url, KEY);
+  const apiKey = await ensureApiKey(client, undefined);
+  const opened = opening.move();
+  return { url, workerUrl: workerUrl!, pid, client, apiKey, stop: () => opened.disposeAsync() };
 }
 
 const PEER_READY_ms = 30_000;
-export const STOP_ms = 5_000;
+const STOP_ms = 5_000;
 
 export type Target = {
   readonly name: string;
@@ -123,7 +123,6 @@ export async function startUpstream(set: MaskSet): Promise<Started & { readonly 
 /** Portkey's server with the upstream as its OpenAI-compatible host; null when not installed (`npm ci --omit=dev`). */
 export async function startPortkey(
   upstream: string,
-  key: string,
   folder: string,
 ): Promise<(Started & { readonly version: string }) | null> {
   const require = createRequire(import.meta.url);
@@ -133,7 +132,7 @@ export async function startPortkey(
   const headers = {
     'x-portkey-provider': 'openai',
     'x-portkey-custom-host': `${upstream}/v1`,
-    authorization: `Bearer ${key}`,
+    authorization: `Bearer ${KEY}`,
   };
   const config: PortkeyConfig = { script, port: await freePort() };
   return { version: `${name}@${version}`, ...(await startPeer('portkey', config, headers, folder)) };

@@ -58,37 +58,35 @@ export async function benchPublish(
   { say, signal }: BenchHooks,
 ): Promise<PublishBench> {
   checkChanges(preset, counts.changes);
+  await using started = new AsyncDisposableStack();
   const backend = await serveEcho(preset);
-  const edge = await openEdge(backend.url);
-  try {
-    const maskOf = await storeVersions(edge.client, preset, counts.changes);
-    const started_ms = performance.now();
-    const publisher = createPublisher(edge.client, [...maskOf.keys()]);
-    await publisher.change();
-    const sending: Sending = { left: counts.requests, failed: 0, answers: [] };
-    const clients = Array.from({ length: CLIENTS }, () =>
-      send(sending, edge, preset.model.name, { say, signal }),
-    );
-    await Promise.all([publishMeanwhile(publisher, sending, counts, signal), ...clients]);
-    signal?.throwIfAborted();
-    const { answers, failed } = sending;
-    const wrong = answers.filter((answer) => isWrong(answer, publisher.changes, maskOf));
-    const oneRight = answers.filter((answer) => rightVersions(answer, publisher.changes).size === 1);
-    for (const { version, mask } of wrong.slice(0, 5)) say(`wrong: version ${version}, mask ${mask}`);
-    return {
-      bench: 'publish',
-      requests: answers.length + failed,
-      ...publisher.counts,
-      versionsSeen: new Set(answers.map(({ version }) => version)).size,
-      failed,
-      wrong: wrong.length,
-      oneRight: oneRight.length,
-      took_s: round((performance.now() - started_ms) / 1000, 1),
-    };
-  } finally {
-    await edge.close();
-    backend.close();
-  }
+  started.defer(backend.close);
+  const edge = await openEdge(backend.url, signal);
+  started.defer(edge.stop);
+  const maskOf = await storeVersions(edge.client, preset, counts.changes);
+  const started_ms = performance.now();
+  const publisher = createPublisher(edge.client, [...maskOf.keys()]);
+  await publisher.change();
+  const sending: Sending = { left: counts.requests, failed: 0, answers: [] };
+  const clients = Array.from({ length: CLIENTS }, () =>
+    send(sending, edge, preset.model.name, { say, signal }),
+  );
+  await Promise.all([publishMeanwhile(publisher, sending, counts, signal), ...clients]);
+  signal?.throwIfAborted();
+  const { answers, failed } = sending;
+  const wrong = answers.filter((answer) => isWrong(answer, publisher.changes, maskOf));
+  const oneRight = answers.filter((answer) => rightVersions(answer, publisher.changes).size === 1);
+  for (const { version, mask } of wrong.slice(0, 5)) say(`wrong: version ${version}, mask ${mask}`);
+  return {
+    bench: 'publish',
+    requests: answers.length + failed,
+    ...publisher.counts,
+    versionsSeen: new Set(answers.map(({ version }) => version)).size,
+    failed,
+    wrong: wrong.length,
+    oneRight: oneRight.length,
+    took_s: round((performance.now() - started_ms) / 1000, 1),
+  };
 }
 
 /** One client: sends until nothing is left. */
@@ -247,5 +245,5 @@ async function serveEcho({ model }: MaskSet) {
   });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const { port } = server.address() as AddressInfo;
-  return { url: `http://127.0.0.1:${port}`, close: () => server.close() };
+  return { url: `http://127.0.0.1:${port}`, close: () => void server.close() };
 }

@@ -38,29 +38,27 @@ export async function benchRoute(
 ): Promise<RouteBench> {
   const { vocabulary } = parseStaticTable(await readFile(STATIC_TABLE_PATH));
   const promptTokens = loadWordPiece(vocabulary).tokenIds(promptOf(0)).length;
+  await using started = new AsyncDisposableStack();
   const backend = await startUpstream(set);
-  const edge = await openEdge(backend.url);
-  try {
-    await publishMaskSet(edge.client, set, { tenant: '', activate: true });
-    const times = await measure(edge, set.model.name, requests, signal);
-    const at = (name: string, share: number) => round(quantile(times.get(name)!, share));
-    const result: RouteBench = {
-      bench: 'route',
-      requests,
-      promptTokens,
-      clusters: set.clusters.length,
-      median_ms: at('route', 0.5),
-      p99_ms: at('route', 0.99),
-      healthz_median_ms: at('healthz', 0.5),
-      healthz_p99_ms: at('healthz', 0.99),
-    };
-    say(`/v1/route, ${promptTokens} tokens: median ${result.median_ms} ms, p99 ${result.p99_ms} ms`);
-    say(`/healthz in turn with it: median ${result.healthz_median_ms} ms, p99 ${result.healthz_p99_ms} ms`);
-    return result;
-  } finally {
-    await edge.close();
-    await backend.stop();
-  }
+  started.defer(backend.stop);
+  const edge = await openEdge(backend.url, signal);
+  started.defer(edge.stop);
+  await publishMaskSet(edge.client, set, { tenant: '', activate: true });
+  const times = await measure(edge, set.model.name, requests, signal);
+  const at = (name: string, share: number) => round(quantile(times.get(name)!, share));
+  const result: RouteBench = {
+    bench: 'route',
+    requests,
+    promptTokens,
+    clusters: set.clusters.length,
+    median_ms: at('route', 0.5),
+    p99_ms: at('route', 0.99),
+    healthz_median_ms: at('healthz', 0.5),
+    healthz_p99_ms: at('healthz', 0.99),
+  };
+  say(`/v1/route, ${promptTokens} tokens: median ${result.median_ms} ms, p99 ${result.p99_ms} ms`);
+  say(`/healthz in turn with it: median ${result.healthz_median_ms} ms, p99 ${result.healthz_p99_ms} ms`);
+  return result;
 }
 
 /** ms of `route` and `healthz`, one request at a time over one keep-alive connection. */

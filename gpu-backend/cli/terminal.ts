@@ -21,8 +21,8 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<void>
   const interrupted = new AbortController();
   const stop = () => interrupted.abort();
   const listenNoMore = onStopSignal(stop);
+  // Node keeps the process alive for this listener, and no longer.
   process.once('disconnect', stop);
-  leaveChannel();
   try {
     await work(interrupted.signal);
   } catch (error) {
@@ -45,13 +45,11 @@ export async function becomeJob(folder: string): Promise<void> {
   // The parent may have ended before this process listened.
   if (process.connected === false) goWithParent();
   process.once('disconnect', goWithParent);
-  leaveChannel();
+  // The channel alone must not keep the process alive.
+  process.channel?.unref();
   const onWait = () => createReporter().update('waiting for the end of an earlier run of this job', 0, 1);
   await waitForLock(join(folder, 'lock'), { onWait });
 }
-
-/** The channel to the parent alone must not keep the process alive. */
-const leaveChannel = (): void => process.channel?.unref();
 
 /** The option of commands that can print their result as JSON. */
 export const JSON_OPTION = ['--json', 'print JSON and nothing else on standard output', false] as const;

@@ -15,7 +15,7 @@ import { applyMigrations } from './local-database.ts';
 
 export type EdgeOptions = {
   readonly projectFolder: string;
-  /** The local D1 and caches; undefined keeps them in memory. */
+  /** Of the local D1 and caches; undefined: a temporary one, which Miniflare removes at its end. */
   readonly stateFolder: string | undefined;
   /** 0 picks a free one. */
   readonly port: number;

@@ -361,7 +361,7 @@ export class EngineLoop {
     } finally {
       input.cache.truncate(start + rows);
     }
-    if (!this.#isLive(sequence)) return;
+    // Also of an answer that ended with them: its cache is recycled after the step.
     this.#scheduler.update({ request: part.request, tokens: rows });
     this.#keepPages(sequence);
   }

@@ -88,6 +88,8 @@ const PIECE_TOKENS_MIN = 8;
 const DRAFTS_MAX = 2;
 /** A scored row, whose logits are read, takes as long as this many other rows. */
 const SCORED_ROWS = 2.5;
+/** A row of a predicted answer, from which a token is sampled: 1.1 when greedy, up to 2.1 with `top_p`. */
+const DRAFTED_ROWS = 1.5;
 
 const ONE_TOKEN: StepLoad = { rows: 1, tokens: 1, keys: 1, pieceKeys: 0, rowKeys: 0 };
 
@@ -253,15 +255,18 @@ export class Scheduler {
     return parts;
   }
 
-  /** The same tokens, some with predicted ones behind them, in the time that is left. */
+  /** The same tokens, some with as many predicted ones behind them as there is time left for. */
   #withDrafts(tokens: readonly StepPart[]): readonly StepPart[] {
     let parts = tokens;
     for (const [i, { request }] of tokens.entries()) {
-      const isLast = request.computedCount === request.tokenCount - 1;
-      if (request.draftCount === 0 || !isLast) continue;
-      const longer = parts.with(i, newPart(request, 1 + request.draftCount, 'token'));
-      if (longer.filter(isDrafted).length > DRAFTS_MAX) break;
-      if (this.#cost.ms(loadOf(longer)) <= this.#stepMax_ms(tokens[0]!.load)) parts = longer;
+      if (parts.filter(isDrafted).length === DRAFTS_MAX) break;
+      if (request.computedCount < request.tokenCount - 1) continue;
+      for (let drafted = request.draftCount; drafted > 0; drafted--) {
+        const longer = parts.with(i, newPart(request, 1 + drafted, 'token'));
+        if (this.#cost.ms(loadOf(longer)) > this.#stepMax_ms(tokens[0]!.load)) continue;
+        parts = longer;
+        break;
+      }
     }
     return parts;
   }
@@ -276,8 +281,8 @@ export class Scheduler {
     let load = base;
     let rows = 0;
     for (const request of this.#prompts.inOrder) {
-      const rowWeight = request.isScored ? SCORED_ROWS : 1;
-      const fits = Math.floor(this.#cost.rowsUntil(until_ms, load, request.computedCount) / rowWeight);
+      const ordinary = this.#cost.rowsUntil(until_ms, load, request.computedCount);
+      const fits = Math.floor(ordinary / rowWeight(request, 'piece'));
       const atLeast = parts.length === 0 ? PIECE_TOKENS_MIN : 0;
       const count = pieceOf(request, Math.min(Math.max(fits, atLeast), chunkTokens - rows));
       if (count === 0) break;
@@ -392,12 +397,18 @@ function pieceOf({ computedCount, promptCount }: ScheduledRequest, room: number)
 
 function newPart(request: ScheduledRequest, tokens: number, kind: StepPart['kind']): StepPart {
   const keys = request.computedCount + tokens;
-  const pieceRows = request.isScored ? SCORED_ROWS * tokens : tokens;
+  const rows = tokens * rowWeight(request, kind);
   const load: StepLoad =
     kind === 'token' && tokens === 1
       ? { rows: tokens, tokens, keys, pieceKeys: 0, rowKeys: 0 }
-      : { rows: pieceRows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys };
+      : { rows, tokens: 0, keys: 0, pieceKeys: keys, rowKeys: tokens * keys };
   return { request, tokens, kind, load };
+}
+
+/** How many rows of a prompt each row of a part with several counts as. */
+function rowWeight({ isScored }: ScheduledRequest, kind: StepPart['kind']): number {
+  if (kind === 'token') return DRAFTED_ROWS;
+  return isScored ? SCORED_ROWS : 1;
 }
 
 const loadOf = (parts: readonly StepPart[]): StepLoad =>

@@ -7,6 +7,7 @@
  * Every step is a function of the previous state and the step's number, so a resumed run, which reads its samples from
  * the journal, ends with the same result.
  */
+import { lowestFirst } from '../../measure.ts';
 import { createRandom } from '../../random.ts';
 import type { AdamState, GateSample } from './hard-concrete.ts';
 import {
@@ -66,7 +67,7 @@ export function startState(options: TrainingOptions): TrainingState {
   const weights = normalizedWeights(options.blockWeights);
   if (weights.length !== importance.length)
     throw new RangeError(`${weights.length} weights for ${importance.length} blocks`);
-  const order = importance.map((_, block) => block).sort((a, b) => importance[a]! - importance[b]! || a - b);
+  const order = lowestFirst(importance.keys(), (block) => importance[block]!);
   const ranked = Array<number>(order.length).fill(0);
   order.forEach((block, rank) => {
     ranked[block] = RANK_SPREAD * ((2 * rank) / Math.max(1, order.length - 1) - 1);

@@ -6,7 +6,7 @@
 
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { sumOf } from '../../measure.ts';
+import { lowestFirst, sumOf } from '../../measure.ts';
 import type { BlockCost } from './effort.ts';
 
 /** Blocks of each kind that are left out. */
@@ -114,12 +114,11 @@ export function weightSkipped({ runs }: Mask, { blockWeights }: Budget): number 
 }
 
 /**
- * For each of at most `count` allowed pairs, the mask that skips the blocks with the lowest `scores`, `[2L]`; ties go
- * to the lower block. The first pair is where skipping blocks by rising score meets the target; then come its
- * neighbours.
+ * For each of at most `count` allowed pairs, the mask that skips the blocks with the lowest `scores`, `[2L]`. The first
+ * pair is where skipping blocks by rising score meets the target; then come its neighbours.
  */
 export function masksByScore(scores: readonly number[], budget: Budget, count: number): Mask[] {
-  const order = scores.map((_, block) => block).sort((a, b) => scores[a]! - scores[b]! || a - b);
+  const order = lowestFirst(scores.keys(), (block) => scores[block]!);
   const ofKind = (kind: 0 | 1) => order.filter((block) => block % 2 === kind);
   const [attention, ffn] = [ofKind(0), ofKind(1)];
   const natural = naturalPair(order, budget);

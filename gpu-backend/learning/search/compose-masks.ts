@@ -7,7 +7,7 @@
  * C clusters, B blocks that may change.
  */
 import { type Mask, maskBits } from '../../../shared/mask/mask.ts';
-import { sumOf } from '../../measure.ts';
+import { highestFirst, lowestFirst, sumOf } from '../../measure.ts';
 import { groupsBy, kMeans, type Points } from '../data/kmeans.ts';
 import { type Budget, countsOf, withChanged } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
@@ -158,14 +158,10 @@ export function bestExchange(start: Mask, changes: ReadonlyMap<number, number>, 
  * @param worth the worth of each block under the mask, `[2L]`.
  */
 export function blocksToChange(start: Mask, worth: readonly number[], count: number): number[] {
-  const byWorth = (bit: 0 | 1) =>
-    [...start.runs.keys()]
-      .filter((block) => start.runs[block] === bit)
-      .sort((a, b) => worth[a]! - worth[b]! || a - b);
-  const out = byWorth(0).reverse();
-  return [...out.slice(0, Math.ceil(count / 2)), ...byWorth(1).slice(0, Math.floor(count / 2))].sort(
-    (a, b) => a - b,
-  );
+  const ofBit = (bit: 0 | 1) => [...start.runs.keys()].filter((block) => start.runs[block] === bit);
+  const out = highestFirst(ofBit(0), (block) => worth[block]!).slice(0, Math.ceil(count / 2));
+  const running = lowestFirst(ofBit(1), (block) => worth[block]!).slice(0, Math.floor(count / 2));
+  return [...out, ...running].sort((a, b) => a - b);
 }
 
 /** The cheapest changes of one kind of block that skip `more` additional blocks, with 0, 1, 2, … exchanges as well. */
@@ -175,15 +171,17 @@ function changesOfKind(
   kind: 0 | 1,
   more: number,
 ): Changes[] {
+  const changeOf = (block: number): number => changes.get(block)!;
   const byCost = (bit: 0 | 1) =>
-    [...changes]
-      .filter(([block]) => block % 2 === kind && start.runs[block] === bit)
-      .sort(([a, costA], [b, costB]) => costA - costB || a - b);
+    lowestFirst(
+      [...changes.keys()].filter((block) => block % 2 === kind && start.runs[block] === bit),
+      changeOf,
+    );
   const [out, running] = [byCost(0), byCost(1)];
   const [open, close] = [Math.max(0, -more), Math.max(0, more)];
   const most = Math.min(out.length - open, running.length - close);
   return Array.from({ length: Math.max(0, most + 1) }, (_, exchanges) => {
     const taken = [...out.slice(0, open + exchanges), ...running.slice(0, close + exchanges)];
-    return { blocks: taken.map(([block]) => block), change: sumOf(taken.map(([, change]) => change)) };
+    return { blocks: taken, change: sumOf(taken.map(changeOf)) };
   });
 }

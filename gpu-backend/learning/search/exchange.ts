@@ -12,7 +12,7 @@
  */
 import type { Mask } from '../../../shared/mask/mask.ts';
 import { denseMask, maskBits } from '../../../shared/mask/mask.ts';
-import { sumOf } from '../../measure.ts';
+import { highestFirst, lowestFirst, sumOf } from '../../measure.ts';
 import type { BlockCounts, Budget } from './budget.ts';
 import { countsOf, meetsBudget, withChanged } from './budget.ts';
 
@@ -102,9 +102,7 @@ export async function worthOfBlocks(
 function blocksInQuestion(mask: Mask, ranking: readonly number[]): number[] {
   const { attention, ffn } = countsOf(mask);
   const lowest = (kind: 0 | 1, count: number) =>
-    blocksOf(mask, kind, 1)
-      .sort((a, b) => ranking[a]! - ranking[b]! || a - b)
-      .slice(0, count);
+    lowestFirst(blocksOf(mask, kind, 1), (block) => ranking[block]!).slice(0, count);
   const out = [...blocksOf(mask, 0, 0), ...blocksOf(mask, 1, 0)];
   return [...out, ...lowest(0, attention + 4), ...lowest(1, ffn + 4)].sort((a, b) => a - b);
 }
@@ -124,7 +122,7 @@ export async function lighterMasks(
   for (const block of [...blocksOf(mask, 0, 0), ...blocksOf(mask, 1, 0)]) {
     gains.set(block, (here - (await cost(withChanged(mask, [block])))) / blockWeights[block]!);
   }
-  const order = [...gains].sort(([a, gainA], [b, gainB]) => gainB - gainA || a - b).map(([block]) => block);
+  const order = highestFirst(gains.keys(), (block) => gains.get(block)!);
   return order.slice(0, steps).map((_, i) => withChanged(mask, order.slice(0, i + 1)));
 }
 
@@ -191,7 +189,7 @@ const order = (a: Move, b: Move): number =>
 const samePair = (a: BlockCounts, b: BlockCounts) => a.attention === b.attention && a.ffn === b.ffn;
 
 /** Blocks of one kind that run (`bit` 1) or are skipped (0). */
-const blocksOf = ({ runs }: Mask, kind: 0 | 1, bit: 0 | 1): number[] =>
+export const blocksOf = ({ runs }: Mask, kind: 0 | 1, bit: 0 | 1): number[] =>
   [...runs.keys()].filter((block) => block % 2 === kind && runs[block] === bit);
 
 function exchangesWithin(mask: Mask, kind: 0 | 1): [number, number][] {
@@ -211,9 +209,8 @@ function exchangesTo(mask: Mask, worth: readonly number[], from: BlockCounts, to
   let moves: { open: number[]; close: number[] }[] = [{ open: [], close: [] }];
   for (const { kind, more } of changes) {
     const isClosing = more > 0;
-    const blocks = blocksOf(mask, kind, isClosing ? 1 : 0).sort((a, b) =>
-      isClosing ? worth[a]! - worth[b]! : worth[b]! - worth[a]!,
-    );
+    const inOrder = isClosing ? lowestFirst : highestFirst;
+    const blocks = inOrder(blocksOf(mask, kind, isClosing ? 1 : 0), (block) => worth[block]!);
     const count = Math.abs(more);
     const choices = count === 1 ? blocks.map((block) => [block]) : [blocks.slice(0, count)];
     moves = moves.flatMap(({ open, close }) =>

@@ -3,8 +3,9 @@
  * prompts can skip more blocks and fragile ones fewer, at the same mean time.
  */
 import { denseMask, type Mask } from '../../../shared/mask/mask.ts';
+import { highestFirst, lowestFirst } from '../../measure.ts';
 import { type Budget, countsOf, resizeBudget, withChanged } from './budget.ts';
-import { exchangeBlocks, type SearchCost, worthOfBlocks } from './exchange.ts';
+import { blocksOf, exchangeBlocks, type SearchCost, worthOfBlocks } from './exchange.ts';
 
 type ResizeOptions = {
   readonly cost: SearchCost;
@@ -62,10 +63,9 @@ function cheapestChange(from: Mask, worth: readonly number[], { allowed }: Budge
     const changed: number[] = [];
     let change = 0;
     for (const [kind, more] of [pair.attention - here.attention, pair.ffn - here.ffn].entries()) {
-      const cheapest = [...from.runs.keys()]
-        .filter((block) => block % 2 === kind && (from.runs[block] === 1) === more > 0)
-        .sort((a, b) => Math.sign(more) * (worth[a]! - worth[b]!) || a - b)
-        .slice(0, Math.abs(more));
+      const inOrder = more > 0 ? lowestFirst : highestFirst;
+      const blocks = blocksOf(from, kind as 0 | 1, more > 0 ? 1 : 0);
+      const cheapest = inOrder(blocks, (block) => worth[block]!).slice(0, Math.abs(more));
       changed.push(...cheapest);
       for (const block of cheapest) change += Math.sign(more) * worth[block]!;
     }

@@ -2,6 +2,7 @@
  * Draws random masks similar to useful ones. Distillation trains a table for every mask, so each step takes another.
  * Blocks that are cheap to replace are drawn more often; blocks above a cost never.
  */
+import { lowestFirst } from '../../measure.ts';
 import type { Random } from '../../random.ts';
 
 type DrawOptions = {
@@ -85,9 +86,8 @@ export function drawAround(
 export function rankedMask(costs: readonly number[], attention: number, ffn: number): Uint8Array {
   const runs = new Uint8Array(costs.length).fill(1);
   const close = (kind: 0 | 1, count: number) => {
-    const blocks = costs.map((_, block) => block).filter((block) => block % 2 === kind);
-    blocks.sort((a, b) => costs[a]! - costs[b]! || a - b);
-    for (const block of blocks.slice(0, count)) runs[block] = 0;
+    const blocks = [...costs.keys()].filter((block) => block % 2 === kind);
+    for (const block of lowestFirst(blocks, (one) => costs[one]!).slice(0, count)) runs[block] = 0;
   };
   close(0, attention);
   close(1, ffn);

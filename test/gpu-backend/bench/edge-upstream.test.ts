@@ -1,4 +1,4 @@
-/** The upstream of `bench edge` under an edge whose clients leave, and what is left of the bench when it is stopped. */
+/** The upstream of `bench edge` under an edge whose clients leave, and what is left of the benches of the edge when they are stopped. */
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -8,7 +8,7 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { afterAll, expect, test } from 'vitest';
 import { startUpstream } from '../../../gpu-backend/bench/edge-peers.ts';
-import { processTree } from '../../../gpu-backend/measure.ts';
+import { cpuTime_ms, processTree } from '../../../gpu-backend/measure.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { eventually } from '../api/harness.ts';
@@ -46,20 +46,35 @@ function commandOf(pid: number): string {
   }
 }
 
+/** Whether a bench has started the last of its parts, or its workerd has computed for longer than it takes to start. */
+function isUnderWay(name: string, parts: readonly number[]): boolean {
+  if (name === 'edge') return parts.some((pid) => commandOf(pid).includes('portkey'));
+  const runtime = parts.filter((pid) => commandOf(pid).includes('workerd'));
+  return runtime.length > 0 && cpuTime_ms(runtime)! > 1000;
+}
+
+const stopped = [(bench: ChildProcess) => bench.kill('SIGTERM'), [130, null]] as const;
+const left = [(bench: ChildProcess) => bench.disconnect(), [130, null]] as const;
+const killed = [(bench: ChildProcess) => bench.kill('SIGKILL'), [null, 'SIGKILL']] as const;
+
 test.skipIf(process.platform !== 'linux').each([
-  ['is stopped', (bench: ChildProcess) => bench.kill('SIGTERM'), [130, null]],
-  ['loses its parent', (bench: ChildProcess) => bench.disconnect(), [130, null]],
-  ['is killed', (bench: ChildProcess) => bench.kill('SIGKILL'), [null, 'SIGKILL']],
+  ['edge', 'is stopped', ...stopped],
+  ['edge', 'loses its parent', ...left],
+  ['edge', 'is killed', ...killed],
+  ['route', 'is stopped', ...stopped],
+  ['route', 'is killed', ...killed],
+  ['publish', 'is stopped', ...stopped],
+  ['publish', 'is killed', ...killed],
 ] as const)(
-  'a bench that %s ends what it started, and leaves no folder if it can',
-  async (_, end, exit) => {
+  'a bench %s that %s ends what it started, and leaves no folder if it can',
+  async (name, _, end, exit) => {
     const folder = mkdtempSync(path.join(tmpdir(), 'bench-stopped-'));
-    const words = ['bench', 'edge', '--requests', '1000000', '--json'];
+    const words = ['bench', name, '--requests', '1000000', '--json'];
     const bench = fork('bin/maskroute.js', words, { env: { ...process.env, TMPDIR: folder }, silent: true });
     const said = Promise.all([text(bench.stdout!), text(bench.stderr!)]);
     const ended = once(bench, 'exit');
     const parts = () => processTree(bench.pid!);
-    await eventually(() => parts().some((pid) => commandOf(pid).includes('portkey')), 60_000);
+    await eventually(() => isUnderWay(name, parts()), 60_000);
     const started = parts();
     end(bench);
     expect(await ended).toEqual(exit);

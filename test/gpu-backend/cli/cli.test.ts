@@ -1,5 +1,5 @@
 /** The command line as a person meets it: one clear line when something is wrong, and help with examples. */
-import { spawn, spawnSync } from 'node:child_process';
+import { fork, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -413,6 +413,26 @@ test.skipIf(process.platform !== 'linux')('a full disk that takes no progress en
     status: 0,
     stdout: 'all of it\n',
   });
+});
+
+test('a command ends with its work although its parent has a channel, and a program that listens to its own goes on', async () => {
+  const entry = path.join(home, 'program.mjs');
+  const terminal = new URL('../../../gpu-backend/cli/terminal.ts', import.meta.url).href;
+  writeFileSync(
+    entry,
+    `const { interruptible } = await import(${JSON.stringify(terminal)});
+    if (process.argv[2] === 'listens') process.on('message', () => process.exit(7));
+    await interruptible(async () => {});
+    // It is sent only if something else keeps the process alive.
+    setTimeout(() => process.send('over'), 20).unref();`,
+  );
+  const [command, program] = [fork(entry), fork(entry, ['listens'])];
+  program.once('message', () => program.send('end'));
+  const ends = [command, program].map((child) => once(child, 'exit'));
+  expect(await Promise.all(ends)).toEqual([
+    [0, null],
+    [7, null],
+  ]);
 });
 
 /** Prints at the end which of Node's own modules for TypeScript was loaded. */

@@ -15,8 +15,6 @@ export async function saidInProcess(env: Readonly<Record<string, string>>, args:
   vi.spyOn(console, 'log').mockImplementation((text) => void hear('stdout')(`${text}\n`));
   vi.spyOn(console, 'error').mockImplementation((text) => void hear('stderr')(`${text}\n`));
   await main(args);
-  // A command lets its process end, whatever channel its parent keeps; this process is not the command's own.
-  process.channel?.ref();
   const status = process.exitCode ?? 0;
   process.exitCode = undefined;
   vi.restoreAllMocks();

@@ -568,6 +568,20 @@ describe('an answer that is predicted', () => {
     expect(kept).toEqual([{ tokens: 21, computed: 21 }]);
   });
 
+  test('leaves as many pages for later prompts as the same answer does without a prediction, wherever it ends', async () => {
+    const keeping: LoopLimits = { ...limits, prefixTokensMax: 40 * PAGE_TOKENS };
+    const pagesOf = async (changes: Partial<GenerateRequest>): Promise<number> => {
+      const { stats } = await play(scripted, keeping, [asked], [{ ...requestOf(asked, 0), ...changes }]);
+      return stats.pagesUsed;
+    };
+    const lengths = answer.map((_, i) => ({ maxTokens: i + 1 }));
+    const stops = answer.map((stop) => ({ stopTokenIds: [stop] }));
+    for (const end of [...lengths, ...stops]) {
+      const predicted = await pagesOf({ ...end, predictedTokenIds: Int32Array.from(answer) });
+      expect(predicted, JSON.stringify(end)).toBe(await pagesOf(end));
+    }
+  });
+
   test.each(['f32', 'f16'] as const)(
     'is the same on a real graph, alone and beside others, sampled and greedy, K and V in %s',
     async (kvType) => {

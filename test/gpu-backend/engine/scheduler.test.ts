@@ -47,6 +47,14 @@ const request = (
 const expected_ms = (scheduler: Scheduler, step: Step): number =>
   new StepCost(timesOf.get(scheduler)!).ms(step.parts.map(({ load }) => load).reduce(addLoads));
 
+/** An answer whose next token waits to be computed, with predicted ones behind it. */
+const predicted = (requestId: string, draftCount: number): ScheduledRequest => ({
+  ...request(requestId, 1, 100),
+  tokenCount: 2,
+  computedCount: 1,
+  draftCount,
+});
+
 /** What a step computed, of whom. An answer goes on by a token when it is computed whole. */
 function runStep(scheduler: Scheduler, took_ms?: number): [string, number][] {
   const step = scheduler.schedule();
@@ -121,6 +129,34 @@ test('the first prompt of a step advances by eight tokens however long that take
   scheduler.add(request('a1', 100));
   scheduler.add(request('b1', 100));
   expect([runStep(scheduler), runStep(scheduler)]).toEqual([[['a1', 8]], [['b1', 8]]]);
+});
+
+test('as many predicted tokens are computed as there is time for, behind the tokens of two answers', () => {
+  const drafts = (times: typeof TIMES, answers: number): number[] => {
+    const scheduler = open({ runningMax: 4 }, times);
+    for (const id of ['a1', 'b1', 'c1'].slice(0, answers)) scheduler.add(predicted(id, 15));
+    return runStep(scheduler).map(([, tokens]) => tokens);
+  };
+  expect([drafts(TIMES, 1), drafts(TIMES, 3)]).toEqual([[16], [16, 16, 1]]);
+  // A row that takes 6 ms leaves no time for all of them, and one that takes 60 for none.
+  expect([drafts({ ...TIMES, row_ms: 6 }, 1), drafts({ ...TIMES, row_ms: 6 }, 3)]).toEqual([[5], [4, 1, 1]]);
+  expect(drafts({ ...TIMES, fixed_ms: 0, row_ms: 60 }, 1)).toEqual([2]);
+  expect(drafts({ ...TIMES, fixed_ms: 0, row_ms: 60, pieceKey_ms: 60 }, 1)).toEqual([1]);
+});
+
+test('steps of predicted tokens, whose logits are read, teach nothing wrong of the time that prompts take', () => {
+  const limits = { chunkTokens: 1000, cacheTokensMax: 4000 };
+  const scheduler = open(limits);
+  const answer = predicted('a1', 15);
+  scheduler.add(answer);
+  // A row whose logits are read takes as long as 1.5 others.
+  for (let step = 0; step < 40; step++) {
+    expect(runStep(scheduler, 9 + 1.5 * 16)).toEqual([['a1', 16]]);
+    answer.computedCount = answer.tokenCount - 1;
+  }
+  scheduler.remove('a1');
+  scheduler.add(request('b1', 1000));
+  expect(runStep(scheduler)).toEqual([['b1', 51]]);
 });
 
 test('no piece of several tokens leaves one, or is one', () => {

@@ -3,6 +3,7 @@
  * removed.
  */
 import type { Mask } from '../../../../shared/mask/mask.ts';
+import { highestFirst, lowestFirst } from '../../../measure.ts';
 import { createRandom, permutation } from '../../../random.ts';
 import { maskWithout } from '../../search/budget.ts';
 import type { StaticMethod } from '../result.ts';
@@ -32,10 +33,10 @@ export async function staticOrders(method: StaticMethod, context: OrderContext):
   const measured = (order: readonly (readonly number[])[]): Removal[] => [{ order, evaluations: 1 }];
   switch (method) {
     case 'shortgpt':
-      return measured(layerUnits(highestFirst((await context.similarities()).layers)));
+      return measured(layerUnits(mostAlike((await context.similarities()).layers)));
     case 'llm-drop': {
       const { blocks } = await context.similarities();
-      const layers = highestFirst(blocks.filter((_, block) => block % 2 === 0));
+      const layers = mostAlike(blocks.filter((_, block) => block % 2 === 0));
       return measured(blockUnits(layers.map((layer) => 2 * layer)));
     }
     case 'sleb':
@@ -85,11 +86,9 @@ export function maskAlong(
 const layerUnit = (layer: number): number[] => [2 * layer, 2 * layer + 1];
 const layerUnits = (layers: readonly number[]): number[][] => layers.map(layerUnit);
 const blockUnits = (blocks: readonly number[]): number[][] => blocks.map((block) => [block]);
+const mostAlike = (similarities: readonly number[]): number[] =>
+  highestFirst(similarities.keys(), (index) => similarities[index]!);
 const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
-
-/** Indices by falling value; ties go to the lower index. */
-const highestFirst = (values: readonly number[]): number[] =>
-  range(values.length).sort((a, b) => values[b]! - values[a]! || a - b);
 
 type GreedyOptions = {
   readonly blockCount: number;
@@ -128,8 +127,7 @@ export async function greedyRemoval(options: GreedyOptions): Promise<Removal> {
   let evaluations = 0;
   for (let step = 0; step < Math.min(steps, units.length); step++) {
     const open = units.map((_, unit) => unit).filter((unit) => !out.includes(unit));
-    const candidates = open
-      .sort((a, b) => lastCost[a]! - lastCost[b]! || a - b)
+    const candidates = lowestFirst(open, (unit) => lastCost[unit]!)
       .slice(0, step === 0 ? units.length : tried)
       .sort((a, b) => a - b);
     for (const unit of candidates) {

@@ -142,6 +142,12 @@ describe('blocks to change', () => {
     expect(blocksToChange(start, worth, 4)).toEqual([2, 6, 10, 5].sort((a, b) => a - b));
   });
 
+  it('are the lower of those that are worth the same', () => {
+    const [out, running] = [skipped(start), blocks.filter((block) => start.runs[block] === 1)];
+    const found = blocksToChange(start, Array(blocks.length).fill(1), 4);
+    expect(found).toEqual([...out.slice(0, 2), ...running.slice(0, 2)].sort((a, b) => a - b));
+  });
+
   it('are as many as there are', () => {
     expect(blocksToChange(start, LEFT, 99)).toEqual(blocks);
   });
