@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { CSRF_HEADER, type Session, SIGN_IN_HEADER, sessionSchema } from '../../shared/admin/admin-wire.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 
 export class ApiError extends Error {
   readonly status: number;
@@ -128,13 +129,13 @@ export async function admin<T extends z.ZodType>(
   path: string,
   call: Call = {},
 ): Promise<z.output<T>> {
-  const parsed = schema.safeParse(await (await send(`/admin/v1${path}`, call)).json());
+  const read = check(schema, await (await send(`/admin/v1${path}`, call)).json(), 'the answer');
   if (call.method !== undefined) onChange();
-  if (parsed.success) return parsed.data;
+  if (read.kind === 'good') return read.value;
   throw new ApiError(
     200,
     'unreadable',
-    `The edge's answer is not in the expected form: ${parsed.error.message}`,
+    `The answer to ${path} is not in the expected form: ${read.message}.`,
   );
 }
 

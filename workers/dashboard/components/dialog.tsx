@@ -55,11 +55,14 @@ export function Dialog(props: {
   );
 }
 
-/** What another version of the edge wrote, and this one cannot read. */
-export const Unreadable = ({ what }: { readonly what: readonly string[] }) =>
-  what.length > 0 && (
+/** What another version of the edge, or a hand, wrote, and this one cannot read. */
+export const Unreadable = (props: { readonly what: readonly string[]; readonly advice?: string }) =>
+  props.what.length > 0 && (
     <div class="notice warning" role="status">
-      <p>Another version of the edge wrote this, and this one cannot read it: {what.join('; ')}.</p>
+      <p>
+        Another version of the edge wrote this, and this one cannot read it: {props.what.join('; ')}.{' '}
+        {props.advice}
+      </p>
     </div>
   );
 

@@ -9,7 +9,7 @@ import { ForChange, itemsIn, RowButton, Search, useSearch } from '../components/
 import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { emptyText, Table, Version } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
-import { duration, percent, when, whose } from '../look.ts';
+import { duration, percent, unreadableHere, when, whose } from '../look.ts';
 import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
 
 const REFRESH_ms = 5_000;
@@ -96,7 +96,8 @@ function BackendTable(props: {
         { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
         {
           title: 'State',
-          cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
+          cell: ({ enabled, state, unreadable }) =>
+            (enabled ? BREAKER[state.breaker] : 'switched off') + unreadableHere(unreadable),
         },
         { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
         { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
