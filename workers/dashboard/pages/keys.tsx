@@ -21,7 +21,7 @@ import {
 } from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
+import { type List, useAddressOf, useCopy, useList, useScope, useUnsaved } from '../hooks.ts';
 import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
@@ -233,6 +233,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
 }
 
 function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly onClose: () => void }) {
+  useUnsaved(true);
   const { isCopied, error, copy } = useCopy();
   return (
     <Dialog
