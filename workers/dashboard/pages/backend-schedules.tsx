@@ -18,7 +18,15 @@ import {
   uploadedDataSchema,
 } from '../../../shared/admin/job-wire.ts';
 import { ApiError, admin, query } from '../api.ts';
-import { Choice, ForChange, RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
+import {
+  Choice,
+  ForChange,
+  RolloutFields,
+  RowButton,
+  rolloutIn,
+  TimeField,
+  timeIn,
+} from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
@@ -173,10 +181,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
           </select>
         </label>
       </div>
-      <label>
-        First run (empty: after one interval)
-        <input name="first_at" type="datetime-local" />
-      </label>
+      <TimeField name="first_at" title="First run (empty: after one interval)" />
       <JobFields />
       <Choice
         title="When learned"

@@ -5,7 +5,7 @@ import { isFinished, type Job, jobSchema } from '../../../shared/admin/job-wire.
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
-import { ForChange, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
+import { ForChange, IdField, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { emptyText, Table, Version } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
@@ -148,10 +148,7 @@ function NewBackend({ onClose }: { readonly onClose: () => void }) {
         onClose();
       }}
     >
-      <label>
-        Id
-        <input name="id" required maxLength={63} />
-      </label>
+      <IdField />
       <label>
         Address
         <input name="url" type="url" required placeholder="https://backend-eu.example.com" />

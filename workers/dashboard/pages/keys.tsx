@@ -13,9 +13,11 @@ import { admin, edgeNow_ms } from '../api.ts';
 import {
   Choice,
   ForChange,
+  NameField,
   RowButton,
   type SearchProps,
   TenantChoice,
+  TimeField,
   timeIn,
   useSearch,
 } from '../components/controls.tsx';
@@ -201,10 +203,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
         props.onCreated(await admin(createdKeySchema, '/keys', { method: 'POST', body }));
       }}
     >
-      <label>
-        Name
-        <input name="name" required maxLength={200} />
-      </label>
+      <NameField />
       <Choice
         name="kind"
         title="Role"
@@ -224,10 +223,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
           onPick={setOwner}
         />
       )}
-      <label>
-        Expires (empty: never)
-        <input name="expires_at" type="datetime-local" />
-      </label>
+      <TimeField name="expires_at" title="Expires (empty: never)" />
     </FormDialog>
   );
 }

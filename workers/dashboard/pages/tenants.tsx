@@ -10,7 +10,14 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
-import { ModelBoxes, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
+import {
+  IdField,
+  ModelBoxes,
+  NameField,
+  RowButton,
+  type SearchProps,
+  useSearch,
+} from '../components/controls.tsx';
 import { Detail, FormDialog, Loaded, Notice, Unreadable } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
@@ -212,21 +219,8 @@ function TenantFields({
           advice="Requests of this tenant are refused. Saving replaces its limits with those that you see here."
         />
       )}
-      {tenant === undefined && (
-        <label>
-          Id
-          <input
-            name="id"
-            required
-            pattern="[a-z0-9][a-z0-9\-]{0,62}"
-            title="lower-case letters, digits and dashes"
-          />
-        </label>
-      )}
-      <label>
-        Name
-        <input name="name" required maxLength={200} defaultValue={tenant?.name} />
-      </label>
+      {tenant === undefined && <IdField />}
+      <NameField preset={tenant?.name} />
       <label>
         Routing policy
         <select name="routing_policy">
