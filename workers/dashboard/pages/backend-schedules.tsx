@@ -288,13 +288,21 @@ export const JobFields = () => (
   </>
 );
 
-/** The job that the form describes. `jobs`: the path of the backend's jobs, where its files are uploaded. */
+/**
+ * The job that the form describes. `jobs`: the path of the backend's jobs, where its files are uploaded.
+ * @throws Error when it has no prompts, before anything is uploaded.
+ */
 export async function jobIn(form: FormData, jobs: string): Promise<object> {
-  const uploads: CreateEdgeJob['data'] = [];
-  for (const file of form.getAll('files')) {
-    if (file instanceof File && file.size > 0) uploads.push({ upload: await upload(jobs, file) });
-  }
+  // A field without files has one without a name.
+  const files = form.getAll('files').filter((file) => file instanceof File && file.name !== '') as File[];
   const path = form.get('path');
+  const empty = files.find(({ size }) => size === 0);
+  if (empty !== undefined) throw new Error(`${empty.name} is empty.`);
+  if (files.length === 0 && path === null) {
+    throw new Error('Choose files with prompts, or name one in the backend’s job data folder.');
+  }
+  const uploads: CreateEdgeJob['data'] = [];
+  for (const file of files) uploads.push({ upload: await upload(jobs, file) });
   const clusters = form.get('clusters');
   const rows = form.get('rows');
   return {
