@@ -97,7 +97,8 @@ function BackendTable(props: {
         {
           title: 'State',
           cell: ({ enabled, state, unreadable }) =>
-            (enabled ? BREAKER[state.breaker] : 'switched off') + unreadableHere(unreadable),
+            (enabled ? (unreadable === undefined ? BREAKER[state.breaker] : 'switched on') : 'switched off') +
+            unreadableHere(unreadable),
         },
         { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
         { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
