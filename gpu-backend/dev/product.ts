@@ -118,7 +118,9 @@ async function startParts(options: ProductOptions, parts: Parts, backups: Backup
   const database = await backups.database();
   if (database !== undefined) parts.unwatch = watchFile(database, () => sayGone(options, database, backups));
 
-  const apiKey = await step('A tenant, its key and the mask sets are in place', () => seed(edge, keys, say));
+  const apiKey = await step('A tenant, its key and the mask sets are in place', () =>
+    seed({ edge, backend }, keys, say),
+  );
   if (apiKey !== keys.apiKey) await saveKeys(home, { ...keys, apiKey });
   signal.throwIfAborted();
   const dev = { edge, backend, apiKey, adminKey, backendKey, model: DEFAULT_MODEL };

@@ -9,7 +9,13 @@ import { type MaskSet, maskSetVersion } from '../../shared/mask/mask-set.ts';
 import { type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { DEFAULT_MODEL } from '../model/sources/resolve.ts';
-import { type AdminClient, createAdminClient, createTenantClient } from '../publication/admin-client.ts';
+import {
+  type AdminClient,
+  createAdminClient,
+  createBackendClient,
+  createTenantClient,
+  type Requests,
+} from '../publication/admin-client.ts';
 import {
   livePublication,
   namesOfVersions,
@@ -29,13 +35,18 @@ const STORED_PRESETS = ['mask-set-25.json', 'mask-set-blocks.json', 'mask-set-bl
 const TENANT = { id: 'local', name: 'This machine' };
 
 /** @returns a working API key. `say` gets a line when the preset does not become live. */
-export async function seed(edge: string, keys: DevKeys, say: (line: string) => void): Promise<string> {
+export async function seed(
+  { edge, backend }: { readonly edge: string; readonly backend: string },
+  keys: DevKeys,
+  say: (line: string) => void,
+): Promise<string> {
   const client = createAdminClient(edge, keys.adminKey);
   const apiKey = await ensureApiKey(client, keys.apiKey);
   const files = [LIVE_PRESET, ...STORED_PRESETS].map((name) => path.join(PRESETS_FOLDER, name));
   const preset = await readMaskSet(files[0]!);
   // The model may come from a source with other weights. Then the presets could not be activated, so none is stored.
-  if (!isFor(preset, await servedModels(edge, apiKey))) {
+  // The tenant may be disabled, limited or unreadable, and its administrator needs the edge to change that.
+  if (!isFor(preset, await modelsAt(createBackendClient(backend, keys.backendKey)))) {
     say(
       `The preset mask sets are for other weights or surrogates of ${DEFAULT_MODEL} than the installed ones, so none is stored; requests run dense until a set is published.`,
     );
@@ -47,9 +58,8 @@ export async function seed(edge: string, keys: DevKeys, say: (line: string) => v
   return apiKey;
 }
 
-/** The models of the edge's backends. */
-const servedModels = async (edge: string, apiKey: string): Promise<readonly ModelEntry[]> =>
-  (await createTenantClient(edge, apiKey).request({ method: 'GET', path: '/models' }, modelListSchema)).data;
+const modelsAt = async (server: Requests): Promise<readonly ModelEntry[]> =>
+  (await server.request({ method: 'GET', path: '/models' }, modelListSchema)).data;
 
 const isFor = ({ model, surrogates }: MaskSet, served: readonly ModelEntry[]): boolean =>
   served.some(
@@ -72,7 +82,7 @@ export async function ensureApiKey(client: AdminClient, kept: string | undefined
 /** Whether the edge takes the key, whatever its backends do. @throws MaskrouteError `edge_unreachable`, `backend_error` when it is no edge. */
 async function isAccepted(edge: string, key: string): Promise<boolean> {
   try {
-    await servedModels(edge, key);
+    await modelsAt(createTenantClient(edge, key));
     return true;
   } catch (error) {
     const isEdges = error instanceof MaskrouteError && !NOT_HEARD.includes(error.code);

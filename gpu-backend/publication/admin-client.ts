@@ -28,7 +28,7 @@ type AdminRequest = {
   readonly signal?: AbortSignal | undefined;
 };
 
-type Requests = {
+export type Requests = {
   /**
    * The answer, parsed by `schema`.
    * @throws MaskrouteError the server's own error; `edge_unreachable` or `backend_unreachable` when no answer comes in

@@ -104,7 +104,7 @@ export async function startSoakProduct(say: (line: string) => void): Promise<Soa
     started.push(edge);
     await untilReady(edge.url);
     const admin = createAdminClient(edge.url, keys.adminKey);
-    await seed(edge.url, keys, say);
+    await seed({ edge: edge.url, backend: backends[0]!.url }, keys, say);
     for (const [index, { url }] of backends.entries()) await register(admin, `backend-${index + 1}`, url);
     const database = await openBackups(home).database();
     if (database === undefined) throw new Error('the edge has no database');

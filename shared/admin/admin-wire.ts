@@ -97,12 +97,7 @@ export const TEXTS_KEPT_DAYS_MAX = 90;
 
 /** A limit over any 60 seconds, or over a UTC day; null: no limit. */
 const budget = z.int().min(1).max(1e12).nullable();
-const tenantFields = {
-  name: z.string().min(1).max(200),
-  /** Which text of a conversation's opening is embedded. */
-  routing_policy: z.enum(ROUTING_POLICIES),
-  /** A disabled tenant's keys are refused. */
-  enabled: z.boolean(),
+const tenantLimits = {
   /** Model names without `:dense`; null: every model. */
   models: z.array(z.string().min(1).max(300)).min(1).max(64).nullable(),
   /** The largest share of blocks that a request's mask may skip; null: no limit. */
@@ -116,6 +111,27 @@ const tenantFields = {
   /** Days for which prompts and answers are kept with their requests; null: not kept. */
   texts_kept_days: z.int().min(1).max(TEXTS_KEPT_DAYS_MAX).nullable(),
 };
+const tenantFields = {
+  name: z.string().min(1).max(200),
+  /** Which text of a conversation's opening is embedded. */
+  routing_policy: z.enum(ROUTING_POLICIES),
+  /** A disabled tenant's keys are refused. */
+  enabled: z.boolean(),
+  ...tenantLimits,
+};
+
+/** What a stored tenant's requests must keep to. */
+export const tenantLimitsSchema = z.object(tenantLimits);
+export type TenantLimits = z.infer<typeof tenantLimitsSchema>;
+
+/** What can be read of limits that this version of the edge cannot read as a whole; null for what cannot. */
+export const readableLimits = (stored: { readonly [Name in keyof TenantLimits]: unknown }): TenantLimits =>
+  Object.fromEntries(
+    Object.entries(tenantLimits).map(([name, limit]) => [
+      name,
+      limit.safeParse(stored[name as keyof TenantLimits]).data ?? null,
+    ]),
+  ) as TenantLimits;
 
 export const createTenantSchema = z.strictObject({
   id: tenantId,
@@ -151,7 +167,14 @@ const TENANT_WARNINGS = ['quality_below_floor', 'sparsity_over_ceiling', 'model_
 export const tenantSchema = z.object({
   id: z.string(),
   ...tenantFields,
+  /** As it is stored, which another version or a hand may have done. */
+  name: z.string(),
   created_at: timestamp,
+  /**
+   * Why this version of the edge cannot read its limits, if it cannot: another version or a hand wrote them. Then its
+   * requests are refused, and the limits that cannot be read are null here. It can be changed.
+   */
+  unreadable: z.string().optional(),
   /** Only in the answer for a single tenant, not in lists; also absent while the live set cannot be read. */
   warnings: z.array(z.object({ code: z.enum(TENANT_WARNINGS), message: z.string() })).optional(),
 });

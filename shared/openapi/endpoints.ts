@@ -205,6 +205,7 @@ export const GROUPS: readonly Group[] = [
       ),
       on('GET /admin/v1/mask-sets/{version}/evaluation', 'Its evaluation', '200 [EvaluatedRow]', {
         query: tenant,
+        errors: ['conflict'],
       }),
     ],
   },

@@ -30,6 +30,19 @@ const fields = {
   enabled: z.boolean(),
 };
 
+/** What a stored backend must have to get requests. */
+export const storedBackendSchema = z.object({
+  url: fields.url,
+  regions: fields.regions,
+  weight: fields.weight,
+});
+
+/** What can be read of one that this version of the edge cannot read as a whole. */
+export const readableBackend = ({ regions, weight }: Record<'regions' | 'weight', unknown>) => ({
+  regions: fields.regions.safeParse(regions).data ?? [],
+  weight: fields.weight.safeParse(weight).data ?? 0,
+});
+
 export const createBackendSchema = z.strictObject({
   id: slug,
   url: fields.url,
@@ -68,6 +81,11 @@ export const backendSchema = z.object({
   created_at: timestamp.nullable(),
   updated_at: timestamp.nullable(),
   state: backendStateSchema,
+  /**
+   * Why this version of the edge cannot read it, if it cannot: another version or a hand wrote it. Then it gets no requests,
+   * and its fields have what could be read. It can be changed or removed.
+   */
+  unreadable: z.string().optional(),
 });
 export type BackendEntry = z.infer<typeof backendSchema>;
 

@@ -305,6 +305,15 @@ test(
     expect(empty.output()).toMatch(/local database is gone from .*begins with an empty one/s);
     const [, option] = /npm start -- (--restore=\S+)/.exec(empty.output())!;
     expect(await tenants(empty.dev)).toEqual(['local']);
+    // Who disables the tenant of this machine can start it again, and enable it.
+    const disabled = await fetch(`${empty.dev.edge}/admin/v1/tenants/local`, {
+      method: 'PATCH',
+      headers: { authorization: `Bearer ${empty.dev.adminKey}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ enabled: false }),
+    });
+    expect(disabled.status).toBe(200);
+    await end();
+    expect(await tenants((await begin()).dev)).toEqual(['local']);
     await end();
 
     const restored = await begin({}, [...BY_NPM, '--', option!]);

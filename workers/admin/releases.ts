@@ -84,16 +84,21 @@ export const maskSets = new Hono<AppEnv>()
     }
     const { db } = c.var.services;
     const before = await d1(findEvaluation(db, set));
-    c.set('before', before);
+    c.set('before', before.rows);
     const written = writeEvaluation(rows);
-    const more_bytes = written.content_bytes - writeEvaluation(before).content_bytes;
+    const more_bytes = written.content_bytes - before.content_bytes;
     await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', more_bytes);
     await d1(putEvaluation(db, set, written, Date.now()));
     return c.json({ object: 'list', data: rows });
   })
   .get('/:version/evaluation', async (c) => {
     const set = await find(c);
-    return c.json({ object: 'list', data: await d1(findEvaluation(c.var.services.db, set)) });
+    const { rows, unreadable } = await d1(findEvaluation(c.var.services.db, set));
+    if (unreadable !== null) {
+      const message = `This version of the edge cannot read the evaluation of ${set.version}: ${unreadable}.`;
+      throw new MaskrouteError('conflict', message);
+    }
+    return c.json({ object: 'list', data: rows });
   });
 
 /** @throws MaskrouteError `not_found` for a set that is neither the tenant's nor the default owner's. */

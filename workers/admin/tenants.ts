@@ -24,7 +24,7 @@ import {
   revokeApiKey,
   rotateApiKey,
 } from '../db/key-rows.ts';
-import { type BudgetLimits, findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
+import { budgetOf, findTenant, insertTenant, listTenants, updateTenant } from '../db/tenant-rows.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson, readQuery } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
@@ -66,7 +66,7 @@ export const tenants = new Hono<AppEnv>()
   })
   .get('/:id/budget', async (c) => {
     const tenant = await tenantOf(c);
-    const states = await c.var.services.budgets.states(tenant.id, limitsOf(tenant));
+    const states = await c.var.services.budgets.states(tenant.id, budgetOf(tenant));
     const now_ms = Date.now();
     return c.json({ object: 'list', data: states.map((state) => toUse(state, now_ms)) });
   });
@@ -89,13 +89,6 @@ async function tenantOf(c: AppContext): Promise<Tenant> {
 }
 
 const notFound = () => new MaskrouteError('not_found', 'There is no such tenant.');
-
-const limitsOf = (tenant: Tenant): BudgetLimits => ({
-  requestsPerMinute: tenant.requests_per_minute,
-  tokensPerMinute: tenant.tokens_per_minute,
-  requestsPerDay: tenant.requests_per_day,
-  tokensPerDay: tenant.tokens_per_day,
-});
 
 const toUse = ({ unit, window, limit, used, resetsAfter_ms }: BudgetState, now_ms: number): BudgetUse => ({
   unit,

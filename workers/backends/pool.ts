@@ -134,13 +134,14 @@ export class BackendPool {
   }
 
   /** A registry entry, with this isolate's state of the backend. */
-  describe({ createdAt_ms, updatedAt_ms, ...row }: BackendRow): BackendEntry {
+  describe({ createdAt_ms, updatedAt_ms, unreadable, ...row }: BackendRow): BackendEntry {
     return {
       ...row,
       regions: [...row.regions],
       created_at: isoTimeOrNull(createdAt_ms),
       updated_at: isoTimeOrNull(updatedAt_ms),
       state: (this.#known.get(row.id)?.seen ?? new Observed()).summary(steadyNow_ms()),
+      ...(unreadable === null ? {} : { unreadable }),
     };
   }
 

@@ -15,7 +15,7 @@ import { BACKENDS, MODELS, RETRY_AFTER_s } from '../limits.ts';
 export const DEFAULT_BACKEND = 'default';
 
 export interface Registry {
-  /** The enabled backends; empty when all are disabled. Never rejects. */
+  /** The enabled backends that can be read; empty when there are none of them. Never rejects. */
   enabled(hold: Hold): Promise<readonly BackendRow[]>;
   /** After a change: this isolate sees it at once. */
   refresh(hold: Hold): Promise<void>;
@@ -27,6 +27,7 @@ export const defaultBackend = (url: string): BackendRow => ({
   regions: [ANYWHERE],
   weight: 1,
   enabled: true,
+  unreadable: null,
   createdAt_ms: null,
   updatedAt_ms: null,
 });
@@ -37,7 +38,7 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
     'the registry of backends',
     async () => {
       const rows = await read();
-      return rows.length === 0 ? [defaultBackend(defaultUrl)] : rows.filter(({ enabled }) => enabled);
+      return rows.length === 0 ? [defaultBackend(defaultUrl)] : rows.filter(isUsable);
     },
     BACKENDS,
   );
@@ -54,6 +55,11 @@ export function createRegistry(read: () => Promise<readonly BackendRow[]>, defau
       await cache.refresh('', hold);
     },
   };
+}
+
+function isUsable({ id, enabled, unreadable }: BackendRow): boolean {
+  if (enabled && unreadable !== null) log('error', 'backend_unreadable', { backend: id, reason: unreadable });
+  return enabled && unreadable === null;
 }
 
 /** The JSON that a backend, by its id, answered with success; its form is not checked yet. */

@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { CSRF_HEADER, type Session, SIGN_IN_HEADER, sessionSchema } from '../../shared/admin/admin-wire.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 
 export class ApiError extends Error {
   readonly status: number;
@@ -36,12 +37,16 @@ type Call = {
   /** A file that is sent as the body, unchanged: JSON lines. */
   readonly file?: Blob;
   readonly signal?: AbortSignal;
+  /** The page is left whatever the answer is: no session is waited for. */
+  readonly isLast?: boolean;
 };
 
 let session: Session | undefined;
 /** The OpenID Connect provider for signing in, if any; a header of the session endpoint names it. */
 let provider: string | undefined;
-let onSessionEnd: (why: string) => void = () => undefined;
+let onSessionEnd: (why: string) => 'kept' | 'left' = () => 'left';
+/** While the page is kept without a session: settles when somebody has logged in, or the page is left. */
+let loggedIn: PromiseWithResolvers<void> | undefined;
 let onChange: () => void = () => undefined;
 
 /** How far the edge's clock is ahead of the browser's, which may be wrong. */
@@ -72,14 +77,16 @@ export async function reachEdge(path: string, init: RequestInit): Promise<Respon
   }
 }
 
-/** @throws ApiError */
+/**
+ * A request that was refused for want of a session has changed nothing, so it is sent again when the same person has logged in.
+ * @throws ApiError
+ */
 async function send(path: string, call: Call): Promise<Response> {
   const asked = session;
   const response = await sendOnce(path, call);
   if (response.ok) return response;
-  // After the end of the session, or revocation of its key, the login is shown.
-  if (response.status === 401) endSession('The session has ended. Log in again.');
-  if (response.status === 403 && asked !== undefined && (await hasLoggedInAgain(asked))) {
+  const isOver = call.isLast === true && response.status === 401;
+  if (asked !== undefined && !isOver && (await goesOn(asked, response.status))) {
     const second = await sendOnce(path, call);
     if (second.ok) return second;
     throw await failure(second);
@@ -104,10 +111,34 @@ async function sendOnce(path: string, { method = 'GET', body, file, signal }: Ca
   return response;
 }
 
+/** Whether the person of an earlier session has another one, after an answer with this status. */
+async function goesOn(asked: Session, status: number): Promise<boolean> {
+  if (status === 403) return await hasLoggedInAgain(asked);
+  if (status !== 401) return false;
+  // After the end of the session, or revocation of its key, the login is shown.
+  if (session === asked) endSession('The session has ended. Log in again.');
+  await loggedIn?.promise;
+  return session !== undefined && session !== asked && isSamePerson(session, asked);
+}
+
+export const isSamePerson = (one: Session, other: Session): boolean =>
+  one.actor === other.actor && one.tenant === other.tenant && one.role === other.role;
+
 function endSession(why: string): void {
   if (session === undefined) return;
   session = undefined;
-  onSessionEnd(why);
+  if (onSessionEnd(why) === 'kept') loggedIn = Promise.withResolvers();
+}
+
+function beginSession(begun: Session | undefined): void {
+  session = begun;
+  if (begun !== undefined) stopWaiting();
+}
+
+/** Lets requests go that wait for a session; without one they fail. */
+export function stopWaiting(): void {
+  loggedIn?.resolve();
+  loggedIn = undefined;
 }
 
 /**
@@ -117,7 +148,7 @@ function endSession(why: string): void {
 async function hasLoggedInAgain(before: Session): Promise<boolean> {
   const now = await resume().catch(() => before);
   if (now === undefined || now.csrf === before.csrf) return false;
-  const isSame = now.actor === before.actor && now.tenant === before.tenant && now.role === before.role;
+  const isSame = isSamePerson(now, before);
   if (!isSame) endSession('Somebody else has logged in in this browser. Log in again.');
   return isSame;
 }
@@ -128,13 +159,14 @@ export async function admin<T extends z.ZodType>(
   path: string,
   call: Call = {},
 ): Promise<z.output<T>> {
-  const parsed = schema.safeParse(await (await send(`/admin/v1${path}`, call)).json());
+  await loggedIn?.promise;
+  const read = check(schema, await (await send(`/admin/v1${path}`, call)).json(), 'the answer');
   if (call.method !== undefined) onChange();
-  if (parsed.success) return parsed.data;
+  if (read.kind === 'good') return read.value;
   throw new ApiError(
     200,
     'unreadable',
-    `The edge's answer is not in the expected form: ${parsed.error.message}`,
+    `The answer to ${path} is not in the expected form: ${read.message}.`,
   );
 }
 
@@ -144,8 +176,8 @@ export function noneIfNotFound(error: unknown): null {
   throw error;
 }
 
-/** `listener` is called with the reason when the session ends. */
-export const sessionEnds = (listener: (why: string) => void): void => {
+/** `listener` is called with the reason when the session ends. If it keeps the page, requests wait for the next session. */
+export const sessionEnds = (listener: typeof onSessionEnd): void => {
   onSessionEnd = listener;
 };
 
@@ -155,7 +187,7 @@ export const signInProvider = (): string | undefined => provider;
 export async function resume(): Promise<Session | undefined> {
   try {
     const response = await send('/dashboard/session', {});
-    session = response.status === 204 ? undefined : sessionSchema.parse(await response.json());
+    beginSession(response.status === 204 ? undefined : sessionSchema.parse(await response.json()));
     return session;
   } catch (error) {
     if (error instanceof ApiError && error.status === 401) return undefined;
@@ -166,13 +198,15 @@ export async function resume(): Promise<Session | undefined> {
 /** @throws ApiError `invalid_api_key`, `forbidden` for a key that is not an admin key. */
 export async function logIn(key: string): Promise<Session> {
   const response = await send('/dashboard/session', { method: 'POST', body: { key } });
-  session = sessionSchema.parse(await response.json());
-  return session;
+  const begun = sessionSchema.parse(await response.json());
+  beginSession(begun);
+  return begun;
 }
 
 /** With `everywhere` ends all sessions of the key. @throws ApiError */
 export async function logOut({ everywhere = false } = {}): Promise<void> {
-  await send(`/dashboard/session${everywhere ? '?everywhere=true' : ''}`, { method: 'DELETE' });
+  const path = `/dashboard/session${everywhere ? '?everywhere=true' : ''}`;
+  await send(path, { method: 'DELETE', isLast: !everywhere });
   session = undefined;
 }
 

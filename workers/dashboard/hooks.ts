@@ -2,7 +2,7 @@
 
 import { QueryClient, useInfiniteQuery, useQuery } from '@tanstack/preact-query';
 import { createContext } from 'preact';
-import { useCallback, useContext, useMemo, useState } from 'preact/hooks';
+import { useCallback, useContext, useEffect, useMemo, useState } from 'preact/hooks';
 import { useSearchParams } from 'wouter-preact';
 import { z } from 'zod';
 import { listSchema, type Session } from '../../shared/admin/admin-wire.ts';
@@ -205,6 +205,20 @@ export function useRetried(): Pick<ReturnType<typeof useAttempt>, 'error' | 'att
       await act().catch(setError);
     },
   };
+}
+
+/* What somebody typed and did not send yet: a session that ends must not take it away. */
+
+let unsaved = 0;
+export const hasUnsaved = (): boolean => unsaved > 0;
+
+/** Says so for as long as the form is there. */
+export function useUnsaved(isTouched: boolean): void {
+  useEffect(() => {
+    if (!isTouched) return;
+    unsaved++;
+    return () => void unsaved--;
+  }, [isTouched]);
 }
 
 /** Copies a text to the clipboard. Call `forget` when the text changes. */

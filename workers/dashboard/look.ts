@@ -84,6 +84,10 @@ export function duration(length_ms: number): string {
     .join(' ');
 }
 
+/** Behind the state of what this version of the edge cannot read. */
+export const unreadableHere = (why: string | undefined): string =>
+  why === undefined ? '' : `, but not here: this version cannot read it (${why})`;
+
 /** Names of the empty tenant, in lists of tenants and as an owner of mask sets. */
 export const tenantFilter = (tenant: string): string => (tenant === '' ? 'All tenants' : tenant);
 export const setOwner = (tenant: string): string => (tenant === '' ? 'Default mask set' : tenant);

@@ -6,10 +6,10 @@ import { useEffect, useState } from 'preact/hooks';
 import { Router } from 'wouter-preact';
 import { z } from 'zod';
 import type { Session } from '../../shared/admin/admin-wire.ts';
-import { logIn, resume, sessionEnds, signInProvider } from './api.ts';
-import { Failure } from './components/dialog.tsx';
+import { isSamePerson, logIn, resume, sessionEnds, signInProvider, stopWaiting } from './api.ts';
+import { Dialog, Failure } from './components/dialog.tsx';
 import { Layout } from './frame.tsx';
-import { queries, useAttempt } from './hooks.ts';
+import { hasUnsaved, queries, useAttempt } from './hooks.ts';
 import { applyTheme, storedTheme } from './look.ts';
 import { forgetPlaygroundKeys } from './pages/playground-stream.ts';
 import './styles.css';
@@ -30,15 +30,27 @@ type Gate =
   | { readonly state: 'asking' }
   /** `unchecked`: why the browser's session could not be checked; it may still be good. */
   | { readonly state: 'out'; readonly notice?: string; readonly unchecked?: Error }
-  | { readonly state: 'in'; readonly session: Session };
+  /** `ended`: why the session is over; the pages stay behind the login, as something typed there is not saved. */
+  | { readonly state: 'in'; readonly session: Session; readonly ended?: string };
 
 function App() {
   const [gate, setGate] = useState<Gate>({ state: 'asking' });
-  /** Clears all cached data and keys, so that the next person to log in sees none. */
   const logOut = (notice: string) => {
-    queries.clear();
-    forgetPlaygroundKeys();
+    forgetAll();
     setGate({ state: 'out', notice });
+  };
+  const onEnd = (notice: string) => {
+    if (!hasUnsaved()) {
+      logOut(notice);
+      return 'left';
+    }
+    forgetPlaygroundKeys();
+    setGate((now) => (now.state === 'in' ? { ...now, ended: notice } : now));
+    return 'kept';
+  };
+  const goOn = (before: Session, session: Session) => {
+    if (!isSamePerson(before, session)) forgetAll();
+    setGate({ state: 'in', session });
   };
   const open = () =>
     resume().then(
@@ -46,7 +58,7 @@ function App() {
       (error: Error) => setGate({ state: 'out', unchecked: error }),
     );
   useEffect(() => {
-    sessionEnds(logOut);
+    sessionEnds(onEnd);
     void open();
   }, []);
   switch (gate.state) {
@@ -63,26 +75,40 @@ function App() {
       );
     case 'in':
       return (
-        <Router base="/dashboard">
-          <Layout session={gate.session} onLogOut={logOut} />
-        </Router>
+        <>
+          <Router base="/dashboard">
+            <Layout key={personIn(gate.session)} session={gate.session} onLogOut={logOut} />
+          </Router>
+          {gate.ended !== undefined && (
+            <LoginAgain
+              notice={gate.ended}
+              onSession={(session) => goOn(gate.session, session)}
+              onLeave={() => {
+                logOut('You are logged out.');
+                stopWaiting();
+              }}
+            />
+          )}
+        </>
       );
   }
 }
 
-/** The login form: exchanges an admin key for a session. The key is sent once and not stored. */
+/** Clears all cached data and keys, so that the next person to log in sees none. */
+function forgetAll(): void {
+  queries.clear();
+  forgetPlaygroundKeys();
+}
+
+/** Somebody else's pages begin anew. */
+const personIn = ({ actor, tenant, role }: Session): string => JSON.stringify([actor, tenant, role]);
+
 function Login(props: {
   readonly notice: string | undefined;
   readonly unchecked: Error | undefined;
   readonly onRetry: () => void;
   readonly onSession: (session: Session) => void;
 }) {
-  const { busy, error, attempt } = useAttempt();
-  const submit = (event: SubmitEvent) => {
-    event.preventDefault();
-    const key = String(new FormData(event.currentTarget as HTMLFormElement).get('key')).trim();
-    return attempt(async () => props.onSession(await logIn(key)));
-  };
   return (
     <main class="login">
       <article>
@@ -90,16 +116,7 @@ function Login(props: {
         <p>Log in with an admin key, the admin key of a tenant, or the key of a viewer.</p>
         {props.notice !== undefined && <p role="status">{props.notice}</p>}
         {props.unchecked !== undefined && <Failure error={props.unchecked} retry={props.onRetry} />}
-        {error !== undefined && <Failure error={error} />}
-        <form onSubmit={submit}>
-          <label>
-            Admin key
-            <input name="key" type="password" required autocomplete="off" spellcheck={false} />
-          </label>
-          <button type="submit" aria-busy={busy} disabled={busy}>
-            Log in
-          </button>
-        </form>
+        <KeyForm onSession={props.onSession} />
         {signInProvider() !== undefined && (
           <p>
             <a href="/dashboard/sign-in">Sign in through {signInProvider()}</a>
@@ -108,5 +125,72 @@ function Login(props: {
         <small>The key is exchanged for a session of eight hours and is not kept in this browser.</small>
       </article>
     </main>
+  );
+}
+
+/** The login in front of a form that somebody has filled in. */
+function LoginAgain(props: {
+  readonly notice: string;
+  readonly onSession: (session: Session) => void;
+  readonly onLeave: () => void;
+}) {
+  const { busy, error, attempt } = useAttempt();
+  const provider = signInProvider();
+  const useSession = () =>
+    attempt(async () => {
+      const session = await resume();
+      if (session === undefined) throw new Error('No tab of this browser has logged in.');
+      props.onSession(session);
+    });
+  return (
+    <Dialog title="Log in again" covers onEscape={() => undefined}>
+      <p role="status">{props.notice}</p>
+      <p>What you typed is still here. It goes on if you log in as the same person as before.</p>
+      <KeyForm onSession={props.onSession} />
+      <p>
+        Or log in{' '}
+        <a
+          href={provider === undefined ? '/dashboard' : '/dashboard/sign-in'}
+          target="_blank"
+          rel="noreferrer"
+        >
+          in another tab{provider !== undefined && ` through ${provider}`}
+        </a>
+        , come back and go on here.
+      </p>
+      {error !== undefined && <Failure error={error} />}
+      <div class="row">
+        <button type="button" class="outline" onClick={useSession} aria-busy={busy} disabled={busy}>
+          Go on here
+        </button>
+        <button type="button" class="danger outline" onClick={props.onLeave}>
+          Discard what I typed
+        </button>
+      </div>
+    </Dialog>
+  );
+}
+
+/** Exchanges an admin key for a session. The key is sent once and not stored. */
+function KeyForm({ onSession }: { readonly onSession: (session: Session) => void }) {
+  const { busy, error, attempt } = useAttempt();
+  const submit = (event: SubmitEvent) => {
+    event.preventDefault();
+    const key = String(new FormData(event.currentTarget as HTMLFormElement).get('key')).trim();
+    return attempt(async () => onSession(await logIn(key)));
+  };
+  return (
+    <>
+      {error !== undefined && <Failure error={error} />}
+      <form onSubmit={submit}>
+        <label>
+          Admin key
+          <input name="key" type="password" required autocomplete="off" spellcheck={false} />
+        </label>
+        <button type="submit" aria-busy={busy} disabled={busy}>
+          Log in
+        </button>
+      </form>
+    </>
   );
 }

@@ -1,8 +1,9 @@
 /** The registry of backends in D1. */
 import { eq, sql } from 'drizzle-orm';
-import { BACKENDS_MAX } from '../../shared/wire/backend-load.ts';
+import { BACKENDS_MAX, readableBackend, storedBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { type Database, holds, orConflict } from './d1.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+import { type Database, holds, orConflict, storedJson } from './d1.ts';
 import { backends } from './schema.ts';
 
 export type BackendRow = {
@@ -11,6 +12,8 @@ export type BackendRow = {
   readonly regions: readonly string[];
   readonly weight: number;
   readonly enabled: boolean;
+  /** Why this version of the edge cannot read it; null: it can. */
+  readonly unreadable: string | null;
   /** Null for an entry that is not stored. */
   readonly createdAt_ms: number | null;
   readonly updatedAt_ms: number | null;
@@ -20,17 +23,18 @@ type BackendFields = Pick<BackendRow, 'url' | 'regions' | 'weight' | 'enabled'>;
 /** `q`: only backends with this text in their id, address or regions. */
 export async function listBackends(db: Database, q?: string): Promise<BackendRow[]> {
   const { id, url, regions } = backends;
-  return await db
+  const rows = await db
     .select()
     .from(backends)
     .where(holds(q, id, url, regions))
     .orderBy(id)
     .limit(BACKENDS_MAX);
+  return rows.map(toBackend);
 }
 
 export async function findBackend(db: Database, id: string): Promise<BackendRow | null> {
   const rows = await db.select().from(backends).where(eq(backends.id, id)).limit(1);
-  return rows[0] ?? null;
+  return rows[0] === undefined ? null : toBackend(rows[0]);
 }
 
 /** @throws MaskrouteError `conflict` when the id is taken or there are {@link BACKENDS_MAX} already. */
@@ -50,7 +54,7 @@ export async function insertBackend(
     )
     .returning();
   const [inserted] = await orConflict(inserting, `There is a backend ${id} already.`);
-  if (inserted !== undefined) return inserted;
+  if (inserted !== undefined) return toBackend(inserted);
   throw new MaskrouteError('conflict', `There are ${BACKENDS_MAX} backends already.`);
 }
 
@@ -64,14 +68,26 @@ export async function updateBackend(
   const { regions, ...rest } = change;
   const rows = await db
     .update(backends)
-    .set({ ...rest, ...(regions === undefined ? {} : { regions: [...regions] }), updatedAt_ms: now_ms })
+    .set({
+      ...rest,
+      ...(regions === undefined ? {} : { regions: JSON.stringify(regions) }),
+      updatedAt_ms: now_ms,
+    })
     .where(eq(backends.id, id))
     .returning();
-  return rows[0] ?? null;
+  return rows[0] === undefined ? null : toBackend(rows[0]);
 }
 
 /** Returns whether the backend existed. */
 export async function deleteBackend(db: Database, id: string): Promise<boolean> {
   const rows = await db.delete(backends).where(eq(backends.id, id)).returning({ id: backends.id });
   return rows.length > 0;
+}
+
+/** A row that another version of the edge, or a hand, wrote must not take the others with it. */
+function toBackend({ regions, ...row }: typeof backends.$inferSelect): BackendRow {
+  const stored = { ...row, regions: storedJson(regions) };
+  const checked = check(storedBackendSchema, stored, 'the backend');
+  if (checked.kind === 'good') return { ...row, ...checked.value, unreadable: null };
+  return { ...row, ...readableBackend(stored), unreadable: checked.message };
 }

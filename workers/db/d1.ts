@@ -8,6 +8,7 @@ import { type DrizzleD1Database, drizzle } from 'drizzle-orm/d1';
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { parseOrNull } from '../../shared/wire/parse-body.ts';
 import { withDeadline } from '../base/waiting.ts';
 import { D1_TIMEOUT_ms, RETRY_AFTER_s } from '../limits.ts';
 import { apiKeys, evaluations, experiments, maskSets } from './schema.ts';
@@ -21,6 +22,13 @@ export const isoTimeOrNull = (time_ms: number | null): string | null =>
   time_ms === null ? null : isoTime(time_ms);
 
 export const minuteOf = (time_ms: number): number => Math.floor(time_ms / 60_000);
+
+/**
+ * The value of a column with JSON. Text that is not JSON stays text, which no schema of a list or an object accepts: a
+ * query that throws at one row would hide all of them.
+ */
+export const storedJson = (text: string | null): unknown =>
+  text === null ? null : (parseOrNull(text) ?? text);
 
 /** A condition on a column; `value` undefined: any value. */
 export const isIfGiven = (column: SQLiteColumn, value: string | undefined): SQL | undefined =>

@@ -21,6 +21,7 @@ import {
   orConflict,
   type Page,
   pastCursor,
+  storedJson,
   toPage,
 } from './d1.ts';
 import type { ExperimentKey } from './outcomes.ts';
@@ -207,7 +208,7 @@ const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner)
 
 /** A row that another version of the edge wrote must not hide the others. */
 function toStored({ definition, revision: _, ...row }: ExperimentRow): StoredExperiment {
-  const stored = JSON.parse(definition);
+  const stored = storedJson(definition);
   const checked = check(experimentDefinitionSchema, stored, 'the experiment');
   const known = { ...row, definitionText: definition };
   if (checked.kind === 'good') return { ...known, definition: checked.value, unreadable: null };

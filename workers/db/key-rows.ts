@@ -9,7 +9,7 @@ import {
   DEFAULT_TENANT,
   type PageQuery,
 } from '../../shared/admin/admin-wire.ts';
-import { ROUTING_POLICIES, type RoutingPolicy } from '../../shared/embedding/encoder.ts';
+import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import {
   type Database,
   holds,
@@ -21,7 +21,7 @@ import {
   toPage,
 } from './d1.ts';
 import { apiKeys, endedSessions, tenants } from './schema.ts';
-import { type TenantPolicy, toPolicy } from './tenant-rows.ts';
+import { knownPolicy, type TenantPolicy, toPolicy } from './tenant-rows.ts';
 
 /** The fields of a key that a request needs. */
 export type KnownKey = {
@@ -67,8 +67,7 @@ export async function findApiKey(db: Database, sha256: string): Promise<KnownKey
   return {
     ...key,
     tenant: key.tenant ?? DEFAULT_TENANT,
-    // One that a later version of the edge stored is unknown here, and its tenant's requests are routed all the same.
-    routingPolicy: ROUTING_POLICIES.find((known) => known === tenantRow?.routingPolicy) ?? 'first_user',
+    routingPolicy: knownPolicy(tenantRow?.routingPolicy),
     policy: toPolicy(tenantRow),
   };
 }

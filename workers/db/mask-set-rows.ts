@@ -2,11 +2,12 @@
 import { and, desc, eq, inArray, sql } from 'drizzle-orm';
 import { DEFAULT_TENANT, type PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { MaskSetSummary } from '../../shared/admin/publication-wire.ts';
-import type { EvaluatedRow } from '../../shared/admin/stats-wire.ts';
+import { type EvaluatedRow, evaluatedRowSchema } from '../../shared/admin/stats-wire.ts';
 import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
 import { canonicalJson, type MaskSet, versionOfJson } from '../../shared/mask/mask-set.ts';
+import { check } from '../../shared/wire/parse-body.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
-import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
 import { evaluations, maskSets, masks } from './schema.ts';
 
 /** D1 takes 100 bound parameters a statement; a mask binds five. */
@@ -203,14 +204,28 @@ export async function putEvaluation(
     .onConflictDoUpdate({ target: [evaluations.owner, evaluations.version], set: kept });
 }
 
-/** Empty when there is none. */
+export type StoredEvaluation = {
+  /** Empty if they cannot be read. */
+  readonly rows: readonly EvaluatedRow[];
+  /** Why this version of the edge cannot read them; null: it can. */
+  readonly unreadable: string | null;
+  /** 0 when none is stored. */
+  readonly content_bytes: number;
+};
+
+/** Without rows when there is none. */
 export async function findEvaluation(
   db: Database,
   set: { readonly owner: string; readonly version: string },
-): Promise<EvaluatedRow[]> {
-  const rows = await db
-    .select({ content: evaluations.content })
+): Promise<StoredEvaluation> {
+  const [row] = await db
+    .select({ content: evaluations.content, content_bytes: evaluations.content_bytes })
     .from(evaluations)
     .where(and(eq(evaluations.owner, set.owner), eq(evaluations.version, set.version)));
-  return rows[0] === undefined ? [] : (JSON.parse(rows[0].content) as EvaluatedRow[]);
+  if (row === undefined) return { rows: [], unreadable: null, content_bytes: 0 };
+  const { content, content_bytes } = row;
+  const checked = check(evaluatedRowSchema.array(), storedJson(content), 'the evaluation');
+  return checked.kind === 'good'
+    ? { rows: checked.value, unreadable: null, content_bytes }
+    : { rows: [], unreadable: checked.message, content_bytes };
 }

@@ -16,7 +16,7 @@ import {
 } from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { type Database, holds, isoTime, type Page, pastCursor, toPage } from './d1.ts';
+import { type Database, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
@@ -150,7 +150,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
 export const settledId = (state: PublicationState | null, now_ms: number): string | null =>
   state === null || completesAt_ms(state.schedule) <= now_ms ? (state?.id ?? null) : state.previousId;
 
-const rolloutOf = (row: PublicationRow) => check(rolloutSchema, row.rollout ?? [], 'the rollout');
+const rolloutOf = (row: PublicationRow) => check(rolloutSchema, storedJson(row.rollout) ?? [], 'the rollout');
 
 const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.createdAt_ms;
 
@@ -160,7 +160,7 @@ const activationOf = (row: PublicationRow): number => row.activateAt_ms ?? row.c
  */
 function toPublication(row: PublicationRow): Publication {
   const rollout = rolloutOf(row);
-  const autoRollback = check(autoRollbackSchema.nullable(), row.autoRollback, 'the bounds');
+  const autoRollback = check(autoRollbackSchema.nullable(), storedJson(row.autoRollback), 'the bounds');
   const unreadable = [rollout, autoRollback].find(({ kind }) => kind === 'bad');
   return {
     id: row.id,

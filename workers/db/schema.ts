@@ -5,10 +5,9 @@
 import { index, integer, primaryKey, real, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 import { API_KEY_KINDS } from '../../shared/admin/admin-wire.ts';
 import { LATENCY_MEASURES } from '../../shared/admin/experiment-wire.ts';
-import { type AutoRollback, PUBLICATION_ACTIONS } from '../../shared/admin/publication-wire.ts';
+import { PUBLICATION_ACTIONS } from '../../shared/admin/publication-wire.ts';
 import type { RequestSource } from '../../shared/admin/requests-wire.ts';
 import { ROUTING_POLICIES } from '../../shared/embedding/encoder.ts';
-import type { RolloutStep } from '../../shared/mask/sticky.ts';
 
 export const tenants = sqliteTable('tenants', {
   id: text('id').primaryKey(),
@@ -16,8 +15,8 @@ export const tenants = sqliteTable('tenants', {
   routingPolicy: text('routing_policy', { enum: ROUTING_POLICIES }).notNull(),
   createdAt_ms: integer('created_at_ms').notNull(),
   enabled: integer('enabled', { mode: 'boolean' }).notNull().default(true),
-  /** Names of models, without `:dense`; null: all of them. */
-  models: text('models', { mode: 'json' }).$type<string[]>(),
+  /** JSON: names of models, without `:dense`; null: all of them. */
+  models: text('models'),
   /** The largest sparsity of a mask; null: any. */
   sparsityMax: real('sparsity_max'),
   /** Budgets; null: none. */
@@ -159,9 +158,10 @@ export const publications = sqliteTable(
     createdAt_ms: integer('created_at_ms').notNull(),
     /** Null: at once. */
     activateAt_ms: integer('activate_at_ms'),
-    /** The steps of the rollout; null: none. */
-    rollout: text('rollout', { mode: 'json' }).$type<readonly RolloutStep[]>(),
-    autoRollback: text('auto_rollback', { mode: 'json' }).$type<AutoRollback>(),
+    /** JSON: the steps of the rollout; null: none. */
+    rollout: text('rollout'),
+    /** JSON of an `AutoRollback`. */
+    autoRollback: text('auto_rollback'),
     reason: text('reason'),
     /** The publication whose rollout this one continues; null: its own. */
     rolloutId: text('rollout_id'),
@@ -238,7 +238,7 @@ export const backends = sqliteTable('backends', {
   id: text('id').primaryKey(),
   url: text('url').notNull(),
   /** JSON: continents, countries, data centres, or `*`. */
-  regions: text('regions', { mode: 'json' }).$type<string[]>().notNull(),
+  regions: text('regions').notNull(),
   weight: real('weight').notNull(),
   enabled: integer('enabled', { mode: 'boolean' }).notNull(),
   createdAt_ms: integer('created_at_ms').notNull(),

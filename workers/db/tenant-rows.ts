@@ -1,7 +1,27 @@
 /** Tenants in D1. */
 import { and, desc, eq } from 'drizzle-orm';
-import type { NewTenant, PageQuery, Tenant, TenantChange } from '../../shared/admin/admin-wire.ts';
-import { type Database, holds, isIfGiven, isoTime, orConflict, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  type NewTenant,
+  type PageQuery,
+  readableLimits,
+  type Tenant,
+  type TenantChange,
+  type TenantLimits,
+  tenantLimitsSchema,
+} from '../../shared/admin/admin-wire.ts';
+import { ROUTING_POLICIES, type RoutingPolicy } from '../../shared/embedding/encoder.ts';
+import { check } from '../../shared/wire/parse-body.ts';
+import {
+  type Database,
+  holds,
+  isIfGiven,
+  isoTime,
+  orConflict,
+  type Page,
+  pastCursor,
+  storedJson,
+  toPage,
+} from './d1.ts';
 import { tenants } from './schema.ts';
 
 type TenantRow = typeof tenants.$inferSelect;
@@ -23,6 +43,8 @@ export type TenantPolicy = {
   readonly limits: BudgetLimits;
   /** For how many days prompts and answers are kept; null: not at all. */
   readonly textsKept_days: number | null;
+  /** Why this version of the edge cannot read its limits; null: it can. */
+  readonly unreadable: string | null;
 };
 
 /** @throws MaskrouteError `conflict` when the id is taken. */
@@ -66,25 +88,55 @@ export async function tenantExists(db: Database, id: string): Promise<boolean> {
 }
 
 /** A key of kind `admin` has no tenant and no limits. */
-export const toPolicy = (row: TenantRow | null): TenantPolicy => ({
-  enabled: row?.enabled ?? true,
-  models: row?.models ?? null,
-  sparsityMax: row?.sparsityMax ?? null,
-  agreementMin: row?.agreementMin ?? null,
-  textsKept_days: row?.textsKept_days ?? null,
-  limits: {
-    requestsPerMinute: row?.requestsPerMinute ?? null,
-    tokensPerMinute: row?.tokensPerMinute ?? null,
-    requestsPerDay: row?.requestsPerDay ?? null,
-    tokensPerDay: row?.tokensPerDay ?? null,
-  },
+export function toPolicy(row: TenantRow | null): TenantPolicy {
+  const { limits, unreadable } = limitsIn(row);
+  return {
+    enabled: row?.enabled ?? true,
+    models: limits.models,
+    sparsityMax: limits.sparsity_max,
+    agreementMin: limits.agreement_min,
+    textsKept_days: limits.texts_kept_days,
+    limits: budgetOf(limits),
+    unreadable,
+  };
+}
+
+export const budgetOf = (limits: TenantLimits): BudgetLimits => ({
+  requestsPerMinute: limits.requests_per_minute,
+  tokensPerMinute: limits.tokens_per_minute,
+  requestsPerDay: limits.requests_per_day,
+  tokensPerDay: limits.tokens_per_day,
 });
+
+/** A policy that a later version of the edge stored is unknown here; requests are routed all the same. */
+export const knownPolicy = (stored: string | undefined): RoutingPolicy =>
+  ROUTING_POLICIES.find((known) => known === stored) ?? 'first_user';
+
+type StoredLimits = { readonly limits: TenantLimits; readonly unreadable: string | null };
+
+/** SQLite stores whatever another version of the edge, or a hand, writes: a text in a column of numbers would limit nothing. */
+function limitsIn(row: TenantRow | null): StoredLimits {
+  const stored = {
+    models: storedJson(row?.models ?? null),
+    sparsity_max: row?.sparsityMax ?? null,
+    agreement_min: row?.agreementMin ?? null,
+    requests_per_minute: row?.requestsPerMinute ?? null,
+    tokens_per_minute: row?.tokensPerMinute ?? null,
+    requests_per_day: row?.requestsPerDay ?? null,
+    tokens_per_day: row?.tokensPerDay ?? null,
+    texts_kept_days: row?.textsKept_days ?? null,
+  };
+  const checked = check(tenantLimitsSchema, stored, 'the limits');
+  return checked.kind === 'good'
+    ? { limits: checked.value, unreadable: null }
+    : { limits: readableLimits(stored), unreadable: checked.message };
+}
 
 const columnsOf = (tenant: Omit<NewTenant, 'id'>) => ({
   name: tenant.name,
   routingPolicy: tenant.routing_policy,
   enabled: tenant.enabled,
-  models: tenant.models,
+  models: tenant.models && JSON.stringify(tenant.models),
   sparsityMax: tenant.sparsity_max,
   agreementMin: tenant.agreement_min,
   requestsPerMinute: tenant.requests_per_minute,
@@ -100,18 +152,15 @@ const changedColumns = (change: TenantChange) =>
     Object.entries(columnsOf(change as Omit<NewTenant, 'id'>)).filter(([, value]) => value !== undefined),
   );
 
-const toTenant = (row: TenantRow): Tenant => ({
-  id: row.id,
-  name: row.name,
-  routing_policy: row.routingPolicy,
-  enabled: row.enabled,
-  models: row.models,
-  sparsity_max: row.sparsityMax,
-  agreement_min: row.agreementMin,
-  requests_per_minute: row.requestsPerMinute,
-  tokens_per_minute: row.tokensPerMinute,
-  requests_per_day: row.requestsPerDay,
-  tokens_per_day: row.tokensPerDay,
-  texts_kept_days: row.textsKept_days,
-  created_at: isoTime(row.createdAt_ms),
-});
+function toTenant(row: TenantRow): Tenant {
+  const { limits, unreadable } = limitsIn(row);
+  return {
+    id: row.id,
+    name: row.name,
+    routing_policy: knownPolicy(row.routingPolicy),
+    enabled: row.enabled,
+    ...limits,
+    created_at: isoTime(row.createdAt_ms),
+    ...(unreadable === null ? {} : { unreadable }),
+  };
+}

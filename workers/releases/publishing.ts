@@ -256,6 +256,10 @@ async function checkTenantsTerms(db: Database, id: string, set: LiveSet): Promis
     });
   }
   const tenant = id === DEFAULT_TENANT ? null : await d1(findTenant(db, id));
+  if (tenant?.unreadable !== undefined) {
+    const message = `This version of the edge cannot read the limits of ${id}, so no set can be checked: ${tenant.unreadable}.`;
+    throw new MaskrouteError('conflict', message, { param: 'tenant' });
+  }
   const sparsest = Math.max(...set.clusters.map(({ sparsity }) => sparsity));
   if (tenant?.sparsity_max != null && isOverCeiling(sparsest, tenant.sparsity_max)) {
     throw new MaskrouteError(

@@ -7,6 +7,7 @@ import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex, sha256Hex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
+import { log } from '../base/telemetry.ts';
 import { type Hold, steadyNow_ms } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
@@ -27,7 +28,8 @@ export type Caller = {
 export interface ApiKeys {
   /**
    * @throws MaskrouteError `invalid_api_key` for an unknown, revoked or expired key, `tenant_disabled`,
-   * `configuration_unavailable` for a key never seen before while D1 can't be asked.
+   * `configuration_unavailable` for a key never seen before while D1 can't be asked, and for one of a tenant whose limits
+   * cannot be read: without them its requests would have none.
    */
   authenticate(sha256: string, hold: Hold): Promise<Caller>;
   /** Whether the key is cached, so that checking it needs no query. */
@@ -68,7 +70,13 @@ export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,
   health: SourceHealth,
 ): ApiKeys {
-  const cache = new SwrCache('API keys', find, KEYS, { health });
+  const load = async (sha256: string): Promise<KnownKey | null> => {
+    const known = await find(sha256);
+    const reason = known?.policy.unreadable ?? null;
+    if (reason !== null) log('error', 'tenant_unreadable', { tenant: known?.tenant, reason });
+    return known;
+  };
+  const cache = new SwrCache('API keys', load, KEYS, { health });
   return {
     async authenticate(sha256, hold) {
       let known: KnownKey | null;
@@ -85,6 +93,7 @@ export function createApiKeys(
         throw invalidKey('The API key has expired.');
       }
       if (!known.policy.enabled) throw tenantDisabled();
+      if (known.kind === 'tenant' && known.policy.unreadable !== null) throw limitsUnreadable(known.tenant);
       const { id: keyId, kind, tenant, routingPolicy, policy } = known;
       return { keyId, keySha256: sha256, kind, tenant, routingPolicy, policy };
     },
@@ -117,5 +126,12 @@ export function createKeyWatch(
 
 export const tenantDisabled = (): MaskrouteError =>
   new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
+
+const limitsUnreadable = (tenant: string): MaskrouteError =>
+  new MaskrouteError(
+    'configuration_unavailable',
+    `The limits of the tenant ${tenant} cannot be read: its operator finds the reason in the log.`,
+    { retryAfter_s: RETRY_AFTER_s },
+  );
 
 const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);

@@ -26,6 +26,14 @@ test('a backend learns by click: data is uploaded, the job shows how far it is, 
   await expectAccessible(page, 'the form of a job');
 
   await dialog.getByLabel(/^Or a file/).fill('');
+  // Without prompts nothing is sent, and nobody has to know what `data` is.
+  await dialog.getByRole('button', { name: 'Start' }).click();
+  await dialog.getByText(/^Choose files with prompts/).waitFor();
+  const nothing = { name: 'nothing.jsonl', mimeType: 'application/x-ndjson', buffer: Buffer.alloc(0) };
+  await dialog.getByLabel(/^Prompts/).setInputFiles(nothing);
+  await dialog.getByRole('button', { name: 'Start' }).click();
+  await dialog.getByText('nothing.jsonl is empty.').waitFor();
+  expect(complaints.splice(0)).toEqual([]);
   // So much that it has not ended before somebody ends it.
   const rows = Array.from({ length: 2_000 }, (_, i) => ({
     question: `What is ${i} and 2?`,

@@ -4,8 +4,13 @@ import type { AddressInfo } from 'node:net';
 import type { Browser, BrowserContext, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { AdminClient } from '../../../gpu-backend/publication/admin-client.ts';
-import { createdKeySchema, listSchema, tenantSchema } from '../../../shared/admin/admin-wire.ts';
-import { complaintsOf, expectAccessible, logIn, openPage, visit } from '../browser.ts';
+import {
+  createdKeySchema,
+  endedSessionsSchema,
+  listSchema,
+  tenantSchema,
+} from '../../../shared/admin/admin-wire.ts';
+import { comeBack, complaintsOf, expectAccessible, logIn, openPage, visit } from '../browser.ts';
 import type { Started } from '../product.ts';
 import { dashboard } from './open.ts';
 
@@ -134,6 +139,70 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   await second.close();
   // The browser tells of the refusals in its console.
   for (const complaint of complaints.splice(0)) expect(complaint).toContain('403');
+});
+
+test('a form that is filled in stays when its session ends, and goes on after the login', async () => {
+  const { edge, adminKey } = product.dev;
+  await logIn(page, edge, adminKey);
+  await visit(page, 'Tenants');
+  const form = page.getByRole('dialog', { name: 'New tenant' });
+  const again = page.getByRole('dialog', { name: 'Log in again' });
+  const fill = async (id: string) => {
+    await page.getByRole('button', { name: 'New tenant' }).click();
+    await form.getByLabel('Id', { exact: true }).fill(id);
+    await form.getByLabel('Name', { exact: true }).fill('שוכר of long work');
+  };
+  const endSessions = () => client.request({ method: 'DELETE', path: '/sessions' }, endedSessionsSchema);
+  await fill('typed-before');
+  await endSessions();
+  await form.getByRole('button', { name: 'Create' }).click();
+  await again.getByRole('status').getByText('The session has ended.').waitFor();
+  await expectAccessible(page, 'the login in front of a form');
+  // Escape does not reach the form, and a wrong key changes nothing.
+  await page.keyboard.press('Escape');
+  await again.getByLabel('Admin key').fill('a-key-that-is-none');
+  await again.getByRole('button', { name: 'Log in' }).click();
+  await again.getByRole('alert').getByText('invalid_api_key').waitFor();
+  await again.getByRole('button', { name: 'Go on here' }).click();
+  await again.getByText('No tab of this browser has logged in.').waitFor();
+  await again.getByLabel('Admin key').fill(adminKey);
+  await again.getByRole('button', { name: 'Log in' }).click();
+  // What was sent without a session is sent again.
+  await page.getByRole('cell', { name: 'typed-before' }).first().waitFor();
+  expect(await page.getByRole('dialog').count()).toBe(0);
+
+  // In the background, and another tab logs in.
+  await fill('typed-again');
+  await endSessions();
+  await comeBack(page);
+  await again.waitFor();
+  const [second] = await Promise.all([
+    context.waitForEvent('page'),
+    again.getByRole('link', { name: 'in another tab' }).click(),
+  ]);
+  await logIn(second, edge, adminKey);
+  await second.close();
+  await again.getByRole('button', { name: 'Go on here' }).click();
+  await again.waitFor({ state: 'detached' });
+  expect(await form.getByLabel('Id', { exact: true }).inputValue()).toBe('typed-again');
+  await form.getByRole('button', { name: 'Create' }).click();
+  await page.getByRole('cell', { name: 'typed-again' }).first().waitFor();
+
+  // Somebody else meets nothing of it.
+  const body = { kind: 'viewer', name: 'looks at all' };
+  const { key } = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+  await fill('typed-by-another');
+  await endSessions();
+  await comeBack(page);
+  await again.getByLabel('Admin key').fill(key);
+  await again.getByRole('button', { name: 'Log in' }).click();
+  await again.waitFor({ state: 'detached' });
+  await page.getByRole('heading', { level: 1, name: 'Tenants' }).waitFor();
+  expect(await page.getByRole('dialog').count()).toBe(0);
+  expect(await page.getByRole('button', { name: 'New tenant' }).count()).toBe(0);
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
+  await page.getByLabel('Admin key').waitFor();
+  for (const complaint of complaints.splice(0)) expect(complaint).toContain('401');
 });
 
 test('logging out everywhere ends the sessions in other browsers', async () => {

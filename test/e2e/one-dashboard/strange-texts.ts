@@ -14,6 +14,8 @@ beforeAll(() => {
 const SCRIPT = '<img src=x onerror="window.didRun = true">';
 const BACKWARDS = '\u202Efdp.exe';
 const LONG = 'W'.repeat(200);
+/** The longest name that a mask set can have. */
+const LONG_SET = 'W'.repeat(64);
 
 /** How far the page, and the dialog in it, are wider than they may be. */
 const excess_px = (): Promise<number[]> =>
@@ -48,7 +50,7 @@ test('no script of a name runs, and no text makes a page or a dialog wider than 
   const { preset } = dashboard;
   const labels = [SCRIPT, BACKWARDS, LONG];
   const clusters = preset.clusters.map((cluster, i) => ({ ...cluster, label: labels[i % labels.length]! }));
-  await storeMaskSet(dashboard.client, { ...preset, name: 'strange', clusters }, tenant);
+  await storeMaskSet(dashboard.client, { ...preset, name: LONG_SET, clusters }, tenant);
   await page.goto(`${dashboard.product.dev.edge}/dashboard/?tenant=${tenant}`);
   await page.setViewportSize({ width: 390, height: 900 });
   for (const title of ['Overview', 'Releases', 'Quality', 'Keys', 'Tenants']) {
@@ -62,9 +64,50 @@ test('no script of a name runs, and no text makes a page or a dialog wider than 
   await page.getByLabel(/^Search tenants/).fill(LONG);
   await page.getByText(`Nothing matches “${LONG}”`).waitFor();
   expect(await excess_px(), 'a search without results').toEqual([0]);
+  await visit(page, 'Experiments');
+  await page.getByRole('button', { name: 'New experiment' }).click();
+  await page
+    .getByRole('option', { name: new RegExp(`^${LONG_SET}`) })
+    .first()
+    .waitFor({ state: 'attached' });
+  expect(await excess_px(), 'the form of an experiment').toEqual([0, 0]);
+  await page.keyboard.press('Escape');
+  // A table may be wider than the window; its caption is read as a whole.
+  await visit(page, 'Backends');
+  const caption = await page.getByText(/^Backends, as seen by/).boundingBox();
+  expect(caption!.x + caption!.width).toBeLessThanOrEqual(390);
   expect(await page.evaluate('window.didRun')).toBeUndefined();
   await page.setViewportSize({ width: 1400, height: 900 });
   await page.goto(`${dashboard.product.dev.edge}/dashboard`);
   await page.getByRole('heading', { level: 1, name: 'Overview' }).waitFor();
   dashboard.complaints.splice(0);
 }, 60_000);
+
+test('what a form cannot take is named at its field, and nothing is sent', async () => {
+  await visit(page, 'Keys');
+  await page.getByRole('button', { name: 'New key' }).click();
+  const form = page.getByRole('dialog', { name: 'New key' });
+  /** What the browser says at the field. */
+  const objection = (label: string) =>
+    form
+      .getByLabel(label)
+      .evaluate((field) => (field as unknown as { validationMessage: string }).validationMessage);
+  await form.getByLabel('Name', { exact: true }).fill('   ');
+  expect(await objection('Name')).not.toBe('');
+  await form.getByLabel('Name', { exact: true }).fill(' שם ');
+  expect(await objection('Name')).toBe('');
+  await form.getByLabel('Expires (empty: never)').fill('20000-01-01T00:00');
+  expect(await objection('Expires (empty: never)')).not.toBe('');
+  await form.getByRole('button', { name: 'Create' }).click();
+  expect(await page.getByRole('alert').count()).toBe(0);
+  await page.keyboard.press('Escape');
+  await page.getByRole('button', { name: 'Discard', exact: true }).click();
+  await visit(page, 'Backends');
+  await page.getByRole('button', { name: 'New backend' }).click();
+  const backend = page.getByRole('dialog', { name: 'New backend' });
+  await backend.getByLabel('Id', { exact: true }).fill('אחורי');
+  expect(await backend.locator('input[name="id"]:invalid').count()).toBe(1);
+  await page.keyboard.press('Escape');
+  await page.getByRole('button', { name: 'Discard', exact: true }).click();
+  expect(dashboard.complaints.splice(0)).toEqual([]);
+});

@@ -442,8 +442,10 @@ describe('the preset of a fresh start', () => {
     const stored = () => listAll(client, path, maskSetSummarySchema);
     const [before, live] = [await stored(), await liveVersion()];
     const said: string[] = [];
+    const { port } = backend.address() as AddressInfo;
+    const servers = { edge: edge.url, backend: `http://127.0.0.1:${port}` };
     const keys = { adminKey: ADMIN_KEY, backendKey: ADMIN_KEY };
-    const apiKey = await seed(edge.url, keys, (line) => said.push(line));
+    const apiKey = await seed(servers, keys, (line) => said.push(line));
     expect(await stored()).toEqual(before);
     expect(await liveVersion()).toBe(live);
     expect(apiKey).toMatch(/./);
@@ -593,7 +595,9 @@ describe('an edge that is not there', () => {
     const stranger = createAdminClient(`http://127.0.0.1:${port}`, ADMIN_KEY);
     await expect(rollBackNow(stranger)).rejects.toMatchObject({ code: 'backend_error' });
     const keys = { adminKey: ADMIN_KEY, backendKey: ADMIN_KEY, apiKey: 'kept' };
-    await expect(seed(stranger.edge, keys, () => {})).rejects.toThrow('like a Maskroute edge.');
+    await expect(seed({ edge: stranger.edge, backend: stranger.edge }, keys, () => {})).rejects.toThrow(
+      'like a Maskroute edge.',
+    );
     other.close();
   });
 });

@@ -4,8 +4,11 @@
  */
 import { env } from 'cloudflare:workers';
 import { afterEach, expect, it, vi } from 'vitest';
+import type { Tenant } from '../../../shared/admin/admin-wire.ts';
 import type { Experiment } from '../../../shared/admin/experiment-wire.ts';
 import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
+import type { BackendEntry } from '../../../shared/wire/backend-load.ts';
+import type { WireError } from '../../../shared/wire/errors.ts';
 import {
   activate,
   admin,
@@ -153,6 +156,106 @@ it('bounds that cannot be read bring nothing back, and the version serves on', a
   expect(live.unreadable).toContain('minutes');
   await soon(() => expect(lines()).not.toEqual([]));
   expect(lines()[0]).toMatchObject({ publication: id, reason: expect.stringContaining('minutes') });
+});
+
+it('a tenant whose limits cannot be read is refused, is shown with the reason, and can be mended', async () => {
+  const [own, other] = [await newTenant(), await newTenant()];
+  const path = `/tenants/${own.tenant}`;
+  const { version } = await upload(makeMaskSet('limited'), own.tenant);
+  for (const [column, value, name] of [
+    ['models', '{"any_of": ["m"]}', 'models'],
+    ['models', 'not JSON', 'models'],
+    ['sparsity_max', 'half', 'sparsity_max'],
+    ['tokens_per_day', 'a lot', 'tokens_per_day'],
+    ['requests_per_minute', '-5', 'requests_per_minute'],
+  ] as const) {
+    await write(`update tenants set ${column} = ? where id = ?`, value, own.tenant);
+    const isolate = freshIsolate();
+    const lines = logged('tenant_unreadable');
+    expect(await errorCode(chat(own.key, say('x'), isolate)), value).toBe('503 configuration_unavailable');
+    expect(lines().at(-1)).toMatchObject({ tenant: own.tenant, reason: expect.stringContaining(name) });
+    expect((await chat(other.key, say('x'), isolate)).status, value).toBe(200);
+    const { data } = await (await admin('GET', '/tenants')).json<{ data: Tenant[] }>();
+    expect(data.find(({ id }) => id === other.tenant)).not.toHaveProperty('unreadable');
+    const shown = data.find(({ id }) => id === own.tenant)!;
+    expect(shown).toMatchObject({ [name]: null, unreadable: expect.stringContaining(name) });
+    const publishing = admin('POST', '/publications', { version, tenant: own.tenant });
+    expect(await errorCode(publishing), value).toBe('409 conflict');
+    const mended = await (await admin('PATCH', path, { [name]: null })).json<Tenant>();
+    expect(mended.unreadable).toBeUndefined();
+    expect((await chat(own.key, say('x'), freshIsolate())).status, value).toBe(200);
+  }
+});
+
+it('a backend that cannot be read gets no requests, and the others go on', async () => {
+  const url = 'http://backend.invalid';
+  await created(admin('POST', '/backends', { id: 'of-now', url: env.BACKEND_URL }));
+  await created(admin('POST', '/backends', { id: 'of-later', url }));
+  const shownAs = async (id: string) =>
+    (await (await admin('GET', `/backends/${id}`)).json<BackendEntry>()).unreadable;
+  const { key } = await newTenant();
+  try {
+    for (const [column, value] of [
+      ['regions', '{"near": "DE"}'],
+      ['regions', 'EU'],
+      ['weight', 'heavy'],
+      ['url', 'backend.invalid'],
+    ] as const) {
+      await write(`update backends set ${column} = ? where id = 'of-later'`, value);
+      const lines = logged('backend_unreadable');
+      const answer = await chat(key, say('x'), freshIsolate());
+      expect(answer.status, value).toBe(200);
+      expect(answer.headers.get('x-maskroute-backend')).toBe('of-now');
+      expect(lines().at(-1)).toMatchObject({ backend: 'of-later', reason: expect.stringContaining(column) });
+      expect(await shownAs('of-later')).toContain(column);
+      expect(await shownAs('of-now')).toBeUndefined();
+      const change = { url, regions: ['*'], weight: 1 };
+      expect((await admin('PATCH', '/backends/of-later', change)).status).toBe(200);
+      expect(await shownAs('of-later')).toBeUndefined();
+    }
+  } finally {
+    for (const id of ['of-now', 'of-later']) await admin('DELETE', `/backends/${id}`);
+  }
+});
+
+it('an evaluation that cannot be read is named as such, and can be replaced', async () => {
+  const { version } = await upload(makeMaskSet('evaluated'));
+  const path = `/mask-sets/${version}/evaluation`;
+  const row = { method: 'learned', matched: 'count', maskSet: version, sparsity: 0.5, surrogate: false };
+  const figures = { rows: [{ ...row, kl: 0.1, agreement: 0.9, perplexity: 9, msPerToken: 5 }] };
+  for (const content of ['{"rows": []}', '[{"method": "learned"}]', 'not JSON']) {
+    expect((await admin('PUT', path, figures)).status).toBe(200);
+    await write('update evaluations set content = ? where version = ?', content, version);
+    const refused = await admin('GET', path);
+    expect(refused.status, content).toBe(409);
+    expect((await refused.json<WireError>()).error.message).toContain(version);
+  }
+  expect((await admin('PUT', path, figures)).status).toBe(200);
+  expect(await (await admin('GET', path)).json()).toMatchObject({ data: figures.rows });
+});
+
+it('text that is not JSON stops no more than JSON of a later version', async () => {
+  const [own, other] = [await newTenant(), await newTenant()];
+  const { version } = await upload(makeMaskSet('written-by-hand'));
+  const variants = [{ name: 'A', weight: 1, mask_set: version }];
+  for (const [id, { tenant }] of [
+    ['by-hand', own],
+    ['by-the-edge', other],
+  ] as const) {
+    await created(admin('POST', '/experiments', { id, tenants: [tenant], variants }));
+    expect((await admin('POST', `/experiments/${id}/start`)).status).toBe(200);
+  }
+  await write(`update experiments set definition = 'tenants: acme' where id = 'by-hand'`);
+  const before = await goLive('before-a-hand', own.tenant);
+  const { version: next } = await upload(makeMaskSet('after-a-hand'), own.tenant);
+  const { id } = await activate(next, { tenant: own.tenant, rollout: [{ share: 0.9, duration_s: 3600 }] });
+  await write(`update publications set rollout = 'half', auto_rollback = 'soon' where id = ?`, id);
+  const isolate = freshIsolate();
+  expect(await routed(own.key, isolate)).toMatchObject({ version: before.version, experiment: 'none' });
+  expect((await routed(other.key, isolate)).experiment).toBe('by-the-edge');
+  const { data } = await (await admin('GET', '/experiments')).json<{ data: Experiment[] }>();
+  expect(data.find(({ id }) => id === 'by-hand')!.unreadable).toBeDefined();
+  for (const started of ['by-hand', 'by-the-edge']) await admin('POST', `/experiments/${started}/stop`);
 });
 
 it('a kind of key that is unknown has no rights, and an unknown routing policy is the usual one', async () => {

@@ -258,6 +258,44 @@ export const Several = (props: {
   </fieldset>
 );
 
+/* Fields for names and times, which a browser checks before anything is sent. */
+
+/** The id of a tenant, an experiment or a backend. */
+export const IdField = () => (
+  <label>
+    Id
+    <input
+      name="id"
+      required
+      pattern="[a-z0-9][a-z0-9\-]{0,62}"
+      title="lower-case letters, digits and dashes, at most 63"
+    />
+  </label>
+);
+
+/** `required` alone takes spaces, which nobody can read in a list. */
+export const NameField = ({ preset }: { readonly preset?: string | undefined }) => (
+  <label>
+    Name
+    <input
+      name="name"
+      required
+      maxLength={200}
+      pattern=".*\S.*"
+      title="not only spaces"
+      defaultValue={preset}
+    />
+  </label>
+);
+
+/** `title` says what an empty field means. Years of five digits are no times of JSON. */
+export const TimeField = ({ name, title }: { readonly name: string; readonly title: string }) => (
+  <label>
+    {title}
+    <input name={name} type="datetime-local" max="9999-12-30T23:59" />
+  </label>
+);
+
 /** The items of a text field that takes several, separated by commas or spaces. */
 export const itemsIn = (form: FormData, name: string, separator = /,/): string[] =>
   (form.get(name)?.toString() ?? '')

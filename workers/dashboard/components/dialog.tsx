@@ -6,13 +6,15 @@
 import type { ComponentChildren } from 'preact';
 import { useEffect, useId, useRef, useState } from 'preact/hooks';
 import { ApiError } from '../api.ts';
-import { type Loading, type Stale, useAttempt } from '../hooks.ts';
+import { type Loading, type Stale, useAttempt, useUnsaved } from '../hooks.ts';
 import { time } from '../look.ts';
 
 export function Dialog(props: {
   readonly title: string;
   /** What Escape does. */
   readonly onEscape: () => void;
+  /** Nothing behind it can be seen. */
+  readonly covers?: boolean;
   readonly children: ComponentChildren;
   readonly footer?: ComponentChildren;
 }) {
@@ -25,7 +27,9 @@ export function Dialog(props: {
     dialog.showModal();
     // Listens on the document: a pressed button that is busy has lost the focus.
     const onKey = (event: KeyboardEvent) => {
-      if (event.key !== 'Escape') return;
+      // Of several the last one is above the others.
+      const isTop = [...document.querySelectorAll('dialog')].at(-1) === dialog;
+      if (event.key !== 'Escape' || !isTop) return;
       // Otherwise the browser closes the dialog at the second Escape, even if the cancel event is prevented.
       event.preventDefault();
       onEscape.current();
@@ -40,6 +44,7 @@ export function Dialog(props: {
   return (
     <dialog
       ref={ref}
+      class={props.covers === true ? 'covers' : undefined}
       aria-labelledby={titleId}
       onCancel={(event) => {
         event.preventDefault();
@@ -55,11 +60,14 @@ export function Dialog(props: {
   );
 }
 
-/** What another version of the edge wrote, and this one cannot read. */
-export const Unreadable = ({ what }: { readonly what: readonly string[] }) =>
-  what.length > 0 && (
+/** What another version of the edge, or a hand, wrote, and this one cannot read. */
+export const Unreadable = (props: { readonly what: readonly string[]; readonly advice?: string }) =>
+  props.what.length > 0 && (
     <div class="notice warning" role="status">
-      <p>Another version of the edge wrote this, and this one cannot read it: {what.join('; ')}.</p>
+      <p>
+        Another version of the edge wrote this, and this one cannot read it: {props.what.join('; ')}.{' '}
+        {props.advice}
+      </p>
     </div>
   );
 
@@ -120,6 +128,7 @@ export function FormDialog(props: {
 }) {
   const formId = useId();
   const [isTouched, setTouched] = useState(false);
+  useUnsaved(isTouched);
   const [asks, setAsks] = useState(false);
   const { busy, error, attempt } = useAttempt();
   const submit = (event: SubmitEvent) => {

@@ -18,7 +18,15 @@ import {
   uploadedDataSchema,
 } from '../../../shared/admin/job-wire.ts';
 import { ApiError, admin, query } from '../api.ts';
-import { Choice, ForChange, RolloutFields, RowButton, rolloutIn, timeIn } from '../components/controls.tsx';
+import {
+  Choice,
+  ForChange,
+  RolloutFields,
+  RowButton,
+  rolloutIn,
+  TimeField,
+  timeIn,
+} from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { Table } from '../components/table.tsx';
 import { useLoad, useScope } from '../hooks.ts';
@@ -173,10 +181,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
           </select>
         </label>
       </div>
-      <label>
-        First run (empty: after one interval)
-        <input name="first_at" type="datetime-local" />
-      </label>
+      <TimeField name="first_at" title="First run (empty: after one interval)" />
       <JobFields />
       <Choice
         title="When learned"
@@ -283,13 +288,21 @@ export const JobFields = () => (
   </>
 );
 
-/** The job that the form describes. `jobs`: the path of the backend's jobs, where its files are uploaded. */
+/**
+ * The job that the form describes. `jobs`: the path of the backend's jobs, where its files are uploaded.
+ * @throws Error when it has no prompts, before anything is uploaded.
+ */
 export async function jobIn(form: FormData, jobs: string): Promise<object> {
-  const uploads: CreateEdgeJob['data'] = [];
-  for (const file of form.getAll('files')) {
-    if (file instanceof File && file.size > 0) uploads.push({ upload: await upload(jobs, file) });
-  }
+  // A field without files has one without a name.
+  const files = form.getAll('files').filter((file) => file instanceof File && file.name !== '') as File[];
   const path = form.get('path');
+  const empty = files.find(({ size }) => size === 0);
+  if (empty !== undefined) throw new Error(`${empty.name} is empty.`);
+  if (files.length === 0 && path === null) {
+    throw new Error('Choose files with prompts, or name one in the backend’s job data folder.');
+  }
+  const uploads: CreateEdgeJob['data'] = [];
+  for (const file of files) uploads.push({ upload: await upload(jobs, file) });
   const clusters = form.get('clusters');
   const rows = form.get('rows');
   return {

@@ -5,11 +5,11 @@ import { isFinished, type Job, jobSchema } from '../../../shared/admin/job-wire.
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type BackendEntry, backendSchema } from '../../../shared/wire/backend-load.ts';
 import { admin, query } from '../api.ts';
-import { ForChange, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
+import { ForChange, IdField, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { emptyText, Table, Version } from '../components/table.tsx';
 import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
-import { duration, percent, when, whose } from '../look.ts';
+import { duration, percent, unreadableHere, when, whose } from '../look.ts';
 import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
 
 const REFRESH_ms = 5_000;
@@ -96,7 +96,9 @@ function BackendTable(props: {
         { title: 'Regions', cell: ({ regions }) => regions.join(', ') },
         {
           title: 'State',
-          cell: ({ enabled, state }) => (enabled ? BREAKER[state.breaker] : 'switched off'),
+          cell: ({ enabled, state, unreadable }) =>
+            (enabled ? (unreadable === undefined ? BREAKER[state.breaker] : 'switched on') : 'switched off') +
+            unreadableHere(unreadable),
         },
         { title: 'Running', cell: ({ state }) => state.running ?? '–', isNumber: true },
         { title: 'Waiting', cell: ({ state }) => state.waiting ?? '–', isNumber: true },
@@ -147,10 +149,7 @@ function NewBackend({ onClose }: { readonly onClose: () => void }) {
         onClose();
       }}
     >
-      <label>
-        Id
-        <input name="id" required maxLength={63} />
-      </label>
+      <IdField />
       <label>
         Address
         <input name="url" type="url" required placeholder="https://backend-eu.example.com" />

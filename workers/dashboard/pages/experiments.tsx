@@ -16,7 +16,7 @@ import { Choice, ForChange, RowButton, type SearchProps, useSearch } from '../co
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { type Column, FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
-import { digitsOf, number, percent, pValue, when } from '../look.ts';
+import { digitsOf, number, percent, pValue, unreadableHere, when } from '../look.ts';
 import { NewExperiment } from './new-experiment.tsx';
 
 type Open =
@@ -117,8 +117,7 @@ function ExperimentTable(props: {
 }
 
 /** One that cannot be read takes no requests here, whatever its state. */
-const stateOf = ({ state, unreadable }: Experiment): string =>
-  unreadable === undefined ? state : `${state}, but not here: this version cannot read it (${unreadable})`;
+const stateOf = ({ state, unreadable }: Experiment): string => state + unreadableHere(unreadable);
 
 /** The chosen experiment may not be on the loaded pages of the list. */
 function Shown({ name, onClose }: { readonly name: string; readonly onClose: () => void }) {

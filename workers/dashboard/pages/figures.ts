@@ -5,7 +5,7 @@ import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { maskSetSummarySchema } from '../../../shared/admin/publication-wire.ts';
 import { type EvaluatedRow, evaluatedRowSchema, type Stats } from '../../../shared/admin/stats-wire.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { admin, query } from '../api.ts';
+import { ApiError, admin, query } from '../api.ts';
 import { loadMaskSet, publicationInUse } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
 
@@ -232,11 +232,20 @@ export type Figures = {
 /** Most sets that are read, as each is read as a whole. */
 const SET_COUNT_MAX = 12;
 
+/** `unreadable`: what cannot be read, and why; it does not hide the others. */
+type AllFigures = { readonly figures: readonly Figures[]; readonly unreadable: readonly string[] };
+
 /**
  * First the evaluation of the live set, then those of other sets, newest first, and last the held-out figures of all
  * sets.
  */
-export async function loadFigures(tenant: string, signal: AbortSignal): Promise<Figures[]> {
+export async function loadFigures(tenant: string, signal: AbortSignal): Promise<AllFigures> {
+  const unreadable: string[] = [];
+  const nullIfUnreadable = (error: unknown): null => {
+    if (!(error instanceof ApiError && isUnreadable(error))) throw error;
+    unreadable.push(error.message);
+    return null;
+  };
   const scope = query({ tenant });
   const [inUse, { data }] = await Promise.all([
     publicationInUse(tenant, signal),
@@ -247,13 +256,13 @@ export async function loadFigures(tenant: string, signal: AbortSignal): Promise<
   const found = await Promise.all(
     versions.map(async (version) => {
       const path = `/mask-sets/${version}/evaluation${scope}`;
-      const [set, { data: evaluation }] = await Promise.all([
-        loadMaskSet(version, tenant, signal),
-        admin(listSchema(evaluatedRowSchema), path, { signal }),
+      const [set, evaluation] = await Promise.all([
+        loadMaskSet(version, tenant, signal).catch(nullIfUnreadable),
+        admin(listSchema(evaluatedRowSchema), path, { signal }).catch(nullIfUnreadable),
       ]);
-      return { version, set, evaluation };
+      return set === null ? [] : [{ version, set, evaluation: evaluation?.data ?? [] }];
     }),
-  );
+  ).then((each) => each.flat());
   const names = new Map(found.map(({ version, set }) => [version, set.name]));
   const evaluations = found.map(({ version, set, evaluation }) => ({
     title: `evaluation of ${set.name} ${shortVersion(version)}`,
@@ -261,8 +270,12 @@ export async function loadFigures(tenant: string, signal: AbortSignal): Promise<
     rows: evaluatedRows(evaluation, names),
   }));
   const heldOut = found.flatMap(({ set }) => qualityRows(set));
-  return [
+  const figures = [
     ...evaluations,
     { title: 'held-out figures of every set', isEvaluation: false, rows: heldOut },
   ].filter(({ rows }) => rows.length > 0);
+  return { figures, unreadable };
 }
+
+/** An answer in another form, or the edge's own word that it cannot read what is stored. */
+const isUnreadable = ({ code }: ApiError): boolean => code === 'unreadable' || code === 'conflict';

@@ -13,15 +13,17 @@ import { admin, edgeNow_ms } from '../api.ts';
 import {
   Choice,
   ForChange,
+  NameField,
   RowButton,
   type SearchProps,
   TenantChoice,
+  TimeField,
   timeIn,
   useSearch,
 } from '../components/controls.tsx';
 import { Confirm, Dialog, Failure, FormDialog } from '../components/dialog.tsx';
 import { ListTable } from '../components/table.tsx';
-import { type List, useAddressOf, useCopy, useList, useScope } from '../hooks.ts';
+import { type List, useAddressOf, useCopy, useList, useScope, useUnsaved } from '../hooks.ts';
 import { tenantFilter, when } from '../look.ts';
 
 const KIND_NAMES: Record<ApiKeyKind, string> = {
@@ -201,10 +203,7 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
         props.onCreated(await admin(createdKeySchema, '/keys', { method: 'POST', body }));
       }}
     >
-      <label>
-        Name
-        <input name="name" required maxLength={200} />
-      </label>
+      <NameField />
       <Choice
         name="kind"
         title="Role"
@@ -224,15 +223,13 @@ function NewKey(props: { readonly onCreated: (key: CreatedKey) => void; readonly
           onPick={setOwner}
         />
       )}
-      <label>
-        Expires (empty: never)
-        <input name="expires_at" type="datetime-local" />
-      </label>
+      <TimeField name="expires_at" title="Expires (empty: never)" />
     </FormDialog>
   );
 }
 
 function ShowOnce({ created, onClose }: { readonly created: CreatedKey; readonly onClose: () => void }) {
+  useUnsaved(true);
   const { isCopied, error, copy } = useCopy();
   return (
     <Dialog

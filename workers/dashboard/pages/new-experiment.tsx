@@ -4,7 +4,16 @@ import { useState } from 'preact/hooks';
 import { DENSE_VARIANT, experimentSchema, type PlaceScope } from '../../../shared/admin/experiment-wire.ts';
 import { STICKY_KINDS } from '../../../shared/mask/sticky.ts';
 import { admin } from '../api.ts';
-import { Choice, itemsIn, ModelBoxes, TenantBoxes, timeIn, useSetsToPick } from '../components/controls.tsx';
+import {
+  Choice,
+  IdField,
+  itemsIn,
+  ModelBoxes,
+  TenantBoxes,
+  TimeField,
+  timeIn,
+  useSetsToPick,
+} from '../components/controls.tsx';
 import { FormDialog, Loaded } from '../components/dialog.tsx';
 import { publicationInUse, useLoad, useScope } from '../hooks.ts';
 import { shortVersion } from '../look.ts';
@@ -31,10 +40,7 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
       onClose={onClose}
       onSubmit={submit}
     >
-      <label>
-        Id
-        <input name="id" required maxLength={63} />
-      </label>
+      <IdField />
       <label>
         Description
         <input name="description" maxLength={2000} />
@@ -220,14 +226,8 @@ function ScopeFields({ isShared }: { readonly isShared: boolean }) {
       {isShared && <TenantBoxes title="Tenants" none="none selected: all" name="tenants" />}
       <ModelBoxes picked={[]} />
       <div class="pairs">
-        <label>
-          Begins (empty: when it is started)
-          <input name="starts_at" type="datetime-local" />
-        </label>
-        <label>
-          Ends (empty: when it is stopped)
-          <input name="ends_at" type="datetime-local" />
-        </label>
+        <TimeField name="starts_at" title="Begins (empty: when it is started)" />
+        <TimeField name="ends_at" title="Ends (empty: when it is stopped)" />
       </div>
     </>
   );

@@ -11,7 +11,7 @@ import { modelListSchema, splitModelName } from '../../../shared/wire/protocol.t
 import { Choice, TenantChoice, useSetsToPick } from '../components/controls.tsx';
 import { Empty, Failure, Loaded } from '../components/dialog.tsx';
 import { type FactList, Facts } from '../components/table.tsx';
-import { loadMaskSet, useAddress, useCopy, useLoad, useScope } from '../hooks.ts';
+import { loadMaskSet, useAddress, useCopy, useLoad, useScope, useUnsaved } from '../hooks.ts';
 import { experimentName, number, percent, shortVersion } from '../look.ts';
 import {
   askEdge,
@@ -221,6 +221,8 @@ function PromptForm(props: {
 }) {
   const { version, mask, element } = useMaskChoice(props.tenant);
   const { isCopied, error: copyError, copy, forget } = useCopy();
+  const [isTouched, setTouched] = useState(false);
+  useUnsaved(isTouched);
   const form = useRef<HTMLFormElement>(null);
   const promptIn = (fields: FormData): Prompt => ({
     model: String(fields.get('model')),
@@ -240,7 +242,10 @@ function PromptForm(props: {
     <form
       ref={form}
       onSubmit={submit}
-      onInput={forget}
+      onInput={() => {
+        forget();
+        setTouched(true);
+      }}
       onKeyDown={(event) => {
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !props.isRunning)
           form.current!.requestSubmit();

@@ -8,7 +8,7 @@ import { blocksLine, type Headroom, saidOfRouting, skippedLine } from '../../../
 import { admin, edgeNow_ms, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
-import { Empty, Loaded, Notice } from '../components/dialog.tsx';
+import { Empty, Loaded, Notice, Unreadable } from '../components/dialog.tsx';
 import { quantiles, Table, Version } from '../components/table.tsx';
 import { type LiveSet, useAddressOf, useLiveSet, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
@@ -22,13 +22,16 @@ export function Quality() {
   return (
     <>
       <Loaded load={figures}>
-        {(found) =>
-          found.length === 0 ? (
-            <Empty>No mask set with held-out figures was uploaded yet.</Empty>
-          ) : (
-            <Chosen figures={found} />
-          )
-        }
+        {({ figures: found, unreadable }) => (
+          <>
+            <Unreadable what={unreadable} />
+            {found.length === 0 ? (
+              <Empty>No mask set with held-out figures was uploaded yet.</Empty>
+            ) : (
+              <Chosen figures={found} />
+            )}
+          </>
+        )}
       </Loaded>
       <RoutingQuality />
       <LiveTimes />

@@ -14,7 +14,14 @@ import {
 } from '../../../shared/admin/publication-wire.ts';
 import { type ReleaseComparison, releaseComparisonSchema } from '../../../shared/admin/stats-wire.ts';
 import { admin, edgeNow_ms, noneIfNotFound, query } from '../api.ts';
-import { RolloutFields, RowButton, rolloutIn, timeIn, useSearch } from '../components/controls.tsx';
+import {
+  RolloutFields,
+  RowButton,
+  rolloutIn,
+  TimeField,
+  timeIn,
+  useSearch,
+} from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded, Unreadable } from '../components/dialog.tsx';
 import { ListTable, Table, Version, When } from '../components/table.tsx';
 import { useList, useLoad, useScope } from '../hooks.ts';
@@ -344,10 +351,7 @@ function ActivateDialog(props: {
         {set.name} ({set.version}) for {whose(tenant)}. It takes effect everywhere within five seconds.
       </p>
       <RolloutFields />
-      <label>
-        Not before (empty: now)
-        <input name="activate_at" type="datetime-local" />
-      </label>
+      <TimeField name="activate_at" title="Not before (empty: now)" />
     </FormDialog>
   );
 }

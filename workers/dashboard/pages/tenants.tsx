@@ -10,11 +10,18 @@ import {
 } from '../../../shared/admin/admin-wire.ts';
 import { ROUTING_POLICIES } from '../../../shared/embedding/encoder.ts';
 import { admin } from '../api.ts';
-import { ModelBoxes, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
-import { Detail, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
+import {
+  IdField,
+  ModelBoxes,
+  NameField,
+  RowButton,
+  type SearchProps,
+  useSearch,
+} from '../components/controls.tsx';
+import { Detail, FormDialog, Loaded, Notice, Unreadable } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
 import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
-import { number, percent, when } from '../look.ts';
+import { number, percent, unreadableHere, when } from '../look.ts';
 
 type Open = { readonly what: 'add' } | { readonly what: 'edit'; readonly tenant: Tenant };
 
@@ -100,8 +107,8 @@ function TenantTable(props: {
         { title: 'Name', cell: ({ name }) => name, sort: ({ name }) => name },
         {
           title: 'State',
-          cell: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
-          sort: ({ enabled }) => (enabled ? 'enabled' : 'disabled'),
+          cell: stateOf,
+          sort: stateOf,
         },
         { title: 'Routing policy', cell: (tenant) => POLICY_NAMES[tenant.routing_policy] },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'all' },
@@ -136,6 +143,10 @@ function TenantTable(props: {
     />
   );
 }
+
+/** Requests of a tenant whose limits cannot be read are refused, whatever its state. */
+const stateOf = ({ enabled, unreadable }: Tenant): string =>
+  (enabled ? 'enabled' : 'disabled') + unreadableHere(unreadable);
 
 function limits(perMinute: number | null, perDay: number | null): string {
   const parts = [
@@ -202,21 +213,14 @@ function TenantFields({
 }) {
   return (
     <>
-      {tenant === undefined && (
-        <label>
-          Id
-          <input
-            name="id"
-            required
-            pattern="[a-z0-9][a-z0-9\-]{0,62}"
-            title="lower-case letters, digits and dashes"
-          />
-        </label>
+      {tenant?.unreadable !== undefined && isGlobal && (
+        <Unreadable
+          what={[tenant.unreadable]}
+          advice="Requests of this tenant are refused. Saving replaces its limits with those that you see here."
+        />
       )}
-      <label>
-        Name
-        <input name="name" required maxLength={200} defaultValue={tenant?.name} />
-      </label>
+      {tenant === undefined && <IdField />}
+      <NameField preset={tenant?.name} />
       <label>
         Routing policy
         <select name="routing_policy">
@@ -276,7 +280,7 @@ const newTenantOf = (form: FormData): object => ({
 
 /**
  * Only the fields that the person changed, so that two people who change different fields do not undo each other. The
- * form shows models in its own order, and rounded shares.
+ * form shows models in its own order, and rounded shares. Limits that cannot be read are not shown, so all are replaced.
  */
 function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   const wanted = { ...ownFields(form), ...(isGlobal ? limitFields(form) : {}) };
@@ -284,6 +288,7 @@ function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
     ...tenant,
     ...Object.fromEntries(LIMITS.map((limit) => [limit.name, shownOf(tenant, limit)])),
   };
+  if (tenant.unreadable !== undefined) return wanted;
   const comparable = (value: unknown) => JSON.stringify(Array.isArray(value) ? [...value].sort() : value);
   return Object.fromEntries(
     Object.entries(wanted).filter(
