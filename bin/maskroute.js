@@ -12,11 +12,19 @@ import { withLargePages } from '../gpu-backend/large-pages.js';
 const NODE_MAJOR_MIN = 24;
 const cli = new URL('../gpu-backend/cli/cli.ts', import.meta.url);
 const env = withLargePages(process.env);
+/** Holds the id of a process that started itself once more. */
+const STARTED_AGAIN = 'MASKROUTE_STARTED_AGAIN';
 
 if (Number(process.versions.node.split('.')[0]) >= NODE_MAJOR_MIN) {
-  // The variable works from the start of a process only. A parent's channel would be lost.
-  if (env !== process.env && process.channel === undefined)
-    process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], env);
+  // The variable works from the start of a process only. A parent's channel would be lost. And a Node with privileges of its own
+  // never sees the variable: the C library removes it.
+  const isStartedAgain = process.env[STARTED_AGAIN] === String(process.pid);
+  delete process.env[STARTED_AGAIN];
+  if (env !== process.env && process.channel === undefined && !isStartedAgain)
+    process.execve(process.execPath, [process.execPath, ...process.execArgv, ...process.argv.slice(1)], {
+      ...env,
+      [STARTED_AGAIN]: String(process.pid),
+    });
   module.enableCompileCache((await import('../gpu-backend/compiled-folder.js')).COMPILED_FOLDER);
   await (await import(cli.href)).main(process.argv.slice(2));
 } else {

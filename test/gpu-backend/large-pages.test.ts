@@ -40,6 +40,15 @@ test('a command has large pages from its start, and its flags and output as give
   expect(status).toBe(0);
 });
 
+/** The C library hides the variable from a program that has privileges of its own, such as the right to use low ports. */
+const HIDE = 'data:text/javascript,delete process.env.GLIBC_TUNABLES';
+
+test('a command whose process is not given the variable starts once more and not for ever', () => {
+  const words = ['--import', HIDE, '--import', PRINT, 'bin/maskroute.js', '--version'];
+  const { stdout } = spawnSync(process.execPath, words, { encoding: 'utf8', timeout: 20_000 });
+  expect(stdout.split('\n').slice(1)).toEqual(["undefined [ '--version' ]", '']);
+});
+
 /** Reserves 512 MB for keys and values, writes a value in each 2 MB, and prints what became resident, in MB. */
 const RESERVE = `
   import { roomFor } from './gpu-backend/engine/kv-cache.ts';
