@@ -97,7 +97,7 @@ function addDecodingBenches(bench: Command): void {
       await told(json, (hooks) => batch({ home: maskrouteHome(), ...flags, ...hooks }));
     });
 
-  command(bench, 'prediction', 'ms/token of an answer that its client predicts')
+  command(bench, 'prediction', 'ms/token of an answer that its client, or prompt lookup, predicts')
     .option(...MODEL)
     .option(...ROUNDS, 5)
     .action(async ({ json, ...flags }: BenchFlags & { model: string; rounds: number }) => {
