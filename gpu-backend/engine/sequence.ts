@@ -85,7 +85,7 @@ export const promptTokens = (sequence: Sequence): number => sequence.request.pro
 export const generatedTokens = (sequence: Sequence): number =>
   sequence.tokenIds.length - promptTokens(sequence);
 
-/** The answer's next tokens, as predicted: no more than it can have, less the one that each step gives anyway. */
+/** The answer's next tokens, as predicted. Each step gives one more token, so there is room for that one, too. */
 const draftOf = (sequence: Sequence): Int32Array =>
   sequence.prediction?.draft(sequence.generatedMax - generatedTokens(sequence) - 1) ?? NO_DRAFT;
 const NO_DRAFT = new Int32Array();

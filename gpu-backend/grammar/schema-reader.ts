@@ -33,7 +33,7 @@ export type Spent = {
   /** To write patterns with one reading, and the states of those that are. */
   readonly reading: Effort;
   readStates: number;
-  /** Patterns by their number, which the names of their rules have: one that comes again uses the same rules. */
+  /** The number of each pattern. Its rules are named by it, so a pattern that comes again uses the same rules. */
   readonly patternNumbers: Map<string, number>;
   /** Patterns that are known to match all texts of a format, each behind the format's name. */
   readonly within: Set<string>;

@@ -124,7 +124,7 @@ const tenantFields = {
 export const tenantLimitsSchema = z.object(tenantLimits);
 export type TenantLimits = z.infer<typeof tenantLimitsSchema>;
 
-/** What can be read of limits that this version of the edge cannot read as a whole; null for what cannot. */
+/** The limits, where this version of the edge cannot read all of them: null stands for those that it cannot read. */
 export const readableLimits = (stored: { readonly [Name in keyof TenantLimits]: unknown }): TenantLimits =>
   Object.fromEntries(
     Object.entries(tenantLimits).map(([name, limit]) => [

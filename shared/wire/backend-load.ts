@@ -37,7 +37,7 @@ export const storedBackendSchema = z.object({
   weight: fields.weight,
 });
 
-/** What can be read of one that this version of the edge cannot read as a whole. */
+/** Fields of a backend, where this version of the edge cannot read all: no regions, or weight 0, where it cannot. */
 export const readableBackend = ({ regions, weight }: Record<'regions' | 'weight', unknown>) => ({
   regions: fields.regions.safeParse(regions).data ?? [],
   weight: fields.weight.safeParse(weight).data ?? 0,
