@@ -45,7 +45,7 @@ export function createAuthenticator(
     if (!credential.startsWith(TOKEN_PREFIX)) throw invalidKey('The backend key is wrong.');
     const now_s = Math.floor(Date.now() / 1000);
     const claims = await verify(credential, now_s);
-    // Backends sign these for an edge; one that comes back was replayed by its receiver.
+    // Backends sign these for an edge. If such a token comes back, its receiver replays it.
     if (claims.scope === 'masks') throw invalidKey('The service token is for an edge.');
     if (audience !== undefined && !isFor(claims, await audience)) {
       throw invalidKey('The service token is for another backend.');

@@ -24,7 +24,7 @@ export function addWorkCommand(program: Command): void {
     .description('compute units of learn --queue; run it on as many machines as you like')
     .addOption(queueOption('the queue of the learning run').makeOptionMandatory())
     .addOption(journalOption())
-    .option('--model <name>', 'an installed model (default: the one that the run names)')
+    .option('--model <name>', 'an installed model (default: as the run names it)')
     .option(
       '--threads <count>',
       'threads that compute (default: MASKROUTE_THREADS, or all cores)',

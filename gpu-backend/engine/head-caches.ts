@@ -37,7 +37,7 @@ export class HeadCaches implements Heads {
   #tokens = 0;
   /** How far each place was written since its allocation: only written memory is resident. */
   #written_tokens: number[] = [];
-  /** The cache in each place, the one that ran longest ago first. A garbage-collected cache frees its place. */
+  /** The cache in each place, the longest unused first. A garbage-collected cache frees its place. */
   readonly #owners = new Map<number, WeakRef<KvCache>>();
   /** Free row buffers. */
   readonly #rows: KvValues[][] = [];

@@ -352,7 +352,7 @@ export class Scheduler {
 
   /**
    * The next request to admit: a preempted one; else the first one of a tenant that was overtaken `runningMax` times; else
-   * the one that has waited longest among the tenants with fewest running requests.
+   * the longest waiting among the tenants with fewest running requests.
    */
   #nextWaiting(): ScheduledRequest | undefined {
     const preempted = this.#waiting.find(({ preemptions }) => preemptions > 0);

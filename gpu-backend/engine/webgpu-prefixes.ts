@@ -136,7 +136,7 @@ export class DevicePrefixes implements Prefixes {
     return pages.get(made)!;
   }
 
-  /** Which sequence loses its last page: one that is idle, else the least recently used one of a tenant that loses. */
+  /** Which sequence loses its last page: an idle sequence, else the least recently used one of a tenant that loses. */
   #loser<T extends Omit<Kept, 'rows'>>(pages: ReadonlyMap<T, number>, adding: string): T {
     const byUse = [...pages.keys()]
       .filter((kept) => pages.get(kept)! > 0)

@@ -144,7 +144,7 @@ function naturalPair(order: readonly number[], { allowed, blockWeights, targetSp
   return distances.indexOf(Math.min(...distances));
 }
 
-/** The mask with each of `blocks` flipped: one that runs is skipped, and the other way round. */
+/** The mask with each of `blocks` flipped: running blocks are skipped, and skipped ones run. */
 export function withChanged({ runs }: Mask, blocks: readonly number[]): Mask {
   const changed = runs.slice();
   for (const block of blocks) changed[block] = 1 - changed[block]!;

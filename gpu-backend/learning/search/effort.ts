@@ -140,7 +140,7 @@ export const fullText = ({ one }: LearnEffort): number => TEXTS_A_SEARCH * one.s
 
 /**
  * Adapts the effort to the data: with less text to search on, fewer masks are tried, since the best of many would be
- * the one that noise favours. Each group of clusters keeps enough text to be measured on.
+ * a favourite of noise. Each group of clusters keeps enough text to be measured on.
  * @param positions scored positions to search on.
  */
 export function effortFor(effort: LearnEffort, positions: number): LearnEffort {
