@@ -336,6 +336,8 @@ export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 export const sessionSchema = z.object({
   /** The id of the key that logged in, or `root`. */
   actor: z.string(),
+  /** As `actor`; for a key that was made in a rotation the id of the first of them, so that it stays the same. */
+  person: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
   role: z.enum(ROLES),

@@ -205,6 +205,27 @@ test('a form that is filled in stays when its session ends, and goes on after th
   for (const complaint of complaints.splice(0)) expect(complaint).toContain('401');
 });
 
+test('a form stays when its key was rotated, and goes on with the new key', async () => {
+  const body = { kind: 'admin', name: 'rotated while typing' };
+  const old = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+  await logIn(page, product.dev.edge, old.key);
+  await visit(page, 'Tenants');
+  await page.getByRole('button', { name: 'New tenant' }).click();
+  const form = page.getByRole('dialog', { name: 'New tenant' });
+  await form.getByLabel('Id', { exact: true }).fill('typed-over-a-rotation');
+  await form.getByLabel('Name', { exact: true }).fill('Typed');
+  const path = `/keys/${old.id}/rotate`;
+  const { key } = await client.request({ method: 'POST', path, body: { overlap_s: 0 } }, createdKeySchema);
+  await form.getByRole('button', { name: 'Create' }).click();
+  const again = page.getByRole('dialog', { name: 'Log in again' });
+  await again.getByLabel('Admin key').fill(key);
+  await again.getByRole('button', { name: 'Log in' }).click();
+  await page.getByRole('cell', { name: 'typed-over-a-rotation' }).first().waitFor();
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
+  await page.getByLabel('Admin key').waitFor();
+  for (const complaint of complaints.splice(0)) expect(complaint).toContain('401');
+});
+
 test('logging out everywhere ends the sessions in other browsers', async () => {
   const elsewhere = await openPage(browser);
   for (const at of [elsewhere, page]) await logIn(at, product.dev.edge, product.dev.adminKey);
