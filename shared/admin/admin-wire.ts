@@ -171,6 +171,10 @@ export const tenantSchema = z.object({
   name: z.string(),
   created_at: timestamp,
   /**
+   * The routing policy as it is stored, if this version of the edge does not know it: then it routes by `routing_policy`.
+   */
+  unknown_policy: z.string().optional(),
+  /**
    * Why this version of the edge cannot read its limits, if it cannot: another version or a hand wrote them. Then its
    * requests are refused, and the limits that cannot be read are null here. It can be changed.
    */
