@@ -163,7 +163,7 @@ function RotateKey(props: {
       action="Rotate"
       onClose={props.onClose}
       onSubmit={async (form) => {
-        const body = { overlap_s: Math.round(Number(form.get('hours')) * 3600) };
+        const body = { overlap_s: Math.round(Number(form.get('overlap_s')) * 3600) };
         props.onCreated(
           await admin(createdKeySchema, `/keys/${rotated.id}/rotate`, { method: 'POST', body }),
         );
@@ -176,7 +176,7 @@ function RotateKey(props: {
       <label>
         Hours until the old key expires
         <input
-          name="hours"
+          name="overlap_s"
           type="number"
           min={0}
           max={ROTATION_OVERLAP_MAX_s / 3600}
