@@ -1,5 +1,5 @@
 /** What forms say of what cannot be: in the words of their labels, and about what this version of the edge cannot read. */
-import type { Page } from 'playwright-core';
+import type { Page, Request } from 'playwright-core';
 import { beforeAll, expect, test } from 'vitest';
 import { publishMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { tenantSchema } from '../../../shared/admin/admin-wire.ts';
@@ -29,16 +29,7 @@ test('what the edge refuses is said of the label of its field', async () => {
   await dialog().getByRole('button', { name: 'Create' }).click();
   expect(await failure().textContent()).toBe('Expires: is in the past. invalid_request');
   await leave();
-
-  await visit(page, 'Experiments');
-  await page.getByRole('button', { name: 'New experiment' }).click();
-  await dialog().getByLabel('Id', { exact: true }).fill('backwards');
-  await dialog().getByLabel('Begins').fill('2099-02-01T12:00');
-  await dialog().getByLabel('Ends').fill('2099-01-31T12:00');
-  await dialog().getByRole('button', { name: 'Create the draft' }).click();
-  expect(await failure().textContent()).toBe('Ends: must be later than Begins. invalid_request');
-  await leave();
-  // The browser tells of the refusals in its console.
+  // The browser tells of the refusal in its console.
   for (const complaint of dashboard.complaints.splice(0)) expect(complaint).toContain('400');
 });
 
@@ -72,9 +63,10 @@ test('a routing policy that this version cannot read is named, stays, and can be
     await route.fulfill({ response, json: { ...rest, data: shown } });
   });
   const sent: unknown[] = [];
-  page.on('request', (request) => {
+  const note = (request: Request) => {
     if (request.method() === 'PATCH') sent.push(request.postDataJSON());
-  });
+  };
+  page.on('request', note);
   try {
     await visit(page, 'Overview');
     await visit(page, 'Tenants');
@@ -99,7 +91,8 @@ test('a routing policy that this version cannot read is named, stays, and can be
     await save();
     expect(sent).toEqual([{ name: 'Much later' }, { routing_policy: 'first_user' }]);
   } finally {
-    page.removeAllListeners('request');
-    await page.unroute(list);
+    page.off('request', note);
+    // The page asks again after each change, and may do so now.
+    await page.unrouteAll({ behavior: 'ignoreErrors' });
   }
 });
