@@ -127,6 +127,7 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   await logInAgain(key);
   await second.goto(`${edge}/dashboard/keys`);
   await second.getByRole('row', { name: 'looks' }).getByText('works').waitFor();
+  await second.getByRole('banner').getByText('reads only').waitFor();
   await second.goto(`${edge}/dashboard/playground`);
   await second.getByText('This page is not for viewers.').waitFor();
   await second.goto(`${edge}/dashboard/backends`);
@@ -214,6 +215,7 @@ test('a form stays when its key was rotated, and goes on with the new key', asyn
   const form = page.getByRole('dialog', { name: 'New tenant' });
   await form.getByLabel('Id', { exact: true }).fill('typed-over-a-rotation');
   await form.getByLabel('Name', { exact: true }).fill('Typed');
+  await page.getByRole('banner').getByText(`Logged in as ${old.id}`).waitFor();
   const path = `/keys/${old.id}/rotate`;
   const { key } = await client.request({ method: 'POST', path, body: { overlap_s: 0 } }, createdKeySchema);
   await form.getByRole('button', { name: 'Create' }).click();

@@ -143,8 +143,8 @@ function OpenDialog(props: { readonly open: Open; readonly onOpen: (open: Open |
           }}
         >
           <p>
-            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good. Answers
-            that stream under it end.
+            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good.{' '}
+            {open.key.kind === 'tenant' ? 'Answers that stream under it end.' : 'Its dashboard sessions end.'}
           </p>
         </Confirm>
       );
@@ -171,7 +171,7 @@ function RotateKey(props: {
     >
       <p>
         A new key replaces <code>{rotated.prefix}…</code> ({rotated.name}). Both work until the old key
-        expires.
+        expires.{rotated.kind !== 'tenant' && ' Dashboard sessions of the old key end at once.'}
       </p>
       <label>
         Hours until the old key expires
