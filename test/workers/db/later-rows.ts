@@ -26,7 +26,7 @@ import {
   upload,
 } from '../support/edge.ts';
 
-const write = (statement: string, ...values: string[]) =>
+const write = (statement: string, ...values: (string | number)[]) =>
   env.DB.prepare(statement)
     .bind(...values)
     .run();
