@@ -171,6 +171,10 @@ export const tenantSchema = z.object({
   name: z.string(),
   created_at: timestamp,
   /**
+   * The routing policy as it is stored, if this version of the edge does not know it: then it routes by `routing_policy`.
+   */
+  unknown_policy: z.string().optional(),
+  /**
    * Why this version of the edge cannot read its limits, if it cannot: another version or a hand wrote them. Then its
    * requests are refused, and the limits that cannot be read are null here. It can be changed.
    */
@@ -336,6 +340,8 @@ export const loginSchema = z.strictObject({ key: z.string().min(1).max(512) });
 export const sessionSchema = z.object({
   /** The id of the key that logged in, or `root`. */
   actor: z.string(),
+  /** As `actor`; for a key that was made in a rotation the id of the first of them, so that it stays the same. */
+  person: z.string(),
   /** The only tenant that the session sees; null when it manages all tenants. */
   tenant: z.string().nullable(),
   role: z.enum(ROLES),

@@ -14,7 +14,6 @@ import {
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject, parse } from '../../shared/wire/parse-body.ts';
-import { randomHex } from '../base/secrets.ts';
 import { type Database, d1, isoTime } from '../db/d1.ts';
 import {
   deleteExpiredKeys,
@@ -28,7 +27,7 @@ import { budgetOf, findTenant, insertTenant, listTenants, updateTenant } from '.
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { readJson, readQuery } from '../http/request-body.ts';
 import { EXPIRED_KEYS_KEPT_ms } from '../limits.ts';
-import { generateKey } from '../tenants/api-keys.ts';
+import { generateKey, newKeyId, nextKeyId } from '../tenants/api-keys.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
 import {
   listed,
@@ -100,8 +99,6 @@ const toUse = ({ unit, window, limit, used, resetsAfter_ms }: BudgetState, now_m
 
 /* API keys: made (the key is shown this once), listed, rotated and revoked. */
 
-const ID_RANDOM_BYTES = 8;
-
 export const keys = new Hono<AppEnv>()
   .post('/', async (c) => {
     const { db } = c.var.services;
@@ -151,7 +148,7 @@ export const keys = new Hono<AppEnv>()
         now_ms,
         oldExpiresAt_ms: now_ms + overlap_s * 1000,
         successor: {
-          id: newKeyId(),
+          id: nextKeyId(old.id),
           prefix,
           sha256,
           expiresAt_ms: expires_at === undefined ? null : Date.parse(expires_at),
@@ -196,5 +193,3 @@ async function endSessions(c: AppContext, actor: string): Promise<Response> {
  */
 const dropExpired = (db: Database, tenant: string): Promise<void> =>
   d1(deleteExpiredKeys(db, tenant, Date.now() - EXPIRED_KEYS_KEPT_ms));
-
-const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;

@@ -121,8 +121,10 @@ async function goesOn(asked: Session, status: number): Promise<boolean> {
   return session !== undefined && session !== asked && isSamePerson(session, asked);
 }
 
-export const isSamePerson = (one: Session, other: Session): boolean =>
-  one.actor === other.actor && one.tenant === other.tenant && one.role === other.role;
+/** Who somebody is to this page. A new key after a rotation is still the same person; another tenant or role is not. */
+export const personOf = ({ person, tenant, role }: Session): string => JSON.stringify([person, tenant, role]);
+
+const isSamePerson = (one: Session, other: Session): boolean => personOf(one) === personOf(other);
 
 function endSession(why: string): void {
   if (session === undefined) return;

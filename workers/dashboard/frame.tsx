@@ -96,6 +96,10 @@ export function Layout({
           <span>Tenant {tenant}</span>
         )}
         <ThemePicker />
+        <small>
+          Logged in as <code>{session.actor}</code>
+          {!mayChange && ', reads only'}
+        </small>
         <LogOut onLogOut={onLogOut} />
       </header>
       <div class="frame">

@@ -6,7 +6,7 @@ import { useEffect, useState } from 'preact/hooks';
 import { Router } from 'wouter-preact';
 import { z } from 'zod';
 import type { Session } from '../../shared/admin/admin-wire.ts';
-import { isSamePerson, logIn, resume, sessionEnds, signInProvider, stopWaiting } from './api.ts';
+import { logIn, personOf, resume, sessionEnds, signInProvider, stopWaiting } from './api.ts';
 import { Dialog, Failure } from './components/dialog.tsx';
 import { Layout } from './frame.tsx';
 import { hasUnsaved, queries, useAttempt } from './hooks.ts';
@@ -49,7 +49,7 @@ function App() {
     return 'kept';
   };
   const goOn = (before: Session, session: Session) => {
-    if (!isSamePerson(before, session)) forgetAll();
+    if (personOf(before) !== personOf(session)) forgetAll();
     setGate({ state: 'in', session });
   };
   const open = () =>
@@ -77,7 +77,8 @@ function App() {
       return (
         <>
           <Router base="/dashboard">
-            <Layout key={personIn(gate.session)} session={gate.session} onLogOut={logOut} />
+            {/* Somebody else's pages begin anew. */}
+            <Layout key={personOf(gate.session)} session={gate.session} onLogOut={logOut} />
           </Router>
           {gate.ended !== undefined && (
             <LoginAgain
@@ -99,9 +100,6 @@ function forgetAll(): void {
   queries.clear();
   forgetPlaygroundKeys();
 }
-
-/** Somebody else's pages begin anew. */
-const personIn = ({ actor, tenant, role }: Session): string => JSON.stringify([actor, tenant, role]);
 
 function Login(props: {
   readonly notice: string | undefined;

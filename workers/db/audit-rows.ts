@@ -4,7 +4,7 @@
  */
 import { and, desc, eq, isNull, lt } from 'drizzle-orm';
 import type { AuditEntry, PageQuery } from '../../shared/admin/admin-wire.ts';
-import { type Database, holds, isIfGiven, isoTime, type Page, toPage } from './d1.ts';
+import { type Database, holds, isIfGiven, isoTime, type Page, storedJson, toPage } from './d1.ts';
 import { auditLog } from './schema.ts';
 
 type NewAudit = Pick<
@@ -79,6 +79,9 @@ function written(state: unknown): string {
   return text.length <= STATE_CHARS_MAX ? text : JSON.stringify({ omitted_chars: text.length });
 }
 
+/** `null` is a state, too: nothing was there, or is left. */
+const stateIn = (text: string | null): unknown => (text === 'null' ? null : storedJson(text));
+
 const toEntry = (row: typeof auditLog.$inferSelect): AuditEntry => ({
   id: row.sequence,
   created_at: isoTime(row.createdAt_ms),
@@ -87,8 +90,8 @@ const toEntry = (row: typeof auditLog.$inferSelect): AuditEntry => ({
   address: row.address === '' ? null : row.address,
   action: row.action,
   target: row.target,
-  before: row.before === null ? null : JSON.parse(row.before),
-  after: row.after === null ? null : JSON.parse(row.after),
+  before: stateIn(row.before),
+  after: stateIn(row.after),
   is_known: row.after !== null,
   request_id: row.requestId,
 });

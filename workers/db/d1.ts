@@ -17,7 +17,11 @@ export type Database = DrizzleD1Database;
 
 export const openDatabase = (d1: D1Database): Database => drizzle(d1);
 
-export const isoTime = (time_ms: number): string => new Date(time_ms).toISOString();
+/** SQLite stores text in a column of numbers, too; it is shown as it is, since a throw at one row would hide all of them. */
+export function isoTime(time_ms: number): string {
+  const time = new Date(time_ms);
+  return Number.isNaN(time.getTime()) ? String(time_ms) : time.toISOString();
+}
 export const isoTimeOrNull = (time_ms: number | null): string | null =>
   time_ms === null ? null : isoTime(time_ms);
 

@@ -19,8 +19,21 @@ import {
 } from 'drizzle-orm';
 import type { PageQuery, UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
 import type { Rated, RequestDetail, RequestsQuery, SeenRequest } from '../../shared/admin/requests-wire.ts';
-import { TRAFFIC_SAMPLES_MAX, type TrafficSample } from '../../shared/admin/stats-wire.ts';
-import { type Database, isIfGiven, isoTime, orConflict, type Page, pastCursor, toPage } from './d1.ts';
+import {
+  TRAFFIC_SAMPLES_MAX,
+  type TrafficSample,
+  trafficSampleSchema,
+} from '../../shared/admin/stats-wire.ts';
+import {
+  type Database,
+  isIfGiven,
+  isoTime,
+  orConflict,
+  type Page,
+  pastCursor,
+  storedJson,
+  toPage,
+} from './d1.ts';
 import { events, feedback, texts, trafficSamples, usage } from './schema.ts';
 
 export async function insertTexts(db: Database, row: typeof texts.$inferInsert): Promise<void> {
@@ -272,7 +285,7 @@ export async function insertTrafficSample(db: Database, sample: NewTrafficSample
   ]);
 }
 
-/** Of one tenant when `tenant` is given, else of all. */
+/** Of one tenant when `tenant` is given, else of all. A sample that cannot be read is left out: it is one of many. */
 export async function listTrafficSamples(
   db: Database,
   version: string,
@@ -284,11 +297,10 @@ export async function listTrafficSamples(
     .where(and(eq(trafficSamples.version, version), isIfGiven(trafficSamples.tenant, tenant)))
     .orderBy(desc(trafficSamples.id))
     .limit(TRAFFIC_SAMPLES_MAX);
-  return rows.map(({ cluster, distances, createdAt_ms }) => ({
-    cluster,
-    distances: JSON.parse(distances) as number[],
-    created_at: isoTime(createdAt_ms),
-  }));
+  return rows.flatMap(({ cluster, distances, createdAt_ms }) => {
+    const stored = { cluster, distances: storedJson(distances), created_at: isoTime(createdAt_ms) };
+    return trafficSampleSchema.safeParse(stored).data ?? [];
+  });
 }
 
 /* Feedback in D1: the primary key allows each caller one rating of a completion. */

@@ -108,9 +108,12 @@ export const budgetOf = (limits: TenantLimits): BudgetLimits => ({
   tokensPerDay: limits.tokens_per_day,
 });
 
+const isKnownPolicy = (stored: string | undefined): stored is RoutingPolicy =>
+  ROUTING_POLICIES.some((known) => known === stored);
+
 /** A policy that a later version of the edge stored is unknown here; requests are routed all the same. */
 export const knownPolicy = (stored: string | undefined): RoutingPolicy =>
-  ROUTING_POLICIES.find((known) => known === stored) ?? 'first_user';
+  isKnownPolicy(stored) ? stored : 'first_user';
 
 type StoredLimits = { readonly limits: TenantLimits; readonly unreadable: string | null };
 
@@ -158,6 +161,7 @@ function toTenant(row: TenantRow): Tenant {
     id: row.id,
     name: row.name,
     routing_policy: knownPolicy(row.routingPolicy),
+    ...(isKnownPolicy(row.routingPolicy) ? {} : { unknown_policy: String(row.routingPolicy) }),
     enabled: row.enabled,
     ...limits,
     created_at: isoTime(row.createdAt_ms),

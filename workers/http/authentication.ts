@@ -10,7 +10,7 @@ import { isFor } from '../../shared/wire/service-token.ts';
 import { networkOf } from '../base/place.ts';
 import { sameSecret, sha256Hex } from '../base/secrets.ts';
 import { BURST } from '../limits.ts';
-import { bearerKey, type Caller } from '../tenants/api-keys.ts';
+import { bearerKey, type Caller, firstKeyId } from '../tenants/api-keys.ts';
 import type { SessionClaims } from '../tenants/sessions.ts';
 import { type AdminCaller, type AppContext, type AppEnv, holdOf } from './context.ts';
 
@@ -185,6 +185,7 @@ export async function readSession(
 
 export const toSession = (admin: AdminCaller, claims: SessionClaims): Session => ({
   actor: admin.actor,
+  person: claims.keySha256 === null ? admin.actor : firstKeyId(admin.actor),
   tenant: admin.tenant ?? null,
   role: admin.role,
   csrf: claims.csrf,

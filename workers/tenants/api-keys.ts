@@ -65,6 +65,16 @@ export function generateKey(kind: ApiKeyKind): { key: string; sha256: string; pr
   return { key, sha256: sha256Hex(key), prefix: KEY_PREFIXES[kind] + random.slice(0, PREFIX_RANDOM_CHARS) };
 }
 
+/* Ids of keys. The id of a key that is made in a rotation begins with the id of the first one, so that it names its holder, too. */
+
+const ID_RANDOM_BYTES = 8;
+const NEXT_ID_RANDOM_BYTES = 4;
+
+export const newKeyId = (): string => `k_${randomHex(ID_RANDOM_BYTES)}`;
+/** Random, so that of two rotations at once only one finds its own key. */
+export const nextKeyId = (id: string): string => `${firstKeyId(id)}-${randomHex(NEXT_ID_RANDOM_BYTES)}`;
+export const firstKeyId = (id: string): string => id.split('-', 1)[0]!;
+
 /** `find` returns null for an unknown key. */
 export function createApiKeys(
   find: (sha256: string) => Promise<KnownKey | null>,

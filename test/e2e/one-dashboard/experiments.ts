@@ -98,7 +98,8 @@ test('the form asks for all that an experiment can be limited to', async () => {
   await dialog.getByLabel(/^Sticky unit/).selectOption('user');
   const create = dialog.getByRole('button', { name: 'Create the draft' });
   await create.click();
-  await dialog.getByText('must be later than starts_at').waitFor();
+  // In the words of the form.
+  await dialog.getByText('Ends: must be later than Begins.').waitFor();
   expect(dashboard.complaints.splice(0)).toEqual([expect.stringContaining('400')]);
   await dialog.getByLabel(/^Ends/).fill('2031-04-01T09:00');
   await create.click();

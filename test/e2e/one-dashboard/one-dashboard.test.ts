@@ -12,6 +12,7 @@ afterAll(closeDashboard);
 describe('mask sets', async () => void (await import('./mask-sets.ts')));
 describe('pages', async () => void (await import('./pages.ts')));
 describe('console', async () => void (await import('./console.ts')));
+describe('forms', async () => void (await import('./forms.ts')));
 describe('experiments', async () => void (await import('./experiments.ts')));
 describe('jobs', async () => void (await import('./jobs.ts')));
 describe('strange texts', async () => void (await import('./strange-texts.ts')));

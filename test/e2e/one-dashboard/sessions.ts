@@ -127,6 +127,7 @@ test('a second tab that logs in anew keeps the first one working, and ends it wh
   await logInAgain(key);
   await second.goto(`${edge}/dashboard/keys`);
   await second.getByRole('row', { name: 'looks' }).getByText('works').waitFor();
+  await second.getByRole('banner').getByText('reads only').waitFor();
   await second.goto(`${edge}/dashboard/playground`);
   await second.getByText('This page is not for viewers.').waitFor();
   await second.goto(`${edge}/dashboard/backends`);
@@ -200,6 +201,28 @@ test('a form that is filled in stays when its session ends, and goes on after th
   await page.getByRole('heading', { level: 1, name: 'Tenants' }).waitFor();
   expect(await page.getByRole('dialog').count()).toBe(0);
   expect(await page.getByRole('button', { name: 'New tenant' }).count()).toBe(0);
+  await page.getByRole('button', { name: 'Log out', exact: true }).click();
+  await page.getByLabel('Admin key').waitFor();
+  for (const complaint of complaints.splice(0)) expect(complaint).toContain('401');
+});
+
+test('a form stays when its key was rotated, and goes on with the new key', async () => {
+  const body = { kind: 'admin', name: 'rotated while typing' };
+  const old = await client.request({ method: 'POST', path: '/keys', body }, createdKeySchema);
+  await logIn(page, product.dev.edge, old.key);
+  await visit(page, 'Tenants');
+  await page.getByRole('button', { name: 'New tenant' }).click();
+  const form = page.getByRole('dialog', { name: 'New tenant' });
+  await form.getByLabel('Id', { exact: true }).fill('typed-over-a-rotation');
+  await form.getByLabel('Name', { exact: true }).fill('Typed');
+  await page.getByRole('banner').getByText(`Logged in as ${old.id}`).waitFor();
+  const path = `/keys/${old.id}/rotate`;
+  const { key } = await client.request({ method: 'POST', path, body: { overlap_s: 0 } }, createdKeySchema);
+  await form.getByRole('button', { name: 'Create' }).click();
+  const again = page.getByRole('dialog', { name: 'Log in again' });
+  await again.getByLabel('Admin key').fill(key);
+  await again.getByRole('button', { name: 'Log in' }).click();
+  await page.getByRole('cell', { name: 'typed-over-a-rotation' }).first().waitFor();
   await page.getByRole('button', { name: 'Log out', exact: true }).click();
   await page.getByLabel('Admin key').waitFor();
   for (const complaint of complaints.splice(0)) expect(complaint).toContain('401');

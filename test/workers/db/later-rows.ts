@@ -4,7 +4,7 @@
  */
 import { env } from 'cloudflare:workers';
 import { afterEach, expect, it, vi } from 'vitest';
-import type { Tenant } from '../../../shared/admin/admin-wire.ts';
+import type { AuditEntry, Tenant } from '../../../shared/admin/admin-wire.ts';
 import type { Experiment } from '../../../shared/admin/experiment-wire.ts';
 import type { LivePublication, Publication } from '../../../shared/admin/publication-wire.ts';
 import type { BackendEntry } from '../../../shared/wire/backend-load.ts';
@@ -26,7 +26,7 @@ import {
   upload,
 } from '../support/edge.ts';
 
-const write = (statement: string, ...values: string[]) =>
+const write = (statement: string, ...values: (string | number)[]) =>
   env.DB.prepare(statement)
     .bind(...values)
     .run();
@@ -258,12 +258,61 @@ it('text that is not JSON stops no more than JSON of a later version', async () 
   for (const started of ['by-hand', 'by-the-edge']) await admin('POST', `/experiments/${started}/stop`);
 });
 
-it('a kind of key that is unknown has no rights, and an unknown routing policy is the usual one', async () => {
+it('a change in the audit log that cannot be read is shown as it is stored, and the others as ever', async () => {
+  const { tenant } = await newTenant();
+  const path = `/tenants/${tenant}`;
+  for (const name of ['first', 'second', 'third']) await admin('PATCH', path, { name });
+  const list = async () =>
+    (await (await admin('GET', `/audit?q=${path}`)).json<{ data: AuditEntry[] }>()).data;
+  const [third, second, first] = await list();
+  await write(
+    'update audit_log set before = ?, after = ? where sequence = ?',
+    'a name',
+    '["later"]',
+    second!.id,
+  );
+  await write('update audit_log set created_at_ms = ? where sequence = ?', 'noon', first!.id);
+  const shown = { ...second, before: 'a name', after: ['later'] };
+  const [after, ...before] = await list();
+  expect([after, ...before]).toEqual([third, shown, { ...first, created_at: 'noon' }]);
+  expect(await (await admin('GET', `/audit/${second!.id}`)).json()).toEqual(shown);
+  const exported = await (await admin('GET', '/audit/export')).text();
+  expect(exported).toContain(JSON.stringify(shown));
+  expect(exported).toContain(JSON.stringify(third));
+});
+
+it('a traffic sample that cannot be read is left out of the map and of drift', async () => {
+  const { tenant } = await newTenant();
+  const { version } = await upload(makeMaskSet('sampled'), tenant);
+  const insert = (distances: string, cluster = '0', at = '1') =>
+    write(
+      'insert into traffic_samples (tenant, version, cluster, distances, created_at_ms) values (?, ?, ?, ?, ?)',
+      ...[tenant, version, cluster, distances, at],
+    );
+  await insert('[1, 2]');
+  for (const distances of ['near', '{"north": 1}', '[1, "far"]']) await insert(distances);
+  await insert('[1, 2]', 'north');
+  await insert('[1, 2]', '0', 'noon');
+  const query = `?tenant=${tenant}&version=${version}`;
+  const traffic = await admin('GET', `/traffic${query}`);
+  expect(await traffic.json()).toMatchObject({ data: [{ cluster: 0, distances: [1, 2] }] });
+  expect((await admin('GET', `/drift${query}`)).status).toBe(200);
+});
+
+it('an unknown routing policy is the usual one, is named, and can be mended', async () => {
   const { tenant, key } = await newTenant();
   const { version } = await goLive('usual', tenant);
   await write(`update tenants set routing_policy = 'last_tool' where id = ?`, tenant);
   expect(await routed(key, freshIsolate())).toMatchObject({ version, fallback: null });
+  const usual = { routing_policy: 'first_user', unknown_policy: 'last_tool' };
+  expect(await (await admin('GET', `/tenants/${tenant}`)).json()).toMatchObject(usual);
+  const renamed = await admin('PATCH', `/tenants/${tenant}`, { name: 'renamed' });
+  expect(await renamed.json()).toMatchObject(usual);
+  const mended = await admin('PATCH', `/tenants/${tenant}`, { routing_policy: 'first_user' });
+  expect((await mended.json<Tenant>()).unknown_policy).toBeUndefined();
+});
 
+it('a kind of key that is unknown has no rights', async () => {
   const unknown = await newKey({ kind: 'viewer' });
   await write(`update api_keys set kind = 'auditor' where id = ?`, unknown.id);
   for (const method of ['GET', 'POST']) {

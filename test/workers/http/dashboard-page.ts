@@ -3,7 +3,7 @@ import { createExecutionContext } from 'cloudflare:test';
 import { env } from 'cloudflare:workers';
 import { sign } from 'hono/jwt';
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { CSRF_HEADER, type Session } from '../../../shared/admin/admin-wire.ts';
+import { type CreatedKey, CSRF_HEADER, type Session } from '../../../shared/admin/admin-wire.ts';
 import type { TrafficSample } from '../../../shared/admin/stats-wire.ts';
 import { TRIAL_HEADERS } from '../../../shared/wire/protocol.ts';
 import edge from '../../../workers/index.ts';
@@ -241,6 +241,24 @@ describe('a session that is ended', () => {
     later(5_000);
     expect(await errorCode(ask(cookie, elsewhere))).toBe(ENDED);
     expect((await admin('GET', '/tenants', undefined, key)).status).toBe(200);
+  });
+
+  it('names the same person with the next keys of a rotation, and another one with another key', async () => {
+    const { tenant } = await newTenant();
+    const first = await newKey({ tenant, kind: 'tenant_admin' });
+    const { session } = await browser(first.key);
+    expect(session).toMatchObject({ actor: first.id, person: first.id });
+    let last = first;
+    for (let i = 0; i < 2; i++) {
+      last = await created<CreatedKey>(admin('POST', `/keys/${last.id}/rotate`, { overlap_s: 3_600 }));
+      const again = await browser(last.key);
+      expect(again.session).toMatchObject({ actor: last.id, person: first.id, tenant, role: session.role });
+      const resumed = await call('GET', '/dashboard/session', { headers: { cookie: again.cookie } });
+      expect(await resumed.json()).toMatchObject({ person: first.id });
+    }
+    const other = await newKey({ tenant, kind: 'tenant_admin' });
+    expect((await browser(other.key)).session.person).toBe(other.id);
+    expect((await browser(ADMIN_KEY)).session.person).toBe('root');
   });
 
   it('is ended by who manages the key, and by no other tenant', async () => {

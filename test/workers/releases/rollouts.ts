@@ -60,6 +60,13 @@ describe('a scheduled publication', () => {
     expect(await live(tenant)).toMatchObject({ version: fresh, share: 1, base_version: null });
   });
 
+  it('for a time that is over is live at once: a script that is late goes on', async () => {
+    const { tenant, fresh } = await twoVersions();
+    const activated = await activate(fresh, { tenant, activate_at: inFuture(-3_600_000) });
+    expect(activated.activate_at).toBe(activated.created_at);
+    expect(await live(tenant)).toMatchObject({ version: fresh, share: 1, base_version: null });
+  });
+
   it('that is the first can be called off: nothing is live then, and the history says so', async () => {
     const { tenant, key } = await newTenant();
     const { version } = await upload(makeMaskSet('first'), tenant);

@@ -309,6 +309,17 @@ export function timeIn(form: FormData, name: string): Record<string, string> {
   return value === undefined ? {} : { [name]: new Date(value).toISOString() };
 }
 
+/**
+ * The same where a time in the past would mean at once, which nobody asks for by a time. The field has no seconds, so the
+ * present minute is not past. @throws Error
+ */
+export function timeAheadIn(form: FormData, name: string): Record<string, string> {
+  const time = timeIn(form, name);
+  const minute_ms = Math.floor(edgeNow_ms() / 60_000) * 60_000;
+  if (time[name] === undefined || Date.parse(time[name]) >= minute_ms) return time;
+  throw new Error(`${name}: is in the past.`);
+}
+
 /* The time range of a page, kept in the URL. */
 
 const HOUR_ms = 3_600_000;
@@ -334,7 +345,7 @@ export function startOf_ms({ step_ms, steps }: Range): number {
   return Math.floor(edgeNow_ms() / step_ms) * step_ms - (steps - 1) * step_ms;
 }
 
-/* Form fields for a rollout and automatic rollback. */
+/* Form fields for a rollout and automatic rollback, in minutes and percent. */
 
 /** Shares of conversations that see the new version at the steps of a rollout. */
 const STEP_SHARES = [0.01, 0.1];
@@ -347,23 +358,23 @@ export const RolloutFields = () => (
     </label>
     <label>
       Minutes a step
-      <input name="minutes" type="number" min={1} max={1440} defaultValue="10" required />
+      <input name="duration_s" type="number" min={1} max={1440} defaultValue="10" required />
     </label>
     <label>
       Roll back at an error rate above, % (empty: never)
-      <input name="errors" type="number" min={0} max={99} step="any" />
+      <input name="error_rate_max" type="number" min={0} max={99} step="any" />
     </label>
     <label>
       Roll back when ms/token is above this multiple of the previous version’s (empty: never)
-      <input name="ratio" type="number" min={1.01} step="any" />
+      <input name="tpot_ratio_max" type="number" min={1.01} step="any" />
     </label>
   </>
 );
 
 export function rolloutIn(form: FormData): Pick<PublishBody, 'rollout' | 'auto_rollback'> {
-  const errors = form.get('errors');
-  const ratio = form.get('ratio');
-  const duration_s = Math.round(60 * Number(form.get('minutes')));
+  const errors = form.get('error_rate_max');
+  const ratio = form.get('tpot_ratio_max');
+  const duration_s = Math.round(60 * Number(form.get('duration_s')));
   return {
     ...(form.get('gradual') === null ? {} : { rollout: STEP_SHARES.map((share) => ({ share, duration_s })) }),
     ...(errors === null && ratio === null

@@ -115,7 +115,10 @@ export function Confirm(props: {
   );
 }
 
-/** A form in a dialog; if the edge refuses it, the dialog stays open with the error. */
+/**
+ * A form in a dialog; if the edge refuses it, the dialog stays open with the error. Fields have the names of the API, so that
+ * the error can name them by their labels.
+ */
 export function FormDialog(props: {
   readonly title: string;
   readonly action: string;
@@ -133,9 +136,15 @@ export function FormDialog(props: {
   const { busy, error, attempt } = useAttempt();
   const submit = (event: SubmitEvent) => {
     event.preventDefault();
-    const form = new FormData(event.currentTarget as HTMLFormElement);
+    const element = event.currentTarget as HTMLFormElement;
+    const form = new FormData(element);
     for (const [name, value] of [...form]) if (value === '') form.delete(name);
-    return attempt(() => props.onSubmit(form));
+    return attempt(() =>
+      props.onSubmit(form).catch((error: Error) => {
+        error.message = inLabels(error.message, element);
+        throw error;
+      }),
+    );
   };
   const leave = () => {
     if (busy) return;
@@ -168,6 +177,24 @@ export function FormDialog(props: {
       {error !== undefined && <Failure error={error} />}
     </Dialog>
   );
+}
+
+/** What a message says of fields: a path before a colon, and names with underscores anywhere. */
+const FIELDS = /(?<=^|; )[a-z_]+(?:[.[][\w.[\]]*)?(?=: )|\b[a-z]+(?:_[a-z]+)+\b/g;
+
+const inLabels = (message: string, form: HTMLFormElement): string =>
+  message.replace(FIELDS, (path) => {
+    const names = path.match(/[a-z_]+/g) ?? [];
+    return names.map((name) => labelOf(form.elements.namedItem(name))).findLast(Boolean) ?? path;
+  });
+
+/** The first words of a field's label, without its unit and what an empty field means. */
+function labelOf(found: RadioNodeList | Element | null): string | undefined {
+  const field = found instanceof RadioNodeList ? (found[0] as Element) : found;
+  const title = field?.closest('.several')?.querySelector('legend') ?? field?.closest('label');
+  const texts = [...(title?.childNodes ?? [])].filter(({ nodeType }) => nodeType === Node.TEXT_NODE);
+  const text = texts.map(({ textContent }) => textContent).join('');
+  return text.split(/[:,(]/, 1)[0]!.trim() || undefined;
 }
 
 const Cancel = ({ onClick, busy }: { readonly onClick: () => void; readonly busy: boolean }) => (

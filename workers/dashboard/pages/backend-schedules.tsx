@@ -25,7 +25,7 @@ import {
   RowButton,
   rolloutIn,
   TimeField,
-  timeIn,
+  timeAheadIn,
 } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded } from '../components/dialog.tsx';
 import { Table } from '../components/table.tsx';
@@ -149,7 +149,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
       action="Create"
       onClose={props.onClose}
       onSubmit={async (form) => {
-        const times = { every: `${form.get('count')}${form.get('unit')}`, ...timeIn(form, 'first_at') };
+        const times = { every: `${form.get('every')}${form.get('unit')}`, ...timeAheadIn(form, 'first_at') };
         const job = await jobIn(form, jobs);
         const create = (publish?: object) =>
           admin(scheduleSchema, `${jobs}/schedules`, {
@@ -168,7 +168,7 @@ function NewSchedule(props: { readonly backend: string; readonly onClose: () => 
       <div class="pairs">
         <label>
           Every
-          <input name="count" type="number" min={1} max={9999} defaultValue="24" required />
+          <input name="every" type="number" min={1} max={9999} defaultValue="24" required />
         </label>
         <label>
           Unit

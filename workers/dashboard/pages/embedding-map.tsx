@@ -37,10 +37,10 @@ function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version:
     <>
       <p>
         The two principal components of the centroids, with {percent(projection.explained, 0)} of their
-        variance. A circle’s size is its cluster’s share of the calibration set. Small dots are{' '}
-        {samples.length} recent requests, in the colour of their cluster; hollow dots are far from every
-        centroid (cosine below {LOW_SIMILARITY}). One request every few seconds is sampled, and only its
-        distances are stored.
+        variance. A circle’s size is its cluster’s share of the calibration set. Small dots are recent
+        requests ({samples.length}), in the colour of their cluster; hollow dots are far from every centroid
+        (cosine below {LOW_SIMILARITY}). One request every few seconds is sampled, and only its distances are
+        stored.
       </p>
       {traffic.state === 'failed' && <Failure error={traffic.error} retry={traffic.reload} />}
       <Chart label="Centroids of the live mask set in two dimensions" option={option} height_px={440} />

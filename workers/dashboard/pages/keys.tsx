@@ -143,8 +143,8 @@ function OpenDialog(props: { readonly open: Open; readonly onOpen: (open: Open |
           }}
         >
           <p>
-            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good. Answers
-            that stream under it end.
+            <code>{open.key.prefix}…</code> ({open.key.name}) stops working within seconds, for good.{' '}
+            {open.key.kind === 'tenant' ? 'Answers that stream under it end.' : 'Its dashboard sessions end.'}
           </p>
         </Confirm>
       );
@@ -163,7 +163,7 @@ function RotateKey(props: {
       action="Rotate"
       onClose={props.onClose}
       onSubmit={async (form) => {
-        const body = { overlap_s: Math.round(Number(form.get('hours')) * 3600) };
+        const body = { overlap_s: Math.round(Number(form.get('overlap_s')) * 3600) };
         props.onCreated(
           await admin(createdKeySchema, `/keys/${rotated.id}/rotate`, { method: 'POST', body }),
         );
@@ -171,12 +171,12 @@ function RotateKey(props: {
     >
       <p>
         A new key replaces <code>{rotated.prefix}…</code> ({rotated.name}). Both work until the old key
-        expires.
+        expires.{rotated.kind !== 'tenant' && ' Dashboard sessions of the old key end at once.'}
       </p>
       <label>
         Hours until the old key expires
         <input
-          name="hours"
+          name="overlap_s"
           type="number"
           min={0}
           max={ROTATION_OVERLAP_MAX_s / 3600}

@@ -19,7 +19,7 @@ import {
   RowButton,
   rolloutIn,
   TimeField,
-  timeIn,
+  timeAheadIn,
   useSearch,
 } from '../components/controls.tsx';
 import { Confirm, FormDialog, Loaded, Unreadable } from '../components/dialog.tsx';
@@ -340,7 +340,7 @@ function ActivateDialog(props: {
           version: set.version,
           tenant,
           expected_version: seen,
-          ...timeIn(form, 'activate_at'),
+          ...timeAheadIn(form, 'activate_at'),
           ...rolloutIn(form),
         };
         await admin(publicationSchema, '/publications', { method: 'POST', body });

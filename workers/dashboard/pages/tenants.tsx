@@ -110,7 +110,7 @@ function TenantTable(props: {
           cell: stateOf,
           sort: stateOf,
         },
-        { title: 'Routing policy', cell: (tenant) => POLICY_NAMES[tenant.routing_policy] },
+        { title: 'Routing policy', cell: policyOf },
         { title: 'Models', cell: ({ models }) => models?.join(', ') ?? 'all' },
         {
           title: 'Max blocks skipped',
@@ -193,6 +193,10 @@ const POLICY_NAMES: Record<Tenant['routing_policy'], string> = {
   conversation: 'all messages before an answer',
 };
 
+const policyOf = ({ routing_policy, unknown_policy }: Tenant): string =>
+  POLICY_NAMES[routing_policy] +
+  (unknown_policy === undefined ? '' : `, as this version cannot read “${unknown_policy}”`);
+
 /** Empty fields mean no limit. Shares are asked for in percent. */
 const LIMITS = [
   { name: 'requests_per_minute', title: 'Requests a minute', scale: 1 },
@@ -224,8 +228,13 @@ function TenantFields({
       <label>
         Routing policy
         <select name="routing_policy">
+          {tenant?.unknown_policy !== undefined && (
+            <option value="" selected>
+              {tenant.unknown_policy}, which this version cannot read
+            </option>
+          )}
           {ROUTING_POLICIES.map((policy) => (
-            <option key={policy} value={policy} selected={policy === tenant?.routing_policy}>
+            <option key={policy} value={policy} selected={policy === pickedPolicy(tenant)}>
               {POLICY_NAMES[policy]}
             </option>
           ))}
@@ -269,6 +278,10 @@ function TenantFields({
   );
 }
 
+/** Undefined for one that this version cannot read: it stays unless somebody picks another. */
+const pickedPolicy = (tenant: Tenant | undefined): string | undefined =>
+  tenant?.unknown_policy === undefined ? tenant?.routing_policy : undefined;
+
 const scaled = (value: number | null | undefined, scale: number): string | undefined =>
   value == null ? undefined : String(Number((value * scale).toFixed(6)));
 
@@ -286,6 +299,7 @@ function changesOf(form: FormData, tenant: Tenant, isGlobal: boolean): object {
   const wanted = { ...ownFields(form), ...(isGlobal ? limitFields(form) : {}) };
   const shown = {
     ...tenant,
+    routing_policy: pickedPolicy(tenant),
     ...Object.fromEntries(LIMITS.map((limit) => [limit.name, shownOf(tenant, limit)])),
   };
   if (tenant.unreadable !== undefined) return wanted;
@@ -307,7 +321,7 @@ const ownFields = (form: FormData) => {
   const days = form.get('texts_kept_days');
   return {
     name: form.get('name'),
-    routing_policy: form.get('routing_policy'),
+    routing_policy: form.get('routing_policy') ?? undefined,
     texts_kept_days: days === null ? null : Number(days),
   };
 };

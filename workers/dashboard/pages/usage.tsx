@@ -38,7 +38,7 @@ export function Usage() {
         empty="Nothing was used in the last 30 days."
         rowKey={(row) => nameOf(row, group)}
         columns={[
-          { title: group, cell: (row) => nameOf(row, group) },
+          { title: GROUP_TITLES[group], cell: (row) => nameOf(row, group) },
           counted('Requests', (row) => row.requests),
           counted('Failed, refused or cancelled', (row) => row.errors),
           counted('Prompt tokens', (row) => row.prompt_tokens),
@@ -48,6 +48,13 @@ export function Usage() {
     </>
   );
 }
+
+const GROUP_TITLES: Record<UsageGroup, string> = {
+  tenant: 'Tenant',
+  day: 'Day',
+  model: 'Model',
+  mask: 'Mask',
+};
 
 const counted = (title: string, count: (row: UsageRow) => number): Column<UsageRow> => ({
   title,
