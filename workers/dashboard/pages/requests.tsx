@@ -83,15 +83,16 @@ export function Requests() {
         search={search}
         sorted={{ by: sortedBy === undefined ? undefined : { title: sortedBy, isFalling: true }, onSort }}
         rowKey={({ id }) => id}
-        columns={columnsOf(isGlobal, show)}
+        columns={columnsOf(isGlobal && tenant === '', show)}
       />
     </>
   );
 }
 
-const columnsOf = (isGlobal: boolean, show: (id: string) => void): Column<SeenRequest>[] => [
+/** `ofMany`: the requests are of several tenants. */
+const columnsOf = (ofMany: boolean, show: (id: string) => void): Column<SeenRequest>[] => [
   { title: 'When', cell: ({ created_at }) => <When at={created_at} /> },
-  ...(isGlobal ? [{ title: 'Tenant', cell: ({ tenant }: SeenRequest) => tenant }] : []),
+  ...(ofMany ? [{ title: 'Tenant', cell: ({ tenant }: SeenRequest) => tenant }] : []),
   { title: 'Model', cell: ({ model }) => model },
   { title: 'Cluster', cell: ({ cluster }) => cluster ?? '–', isNumber: true },
   { title: 'Mask', cell: ({ mask }) => <code title={mask}>{mask.slice(0, 10)}</code> },
