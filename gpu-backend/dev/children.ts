@@ -168,7 +168,7 @@ export async function startChild<Config>(
   const child = fork(options.entry ?? new URL(import.meta.url), [options.name], {
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'ipc'],
-    env: options.env ?? process.env,
+    env: options.env,
   });
   await log.close();
   const ended = once(child, 'exit').then(([code, signal]) => {

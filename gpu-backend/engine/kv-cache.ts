@@ -21,8 +21,7 @@ export type CacheShape = {
   readonly layerCount: number;
   readonly width: number;
   readonly contextTokens: number;
-  /** fp32 unless given. */
-  readonly kvType?: KvType;
+  readonly kvType: KvType;
 };
 
 export type KvValues = Float32Array | Float16Array;
@@ -50,11 +49,8 @@ export function doubled(from: number, needed: number): number {
 }
 
 /** Bytes of K and V of one token, all layers. */
-export const tokenBytes = ({
-  layerCount,
-  width,
-  kvType = 'f32',
-}: Omit<CacheShape, 'contextTokens'>): number => 2 * layerCount * width * KV_ARRAYS[kvType].BYTES_PER_ELEMENT;
+export const tokenBytes = ({ layerCount, width, kvType }: Omit<CacheShape, 'contextTokens'>): number =>
+  2 * layerCount * width * KV_ARRAYS[kvType].BYTES_PER_ELEMENT;
 
 /** A tensor over `data` itself, without a copy. */
 export const kvTensor = (data: KvValues, dims: readonly number[]): RuntimeTensor =>
@@ -150,7 +146,7 @@ export class KvCache {
   }
 
   #newValues(count: number): KvValues {
-    return newValues(this.shape.kvType ?? 'f32', count);
+    return newValues(this.shape.kvType, count);
   }
 
   /**
@@ -188,7 +184,7 @@ export class KvCache {
     const values = Math.min(capacity, contextTokens) * width;
     this.#useRows(
       this.#buffers.map((old) => {
-        const grown = roomFor(this.shape.kvType ?? 'f32', values);
+        const grown = roomFor(this.shape.kvType, values);
         grown.set(old.subarray(0, this.#length * width));
         return grown;
       }),

@@ -8,7 +8,7 @@ import type { RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSession, integers, tensor } from '../onnx/session.ts';
 import type { CacheShape } from './kv-cache.ts';
 
-export type DeviceCacheShape = Required<CacheShape> & {
+export type DeviceCacheShape = CacheShape & {
   readonly kvHeadCount: number;
   readonly headSize: number;
 };

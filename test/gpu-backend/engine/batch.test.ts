@@ -10,7 +10,7 @@ import {
   type PredictedTokens,
 } from '../../../gpu-backend/engine/engine.ts';
 import { EngineLoop, type LoopLimits } from '../../../gpu-backend/engine/engine-loop.ts';
-import { KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { type CacheShape, KvCache, type SequenceCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { PAGE_TOKENS, PrefixCache } from '../../../gpu-backend/engine/prefix-cache.ts';
 import { onHost, type RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
@@ -364,7 +364,7 @@ const LIMITS = {
  * A runner without a model: K of a token says what it is and under which mask, and the next token follows from all K
  * before it. So a page in a wrong place, or of another mask, gives another answer.
  */
-const SHAPE = { layerCount: 1, width: 1, contextTokens: 512 };
+const SHAPE: CacheShape = { layerCount: 1, width: 1, contextTokens: 512, kvType: 'f32' };
 const WORDS = 97;
 const scripted = scriptedRunner(WORDS, (logits, hash) => {
   logits[hash % WORDS] = 1;

@@ -5,13 +5,13 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { HeadCaches } from '../../../gpu-backend/engine/head-caches.ts';
-import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { type CacheShape, KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import { encodeModel } from '../../../gpu-backend/onnx/encode.ts';
 import { GraphBuilder } from '../../../gpu-backend/onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor } from '../../../gpu-backend/onnx/session.ts';
 import { createSession, floats, tensor } from '../../../gpu-backend/onnx/session.ts';
 
-const SHAPE = { layerCount: 1, width: 4, contextTokens: 600 };
+const SHAPE: CacheShape = { layerCount: 1, width: 4, contextTokens: 600, kvType: 'f32' };
 
 /** new_k = x, new_v = 2x; sum = all of past_k, read after the write. */
 async function openToy() {

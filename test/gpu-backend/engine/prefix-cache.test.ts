@@ -12,7 +12,7 @@ import {
 import { floats } from '../../../gpu-backend/onnx/session.ts';
 import { denseMask, maskFromBits, type SurrogatesId, withSurrogates } from '../../../shared/mask/mask.ts';
 
-const SHAPE: CacheShape = { layerCount: 1, width: 1, contextTokens: 1024 };
+const SHAPE: CacheShape = { layerCount: 1, width: 1, contextTokens: 1024, kvType: 'f32' };
 const HALVES: CacheShape = { ...SHAPE, kvType: 'f16' };
 const owner = (tenant: string, plan: Partial<MaskPlan> = {}): PrefixOwner => ({
   tenant,

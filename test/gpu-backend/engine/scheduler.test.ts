@@ -1,7 +1,7 @@
 /** The scheduler alone: requests and token counts, no model. */
 import fc from 'fast-check';
 import { expect, test, vi } from 'vitest';
-import { KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
+import { type CacheShape, KvCache } from '../../../gpu-backend/engine/kv-cache.ts';
 import type { RunInput } from '../../../gpu-backend/engine/run-input.ts';
 import type { ScheduledRequest, SchedulerLimits, Step } from '../../../gpu-backend/engine/scheduler.ts';
 import { Scheduler } from '../../../gpu-backend/engine/scheduler.ts';
@@ -540,7 +540,7 @@ test('the times of steps are found by running some; each runs twice, and the fas
   vi.useFakeTimers({ toFake: ['performance'] });
   try {
     const times = { fixed_ms: 7, row_ms: 2, key_ms: 0.25, pieceKey_ms: 0.5, rowKey_ms: 0.125 };
-    const shape = { layerCount: 1, width: 1, contextTokens: 4096 };
+    const shape: CacheShape = { layerCount: 1, width: 1, contextTokens: 4096, kvType: 'f32' };
     let runs = 0;
     const runner = {
       config: shape,
