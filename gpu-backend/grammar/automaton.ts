@@ -1,5 +1,5 @@
 /** Expressions as automata, with the states that a text may lead to: many (`statesOf`), or one (`oneReading`). */
-import type { CharRange, Expression } from './ebnf.ts';
+import { type CharRange, choice, type Expression, optional, repeat, sequence } from './ebnf.ts';
 
 /** An expression as an NFA: by state, its edges with a character and its edges without (`free`). */
 export type Nfa = {
@@ -101,12 +101,88 @@ export type OneReading = {
 
 /** The fewest states that match an expression without rules, by the powerset construction and Hopcroft's algorithm (1971). */
 export function oneReading(expression: Expression, statesMax: number, effort: Effort): OneReading {
-  const size = nfaSizeOf(expression);
-  if (size > NFA_STATES_MAX || size / PER_STATE > effort.left)
-    return { readings: Number.POSITIVE_INFINITY, states: undefined };
-  effort.left -= size / PER_STATE;
-  const nfa = statesOf(expression);
+  const nfa = affordable(expression, effort);
+  if (nfa === undefined) return { readings: Number.POSITIVE_INFINITY, states: undefined };
   const kinds = kindsOfLetters(nfa);
+  const { sets, next, readings, isWhole } = powerset(
+    nfa,
+    kinds,
+    (found) => found.sets.length > RAW_PER_STATE * statesMax,
+    effort,
+  );
+  if (!isWhole) return { readings, states: undefined };
+  const isEnd = sets.map((set) => set.includes(nfa.end));
+  const states = merged(next, isEnd, kinds);
+  return { readings, states: states.length > statesMax ? undefined : states };
+}
+
+/** How many states may still be made, all of them and those with a wide class of characters. */
+export type Room = { all: number; wide: number };
+
+/**
+ * Takes room for the states of an automaton in which a text leads to one state: the library makes such an automaton of what it
+ * compiles. A loop before an exact count needs one for each way in which the last letters may have begun the count, so `^.*a.{20}$`
+ * has a million. False where there is too little room, or too little effort to tell.
+ */
+export function takesStates(expression: Expression, room: Room, effort: Effort): boolean {
+  const nfa = affordable(upToOneByOne(expression), effort);
+  if (nfa === undefined) return false;
+  const { sets, wide, isWhole } = powerset(
+    nfa,
+    kindsOfLetters(nfa),
+    (found) => found.sets.length > room.all || found.wide > room.wide,
+    effort,
+  );
+  room.all -= sets.length;
+  room.wide -= wide;
+  return isWhole;
+}
+
+/** With `x?x?` in the place of `x{0,2}`, as the library has it: a count that began earlier allows all that a later one does. */
+function upToOneByOne(expression: Expression): Expression {
+  switch (expression.kind) {
+    case 'sequence':
+      return sequence(...expression.parts.map(upToOneByOne));
+    case 'choice':
+      return choice(...expression.options.map(upToOneByOne));
+    case 'repeat': {
+      const { min, max } = expression;
+      const part = upToOneByOne(expression.part);
+      if (max === undefined || max - min < 2) return repeat(part, min, max);
+      return sequence(repeat(part, min, min), ...Array<Expression>(max - min).fill(optional(part)));
+    }
+    default:
+      return expression;
+  }
+}
+
+/** The automaton of an expression, if there is effort for it. */
+function affordable(expression: Expression, effort: Effort): Nfa | undefined {
+  const size = nfaSizeOf(expression);
+  if (size > NFA_STATES_MAX || size / PER_STATE > effort.left) return undefined;
+  effort.left -= size / PER_STATE;
+  return statesOf(expression);
+}
+
+/** Sets of states that a text may lead to. */
+type Powerset = {
+  readonly sets: readonly Uint16Array[];
+  /** By set, the number of the set behind each kind of letters. */
+  readonly next: readonly (readonly number[])[];
+  /** Most states with a wide class of characters in one set. */
+  readonly readings: number;
+  /** How many sets have such a state. */
+  readonly wide: number;
+  /** Whether all sets were found: there were not too many, and `effort` was enough. */
+  readonly isWhole: boolean;
+};
+
+function powerset(
+  nfa: Nfa,
+  kinds: readonly Kind[],
+  areTooMany: (found: Pick<Powerset, 'sets' | 'wide'>) => boolean,
+  effort: Effort,
+): Powerset {
   const after = closuresOf(nfa, effort);
   const known = new Map<string, number>();
   const sets: Uint16Array[] = [];
@@ -118,14 +194,16 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
   };
   idOf(Uint16Array.from(after(nfa.start)));
   const next: number[][] = [];
-  let readings = 0;
+  let [readings, wide] = [0, 0];
   const isWide = nfa.edges.map((edges) => edges.some(({ ranges }) => lettersIn(ranges) > NARROW_MAX));
   const seen = new Uint32Array(nfa.edges.length);
   let round = 0;
   for (let i = 0; i < sets.length; i++) {
     const set = sets[i]!;
-    readings = Math.max(readings, set.filter((state) => isWide[state]).length);
-    if (effort.left < 0 || sets.length > RAW_PER_STATE * statesMax) return { readings, states: undefined };
+    const count = set.filter((state) => isWide[state]).length;
+    readings = Math.max(readings, count);
+    if (count > 0) wide++;
+    if (effort.left < 0 || areTooMany({ sets, wide })) return { sets, next, readings, wide, isWhole: false };
     next.push(
       kinds.map(({ edges }) => {
         const led: number[] = [];
@@ -147,10 +225,7 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
     );
   }
   // What was found last may lack states.
-  if (effort.left < 0) return { readings, states: undefined };
-  const isEnd = sets.map((set) => set.includes(nfa.end));
-  const states = merged(next, isEnd, kinds);
-  return { readings, states: states.length > statesMax ? undefined : states };
+  return { sets, next, readings, wide, isWhole: effort.left >= 0 };
 }
 
 const NONE = -1;

@@ -5,7 +5,7 @@
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject } from '../../shared/wire/parse-body.ts';
-import type { Effort } from './automaton.ts';
+import type { Effort, Room } from './automaton.ts';
 import type { Bounds } from './number-range.ts';
 
 export type SchemaOptions = {
@@ -33,6 +33,9 @@ export type Spent = {
   /** To write patterns with one reading, and the states of those that are. */
   readonly reading: Effort;
   readStates: number;
+  /** For patterns with endless loops: how many states they may still have, and the effort to count them. */
+  readonly loopStates: Room;
+  readonly counting: Effort;
   /** The number of each pattern. Its rules are named by it, so a pattern that comes again uses the same rules. */
   readonly patternNumbers: Map<string, number>;
   /** Patterns that are known to match all texts of a format, each behind the format's name. */
@@ -43,6 +46,10 @@ export type Spent = {
 const INCLUSION_EFFORT = 40_000;
 /** For all patterns that repeat groups, together: less than a tenth of a second. */
 const READING_EFFORT = 20_000;
+/** What the library makes in some four seconds: a state with a wide class takes 8 ms, another one a tenth of that or less. */
+const LOOP_STATES_MAX: Readonly<Room> = { all: 8192, wide: 512 };
+/** Less than a tenth of a second. A usual pattern takes ten. */
+const COUNTING_EFFORT = 20_000;
 
 export const nothingSpent = (): Spent => ({
   nodes: 0,
@@ -56,6 +63,8 @@ export const nothingSpent = (): Spent => ({
   inclusion: { left: INCLUSION_EFFORT },
   reading: { left: READING_EFFORT },
   readStates: 0,
+  loopStates: { ...LOOP_STATES_MAX },
+  counting: { left: COUNTING_EFFORT },
   patternNumbers: new Map(),
   within: new Set(),
 });

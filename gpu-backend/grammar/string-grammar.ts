@@ -2,7 +2,7 @@
  * The grammars of JSON strings: of any, of a bounded length, of a `pattern` and of a `format`. Lengths and patterns cost
  * states for which all tokens are checked, so the schemas of a request have limits for these together.
  */
-import { lettersIn, oneReading, type State } from './automaton.ts';
+import { lettersIn, oneReading, type State, takesStates } from './automaton.ts';
 import {
   type CharRange,
   chars,
@@ -178,9 +178,15 @@ function restOf(
   { pattern, found }: { readonly pattern: string; readonly found: Expression },
   rules: Map<string, Expression>,
 ): Expression {
-  const plain = sequence(found, text('"'));
+  const plain = () => {
+    // Without an endless loop the library makes no more states than the pattern has characters.
+    const isEndless = lettersOf(found)[1] === Number.POSITIVE_INFINITY;
+    if (isEndless && !takesStates(found, spent.loopStates, spent.counting))
+      throw new PatternError(TOO_MANY_BEGINNINGS);
+    return sequence(found, text('"'));
+  };
   // The library reads what repeats no groups without following its readings.
-  if (!repeatsGroups(found)) return plain;
+  if (!repeatsGroups(found)) return plain();
   const number = spent.patternNumbers.get(pattern) ?? spent.patternNumbers.size;
   spent.patternNumbers.set(pattern, number);
   const name = `text_${number}`;
@@ -189,7 +195,7 @@ function restOf(
   const left = READ_STATES_MAX - spent.readStates;
   const { readings, states } = oneReading(found, left, spent.reading);
   const isQuick = readings <= READINGS_QUICK;
-  if (isQuick && (states === undefined || states.length > STATES_SMALL)) return plain;
+  if (isQuick && (states === undefined || states.length > STATES_SMALL)) return plain();
   const bodies = states?.map((state) => bodyOf(state, name));
   if (bodies?.every((body) => body !== undefined)) {
     spent.readStates += bodies.length;
@@ -197,7 +203,7 @@ function restOf(
     return begin;
   }
   if (sizeOf(found) > SEVERAL_READINGS_MAX) throw new PatternError(TOO_MANY_READINGS);
-  return plain;
+  return plain();
 }
 
 /** Undefined where the library cannot write its characters: it knows single ones beyond ASCII, and all of them. */
@@ -238,6 +244,8 @@ const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHA
 const TOO_MUCH_TEXT = `patterns and formats have more than ${PATTERN_TEXT_MAX} characters together, as they are written`;
 const TOO_MANY_READINGS =
   'it allows one text in too many ways: repeat groups less often, or so that one ends where the next begins';
+const TOO_MANY_BEGINNINGS =
+  'behind an endless loop, a part of exact length may begin at too many places: write the loop without the characters that the part begins with';
 const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
 
 /** Number of states with a wide character class, where most tokens match. */

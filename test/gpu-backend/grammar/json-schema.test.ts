@@ -562,7 +562,22 @@ describe('what cannot be enforced', () => {
           many(8).map((i) => [`p${i}`, { pattern: `^(ab)*${many(1900).map(unlike(i)).join('')}$` }]),
         ),
       ),
-      /it allows one text in too many ways/,
+      /may begin at too many places/,
+    ],
+    [
+      'a loop before an exact length, which the library would follow without end',
+      { type: 'string', pattern: '^.*a.{20}$' },
+      /at \/pattern: behind an endless loop, a part of exact length may begin at too many places/,
+    ],
+    [
+      'a loop before an exact length in a repeated group',
+      { type: 'string', pattern: '^([ab]*a[ab]{30})*$' },
+      /at \/pattern: behind an endless loop/,
+    ],
+    [
+      'loops before exact lengths that take too long together',
+      object(Object.fromEntries(many(4).map((i) => [`p${i}`, { pattern: `^.*${i}.{7}$` }]))),
+      /at \/properties\/p2\/pattern: behind an endless loop/,
     ],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
@@ -578,11 +593,18 @@ describe('what cannot be enforced', () => {
     expect(await leastCpu_ms(refused)).toBeLessThan(100);
   });
 
-  test('a pattern with too many readings is ignored without strict', () => {
-    const schema = { type: 'string', pattern: '^([a-z]{1,20} ?){20,40}$' };
+  test.each(['^([a-z]{1,20} ?){20,40}$', '^.*a.{20}$'])('%s is ignored without strict', (pattern) => {
     const read = (one: object) => schemaGrammar(one, { strict: false, param: 'schema' });
-    expect(read(schema)).toBe(read({ type: 'string' }));
+    expect(read({ type: 'string', pattern })).toBe(read({ type: 'string' }));
   });
+
+  test.each(['^.*foo.{0,60}$', '^[ab]*a[ab]{11}$', '^\\w+-?\\d{40}$', '^.{0,40}a.{15}$', '^.*@.*\\..{2,}$'])(
+    '%s has few states',
+    (pattern) => {
+      const read = () => schemaGrammar({ type: 'string', pattern }, { strict: true, param: 'schema' });
+      expect(read).not.toThrow();
+    },
+  );
 
   test('many patterns that are long to read, though each is one letter', () => {
     const schema = object(

@@ -1,7 +1,7 @@
 /** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { oneReading, type State } from '../../../gpu-backend/grammar/automaton.ts';
+import { oneReading, type State, takesStates } from '../../../gpu-backend/grammar/automaton.ts';
 import { type Expression, printGrammar, sizeOf } from '../../../gpu-backend/grammar/ebnf.ts';
 import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
 
@@ -137,6 +137,21 @@ describe('the grammar of a pattern', () => {
     expect(statesOf('(?:[a-z]{1,20} ?){9}')).toHaveLength(310);
     expect(statesOf('[ab]*a[ab]{6}')).toHaveLength(128);
     expect(statesOf('(?:ab|ac|ad)')).toHaveLength(3);
+  });
+
+  test('takes room for the states of an automaton with one state for each text', () => {
+    const taken = (pattern: string) => {
+      const room = { all: 10_000, wide: 1000 };
+      expect(takesStates(patternGrammar(pattern), room, { left: 20_000 })).toBe(true);
+      return [10_000 - room.all, 1000 - room.wide];
+    };
+    expect(taken('[ab]*a[ab]{6}')).toEqual([128, 0]);
+    expect(taken('[a-z]*a[a-z]{6}')).toEqual([128, 128]);
+    // A count that began earlier allows all that a later one does.
+    expect(taken('[ab]*a[ab]{0,30}')).toEqual([32, 0]);
+    const little = { all: 100, wide: 100 };
+    expect(takesStates(patternGrammar('[ab]*a[ab]{6}'), little, { left: 20_000 })).toBe(false);
+    expect(takesStates(patternGrammar('[ab]*a[ab]{6}'), { all: 128, wide: 0 }, { left: 1 })).toBe(false);
   });
 
   test('has no states where they would be too many, found out at once', () => {
