@@ -75,7 +75,8 @@ export function lettersOf(expression: Expression): readonly [least: number, most
     case 'repeat': {
       const { part, min, max = Number.POSITIVE_INFINITY } = expression;
       const [least, most] = lettersOf(part);
-      return [min * least, max * most];
+      // A part that never comes is endless no times, and no letters are as many without end.
+      return [min * least, max === 0 || most === 0 ? 0 : max * most];
     }
   }
 }

@@ -575,6 +575,11 @@ describe('what cannot be enforced', () => {
       /at \/pattern: behind an endless loop/,
     ],
     [
+      'a loop before an exact length, behind an endless part that never comes',
+      { type: 'string', pattern: '^(?:a*){0}.*a.{20}$' },
+      /at \/pattern: behind an endless loop/,
+    ],
+    [
       'loops before exact lengths that take too long together',
       object(Object.fromEntries(many(4).map((i) => [`p${i}`, { pattern: `^.*${i}.{7}$` }]))),
       /at \/properties\/p2\/pattern: behind an endless loop/,
