@@ -1,5 +1,5 @@
 /** Expressions as automata, with the states that a text may lead to: many (`statesOf`), or one (`oneReading`). */
-import { type CharRange, choice, type Expression, optional, repeat, sequence } from './ebnf.ts';
+import { type CharRange, chars, choice, type Expression, LAST, lettersOf, repeat, sequence } from './ebnf.ts';
 
 /** An expression as an NFA: by state, its edges with a character and its edges without (`free`). */
 export type Nfa = {
@@ -120,37 +120,55 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
 export type Room = { all: number; wide: number };
 
 /**
- * Takes room for the states of an automaton in which a text leads to one state: the library makes such an automaton of what it
- * compiles. A loop before an exact count needs one for each way in which the last letters may have begun the count, so `^.*a.{20}$`
- * has a million. False where there is too little room, or too little effort to tell.
+ * Takes room for the states of automata in which a text leads to one state: the library makes such an automaton of each rule. A
+ * loop before an exact count needs a state for each way in which the last letters may have begun the count, so `^.*a.{20}$` has a
+ * million. False where there is too little room, or too little effort to tell.
+ * @param bodies of rules, `separated`.
  */
-export function takesStates(expression: Expression, room: Room, effort: Effort): boolean {
-  const nfa = affordable(upToOneByOne(expression), effort);
-  if (nfa === undefined) return false;
-  const { sets, wide, isWhole } = powerset(
-    nfa,
-    kindsOfLetters(nfa),
-    (found) => found.sets.length > room.all || found.wide > room.wide,
-    effort,
-  );
-  room.all -= sets.length;
-  room.wide -= wide;
-  return isWhole;
+export function takesStates(bodies: Iterable<Expression>, room: Room, effort: Effort): boolean {
+  const open = [...bodies];
+  for (const body of open) {
+    const options = body.kind === 'choice' ? body.options : [body];
+    const own = choice(...options.map((option) => inOneRule(option, open)));
+    // Without an endless loop the library makes no more states than there are characters.
+    if (lettersOf(own)[1] < Number.POSITIVE_INFINITY) continue;
+    const nfa = affordable(own, effort);
+    if (nfa === undefined) return false;
+    const { sets, wide, isWhole } = powerset(
+      nfa,
+      kindsOfLetters(nfa),
+      (found) => found.sets.length > room.all || found.wide > room.wide,
+      effort,
+    );
+    room.all -= sets.length;
+    room.wide -= wide;
+    if (!isWhole) return false;
+  }
+  return true;
 }
 
-/** With `x?x?` in the place of `x{0,2}`, as the library has it: a count that began earlier allows all that a later one does. */
-function upToOneByOne(expression: Expression): Expression {
+/** The use of another rule: one edge in an automaton, and no letter. */
+const USE = chars([LAST + 1, LAST + 1]);
+
+/**
+ * As the library has it in the automaton of one rule: inner choices, repeated groups and what a count allows beyond its minimum
+ * are rules of their own. Adds the choices to `open`; the groups are rules already, and the others have no loop.
+ */
+function inOneRule(expression: Expression, open: Expression[]): Expression {
   switch (expression.kind) {
     case 'sequence':
-      return sequence(...expression.parts.map(upToOneByOne));
+      return sequence(...expression.parts.map((part) => inOneRule(part, open)));
     case 'choice':
-      return choice(...expression.options.map(upToOneByOne));
+      open.push(expression);
+      return USE;
     case 'repeat': {
-      const { min, max } = expression;
-      const part = upToOneByOne(expression.part);
-      if (max === undefined || max - min < 2) return repeat(part, min, max);
-      return sequence(repeat(part, min, min), ...Array<Expression>(max - min).fill(optional(part)));
+      const { part, min, max } = expression;
+      if (part.kind !== 'chars') return USE;
+      if (max === undefined || max === min) return expression;
+      return sequence(repeat(part, min, min), USE);
     }
+    case 'rule':
+      return USE;
     default:
       return expression;
   }

@@ -19,6 +19,7 @@ import {
   text,
 } from './ebnf.ts';
 import type { Path, SchemaObject, SchemaReader } from './schema-reader.ts';
+import { separated } from './separated-choices.ts';
 import { isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
@@ -179,9 +180,9 @@ function restOf(
   rules: Map<string, Expression>,
 ): Expression {
   const plain = () => {
-    // Without an endless loop the library makes no more states than the pattern has characters.
+    // Others have few states, so their rules need not be written for this.
     const isEndless = lettersOf(found)[1] === Number.POSITIVE_INFINITY;
-    if (isEndless && !takesStates(found, spent.loopStates, spent.counting))
+    if (isEndless && !takesStates(rulesOf(found), spent.loopStates, spent.counting))
       throw new PatternError(TOO_MANY_BEGINNINGS);
     return sequence(found, text('"'));
   };
@@ -204,6 +205,12 @@ function restOf(
   }
   if (sizeOf(found) > SEVERAL_READINGS_MAX) throw new PatternError(TOO_MANY_READINGS);
   return plain();
+}
+
+/** The bodies of the rules that an expression without rules is written with. */
+function rulesOf(expression: Expression): Iterable<Expression> {
+  const { rules, root } = separated(new Map(), expression);
+  return [root, ...rules.values()];
 }
 
 /** Undefined where the library cannot write its characters: it knows single ones beyond ASCII, and all of them. */

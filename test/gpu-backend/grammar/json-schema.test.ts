@@ -562,7 +562,7 @@ describe('what cannot be enforced', () => {
           many(8).map((i) => [`p${i}`, { pattern: `^(ab)*${many(1900).map(unlike(i)).join('')}$` }]),
         ),
       ),
-      /may begin at too many places/,
+      /it allows one text in too many ways/,
     ],
     [
       'a loop before an exact length, which the library would follow without end',
@@ -577,6 +577,16 @@ describe('what cannot be enforced', () => {
     [
       'a loop before an exact length, behind an endless part that never comes',
       { type: 'string', pattern: '^(?:a*){0}.*a.{20}$' },
+      /at \/pattern: behind an endless loop/,
+    ],
+    [
+      'a loop before an exact length within choices',
+      { type: 'string', pattern: '^(x|(y|.*a.{20}))z$' },
+      /at \/pattern: behind an endless loop/,
+    ],
+    [
+      'a loop before a choice of equal options, which is none',
+      { type: 'string', pattern: '^.*(?:a|a).{20}$' },
       /at \/pattern: behind an endless loop/,
     ],
     [
@@ -603,13 +613,25 @@ describe('what cannot be enforced', () => {
     expect(read({ type: 'string', pattern })).toBe(read({ type: 'string' }));
   });
 
-  test.each(['^.*foo.{0,60}$', '^[ab]*a[ab]{11}$', '^\\w+-?\\d{40}$', '^.{0,40}a.{15}$', '^.*@.*\\..{2,}$'])(
-    '%s has few states',
-    (pattern) => {
-      const read = () => schemaGrammar({ type: 'string', pattern }, { strict: true, param: 'schema' });
-      expect(read).not.toThrow();
-    },
-  );
+  const URL_PATTERN =
+    '^https?:\\/\\/(www\\.)?[-a-zA-Z0-9@:%._+~#=]{1,64}\\.[a-zA-Z0-9()]{1,6}([-a-zA-Z0-9()@:%_+.~#?&/=]*)$';
+  test.each([
+    ...['^.*foo.{0,60}$', '^[ab]*a[ab]{11}$', '^\\w+-?\\d{40}$', '^.{0,40}a.{15}$', '^.*@.*\\..{2,}$'],
+    ...['^.*(a.{12}|b.{12})$', '^.*a[bc]?.{12}$', URL_PATTERN],
+    `^.*(${many(200)
+      .map((i) => `word${i.toString(36)}`)
+      .join('|')}).*$`,
+  ])('%s has few states', (pattern) => {
+    const read = () => schemaGrammar({ type: 'string', pattern }, { strict: true, param: 'schema' });
+    expect(read).not.toThrow();
+  });
+
+  test('thirty patterns that look for a word have few states', () => {
+    const schema = object(
+      Object.fromEntries(many(30).map((i) => [`p${i}`, { pattern: `^.*(error|warning|fatal ${i}).*$` }])),
+    );
+    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).not.toThrow();
+  });
 
   test('many patterns that are long to read, though each is one letter', () => {
     const schema = object(

@@ -1,8 +1,9 @@
 /** Patterns as grammars: the same texts, with no more ways to read one than there need be. */
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { oneReading, type State, takesStates } from '../../../gpu-backend/grammar/automaton.ts';
+import { oneReading, type Room, type State, takesStates } from '../../../gpu-backend/grammar/automaton.ts';
 import { type Expression, printGrammar, sizeOf } from '../../../gpu-backend/grammar/ebnf.ts';
+import { separated } from '../../../gpu-backend/grammar/separated-choices.ts';
 import { patternGrammar } from '../../../gpu-backend/grammar/text-pattern.ts';
 
 /** An expression as a regular expression of JavaScript. */
@@ -139,19 +140,25 @@ describe('the grammar of a pattern', () => {
     expect(statesOf('(?:ab|ac|ad)')).toHaveLength(3);
   });
 
-  test('takes room for the states of an automaton with one state for each text', () => {
+  test('takes room for the states of automata with one state for each text, by rule', () => {
+    const takes = (pattern: string, room: Room, effort = { left: 20_000 }) => {
+      const { rules, root } = separated(new Map(), patternGrammar(pattern));
+      return takesStates([root, ...rules.values()], room, effort);
+    };
     const taken = (pattern: string) => {
       const room = { all: 10_000, wide: 1000 };
-      expect(takesStates(patternGrammar(pattern), room, { left: 20_000 })).toBe(true);
+      expect(takes(pattern, room)).toBe(true);
       return [10_000 - room.all, 1000 - room.wide];
     };
-    expect(taken('[ab]*a[ab]{6}')).toEqual([128, 0]);
-    expect(taken('[a-z]*a[a-z]{6}')).toEqual([128, 128]);
-    // A count that began earlier allows all that a later one does.
-    expect(taken('[ab]*a[ab]{0,30}')).toEqual([32, 0]);
-    const little = { all: 100, wide: 100 };
-    expect(takesStates(patternGrammar('[ab]*a[ab]{6}'), little, { left: 20_000 })).toBe(false);
-    expect(takesStates(patternGrammar('[ab]*a[ab]{6}'), { all: 128, wide: 0 }, { left: 1 })).toBe(false);
+    // A rule that begins with a loop has a state before it.
+    expect(taken('[ab]*a[ab]{6}')).toEqual([129, 0]);
+    expect(taken('[a-z]*a[a-z]{6}')).toEqual([129, 128]);
+    // What a count allows beyond its minimum, and each choice, is a rule: one edge, and nothing itself without a loop.
+    expect(taken('[ab]*a[ab]{0,30}')).toEqual([4, 0]);
+    expect(taken('[ab]*(?:a[ab]{30}|b)')).toEqual([3, 0]);
+    expect(taken('(?:c|[ab]*(?:c|[ab]*a[ab]{6}))')[0]).toBeGreaterThan(128);
+    expect(takes('[ab]*a[ab]{6}', { all: 100, wide: 100 })).toBe(false);
+    expect(takes('[ab]*a[ab]{6}', { all: 128, wide: 0 }, { left: 1 })).toBe(false);
   });
 
   test('has no states where they would be too many, found out at once', () => {
