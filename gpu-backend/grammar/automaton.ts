@@ -116,7 +116,10 @@ export function oneReading(expression: Expression, statesMax: number, effort: Ef
   return { readings, states: states.length > statesMax ? undefined : states };
 }
 
-/** How many states may still be made, all of them and those with a wide class of characters. */
+/**
+ * How many states may still be made, and of how many places in the expression with a wide class of characters they may consist: the
+ * library checks most tokens at each.
+ */
 export type Room = { all: number; wide: number };
 
 /**
@@ -189,7 +192,7 @@ type Powerset = {
   readonly next: readonly (readonly number[])[];
   /** Most states with a wide class of characters in one set. */
   readonly readings: number;
-  /** How many sets have such a state. */
+  /** How many such states all sets have together. */
   readonly wide: number;
   /** Whether all sets were found: there were not too many, and `effort` was enough. */
   readonly isWhole: boolean;
@@ -220,7 +223,7 @@ function powerset(
     const set = sets[i]!;
     const count = set.filter((state) => isWide[state]).length;
     readings = Math.max(readings, count);
-    if (count > 0) wide++;
+    wide += count;
     if (effort.left < 0 || areTooMany({ sets, wide })) return { sets, next, readings, wide, isWhole: false };
     next.push(
       kinds.map(({ edges }) => {

@@ -46,8 +46,8 @@ export type Spent = {
 const INCLUSION_EFFORT = 40_000;
 /** For all patterns that repeat groups, together: less than a tenth of a second. */
 const READING_EFFORT = 20_000;
-/** What the library makes in some four seconds: a state with a wide class takes 8 ms, another one a tenth of that or less. */
-const LOOP_STATES_MAX: Readonly<Room> = { all: 8192, wide: 512 };
+/** What the library makes in some four seconds: a place with a wide class takes 2 ms, a state without one less than 0.2. */
+const LOOP_STATES_MAX: Readonly<Room> = { all: 8192, wide: 2048 };
 /** Less than a tenth of a second. A usual pattern takes ten. */
 const COUNTING_EFFORT = 20_000;
 

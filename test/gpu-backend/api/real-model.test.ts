@@ -135,11 +135,15 @@ describe('a predicted answer', () => {
       { type: 'text', text: text.slice(0, 20) },
       { type: 'text', text: text.slice(20) },
     ]);
-    // Near ties may go the other way, since the rows of attention are summed in another order.
-    expect(choices[0]!.message.content!.slice(0, 30)).toBe(text.slice(0, 30));
-    const { accepted_prediction_tokens, rejected_prediction_tokens } = usage!.completion_tokens_details!;
-    expect(accepted_prediction_tokens).toBeGreaterThan(20);
-    expect(rejected_prediction_tokens).toBeLessThan(accepted_prediction_tokens!);
+    // Near ties may go the other way, since the rows of attention are summed in another order; and how many tokens are predicted
+    // at a time depends on how long steps take.
+    const expectUse = (found: typeof usage | null, content: string) => {
+      const { accepted_prediction_tokens, rejected_prediction_tokens } = found!.completion_tokens_details!;
+      expect(content.slice(0, 30)).toBe(text.slice(0, 30));
+      expect(accepted_prediction_tokens).toBeGreaterThan(20);
+      expect(rejected_prediction_tokens).toBeLessThan(accepted_prediction_tokens!);
+    };
+    expectUse(usage, choices[0]!.message.content!);
     const streamed = await client.chat.completions.create({
       ...question,
       prediction: { type: 'content', content: text },
@@ -147,10 +151,7 @@ describe('a predicted answer', () => {
       stream_options: { include_usage: true },
     });
     const chunks = await collect(streamed);
-    expect(chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('')).toBe(
-      choices[0]!.message.content,
-    );
-    expect(chunks.at(-1)!.usage!.completion_tokens_details).toEqual(usage!.completion_tokens_details);
+    expectUse(chunks.at(-1)!.usage, chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join(''));
   });
 
   it('counts none of what a stop string cuts off', async () => {

@@ -592,7 +592,7 @@ describe('what cannot be enforced', () => {
     [
       'loops before exact lengths that take too long together',
       object(Object.fromEntries(many(4).map((i) => [`p${i}`, { pattern: `^.*${i}.{7}$` }]))),
-      /at \/properties\/p2\/pattern: behind an endless loop/,
+      /at \/properties\/p1\/pattern: behind an endless loop/,
     ],
     ['a chain of thousands of references', chain(2000), /more than 2000 parts/],
   ];
@@ -626,12 +626,15 @@ describe('what cannot be enforced', () => {
     expect(read).not.toThrow();
   });
 
-  test('thirty patterns that look for a word have few states', () => {
-    const schema = object(
-      Object.fromEntries(many(30).map((i) => [`p${i}`, { pattern: `^.*(error|warning|fatal ${i}).*$` }])),
-    );
-    expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).not.toThrow();
-  });
+  test.each(['error|warning|fatal', '\\d{4}-\\d{2}-\\d{2}T', '[0-9a-f]{8}-[0-9a-f]{4}-'])(
+    'thirty patterns that look for (%s) have few states',
+    (wanted) => {
+      const schema = object(
+        Object.fromEntries(many(30).map((i) => [`p${i}`, { pattern: `^.*(${wanted}${i}).*$` }])),
+      );
+      expect(() => schemaGrammar(schema, { strict: true, param: 'schema' })).not.toThrow();
+    },
+  );
 
   test('many patterns that are long to read, though each is one letter', () => {
     const schema = object(
