@@ -138,7 +138,7 @@ test('as many predicted tokens are computed as there is time for, behind the tok
     return runStep(scheduler).map(([, tokens]) => tokens);
   };
   expect([drafts(TIMES, 1), drafts(TIMES, 3)]).toEqual([[16], [16, 16, 1]]);
-  // A row that takes 6 ms leaves no time for all of them, and one that takes 60 for none.
+  // At 6 ms a row there is no time for all of them, at 60 ms for none.
   expect([drafts({ ...TIMES, row_ms: 6 }, 1), drafts({ ...TIMES, row_ms: 6 }, 3)]).toEqual([[5], [4, 1, 1]]);
   expect(drafts({ ...TIMES, fixed_ms: 0, row_ms: 60 }, 1)).toEqual([2]);
   expect(drafts({ ...TIMES, fixed_ms: 0, row_ms: 60, pieceKey_ms: 60 }, 1)).toEqual([1]);

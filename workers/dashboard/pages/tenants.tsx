@@ -278,7 +278,7 @@ function TenantFields({
   );
 }
 
-/** Undefined for one that this version cannot read: it stays unless somebody picks another. */
+/** Undefined if this version cannot read the policy, which then stays unless somebody picks another. */
 const pickedPolicy = (tenant: Tenant | undefined): string | undefined =>
   tenant?.unknown_policy === undefined ? tenant?.routing_policy : undefined;
 
