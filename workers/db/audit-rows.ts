@@ -4,7 +4,7 @@
  */
 import { and, desc, eq, isNull, lt } from 'drizzle-orm';
 import type { AuditEntry, PageQuery } from '../../shared/admin/admin-wire.ts';
-import { type Database, holds, isIfGiven, isoTime, type Page, storedJson, toPage } from './d1.ts';
+import { type Database, firstOf, holds, isIfGiven, isoTime, type Page, storedJson, toPage } from './d1.ts';
 import { auditLog } from './schema.ts';
 
 type NewAudit = Pick<
@@ -58,17 +58,9 @@ export async function listAudit(
 }
 
 /** Null if there is none, or it belongs to another tenant. `tenant` undefined: any tenant. */
-export async function findAudit(
-  db: Database,
-  tenant: string | undefined,
-  id: number,
-): Promise<AuditEntry | null> {
-  const { sequence } = auditLog;
-  const [row] = await db
-    .select()
-    .from(auditLog)
-    .where(and(eq(sequence, id), isIfGiven(auditLog.tenant, tenant)));
-  return row === undefined ? null : toEntry(row);
+export function findAudit(db: Database, tenant: string | undefined, id: number): Promise<AuditEntry | null> {
+  const owned = and(eq(auditLog.sequence, id), isIfGiven(auditLog.tenant, tenant));
+  return firstOf(db.select().from(auditLog).where(owned), toEntry);
 }
 
 /** Longest stored state; a larger one is replaced by its size. */

@@ -3,7 +3,7 @@ import { eq, sql } from 'drizzle-orm';
 import { BACKENDS_MAX, readableBackend, storedBackendSchema } from '../../shared/wire/backend-load.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { type Database, holds, orConflict, storedJson } from './d1.ts';
+import { type Database, firstOf, holds, orConflict, storedJson } from './d1.ts';
 import { backends } from './schema.ts';
 
 export type BackendRow = {
@@ -32,10 +32,8 @@ export async function listBackends(db: Database, q?: string): Promise<BackendRow
   return rows.map(toBackend);
 }
 
-export async function findBackend(db: Database, id: string): Promise<BackendRow | null> {
-  const rows = await db.select().from(backends).where(eq(backends.id, id)).limit(1);
-  return rows[0] === undefined ? null : toBackend(rows[0]);
-}
+export const findBackend = (db: Database, id: string): Promise<BackendRow | null> =>
+  firstOf(db.select().from(backends).where(eq(backends.id, id)), toBackend);
 
 /** @throws MaskrouteError `conflict` when the id is taken or there are {@link BACKENDS_MAX} already. */
 export async function insertBackend(
@@ -59,23 +57,19 @@ export async function insertBackend(
 }
 
 /** Null when there is no such backend. */
-export async function updateBackend(
+export function updateBackend(
   db: Database,
   id: string,
   change: { readonly [Field in keyof BackendFields]?: BackendFields[Field] | undefined },
   now_ms: number,
 ): Promise<BackendRow | null> {
   const { regions, ...rest } = change;
-  const rows = await db
-    .update(backends)
-    .set({
-      ...rest,
-      ...(regions === undefined ? {} : { regions: JSON.stringify(regions) }),
-      updatedAt_ms: now_ms,
-    })
-    .where(eq(backends.id, id))
-    .returning();
-  return rows[0] === undefined ? null : toBackend(rows[0]);
+  const columns = {
+    ...rest,
+    ...(regions === undefined ? {} : { regions: JSON.stringify(regions) }),
+    updatedAt_ms: now_ms,
+  };
+  return firstOf(db.update(backends).set(columns).where(eq(backends.id, id)).returning(), toBackend);
 }
 
 /** Returns whether the backend existed. */

@@ -38,6 +38,12 @@ export const storedJson = (text: string | null): unknown =>
 export const isIfGiven = (column: SQLiteColumn, value: string | undefined): SQL | undefined =>
   value === undefined ? undefined : eq(column, value);
 
+/** The first row, as `read` shows it; null without one. */
+export async function firstOf<Row, T>(rows: PromiseLike<Row[]>, read: (row: Row) => T): Promise<T | null> {
+  const [row] = await rows;
+  return row === undefined ? null : read(row);
+}
+
 /** @throws MaskrouteError `conflict` with this message when a row with the same key is there already. */
 export async function orConflict<T>(insert: Promise<T>, message: string): Promise<T> {
   try {

@@ -14,6 +14,7 @@ import type { Scope } from '../../shared/mask/sticky.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import {
   type Database,
+  firstOf,
   holds,
   isIfGiven,
   isoTime,
@@ -65,10 +66,8 @@ export async function insertExperiment(
   };
 }
 
-export async function findExperiment(db: Database, key: ExperimentKey): Promise<StoredExperiment | null> {
-  const rows = await db.select().from(experiments).where(named(key)).limit(1);
-  return rows[0] === undefined ? null : toStored(rows[0]);
-}
+export const findExperiment = (db: Database, key: ExperimentKey): Promise<StoredExperiment | null> =>
+  firstOf(db.select().from(experiments).where(named(key)), toStored);
 
 /** At most two experiments with this id, of any owner, the one without a tenant first. */
 export async function findExperimentsOfAnybody(db: Database, id: string): Promise<StoredExperiment[]> {
@@ -120,23 +119,15 @@ export async function listStarted(
 }
 
 /** Null when it is no longer a draft, was changed, or any experiment changed since `seenRevision`. */
-export async function startExperiment(
+export function startExperiment(
   db: Database,
   { definitionText, ...key }: ExperimentKey & Pick<StoredExperiment, 'definitionText'>,
   times: { readonly startsAt_ms: number; readonly endsAt_ms: number | null },
   seenRevision: number,
 ): Promise<StoredExperiment | null> {
-  const rows = await db
-    .update(experiments)
-    .set({ ...times, revision: nextRevision })
-    .where(
-      and(
-        ...[named(key), eq(experiments.definition, definitionText)],
-        ...[isNull(experiments.startsAt_ms), sql`${revision} = ${seenRevision}`],
-      ),
-    )
-    .returning();
-  return rows[0] === undefined ? null : toStored(rows[0]);
+  const isAsSeen = and(isDraftOf(key, definitionText), sql`${revision} = ${seenRevision}`);
+  const starting = db.update(experiments).set({ ...times, revision: nextRevision });
+  return firstOf(starting.where(isAsSeen).returning(), toStored);
 }
 
 /** Sets the stop time, once; none for an experiment that is over. */
@@ -156,7 +147,7 @@ export async function changeDraft(
   const rows = await db
     .update(experiments)
     .set({ definition: JSON.stringify(definition) })
-    .where(and(named(key), eq(experiments.definition, definitionText), isNull(experiments.startsAt_ms)))
+    .where(isDraftOf(key, definitionText))
     .returning({ id: experiments.id });
   return rows.length > 0;
 }
@@ -203,6 +194,10 @@ function stateOf(
 
 const isNotOver = (now_ms: number): SQL | undefined =>
   or(isNull(experiments.endsAt_ms), gt(experiments.endsAt_ms, now_ms));
+
+/** Whether it is still the draft whose text was read. */
+const isDraftOf = (key: ExperimentKey, definitionText: string): SQL | undefined =>
+  and(named(key), eq(experiments.definition, definitionText), isNull(experiments.startsAt_ms));
 
 const named = ({ owner, id }: ExperimentKey) => and(eq(experiments.owner, owner), eq(experiments.id, id));
 

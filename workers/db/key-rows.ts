@@ -12,6 +12,7 @@ import {
 import type { RoutingPolicy } from '../../shared/embedding/encoder.ts';
 import {
   type Database,
+  firstOf,
   holds,
   isIfGiven,
   isoTime,
@@ -36,19 +37,10 @@ export type KnownKey = {
 };
 
 type ApiKeyRow = typeof apiKeys.$inferSelect;
-type NewApiKey = {
-  readonly id: string;
-  readonly kind: ApiKeyKind;
-  readonly tenant: string;
-  readonly name: string;
-  readonly prefix: string;
-  readonly sha256: string;
-  readonly createdAt_ms: number;
-  readonly expiresAt_ms: number | null;
-};
+type NewApiKey = Omit<ApiKeyRow, 'tenantId' | 'revokedAt_ms' | 'replacedBy'> & { readonly tenant: string };
 
-export async function findApiKey(db: Database, sha256: string): Promise<KnownKey | null> {
-  const rows = await db
+export function findApiKey(db: Database, sha256: string): Promise<KnownKey | null> {
+  const found = db
     .select({
       id: apiKeys.id,
       kind: apiKeys.kind,
@@ -59,17 +51,13 @@ export async function findApiKey(db: Database, sha256: string): Promise<KnownKey
     })
     .from(apiKeys)
     .leftJoin(tenants, eq(tenants.id, apiKeys.tenantId))
-    .where(eq(apiKeys.sha256, sha256))
-    .limit(1);
-  const row = rows[0];
-  if (row === undefined) return null;
-  const { tenantRow, ...key } = row;
-  return {
+    .where(eq(apiKeys.sha256, sha256));
+  return firstOf(found, ({ tenantRow, ...key }) => ({
     ...key,
     tenant: key.tenant ?? DEFAULT_TENANT,
     routingPolicy: knownPolicy(tenantRow?.routingPolicy),
     policy: toPolicy(tenantRow),
-  };
+  }));
 }
 
 export async function insertApiKey(db: Database, key: NewApiKey): Promise<ApiKey> {
@@ -143,7 +131,7 @@ export async function revokeApiKey(
       .update(apiKeys)
       .set({ revokedAt_ms: now_ms })
       .where(and(owned, isNull(apiKeys.revokedAt_ms))),
-    db.select().from(apiKeys).where(owned).limit(1),
+    db.select().from(apiKeys).where(owned),
     endSessionsOf(db, owned, now_ms),
   ]);
   const row = rows[0];
@@ -181,7 +169,7 @@ export async function rotateApiKey(
     db.insert(apiKeys).select(sql`select ${successor.id}, kind, tenant_id, name, ${successor.prefix},
       ${successor.sha256}, ${now_ms}, ${successor.expiresAt_ms}, null, null
       from ${apiKeys} where id = ${id} and replaced_by = ${successor.id}`),
-    db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)).limit(1),
+    db.select().from(apiKeys).where(eq(apiKeys.id, successor.id)),
     endSessionsOf(db, and(eq(apiKeys.id, id), eq(apiKeys.replacedBy, successor.id)), now_ms),
   ]);
   const [old] = replaced;
@@ -204,8 +192,7 @@ export async function findSessionEnd(db: Database, subject: string): Promise<num
   const rows = await db
     .select({ endedAt_ms: endedSessions.endedAt_ms })
     .from(endedSessions)
-    .where(eq(endedSessions.subject, subject))
-    .limit(1);
+    .where(eq(endedSessions.subject, subject));
   return rows[0]?.endedAt_ms ?? 0;
 }
 
@@ -226,15 +213,11 @@ export async function insertSessionEnd(
 }
 
 /** Null when there is no such key, or it is another tenant's. */
-export async function findApiKeyById(
+export const findApiKeyById = (
   db: Database,
   id: string,
   tenant: string | undefined,
-): Promise<ApiKey | null> {
-  const owned = ownedKey(id, tenant);
-  const rows = await db.select().from(apiKeys).where(owned).limit(1);
-  return rows[0] === undefined ? null : toApiKey(rows[0]);
-}
+): Promise<ApiKey | null> => firstOf(db.select().from(apiKeys).where(ownedKey(id, tenant)), toApiKey);
 
 const toApiKey = (row: ApiKeyRow): ApiKey => ({
   id: row.id,

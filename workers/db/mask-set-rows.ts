@@ -1,5 +1,5 @@
 /** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
-import { and, desc, eq, inArray, sql } from 'drizzle-orm';
+import { and, desc, eq, getTableColumns, inArray, sql } from 'drizzle-orm';
 import { DEFAULT_TENANT, type PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { MaskSetSummary } from '../../shared/admin/publication-wire.ts';
 import { type EvaluatedRow, evaluatedRowSchema } from '../../shared/admin/stats-wire.ts';
@@ -7,24 +7,13 @@ import { maskFromBits, sparsity } from '../../shared/mask/mask.ts';
 import { canonicalJson, type MaskSet, versionOfJson } from '../../shared/mask/mask-set.ts';
 import { check } from '../../shared/wire/parse-body.ts';
 import type { MaskRecord } from '../../shared/wire/protocol.ts';
-import { type Database, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
+import { type Database, firstOf, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
 import { evaluations, maskSets, masks } from './schema.ts';
 
 /** D1 takes 100 bound parameters a statement; a mask binds five. */
 const MASKS_A_STATEMENT = 20;
 
-const summaryColumns = {
-  owner: maskSets.owner,
-  version: maskSets.version,
-  name: maskSets.name,
-  modelName: maskSets.modelName,
-  modelHash: maskSets.modelHash,
-  encoder: maskSets.encoder,
-  clusterCount: maskSets.clusterCount,
-  reachedSparsity: maskSets.reachedSparsity,
-  content_bytes: maskSets.content_bytes,
-  createdAt_ms: maskSets.createdAt_ms,
-};
+const { content: _, ...summaryColumns } = getTableColumns(maskSets);
 type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
 
 /** A set with its JSON text, which can have 2 MB, so it is serialized and measured once. */
@@ -79,16 +68,13 @@ export async function insertMaskSet(
 }
 
 /** The summary of a set of exactly this owner; null if there is none. */
-export async function findMaskSetSummary(
+export function findMaskSetSummary(
   db: Database,
   owner: string,
   version: string,
 ): Promise<MaskSetSummary | null> {
-  const rows = await db
-    .select(summaryColumns)
-    .from(maskSets)
-    .where(and(eq(maskSets.owner, owner), eq(maskSets.version, version)));
-  return rows[0] === undefined ? null : toSummary(rows[0]);
+  const isNamed = and(eq(maskSets.owner, owner), eq(maskSets.version, version));
+  return firstOf(db.select(summaryColumns).from(maskSets).where(isNamed), toSummary);
 }
 
 /** Of one owner, newest first, without their content. */
@@ -121,13 +107,13 @@ export async function findMaskSet(
   tenant: string,
   version: string,
 ): Promise<StoredMaskSet | null> {
-  const rows = await db
+  const [row] = await db
     .select({ owner: maskSets.owner, version: maskSets.version, content: maskSets.content })
     .from(maskSets)
     .where(and(inArray(maskSets.owner, [tenant, DEFAULT_TENANT]), eq(maskSets.version, version)))
     .orderBy(desc(maskSets.owner))
     .limit(1);
-  return rows[0] ?? null;
+  return row ?? null;
 }
 
 /** The number of clusters of each version; it does not depend on the owner. */
@@ -143,8 +129,8 @@ export async function findClusterCounts(
 }
 
 export async function findMask(db: Database, id: string): Promise<MaskRecord | null> {
-  const rows = await db.select().from(masks).where(eq(masks.id, id)).limit(1);
-  return rows[0] ?? null;
+  const [row] = await db.select().from(masks).where(eq(masks.id, id));
+  return row ?? null;
 }
 
 /** Null for a mask that no set ever had. */

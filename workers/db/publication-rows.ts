@@ -16,7 +16,7 @@ import {
 } from '../../shared/admin/publication-wire.ts';
 import { completesAt_ms, type Rollout, type RolloutStep } from '../../shared/mask/sticky.ts';
 import { check } from '../../shared/wire/parse-body.ts';
-import { type Database, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
+import { type Database, firstOf, holds, isoTime, type Page, pastCursor, storedJson, toPage } from './d1.ts';
 import { live, publications } from './schema.ts';
 
 type PublicationRow = typeof publications.$inferSelect;
@@ -82,10 +82,8 @@ async function liveStates(db: Database, condition: SQL | undefined): Promise<Liv
   return rows.map(({ publication, base }) => ({ ...toState(publication), base }));
 }
 
-export async function findPublication(db: Database, id: string): Promise<PublicationState | null> {
-  const rows = await db.select().from(publications).where(eq(publications.id, id)).limit(1);
-  return rows[0] === undefined ? null : toState(rows[0]);
-}
+export const findPublication = (db: Database, id: string): Promise<PublicationState | null> =>
+  firstOf(db.select().from(publications).where(eq(publications.id, id)), toState);
 
 /** Newest first. */
 export async function listPublications(

@@ -13,6 +13,7 @@ import { ROUTING_POLICIES, type RoutingPolicy } from '../../shared/embedding/enc
 import { check } from '../../shared/wire/parse-body.ts';
 import {
   type Database,
+  firstOf,
   holds,
   isIfGiven,
   isoTime,
@@ -56,15 +57,11 @@ export async function insertTenant(db: Database, tenant: NewTenant, now_ms: numb
 }
 
 /** Null when there is no such tenant. */
-export async function updateTenant(db: Database, id: string, change: TenantChange): Promise<Tenant | null> {
-  const rows = await db.update(tenants).set(changedColumns(change)).where(eq(tenants.id, id)).returning();
-  return rows[0] === undefined ? null : toTenant(rows[0]);
-}
+export const updateTenant = (db: Database, id: string, change: TenantChange): Promise<Tenant | null> =>
+  firstOf(db.update(tenants).set(changedColumns(change)).where(eq(tenants.id, id)).returning(), toTenant);
 
-export async function findTenant(db: Database, id: string): Promise<Tenant | null> {
-  const rows = await db.select().from(tenants).where(eq(tenants.id, id)).limit(1);
-  return rows[0] === undefined ? null : toTenant(rows[0]);
-}
+export const findTenant = (db: Database, id: string): Promise<Tenant | null> =>
+  firstOf(db.select().from(tenants).where(eq(tenants.id, id)), toTenant);
 
 /** Newest first; one tenant when `only` is given. */
 export async function listTenants(
@@ -83,7 +80,7 @@ export async function listTenants(
 }
 
 export async function tenantExists(db: Database, id: string): Promise<boolean> {
-  const rows = await db.select({ id: tenants.id }).from(tenants).where(eq(tenants.id, id)).limit(1);
+  const rows = await db.select({ id: tenants.id }).from(tenants).where(eq(tenants.id, id));
   return rows.length > 0;
 }
 
