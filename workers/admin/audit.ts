@@ -5,11 +5,11 @@
 import { Hono } from 'hono';
 import { createMiddleware } from 'hono/factory';
 import { type Cursor, DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import { ERROR_CODES, MaskrouteError } from '../../shared/wire/errors.ts';
+import { ERROR_CODES } from '../../shared/wire/errors.ts';
 import { addressOf } from '../base/place.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { beginAudit, completeAudit, dropAudit, findAudit, listAudit } from '../db/audit-rows.ts';
-import { d1 } from '../db/d1.ts';
+import { d1, existing } from '../db/d1.ts';
 import { SAFE_METHODS } from '../http/authentication.ts';
 import type { AppContext, AppEnv } from '../http/context.ts';
 import { listed, namedTenant, routeOf, scopedTenantOrAll, tenantPageQuery } from './scope.ts';
@@ -84,10 +84,9 @@ export const audit = new Hono<AppEnv>()
     const tenant = await scopedTenantOrAll(c, namedTenant(c));
     const id = c.req.param('id');
     // `Number` also reads `0x1` and `1e0`.
-    const found = /^\d{1,15}$/.test(id) ? await d1(findAudit(c.var.services.db, tenant, Number(id))) : null;
-    if (found === null)
-      throw new MaskrouteError('not_found', 'There is no such change, or it is no longer kept.');
-    return c.json(found);
+    const number = /^\d{1,15}$/.test(id) ? Number(id) : -1;
+    const found = findAudit(c.var.services.db, tenant, number);
+    return c.json(await existing(found, 'There is no such change, or it is no longer kept.'));
   });
 
 /** Streams the log page by page, as the client reads it: it may be long. */

@@ -31,7 +31,7 @@ import {
   listBackends,
   updateBackend,
 } from '../db/backend-rows.ts';
-import { d1 } from '../db/d1.ts';
+import { d1, existing } from '../db/d1.ts';
 import { writeMaskSet } from '../db/mask-set-rows.ts';
 import { adminOf } from '../http/authentication.ts';
 import { type AppContext, type AppEnv, holdOf } from '../http/context.ts';
@@ -149,9 +149,8 @@ async function question(
 async function listedBackend(c: AppContext): Promise<BackendRow> {
   const { db, config } = c.get('services');
   const id = c.req.param('id') ?? '';
-  const row = await d1(findBackend(db, id));
-  const isDefault = row === null && id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0;
-  return isDefault ? defaultBackend(config.BACKEND_URL) : found(row);
+  const isDefault = id === DEFAULT_BACKEND && (await d1(listBackends(db))).length === 0;
+  return isDefault ? defaultBackend(config.BACKEND_URL) : await existing(findBackend(db, id), NOT_FOUND);
 }
 
 /**
@@ -193,14 +192,13 @@ export const backends = new Hono<AppEnv>()
     const { db } = c.var.services;
     const id = c.req.param('id');
     c.set('before', await d1(findBackend(db, id)));
-    const updated = await d1(updateBackend(db, id, change, Date.now()));
-    return await changed(c, found(updated), 200);
+    return await changed(c, await existing(updateBackend(db, id, change, Date.now()), NOT_FOUND), 200);
   })
   .delete('/:id', async (c) => {
     const { db } = c.var.services;
     const id = c.req.param('id');
     c.set('before', await d1(findBackend(db, id)));
-    if (!(await d1(deleteBackend(db, id)))) throw unknown();
+    if (!(await d1(deleteBackend(db, id)))) throw new MaskrouteError('not_found', NOT_FOUND);
     await hearOfChange(c);
     return c.json({ id, deleted: true });
   });
@@ -217,9 +215,4 @@ async function changed(c: AppContext, row: BackendRow, status: 200 | 201): Promi
 const hearOfChange = (c: AppContext): Promise<void> =>
   c.var.services.backend.refresh(holdOf(c)).catch(() => {});
 
-function found(row: BackendRow | null): BackendRow {
-  if (row === null) throw unknown();
-  return row;
-}
-
-const unknown = () => new MaskrouteError('not_found', 'There is no such backend.');
+const NOT_FOUND = 'There is no such backend.';

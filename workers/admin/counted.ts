@@ -13,11 +13,10 @@ import {
   statsQuerySchema,
   trafficQuerySchema,
 } from '../../shared/admin/stats-wire.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { splitModelName } from '../../shared/wire/protocol.ts';
 import { listByName } from '../backends/registry.ts';
 import { driftOf, stats as statsOf } from '../counting/traffic.ts';
-import { d1 } from '../db/d1.ts';
+import { d1, existing } from '../db/d1.ts';
 import { findMaskSet } from '../db/mask-set-rows.ts';
 import { findRequest, listRatings, listRequests, listTrafficSamples, sumUsage } from '../db/request-rows.ts';
 import { type AppEnv, holdOf } from '../http/context.ts';
@@ -44,9 +43,8 @@ export const drift = new Hono<AppEnv>().get('/', async (c) => {
   const { tenant: named, version, since } = readQuery(c, driftQuerySchema);
   const tenant = await scopedTenant(c, named);
   const { db } = c.var.services;
-  const stored = await d1(findMaskSet(db, tenant, version));
-  if (stored === null)
-    throw new MaskrouteError('not_found', `There is no mask set ${version}.`, { param: 'version' });
+  const message = `There is no mask set ${version}.`;
+  const stored = await existing(findMaskSet(db, tenant, version), message, 'version');
   const only = tenant === DEFAULT_TENANT ? undefined : tenant;
   return c.json((await d1(driftOf(db, stored, only, Date.parse(since)))) satisfies Drift);
 });
@@ -80,10 +78,9 @@ export const requests = new Hono<AppEnv>()
   })
   .get('/:id', async (c) => {
     const tenant = await scopedTenantOrAll(c, namedTenant(c));
-    const found = await d1(findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now()));
-    if (found === null)
-      throw new MaskrouteError('not_found', 'There is no such request, or it is no longer kept.');
-    return c.json(found satisfies RequestDetail);
+    const found = findRequest(c.var.services.db, tenant, c.req.param('id'), Date.now());
+    const detail = await existing(found, 'There is no such request, or it is no longer kept.');
+    return c.json(detail satisfies RequestDetail);
   });
 
 export const ratings = new Hono<AppEnv>().get('/', async (c) => {

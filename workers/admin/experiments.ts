@@ -13,7 +13,7 @@ import {
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { experimentResults } from '../counting/side-by-side.ts';
-import { d1 } from '../db/d1.ts';
+import { d1, existing } from '../db/d1.ts';
 import {
   changeDraft,
   deleteDraft,
@@ -117,18 +117,17 @@ async function findStored(c: AppContext, named: string | undefined): Promise<Sto
   const { db } = c.var.services;
   const id = c.req.param('id') ?? '';
   if (named !== undefined || c.var.admin.tenant !== undefined) {
-    const found = await d1(findExperiment(db, { owner: await scopedTenant(c, named), id }));
-    if (found === null) throw notFound();
-    return found;
+    const owner = await scopedTenant(c, named);
+    return await existing(findExperiment(db, { owner, id }), NOT_FOUND);
   }
   const [first, second] = await d1(findExperimentsOfAnybody(db, id));
-  if (first === undefined) throw notFound();
+  if (first === undefined) throw new MaskrouteError('not_found', NOT_FOUND);
   if (first.owner === DEFAULT_TENANT || second === undefined) return first;
   const message = `Several tenants have an experiment ${id}: say which with ?tenant=.`;
   throw new MaskrouteError('conflict', message, { param: 'tenant' });
 }
 
-const notFound = () => new MaskrouteError('not_found', 'There is no such experiment.');
+const NOT_FOUND = 'There is no such experiment.';
 
 /** @throws MaskrouteError `invalid_request` or `not_found` for tenants that cannot take part. */
 async function checkDefinition(

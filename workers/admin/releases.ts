@@ -15,7 +15,7 @@ import { nextStepAt_ms, shareAt } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
 import { compareReleases } from '../counting/side-by-side.ts';
-import { type Database, d1, isoTimeOrNull } from '../db/d1.ts';
+import { type Database, d1, existing, isoTimeOrNull } from '../db/d1.ts';
 import {
   findEvaluation,
   findMaskSet,
@@ -104,9 +104,8 @@ export const maskSets = new Hono<AppEnv>()
 /** @throws MaskrouteError `not_found` for a set that is neither the tenant's nor the default owner's. */
 async function find(c: AppContext): Promise<StoredMaskSet> {
   const tenant = await scopedTenant(c, namedTenant(c));
-  const stored = await d1(findMaskSet(c.var.services.db, tenant, c.req.param('version') ?? ''));
-  if (stored === null) throw new MaskrouteError('not_found', 'There is no such mask set.');
-  return stored;
+  const stored = findMaskSet(c.var.services.db, tenant, c.req.param('version') ?? '');
+  return await existing(stored, 'There is no such mask set.');
 }
 
 /* Publications: what is live, its history, and how to change it. */
@@ -143,15 +142,14 @@ export const publications = new Hono<AppEnv>()
   })
   .get('/live', async (c) => {
     const tenant = await scopedTenant(c, namedTenant(c));
-    const state = await d1(findLive(c.var.services.db, tenant));
-    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    const state = await existing(findLive(c.var.services.db, tenant), NO_PUBLICATION);
     return c.json(livePublication(state, Date.now()));
   })
   .get('/in-use', async (c) => {
     const tenant = await scopedTenant(c, namedTenant(c));
     const seen = await findSeen(c.var.services.db, tenant, Date.now());
     const main = seen.find(({ publication }) => publication !== null)?.publication;
-    if (main == null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    if (main == null) throw new MaskrouteError('not_found', NO_PUBLICATION);
     // About the default publication a tenant's administrator sees only what its requests show anyway, not who published
     // it.
     const { version, activate_at } = main;
@@ -165,10 +163,11 @@ export const publications = new Hono<AppEnv>()
   .get('/comparison', async (c) => {
     const tenant = await scopedTenant(c, namedTenant(c));
     const { db } = c.var.services;
-    const state = await d1(findLive(db, tenant));
-    if (state === null) throw new MaskrouteError('not_found', 'Nothing is live.');
+    const state = await existing(findLive(db, tenant), NO_PUBLICATION);
     return c.json((await d1(compareReleases(db, state, Date.now()))) satisfies ReleaseComparison);
   });
+
+const NO_PUBLICATION = 'Nothing is live.';
 
 type SeenPart = {
   /** Null: these run dense. */

@@ -14,7 +14,7 @@ import {
 } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject, parse } from '../../shared/wire/parse-body.ts';
-import { type Database, d1, isoTime } from '../db/d1.ts';
+import { type Database, d1, existing, isoTime } from '../db/d1.ts';
 import {
   deleteExpiredKeys,
   findApiKeyById,
@@ -59,8 +59,7 @@ export const tenants = new Hono<AppEnv>()
     }
     const before = await tenantOf(c);
     c.set('before', before);
-    const changed = await d1(updateTenant(c.var.services.db, before.id, change));
-    if (changed === null) throw notFound();
+    const changed = await existing(updateTenant(c.var.services.db, before.id, change), NO_TENANT);
     return c.json(await withWarnings(c, changed));
   })
   .get('/:id/budget', async (c) => {
@@ -82,12 +81,12 @@ async function withWarnings(c: AppContext, tenant: Tenant): Promise<Tenant> {
 async function tenantOf(c: AppContext): Promise<Tenant> {
   const id = c.req.param('id')!;
   const own = c.get('admin').tenant;
-  const tenant = own !== undefined && own !== id ? null : await d1(findTenant(c.get('services').db, id));
-  if (tenant === null) throw notFound();
-  return tenant;
+  if (own !== undefined && own !== id) throw new MaskrouteError('not_found', NO_TENANT);
+  return await existing(findTenant(c.get('services').db, id), NO_TENANT);
 }
 
-const notFound = () => new MaskrouteError('not_found', 'There is no such tenant.');
+const NO_TENANT = 'There is no such tenant.';
+const NO_KEY = 'There is no such key.';
 
 const toUse = ({ unit, window, limit, used, resetsAfter_ms }: BudgetState, now_ms: number): BudgetUse => ({
   unit,
@@ -134,8 +133,7 @@ export const keys = new Hono<AppEnv>()
     const { db, apiKeys, sessions } = c.var.services;
     const { tenant } = c.var.admin;
     const { overlap_s, expires_at } = parse(rotateKeySchema, await readJson(c.req.raw));
-    const old = await d1(findApiKeyById(db, c.req.param('id'), tenant));
-    if (old === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    const old = await existing(findApiKeyById(db, c.req.param('id'), tenant), NO_KEY);
     c.set('before', old);
     await dropExpired(db, old.tenant);
     await requireRoom(db, tenant, 'keys');
@@ -166,16 +164,14 @@ export const keys = new Hono<AppEnv>()
     const { db, apiKeys, sessions } = c.var.services;
     const now_ms = Date.now();
     c.set('before', await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant)));
-    const revoked = await d1(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms));
-    if (revoked === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    const revoked = await existing(revokeApiKey(db, c.req.param('id'), c.var.admin.tenant, now_ms), NO_KEY);
     apiKeys.forget(revoked.sha256);
     sessions.noteEndOfAll(revoked.key.id, now_ms);
     return c.json(revoked.key);
   })
   .delete('/:id/sessions', async (c) => {
     const { db } = c.var.services;
-    const key = await d1(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant));
-    if (key === null) throw new MaskrouteError('not_found', 'There is no such key.');
+    const key = await existing(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant), NO_KEY);
     return await endSessions(c, key.id);
   });
 

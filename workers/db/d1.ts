@@ -81,6 +81,13 @@ export async function d1<T>(work: Promise<T>): Promise<T> {
   }
 }
 
+/** What a query finds. @throws MaskrouteError `not_found` with this message for null; what `d1` throws. */
+export async function existing<T>(query: Promise<T | null>, message: string, param?: string): Promise<T> {
+  const found = await d1(query);
+  if (found !== null) return found;
+  throw new MaskrouteError('not_found', message, param === undefined ? {} : { param });
+}
+
 /* How much a tenant stores in the shared database. */
 
 export type Stored = {

@@ -10,7 +10,7 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/registry.ts';
 import type { Hold } from '../base/waiting.ts';
-import { type Database, d1 } from '../db/d1.ts';
+import { type Database, d1, existing } from '../db/d1.ts';
 import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';
 import {
   AT_ONCE,
@@ -67,10 +67,8 @@ export async function checkPublishable(
   dependencies: PublishDependencies,
   request: Pick<PublishRequest, 'tenant' | 'version' | 'hold'>,
 ): Promise<{ owner: string }> {
-  const stored = await d1(findMaskSet(dependencies.db, request.tenant, request.version));
-  if (stored === null) {
-    throw new MaskrouteError('not_found', `There is no mask set ${request.version}.`, { param: 'version' });
-  }
+  const found = findMaskSet(dependencies.db, request.tenant, request.version);
+  const stored = await existing(found, `There is no mask set ${request.version}.`, 'version');
   await checkSet(dependencies, request, decodeMaskSet(stored));
   return { owner: stored.owner };
 }

@@ -1,7 +1,6 @@
 /** Endpoints without a model call: models and feedback, for clients; masks, for backends; and health, for anybody. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
-import { MASK_ID_PATTERN } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { feedbackSchema } from '../../shared/wire/openai.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
@@ -15,7 +14,7 @@ import { listByName } from '../backends/registry.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { steadyNow_ms, systemTime_ms } from '../base/waiting.ts';
 import { ageOf_ms } from '../counting/events.ts';
-import { d1 } from '../db/d1.ts';
+import { d1, existing } from '../db/d1.ts';
 import { findMask } from '../db/mask-set-rows.ts';
 import { insertFeedback } from '../db/request-rows.ts';
 import { backendOnly, tenantOnly } from '../http/authentication.ts';
@@ -61,8 +60,7 @@ function withDense(entries: readonly ModelEntry[]): ModelEntry[] {
 export const internal = new Hono<AppEnv>().get('/masks/:id', backendOnly, async (c) => {
   const id = c.req.param('id');
   const { table, db } = c.var.services;
-  const record = MASK_ID_PATTERN.test(id) ? (held(table, id) ?? (await d1(findMask(db, id)))) : null;
-  if (record === null) throw new MaskrouteError('not_found', 'There is no such mask.');
+  const record = held(table, id) ?? (await existing(findMask(db, id), 'There is no such mask.'));
   // Immutable: the id is the hash of the content.
   c.header('cache-control', 'private, max-age=31536000, immutable');
   return c.json(record satisfies MaskRecord);
