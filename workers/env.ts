@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import type { EdgeMessage } from '../shared/admin/requests-wire.ts';
-import { collectorVariables, unlessEmpty } from '../shared/tracing/traces.ts';
+import { collectorVariables, variablesSet } from '../shared/tracing/traces.ts';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 import { allowedOriginsSchema } from '../shared/wire/protocol.ts';
 import { FRONTS } from './base/place.ts';
@@ -49,23 +49,22 @@ const secret = z
   .string('it is missing')
   .min(SECRET_CHARS_MIN, `it needs ${SECRET_CHARS_MIN} characters or more; "openssl rand -hex 32" makes one`);
 const baseUrl = z.url({ protocol: /^https?$/ }).transform((url) => url.replace(/\/+$/, ''));
-const timeout_ms = (preset: number) =>
-  unlessEmpty(z.coerce.number().int().min(1).max(600_000).default(preset));
+const timeout_ms = (preset: number) => z.coerce.number().int().min(1).max(600_000).default(preset);
 
 const configSchema = z.object({
   BACKEND_URL: baseUrl,
   BACKEND_KEY: secret,
   ADMIN_KEY: secret,
   /** Also accepted during a rotation; nothing is signed with these. */
-  BACKEND_KEY_2: unlessEmpty(secret.optional()),
-  ADMIN_KEY_2: unlessEmpty(secret.optional()),
+  BACKEND_KEY_2: secret.optional(),
+  ADMIN_KEY_2: secret.optional(),
   /** URL by which backends reach this edge. Without it they cannot fetch unknown masks, and such requests run dense. */
-  EDGE_URL: unlessEmpty(baseUrl.optional()),
+  EDGE_URL: baseUrl.optional(),
   /** Origins whose pages may call `/v1` (CORS); none by default. */
-  ALLOWED_ORIGINS: unlessEmpty(allowedOriginsSchema.default([])),
+  ALLOWED_ORIGINS: allowedOriginsSchema.default([]),
   /** The trusted proxy in front of the worker. `none`: headers about the client's place are not trusted. */
-  TRUSTED_FRONT: unlessEmpty(z.enum(FRONTS).default('none')),
-  ENCODER: unlessEmpty(z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static')),
+  TRUSTED_FRONT: z.enum(FRONTS).default('none'),
+  ENCODER: z.enum(['static', 'workers-ai', 'huggingface', 'backend']).default('static'),
   EMBED_TIMEOUT_MS: timeout_ms(500),
   /** Until the backend's first byte. */
   BACKEND_TIMEOUT_MS: timeout_ms(120_000),
@@ -80,31 +79,31 @@ const configSchema = z.object({
    */
   BACKEND_STALL_MS: timeout_ms(30_000),
   /** Hedging: a second backend is asked when the first is silent for this long; 0: never. Work is then done twice. */
-  BACKEND_HEDGE_MS: unlessEmpty(z.coerce.number().int().min(0).max(600_000).default(0)),
+  BACKEND_HEDGE_MS: z.coerce.number().int().min(0).max(600_000).default(0),
   /** Streams that are silent for this long, also before the first token, get a keepalive comment. */
   STREAM_KEEPALIVE_MS: timeout_ms(10_000),
   /** Share of routed requests outside experiments that run again in the background, to be compared with dense. */
-  COMPARISON_SHARE: unlessEmpty(z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE)),
+  COMPARISON_SHARE: z.coerce.number().min(0).max(0.2).default(COMPARISON_SHARE),
   /** Days for which the audit log is kept. */
-  AUDIT_KEPT_DAYS: unlessEmpty(z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS)),
-  SIMILARITY_MIN: unlessEmpty(z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN)),
+  AUDIT_KEPT_DAYS: z.coerce.number().int().min(1).max(3_650).default(AUDIT_KEPT_DAYS),
+  SIMILARITY_MIN: z.coerce.number().min(-1).max(1).default(ROUTE_SIMILARITY_MIN),
   /** OpenID Connect issuer for the dashboard's sign-in; without it people log in with keys only. */
-  OIDC_ISSUER: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
-  OIDC_CLIENT_ID: unlessEmpty(z.string().optional()),
+  OIDC_ISSUER: z.url({ protocol: /^https?$/ }).optional(),
+  OIDC_CLIENT_ID: z.string().optional(),
   /** The secret of a confidential client; a public client uses only PKCE. */
-  OIDC_CLIENT_SECRET: unlessEmpty(z.string().optional()),
+  OIDC_CLIENT_SECRET: z.string().optional(),
   /**
    * Claim of the id token with the role: `admin`, `viewer`, `tenant_admin:TENANT` or `viewer:TENANT`, or a list with
    * one of them.
    */
-  OIDC_ROLE_CLAIM: unlessEmpty(z.string().default('maskroute_role')),
+  OIDC_ROLE_CLAIM: z.string().default('maskroute_role'),
   ...collectorVariables,
-  HF_TOKEN: unlessEmpty(z.string().optional()),
-  HF_MODEL: unlessEmpty(z.string().default('sentence-transformers/all-MiniLM-L6-v2')),
-  HF_REVISION: unlessEmpty(z.string().default('main')),
-  HF_POOLING: unlessEmpty(z.enum(['mean', 'cls', 'weighted-mean']).default('mean')),
-  HF_DIMENSIONS: unlessEmpty(z.coerce.number().int().min(1).max(4096).default(384)),
-  HF_ENDPOINT_URL: unlessEmpty(baseUrl.optional()),
+  HF_TOKEN: z.string().optional(),
+  HF_MODEL: z.string().default('sentence-transformers/all-MiniLM-L6-v2'),
+  HF_REVISION: z.string().default('main'),
+  HF_POOLING: z.enum(['mean', 'cls', 'weighted-mean']).default('mean'),
+  HF_DIMENSIONS: z.coerce.number().int().min(1).max(4096).default(384),
+  HF_ENDPOINT_URL: baseUrl.optional(),
 });
 export type Config = z.output<typeof configSchema>;
 
@@ -118,7 +117,7 @@ type Variables = {
  * values.
  */
 export function parseConfig(env: Env): Config {
-  const parsed = configSchema.safeParse(env);
+  const parsed = configSchema.safeParse(variablesSet(env));
   if (parsed.success) return parsed.data;
   const wrong = parsed.error.issues.map(({ path, message }) => `${String(path[0])}: ${message}`);
   throw new MaskrouteError('configuration_unavailable', 'The edge is not configured.', {

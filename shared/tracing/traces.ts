@@ -27,15 +27,15 @@ export type Collector = {
 };
 
 /** A variable that is set to the empty string counts as absent. */
-export const unlessEmpty = <T extends z.ZodType>(schema: T) =>
-  z.preprocess((value) => (value === '' ? undefined : value), schema);
+export const variablesSet = (environment: object): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ''));
 
 /** Without an endpoint nothing is traced. */
 export const collectorVariables = {
-  OTEL_EXPORTER_OTLP_ENDPOINT: unlessEmpty(z.url({ protocol: /^https?$/ }).optional()),
+  OTEL_EXPORTER_OTLP_ENDPOINT: z.url({ protocol: /^https?$/ }).optional(),
   /** `name=value,name=value`, percent-encoded; usually an API key. */
-  OTEL_EXPORTER_OTLP_HEADERS: unlessEmpty(z.string().optional()),
-  OTEL_TRACES_SAMPLER_ARG: unlessEmpty(z.coerce.number().min(0).max(1).default(1)),
+  OTEL_EXPORTER_OTLP_HEADERS: z.string().optional(),
+  OTEL_TRACES_SAMPLER_ARG: z.coerce.number().min(0).max(1).default(1),
 } as const;
 const collectorSchema = z.object(collectorVariables);
 
@@ -62,7 +62,7 @@ export const variablesOf = ({ url, headers, share }: Collector): Record<string, 
 
 /** The collector of a process's environment; undefined: tracing is off. @throws MaskrouteError `invalid_argument`. */
 export function collectorFrom(environment: Record<string, string | undefined>): Collector | undefined {
-  const parsed = collectorSchema.safeParse(environment);
+  const parsed = collectorSchema.safeParse(variablesSet(environment));
   if (parsed.success) return collectorOf(parsed.data);
   const { path, message } = parsed.error.issues[0]!;
   throw new MaskrouteError('invalid_argument', `${String(path[0])}: ${message}.`);
