@@ -108,7 +108,7 @@ function createServices(env: Env): Services {
     reached: {
       backend: new SwrCache(
         'readiness of the backends',
-        () => backend.askAny('/readyz', READINESS.load_ms, () => {}).then(() => true as const),
+        () => backend.askAny('/readyz', READINESS.load_ms).then(() => true as const),
         READINESS,
       ),
       database: new SwrCache('the database', () => askForTables(db).then(() => true as const), READINESS, {
@@ -152,6 +152,6 @@ function createServices(env: Env): Services {
       () => loadEncoder(config, env, backend),
       config.ENCODER === 'backend' ? BACKEND_ENCODER_LOAD : ENCODER_LOAD,
     ),
-    models: createModels(() => backend.modelLists(MODEL_LIST_ms, () => {})),
+    models: createModels(() => backend.modelLists(MODEL_LIST_ms)),
   };
 }

@@ -67,43 +67,35 @@ export class BackendPool {
     return homeBackend(await this.#list(hold), purpose, tenant);
   }
 
-  /**
-   * Sends the same request to every enabled backend; returns the successful answers as JSON. Rejects when there are
-   * none.
-   */
-  async askAll(path: string, timeout_ms: number, hold: Hold): Promise<unknown[]> {
-    const given = await this.#askAll(path, timeout_ms, hold);
-    if (given.length === 0) throw nobodyEnabled();
-    return given.map(({ answer }) => answer);
-  }
+  /* Questions to all. A cache asks them and keeps its request alive, so nothing else needs to. */
 
   /** The first successful answer of an enabled backend. Rejects when there is none. */
-  async askAny(path: string, timeout_ms: number, hold: Hold): Promise<unknown> {
-    const backends = await this.#list(hold);
+  async askAny(path: string, timeout_ms: number): Promise<unknown> {
+    const backends = await this.#list(noHold);
     const answers = backends.map((backend) => this.#askForSuccess(backend, path, timeout_ms));
     return await Promise.any(answers).catch(({ errors }: AggregateError) => {
-      throw errors[0] ?? nobodyEnabled();
+      throw errors[0] ?? new Error('no backend is enabled');
     });
   }
 
-  /**
-   * The answers to `GET /v1/models`; remembers which backend serves which models. Empty when no backend is enabled;
-   * rejects when none of the enabled ones answers.
-   */
-  async modelLists(timeout_ms: number, hold: Hold): Promise<Given[]> {
-    return await this.#askAll('/v1/models', timeout_ms, hold, ({ seen }, answer) => {
+  /** The answers to `GET /v1/models`, as `askAll`; remembers which backend serves which models. */
+  modelLists(timeout_ms: number): Promise<Given[]> {
+    return this.askAll('/v1/models', timeout_ms, ({ seen }, answer) => {
       const models = servedModels(answer);
       if (models !== undefined) seen.models = models;
     });
   }
 
-  async #askAll(
+  /**
+   * Sends the same request to every enabled backend; returns the successful answers. Empty when no backend is enabled;
+   * rejects when none of the enabled ones answers.
+   */
+  async askAll(
     path: string,
     timeout_ms: number,
-    hold: Hold,
     learn: (backend: KnownBackend, answer: unknown) => void = () => {},
   ): Promise<Given[]> {
-    const backends = await this.#list(hold);
+    const backends = await this.#list(noHold);
     const answers = await Promise.allSettled(
       backends.map(async (backend) => {
         const answer = await this.#askForSuccess(backend, path, timeout_ms);
@@ -222,6 +214,8 @@ export class BackendPool {
   }
 }
 
+const noHold: Hold = () => {};
+
 const NOTHING_SAID = { status: null, value: null } as const;
 
 /** An answer's status and JSON, also of a refusal. @throws when it is no answer of the protocol. */
@@ -236,8 +230,6 @@ async function read(
   const value: unknown = JSON.parse(await readAnswer(outcome.response, LOAD_PROBE.bytesMax));
   return { status: outcome.response.status, value };
 }
-
-const nobodyEnabled = (): Error => new Error('no backend is enabled');
 
 /** Whether a backend, or a proxy that reaches it, gave no answer at all, not even a refusal. */
 const isSilence = (error: unknown): boolean =>

@@ -155,8 +155,6 @@ export function createRemoteEncoder(
  * completions. It runs in its own thread there, so its failures say nothing about completions, nor the reverse.
  */
 
-const nothing = () => {};
-
 /**
  * A backend may restart with another encoder. `createEmbedder` asks again for that; until then an answer by another encoder
  * is an error, as its vectors would be near the wrong centroids.
@@ -166,8 +164,8 @@ async function loadBackendEncoder(
   backends: Pick<BackendPool, 'askAll' | 'call'>,
   timeout_ms: number,
 ): Promise<EdgeEncoder> {
-  const answers = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms, nothing);
-  const entries = answers.flatMap((answer) => encoderListSchema.parse(answer).data);
+  const given = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms);
+  const entries = given.flatMap(({ answer }) => encoderListSchema.parse(answer).data);
   const [first] = entries;
   if (first === undefined)
     throw new Error('no backend has an encoder: maskroute model pull all-minilm-l6-v2');
@@ -186,7 +184,7 @@ async function loadBackendEncoder(
       time: { timeout_ms: EMBEDDINGS.timeout_ms, isFullTime: false },
       retries: { left: RETRIES_MAX },
       signal,
-      hold: nothing,
+      hold: () => {},
     });
     if (called.kind === 'error') throw called.error;
     const { response } = called;

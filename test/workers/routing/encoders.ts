@@ -163,7 +163,8 @@ it('backends with different encoders, or none, are an error that says so', async
     data: [{ id: 'x', object: 'maskroute.encoder', encoder: { ...ENCODER, revision } }],
   });
   const loadFrom = async (...answers: object[]) => {
-    const backends = { askAll: async () => answers, call: () => Promise.reject(new Error('no')) };
+    const given = answers.map((answer) => ({ backend: 'x', answer }));
+    const backends = { askAll: async () => given, call: () => Promise.reject(new Error('no')) };
     return await loadEncoder({ ...parseConfig(env), ENCODER: 'backend' }, env as Env, backends);
   };
   expect((await loadFrom(listed('r1'), listed('r1'))).spec).toEqual({ ...ENCODER, revision: 'r1' });
@@ -226,7 +227,7 @@ it('a backend that has another encoder than before gives no vectors until the ed
 it('backends that were asked for their encoders are still known to serve their models', async () => {
   const config = parseConfig(env);
   const pool = new BackendPool(openDatabase(env.DB), config, sender(undefined));
-  await pool.modelLists(1_000, () => {});
+  await pool.modelLists(1_000);
   expect(pool.lists(MODEL.id)).toBe(true);
   await loadEncoder({ ...config, ENCODER: 'backend' }, env as Env, pool);
   expect(pool.lists(MODEL.id)).toBe(true);
