@@ -5,6 +5,7 @@
 import {
   type Attributes,
   type Context,
+  defaultTextMapSetter,
   ROOT_CONTEXT,
   type Span,
   SpanStatusCode,
@@ -84,11 +85,7 @@ export const traceOf = (header: ReadHeader): Context =>
 /** Headers for requests that are made as part of a trace. */
 export function traceHeaders(context: Context): Record<string, string> {
   const headers: Record<string, string> = {};
-  propagator.inject(context, headers, {
-    set: (into, name, value) => {
-      into[name] = value;
-    },
-  });
+  propagator.inject(context, headers, defaultTextMapSetter);
   return headers;
 }
 

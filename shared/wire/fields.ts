@@ -3,7 +3,7 @@
  * that are present are looked up and checked: of a hundred possible fields, most bodies have four.
  */
 import { z } from 'zod';
-import { parse, words } from './parse-body.ts';
+import { isJsonObject, parse, words } from './parse-body.ts';
 import { HEADERS } from './protocol.ts';
 
 export type Rule =
@@ -77,11 +77,11 @@ export function checkedObject<const Table extends FieldTable>(
   // Required fields, and fields with a default.
   const always = [...rules].filter(([, rule]) => rule.kind === 'honoured' && !mayBeAbsent(rule.schema));
   const schema = z.transform((value: unknown, { issues }: Context) => {
-    if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    if (!isJsonObject(value)) {
       issues.push({ code: 'invalid_type', expected: 'object', input: value });
       return value as never;
     }
-    return readObject(value as Record<string, unknown>, rules, always, options as Options, issues) as never;
+    return readObject(value, rules, always, options as Options, issues) as never;
   }) as unknown as z.ZodType<ObjectOf<Table>>;
   drawn.set(schema, { kind: 'table', table });
   return {
@@ -108,7 +108,7 @@ type Context = { issues: unknown[] };
 type Options = { tag?: string; refine?: (object: object) => { path: string; message: string } | undefined };
 
 function readObject(
-  value: Record<string, unknown>,
+  value: Readonly<Record<string, unknown>>,
   rules: ReadonlyMap<string, Rule>,
   always: readonly [string, Rule][],
   { tag, refine }: Options,

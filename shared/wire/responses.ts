@@ -288,8 +288,7 @@ export const errorEventOf = ({ error }: WireError, sequence_number: number) => {
 
 /** Field names of a chat completion, and their names in the Responses API. */
 const NAMES: readonly (readonly [RegExp, string])[] = [
-  [/^response_format\.json_schema/, 'text.format'],
-  [/^response_format/, 'text.format'],
+  [/^response_format(\.json_schema)?/, 'text.format'],
   [/^(tools\[\d+\])\.function/, '$1'],
   [/^max_completion_tokens/, 'max_output_tokens'],
   [/^messages(\[\d+\])?/, 'input'],

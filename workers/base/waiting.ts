@@ -69,6 +69,15 @@ export function createWait(limitMin_ms: number): Wait {
 export const sleep = (delay_ms: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, delay_ms));
 
+/** Tries after the first of these delays and, while it fails, after each later one. @throws what the last try threw. */
+export async function retried<T>(
+  [first_ms = 0, ...later_ms]: readonly number[],
+  work: () => Promise<T>,
+): Promise<T> {
+  if (first_ms > 0) await sleep(first_ms);
+  return await (later_ms.length === 0 ? work() : work().catch(() => retried(later_ms, work)));
+}
+
 /* Bounded waiting. The work continues after the wait ends; its caller keeps it alive with `waitUntil`. */
 
 /** Keeps work alive after the response: the platform's `waitUntil`. */

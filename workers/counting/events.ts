@@ -17,7 +17,7 @@ import {
 } from '../../shared/admin/requests-wire.ts';
 import { randomHex, sameSecret } from '../base/secrets.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { sleep, steadyNow_ms } from '../base/waiting.ts';
+import { retried, sleep, steadyNow_ms } from '../base/waiting.ts';
 import { EVENT_BATCH, EVENT_RETRY_DELAYS_ms } from '../limits.ts';
 
 export interface Events {
@@ -86,17 +86,11 @@ export function createEvents(
 }
 
 async function deliver(queue: EventQueue, events: readonly EdgeEvent[]): Promise<void> {
-  let reason = '';
-  for (const delay_ms of EVENT_RETRY_DELAYS_ms) {
-    if (delay_ms > 0) await sleep(delay_ms);
-    try {
-      await queue.sendBatch(messagesOf(events).map((body) => ({ body })));
-      return;
-    } catch (error) {
-      reason = reasonOf(error);
-    }
-  }
-  for (const event of events) log('error', 'event_not_queued', { reason, message: JSON.stringify(event) });
+  const messages = messagesOf(events).map((body) => ({ body }));
+  await retried(EVENT_RETRY_DELAYS_ms, () => queue.sendBatch(messages)).catch((error) => {
+    const reason = reasonOf(error);
+    for (const event of events) log('error', 'event_not_queued', { reason, message: JSON.stringify(event) });
+  });
 }
 
 /**

@@ -1,4 +1,5 @@
 /** Mask sets and masks in D1: immutable, so every write is an insert that may find its row already there. */
+import { utf8ToBytes } from '@noble/hashes/utils.js';
 import { and, desc, eq, getTableColumns, inArray, sql } from 'drizzle-orm';
 import { DEFAULT_TENANT, type PageQuery } from '../../shared/admin/admin-wire.ts';
 import type { MaskSetSummary } from '../../shared/admin/publication-wire.ts';
@@ -17,22 +18,15 @@ const { content: _, ...summaryColumns } = getTableColumns(maskSets);
 type SummaryRow = Omit<typeof maskSets.$inferSelect, 'content'>;
 
 /** A set with its JSON text, which can have 2 MB, so it is serialized and measured once. */
-export type WrittenMaskSet = {
-  readonly set: MaskSet;
-  readonly version: string;
-  readonly content: string;
-  /** Size in UTF-8. D1 stores at most 2 MB in a row. */
-  readonly content_bytes: number;
-};
+export type WrittenMaskSet = Measured & { readonly set: MaskSet; readonly version: string };
+
+/** A text with its size in UTF-8: D1 stores at most 2 MB in a row. */
+type Measured = { readonly content: string; readonly content_bytes: number };
+const measured = (content: string): Measured => ({ content, content_bytes: utf8ToBytes(content).length });
 
 export function writeMaskSet(set: MaskSet): WrittenMaskSet {
   const content = canonicalJson(set);
-  return {
-    set,
-    version: versionOfJson(content),
-    content,
-    content_bytes: new TextEncoder().encode(content).length,
-  };
+  return { set, version: versionOfJson(content), ...measured(content) };
 }
 
 /** Stores the set and its masks in one batch. `created` is false when the same content was already stored. */
@@ -170,17 +164,12 @@ function chunks<T>(items: readonly T[], size: number): T[][] {
 
 /* Evaluations of mask sets in D1: at most one for each set; a new evaluation replaces it. */
 
-type WrittenEvaluation = { readonly content: string; readonly content_bytes: number };
-
-export function writeEvaluation(rows: readonly EvaluatedRow[]): WrittenEvaluation {
-  const content = JSON.stringify(rows);
-  return { content, content_bytes: new TextEncoder().encode(content).length };
-}
+export const writeEvaluation = (rows: readonly EvaluatedRow[]): Measured => measured(JSON.stringify(rows));
 
 export async function putEvaluation(
   db: Database,
   set: { readonly owner: string; readonly version: string },
-  written: WrittenEvaluation,
+  written: Measured,
   now_ms: number,
 ): Promise<void> {
   const kept = { ...written, updatedAt_ms: now_ms };

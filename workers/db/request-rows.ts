@@ -18,7 +18,13 @@ import {
   sql,
 } from 'drizzle-orm';
 import type { PageQuery, UsageGroup, UsageQuery, UsageRow } from '../../shared/admin/admin-wire.ts';
-import type { Rated, RequestDetail, RequestsQuery, SeenRequest } from '../../shared/admin/requests-wire.ts';
+import type {
+  Rated,
+  RatingEvent,
+  RequestDetail,
+  RequestsQuery,
+  SeenRequest,
+} from '../../shared/admin/requests-wire.ts';
 import {
   TRAFFIC_SAMPLES_MAX,
   type TrafficSample,
@@ -305,9 +311,16 @@ export async function listTrafficSamples(
 
 /* Feedback in D1: the primary key allows each caller one rating of a completion. */
 
-type Feedback = typeof feedback.$inferInsert;
-
-/** @throws MaskrouteError `conflict` when this caller has rated this completion before. */
-export async function insertFeedback(db: Database, row: Feedback): Promise<void> {
-  await orConflict(db.insert(feedback).values(row), 'You have rated this completion already.');
+/**
+ * The completion has its request's id, whatever prefix its endpoint adds to that.
+ * @throws MaskrouteError `conflict` when this caller has rated this completion before.
+ */
+export async function insertFeedback(
+  db: Database,
+  { tenant, key_id, request, rating, created_at_ms }: RatingEvent,
+  comment: string | null,
+): Promise<void> {
+  const row = { tenantId: tenant, apiKeyId: key_id, completionId: request, rating, comment };
+  const inserting = db.insert(feedback).values({ ...row, createdAt_ms: created_at_ms });
+  await orConflict(inserting, 'You have rated this completion already.');
 }

@@ -10,6 +10,7 @@
  * which are copied, and read when it is over.
  */
 
+import { concatBytes } from '@noble/hashes/utils.js';
 import {
   ERROR_CODES,
   type ErrorCode,
@@ -24,7 +25,7 @@ import { hungUp } from '../backends/call-backend.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
 import { createWait, steadyNow_ms, type Wait } from '../base/waiting.ts';
 import type { Asked, ClientBody, Progress } from './forward.ts';
-import { type AnswerText, type Heard, hearWhole, join, Tail } from './read-answer.ts';
+import { type AnswerText, type Heard, hearWhole, Tail } from './read-answer.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
@@ -383,7 +384,7 @@ class WholeEvents {
 
   /** The whole events so far, up to the last empty line. */
   add(bytes: Bytes): Bytes {
-    const all = this.#held.length === 0 ? bytes : (join([this.#held, bytes]) as Bytes);
+    const all = this.#held.length === 0 ? bytes : (concatBytes(this.#held, bytes) as Bytes);
     for (let end = all.length; end >= 2; end--) {
       if (all[end - 1] === LINE_FEED && all[end - 2] === LINE_FEED) {
         this.isInside = false;

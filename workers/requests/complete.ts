@@ -9,6 +9,7 @@ import { BACKEND_HEADERS } from '../../shared/wire/backend-load.ts';
 import { toMaskrouteError } from '../../shared/wire/errors.ts';
 import { readFields } from '../../shared/wire/fields.ts';
 import { chatRequest, completionRequest, type DryRun } from '../../shared/wire/openai.ts';
+import { isJsonObject } from '../../shared/wire/parse-body.ts';
 import { EVENT_STREAM_HEADERS, HEADERS, TRIAL_HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, responsesRequest } from '../../shared/wire/responses.ts';
 import { patienceOf } from '../backends/attempt.ts';
@@ -45,8 +46,7 @@ type Wire = ClientBody['wire'];
 async function readNamed(c: AppContext): Promise<{ value: unknown; text: string }> {
   const { value, text } = await readBody(c.req.raw);
   const model = c.req.param('deployment');
-  if (model === undefined || typeof value !== 'object' || value === null || Array.isArray(value))
-    return { value, text };
+  if (model === undefined || !isJsonObject(value)) return { value, text };
   const named = { ...value, model };
   return { value: named, text: JSON.stringify(named) };
 }
@@ -313,7 +313,7 @@ export const dryRun = new Hono<AppEnv>().post('/route', tenantOnly, async (c) =>
 
 /** A body with `messages` is a chat, with `input` a Responses API request, and any other a completion. */
 function wireOf(raw: unknown): Wire {
-  const has = (name: string) => typeof raw === 'object' && raw !== null && name in raw;
+  const has = (name: string) => isJsonObject(raw) && name in raw;
   if (has('messages')) return 'chat';
   return has('input') ? 'responses' : 'completions';
 }

@@ -2,10 +2,11 @@
  * What the edge reads from an answer that it passes on: the time of its first bytes, the backend's figures at its end,
  * and the text if the tenant keeps texts. Otherwise only the last chunks are kept, and read when the answer is over.
  */
+import { concatBytes } from '@noble/hashes/utils.js';
 import { messageText } from '../../shared/wire/openai.ts';
 import { parseOrNull } from '../../shared/wire/parse-body.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { sleep, withDeadline } from '../base/waiting.ts';
+import { retried, withDeadline } from '../base/waiting.ts';
 import type { Database } from '../db/d1.ts';
 import { insertTexts } from '../db/request-rows.ts';
 import { TEXT_CHARS_MAX, TEXTS } from '../limits.ts';
@@ -82,7 +83,7 @@ export class Tail {
    * of the figures too: only figures that end an event of a cut answer are the backend's.
    */
   heard({ isResponse, isCut }: { readonly isResponse: boolean; readonly isCut: boolean }): Heard {
-    const text = utf8.decode(join(this.#pieces));
+    const text = utf8.decode(concatBytes(...this.#pieces));
     this.#pieces = [];
     const figures = figuresIn(isResponse && isCut ? (LAST_FIGURES.exec(text)?.[0] ?? '') : text);
     const others = Math.max(0, this.#dropped - (isResponse ? EVENTS_OF_NO_CHOICE : 0));
@@ -147,18 +148,6 @@ function lateErrorIn(text: string): string | null {
   return /"code":"([a-z_]{1,64})"/.exec(text.slice(at))?.[1] ?? 'backend_error';
 }
 
-/** Concatenates arrays. */
-export function join(parts: readonly Uint8Array[]): Uint8Array {
-  if (parts.length === 1) return parts[0]!;
-  const whole = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let offset = 0;
-  for (const part of parts) {
-    whole.set(part, offset);
-    offset += part.length;
-  }
-  return whole;
-}
-
 /*
  * Kept texts: prompts and answers of tenants that keep them, for a number of days. They are stored after the answer;
  * errors are only logged.
@@ -212,17 +201,10 @@ export function keepTexts(db: Database, account: Account, answer: AnswerText): P
 
 /** Holds only the row while D1 fails: bodies of 4 MB that wait for it would fill the isolate. */
 async function store(db: Database, row: Parameters<typeof insertTexts>[1]): Promise<void> {
-  let reason = '';
-  for (const delay_ms of TEXTS.delays_ms) {
-    await sleep(delay_ms);
-    try {
-      await withDeadline(insertTexts(db, row), TEXTS.insert_ms, 'keeping texts');
-      return;
-    } catch (error) {
-      reason = reasonOf(error);
-    }
-  }
-  log('error', 'texts_not_kept', { request_event: row.event, reason });
+  const insert = () => withDeadline(insertTexts(db, row), TEXTS.insert_ms, 'keeping texts');
+  await retried(TEXTS.delays_ms, insert).catch((error) => {
+    log('error', 'texts_not_kept', { request_event: row.event, reason: reasonOf(error) });
+  });
 }
 
 const encoder = new TextEncoder();

@@ -88,25 +88,9 @@ export const feedback = new Hono<AppEnv>().post('/feedback', tenantOnly, async (
     throw new MaskrouteError('not_found', 'The completion is too old to be rated.', { param: 'id' });
   }
   await services.bursts.feedback.enter(`feedback:${caller.tenant}`);
-  const row = {
-    tenantId: caller.tenant,
-    apiKeyId: caller.keyId,
-    // The same id for a completion, whatever prefix its endpoint adds.
-    completionId: request,
-    rating,
-    comment: comment ?? null,
-    createdAt_ms: Date.now(),
-  };
   const { tenant, keyId: key_id } = caller;
-  const event = {
-    kind: 'rating',
-    request,
-    tenant,
-    key_id,
-    rating,
-    created_at_ms: row.createdAt_ms,
-  } as const;
-  const kept = insertFeedback(services.db, row);
+  const event = { kind: 'rating', request, tenant, key_id, rating, created_at_ms: Date.now() } as const;
+  const kept = insertFeedback(services.db, event, comment ?? null);
   // A stored rating is always counted, even if the client or the time limit of D1 ends the request earlier.
   holdOf(c)(kept.then(() => services.events.send(event)).catch(() => {}));
   await d1(kept);
