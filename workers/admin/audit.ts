@@ -60,7 +60,7 @@ const isCheck = (after: Record<string, unknown>): boolean => after.activated ===
 
 function tenantOf(c: AppContext, after: Record<string, unknown>): string {
   const isTenant = c.req.path.startsWith(`${PREFIX}/tenants`);
-  const named = isTenant ? after.id : after.tenant;
+  const named = c.get('changedTenant') ?? (isTenant ? after.id : after.tenant);
   return typeof named === 'string' ? named : (c.get('admin').tenant ?? DEFAULT_TENANT);
 }
 

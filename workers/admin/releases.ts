@@ -85,6 +85,7 @@ export const maskSets = new Hono<AppEnv>()
     const { db } = c.var.services;
     const before = await d1(findEvaluation(db, set));
     c.set('before', before.rows);
+    c.set('changedTenant', set.owner);
     const written = writeEvaluation(rows);
     const more_bytes = written.content_bytes - before.content_bytes;
     await requireRoom(db, c.var.admin.tenant, 'maskSets_bytes', more_bytes);

@@ -172,6 +172,7 @@ export const keys = new Hono<AppEnv>()
   .delete('/:id/sessions', async (c) => {
     const { db } = c.var.services;
     const key = await existing(findApiKeyById(db, c.req.param('id'), c.var.admin.tenant), NO_KEY);
+    c.set('changedTenant', key.tenant);
     return await endSessions(c, key.id);
   });
 

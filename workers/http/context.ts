@@ -29,6 +29,8 @@ export type AppEnv = {
     admin: AdminCaller;
     /** State before the change, as the API shows it; for the audit log. */
     before: unknown;
+    /** The tenant whose object is changed, if the answer does not name it; for the audit log. */
+    changedTenant: string | undefined;
     /** The request's trace, until its account takes it over. */
     trace: RequestTrace | undefined;
   };

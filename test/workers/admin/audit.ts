@@ -2,7 +2,19 @@
 import { env } from 'cloudflare:workers';
 import { describe, expect, it } from 'vitest';
 import type { AuditEntry } from '../../../shared/admin/admin-wire.ts';
-import { admin, badD1, call, created, errorCode, freshIsolate, newKey, newTenant } from '../support/edge.ts';
+import { madeUpEvaluation } from '../../support/evaluation.ts';
+import {
+  admin,
+  badD1,
+  call,
+  created,
+  errorCode,
+  freshIsolate,
+  makeMaskSet,
+  newKey,
+  newTenant,
+  upload,
+} from '../support/edge.ts';
 
 async function entries(query = '', key?: string): Promise<AuditEntry[]> {
   const response = await admin('GET', `/audit?${query}`, undefined, key);
@@ -40,6 +52,18 @@ describe('the audit log', () => {
     });
     expect(first).toMatchObject({ action: 'POST /keys', before: null, after: { id: made.id } });
     expect(JSON.stringify(await entries())).not.toContain(made.key);
+  });
+
+  it('shows a tenant what was changed of its own, also where the answer does not say whose it is', async () => {
+    const { tenant } = await newTenant();
+    const { key, id } = await newKey({ tenant, kind: 'tenant_admin' });
+    const { version } = await upload(makeMaskSet(`audited-${tenant}`), tenant);
+    const path = `/mask-sets/${version}/evaluation`;
+    expect((await admin('PUT', `${path}?tenant=${tenant}`, madeUpEvaluation(version))).status).toBe(200);
+    expect((await admin('DELETE', `/keys/${id}/sessions`)).status).toBe(200);
+    const [ended, evaluated] = await entries('', key);
+    expect(ended).toMatchObject({ action: 'DELETE /keys/:id/sessions', tenant, actor: 'root' });
+    expect(evaluated).toMatchObject({ action: 'PUT /mask-sets/:version/evaluation', target: path, tenant });
   });
 
   it('has the size of a state that is too long to keep', async () => {
