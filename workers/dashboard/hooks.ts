@@ -47,6 +47,13 @@ export function useLoad<T>(
   return { ...toLoad(found), reload };
 }
 
+/** The answer of the admin API at `path`. */
+export const useAnswer = <T extends z.ZodType>(
+  schema: T,
+  path: string,
+  every_ms?: number,
+): Loading<z.output<T>> => useLoad(['answer', path], (signal) => admin(schema, path, { signal }), every_ms);
+
 type Found<T> = {
   readonly data: T | undefined;
   readonly error: Error | null;

@@ -8,7 +8,15 @@ import {
   type PublishBody,
 } from '../../../shared/admin/publication-wire.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
-import { type Loading, namedSchema, useAddress, useAddressOf, useLoad, useScope } from '../hooks.ts';
+import {
+  type Loading,
+  namedSchema,
+  useAddress,
+  useAddressOf,
+  useAnswer,
+  useLoad,
+  useScope,
+} from '../hooks.ts';
 import { Failure } from './dialog.tsx';
 
 /** A select that applies at once. `options`: values with their titles, in order. */
@@ -134,7 +142,7 @@ function useTenantIds(
   q = '',
 ): { readonly ids: readonly string[]; readonly isCut: boolean; readonly reload: () => void } {
   const path = `/tenants${query({ limit: SHOWN_MAX, q: q || undefined })}`;
-  const found = useLoad(['tenants to pick', q], (signal) => admin(listSchema(namedSchema), path, { signal }));
+  const found = useAnswer(listSchema(namedSchema), path);
   const ids = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   const isCut = found.state === 'ready' && found.data.has_more === true;
   return { ids: picked === '' || ids.includes(picked) ? ids : [picked, ...ids], isCut, reload: found.reload };
@@ -216,7 +224,7 @@ export function useSetsToPick(owners: readonly string[]): {
 
 /** Checkboxes for the models that backends serve, and for picked ones that no backend serves now. */
 export function ModelBoxes({ picked }: { readonly picked: readonly string[] }) {
-  const found = useLoad(['models'], (signal) => admin(listSchema(namedSchema), '/models', { signal }));
+  const found = useAnswer(listSchema(namedSchema), '/models');
   const served = found.state === 'ready' ? found.data.data.map(({ id }) => id) : [];
   return (
     <>

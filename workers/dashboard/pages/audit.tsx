@@ -1,10 +1,10 @@
 /** The audit log: who changed what, when, from where, and the state before and after. */
 import { type AuditEntry, auditEntrySchema } from '../../../shared/admin/admin-wire.ts';
-import { admin, query } from '../api.ts';
+import { query } from '../api.ts';
 import { RowButton, useSearch } from '../components/controls.tsx';
 import { Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { Facts, ListTable, LongText, When } from '../components/table.tsx';
-import { useAddress, useList, useLoad, useScope } from '../hooks.ts';
+import { useAddress, useAnswer, useList, useScope } from '../hooks.ts';
 import { whenExactly } from '../look.ts';
 
 const REFRESH_ms = 15_000;
@@ -51,9 +51,7 @@ export function Audit() {
 }
 
 function Entry({ id, onClose }: { readonly id: string; readonly onClose: () => void }) {
-  const found = useLoad(['audit', id], (signal) =>
-    admin(auditEntrySchema, `/audit/${encodeURIComponent(id)}`, { signal }),
-  );
+  const found = useAnswer(auditEntrySchema, `/audit/${encodeURIComponent(id)}`);
   return (
     <Detail title={`Change ${id}`} onClose={onClose}>
       <Loaded load={found}>{(entry) => <Change entry={entry} />}</Loaded>

@@ -8,7 +8,7 @@ import { admin, query } from '../api.ts';
 import { ForChange, IdField, itemsIn, RowButton, Search, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Failure, FormDialog, Loaded, Notice } from '../components/dialog.tsx';
 import { emptyText, Table, Version } from '../components/table.tsx';
-import { useAddress, useLoad, useRetried, useScope } from '../hooks.ts';
+import { useAddress, useAnswer, useRetried, useScope } from '../hooks.ts';
 import { duration, percent, unreadableHere, when, whose } from '../look.ts';
 import { JobFields, jobIn, Schedules } from './backend-schedules.tsx';
 
@@ -22,11 +22,7 @@ export function Backends() {
   const [shown, setShown] = useAddress('jobs', '');
   const { error, attempt } = useRetried();
   const { q, search } = useSearch('Search backends: an id, an address or a region');
-  const backends = useLoad(
-    ['backends', q],
-    (signal) => admin(listSchema(backendSchema), `/backends${query({ q })}`, { signal }),
-    REFRESH_ms,
-  );
+  const backends = useAnswer(listSchema(backendSchema), `/backends${query({ q })}`, REFRESH_ms);
   const change = (id: string, enabled: boolean) =>
     attempt(async () => {
       await admin(backendSchema, `/backends/${id}`, { method: 'PATCH', body: { enabled } });
@@ -178,11 +174,7 @@ function Jobs({ backend, onClose }: { readonly backend: string; readonly onClose
   const [stored, setStored] = useState<string>();
   const path = `/backends/${backend}/jobs`;
   const { q, search } = useSearch('Search jobs: an id, a name, a model or a state', 'job');
-  const jobs = useLoad(
-    ['jobs', backend, q],
-    (signal) => admin(listSchema(jobSchema), path + query({ q }), { signal }),
-    JOBS_REFRESH_ms,
-  );
+  const jobs = useAnswer(listSchema(jobSchema), path + query({ q }), JOBS_REFRESH_ms);
   const close = () => setOpen(undefined);
   return (
     <Detail title={`Jobs of ${backend}`} onClose={onClose}>

@@ -3,12 +3,12 @@ import { useMemo } from 'preact/hooks';
 import { listSchema } from '../../../shared/admin/admin-wire.ts';
 import { type TrafficSample, trafficSampleSchema } from '../../../shared/admin/stats-wire.ts';
 import type { MaskSet } from '../../../shared/mask/mask-set.ts';
-import { admin, query } from '../api.ts';
+import { query } from '../api.ts';
 import { axis, Chart, type ChartOption, type Palette, tooltip } from '../components/chart.tsx';
 import { Failure } from '../components/dialog.tsx';
 import { WithLiveSet } from '../components/mask-heat-map.tsx';
 import { Table } from '../components/table.tsx';
-import { useLoad, useScope } from '../hooks.ts';
+import { useAnswer, useScope } from '../hooks.ts';
 import { number, percent, when } from '../look.ts';
 import { type Projection, projectCentroids } from './figures.ts';
 
@@ -24,11 +24,8 @@ const REFRESH_ms = 15_000;
 
 function ClusterMap({ set, version }: { readonly set: MaskSet; readonly version: string }) {
   const { tenant } = useScope();
-  const traffic = useLoad(
-    ['traffic', tenant, version],
-    (signal) => admin(listSchema(trafficSampleSchema), `/traffic${query({ tenant, version })}`, { signal }),
-    REFRESH_ms,
-  );
+  const path = `/traffic${query({ tenant, version })}`;
+  const traffic = useAnswer(listSchema(trafficSampleSchema), path, REFRESH_ms);
   const samples = traffic.state === 'ready' ? traffic.data.data : NO_SAMPLES;
   const projection = useMemo(() => projectCentroids(set.clusters.map(({ centroid }) => centroid)), [set]);
   const option = useMemo(() => mapOption(set, projection, samples), [set, projection, samples]);

@@ -15,7 +15,7 @@ import { axis, Chart, type ChartOption, type Palette, tooltip } from '../compone
 import { Choice, ForChange, RowButton, type SearchProps, useSearch } from '../components/controls.tsx';
 import { Confirm, Detail, Empty, Loaded } from '../components/dialog.tsx';
 import { type Column, FIGURE_COLUMNS, ListTable, Table } from '../components/table.tsx';
-import { type List, useAddress, useAddressOf, useList, useLoad, useScope } from '../hooks.ts';
+import { type List, useAddress, useAddressOf, useAnswer, useList, useScope } from '../hooks.ts';
 import { digitsOf, number, percent, pValue, unreadableHere, when } from '../look.ts';
 import { NewExperiment } from './new-experiment.tsx';
 
@@ -122,9 +122,7 @@ const stateOf = ({ state, unreadable }: Experiment): string => state + unreadabl
 /** The chosen experiment may not be on the loaded pages of the list. */
 function Shown({ name, onClose }: { readonly name: string; readonly onClose: () => void }) {
   const [tenant = '', id = ''] = name.split('/');
-  const found = useLoad(['experiment', name], (signal) =>
-    admin(experimentSchema, `/experiments/${id}${query({ tenant })}`, { signal }),
-  );
+  const found = useAnswer(experimentSchema, `/experiments/${id}${query({ tenant })}`);
   return (
     <Detail title={`Results of ${id}`} onClose={onClose}>
       <Loaded load={found}>{(experiment) => <Results experiment={experiment} />}</Loaded>
@@ -199,14 +197,9 @@ const METRIC_NAMES: Record<Metric, string> = {
 
 function Results({ experiment }: { readonly experiment: Experiment }) {
   const [region, setRegion] = useAddress('region', '');
-  const results = useLoad(
-    ['results', experiment.tenant, experiment.id, region],
-    (signal) => {
-      const path = `/experiments/${experiment.id}/results${query({ tenant: experiment.tenant, region: region || undefined })}`;
-      return admin(experimentResultsSchema, path, { signal });
-    },
-    REFRESH_ms,
-  );
+  const asked = query({ tenant: experiment.tenant, region: region || undefined });
+  const path = `/experiments/${experiment.id}/results${asked}`;
+  const results = useAnswer(experimentResultsSchema, path, REFRESH_ms);
   return (
     <>
       <label>

@@ -10,7 +10,7 @@ import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
 import { Empty, Loaded, Notice, Unreadable } from '../components/dialog.tsx';
 import { quantiles, Table, Version } from '../components/table.tsx';
-import { type LiveSet, useAddressOf, useLiveSet, useLoad, useScope } from '../hooks.ts';
+import { type LiveSet, useAddressOf, useAnswer, useLiveSet, useLoad, useScope } from '../hooks.ts';
 import { number, percent, shortVersion } from '../look.ts';
 import { type Figures, loadFigures, type Measure, type QualityRow } from './figures.ts';
 import { savedIn } from './overview.tsx';
@@ -244,9 +244,7 @@ const signed = (share: number): string => `${share > 0 ? '+' : ''}${percent(shar
 
 function Holds({ version }: { readonly version: string }) {
   const { tenant } = useScope();
-  const drift = useLoad(['drift', tenant, version], (signal) =>
-    admin(driftSchema, `/drift${query({ tenant, version })}`, { signal }),
-  );
+  const drift = useAnswer(driftSchema, `/drift${query({ tenant, version })}`);
   return (
     <section>
       <h2>Does it hold in live traffic?</h2>

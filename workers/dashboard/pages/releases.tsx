@@ -30,7 +30,8 @@ import { duration, number, percent, setOwner, sharePercent, shortVersion, when, 
 /** The action that the person is about to confirm. */
 type Intent =
   | { readonly what: 'activate'; readonly set: MaskSetSummary; readonly seen: string | null }
-  | { readonly what: 'rollback' | 'promote' | 'pause' | 'resume'; readonly live: LivePublication };
+  | { readonly what: Change; readonly live: LivePublication };
+type Change = 'rollback' | 'promote' | 'pause' | 'resume';
 
 const REFRESH_ms = 5_000;
 
@@ -131,13 +132,7 @@ function stateOf({ version, share }: ServedPart, live: LivePublication | null): 
   return live.paused_at === null ? `rolling out ${sharePercent(share)}` : `paused at ${sharePercent(share)}`;
 }
 
-function Steps({
-  live,
-  onAct,
-}: {
-  readonly live: LivePublication;
-  readonly onAct: (what: 'rollback' | 'promote' | 'pause' | 'resume') => void;
-}) {
+function Steps({ live, onAct }: { readonly live: LivePublication; readonly onAct: (what: Change) => void }) {
   const isOnItsWay = live.share < 1;
   return (
     <div class="row">
@@ -367,7 +362,7 @@ type Act = {
 
 /** The same version may be published again meanwhile, over another one. */
 const thisPublication = ({ id }: LivePublication) => ({ expected_publication: id });
-const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
+const ACTS: Record<Change, Act> = {
   rollback: {
     title: 'Roll back?',
     action: ({ version }) => `Roll back ${shortVersion(version)}`,
@@ -404,7 +399,7 @@ const ACTS: Record<'rollback' | 'promote' | 'pause' | 'resume', Act> = {
 };
 
 function ActDialog(props: {
-  readonly what: keyof typeof ACTS;
+  readonly what: Change;
   readonly live: LivePublication;
   readonly tenant: string;
   readonly onClose: () => void;

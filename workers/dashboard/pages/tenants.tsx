@@ -20,7 +20,7 @@ import {
 } from '../components/controls.tsx';
 import { Detail, FormDialog, Loaded, Notice, Unreadable } from '../components/dialog.tsx';
 import { ListTable, Table } from '../components/table.tsx';
-import { type List, useAddress, useList, useLoad, useScope } from '../hooks.ts';
+import { type List, useAddress, useAnswer, useList, useScope } from '../hooks.ts';
 import { number, percent, unreadableHere, when } from '../look.ts';
 
 type Open = { readonly what: 'add' } | { readonly what: 'edit'; readonly tenant: Tenant };
@@ -159,11 +159,7 @@ function limits(perMinute: number | null, perDay: number | null): string {
 const BUDGET_REFRESH_ms = 5_000;
 
 function Budget({ id }: { readonly id: string }) {
-  const budget = useLoad(
-    ['budget', id],
-    (signal) => admin(listSchema(budgetUseSchema), `/tenants/${id}/budget`, { signal }),
-    BUDGET_REFRESH_ms,
-  );
+  const budget = useAnswer(listSchema(budgetUseSchema), `/tenants/${id}/budget`, BUDGET_REFRESH_ms);
   return (
     <Loaded load={budget}>
       {({ data }) => (
