@@ -75,7 +75,9 @@ export function servicesFor(env: Env): Services {
   return services;
 }
 
-const present = (key: string | undefined): string[] => (key === undefined ? [] : [key]);
+/** The first key signs; the second is also accepted during a rotation. */
+const keysOf = (first: string, second: string | undefined): string[] =>
+  second === undefined ? [first] : [first, second];
 
 function createServices(env: Env): Services {
   const config = parseConfig(env);
@@ -85,6 +87,9 @@ function createServices(env: Env): Services {
   }
   const db = openDatabase(env.DB);
   const send = sender(env.BACKEND_NETWORK);
+  const backendKeys = keysOf(config.BACKEND_KEY, config.BACKEND_KEY_2);
+  /** Limits that share a binding: each counts under names of its own. */
+  const fewAtOnce = (what: string) => createBurstLimit(env.ADMIN_BURST, what, BURST.adminAskedEvery);
   const backend = new BackendPool(db, config, send);
   const events = createEvents(env.EVENTS, env.METRICS);
   const d1Health = unheard();
@@ -123,19 +128,19 @@ function createServices(env: Env): Services {
         'This tenant sends too many requests',
         BURST.tenantAskedEvery,
       ),
-      admin: createBurstLimit(env.ADMIN_BURST, 'This administrator asks for too much', BURST.adminAskedEvery),
-      feedback: createBurstLimit(env.ADMIN_BURST, 'This tenant rates too much', BURST.adminAskedEvery),
+      admin: fewAtOnce('This administrator asks for too much'),
+      feedback: fewAtOnce('This tenant rates too much'),
     },
     namedMasks: createNamedMasks(
-      createBurstLimit(env.ADMIN_BURST, 'This tenant names too many unknown masks', BURST.adminAskedEvery),
+      fewAtOnce('This tenant names too many unknown masks'),
       (id) => table.findMask(id) !== undefined,
       (id) => d1(findMaskSparsity(db, id)),
     ),
-    completionIds: createCompletionIds(config.BACKEND_KEY, present(config.BACKEND_KEY_2)),
+    completionIds: createCompletionIds(backendKeys),
     events,
     comparison: createDenseComparison({ backend, events, share: config.COMPARISON_SHARE }),
     sessions: createSessions(
-      [config.ADMIN_KEY, ...present(config.ADMIN_KEY_2)],
+      keysOf(config.ADMIN_KEY, config.ADMIN_KEY_2),
       {
         findEnd: (subject) => findSessionEnd(db, subject),
         saveEnd: (...end) => insertSessionEnd(db, ...end),
@@ -144,7 +149,7 @@ function createServices(env: Env): Services {
       d1Health,
     ),
     jobs: createBackendJobs(config.BACKEND_KEY, send),
-    verifyBackend: createVerifier([config.BACKEND_KEY, ...present(config.BACKEND_KEY_2)], 'edge'),
+    verifyBackend: createVerifier(backendKeys, 'edge'),
     traffic: createTrafficSampler((sample) => insertTrafficSample(db, sample)),
     traces: createTraces(collectorOf(config)),
     apiKeys: createApiKeys((sha256) => findApiKey(db, sha256), d1Health),

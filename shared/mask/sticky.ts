@@ -154,20 +154,17 @@ export type Rollout = {
   /** Steps with rising shares; empty: all keys at once. */
   readonly steps: readonly RolloutStep[];
   /** When the rollout was paused; null: it is not. */
-  readonly pausedAt_ms?: number | null;
+  readonly pausedAt_ms: number | null;
 };
 
 /** When all keys see the new version, ms; Infinity while paused before that. */
-export function completesAt_ms({ activateAt_ms, steps, pausedAt_ms = null }: Rollout): number {
+export function completesAt_ms({ activateAt_ms, steps, pausedAt_ms }: Rollout): number {
   const end_ms = steps.reduce((sum_ms, step) => sum_ms + step.duration_s * 1000, activateAt_ms);
   return pausedAt_ms !== null && pausedAt_ms < end_ms ? Number.POSITIVE_INFINITY : end_ms;
 }
 
 /** When the share changes next, ms; null when the rollout is complete or paused. */
-export function nextStepAt_ms(
-  { activateAt_ms, steps, pausedAt_ms = null }: Rollout,
-  now_ms: number,
-): number | null {
+export function nextStepAt_ms({ activateAt_ms, steps, pausedAt_ms }: Rollout, now_ms: number): number | null {
   if (pausedAt_ms !== null) return null;
   let at_ms = activateAt_ms;
   for (const { duration_s } of steps) {
@@ -178,7 +175,7 @@ export function nextStepAt_ms(
 }
 
 /** The share of sticky keys that see the new version, 0 to 1. It never falls over time. */
-export function shareAt({ activateAt_ms, steps, pausedAt_ms = null }: Rollout, now_ms: number): number {
+export function shareAt({ activateAt_ms, steps, pausedAt_ms }: Rollout, now_ms: number): number {
   const at_ms = pausedAt_ms === null ? now_ms : Math.min(now_ms, pausedAt_ms);
   if (at_ms < activateAt_ms) return 0;
   let end_ms = activateAt_ms;

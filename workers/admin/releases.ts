@@ -226,7 +226,7 @@ function livePublication(state: LiveState, now_ms: number): LivePublication {
     share,
     base_version: share === 1 ? null : previous_version,
     previous_version,
-    paused_at: isoTimeOrNull(schedule.pausedAt_ms ?? null),
+    paused_at: isoTimeOrNull(schedule.pausedAt_ms),
     next_step_at: isoTimeOrNull(nextStepAt_ms(schedule, now_ms)),
   };
 }

@@ -162,10 +162,10 @@ export interface CompletionIds {
   eventOf(id: string, tenant: string): string | null;
 }
 
-/** Ids are signed with `secret`; signatures with one of `others` are also accepted. */
-export function createCompletionIds(secret: string, others: readonly string[] = []): CompletionIds {
-  const sign = createIdSigner(secret);
-  const signers = [sign, ...others.map(createIdSigner)];
+/** Ids are signed with the first secret; signatures with the others are also accepted. */
+export function createCompletionIds(secrets: readonly string[]): CompletionIds {
+  const signers = secrets.map(createIdSigner);
+  const sign = signers[0]!;
   return {
     create(tenant) {
       const event = newEvent(Date.now());

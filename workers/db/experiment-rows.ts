@@ -30,21 +30,17 @@ import { experiments } from './schema.ts';
 
 type ExperimentRow = typeof experiments.$inferSelect;
 
-export type StoredExperiment = ExperimentKey & {
+export type StoredExperiment = Readonly<Omit<ExperimentRow, 'definition' | 'revision'>> & {
   readonly definition: ExperimentDefinition;
   /** Why the definition has only a part of what is stored; null: it has all of it. */
   readonly unreadable: string | null;
   /** The stored JSON text: starting a draft requires the text that was checked. */
   readonly definitionText: string;
-  readonly createdAt_ms: number;
-  readonly startsAt_ms: number | null;
-  readonly endsAt_ms: number | null;
-  readonly stoppedAt_ms: number | null;
-  readonly actor: string;
 };
 
 /** The revision of all experiments; every change increments it. */
-const revision = sql<number>`(select coalesce(max(${experiments.revision}), 0) from ${experiments})`;
+const newest = sql<number>`coalesce(max(${experiments.revision}), 0)`;
+const revision = sql`(select ${newest} from ${experiments})`;
 const nextRevision = sql`${revision} + 1`;
 
 /** @throws MaskrouteError `conflict` when the owner has one of this id. */
@@ -113,7 +109,7 @@ export async function listStarted(
       .select()
       .from(experiments)
       .where(and(isNotNull(experiments.startsAt_ms), isNull(experiments.stoppedAt_ms), isNotOver(now_ms))),
-    db.select({ revision: sql<number>`coalesce(max(${experiments.revision}), 0)` }).from(experiments),
+    db.select({ revision: newest }).from(experiments),
   ]);
   return { experiments: rows.map(toStored), revision: revisions[0]!.revision };
 }

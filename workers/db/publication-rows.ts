@@ -33,24 +33,10 @@ export type PublicationState = Publication & {
 /** A tenant's newest publication, and its base: what requests see that do not see it yet. */
 export type LiveState = PublicationState & { readonly base: VersionOf | null };
 
-export type Flip = {
-  readonly id: string;
-  readonly tenant: string;
-  /** Who owns the mask set: the tenant or the default owner. */
-  readonly owner: string;
-  readonly version: string;
-  readonly replaced_version: string | null;
-  readonly previousId: string | null;
-  readonly action: Publication['action'];
-  readonly actor: string;
-  readonly createdAt_ms: number;
-  readonly activateAt_ms: number | null;
+/** A new publication. */
+export type Flip = Readonly<Omit<PublicationRow, 'sequence' | 'rollout' | 'autoRollback'>> & {
   readonly rollout: readonly RolloutStep[];
   readonly autoRollback: AutoRollback | null;
-  readonly reason: string | null;
-  /** Id of the publication whose rollout this continues; null: its own. */
-  readonly rolloutId: string | null;
-  readonly pausedAt_ms: number | null;
 };
 
 const bases = alias(publications, 'bases');
@@ -135,7 +121,7 @@ export async function flipLive(db: Database, flip: Flip, seenId: string | null):
     db
       .insert(publications)
       .select(sql`select null, ${flip.id}, ${flip.tenant}, ${flip.owner}, ${flip.version},
-      ${flip.replaced_version}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
+      ${flip.replacedVersion}, ${flip.previousId}, ${flip.action}, ${flip.actor}, ${flip.createdAt_ms},
       ${flip.activateAt_ms}, ${rollout}, ${autoRollback}, ${flip.reason}, ${flip.rolloutId}, ${flip.pausedAt_ms}
       where ${liveNow} is ${seenId}`),
     point,

@@ -148,6 +148,7 @@ export const publications = sqliteTable(
     sequence: integer('sequence').primaryKey({ autoIncrement: true }),
     id: text('id').notNull().unique(),
     tenant: text('tenant').notNull(),
+    /** Who owns the mask set: the tenant or the default owner. */
     owner: text('owner').notNull(),
     version: text('version').notNull(),
     replacedVersion: text('replaced_version'),

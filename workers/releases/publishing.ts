@@ -222,7 +222,7 @@ async function seenLive(
 const flipBasics = (request: Omit<PublishRequest, 'version'>, seen: PublicationState | null) => ({
   id: `p_${crypto.randomUUID()}`,
   tenant: request.tenant,
-  replaced_version: seen?.version ?? null,
+  replacedVersion: seen?.version ?? null,
   actor: request.actor,
   createdAt_ms: Date.now(),
   reason: null,

@@ -103,6 +103,7 @@ const ROLLOUT: Rollout = {
     { share: 0.01, duration_s: 60 },
     { share: 0.1, duration_s: 600 },
   ],
+  pausedAt_ms: null,
 };
 
 describe('a rollout', () => {

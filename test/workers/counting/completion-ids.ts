@@ -6,24 +6,24 @@ import { ageOf_ms, createCompletionIds, lotOf } from '../../../workers/counting/
 const SECRET = 'secret-of-this-test-0123456789';
 
 it('are each known again, by their tenant alone, with and without what the answer puts before them', () => {
-  const ids = createCompletionIds(SECRET);
+  const ids = createCompletionIds([SECRET]);
   const made = Array.from({ length: 1_001 }, (_, index) => {
     const tenant = `tenant-${index % 3}`;
     return { tenant, ...ids.create(tenant) };
   });
   expect(new Set(made.map(({ event }) => event)).size).toBe(made.length);
-  const later = createCompletionIds(SECRET);
+  const later = createCompletionIds([SECRET]);
   for (const { tenant, event, completion } of made) {
     expect(event).toMatch(EVENT_ID_PATTERN);
     expect(later.eventOf(completion, tenant)).toBe(event);
     expect(later.eventOf(`chatcmpl-${completion}`, tenant)).toBe(event);
     expect(later.eventOf(completion, `${tenant}x`)).toBeNull();
-    expect(createCompletionIds(`${SECRET}x`).eventOf(completion, tenant)).toBeNull();
+    expect(createCompletionIds([`${SECRET}x`]).eventOf(completion, tenant)).toBeNull();
   }
 });
 
 it('hold neither for a changed event nor for another one', () => {
-  const ids = createCompletionIds(SECRET);
+  const ids = createCompletionIds([SECRET]);
   const [one, other] = [ids.create('a'), ids.create('a')];
   const signature = one.completion.slice(one.event.length + 1);
   expect(ids.eventOf(`${other.event}.${signature}`, 'a')).toBeNull();
@@ -32,7 +32,7 @@ it('hold neither for a changed event nor for another one', () => {
 });
 
 it('of one batch lie together, and draw lots evenly', () => {
-  const ids = createCompletionIds(SECRET);
+  const ids = createCompletionIds([SECRET]);
   const events = Array.from({ length: 4_000 }, (_, index) => ids.create(`tenant-${index % 500}`).event);
   expect(new Set(events.map((event) => event.slice(0, 6))).size).toBeLessThan(3);
   const share = events.filter((event) => lotOf(event) < 0.25).length / events.length;
@@ -41,7 +41,7 @@ it('of one batch lie together, and draw lots evenly', () => {
 });
 
 it('say when they were made, also where their digits begin anew', () => {
-  const ids = createCompletionIds(SECRET);
+  const ids = createCompletionIds([SECRET]);
   const { event } = ids.create('a');
   const now_ms = Date.now();
   expect(Math.abs(ageOf_ms(event, now_ms))).toBeLessThan(1_000);

@@ -64,7 +64,7 @@ const tenantsWithSets = (count: number): Promise<Own[]> =>
         reason: null,
         rolloutId: null,
         pausedAt_ms: null,
-        replaced_version: null,
+        replacedVersion: null,
         previousId: null,
       };
       await flipLive(db, { id: tenant, tenant, owner: tenant, version, ...first, ...plain }, null);
