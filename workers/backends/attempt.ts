@@ -5,8 +5,8 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { createWait } from '../base/waiting.ts';
-import { BACKEND_ERROR_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
+import { createWait, notNow } from '../base/waiting.ts';
+import { BACKEND_ERROR_BYTES_MAX } from '../limits.ts';
 
 /** Sends a request to a backend; like `fetch`, for absolute URLs. */
 export type Send = (url: string, init: RequestInit) => Promise<Response>;
@@ -157,11 +157,8 @@ function forget(sent: Promise<Response>): void {
   sent.then((response) => response.body?.cancel()).catch(() => {});
 }
 
-export const unreachable = (cause?: unknown, retryAfter_s = RETRY_AFTER_s): MaskrouteError =>
-  new MaskrouteError('backend_unreachable', 'The model backend cannot be reached right now.', {
-    retryAfter_s,
-    cause,
-  });
+export const unreachable = (cause?: unknown, retryAfter_s?: number): MaskrouteError =>
+  notNow('backend_unreachable', 'The model backend cannot be reached right now.', cause, retryAfter_s);
 
 const errorBodySchema = z.looseObject({
   error: z.looseObject({ message: z.string(), code: z.unknown(), param: z.unknown() }),

@@ -8,8 +8,8 @@ import { parseOrNull, readAnswer } from '../../shared/wire/parse-body.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { withDeadline } from '../base/waiting.ts';
-import { JOBS, RETRY_AFTER_s } from '../limits.ts';
+import { notNow, withDeadline } from '../base/waiting.ts';
+import { JOBS } from '../limits.ts';
 import { type Rest, readError, type Send } from './attempt.ts';
 import { hungUp } from './call-backend.ts';
 
@@ -62,10 +62,7 @@ export function createBackendJobs(backendKey: string, sendTo: Send): BackendJobs
     } catch (error) {
       if (signal.aborted) throw hungUp();
       log('error', 'jobs_unreachable', { request_id: requestId, url, reason: reasonOf(error) });
-      throw new MaskrouteError('backend_unreachable', 'The backend cannot be reached right now.', {
-        retryAfter_s: RETRY_AFTER_s,
-        cause: error,
-      });
+      throw notNow('backend_unreachable', 'The backend cannot be reached right now.', error);
     }
     if (response.ok) return response;
     throw await refusal(response, question);

@@ -3,13 +3,12 @@
  * refreshed behind requests, or what `BACKEND_URL` names while the registry is empty or was never reached.
  */
 import { ANYWHERE } from '../../shared/wire/backend-load.ts';
-import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { type ModelEntry, modelListSchema } from '../../shared/wire/protocol.ts';
 import { SwrCache } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, notNow } from '../base/waiting.ts';
 import type { BackendRow } from '../db/backend-rows.ts';
-import { BACKENDS, MODELS, RETRY_AFTER_s } from '../limits.ts';
+import { BACKENDS, MODELS } from '../limits.ts';
 
 /** Id of the entry for `BACKEND_URL`. */
 export const DEFAULT_BACKEND = 'default';
@@ -83,11 +82,8 @@ export interface Models {
  * @throws MaskrouteError `backend_unreachable` when the backends can't be asked and nothing is known.
  */
 export async function listByName(models: Models, hold: Hold): Promise<ModelEntry[]> {
-  const entries = await models.list(hold).catch((cause) => {
-    throw new MaskrouteError('backend_unreachable', 'The models cannot be listed right now.', {
-      retryAfter_s: RETRY_AFTER_s,
-      cause,
-    });
+  const entries = await models.list(hold).catch((error) => {
+    throw notNow('backend_unreachable', 'The models cannot be listed right now.', error);
   });
   return [...new Map(entries.map((entry) => [entry.id, entry])).values()];
 }

@@ -1,4 +1,6 @@
-/** Time in an isolate: a clock that never goes back, and waits with limits. */
+/** Time in an isolate: a clock that never goes back, waits with limits, and what to try again. */
+import { type ErrorCode, MaskrouteError } from '../../shared/wire/errors.ts';
+import { RETRY_AFTER_s } from '../limits.ts';
 
 /**
  * A clock for ages and waits: it follows `read` (ms) but never goes back. When the system's clock is set back by an hour,
@@ -65,6 +67,14 @@ export function createWait(limitMin_ms: number): Wait {
     },
   };
 }
+
+/** The error for what cannot be reached at the moment: clients may ask again soon. */
+export const notNow = (
+  code: ErrorCode,
+  message: string,
+  cause?: unknown,
+  retryAfter_s = RETRY_AFTER_s,
+): MaskrouteError => new MaskrouteError(code, message, { retryAfter_s, cause });
 
 export const sleep = (delay_ms: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, delay_ms));

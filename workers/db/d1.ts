@@ -9,8 +9,8 @@ import type { SQLiteColumn } from 'drizzle-orm/sqlite-core';
 import type { Cursor } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { parseOrNull } from '../../shared/wire/parse-body.ts';
-import { withDeadline } from '../base/waiting.ts';
-import { D1_TIMEOUT_ms, RETRY_AFTER_s } from '../limits.ts';
+import { notNow, withDeadline } from '../base/waiting.ts';
+import { D1_TIMEOUT_ms } from '../limits.ts';
 import { apiKeys, evaluations, experiments, maskSets } from './schema.ts';
 
 export type Database = DrizzleD1Database;
@@ -74,10 +74,7 @@ export async function d1<T>(work: Promise<T>): Promise<T> {
     return await withDeadline(work, D1_TIMEOUT_ms, 'D1');
   } catch (error) {
     if (error instanceof MaskrouteError) throw error;
-    throw new MaskrouteError('configuration_unavailable', 'The database cannot be reached right now.', {
-      retryAfter_s: RETRY_AFTER_s,
-      cause: error,
-    });
+    throw notNow('configuration_unavailable', 'The database cannot be reached right now.', error);
   }
 }
 

@@ -9,7 +9,7 @@ import type { RolloutStep } from '../../shared/mask/sticky.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import type { Models } from '../backends/registry.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, notNow } from '../base/waiting.ts';
 import { type Database, d1, existing } from '../db/d1.ts';
 import { findMaskSet, insertMaskSet, type WrittenMaskSet } from '../db/mask-set-rows.ts';
 import {
@@ -24,7 +24,7 @@ import {
   settledId,
 } from '../db/publication-rows.ts';
 import { findTenant } from '../db/tenant-rows.ts';
-import { MASK_SET_BYTES_MAX, RETRY_AFTER_s } from '../limits.ts';
+import { MASK_SET_BYTES_MAX } from '../limits.ts';
 import { isOverCeiling, meetsFloor, percent } from '../routing/decision.ts';
 import type { Embedder } from '../routing/embed.ts';
 import { decodeMaskSet, type LiveSet, type RoutingTable } from '../routing/live-sets.ts';
@@ -294,10 +294,7 @@ const describe = ({ id, revision, pooling, dimensions }: EncoderSpec): string =>
 
 async function checkModel(set: LiveSet, models: Models, hold: Hold): Promise<void> {
   const served = await models.askAgain(hold).catch((error) => {
-    throw new MaskrouteError('backend_unreachable', 'No backend can say which models are served.', {
-      retryAfter_s: RETRY_AFTER_s,
-      cause: error,
-    });
+    throw notNow('backend_unreachable', 'No backend can say which models are served.', error);
   });
   const serving = served.filter((entry) => entry.maskroute?.hash === set.model.hash);
   if (serving.length > 0) return checkSurrogates(set, serving);

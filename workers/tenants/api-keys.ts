@@ -8,10 +8,10 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex, sha256Hex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
 import { log } from '../base/telemetry.ts';
-import { type Hold, steadyNow_ms } from '../base/waiting.ts';
+import { type Hold, notNow, steadyNow_ms } from '../base/waiting.ts';
 import type { KnownKey } from '../db/key-rows.ts';
 import type { TenantPolicy } from '../db/tenant-rows.ts';
-import { KEY_WATCH_ms, KEYS, RETRY_AFTER_s } from '../limits.ts';
+import { KEY_WATCH_ms, KEYS } from '../limits.ts';
 
 export type Caller = {
   readonly keyId: string;
@@ -89,15 +89,9 @@ export function createApiKeys(
   const cache = new SwrCache('API keys', load, KEYS, { health });
   return {
     async authenticate(sha256, hold) {
-      let known: KnownKey | null;
-      try {
-        known = await cache.get(sha256, hold);
-      } catch (error) {
-        throw new MaskrouteError('configuration_unavailable', 'API keys cannot be checked right now.', {
-          retryAfter_s: RETRY_AFTER_s,
-          cause: error,
-        });
-      }
+      const known = await cache.get(sha256, hold).catch((error) => {
+        throw notNow('configuration_unavailable', 'API keys cannot be checked right now.', error);
+      });
       if (known === null || known.revokedAt_ms !== null) throw invalidKey('The API key is not valid.');
       if (known.expiresAt_ms !== null && known.expiresAt_ms <= Date.now()) {
         throw invalidKey('The API key has expired.');
@@ -138,10 +132,9 @@ export const tenantDisabled = (): MaskrouteError =>
   new MaskrouteError('tenant_disabled', 'This tenant is disabled.');
 
 const limitsUnreadable = (tenant: string): MaskrouteError =>
-  new MaskrouteError(
+  notNow(
     'configuration_unavailable',
     `The limits of the tenant ${tenant} cannot be read: its operator finds the reason in the log.`,
-    { retryAfter_s: RETRY_AFTER_s },
   );
 
 const invalidKey = (message: string): MaskrouteError => new MaskrouteError('invalid_api_key', message);

@@ -7,9 +7,9 @@ import { DurableObject } from 'cloudflare:workers';
 import { LRUCache } from 'lru-cache';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { withDeadline } from '../base/waiting.ts';
+import { notNow, withDeadline } from '../base/waiting.ts';
 import type { BudgetLimits } from '../db/tenant-rows.ts';
-import { BUDGET, BURST, RETRIED_AFTER_MAX_s, RETRY_AFTER_s } from '../limits.ts';
+import { BUDGET, BURST, RETRIED_AFTER_MAX_s } from '../limits.ts';
 import { BUDGET_UNITS, type BudgetState, Ledger, type ReserveAnswer, type ReserveRequest } from './ledger.ts';
 
 /** What a request may cost, see `ReserveRequest`. */
@@ -51,7 +51,8 @@ export function createBudgets(
         return await withDeadline(question(object), BUDGET.wait_ms, 'the budget');
       } catch (error) {
         log('warn', 'budget_unreachable', { tenant, tries, reason: reasonOf(error) });
-        if (tries >= BUDGET.tries) throw unavailable(error);
+        if (tries < BUDGET.tries) continue;
+        throw notNow('budget_unavailable', 'The budget cannot be checked right now.', error);
       }
     }
   };
@@ -95,12 +96,6 @@ export class TenantBudget extends DurableObject {
     return this.ctx.storage.transactionSync(() => this.#ledger.states(limits, Date.now()));
   }
 }
-
-const unavailable = (cause: unknown) =>
-  new MaskrouteError('budget_unavailable', 'The budget cannot be checked right now.', {
-    retryAfter_s: RETRY_AFTER_s,
-    cause,
-  });
 
 function exceeded(refusal: Extract<ReserveAnswer, { granted: false }>, tokens: number): MaskrouteError {
   const { unit, window, limit, used, resetsAfter_ms } = refusal.refusedBy;

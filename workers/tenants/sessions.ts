@@ -13,10 +13,10 @@ import { ROLES, type Role } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
-import type { Hold } from '../base/waiting.ts';
+import { type Hold, notNow } from '../base/waiting.ts';
 import { d1 } from '../db/d1.ts';
 import { keySubject, sessionSubject } from '../db/key-rows.ts';
-import { RETRY_AFTER_s, SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
+import { SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
 import { tenantDisabled } from './api-keys.ts';
 
 /** `keySha256` finds the key again, so that revoking it ends its sessions; null for the root key. */
@@ -134,20 +134,13 @@ export function createSessions(
       // An end is final, so a known end needs no query.
       if (isEnded(known.get(session), known.get(key))) throw hasEnded();
       if (isEnded(cache.peek(session), cache.peek(key))) throw hasEnded();
-      let found: [sessionEnd_ms: number | null, keyEnd_ms: number | null, isEnabled: boolean | null];
-      try {
-        found = await Promise.all([
-          cache.get(session, hold),
-          cache.get(key, hold),
-          grant?.tenant == null ? true : enabled.get(grant.tenant, hold),
-        ]);
-      } catch (error) {
-        throw new MaskrouteError('configuration_unavailable', 'Sessions cannot be checked right now.', {
-          retryAfter_s: RETRY_AFTER_s,
-          cause: error,
-        });
-      }
-      const [sessionEnd_ms, keyEnd_ms, isEnabled] = found;
+      const [sessionEnd_ms, keyEnd_ms, isEnabled] = await Promise.all([
+        cache.get(session, hold),
+        cache.get(key, hold),
+        grant?.tenant == null ? true : enabled.get(grant.tenant, hold),
+      ]).catch((error) => {
+        throw notNow('configuration_unavailable', 'Sessions cannot be checked right now.', error);
+      });
       if (isEnded(sessionEnd_ms ?? 0, keyEnd_ms ?? 0)) throw hasEnded();
       if (isEnabled === false) throw tenantDisabled();
     },
