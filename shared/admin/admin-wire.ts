@@ -312,14 +312,7 @@ export const usageRowSchema = z.object({
 export type UsageRow = z.infer<typeof usageRowSchema>;
 
 /*
- * The dashboard's session endpoints, in addition to the admin API.
- *
- * | method and path | body | answer |
- * |---|---|---|
- * | `POST /dashboard/session`   | {@link loginSchema} | {@link sessionSchema}, and the session's cookie |
- * | `GET /dashboard/session` | | {@link sessionSchema}; 204 when nobody is logged in, 401 when a session has ended |
- * | `DELETE /dashboard/session` | | 204; removes the cookie and ends the session, everywhere within 5 s |
- * | `DELETE /dashboard/session?everywhere=true` | | ends all sessions of the key |
+ * The dashboard's session, in addition to the admin API. Its end takes effect everywhere within 5 s.
  *
  * With the cookie the admin API accepts requests without a key. Requests that change something, including logging out,
  * must come from the page's own origin and carry the session's token in {@link CSRF_HEADER}.
@@ -351,10 +344,8 @@ export const sessionSchema = z.object({
 export type Session = z.infer<typeof sessionSchema>;
 
 /*
- * The audit log of administrators' changes: `GET /admin/v1/audit?tenant=&q=` lists it, the newest first, `GET
- * /admin/v1/audit/{id}` shows one entry, and `GET /admin/v1/audit/export?tenant=` is the whole log as JSON lines. A
- * tenant's own administrator sees only that tenant's changes. Entries are kept for `AUDIT_KEPT_DAYS` of the edge's
- * configuration.
+ * The audit log of administrators' changes. A tenant's own administrator sees only that tenant's changes. Entries are
+ * kept for `AUDIT_KEPT_DAYS` of the edge's configuration.
  */
 
 export const auditEntrySchema = z.object({

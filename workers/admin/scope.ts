@@ -8,8 +8,6 @@ import { matchedRoutes } from 'hono/route';
 import { z } from 'zod';
 import {
   DEFAULT_TENANT,
-  type PageQuery,
-  pageQuerySchema,
   type Tenant,
   type TenantWarning,
   tenantPageQuerySchema,
@@ -98,7 +96,6 @@ export const noStrayQuery = createMiddleware<AppEnv>(async (c, next) => {
   await next();
 });
 
-export const pageQuery = (c: AppContext): PageQuery => readQuery(c, pageQuerySchema);
 export const tenantPageQuery = (c: AppContext) => readQuery(c, tenantPageQuerySchema);
 /** The tenant in the query of a single resource, which takes nothing else. */
 export const namedTenant = (c: AppContext): string | undefined => readQuery(c, tenantQuerySchema).tenant;

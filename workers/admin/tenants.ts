@@ -8,6 +8,7 @@ import {
   type EndedSessions,
   keysQuerySchema,
   OWN_TENANT_FIELDS,
+  pageQuerySchema,
   rotateKeySchema,
   type Tenant,
   updateTenantSchema,
@@ -31,7 +32,6 @@ import { generateKey, newKeyId, nextKeyId } from '../tenants/api-keys.ts';
 import type { BudgetState } from '../tenants/ledger.ts';
 import {
   listed,
-  pageQuery,
   requireGlobal,
   requireRoom,
   scopedTenant,
@@ -45,9 +45,10 @@ export const tenants = new Hono<AppEnv>()
     const tenant = parse(createTenantSchema, await readJson(c.req.raw));
     return c.json(await d1(insertTenant(c.var.services.db, tenant, Date.now())), 201);
   })
-  .get('/', async (c) =>
-    c.json(listed(await d1(listTenants(c.var.services.db, c.var.admin.tenant, pageQuery(c))))),
-  )
+  .get('/', async (c) => {
+    const page = readQuery(c, pageQuerySchema);
+    return c.json(listed(await d1(listTenants(c.var.services.db, c.var.admin.tenant, page))));
+  })
   .get('/:id', async (c) => c.json(await withWarnings(c, await tenantOf(c))))
   .patch('/:id', async (c) => {
     const change = parse(updateTenantSchema, await readJson(c.req.raw));

@@ -145,22 +145,12 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     rating: "note.value ->> 'rating'",
     agreement: "note.value ->> 'agreement'",
     saved: "note.value ->> 'saved'",
-    request_id: "''",
-    endpoint: "''",
-    status: '0',
-    error_code: "''",
-    total_ms: 'null',
-    similarity: 'null',
-    requests: '0',
-    errors: '0',
-    outages: '0',
-    failures: '0',
-    prompt_tokens: '0',
-    completion_tokens: '0',
-    ttft_ms: 'null',
-    tpot_ms: 'null',
-    ttft_bucket: 'null',
-    tpot_bucket: 'null',
+    ...all(['request_id', 'endpoint', 'error_code'], "''"),
+    ...all(
+      ['status', 'requests', 'errors', 'outages', 'failures', 'prompt_tokens', 'completion_tokens'],
+      '0',
+    ),
+    ...all(['total_ms', 'similarity', 'ttft_ms', 'tpot_ms', 'ttft_bucket', 'tpot_bucket'], 'null'),
   };
   const columns = sql.raw(EVENT_COLUMNS.map((name) => own[name] ?? `request.${name}`).join(', '));
   return db
@@ -173,6 +163,9 @@ function insertNotes(db: Database, batch: string, notes: readonly NoteEvent[]) {
     )
     .onConflictDoNothing();
 }
+
+const all = (names: readonly string[], value: string): Record<string, string> =>
+  Object.fromEntries(names.map((name) => [name, value]));
 
 const noteId = (note: NoteEvent): string =>
   note.kind === 'rating' ? `${note.request}:rating:${note.key_id}` : `${note.request}:agreement`;

@@ -9,7 +9,7 @@ import { bytesToHex, utf8ToBytes } from '@noble/hashes/utils.js';
 import { sign, verify } from 'hono/jwt';
 import { LRUCache } from 'lru-cache';
 import { z } from 'zod';
-import { ROLES, type Role } from '../../shared/admin/admin-wire.ts';
+import { ROLES } from '../../shared/admin/admin-wire.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { randomHex } from '../base/secrets.ts';
 import { type SourceHealth, SwrCache } from '../base/swr-cache.ts';
@@ -19,20 +19,40 @@ import { keySubject, sessionSubject } from '../db/key-rows.ts';
 import { SESSION_ENDS, SESSION_ENDS_KNOWN_MAX, SESSION_LIFETIME_s } from '../limits.ts';
 import { tenantDisabled } from './api-keys.ts';
 
-/** `keySha256` finds the key again, so that revoking it ends its sessions; null for the root key. */
-export type SessionClaims = {
-  readonly id: string;
-  /** The id of the key that opened it, or `root`. */
-  readonly actor: string;
-  readonly keySha256: string | null;
-  /** The role of a sign-in without a key; null for keys. */
-  readonly grant: Grant | null;
-  readonly csrf: string;
-  readonly issuedAt_ms: number;
-  readonly expiresAt_s: number;
-};
+const INFO = 'maskroute dashboard session v1';
+const KEY_BYTES = 32;
+const CSRF_RANDOM_BYTES = 16;
+const ID_RANDOM_BYTES = 12;
 
-export type Grant = { readonly role: Role; readonly tenant: string | null };
+/** The token's payload, and what its short names mean. */
+const claimsSchema = z
+  .object({
+    jti: z.string().min(ID_RANDOM_BYTES * 2),
+    /** The id of the key that opened it, or `root`. */
+    sub: z.string().min(1),
+    /** The key's SHA-256, to find it again, so that revoking it ends its sessions; null for the root key. */
+    key: z
+      .string()
+      .regex(/^[0-9a-f]{64}$/)
+      .nullable(),
+    /** The role of a sign-in without a key; null for keys. */
+    grant: z.object({ role: z.enum(ROLES), tenant: z.string().nullable() }).nullable(),
+    csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
+    /** `iat` has only seconds; a login right after all sessions were ended must not count as ended. */
+    iat_ms: z.int(),
+    exp: z.int(),
+  })
+  .transform(({ jti, sub, key, grant, csrf, iat_ms, exp }) => ({
+    id: jti,
+    actor: sub,
+    keySha256: key,
+    grant,
+    csrf,
+    issuedAt_ms: iat_ms,
+    expiresAt_s: exp,
+  }));
+export type SessionClaims = Readonly<z.output<typeof claimsSchema>>;
+export type Grant = NonNullable<SessionClaims['grant']>;
 
 export interface Sessions {
   issue(
@@ -68,25 +88,6 @@ type SessionStore = {
   isEnabled(tenant: string): Promise<boolean>;
 };
 
-const INFO = 'maskroute dashboard session v1';
-const KEY_BYTES = 32;
-const CSRF_RANDOM_BYTES = 16;
-const ID_RANDOM_BYTES = 12;
-
-const payloadSchema = z.object({
-  jti: z.string().min(ID_RANDOM_BYTES * 2),
-  sub: z.string().min(1),
-  key: z
-    .string()
-    .regex(/^[0-9a-f]{64}$/)
-    .nullable(),
-  grant: z.object({ role: z.enum(ROLES), tenant: z.string().nullable() }).nullable(),
-  csrf: z.string().min(CSRF_RANDOM_BYTES * 2),
-  /** `iat` has only seconds; a login right after all sessions were ended must not count as ended. */
-  iat_ms: z.int(),
-  exp: z.int(),
-});
-
 /** The first key signs; sessions that another key signed stay valid. */
 export function createSessions(
   adminKeys: readonly string[],
@@ -118,12 +119,12 @@ export function createSessions(
         iat_ms: now_ms,
         exp: Math.floor(now_ms / 1000) + SESSION_LIFETIME_s,
       };
-      return { token: await sign(payload, secrets[0]!, 'HS256'), claims: claimsOf(payload) };
+      return { token: await sign(payload, secrets[0]!, 'HS256'), claims: claimsSchema.parse(payload) };
     },
     async verify(token) {
       try {
         const payload = await Promise.any(secrets.map((one) => verify(token, one, 'HS256')));
-        return claimsOf(payloadSchema.parse(payload));
+        return claimsSchema.parse(payload);
       } catch (error) {
         throw hasEnded(error);
       }
@@ -155,24 +156,6 @@ export function createSessions(
     noteEndOfAll: (actor, endedAt_ms) => note(keySubject(actor), endedAt_ms),
   };
 }
-
-const claimsOf = ({
-  jti,
-  sub,
-  key,
-  grant,
-  csrf,
-  iat_ms,
-  exp,
-}: z.output<typeof payloadSchema>): SessionClaims => ({
-  id: jti,
-  actor: sub,
-  keySha256: key,
-  grant,
-  csrf,
-  issuedAt_ms: iat_ms,
-  expiresAt_s: exp,
-});
 
 const hasEnded = (cause?: unknown): MaskrouteError =>
   new MaskrouteError('invalid_session', 'The session has ended. Log in again.', { cause });
