@@ -79,6 +79,10 @@ export function servicesFor(env: Env): Services {
 const keysOf = (first: string, second: string | undefined): string[] =>
   second === undefined ? [first] : [first, second];
 
+/** Whether `ask` is answered. */
+const answers = (what: string, ask: () => Promise<unknown>, health?: SourceHealth): SwrCache<true> =>
+  new SwrCache(what, () => ask().then(() => true as const), READINESS, { health });
+
 function createServices(env: Env): Services {
   const config = parseConfig(env);
   if (config.EDGE_URL === undefined) {
@@ -111,14 +115,8 @@ function createServices(env: Env): Services {
       d1Health,
     ),
     reached: {
-      backend: new SwrCache(
-        'readiness of the backends',
-        () => backend.askAny('/readyz', READINESS.load_ms).then(() => true as const),
-        READINESS,
-      ),
-      database: new SwrCache('the database', () => askForTables(db).then(() => true as const), READINESS, {
-        health: d1Health,
-      }),
+      backend: answers('readiness of the backends', () => backend.askAny('/readyz', READINESS.load_ms)),
+      database: answers('the database', () => askForTables(db), d1Health),
     },
     d1Health,
     budgets: createBudgets(env.BUDGETS),

@@ -50,30 +50,13 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
           <>
             {find}
             {VARIANT_NAMES.slice(0, variants).map((name, index) => (
-              <fieldset key={name} class="row">
-                <legend>
-                  Variant {name}
-                  {index === 0 && isCompared ? ', which the others are compared with' : ''}
-                </legend>
-                <VariantSet
-                  name={`mask_set_${name}`}
-                  isControl={index === 0}
-                  sets={withInUse(found, inUse.state === 'ready' ? inUse.data : null)}
-                />
-                {isCompared && (
-                  <label>
-                    Weight
-                    <input
-                      name={`weight_${name}`}
-                      type="number"
-                      min={0.001}
-                      step="any"
-                      defaultValue="1"
-                      required
-                    />
-                  </label>
-                )}
-              </fieldset>
+              <VariantFields
+                key={name}
+                name={name}
+                isControl={index === 0}
+                isCompared={isCompared}
+                sets={withInUse(found, inUse.state === 'ready' ? inUse.data : null)}
+              />
             ))}
           </>
         )}
@@ -117,25 +100,38 @@ export function NewExperiment({ onClose }: { readonly onClose: () => void }) {
 }
 
 /** Sets that a search adds come last, so that the default and the choice stay. */
-function VariantSet(props: {
+function VariantFields(props: {
   readonly name: string;
   readonly isControl: boolean;
+  readonly isCompared: boolean;
   readonly sets: readonly NamedSet[];
 }) {
-  const { name, isControl, sets } = props;
+  const { name, isControl, isCompared, sets } = props;
   const [picked, pick] = useState<string>();
   const preset = isControl ? undefined : sets[0]?.version;
   return (
-    <Choice
-      title="Mask set"
-      name={name}
-      value={picked ?? preset ?? DENSE_VARIANT}
-      options={[
-        [DENSE_VARIANT, 'dense'],
-        ...sets.map(({ version, name: of }) => [version, `${of} ${shortVersion(version)}`] as const),
-      ]}
-      onPick={pick}
-    />
+    <fieldset class="row">
+      <legend>
+        Variant {name}
+        {isControl && isCompared ? ', which the others are compared with' : ''}
+      </legend>
+      <Choice
+        title="Mask set"
+        name={`mask_set_${name}`}
+        value={picked ?? preset ?? DENSE_VARIANT}
+        options={[
+          [DENSE_VARIANT, 'dense'],
+          ...sets.map(({ version, name: of }) => [version, `${of} ${shortVersion(version)}`] as const),
+        ]}
+        onPick={pick}
+      />
+      {isCompared && (
+        <label>
+          Weight
+          <input name={`weight_${name}`} type="number" min={0.001} step="any" defaultValue="1" required />
+        </label>
+      )}
+    </fieldset>
   );
 }
 
