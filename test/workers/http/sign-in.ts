@@ -81,7 +81,10 @@ it('is offered where it works alone', async () => {
 
 it('gives nothing to who has no role, comes from another browser, or comes twice', async () => {
   const isolate = edge();
-  expect(await errorCode(back(await signIn('nobody', isolate), isolate))).toBe('403 forbidden');
+  const { tenant } = await newTenant();
+  for (const who of ['nobody', `admin:${tenant}`, `tenant_admin:${tenant}:and-more`]) {
+    expect(await errorCode(back(await signIn(who, isolate), isolate)), who).toBe('403 forbidden');
+  }
   const ofNoTenant = await back(await signIn('tenant_admin:nowhere', isolate), isolate);
   expect([
     await errorCode(ofNoTenant),
