@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { DatabaseSync } from 'node:sqlite';
 import { afterAll, expect, test } from 'vitest';
 import { inRestorableOrder } from '../../scripts/edge-backup.ts';
 
@@ -18,8 +19,6 @@ function run(...words: string[]): string {
   expect(status, `${words.join(' ')}: ${stdout}${stderr}`).toBe(0);
   return stdout;
 }
-const d1 = (...words: string[]) =>
-  run('node_modules/.bin/wrangler', 'd1', words[0]!, 'DB', ...words.slice(1), '--local', '--config', CONFIG);
 const script = (action: string) =>
   run(process.execPath, 'scripts/edge-backup.ts', action, FILE, '--local', '--config', CONFIG);
 
@@ -30,8 +29,15 @@ delete from audit_log where sequence = 2;`;
 /** `last_change`: the number of the entry that is gone, which no later one may get. */
 const SELECT =
   "select t.id, t.name, k.id as key, (select count(*) from audit_log) as changes, (select seq from sqlite_sequence where name = 'audit_log') as last_change, (select count(*) from d1_migrations) as migrations from tenants t join api_keys k on k.tenant_id = t.id";
-/** What the last statement gives: wrangler takes seconds to come up, so that others may come before it. */
-const lastOf = (sql: string) => JSON.parse(d1('execute', '--json', '--command', sql)).at(-1).results;
+
+/** The local D1 as the file that it is: each command of wrangler would take three seconds to come up. */
+function local<T>(act: (database: DatabaseSync) => T): T {
+  const d1 = path.join(folder, '.wrangler/state/v3/d1/miniflare-D1DatabaseObject');
+  const file = readdirSync(d1).find((name) => /^[0-9a-f]{64}\.sqlite$/.test(name))!;
+  using database = new DatabaseSync(path.join(d1, file));
+  return act(database);
+}
+const selected = () => local((database) => database.prepare(SELECT).all());
 
 test('a database that was destroyed comes back whole from one file', () => {
   writeFileSync(
@@ -40,7 +46,8 @@ test('a database that was destroyed comes back whole from one file', () => {
 database_id = "00000000-0000-0000-0000-000000000000"\nmigrations_dir = ${JSON.stringify(path.resolve('migrations'))}\n`,
   );
   run('node_modules/.bin/wrangler', 'd1', 'migrations', 'apply', 'DB', '--local', '--config', CONFIG);
-  const before = lastOf(`${ROWS}\n${SELECT}`);
+  local((database) => database.exec(ROWS));
+  const before = selected();
   expect(before).toMatchObject([
     { id: 'precious', name: `it's; "so"`, key: 'k', changes: 1, last_change: 2 },
   ]);
@@ -48,7 +55,7 @@ database_id = "00000000-0000-0000-0000-000000000000"\nmigrations_dir = ${JSON.st
   expect(statSync(FILE).mode & 0o777).toBe(0o600);
   rmSync(path.join(folder, '.wrangler'), { recursive: true });
   script('restore');
-  expect(lastOf(SELECT)).toEqual(before);
+  expect(selected()).toEqual(before);
   expect(readFileSync(FILE, 'utf8')).toContain('CREATE INDEX');
 }, 300_000);
 
