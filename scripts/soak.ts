@@ -30,7 +30,6 @@ import {
   seenSpans,
   type TenantBooks,
 } from './soak/soak-checks.ts';
-import { errorCounts, soakPage } from './soak/soak-page.ts';
 import { EDGE_V8_FLAGS, type SoakProduct, startSoakProduct } from './soak/soak-product.ts';
 
 type Options = Record<'minutes' | 'clients' | 'hangUps' | 'rate' | 'seed', number> & {
@@ -219,6 +218,8 @@ async function main(signal: AbortSignal): Promise<void> {
       ["the edge's V8", EDGE_V8_FLAGS],
     ] as const;
     const { outcomes, disturbances, memory } = seen;
+    // Charts take half a second to load.
+    const { errorCounts, soakPage } = await import('./soak/soak-page.ts');
     const page = soakPage({ begunAt_ms, seconds: SECONDS, settings, outcomes, disturbances, memory, checks });
     await writeFile(pageFile, page);
     for (const { name, isKept, detail } of checks) console.log(`${isKept ? '✔' : '✖'} ${name}: ${detail}`);

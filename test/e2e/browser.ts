@@ -94,18 +94,20 @@ export async function expectAccessible(
   expect(violations, where).toEqual([]);
 }
 
-/** A page that lies in a file is no wider than a telephone or a desk's screen, light and dark. */
-export async function expectFits(file: string): Promise<void> {
+/** Pages that lie in files are no wider than a telephone or a desk's screen, light and dark. */
+export async function expectFits(...files: readonly string[]): Promise<void> {
   const browser = await openBrowser();
   try {
     const page = await browser.newPage();
-    for (const width of [390, 1440]) {
-      await page.setViewportSize({ width, height: 900 });
-      await page.goto(`file://${file}`);
-      for (const colorScheme of ['light', 'dark'] as const) {
-        await page.emulateMedia({ colorScheme });
-        const excess = await page.evaluate('document.documentElement.scrollWidth - innerWidth');
-        expect(excess, `${width} px`).toBeLessThanOrEqual(0);
+    for (const file of files) {
+      for (const width of [390, 1440]) {
+        await page.setViewportSize({ width, height: 900 });
+        await page.goto(`file://${file}`);
+        for (const colorScheme of ['light', 'dark'] as const) {
+          await page.emulateMedia({ colorScheme });
+          const excess = await page.evaluate('document.documentElement.scrollWidth - innerWidth');
+          expect(excess, `${file}, ${width} px`).toBeLessThanOrEqual(0);
+        }
       }
     }
   } finally {

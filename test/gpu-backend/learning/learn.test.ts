@@ -154,7 +154,12 @@ describe('learn', () => {
     expect(verdict).toMatch(
       /^The masks skip 25.0 % of the blocks and agree .* of held-out tokens\. (Routing among|All clusters share) /,
     );
-    await expectFits(join(folder, 'whole', 'report.html'));
+  }, 60_000);
+
+  it('has a page that fits 390 and 1440 pixels, light and dark, as an evaluation has', async () => {
+    const ofEvaluation = join(folder, 'evaluation.html');
+    writeFileSync(ofEvaluation, reportHtml({ evaluation: madeUpEvaluation('v_1') }));
+    await expectFits(join(folder, 'whole', 'report.html'), ofEvaluation);
   }, 60_000);
 
   it('shows an evaluation on its page only if that judged the same set', async () => {

@@ -1,14 +1,7 @@
-/** The page of a report: what stands first, and how it fits a window. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+/** The page of a report: what stands first. `learn.test.ts` looks at pages in a browser. */
+import { expect, test } from 'vitest';
 import { reportHtml } from '../../../gpu-backend/learning/report/write-report.ts';
-import { expectFits } from '../../e2e/browser.ts';
 import { madeUpEvaluation } from '../../support/evaluation.ts';
-
-const folder = mkdtempSync(path.join(tmpdir(), 'maskroute-report-'));
-afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 test('it begins with a verdict in two sentences, and each time has its spread', () => {
   const made = madeUpEvaluation('v_1');
@@ -23,9 +16,3 @@ test('it begins with a verdict in two sentences, and each time has its spread', 
   );
   expect(html).toContain('5.15 ms/token (5.05 to 5.35)');
 });
-
-test('it fits 390 and 1440 pixels, light and dark', async () => {
-  const file = path.join(folder, 'report.html');
-  writeFileSync(file, reportHtml({ evaluation: madeUpEvaluation('v_1') }));
-  await expectFits(file);
-}, 60_000);
