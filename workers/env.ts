@@ -45,10 +45,13 @@ export interface Env extends Variables {
  * which could lock its owner out, and the backend key cannot be found from a token that it signed.
  */
 const SECRET_CHARS_MIN = 24;
+const MISSING = 'it is missing';
 const secret = z
-  .string('it is missing')
+  .string(MISSING)
   .min(SECRET_CHARS_MIN, `it needs ${SECRET_CHARS_MIN} characters or more; "openssl rand -hex 32" makes one`);
-const baseUrl = z.url({ protocol: /^https?$/ }).transform((url) => url.replace(/\/+$/, ''));
+const baseUrl = z
+  .url({ protocol: /^https?$/, error: ({ input }) => (input === undefined ? MISSING : undefined) })
+  .transform((url) => url.replace(/\/+$/, ''));
 const timeout_ms = (preset: number) => z.coerce.number().int().min(1).max(600_000).default(preset);
 
 const configSchema = z.object({

@@ -10,6 +10,7 @@ import {
   signToken,
   type TokenPurpose,
 } from '../../../shared/wire/service-token.ts';
+import { parseConfig } from '../../../workers/env.ts';
 import { EVENTS } from '../../../workers/limits.ts';
 import { ADMIN_KEY, BACKEND_KEY, EDGE_URL, ENCODER, MODEL } from '../../support/edge/constants.ts';
 import { interceptedD1 } from '../../support/intercepted-d1.ts';
@@ -319,6 +320,12 @@ describe('health', () => {
     expect((await checks({ BACKEND_URL: 'http://127.0.0.1:1' })).backend).toMatch(/no backend/);
     expect((await checks({ ENCODER: 'workers-ai' })).encoder).toMatch(/cannot be loaded/);
     expect((await checks({ ADMIN_KEY: '' })).configuration).toMatch(/variable/);
+  });
+
+  it('names in the log each variable that is missing or empty', () => {
+    const configure = () => parseConfig({ ...env, BACKEND_URL: '', BACKEND_KEY: '', ADMIN_KEY: '' });
+    const all = 'BACKEND_URL: it is missing; BACKEND_KEY: it is missing; ADMIN_KEY: it is missing';
+    expect(configure).toThrow(expect.objectContaining({ cause: new Error(all) }));
   });
 
   it.each(['stalled', 'failing'] as const)(
