@@ -74,7 +74,7 @@ export class BackendPool {
     const backends = await this.#list(noHold);
     const answers = backends.map((backend) => this.#askForSuccess(backend, path, timeout_ms));
     return await Promise.any(answers).catch(({ errors }: AggregateError) => {
-      throw errors[0] ?? new Error('no backend is enabled');
+      throw errors[0] ?? noneEnabled();
     });
   }
 
@@ -213,6 +213,8 @@ export class BackendPool {
     if (!(await this.#probe(backend))) backend.seen.breaker.failed(steadyNow_ms(), true);
   }
 }
+
+export const noneEnabled = (): Error => new Error('no backend is enabled');
 
 const noHold: Hold = () => {};
 

@@ -11,7 +11,7 @@ import { embeddingsSchema, encoderListSchema } from '../../shared/wire/backend-l
 import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { FallbackReason } from '../../shared/wire/protocol.ts';
 import { RETRIES_MAX } from '../backends/call-backend.ts';
-import type { BackendPool } from '../backends/pool.ts';
+import { type BackendPool, noneEnabled } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
 import { SwrCache, type SwrPolicy } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
@@ -158,13 +158,15 @@ export function createRemoteEncoder(
 /**
  * A backend may restart with another encoder. `createEmbedder` asks again for that; until then an answer by another encoder
  * is an error, as its vectors would be near the wrong centroids.
- * @throws Error when no backend has an encoder, or backends have different ones: their vectors would not compare.
+ * @throws Error when no backend is enabled or has an encoder, or backends have different ones: their vectors would not
+ * compare.
  */
 async function loadBackendEncoder(
   backends: Pick<BackendPool, 'askAll' | 'call'>,
   timeout_ms: number,
 ): Promise<EdgeEncoder> {
   const given = await backends.askAll('/v1/encoders', EMBEDDINGS.timeout_ms);
+  if (given.length === 0) throw noneEnabled();
   const entries = given.flatMap(({ answer }) => encoderListSchema.parse(answer).data);
   const [first] = entries;
   if (first === undefined)

@@ -170,6 +170,7 @@ it('backends with different encoders, or none, are an error that says so', async
   expect((await loadFrom(listed('r1'), listed('r1'))).spec).toEqual({ ...ENCODER, revision: 'r1' });
   await expect(loadFrom(listed('r1'), listed('r2'))).rejects.toThrow('different encoders');
   await expect(loadFrom({ object: 'list', data: [] })).rejects.toThrow('no backend has an encoder');
+  await expect(loadFrom()).rejects.toThrow('no backend is enabled');
 });
 
 it('the encoder of the backends is asked in the region that the text comes from', async () => {
