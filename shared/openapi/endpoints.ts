@@ -433,9 +433,12 @@ export const GROUPS: readonly Group[] = [
     caller: 'session',
     endpoints: [
       on('POST /dashboard/session', 'Log in', '200 Session', { body: wire.loginSchema }),
-      on('GET /dashboard/session', 'Who is logged in', ['200 Session', '204']),
+      on('GET /dashboard/session', 'Who is logged in', ['200 Session', '204'], {
+        more: '204 when nobody is logged in, 401 when the session has ended.',
+      }),
       on('DELETE /dashboard/session', 'Log out', '204', {
         query: wire.logoutQuerySchema,
+        more: 'Ends the session, with `everywhere=true` all sessions of its key. Takes effect everywhere within 5 s.',
       }),
       on('GET /dashboard/sign-in', 'Sign in with the OpenID Connect provider', '302', {
         errors: ['not_found'],
