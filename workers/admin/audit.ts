@@ -84,8 +84,7 @@ export const audit = new Hono<AppEnv>()
     const tenant = await scopedTenantOrAll(c, namedTenant(c));
     const id = c.req.param('id');
     // `Number` also reads `0x1` and `1e0`.
-    const number = /^\d{1,15}$/.test(id) ? Number(id) : -1;
-    const found = findAudit(c.var.services.db, tenant, number);
+    const found = /^\d{1,15}$/.test(id) ? findAudit(c.var.services.db, tenant, Number(id)) : null;
     return c.json(await existing(found, 'There is no such change, or it is no longer kept.'));
   });
 

@@ -78,9 +78,16 @@ export async function d1<T>(work: Promise<T>): Promise<T> {
   }
 }
 
-/** What a query finds. @throws MaskrouteError `not_found` with this message for null; what `d1` throws. */
-export async function existing<T>(query: Promise<T | null>, message: string, param?: string): Promise<T> {
-  const found = await d1(query);
+/**
+ * What a query finds; `query` is null when what is asked for cannot be there.
+ * @throws MaskrouteError `not_found` with this message for null; what `d1` throws.
+ */
+export async function existing<T>(
+  query: Promise<T | null> | null,
+  message: string,
+  param?: string,
+): Promise<T> {
+  const found = query === null ? null : await d1(query);
   if (found !== null) return found;
   throw new MaskrouteError('not_found', message, param === undefined ? {} : { param });
 }

@@ -1,6 +1,7 @@
 /** Endpoints without a model call: models and feedback, for clients; masks, for backends; and health, for anybody. */
 import { Hono } from 'hono';
 import { DEFAULT_TENANT } from '../../shared/admin/admin-wire.ts';
+import { MASK_ID_PATTERN } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { feedbackSchema } from '../../shared/wire/openai.ts';
 import { parse } from '../../shared/wire/parse-body.ts';
@@ -60,7 +61,8 @@ function withDense(entries: readonly ModelEntry[]): ModelEntry[] {
 export const internal = new Hono<AppEnv>().get('/masks/:id', backendOnly, async (c) => {
   const id = c.req.param('id');
   const { table, db } = c.var.services;
-  const record = held(table, id) ?? (await existing(findMask(db, id), 'There is no such mask.'));
+  const find = () => existing(MASK_ID_PATTERN.test(id) ? findMask(db, id) : null, 'There is no such mask.');
+  const record = held(table, id) ?? (await find());
   // Immutable: the id is the hash of the content.
   c.header('cache-control', 'private, max-age=31536000, immutable');
   return c.json(record satisfies MaskRecord);

@@ -129,6 +129,15 @@ describe('the audit log', () => {
     expect(await errorCode(admin('GET', `/audit?tenant=${other}`, undefined, key))).toBe('403 forbidden');
   });
 
+  it('asks D1 for no change whose number is none', async () => {
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    d1.be('failing');
+    const one = (id: string) => call('GET', `/admin/v1/audit/${id}`, { key: env.ADMIN_KEY }, isolate);
+    expect(await errorCode(one('x'))).toBe('404 not_found');
+    expect(await errorCode(one('1'))).toBe('503 configuration_unavailable');
+  });
+
   it('refuses a change that it could not write down', async () => {
     const { tenant } = await newTenant();
     const d1 = badD1();

@@ -235,6 +235,16 @@ describe('the mask endpoint for backends', () => {
     expect(await errorCode(ask(mask, key))).toBe('401 invalid_api_key');
   });
 
+  it('asks D1 for no mask whose id is none', async () => {
+    const d1 = badD1();
+    const isolate = freshIsolate({ DB: d1.DB });
+    d1.be('failing');
+    expect(await errorCode(ask('m_1', undefined, isolate))).toBe('404 not_found');
+    expect(await errorCode(ask(`m_${'0'.repeat(24)}`, undefined, isolate))).toBe(
+      '503 configuration_unavailable',
+    );
+  });
+
   it('takes a token for masks and for this edge alone, and never the key that signs it', async () => {
     const other = createSigner('another-backend-key-000000000');
     const now_s = Math.floor(Date.now() / 1000);
