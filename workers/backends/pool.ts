@@ -8,7 +8,7 @@ import { readAnswer } from '../../shared/wire/parse-body.ts';
 import type { ModelEntry } from '../../shared/wire/protocol.ts';
 import { createSigner } from '../../shared/wire/service-token.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { DeadlineError, type Hold, steadyNow_ms } from '../base/waiting.ts';
+import { DeadlineError, type Hold, noHold, steadyNow_ms } from '../base/waiting.ts';
 import { type BackendRow, listBackends } from '../db/backend-rows.ts';
 import { type Database, isoTimeOrNull } from '../db/d1.ts';
 import type { Config } from '../env.ts';
@@ -215,8 +215,6 @@ export class BackendPool {
 }
 
 export const noneEnabled = (): Error => new Error('no backend is enabled');
-
-const noHold: Hold = () => {};
 
 const NOTHING_SAID = { status: null, value: null } as const;
 

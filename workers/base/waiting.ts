@@ -92,6 +92,8 @@ export async function retried<T>(
 
 /** Keeps work alive after the response: the platform's `waitUntil`. */
 export type Hold = (work: Promise<unknown>) => void;
+/** For work that something else keeps alive. */
+export const noHold: Hold = () => {};
 
 export class DeadlineError extends Error {
   constructor(what: string, timeout_ms: number) {

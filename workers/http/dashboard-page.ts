@@ -235,10 +235,10 @@ const callbackOf = (c: AppContext): string => new URL(CALLBACK, c.req.url).href;
 function grantOf(claim: unknown): Grant | null {
   for (const role of Array.isArray(claim) ? claim : [claim]) {
     if (role === 'admin' || role === 'viewer') return { role, tenant: null };
-    // The rest of the text is the tenant: what follows a second colon must not be left out.
-    const [kind, tenant] = typeof role === 'string' ? role.split(/:(.*)/s, 2) : [];
+    const [kind, ...rest] = typeof role === 'string' ? role.split(':') : [];
+    const tenant = rest.join(':');
     const isOfTenant = kind === 'viewer' || kind === 'tenant_admin';
-    if (isOfTenant && tenantId.safeParse(tenant).success) return { role: kind, tenant: tenant! };
+    if (isOfTenant && tenantId.safeParse(tenant).success) return { role: kind, tenant };
   }
   return null;
 }

@@ -15,7 +15,7 @@ import { type BackendPool, noneEnabled } from '../backends/pool.ts';
 import { sha256Hex } from '../base/secrets.ts';
 import { SwrCache, type SwrPolicy } from '../base/swr-cache.ts';
 import { log, reasonOf } from '../base/telemetry.ts';
-import { DeadlineError, type Hold, withDeadline } from '../base/waiting.ts';
+import { DeadlineError, type Hold, noHold, withDeadline } from '../base/waiting.ts';
 import type { Config, Env, TextEmbeddingBinding } from '../env.ts';
 import { EMBEDDINGS, VECTORS_MAX } from '../limits.ts';
 
@@ -186,7 +186,7 @@ async function loadBackendEncoder(
       time: { timeout_ms: EMBEDDINGS.timeout_ms, isFullTime: false },
       retries: { left: RETRIES_MAX },
       signal,
-      hold: () => {},
+      hold: noHold,
     });
     if (called.kind === 'error') throw called.error;
     const { response } = called;
