@@ -8,16 +8,16 @@ test('every answer names one version that was live, with its own mask, and none 
   const lines: string[] = [];
   const result = await benchPublish(
     preset,
-    { requests: 300, changes: 8 },
+    { requests: 600, changes: 8 },
     { say: (line) => lines.push(line) },
   );
   expect(lines).toEqual([]);
-  expect(result).toMatchObject({ requests: 300, failed: 0, wrong: 0 });
+  expect(result).toMatchObject({ requests: 600, failed: 0, wrong: 0 });
   expect(result.publications + result.gradual + result.rollbacks).toBe(8);
   // A change may be over before a request meets it, or take longer than those around it, on a machine that does other
   // things.
   expect(result.versionsSeen).toBeGreaterThan(3);
-  expect(result.oneRight).toBeGreaterThan(10);
+  expect(result.oneRight).toBeGreaterThan(30);
 }, 180_000);
 
 describe('an answer', () => {

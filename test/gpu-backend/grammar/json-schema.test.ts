@@ -371,7 +371,7 @@ describe('what cannot be enforced', () => {
     $ref: '#/$defs/d0',
   });
   const unlike = (i: number) => (k: number) => String.fromCodePoint(0x4e00 + 2 * k + i);
-  const HOSTILE: readonly [string, unknown, RegExp][] = [
+  const HOSTILE: readonly (readonly [string, unknown, RegExp])[] = [
     ['a thousand nested objects', deep(1000), /nested more than 48 deep/],
     [
       'a hundred thousand properties',
@@ -569,26 +569,19 @@ describe('what cannot be enforced', () => {
       { type: 'string', pattern: '^.*a.{20}$' },
       /at \/pattern: behind an endless loop, a part of exact length may begin at too many places/,
     ],
-    [
-      'a loop before an exact length in a repeated group',
-      { type: 'string', pattern: '^([ab]*a[ab]{30})*$' },
-      /at \/pattern: behind an endless loop/,
-    ],
-    [
-      'a loop before an exact length, behind an endless part that never comes',
-      { type: 'string', pattern: '^(?:a*){0}.*a.{20}$' },
-      /at \/pattern: behind an endless loop/,
-    ],
-    [
-      'a loop before an exact length within choices',
-      { type: 'string', pattern: '^(x|(y|.*a.{20}))z$' },
-      /at \/pattern: behind an endless loop/,
-    ],
-    [
-      'a loop before a choice of equal options, which is none',
-      { type: 'string', pattern: '^.*(?:a|a).{20}$' },
-      /at \/pattern: behind an endless loop/,
-    ],
+    ...[
+      ['in a repeated group', '^([ab]*a[ab]{30})*$'],
+      ['behind an endless part that never comes', '^(?:a*){0}.*a.{20}$'],
+      ['within choices', '^(x|(y|.*a.{20}))z$'],
+      ['behind a choice of equal options, which is none', '^.*(?:a|a).{20}$'],
+    ].map(
+      ([where, pattern]) =>
+        [
+          `a loop before an exact length, ${where}`,
+          { type: 'string', pattern },
+          /at \/pattern: behind an endless loop/,
+        ] as const,
+    ),
     [
       'loops before exact lengths that take too long together',
       object(Object.fromEntries(many(4).map((i) => [`p${i}`, { pattern: `^.*${i}.{7}$` }]))),
