@@ -241,12 +241,13 @@ it('a kill between a job and the next time begins no second job', async () => {
 it('waits for its own last job, and begins the next after it', async () => {
   const { jobs, schedules } = await start();
   const made = await schedules.create({ every: '1m', first_at: now(), job: job('hang') });
-  await eventually(() => jobs.list()[0]?.status === 'running', 20_000);
+  const outOf = ({ id }: { id: string }) => join(home, 'jobs', id, 'out');
+  await eventually(() => jobs.list().some((first) => existsSync(join(outOf(first), 'step-2'))), 20_000);
   const [first] = jobs.list();
   await close();
   // It is due again, and its job hangs again.
   writeFileSync(fileOf(made), JSON.stringify({ ...schedules.get(made.id), next_at: at(Date.now()) }));
-  rmSync(join(home, 'jobs', first!.id, 'out'), { recursive: true });
+  rmSync(outOf(first!), { recursive: true });
   const again = await start();
   await eventually(() => again.jobs.list()[0]?.status === 'running', 20_000);
   expect(again.jobs.list()).toHaveLength(1);
