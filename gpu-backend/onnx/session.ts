@@ -7,6 +7,7 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { namingFile, partOf, removeOldParts } from '../files.ts';
 import { encodeModel } from './encode.ts';
 import {
@@ -115,10 +116,13 @@ export async function createSession(model: string | Uint8Array, options: Session
       ? {}
       : { enableProfiling: true, profileFilePrefix: options.profileFile }),
   };
-  const session =
+  const opening =
     typeof model === 'string'
-      ? await InferenceSession.create(model, settings)
-      : await InferenceSession.create(model, settings);
+      ? InferenceSession.create(model, settings)
+      : InferenceSession.create(model, settings);
+  const session = await opening.catch((error: Error) => {
+    throw linkedWeights(error) ?? error;
+  });
   const { handler } = session as unknown as { readonly handler: Handler };
   return {
     inputNames: session.inputNames,
@@ -139,6 +143,18 @@ export async function createSession(model: string | Uint8Array, options: Session
     endProfiling: () => session.endProfiling(),
     release: () => session.release(),
   };
+}
+
+/** The error for a file of weights with a second name. ONNX Runtime accepts it outside of branches only. */
+function linkedWeights(error: Error): MaskrouteError | undefined {
+  const file = /stored in (.*), but it has multiple hard links/.exec(error.message)?.[1];
+  if (file === undefined) return undefined;
+  return new MaskrouteError(
+    'invalid_argument',
+    `${file} has another name on this disk (a hard link), which ONNX Runtime refuses. Copy its folder without links, ` +
+      'or pull the model again with --force.',
+    { cause: error },
+  );
 }
 
 /** The graph, as this CPU multiplies it exactly; {@link createSessionIn} opens it so. */

@@ -3,7 +3,7 @@
  * quantized weights and activations in both directions the same direction. Then what a step refuses.
  */
 import { readdirSync, readlinkSync } from 'node:fs';
-import { mkdtemp, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { link, mkdtemp, readdir, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -238,6 +238,15 @@ describe('a small random model', () => {
     const gates = Array(8).fill(0.8);
     expect(await a.step(batch, gates)).toEqual(await b.step(batch, gates));
     await Promise.all([a.close(), b.close()]);
+  });
+
+  test('weights with a second name are refused with what to do about it', async () => {
+    const { folder, open } = await emitted('q8');
+    await link(join(folder, 'weights.bin'), join(folder, 'second'));
+    await expect(open()).rejects.toMatchObject({
+      code: 'invalid_argument',
+      message: expect.stringMatching(/weights\.bin has another name on this disk .* --force\.$/),
+    });
   });
 
   test('sizes that do not fit are refused', async () => {
