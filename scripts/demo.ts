@@ -4,7 +4,7 @@
  * a summary.
  */
 import { availableParallelism, loadavg } from 'node:os';
-import { OpenAI } from 'openai';
+import { APIError, OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { computingThreads, interruptible, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
@@ -15,6 +15,7 @@ import { createAdminClient, createTenantClient } from '../gpu-backend/publicatio
 import { livePublication } from '../gpu-backend/publication/publish.ts';
 import { DEFAULT_TENANT, listSchema } from '../shared/admin/admin-wire.ts';
 import { evaluatedRowSchema } from '../shared/admin/stats-wire.ts';
+import { MaskrouteError } from '../shared/wire/errors.ts';
 import { dryRunSchema } from '../shared/wire/openai.ts';
 import { HEADERS } from '../shared/wire/protocol.ts';
 
@@ -272,7 +273,11 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
       },
       { signal },
     )
-    .withResponse();
+    .withResponse()
+    .catch((error: Error) => {
+      if (!(error instanceof APIError)) throw error;
+      throw new MaskrouteError('edge_unreachable', `${client.baseURL} gives no answer: ${error.message}`);
+    });
   const { decode_ms } = (data as unknown as { maskroute: { decode_ms: number } }).maskroute;
   const header = (name: string): string => response.headers.get(name) ?? '';
   return {

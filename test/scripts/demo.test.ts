@@ -1,5 +1,13 @@
-/** Columns of the demo. */
-import { expect, test } from 'vitest';
+/** Columns of the demo, and its end when the edge ends. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { expect, onTestFinished, test } from 'vitest';
 import { agreementOf, decodeSpeed, figuresOf, sideBySide, summaryOf, wrap } from '../../scripts/demo.ts';
 
 test('wraps at words, keeps paragraphs and indentation, cuts what is too long', () => {
@@ -62,4 +70,24 @@ test('the summary has medians of all rounds, and says so when the machine is bus
     ...['Summary', 'masked', 'dense', 'agreement', 'evaluated', 'The', 'want'],
   ]);
   expect(lines[4]).toContain('evaluated  87 %');
+});
+
+test('an edge that is gone ends it with one line', async () => {
+  const server = createServer((request, response) =>
+    request.url === '/healthz' ? response.end('ok') : request.socket.destroy(),
+  );
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const home = mkdtempSync(join(tmpdir(), 'maskroute-demo-'));
+  onTestFinished(() => {
+    server.close();
+    rmSync(home, { recursive: true });
+  });
+  const edge = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const dev = { edge, backend: edge, apiKey: 'a', adminKey: 'b', backendKey: 'c', model: 'm' };
+  writeFileSync(join(home, 'dev.json'), JSON.stringify(dev));
+  const child = spawn(process.execPath, ['scripts/demo.ts'], {
+    env: { ...process.env, MASKROUTE_HOME: home },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  expect(await text(child.stderr)).toBe(`error: ${edge}/v1 gives no answer: Connection error.\n`);
 });
