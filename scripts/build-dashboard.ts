@@ -12,7 +12,7 @@ import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
-import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
+import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { readOwnJson, writeWhole } from '../gpu-backend/files.ts';
 
 const PROJECT_FOLDER = fileURLToPath(new URL('..', import.meta.url));
@@ -135,5 +135,5 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   parseScript(newCommand('npm run dashboard --', "build the dashboard's page and the documentation"), [
     'npm run dashboard',
   ]);
-  await buildDashboard();
+  await buildDashboard().catch(sayError);
 }
