@@ -240,6 +240,21 @@ describe('a new grammar', () => {
     open.close();
   });
 
+  test('is not refused because the machine had no time for it', async () => {
+    await using late = await openGrammarPlayer({ compile_ms: 500 });
+    let reads = 0;
+    const spec: GrammarSpec = {
+      get answer() {
+        // Read for its key, and for the thread that tries it, whose time runs already.
+        if (++reads === 2) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+        return 'root ::= "late"';
+      },
+      calls: undefined,
+    };
+    await expect(late.grammars.prepare(spec, call())).resolves.toMatchObject({ key: expect.any(String) });
+    expect(reads).toBeGreaterThanOrEqual(2);
+  });
+
   test('waits in a line in which a tenant has so many places', async () => {
     const wanted = [1, 2, 3, 4].map((i) => player.grammars.prepare(form(`root ::= "w${i}"`), call('crowd')));
     const other = player.grammars.prepare(form('root ::= "v"'), call('other'));
