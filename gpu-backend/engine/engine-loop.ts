@@ -55,8 +55,6 @@ const RESERVED_ANSWER_TOKENS = 256;
  * the others go on.
  */
 const GRAMMARS_WAIT_ms = 20;
-/** How often the queue is checked for requests that waited too long. */
-const EXPIRE_INTERVAL_ms = 100;
 
 export class EngineLoop {
   readonly #runner: Runner;
@@ -81,7 +79,6 @@ export class EngineLoop {
     prefixHits: 0,
   };
   #batchSize = 0;
-  #expiredAt_ms = 0;
   #wake: (() => void) | undefined;
   #closing = false;
 
@@ -450,11 +447,8 @@ export class EngineLoop {
   }
 
   #expire(): void {
-    const now_ms = performance.now();
-    if (now_ms - this.#expiredAt_ms < EXPIRE_INTERVAL_ms) return;
-    this.#expiredAt_ms = now_ms;
     const message = `The request waited in the queue for over ${this.#limits.queueTimeout_ms / 1000} s.`;
-    for (const request of this.#scheduler.expire(now_ms))
+    for (const request of this.#scheduler.expire(performance.now()))
       this.#drop(request, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
   }
 }
