@@ -119,6 +119,16 @@ describe('the engine waits for no answer', () => {
     open.close();
   });
 
+  test('of a loop that is counted from two on, behind which a part of exact length may begin anywhere', async () => {
+    const schema = { type: 'string', pattern: '^\\w+a{2,}[ab]{12}a$' };
+    const spec = form(schemaGrammar(schema, { strict: true, param: 'schema' }));
+    const open = await player.grammars.open(await player.grammars.prepare(spec, call()), call());
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, '"oneaaababababababba"');
+    expect(grammar.isOver([])).toBe(true);
+    open.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
