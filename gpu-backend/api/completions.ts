@@ -16,7 +16,7 @@ import {
 } from '../../shared/wire/openai.ts';
 import { EVENT_STREAM_HEADERS, HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
-import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
+import { TENANT_SHARE_MAX } from '../engine/queue.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
 import { type ApiContext, type ApiEnv, type ApiParts, Places, setHeaders, tenantOf } from './parts.ts';

@@ -13,12 +13,18 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
+import { queueFull } from './queue.ts';
 import type { RunInput } from './run-input.ts';
 import { checkSurrogates, type Prefixes, type Runner } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
-import type { ScheduledRequest, SchedulerLimits, Step, StepPart } from './scheduler.ts';
-import { isDrafted, queueFull, Scheduler } from './scheduler.ts';
-import type { Sequence } from './sequence.ts';
+import {
+  isDrafted,
+  type ScheduledRequest,
+  Scheduler,
+  type SchedulerLimits,
+  type Step,
+  type StepPart,
+} from './scheduler.ts';
 import {
   appendToken,
   finishedEvent,
@@ -27,10 +33,10 @@ import {
   newSequence,
   nextTokenIds,
   promptTokens,
+  type Sequence,
   samplerState,
 } from './sequence.ts';
-import type { StepTimes } from './step-cost.ts';
-import { StepCost } from './step-cost.ts';
+import { StepCost, type StepTimes } from './step-cost.ts';
 
 type LoopOutput = {
   /** The request leaves the queue for the first time. */
