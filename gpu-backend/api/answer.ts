@@ -9,6 +9,7 @@ import type { ToolFormat } from '../model/tokenizer/tool-format.ts';
 import {
   type ChoiceEvent,
   type ChoiceJob,
+  heldBack,
   notBegun,
   type Piece,
   type Progress,
@@ -299,7 +300,7 @@ export class CallReader {
       this.#state = 'name';
       return text === '' ? [] : [{ type: 'text', text, end: from + text.length }];
     }
-    const shown = this.#held.length - heldBack(this.#held, begin);
+    const shown = this.#held.length - heldBackWithSpace(this.#held, begin);
     if (shown === 0) return undefined;
     const text = this.#pass(shown);
     return [{ type: 'text', text, end: this.#passed }];
@@ -357,9 +358,7 @@ export class CallReader {
 }
 
 /** Length of the suffix of `text` that may still become a call: a prefix of `begin`, and white space before it. */
-function heldBack(text: string, begin: string): number {
-  let length = Math.min(begin.length - 1, text.length);
-  while (length > 0 && !begin.startsWith(text.slice(text.length - length))) length--;
-  const before = text.slice(0, text.length - length);
-  return length + (before.length - before.trimEnd().length);
+function heldBackWithSpace(text: string, begin: string): number {
+  const before = text.slice(0, text.length - heldBack(text, [begin]));
+  return text.length - before.trimEnd().length;
 }

@@ -19,7 +19,14 @@ import { DENSE_SUFFIX, HEADERS, type ModelEntry, REQUEST_ID_PATTERN } from '../.
 import type { Engine } from '../engine/engine.ts';
 import { completionRoutes } from './completions.ts';
 import { jobRoutes } from './jobs-api.ts';
-import { type ApiContext, type ApiEnv, type ApiParts, type ServedModel, setHeaders } from './parts.ts';
+import {
+  type ApiContext,
+  type ApiEnv,
+  type ApiParts,
+  type ServedModel,
+  setHeaders,
+  tenantOf,
+} from './parts.ts';
 
 export function createApp(parts: ApiParts): Hono<ApiEnv> {
   const app = new Hono<ApiEnv>();
@@ -186,7 +193,7 @@ const embeddingRoutes = ({ bodies, encoders, lifecycle, metrics }: ApiParts): Ho
     })
     .post('/v1/embeddings', async (c) => {
       lifecycle.stopping.throwIfAborted();
-      const raw = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const raw = await bodies.readJson(c.req.raw, tenantOf(c));
       const { body: request, ignored } = readFields(embeddingsRequest, raw);
       setHeaders(c, ignored);
       const texts = typeof request.input === 'string' ? [request.input] : request.input;

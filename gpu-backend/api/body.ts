@@ -35,15 +35,14 @@ export class Bodies {
   }
 
   /**
-   * `tenant`: whose request; undefined for a holder of the backend key.
    * @throws MaskrouteError `unsupported_media_type`, `body_too_large`, `invalid_json` or `invalid_request`;
    * `request_timeout` when it takes too long or is dropped for others; `not_ready` when the server stops meanwhile;
    * `cancelled` when the connection closes.
    */
-  async readJson(request: Request, tenant: string | undefined): Promise<unknown> {
+  async readJson(request: Request, tenant: string): Promise<unknown> {
     requireJsonType(request.headers.get('content-type'));
     requireUnpacked(request.headers);
-    const bytes = await this.#receive(request, tenant ?? '');
+    const bytes = await this.#receive(request, tenant);
     return parseJson(decodeUtf8(bytes));
   }
 

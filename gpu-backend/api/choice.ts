@@ -329,7 +329,7 @@ function firstCompleted(text: string, stops: readonly string[]): number | undefi
 }
 
 /** Length of the longest suffix of `text` that is a proper prefix of a stop string. */
-function heldBack(text: string, stops: readonly string[]): number {
+export function heldBack(text: string, stops: readonly string[]): number {
   let longest = 0;
   for (const stop of stops) {
     for (let length = Math.min(stop.length - 1, text.length); length > longest; length--) {

@@ -16,10 +16,10 @@ import {
 } from '../../shared/wire/openai.ts';
 import { EVENT_STREAM_HEADERS, HEADERS } from '../../shared/wire/protocol.ts';
 import { chatOfResponse, type ResponsesRequest, responsesRequest } from '../../shared/wire/responses.ts';
-import { TENANT_SHARE_MAX } from '../engine/scheduler.ts';
+import { TENANT_SHARE_MAX } from '../engine/queue.ts';
 import { type RunningAnswer, runAnswer } from './answer.ts';
 import { AnswerTrace } from './answer-trace.ts';
-import { type ApiContext, type ApiEnv, type ApiParts, Places, setHeaders } from './parts.ts';
+import { type ApiContext, type ApiEnv, type ApiParts, Places, setHeaders, tenantOf } from './parts.ts';
 import { type AnswerPlan, type Call, type Endpoint, planChat, planCompletion, planResponse } from './plan.ts';
 import { eventFrame, ResponseWriter, wholeResponse } from './responses-wire.ts';
 import { SSE_DONE, sseBody, within } from './sse.ts';
@@ -118,9 +118,6 @@ async function answer<Schema extends z.ZodType<AnyRequest>>(
 const tracedAs = (body: AnyRequest): ChatRequest | CompletionRequest =>
   'input' in body ? chatOfResponse(body) : body;
 
-/** All holders of the backend key itself count as one tenant, ''. */
-const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
-
 /** @throws MaskrouteError `not_ready`, `queue_full`. */
 function requirePlace({ lifecycle, limits, model }: ApiParts, tenant: string): void {
   lifecycle.stopping.throwIfAborted();
@@ -179,7 +176,8 @@ function begin(
   request: Asked,
   limit_ms: number | undefined,
 ): Completion {
-  const [requestId, caller] = [c.get('requestId'), c.get('caller')];
+  const requestId = c.get('requestId');
+  const { tenant } = request;
   const id = request.maskroute?.completion ?? requestId;
   const abort = new AbortController();
   const clientLeft = c.req.raw.signal;
@@ -196,15 +194,16 @@ function begin(
   return {
     id,
     requestId,
-    caller,
+    tenant,
+    edge: c.get('caller').edge,
     signal: abort.signal,
-    places: new Places(model.engine, tenantOf(c), limits),
+    places: new Places(model.engine, tenant, limits),
     spent: { tokens: 0 },
     ...arrival,
     request,
     abort,
     deadline,
-    leave: lifecycle.beginCompletion(abort, tenantOf(c)),
+    leave: lifecycle.beginCompletion(abort, tenant),
   };
 }
 
@@ -298,7 +297,7 @@ function end(
   running: RunningAnswer | undefined,
   error: MaskrouteError | undefined,
 ): void {
-  const { id, requestId, caller, endpoint, request, arrivedAt_ms } = completion;
+  const { id, requestId, tenant, endpoint, request, arrivedAt_ms } = completion;
   clearTimeout(completion.deadline);
   completion.leave(error === undefined);
   completion.places.giveAllBack();
@@ -330,7 +329,7 @@ function end(
   parts.log.info(
     {
       request_id: requestId,
-      tenant: caller.tenant,
+      tenant: tenant === '' ? undefined : tenant,
       endpoint,
       stream: plan.stream,
       choices: plan.jobs.length,

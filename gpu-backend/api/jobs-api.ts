@@ -17,7 +17,7 @@ import { EVENT_STREAM_HEADERS } from '../../shared/wire/protocol.ts';
 import type { HomeJobs } from '../jobs/home-jobs.ts';
 import type { Jobs } from '../jobs/job-queue.ts';
 import type { Schedules } from '../jobs/schedules.ts';
-import type { ApiEnv, ApiParts } from './parts.ts';
+import { type ApiEnv, type ApiParts, tenantOf } from './parts.ts';
 import { sseBody, sseEvent } from './sse.ts';
 
 /** Whether a search text is in the job's id, status, name or model. */
@@ -78,7 +78,7 @@ export function jobRoutes(parts: ApiParts): Hono<ApiEnv> {
       return c.json({ object: 'list', data });
     })
     .post('/v1/jobs', async (c) => {
-      const request = parse(createJobSchema, await bodies.readJson(c.req.raw, c.get('caller').tenant));
+      const request = parse(createJobSchema, await bodies.readJson(c.req.raw, tenantOf(c)));
       const job = await open().create(request);
       log.info({ request_id: c.get('requestId'), job: job.id, kind: job.request.kind }, 'job created');
       return c.json(job, 202);
@@ -109,7 +109,7 @@ function scheduleRoutes(parts: ApiParts): Hono<ApiEnv> {
     .get('/', (c) => c.json({ object: 'list', data: schedules().list() }))
     .post('/', async (c) => {
       lifecycle.stopping.throwIfAborted();
-      const body = await bodies.readJson(c.req.raw, c.get('caller').tenant);
+      const body = await bodies.readJson(c.req.raw, tenantOf(c));
       const request = parse(createScheduleSchema, body);
       const schedule = await schedules().create(request);
       log.info({ request_id: c.get('requestId'), schedule: schedule.id }, 'schedule created');

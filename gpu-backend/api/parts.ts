@@ -274,6 +274,9 @@ export type ApiEnv = {
 
 export type ApiContext = Context<ApiEnv>;
 
+/** The tenant of a request. All holders of the backend key itself count as one, ''. */
+export const tenantOf = (c: ApiContext): string => c.get('caller').tenant ?? '';
+
 /** Sets response headers, which stay even if the request fails later. */
 export function setHeaders(c: ApiContext, headers: Record<string, string>): void {
   for (const [name, value] of Object.entries(headers)) c.header(name, value);

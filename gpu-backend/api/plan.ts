@@ -13,7 +13,6 @@ import type { MaskPlan, Sampling } from '../engine/engine.ts';
 import { nextTurn } from '../event-loop.ts';
 import type { TextJob } from '../model/tokenizer/text-service.ts';
 import { type AnswerForm, answerForm } from './answer-form.ts';
-import type { Caller } from './auth.ts';
 import type { ChoiceJob } from './choice.ts';
 import type { ApiParts, Places, ServedModel } from './parts.ts';
 
@@ -45,7 +44,10 @@ type ChosenMask = { readonly id: MaskId; readonly sparsity: number; readonly pla
 export type Call = {
   readonly id: string;
   readonly requestId: string;
-  readonly caller: Caller;
+  /** Empty for holders of the backend key. */
+  readonly tenant: string;
+  /** The edge's address according to the caller's token, if it has one. */
+  readonly edge: string | undefined;
   readonly signal: AbortSignal;
   /** In the engine's queue. The plan takes them, and whoever made the call gives them back. */
   readonly places: Places;
@@ -76,11 +78,7 @@ export async function planChat(parts: PlanParts, call: Call, request: ChatReques
     echo: false,
   };
   const frame = await planFrame(parts, call, request, wanted);
-  const form = await answerForm(
-    parts.model,
-    { tenant: call.caller.tenant ?? '', signal: call.signal },
-    request,
-  );
+  const form = await answerForm(parts.model, call, request);
   const prompts = await chatPrompt(parts.model, request, form, call);
   const jobs = choiceJobs(parts.model, call, request, wanted, frame.mask, prompts);
   const predictedTokenIds = await predictedTokens(parts.model, request, call);
@@ -123,7 +121,7 @@ export async function planCompletion(
 /** The plan without its choices. All cheap checks are here, before the prompts are tokenized. */
 async function planFrame(
   { model, masks, limits }: PlanParts,
-  { id, caller, places }: Call,
+  { id, edge, places }: Call,
   request: ChatRequest | CompletionRequest,
   { endpoint, maxTokens, logprobs }: Wanted,
 ): Promise<Omit<AnswerPlan, 'jobs'>> {
@@ -132,7 +130,7 @@ async function planFrame(
   const choices = choiceCount(request, limits.choicesMax);
   requireMinTokens(request.min_tokens ?? 0, maxTokens);
   // Last, since the mask may have to be fetched from the edge.
-  const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, caller.edge);
+  const mask = await masks.resolve(request.mask ?? DENSE_MASK_ID, edge);
   const chosen = chosenMask(model, request, { mask, kv: request.kv ?? 'preserve' });
   // Not before: while the edge is slow, requests whose masks are known would find the queue full of others that cannot run.
   places.take(choices);
@@ -200,7 +198,7 @@ const plainFields = (route: RouteEcho): RouteEcho =>
 
 function choiceJobs(
   model: ServedModel,
-  { requestId, caller }: Call,
+  { requestId, tenant }: Call,
   request: ChatRequest | CompletionRequest,
   { endpoint, maxTokens, logprobs, echo }: Wanted,
   { plan }: ChosenMask,
@@ -224,7 +222,7 @@ function choiceJobs(
         scoresStopToken: endpoint === 'completions',
         request: {
           requestId: engineRequestId(requestId),
-          tenant: caller.tenant ?? '',
+          tenant,
           promptTokenIds: tokenIds,
           plan,
           sampling: withChoiceSeed(sampling, choice),
@@ -339,10 +337,10 @@ async function completionPrompts(
 async function encode(
   model: ServedModel,
   job: TextJob,
-  { caller, signal, spent }: Call,
+  call: Call,
   param: string,
 ): Promise<readonly Int32Array[]> {
-  const encoded = await model.text.encode(job, { tenant: caller.tenant ?? '', signal, spent });
+  const encoded = await model.text.encode(job, call);
   if (encoded.type === 'too_long') throw tooLong(model, `more than ${job.tokensMax}`, param);
   if (encoded.prompts.some((tokenIds) => tokenIds.length === 0)) throw empty(param);
   return encoded.prompts;

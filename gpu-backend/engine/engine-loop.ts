@@ -13,12 +13,18 @@ import { MaskrouteError } from '../../shared/wire/errors.ts';
 import type { EngineEvent, GenerateRequest, ThreadStats, TokenLogprob } from './engine.ts';
 import type { SequenceCache } from './kv-cache.ts';
 import { PrefixCache } from './prefix-cache.ts';
+import { queueFull } from './queue.ts';
 import type { RunInput } from './run-input.ts';
 import { checkSurrogates, type Prefixes, type Runner } from './runner-interface.ts';
 import { sample, tokenLogprob } from './sampler.ts';
-import type { ScheduledRequest, SchedulerLimits, Step, StepPart } from './scheduler.ts';
-import { isDrafted, queueFull, Scheduler } from './scheduler.ts';
-import type { Sequence } from './sequence.ts';
+import {
+  isDrafted,
+  type ScheduledRequest,
+  Scheduler,
+  type SchedulerLimits,
+  type Step,
+  type StepPart,
+} from './scheduler.ts';
 import {
   appendToken,
   finishedEvent,
@@ -27,10 +33,10 @@ import {
   newSequence,
   nextTokenIds,
   promptTokens,
+  type Sequence,
   samplerState,
 } from './sequence.ts';
-import type { StepTimes } from './step-cost.ts';
-import { StepCost } from './step-cost.ts';
+import { StepCost, type StepTimes } from './step-cost.ts';
 
 type LoopOutput = {
   /** The request leaves the queue for the first time. */
@@ -55,8 +61,6 @@ const RESERVED_ANSWER_TOKENS = 256;
  * the others go on.
  */
 const GRAMMARS_WAIT_ms = 20;
-/** How often the queue is checked for requests that waited too long. */
-const EXPIRE_INTERVAL_ms = 100;
 
 export class EngineLoop {
   readonly #runner: Runner;
@@ -81,7 +85,6 @@ export class EngineLoop {
     prefixHits: 0,
   };
   #batchSize = 0;
-  #expiredAt_ms = 0;
   #wake: (() => void) | undefined;
   #closing = false;
 
@@ -450,11 +453,8 @@ export class EngineLoop {
   }
 
   #expire(): void {
-    const now_ms = performance.now();
-    if (now_ms - this.#expiredAt_ms < EXPIRE_INTERVAL_ms) return;
-    this.#expiredAt_ms = now_ms;
     const message = `The request waited in the queue for over ${this.#limits.queueTimeout_ms / 1000} s.`;
-    for (const request of this.#scheduler.expire(now_ms))
+    for (const request of this.#scheduler.expire(performance.now()))
       this.#drop(request, new MaskrouteError('queue_timeout', message, { retryAfter_s: 1 }));
   }
 }

@@ -1,6 +1,7 @@
 /** The runner's interface for the engine; implemented for the CPU (`runner.ts`) and for a GPU (`webgpu-runner.ts`). */
 import type { Mask, SurrogatesId } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
+import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';
 import type { Device } from '../onnx/device.ts';
 import type { SequenceCache } from './kv-cache.ts';
@@ -58,4 +59,11 @@ export function checkSurrogates({ surrogates: wanted }: Mask, served: Surrogates
   if (wanted === undefined || wanted === served) return;
   const message = `The mask needs surrogates ${wanted}; this model has ${served ?? 'none'}.`;
   throw new MaskrouteError('surrogates_mismatch', message, { param: 'mask' });
+}
+
+/** What every run needs. @throws RangeError when there are too many inputs, and as {@link checkSurrogates}. */
+export function checkInputs(inputs: readonly RunInput[], served: SurrogatesId | undefined): void {
+  if (inputs.length > BATCH_PLACES)
+    throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
+  for (const { plan } of inputs) checkSurrogates(plan.mask, served);
 }

@@ -9,7 +9,6 @@
  */
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
 import { llamaGraph } from '../model/architectures/llama.ts';
 import { withExactProducts } from '../model/architectures/projections.ts';
@@ -23,7 +22,7 @@ import { createSession, createSessionIn, multipliesSignedExactly } from '../onnx
 import { runBatch } from './batch-run.ts';
 import { areAlike, runHeads, runPiece } from './one-mask-run.ts';
 import { hostParts, isToken, onHost, type RunInput } from './run-input.ts';
-import { checkSurrogates, type Runner, type RunnerOptions } from './runner-interface.ts';
+import { checkInputs, type Runner, type RunnerOptions } from './runner-interface.ts';
 
 /** Larger models open one session only. (Two sessions of the default model take 160 MB.) */
 const TWO_SESSIONS_BYTES_MAX = 2 ** 30;
@@ -47,9 +46,7 @@ export async function openRunner(
   const many = batches ? await open.many() : undefined;
   const parts = hostParts(config, kvType, reuseLogits);
   const compute = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
-    if (inputs.length > BATCH_PLACES)
-      throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
-    for (const { plan } of inputs) checkSurrogates(plan.mask, surrogates);
+    checkInputs(inputs, surrogates);
     const own = inputs.map(onHost);
     parts.logits.begin();
     if (one !== undefined) {

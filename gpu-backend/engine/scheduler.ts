@@ -14,14 +14,11 @@
  * two masks takes less time than two steps with one mask each (measured by `bench batch`).
  *
  * Caches are counted in pages, as they fill. If the next tokens have no room, the newest request is preempted: it gives up
- * its pages, returns to the head of the queue, and its tokens are computed again later.
- *
- * In the queue, a tenant's requests keep their order, and tenants with fewer running requests go first. No tenant starves:
- * while a tenant is below its share of places, at most `runningMax` requests overtake its first one; then it is next, after
- * other tenants that were overtaken as often before.
+ * its pages, returns to the head of the queue (`queue.ts`), and its tokens are computed again later.
  */
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { pagesOf } from './prefix-cache.ts';
+import { Queue, queueFull } from './queue.ts';
 import type { StepCost, StepLoad } from './step-cost.ts';
 import { addLoads, NO_LOAD } from './step-cost.ts';
 import { Lane } from './turns.ts';
@@ -60,9 +57,6 @@ export type ScheduledRequest = {
   /** How often it was preempted. */
   preemptions: number;
 };
-
-/** Largest share of the running places for one tenant, so that others find a place while its answers are long. */
-export const TENANT_SHARE_MAX = 3 / 4;
 
 /** A step's time is charged in turns of this length; a shorter step counts as one turn. */
 const TURN_ms = 70;
@@ -109,14 +103,11 @@ export type Step = { readonly parts: readonly StepPart[]; readonly preempted: re
 
 export class Scheduler {
   readonly #limits: SchedulerLimits;
-  /** In order of arrival. */
-  readonly #waiting: ScheduledRequest[] = [];
+  readonly #queue: Queue<ScheduledRequest>;
   readonly #running: ScheduledRequest[] = [];
   readonly #prompts = new Lane<ScheduledRequest>();
   readonly #tokens = new Lane<ScheduledRequest>();
   readonly #cost: StepCost;
-  /** For each waiting tenant: how many requests of others overtook its own since its last admission. */
-  readonly #passedBy = new Map<string, number>();
 
   constructor(limits: SchedulerLimits, cost: StepCost) {
     for (const [name, value] of Object.entries(limits)) {
@@ -124,6 +115,7 @@ export class Scheduler {
     }
     if (limits.chunkTokens < 2) throw new RangeError('a piece of a prompt has two tokens at least');
     this.#limits = limits;
+    this.#queue = new Queue(limits.runningMax);
     this.#cost = cost;
   }
 
@@ -132,7 +124,7 @@ export class Scheduler {
   }
 
   get waitingCount(): number {
-    return this.#waiting.length;
+    return this.#queue.size;
   }
 
   get running(): readonly ScheduledRequest[] {
@@ -161,34 +153,18 @@ export class Scheduler {
         `The request needs ${request.cacheTokens} tokens of cache; this server has ${cacheTokensMax}.`,
       );
     }
-    this.#waiting.push(request);
+    this.#queue.add(request);
     this.#admit();
-    if (this.#waiting.length <= waitingMax) return undefined;
-    const displaced = this.#newestOfMost();
-    this.#leaveLine(displaced);
+    if (this.#queue.size <= waitingMax) return undefined;
+    const displaced = this.#queue.removeNewest();
     if (displaced === request) throw queueFull(waitingMax);
     return displaced;
   }
 
-  /**
-   * The newest request of the tenants with most requests in the queue. Age counts from the start of the whole answer;
-   * otherwise new requests could keep a late choice out for ever.
-   */
-  #newestOfMost(): ScheduledRequest {
-    // Preempted requests are never dropped.
-    const newcomers = this.#waiting.filter(({ preemptions }) => preemptions === 0);
-    const counts = countsByTenant(newcomers);
-    const most = Math.max(...counts.values());
-    return newcomers
-      .filter(({ tenant }) => counts.get(tenant) === most)
-      .reduce((newest, one) => (one.answerSince_ms >= newest.answerSince_ms ? one : newest));
-  }
-
   /** Removes a running or waiting request and admits others to its room. */
   remove(requestId: string): void {
-    const isIt = (one: ScheduledRequest) => one.requestId === requestId;
-    const [waiting, running] = [this.#waiting.find(isIt), this.#running.find(isIt)];
-    if (waiting !== undefined) this.#leaveLine(waiting);
+    this.#queue.remove(requestId);
+    const running = this.#running.find((one) => one.requestId === requestId);
     if (running !== undefined) this.#stop(running);
     this.#admit();
   }
@@ -198,19 +174,9 @@ export class Scheduler {
     if (!this.#prompts.leave(request)) this.#tokens.leave(request);
   }
 
-  #leaveLine(request: ScheduledRequest): void {
-    this.#waiting.splice(this.#waiting.indexOf(request), 1);
-    if (!this.#waiting.some(({ tenant }) => tenant === request.tenant)) this.#passedBy.delete(request.tenant);
-  }
-
   /** Removes and returns the requests that waited too long. */
   expire(now_ms: number): ScheduledRequest[] {
-    const late = this.#waiting.filter(
-      ({ arrivedAt_ms, preemptions }) =>
-        preemptions === 0 && now_ms - arrivedAt_ms > this.#limits.queueTimeout_ms,
-    );
-    // Remove all of them before admitting: their room is for the requests that stay.
-    for (const request of late) this.#leaveLine(request);
+    const late = this.#queue.removeOld(now_ms - this.#limits.queueTimeout_ms);
     if (late.length > 0) this.#admit();
     return late;
   }
@@ -233,7 +199,7 @@ export class Scheduler {
       this.#stop(newest);
       newest.computedCount = 0;
       newest.preemptions++;
-      this.#waiting.unshift(newest);
+      this.#queue.addPreempted(newest);
       preempted.push(newest);
     }
     return preempted;
@@ -320,66 +286,16 @@ export class Scheduler {
 
   /** Admits requests in order. If the next one does not fit, no other is admitted: small requests cannot starve a large one. */
   #admit(): void {
-    for (let next = this.#nextWaiting(); next !== undefined; next = this.#nextWaiting()) {
+    const nextOne = () => this.#queue.next(this.#running);
+    for (let next = nextOne(); next !== undefined; next = nextOne()) {
       if (this.#running.length >= this.#limits.runningMax) return;
       if (this.pagesUsed + pagesOf(next.tokenCount) > this.pagesTotal) return;
-      this.#countPassed(next);
-      this.#leaveLine(next);
+      this.#queue.takeNext(next, this.#running);
       this.#running.push(next);
       (isInPrompt(next) ? this.#prompts : this.#tokens).enter(next);
     }
   }
-
-  /** Counts `next` as overtaking every other eligible tenant; a tenant at its share waits for its own requests only. */
-  #countPassed(next: ScheduledRequest): void {
-    const eligible = this.#eligible();
-    this.#passedBy.delete(next.tenant);
-    for (const tenant of new Set(eligible.map((request) => request.tenant))) {
-      if (tenant === next.tenant) continue;
-      const passed = (this.#passedBy.get(tenant) ?? 0) + 1;
-      // Re-inserted at the end: tenants that reached the limit earlier come first.
-      if (passed === this.#limits.runningMax) this.#passedBy.delete(tenant);
-      this.#passedBy.set(tenant, passed);
-    }
-  }
-
-  /** Waiting requests of tenants that are below their share of places. */
-  #eligible(): ScheduledRequest[] {
-    const running = countsByTenant(this.#running);
-    const tenantMax = Math.ceil(TENANT_SHARE_MAX * this.#limits.runningMax);
-    return this.#waiting.filter(({ tenant }) => (running.get(tenant) ?? 0) < tenantMax);
-  }
-
-  /**
-   * The next request to admit: a preempted one; else the first one of a tenant that was overtaken `runningMax` times; else
-   * the longest waiting among the tenants with fewest running requests.
-   */
-  #nextWaiting(): ScheduledRequest | undefined {
-    const preempted = this.#waiting.find(({ preemptions }) => preemptions > 0);
-    if (preempted !== undefined) return preempted;
-    const eligible = this.#eligible();
-    for (const [tenant, passed] of this.#passedBy) {
-      if (passed < this.#limits.runningMax) continue;
-      const first = eligible.find((request) => request.tenant === tenant);
-      if (first !== undefined) return first;
-    }
-    const running = countsByTenant(this.#running);
-    const count = ({ tenant }: ScheduledRequest) => running.get(tenant) ?? 0;
-    const fewest = Math.min(...eligible.map(count));
-    return eligible.find((request) => count(request) === fewest);
-  }
 }
-
-export function countsByTenant(requests: Iterable<{ readonly tenant: string }>): Map<string, number> {
-  const counts = new Map<string, number>();
-  for (const { tenant } of requests) counts.set(tenant, (counts.get(tenant) ?? 0) + 1);
-  return counts;
-}
-
-export const queueFull = (waitingMax: number): MaskrouteError =>
-  new MaskrouteError('queue_full', `The queue is full: ${waitingMax} requests are waiting.`, {
-    retryAfter_s: 1,
-  });
 
 const isInPrompt = ({ computedCount, promptCount }: ScheduledRequest): boolean => computedCount < promptCount;
 

@@ -20,8 +20,8 @@ import type { LoopLimits } from './engine-loop.ts';
 import type { FromThread, RequestNews, ThreadError, ThreadStart, ToThread } from './engine-thread.ts';
 import { tokenBytes } from './kv-cache.ts';
 import { PAGE_TOKENS, PREFIX_TOKENS_MAX } from './prefix-cache.ts';
+import { countsByTenant, queueFull } from './queue.ts';
 import { kvTypeOn } from './runner-interface.ts';
-import { countsByTenant, queueFull } from './scheduler.ts';
 
 type EngineOptions = {
   readonly modelDir: string;

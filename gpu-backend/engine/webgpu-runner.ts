@@ -7,7 +7,6 @@
  */
 import { denseMask } from '../../shared/mask/mask.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
-import { BATCH_PLACES } from '../model/architectures/batched-attention.ts';
 import { headRoom } from '../model/architectures/head-attention.ts';
 import { webgpuLlamaGraph } from '../model/architectures/webgpu-llama.ts';
 import type { ModelConfig } from '../model/model-source.ts';
@@ -15,8 +14,8 @@ import { readStoredLlama } from '../model/stored-llama.ts';
 import type { FloatType } from '../onnx/graph.ts';
 import type { Feeds, Fetches, RuntimeTensor, Session } from '../onnx/session.ts';
 import { createSessionIn, floats, floatTensor, integers, tensor } from '../onnx/session.ts';
-import type { RunInput } from './run-input.ts';
-import { checkSurrogates, kvTypeOn, type Runner, type RunnerOptions } from './runner-interface.ts';
+import { nameOf, type RunInput } from './run-input.ts';
+import { checkInputs, kvTypeOn, type Runner, type RunnerOptions } from './runner-interface.ts';
 import { pieceTokensMax } from './webgpu-attention.ts';
 import { DeviceCache, DeviceCaches, onDevice } from './webgpu-caches.ts';
 import { DevicePrefixes } from './webgpu-prefixes.ts';
@@ -44,12 +43,8 @@ export async function openWebgpuRunner(
   });
   const parts = { session, caches, config, floatType, pieceMax };
   const runMany = async (inputs: readonly RunInput[]): Promise<Float32Array[]> => {
-    if (inputs.length > BATCH_PLACES)
-      throw new RangeError(`${inputs.length} sequences for ${BATCH_PLACES} places`);
-    for (const { plan, cache, tokenIds } of inputs) {
-      checkSurrogates(plan.mask, surrogates);
-      cache.reserve(tokenIds.length);
-    }
+    checkInputs(inputs, surrogates);
+    for (const { cache, tokenIds } of inputs) cache.reserve(tokenIds.length);
     const own = inputs.map((input): Input => ({ ...input, cache: onDevice(input.cache) }));
     return caches.inTurn(() => runStep(parts, own));
   };
@@ -204,9 +199,8 @@ async function runRows(
   const feeds: Feeds = { ...tokenFeeds(rows), ...maskFeeds(session, config.layerCount, floatType, rows) };
   const fetches: Fetches = { logits: null };
   buffers.forEach((buffer, i) => {
-    const name = `${i % 2 === 0 ? 'k' : 'v'}_${i >> 1}`;
-    feeds[`past_${name}`] = buffer;
-    fetches[`present_${name}`] = buffer;
+    feeds[`past_${nameOf(i)}`] = buffer;
+    fetches[`present_${nameOf(i)}`] = buffer;
   });
   const outputs = await session.run(feeds, fetches);
   return logitsByRow(floats(outputs.logits!), rows, config.vocabularySize);

@@ -167,7 +167,9 @@ function inOneRule(expression: Expression, open: Expression[]): Expression {
     case 'repeat': {
       const { part, min, max } = expression;
       if (part.kind !== 'chars') return USE;
-      if (max === undefined || max === min) return expression;
+      // `x{2,}` is two, and any number more by a rule of their own; but `x+` is printed as `x x*`.
+      const isLoop = max === undefined && min < 2;
+      if (isLoop || max === min) return expression;
       return sequence(repeat(part, min, min), USE);
     }
     case 'rule':

@@ -4,17 +4,11 @@
  * the trial thread becomes that grammar's own, so that no answer waits for another answer's slow grammar.
  */
 import { createHash } from 'node:crypto';
-import { Worker } from 'node:worker_threads';
+import { aborted } from 'node:util';
 import { LRUCache } from 'lru-cache';
 import { cancellation, MaskrouteError } from '../../shared/wire/errors.ts';
-import { type GrammarSession, giveUp, newSession } from '../engine/grammar.ts';
-import type {
-  FromGrammarThread,
-  GrammarSpec,
-  GrammarThreadStart,
-  ToGrammarThread,
-  Vocabulary,
-} from './xgrammar.ts';
+import { GrammarThread, lost, type OpenGrammar } from './grammar-thread.ts';
+import type { GrammarSpec, Vocabulary } from './xgrammar.ts';
 
 export type PreparedGrammar = {
   readonly key: string;
@@ -22,8 +16,6 @@ export type PreparedGrammar = {
   /** The field of the request that errors name. */
   readonly param: string;
 };
-
-type OpenGrammar = { readonly session: GrammarSession; close(): void };
 
 export type Grammars = {
   /**
@@ -41,7 +33,7 @@ export type GrammarCall = { readonly tenant: string; readonly signal: AbortSigna
 export type GrammarLimits = {
   /** CPU time up to which a grammar counts as quick and may delay others in the shared thread. */
   readonly quick_ms: number;
-  /** A compilation that takes longer is aborted, together with its thread. */
+  /** A compilation that takes more CPU time is aborted, together with its thread. */
   readonly compile_ms: number;
   /** Most slow grammars, each with a thread, at a time; and most that answers of one tenant use, so that others have room. */
   readonly slowMax: number;
@@ -64,7 +56,7 @@ const DEFAULT_LIMITS: GrammarLimits = {
 };
 /** Most quick grammars that are remembered, and most of the others. */
 const KNOWN_MAX = 1024;
-/** Then they are tried again: a machine that was busy may have had no time for them. */
+/** Then they are tried again: a machine that was busy may have computed more slowly. */
 const JUDGED_FOR_ms = 10 * 60_000;
 
 type GrammarsOptions = {
@@ -192,7 +184,7 @@ class GrammarThreads implements Grammars {
       if (!signal.aborted) await work();
     });
     const done = begun.finally(() => this.#ended(place));
-    await Promise.race([done, aborted(signal)]);
+    await Promise.race([done, aborted(signal, place)]);
     if (!signal.aborted) return;
     this.#waiting.delete(place);
     throw cancellation(signal);
@@ -297,127 +289,15 @@ class GrammarThreads implements Grammars {
   }
 
   #newThread(): GrammarThread {
-    return new GrammarThread(this.#options);
+    return new GrammarThread(this.#options.vocabulary, this.#options.onError);
   }
 }
 
 /** In the line of new grammars. */
 type Place = { readonly tenant: string; readonly begin: () => void };
 
-type Pending = { resolve(took_ms: number): void; reject(error: Error): void };
-
-class GrammarThread {
-  isGone = false;
-  /** Sessions of running answers, with their tenants. */
-  readonly sessions = new Map<GrammarSession, string>();
-  #isRetired = false;
-  readonly #worker: Worker;
-  readonly #vocabularySize: number;
-  readonly #bell = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
-  readonly #pending = new Map<number, Pending>();
-  #ids = 0;
-  #compilations = 0;
-  readonly #ready: Promise<void>;
-
-  constructor({ vocabulary, onError }: GrammarsOptions) {
-    const workerData: GrammarThreadStart = { vocabulary, bell: this.#bell };
-    this.#vocabularySize = vocabulary.size;
-    this.#worker = new Worker(new URL('./xgrammar.ts', import.meta.url), {
-      workerData,
-      resourceLimits: { maxYoungGenerationSizeMb: 4 },
-    });
-    this.#worker.unref();
-    const ready = Promise.withResolvers<void>();
-    this.#ready = ready.promise;
-    this.#ready.catch(() => {});
-    this.#worker.on('error', (error) => onError(error.stack ?? String(error)));
-    this.#worker.on('exit', () => {
-      this.isGone = true;
-      for (const { words } of this.sessions.keys()) giveUp(words);
-      ready.reject(lost());
-      for (const { reject } of this.#pending.values()) reject(lost());
-      this.#pending.clear();
-    });
-    this.#worker.on('message', (message: FromGrammarThread) => {
-      if (message.type === 'ready') return ready.resolve();
-      const pending = this.#pending.get(message.id);
-      this.#pending.delete(message.id);
-      if (message.type === 'done') pending?.resolve(message.took_ms);
-      else pending?.reject(new Error(message.detail));
-    });
-  }
-
-  /** @returns CPU time, ms. Rejects with Error when the grammar cannot be compiled in time. */
-  async compile(key: string, spec: GrammarSpec, limit_ms: number): Promise<number> {
-    const late = Promise.withResolvers<never>();
-    let timer: NodeJS.Timeout | undefined;
-    this.#compilations++;
-    try {
-      await this.#ready;
-      timer = setTimeout(() => late.reject(new Error(`it takes more than ${limit_ms} ms`)), limit_ms);
-      return await Promise.race([this.#ask({ type: 'compile', id: this.#ids++, key, spec }), late.promise]);
-    } finally {
-      clearTimeout(timer);
-      this.#compilations--;
-      this.#closeIfUnused();
-    }
-  }
-
-  async open(key: string, spec: GrammarSpec, tenant: string): Promise<OpenGrammar> {
-    const id = this.#ids++;
-    const session = newSession(this.#vocabularySize, this.#bell);
-    this.sessions.set(session, tenant);
-    const close = () => {
-      if (!this.sessions.delete(session)) return;
-      this.#worker.postMessage({ type: 'close', id } satisfies ToGrammarThread);
-      this.#closeIfUnused();
-    };
-    try {
-      await this.#ready;
-      await this.#ask({ type: 'open', id, key, spec, session });
-      return { session, close };
-    } catch (cause) {
-      close();
-      throw cause instanceof MaskrouteError ? cause : lost(cause);
-    }
-  }
-
-  /** Closes the thread after its last answer and its last compilation. */
-  retire(): void {
-    this.#isRetired = true;
-    this.#closeIfUnused();
-  }
-
-  #closeIfUnused(): void {
-    if (this.#isRetired && this.sessions.size === 0 && this.#compilations === 0) void this.close();
-  }
-
-  async close(): Promise<void> {
-    await this.#worker.terminate();
-  }
-
-  async #ask(message: Extract<ToGrammarThread, { type: 'compile' | 'open' }>): Promise<number> {
-    if (this.isGone) throw lost();
-    const { promise, resolve, reject } = Promise.withResolvers<number>();
-    this.#worker.postMessage(message);
-    this.#pending.set(message.id, { resolve, reject });
-    return promise;
-  }
-}
-
-const lost = (cause?: unknown): MaskrouteError =>
-  new MaskrouteError('engine_failed', 'Structured outputs are not available at the moment.', {
-    cause,
-  });
-
 const tooManySlow = (): MaskrouteError =>
   new MaskrouteError('queue_full', 'Too many answers with complex schemas are running.', { retryAfter_s: 5 });
 
 const unusable = (param: string): MaskrouteError =>
   new MaskrouteError('invalid_schema', `${param}: the schema cannot be compiled to a grammar.`, { param });
-
-const aborted = (signal: AbortSignal): Promise<void> =>
-  new Promise((resolve) => {
-    if (signal.aborted) resolve();
-    else signal.addEventListener('abort', () => resolve(), { once: true });
-  });

@@ -22,23 +22,18 @@ import {
   text,
 } from './ebnf.ts';
 import { INTEGER, integersBetween, NUMBER, numbersBetween } from './number-range.ts';
+import { ITEMS, LITERALS, PARTS, type Spent } from './schema-limits.ts';
 import {
   NOT_STRINGS,
   type Path,
   type SchemaObject,
   type SchemaOptions,
   SchemaReader,
-  type Spent,
   type Type,
 } from './schema-reader.ts';
 import { separated } from './separated-choices.ts';
 import { STRING_RULES, stringGrammar } from './string-grammar.ts';
 
-/** Limits of a request's schemas together, beyond which their grammar would take seconds to compile. */
-const NODES_MAX = 2000;
-const LITERAL_CHARS_MAX = 64 * 1024;
-/** Most items in lists of bounded length. */
-const ITEMS_MAX = 2000;
 const DEPTH_MAX = 48;
 /** Most names of an object's `propertyNames` that are written as its optional properties. */
 const LISTED_NAMES_MAX = 64;
@@ -131,7 +126,7 @@ class Converter {
   }
 
   #value(schema: unknown, path: Path, depth = 0): Expression {
-    if (++this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
+    this.#spend(path, 1);
     if (depth > DEPTH_MAX) throw this.#reader.refusal(path, `it is nested more than ${DEPTH_MAX} deep`);
     if (schema === true) return rule('json_value');
     if (schema === false) throw this.#reader.refusal(path, 'it allows no value');
@@ -166,11 +161,16 @@ class Converter {
 
   #literals(values: readonly unknown[], path: Path): Expression {
     const texts = values.map((value) => JSON.stringify(value));
-    this.#spent.literalChars += texts.reduce((sum, { length }) => sum + length, 0);
-    this.#spent.nodes += texts.length;
-    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
-    if (this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
+    this.#spend(path, texts.length, texts);
     return choice(...texts.map(text));
+  }
+
+  /** @throws MaskrouteError when the request's schemas have too many parts, or characters in names and values. */
+  #spend(path: Path, parts: number, texts: readonly string[] = []): void {
+    this.#spent.nodes += parts;
+    this.#spent.literalChars += texts.reduce((sum, { length }) => sum + length, 0);
+    if (this.#spent.literalChars > LITERALS.max) throw this.#reader.refusal(path, LITERALS.message);
+    if (this.#spent.nodes > PARTS.max) throw this.#reader.refusal(path, PARTS.message);
   }
 
   #typed(type: Type, schema: SchemaObject, path: Path, depth: number): Expression {
@@ -230,11 +230,11 @@ class Converter {
   /** The counts of a list as far as they can be enforced. */
   #counts(wanted: Counts, path: Path): Counts {
     const items = wanted.most ?? wanted.least;
-    if (this.#spent.items + items <= ITEMS_MAX) {
+    if (this.#spent.items + items <= ITEMS.max) {
       this.#spent.items += items;
       return wanted;
     }
-    if (this.#reader.isStrict) throw this.#reader.refusal(path, TOO_MANY_ITEMS);
+    if (this.#reader.isStrict) throw this.#reader.refusal(path, ITEMS.message);
     return { least: 0, most: undefined };
   }
 
@@ -267,10 +267,9 @@ class Converter {
         `${path}/properties/${pointer(name)}`,
         depth + 1,
       );
-      this.#spent.literalChars += name.length;
       return { member: member(name, value), isRequired: required.includes(name) };
     });
-    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
+    this.#spend(path, 0, names);
     return sequence(text('{'), this.#members(members, path), text('}'));
   }
 
@@ -294,13 +293,10 @@ class Converter {
   #listedNames(names: SchemaObject, path: Path): readonly string[] | undefined {
     const keyword = (['const', 'enum'] as const).find((one) => one in names);
     if (keyword === undefined) return undefined;
-    const listed = new Set(this.#reader.literals(keyword, names, path).map(String));
-    if (listed.size > LISTED_NAMES_MAX) return undefined;
-    this.#spent.nodes += listed.size;
-    this.#spent.literalChars += [...listed].join('').length;
-    if (this.#spent.nodes > NODES_MAX) throw this.#reader.refusal(path, TOO_MANY_PARTS);
-    if (this.#spent.literalChars > LITERAL_CHARS_MAX) throw this.#reader.refusal(path, TOO_MANY_CHARS);
-    return [...listed];
+    const listed = [...new Set(this.#reader.literals(keyword, names, path).map(String))];
+    if (listed.length > LISTED_NAMES_MAX) return undefined;
+    this.#spend(path, listed.length, listed);
+    return listed;
   }
 
   #dictionary(schema: SchemaObject, others: unknown, path: Path, depth: number): Expression {
@@ -323,10 +319,5 @@ const member = (name: string, value: Expression): Expression =>
   sequence(text(JSON.stringify(name)), COLON, value);
 
 type Counts = { readonly least: number; readonly most: number | undefined };
-
-/* Messages about limits, which hold for all schemas of a request together. */
-const TOO_MANY_PARTS = `schemas have more than ${NODES_MAX} parts together`;
-const TOO_MANY_CHARS = `names and values have more than ${LITERAL_CHARS_MAX} characters together`;
-const TOO_MANY_ITEMS = `lists of limited length have more than ${ITEMS_MAX} items together`;
 
 const pointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1');

@@ -5,8 +5,8 @@
 import { canonicalJson } from '../../shared/mask/mask-set.ts';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { isJsonObject } from '../../shared/wire/parse-body.ts';
-import type { Effort, Room } from './automaton.ts';
 import type { Bounds } from './number-range.ts';
+import { JOINED, nothingSpent, type Spent } from './schema-limits.ts';
 
 export type SchemaOptions = {
   /** Refuses what a grammar cannot enforce; otherwise that is ignored. */
@@ -16,58 +16,6 @@ export type SchemaOptions = {
   /** Of the request; a schema that stands alone has its own. */
   readonly spent?: Spent;
 };
-
-/** How much of its limits the schemas of a request have used: the limits hold for all of them together. */
-export type Spent = {
-  nodes: number;
-  literalChars: number;
-  countedChars: number;
-  patternStates: number;
-  patternChars: number;
-  items: number;
-  /** Schemas that were joined for `allOf`. */
-  joined: number;
-  /** A schema without `strict` did not fit, so the next ones are not tried: a request may have 128 of them. */
-  isFull: boolean;
-  readonly inclusion: Effort;
-  /** To write patterns with one reading, and the states of those that are. */
-  readonly reading: Effort;
-  readStates: number;
-  /** For patterns with endless loops: how many states they may still have, and the effort to count them. */
-  readonly loopStates: Room;
-  readonly counting: Effort;
-  /** The number of each pattern. Its rules are named by it, so a pattern that comes again uses the same rules. */
-  readonly patternNumbers: Map<string, number>;
-  /** Patterns that are known to match all texts of a format, each behind the format's name. */
-  readonly within: Set<string>;
-};
-
-/** For all patterns beside formats together: a tenth of a second. A usual pattern takes some thousands. */
-const INCLUSION_EFFORT = 40_000;
-/** For all patterns that repeat groups, together: less than a tenth of a second. */
-const READING_EFFORT = 20_000;
-/** What the library makes in some four seconds: a place with a wide class takes 2 ms, a state without one less than 0.2. */
-const LOOP_STATES_MAX: Readonly<Room> = { all: 8192, wide: 2048 };
-/** Less than a tenth of a second. A usual pattern takes ten. */
-const COUNTING_EFFORT = 20_000;
-
-export const nothingSpent = (): Spent => ({
-  nodes: 0,
-  literalChars: 0,
-  countedChars: 0,
-  patternStates: 0,
-  patternChars: 0,
-  items: 0,
-  joined: 0,
-  isFull: false,
-  inclusion: { left: INCLUSION_EFFORT },
-  reading: { left: READING_EFFORT },
-  readStates: 0,
-  loopStates: { ...LOOP_STATES_MAX },
-  counting: { left: COUNTING_EFFORT },
-  patternNumbers: new Map(),
-  within: new Set(),
-});
 
 export type SchemaObject = Readonly<Record<string, unknown>>;
 /** A place in the schema, as a JSON pointer without `#`. */
@@ -108,9 +56,6 @@ const KNOWN = new Set([
   ...NUMBER_KEYWORDS,
   ...STRING_KEYWORDS,
 ]);
-
-/** Most schemas of a request that are joined for `allOf`: nested `$ref`s can make their number grow exponentially. */
-const JOINED_MAX = 2000;
 
 /** What `propertyNames` is refused with if it allows other values. */
 export const NOT_STRINGS = 'expected a schema of strings';
@@ -184,8 +129,7 @@ export class SchemaReader {
 
   /** A schema joined with its `$ref` and `allOf`, as far as one schema can express it. `from`: the `$ref`s that led here. */
   #together(schema: SchemaObject, path: Path, from: readonly unknown[]): SchemaObject {
-    if (++this.spent.joined > JOINED_MAX)
-      throw this.refusal(path, `its \`allOf\` have more than ${JOINED_MAX} schemas in total`);
+    if (++this.spent.joined > JOINED.max) throw this.refusal(path, JOINED.message);
     if ('$ref' in schema) {
       const { $ref, found } = this.reference(schema, path);
       if (from.includes($ref)) throw this.refusal(path, 'it leads back to itself');

@@ -18,23 +18,12 @@ import {
   sumOfLeaves,
   text,
 } from './ebnf.ts';
+import { COUNTED, PATTERN_STATES, PATTERN_TEXT, READ_STATES_MAX } from './schema-limits.ts';
 import type { Path, SchemaObject, SchemaReader } from './schema-reader.ts';
 import { separated } from './separated-choices.ts';
 import { isWithin } from './text-inclusion.ts';
 import { FORMATS, HELD_BY_FORMATS, PatternError, PLAIN, patternGrammar } from './text-pattern.ts';
 
-/* Limits of a request's schemas together, beyond which their grammar would take seconds to compile. */
-
-/** Most characters in strings of bounded length, all strings together: each is a state for which all tokens are checked. */
-const COUNTED_CHARS_MAX = 256;
-/** Most characters that patterns and formats may have, with repetitions written out. */
-const PATTERN_STATES_MAX = 16_384;
-/** Most characters of their text, also of those that are refused or ignored: reading one takes some microseconds. */
-const PATTERN_TEXT_MAX = 64 * 1024;
-/**
- * Most states of patterns that are written with one reading: each is a rule for which all tokens are checked, some 5 to 10 ms.
- */
-const READ_STATES_MAX = 640;
 /** Up to so many readings of a text, tokens of a pattern stay quick. */
 const READINGS_QUICK = 8;
 /** Up to so many characters, with repetitions written out, more readings are tried; the library ends what turns out slow. */
@@ -146,13 +135,13 @@ function counted(reader: SchemaReader, min: number, max: number | undefined, pat
   if (max !== undefined && max < min) throw reader.refusal(path, 'its `maxLength` is below its `minLength`');
   if (!takesCounted(reader, max ?? min)) {
     if (!reader.isStrict) return rule('json_string');
-    throw reader.refusal(path, TOO_MANY_COUNTED);
+    throw reader.refusal(path, COUNTED.message);
   }
   return sequence(text('"'), repeat(chars(...PLAIN), min, max), text('"'));
 }
 
 function takesCounted({ spent }: SchemaReader, count: number): boolean {
-  if (spent.countedChars + count > COUNTED_CHARS_MAX) return false;
+  if (spent.countedChars + count > COUNTED.max) return false;
   spent.countedChars += count;
   return true;
 }
@@ -163,8 +152,8 @@ function matching(reader: SchemaReader, pattern: string, path: Path): Expression
   return refusing(reader, path, () => {
     const found = readPattern(reader, pattern);
     const states = sizeOf(found);
-    if (spent.patternStates + states > PATTERN_STATES_MAX) throw new PatternError(TOO_MANY_STATES);
-    if (!takesCounted(reader, Math.ceil(wideSizeOf(found)))) throw new PatternError(TOO_MANY_COUNTED);
+    if (spent.patternStates + states > PATTERN_STATES.max) throw new PatternError(PATTERN_STATES.message);
+    if (!takesCounted(reader, Math.ceil(wideSizeOf(found)))) throw new PatternError(COUNTED.message);
     spent.patternStates += states;
     return found;
   });
@@ -230,7 +219,7 @@ function bodyOf({ edges, isEnd }: State, name: string): Expression | undefined {
 
 /** @throws PatternError. */
 function readPattern({ spent }: SchemaReader, pattern: string): Expression {
-  if (spent.patternChars + pattern.length > PATTERN_TEXT_MAX) throw new PatternError(TOO_MUCH_TEXT);
+  if (spent.patternChars + pattern.length > PATTERN_TEXT.max) throw new PatternError(PATTERN_TEXT.message);
   spent.patternChars += pattern.length;
   return patternGrammar(pattern);
 }
@@ -246,14 +235,10 @@ function refusing(reader: SchemaReader, path: Path, read: () => Expression): Exp
   }
 }
 
-/* Messages about limits. */
-const TOO_MANY_COUNTED = `strings of limited length have more than ${COUNTED_CHARS_MAX} characters together`;
-const TOO_MUCH_TEXT = `patterns and formats have more than ${PATTERN_TEXT_MAX} characters together, as they are written`;
 const TOO_MANY_READINGS =
   'it allows one text in too many ways: repeat groups less often, or so that one ends where the next begins';
 const TOO_MANY_BEGINNINGS =
   'behind an endless loop, a part of exact length may begin at too many places: write the loop without the characters that the part begins with';
-const TOO_MANY_STATES = `patterns and formats have more than ${PATTERN_STATES_MAX} characters together`;
 
 /** Number of states with a wide character class, where most tokens match. */
 const wideSizeOf = (expression: Expression): number =>

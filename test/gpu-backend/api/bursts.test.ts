@@ -112,7 +112,7 @@ it('bodies that end all at once are parsed in a turn each, in their order', asyn
     const headers = { 'content-type': 'application/json' };
     const init = { method: 'POST', body, headers, duplex: 'half' } as RequestInit;
     const request = new Request('http://backend.test', init);
-    turns.see(((await bodies.readJson(request, undefined)) as { which: number }).which);
+    turns.see(((await bodies.readJson(request, '')) as { which: number }).which);
   });
   end.resolve();
   await Promise.all(read);

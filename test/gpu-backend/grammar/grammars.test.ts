@@ -119,6 +119,16 @@ describe('the engine waits for no answer', () => {
     open.close();
   });
 
+  test('of a loop that is counted from two on, behind which a part of exact length may begin anywhere', async () => {
+    const schema = { type: 'string', pattern: '^\\w+a{2,}[ab]{12}a$' };
+    const spec = form(schemaGrammar(schema, { strict: true, param: 'schema' }));
+    const open = await player.grammars.open(await player.grammars.prepare(spec, call()), call());
+    const grammar = new SequenceGrammar(open.session);
+    follow(grammar, '"oneaaababababababba"');
+    expect(grammar.isOver([])).toBe(true);
+    open.close();
+  });
+
   test('whose thread is gone', async () => {
     await using own = await openGrammarPlayer({});
     const open = await own.grammars.open(await own.grammars.prepare(form('root ::= "a"*'), call()), call());
@@ -238,6 +248,21 @@ describe('a new grammar', () => {
     await failing;
     follow(new SequenceGrammar(open.session), 'whole');
     open.close();
+  });
+
+  test('is not refused because the machine had no time for it', async () => {
+    await using late = await openGrammarPlayer({ compile_ms: 500 });
+    let reads = 0;
+    const spec: GrammarSpec = {
+      get answer() {
+        // Read for its key, and for the thread that tries it, whose time runs already.
+        if (++reads === 2) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000);
+        return 'root ::= "late"';
+      },
+      calls: undefined,
+    };
+    await expect(late.grammars.prepare(spec, call())).resolves.toMatchObject({ key: expect.any(String) });
+    expect(reads).toBeGreaterThanOrEqual(2);
   });
 
   test('waits in a line in which a tenant has so many places', async () => {

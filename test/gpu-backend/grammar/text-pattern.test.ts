@@ -157,6 +157,8 @@ describe('the grammar of a pattern', () => {
     // What a count allows beyond its minimum, and each choice, is a rule: one edge, and nothing itself without a loop.
     expect(taken('[ab]*a[ab]{0,30}')).toEqual([4, 0]);
     expect(taken('[ab]*(?:a[ab]{30}|b)')).toEqual([3, 0]);
+    expect(taken('[a-z]{2,}a[a-z]{60}')).toEqual([0, 0]);
+    expect(taken('[ab]*b{2,}[ab]{60}')).toEqual([65, 0]);
     expect(taken('(?:c|[ab]*(?:c|[ab]*a[ab]{6}))')[0]).toBeGreaterThan(128);
     expect(takes('[ab]*a[ab]{6}', { all: 100, wide: 100 })).toBe(false);
     expect(takes('[ab]*a[ab]{6}', { all: 128, wide: 0 }, { left: 1 })).toBe(false);
