@@ -4,11 +4,10 @@
  * a summary.
  */
 import { availableParallelism, loadavg } from 'node:os';
-import { OpenAI } from 'openai';
+import type { OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { computingThreads, interruptible, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
-import { createStep, startProduct } from '../gpu-backend/dev/product.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import { average, median } from '../gpu-backend/measure.ts';
 import { createAdminClient, createTenantClient } from '../gpu-backend/publication/admin-client.ts';
@@ -49,6 +48,8 @@ async function main(): Promise<void> {
     const dev = await readDevFile(home);
     if (dev !== undefined && (await isRunning(dev))) return demo(dev, json, signal);
     say('No "npm start" is running; starting one for the demo.');
+    // Loaded only where it is needed, so that help is quick.
+    const { createStep, startProduct } = await import('../gpu-backend/dev/product.ts');
     const product = await startProduct({
       home,
       port: 0,
@@ -71,6 +72,7 @@ async function isRunning(dev: DevFile): Promise<boolean> {
 
 async function demo(dev: DevFile, json: boolean, signal: AbortSignal): Promise<void> {
   const compared: Compared[] = [];
+  const { OpenAI } = await import('openai');
   const client = new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey: dev.apiKey });
   const columns = Math.min(process.stdout.columns ?? COLUMNS_MAX, COLUMNS_MAX);
   // The first answer after a start is slow, as caches are cold, so it is not shown.
