@@ -47,7 +47,7 @@ const LONG_PROMPT_TOKENS_MAX = 4000;
 const SHARED_TOKENS = 400;
 /** Room for all prompts of one length, dense and under two kinds of masks, so that no prompt is computed twice. */
 const PREFIX_TOKENS_MAX = 12_000;
-const NEVER = new AbortController().signal;
+export const NEVER = new AbortController().signal;
 
 /** Tokens a second of all streams together, while all of them run. */
 type Subject = { readonly name: string; tokensPerSecond(prompts: readonly number[][]): Promise<number> };
@@ -190,7 +190,7 @@ let promptCount = 0;
 const newPrompt = (tokens: number, vocabularySize: number): number[] =>
   somePrompt(tokens, vocabularySize, promptCount++);
 
-const requestOf = (
+export const requestOf = (
   promptTokenIds: Int32Array,
   mask: Mask,
   maxTokens: number,

@@ -102,7 +102,7 @@ export async function benchEdge(options: EdgeBenchOptions): Promise<EdgeBench> {
     };
   } finally {
     for (const { stop } of running.toReversed()) await stop();
-    await rm(folder, { recursive: true, force: true });
+    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
   }
 }
 

@@ -72,12 +72,13 @@ export type BenchEdge = {
 
 /**
  * An edge in a process of its own, as in `npm start`: it shares no event loop with the clients, and ends with the bench, also when
- * that is killed.
+ * that is killed. `stop` kills it at once: a stop in good order waits for answers and for usage that nobody reads here.
  */
 export async function openEdge(backendUrl: string, signal: AbortSignal | undefined): Promise<BenchEdge> {
   await using opening = new AsyncDisposableStack();
   const folder = await mkdtemp(path.join(tmpdir(), 'bench-edge-'));
-  opening.defer(() => rm(folder, { recursive: true, force: true }));
+  // The runtime may write until its kill arrives.
+  opening.defer(() => rm(folder, { recursive: true, force: true, maxRetries: 5 }));
   const config: EdgeOptions = {
     projectFolder: PROJECT_FOLDER,
     stateFolder: path.join(folder, 'state'),
@@ -88,7 +89,7 @@ export async function openEdge(backendUrl: string, signal: AbortSignal | undefin
   const entry = new URL('../dev/children.ts', import.meta.url);
   const logFile = path.join(folder, 'edge.log');
   const { url, workerUrl, pid, stop } = await startChild({ name: 'edge', entry, config, logFile }, signal);
-  opening.defer(() => stop(STOP_ms));
+  opening.defer(() => stop(0));
   const client = createAdminClient(url, KEY);
   const apiKey = await ensureApiKey(client, undefined);
   const opened = opening.move();
@@ -96,7 +97,6 @@ export async function openEdge(backendUrl: string, signal: AbortSignal | undefin
 }
 
 const PEER_READY_ms = 30_000;
-const STOP_ms = 5_000;
 
 export type Target = {
   readonly name: string;
@@ -163,5 +163,5 @@ async function startPeer<Config>(
     start_ms: PEER_READY_ms,
   });
   const target = { name, url: peer.url + ENDPOINT, headers, pids: processTree(peer.pid) };
-  return { target, stop: () => peer.stop(STOP_ms) };
+  return { target, stop: () => peer.stop(0) };
 }

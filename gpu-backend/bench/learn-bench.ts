@@ -21,6 +21,7 @@ import { denseMask } from '../../shared/mask/mask.ts';
 import { batchSamples, type GateBatch, nextTokenBatch } from '../learning/gates/batches.ts';
 import { type GateSession, openGateSession } from '../learning/gates/gate-session.ts';
 import { fastestRounding } from '../learning/gates/rounding.ts';
+import { weightCounts } from '../learning/gates/step-memory.ts';
 import { openTeacher } from '../learning/gates/teacher.ts';
 import { learn, MASK_SET_FILE } from '../learning/learn.ts';
 import { LEARN_EFFORT, type LearnEffort } from '../learning/search/effort.ts';
@@ -86,7 +87,7 @@ export async function benchLearn({ home, rounds, say, signal }: SpeedOptions): P
       rounds,
       threads,
       growth: growthOf(found),
-      products_GMACps: round((2 * multiplyAdds(config) * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
+      products_GMACps: round((2 * weightCounts(config).all * SEQUENCES * TOKENS) / open_ms / 1e6, 1),
       ...torchFigures(peer, found),
     };
   } finally {
@@ -169,12 +170,6 @@ const stepping = (
   name,
   measure: () => time_ms(() => session.step(batch, gates)),
 });
-
-/** Multiply-adds of all weights for one position. */
-function multiplyAdds(config: ModelConfig): number {
-  const { layerCount, hiddenSize: H, ffnSize: F, headCount: N, kvHeadCount: G, headSize: D } = config;
-  return layerCount * (2 * H * N * D + 2 * H * G * D + 3 * H * F) + H * config.vocabularySize;
-}
 
 type TorchPeer = {
   readonly version: string | null;

@@ -8,10 +8,10 @@
  */
 import { denseMask } from '../../shared/mask/mask.ts';
 import { type GenerateRequest, PLAIN_SAMPLING, type PredictedTokens } from '../engine/engine.ts';
-import { interleaved, round } from '../measure.ts';
+import { interleaved, round, type Subject } from '../measure.ts';
 import { openInstalled } from '../model/store.ts';
-import { openModelText } from '../model/tokenizer/model-text.ts';
-import { openOurs } from './batch.ts';
+import { type ModelText, openModelText } from '../model/tokenizer/model-text.ts';
+import { NEVER, openOurs, requestOf } from './batch.ts';
 import type { DecodeOptions } from './decode.ts';
 
 const TEXT =
@@ -27,7 +27,6 @@ const OTHER_TEXT = 'Nothing of this is what the answer says. '.repeat(20);
 /** In the text that is predicted with mistakes. */
 const WRONG_EVERY_WORDS = 20;
 const ANSWER_TOKENS_MAX = 220;
-const NEVER = new AbortController().signal;
 
 type Answer = {
   readonly msPerToken: number;
@@ -35,79 +34,79 @@ type Answer = {
   readonly predicted: PredictedTokens | undefined;
 };
 
+type Ours = Awaited<ReturnType<typeof openOurs>>;
+
+/** What one answer is asked of, and how. */
+type Asked = { readonly by: Ours; readonly prompt: string; readonly prediction?: string | undefined };
+
 export async function benchPrediction({ home, model, rounds, say, signal }: DecodeOptions): Promise<object> {
   await using ours = await openOurs(home, { model });
   await using looking = await openOurs(home, { model, promptLookup: true });
   const { folder, manifest } = await openInstalled(home, model);
   const text = await openModelText(folder, manifest);
-  let count = 0;
-  const answer = async ({ engine }: Pick<typeof ours, 'engine'>, content: string, prediction?: string) => {
-    const request: GenerateRequest = {
-      requestId: `bench-${count++}`,
-      tenant: 'bench',
-      promptTokenIds: text.encodeChat([{ role: 'user', content }]),
-      plan: { mask: denseMask(2 * ours.config.layerCount), kv: 'preserve' },
-      sampling: { ...PLAIN_SAMPLING, temperature: content === TELL ? 1 : 0, seed: 1 },
-      maxTokens: ANSWER_TOKENS_MAX,
-      minTokens: 0,
-      stopTokenIds: manifest.eosTokenIds,
-      logprobs: undefined,
-      promptLogprobs: undefined,
-      predictedTokenIds:
-        prediction === undefined ? undefined : text.encodePrompt(prediction, { addSpecial: false }),
-    };
-    for await (const event of engine.generate(request, NEVER)) {
-      if (event.type !== 'finished') continue;
-      const { completionTokens: tokens, timings, predicted } = event;
-      return { tokens, msPerToken: timings.decode_ms / tokens, predicted } satisfies Answer;
-    }
-    throw new Error('the answer did not end');
-  };
   const nearly = TEXT.split(' ').map((word, i) => (i % WRONG_EVERY_WORDS === 0 ? 'another' : word));
   const last = new Map<string, Answer>();
-  const subject = (name: string, prediction?: string, by = ours, prompt = REPEAT) => ({
+  const subject = (name: string, asked: Partial<Asked> = {}): Subject => ({
     name,
     async measure() {
-      const found = await answer(by, prompt, prediction);
+      const found = await answer(text, manifest.eosTokenIds, { by: ours, prompt: REPEAT, ...asked });
       last.set(name, found);
       return found.msPerToken;
     },
   });
-  const [plain, right, mistaken, wrong, lookedUp, plainTale, lookedUpTale] = [
-    subject('without a prediction'),
-    subject('predicted', TEXT),
-    subject(`predicted with another word for every ${WRONG_EVERY_WORDS}th`, nearly.join(' ')),
-    subject('predicted wrongly', OTHER_TEXT),
-    subject('looked up in the prompt', undefined, looking),
-    subject('a tale', undefined, ours, TELL),
-    subject('a tale, looked up in its prompt', undefined, looking, TELL),
-  ];
-  const all = [plain, right, mistaken, wrong, lookedUp, plainTale, lookedUpTale];
-  const found = await interleaved(all, rounds, signal);
+  const subjects = {
+    plain: subject('without a prediction'),
+    predicted: subject('predicted', { prediction: TEXT }),
+    mistaken: subject(`predicted with another word for every ${WRONG_EVERY_WORDS}th`, {
+      prediction: nearly.join(' '),
+    }),
+    wrong: subject('predicted wrongly', { prediction: OTHER_TEXT }),
+    lookedUp: subject('looked up in the prompt', { by: looking }),
+    plainTale: subject('a tale', { prompt: TELL }),
+    lookedUpTale: subject('a tale, looked up in its prompt', { by: looking, prompt: TELL }),
+  };
+  const found = await interleaved(Object.values(subjects), rounds, signal);
   for (const [name, ms] of found) {
     const { tokens, predicted } = last.get(name)!;
     const of =
       predicted === undefined ? '' : `, ${predicted.accepted} accepted and ${predicted.rejected} rejected`;
     say(`${name}: ${ms.toFixed(2)} ms/token, ${tokens} tokens${of}`);
   }
-  const ms = ({ name }: { readonly name: string }) => found.get(name)!;
+  const ms = (which: keyof typeof subjects) => found.get(subjects[which].name)!;
+  const names = Object.keys(subjects) as (keyof typeof subjects)[];
   return {
     bench: 'prediction',
     model: ours.name,
     weights: ours.weights,
     rounds,
-    answerTokens: last.get(plain.name)!.tokens,
-    plain_ms: round(ms(plain)),
-    predicted_ms: round(ms(right)),
-    mistaken_ms: round(ms(mistaken)),
-    wrong_ms: round(ms(wrong)),
-    lookedUp_ms: round(ms(lookedUp)),
-    plainTale_ms: round(ms(plainTale)),
-    lookedUpTale_ms: round(ms(lookedUpTale)),
-    timesPredicted: round(ms(plain) / ms(right)),
-    timesMistaken: round(ms(plain) / ms(mistaken)),
-    timesWrong: round(ms(plain) / ms(wrong)),
-    timesLookedUp: round(ms(plain) / ms(lookedUp)),
-    timesLookedUpTale: round(ms(plainTale) / ms(lookedUpTale)),
+    answerTokens: last.get(subjects.plain.name)!.tokens,
+    ...Object.fromEntries(names.map((which) => [`${which}_ms`, round(ms(which))])),
+    timesPredicted: round(ms('plain') / ms('predicted')),
+    timesMistaken: round(ms('plain') / ms('mistaken')),
+    timesWrong: round(ms('plain') / ms('wrong')),
+    timesLookedUp: round(ms('plain') / ms('lookedUp')),
+    timesLookedUpTale: round(ms('plainTale') / ms('lookedUpTale')),
   };
+}
+
+/** Greedy, but a tale is sampled. */
+async function answer(
+  text: ModelText,
+  stopTokenIds: readonly number[],
+  { by: { engine, config }, prompt, prediction }: Asked,
+): Promise<Answer> {
+  const tokenIds = text.encodeChat([{ role: 'user', content: prompt }]);
+  const request: GenerateRequest = {
+    ...requestOf(tokenIds, denseMask(2 * config.layerCount), ANSWER_TOKENS_MAX),
+    sampling: { ...PLAIN_SAMPLING, temperature: prompt === TELL ? 1 : 0, seed: 1 },
+    stopTokenIds,
+    predictedTokenIds:
+      prediction === undefined ? undefined : text.encodePrompt(prediction, { addSpecial: false }),
+  };
+  for await (const event of engine.generate(request, NEVER)) {
+    if (event.type !== 'finished') continue;
+    const { completionTokens: tokens, timings, predicted } = event;
+    return { tokens, msPerToken: timings.decode_ms / tokens, predicted };
+  }
+  throw new Error('the answer did not end');
 }

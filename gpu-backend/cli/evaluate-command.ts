@@ -21,6 +21,7 @@ import {
   floatTypeOption,
   interruptible,
   share,
+  THREADS_OPTION,
   wholeNumber,
 } from './terminal.ts';
 
@@ -107,11 +108,7 @@ export function addEvaluationCommand(program: Command): void {
     )
     .option('--search-positions <count>', 'scored positions of one evaluation', wholeNumber(16), 384)
     .option('--rounds <count>', 'interleaved rounds; their median is the time', wholeNumber(1), 5)
-    .option(
-      '--threads <count>',
-      'threads that compute (default: MASKROUTE_THREADS, or all cores)',
-      wholeNumber(1, 1024),
-    )
+    .option(...THREADS_OPTION)
     .addOption(deviceOption())
     .addOption(floatTypeOption())
     .option('--seed <number>', 'the same seed scores the same rows', wholeNumber(0), 1)

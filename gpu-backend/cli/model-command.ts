@@ -113,9 +113,9 @@ function addSurrogates(model: Command): void {
     .option(...JSON_OPTION)
     .addHelpText('after', examples('maskroute model surrogates smollm2-135m-instruct table.safetensors'))
     .action(async (name: string, file: string, { json }: { json: boolean }) => {
-      const { installOwnSurrogates } = await import('./models.ts');
+      const { installTable } = await import('./models.ts');
       const log = json ? console.error : console.log;
-      const { manifest } = await installOwnSurrogates(maskrouteHome(), name, file, { log });
+      const { manifest } = await installTable(maskrouteHome(), name, file, { log });
       if (json) return console.log(JSON.stringify({ name, surrogates: manifest.surrogates ?? null }));
       console.log(`${manifest.name} has the surrogates ${surrogatesLine(manifest)}`);
     });

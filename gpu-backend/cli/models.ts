@@ -233,28 +233,24 @@ export async function showModel(
 }
 
 /**
- * Installs the table in `file`. When that fails, the model is as before.
+ * Installs the table in `file`, made by the user unless it is the `preset`. When that fails, the model is as before.
  * @throws MaskrouteError `model_not_found`, `surrogates_mismatch` for another model's table, `invalid_request`,
  * `storage_failed`.
  */
-async function installTable(
+export async function installTable(
   home: string,
   name: string,
   file: string,
   hooks: WaitHooks,
-  options: { readonly preset: boolean },
+  preset = false,
 ): Promise<InstalledModel> {
   try {
-    return await locked(home, hooks, () => installSurrogates(home, name, file, options));
+    return await locked(home, hooks, () => installSurrogates(home, name, file, { preset }));
   } catch (error) {
     const what = `${file} was not installed in ${name}. It needs a second copy of the model, which failed`;
     throw refusedByDisk(what, error);
   }
 }
-
-/** Installs a table that the user made. @throws as {@link installTable}. */
-export const installOwnSurrogates = (home: string, name: string, file: string, hooks: WaitHooks) =>
-  installTable(home, name, file, hooks, { preset: false });
 
 const PRESET_FILE = fileURLToPath(
   new URL(`../presets/${DEFAULT_MODEL}/surrogates.safetensors`, import.meta.url),
@@ -274,5 +270,5 @@ export async function withPresetSurrogates(
   const id = surrogatesIdOf(await sha256OfFiles([PRESET_FILE]));
   if (manifest.surrogates?.id === id) return model;
   hooks.log(`Installing the surrogates of ${manifest.name}`);
-  return installTable(home, manifest.name, PRESET_FILE, hooks, { preset: true });
+  return installTable(home, manifest.name, PRESET_FILE, hooks, true);
 }

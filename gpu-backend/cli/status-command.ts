@@ -84,11 +84,12 @@ const nameIn = (names: ReadonlyMap<string, string>, version: string | null): str
   version === null ? null : (names.get(version) ?? null);
 
 async function readBackends(client: AdminClient): Promise<Status['backends']> {
-  const list = await unless(
-    'forbidden',
-    client.request({ method: 'GET', path: '/backends' }, listSchema(backendSchema)),
-  );
-  if (list === null) return null;
+  const list = await client
+    .request({ method: 'GET', path: '/backends' }, listSchema(backendSchema))
+    .catch((error: unknown) => {
+      if (!isCode(error, 'forbidden')) throw error;
+    });
+  if (list === undefined) return null;
   return await Promise.all(
     list.data.map(async (backend) => {
       const path = `/backends/${backend.id}/jobs`;
@@ -108,17 +109,11 @@ async function readBackends(client: AdminClient): Promise<Status['backends']> {
 const listed = <T extends z.ZodType>(client: AdminClient, path: string, item: T) =>
   client.request({ method: 'GET', path }, listSchema(item)).then(
     ({ data }) => data as z.output<T>[],
-    (error: unknown) => (error instanceof MaskrouteError && error.code === 'not_found' ? [] : null),
+    (error: unknown) => (isCode(error, 'not_found') ? [] : null),
   );
 
-async function unless<T>(code: MaskrouteError['code'], asked: Promise<T>): Promise<T | null> {
-  try {
-    return await asked;
-  } catch (error) {
-    if (error instanceof MaskrouteError && error.code === code) return null;
-    throw error;
-  }
-}
+const isCode = (error: unknown, code: MaskrouteError['code']): boolean =>
+  error instanceof MaskrouteError && error.code === code;
 
 function describeStatus({ edge, tenant, live, backends }: Status): string {
   return [

@@ -95,7 +95,7 @@ async function run(flags: Flags, signal: AbortSignal): Promise<void> {
     signal,
   }).finally(reporter.stop);
   // Installed before anything is printed: a closed pipe or a full disk at the output ends the command.
-  const surrogates = install ? await installTable(flags, { log: reporter.log, signal }) : undefined;
+  const surrogates = install ? await putIntoModel(flags, { log: reporter.log, signal }) : undefined;
   const { start, distilled, steps } = learned;
   const told = { out, start_kl: start, kl: distilled, steps, installed: install, surrogates };
   if (json) return console.log(JSON.stringify(told));
@@ -120,12 +120,12 @@ async function startingTable(
 }
 
 /** @returns the table's id. */
-async function installTable(
+async function putIntoModel(
   { model, out }: Pick<Flags, 'model' | 'out'>,
   hooks: { readonly log: (line: string) => void; readonly signal: AbortSignal },
 ): Promise<string | undefined> {
-  const { installOwnSurrogates } = await import('./models.ts');
-  const { manifest } = await installOwnSurrogates(maskrouteHome(), model, out, hooks);
+  const { installTable } = await import('./models.ts');
+  const { manifest } = await installTable(maskrouteHome(), model, out, hooks);
   return manifest.surrogates?.id;
 }
 

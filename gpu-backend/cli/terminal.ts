@@ -144,6 +144,13 @@ export function portFrom(name: string, preset: number): number {
   throw new MaskrouteError('invalid_argument', `${name} must be a port from 0 to 65535, not "${text}".`);
 }
 
+/** Of commands for which the variable alone is not enough. */
+export const THREADS_OPTION = [
+  '--threads <count>',
+  'threads that compute (default: MASKROUTE_THREADS, or all cores)',
+  wholeNumber(1, 1024),
+] as const;
+
 /** `MASKROUTE_THREADS`, by default the number of cores. @throws MaskrouteError `invalid_argument`. */
 export function computingThreads(): number {
   const text = process.env.MASKROUTE_THREADS;

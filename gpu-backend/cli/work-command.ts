@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { maskrouteHome } from '../files.ts';
 import { examples } from './help.ts';
-import { computingThreads, interruptible, wholeNumber } from './terminal.ts';
+import { computingThreads, interruptible, THREADS_OPTION, wholeNumber } from './terminal.ts';
 
 const LEASE_s = 10;
 const GRACE_s = 5;
@@ -25,11 +25,7 @@ export function addWorkCommand(program: Command): void {
     .addOption(queueOption('the queue of the learning run').makeOptionMandatory())
     .addOption(journalOption())
     .option('--model <name>', 'an installed model (default: as the run names it)')
-    .option(
-      '--threads <count>',
-      'threads that compute (default: MASKROUTE_THREADS, or all cores)',
-      wholeNumber(1, 1024),
-    )
+    .option(...THREADS_OPTION)
     .option(
       '--lease <seconds>',
       'seconds without a sign of life after which a worker loses its unit to another worker',

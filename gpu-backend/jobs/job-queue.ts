@@ -272,7 +272,10 @@ export class Jobs {
     throw new MaskrouteError('queue_full', message, { retryAfter_s: 60 });
   }
 
-  /** A schedule that always fails must not push out the mask sets that other jobs begin with. */
+  /**
+   * A schedule that always fails must not push out the mask sets that other jobs begin with. A job whose files cannot be
+   * deleted is listed again after the next start.
+   */
   async #forgetOldest(): Promise<void> {
     const all = [...this.#jobs.values()];
     const needed = new Set(all.filter((job) => !isFinished(job)).map(({ request }) => request.from));
@@ -282,7 +285,9 @@ export class Jobs {
     for (const { id } of [...succeeded.slice(0, -FINISHED_MAX), ...others.slice(0, -FINISHED_MAX)]) {
       if (needed.has(id)) continue;
       this.#jobs.delete(id);
-      await this.#store.remove(id);
+      await this.#store.remove(id).catch(({ message: reason }: Error) => {
+        this.#options.note('an old job was not deleted', { job: id, reason });
+      });
     }
   }
 

@@ -41,41 +41,31 @@ export type AdminClient = Requests & { readonly edge: string };
 /** Client for a backend's API (`/v1`), with the backend key. */
 export type BackendClient = Requests & { readonly backend: string };
 
-export function createAdminClient(
-  edge: string,
-  adminKey: string,
-  timeout_ms = ANSWER_TIMEOUT_ms,
-): AdminClient {
-  const origin = edge.replace(/\/+$/, '');
-  const server: Server = { kind: 'edge', origin, base: '/admin/v1', key: adminKey, timeout_ms };
-  return { edge: origin, ...requestsTo(server) };
+export function createAdminClient(edge: string, adminKey: string, timeout_ms?: number): AdminClient {
+  const origin = withoutSlash(edge);
+  return {
+    edge: origin,
+    ...requestsTo({ kind: 'edge', origin, base: '/admin/v1', key: adminKey, timeout_ms }),
+  };
 }
 
 export function createBackendClient(backend: string, backendKey: string): BackendClient {
-  const origin = backend.replace(/\/+$/, '');
-  const timeout_ms = ANSWER_TIMEOUT_ms;
-  return {
-    backend: origin,
-    ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey, timeout_ms }),
-  };
+  const origin = withoutSlash(backend);
+  return { backend: origin, ...requestsTo({ kind: 'backend', origin, base: '/v1', key: backendKey }) };
 }
 
 /** Client for what an edge offers to a tenant (`/v1`), with the tenant's key. */
 export const createTenantClient = (edge: string, apiKey: string): Requests =>
-  requestsTo({
-    kind: 'edge',
-    origin: edge.replace(/\/+$/, ''),
-    base: '/v1',
-    key: apiKey,
-    timeout_ms: ANSWER_TIMEOUT_ms,
-  });
+  requestsTo({ kind: 'edge', origin: withoutSlash(edge), base: '/v1', key: apiKey });
+
+const withoutSlash = (address: string): string => address.replace(/\/+$/, '');
 
 type Server = {
   readonly kind: 'edge' | 'backend';
   readonly origin: string;
   readonly base: string;
   readonly key: string;
-  readonly timeout_ms: number;
+  readonly timeout_ms?: number | undefined;
 };
 
 function requestsTo(server: Server): Requests {
@@ -135,7 +125,7 @@ async function send(
   server: Server,
   { method, path, body, isDryRun = method === 'GET', signal }: AdminRequest,
 ): Promise<Answer> {
-  const { kind, origin, base, key, timeout_ms } = server;
+  const { kind, origin, base, key, timeout_ms = ANSWER_TIMEOUT_ms } = server;
   const headers: Record<string, string> = { authorization: `Bearer ${key}` };
   if (body !== undefined) headers['content-type'] = 'application/json';
   const at = new URL(origin).origin;

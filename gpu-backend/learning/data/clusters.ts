@@ -6,18 +6,8 @@ import type { Encoder } from '../../../shared/embedding/encoder.ts';
 import { nearestCentroid } from '../../../shared/mask/centroids.ts';
 import { nextTurn } from '../../event-loop.ts';
 import { sumOf } from '../../measure.ts';
-import { POINTS_A_STEP, type Points } from './kmeans.ts';
+import { type Clusters, POINTS_A_STEP, type Points } from './kmeans.ts';
 import type { CalibrationRow } from './read-data.ts';
-
-export type Clusters = {
-  readonly dimensions: number;
-  /** `[clusterCount, dimensions]`, row-major. */
-  readonly centroids: Float32Array;
-  /** The cluster of each row. */
-  readonly assignment: Uint16Array;
-  readonly sizes: Uint32Array;
-  readonly inertia: number;
-};
 
 export const centroidPoints = ({ centroids, dimensions, sizes }: Clusters): Points => ({
   count: sizes.length,

@@ -9,6 +9,7 @@ import { loadWordPiece, type WordPiece } from '../../../shared/embedding/wordpie
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openFullEncoder } from '../../encoder/full-encoder.ts';
 import type { SentenceEncoder } from '../../encoder/sentence-encoder.ts';
+import { finishInTurns } from '../../event-loop.ts';
 import { makeOutFolderOf, writeWhole } from '../../files.ts';
 import type { ImportHooks } from '../../model/model-source.ts';
 import { type FitTexts, fitVectors, type PrincipalAxes, principalAxes, project } from './fit-vectors.ts';
@@ -52,7 +53,7 @@ export async function distillTable(options: DistillTableOptions): Promise<Distil
   }
 }
 
-export type DistillOptions = {
+type DistillOptions = {
   readonly dimensions: number;
   readonly epochs: number;
   readonly seed: number;
@@ -99,16 +100,9 @@ export async function distill(
   const pieces = piecesFor(teacher, texts);
   const fitTexts = prepare(pieces, texts, taught, axes);
   const vectors = await firstVectors(pieces, axes, fitTexts.tokenIds, signal);
-  await fitVectors(vectors, fitTexts, {
-    dimensions,
-    epochs,
-    seed,
-    ...FIT,
-    async onEpoch(epoch, meanLoss) {
-      signal?.throwIfAborted();
-      onProgress?.('fit', epoch + 1, epochs, `1 - cos ${meanLoss.toFixed(4)}`);
-    },
-  });
+  const onEpoch = (epoch: number, meanLoss: number) =>
+    onProgress?.('fit', epoch + 1, epochs, `1 - cos ${meanLoss.toFixed(4)}`);
+  await finishInTurns(fitVectors(vectors, fitTexts, { dimensions, epochs, seed, ...FIT, onEpoch }), signal);
   const table = encodeStaticTable({
     dimensions,
     vocabulary: pieces.vocabulary,

@@ -10,6 +10,7 @@
  * dimensions.
  */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
+import { highestFirst } from '../../measure.ts';
 import { createRandom, permutation } from '../../random.ts';
 import type { Points } from './kmeans.ts';
 
@@ -30,7 +31,7 @@ export type FitOptions = {
   readonly seed: number;
   /** Share of a text's tokens that a step leaves out, 0 to less than 1. */
   readonly tokenDropout: number;
-  readonly onEpoch?: (epoch: number, meanLoss: number) => void | Promise<void>;
+  readonly onEpoch?: (epoch: number, meanLoss: number) => void;
 };
 
 const BETA_1 = 0.9;
@@ -48,8 +49,12 @@ type State = {
   readonly touched: Set<number>;
 };
 
-/** Changes `vectors` (`[V, D]`) in place. */
-export async function fitVectors(vectors: Float32Array, texts: FitTexts, options: FitOptions): Promise<void> {
+/** Changes `vectors` (`[V, D]`) in place. A step for each batch: many texts take minutes. */
+export function* fitVectors(
+  vectors: Float32Array,
+  texts: FitTexts,
+  options: FitOptions,
+): Generator<void, void> {
   const { dimensions, epochs, learningRate, batchTexts, seed, tokenDropout } = options;
   const count = texts.offsets.length - 1;
   const random = createRandom(seed);
@@ -69,14 +74,15 @@ export async function fitVectors(vectors: Float32Array, texts: FitTexts, options
     for (let from = 0; from < count; from += batchTexts) {
       for (const text of order.subarray(from, from + batchTexts)) {
         const all = texts.tokenIds.subarray(texts.offsets[text], texts.offsets[text + 1]);
-        const ids = tokenDropout === 0 ? all : all.filter(() => random.next() >= tokenDropout);
+        const ids = all.filter(() => random.next() >= tokenDropout);
         const target = texts.targets.subarray(text * dimensions, (text + 1) * dimensions);
         loss += accumulate(state, ids, target);
       }
       update(state, dimensions, learningRate * (1 - step / stepsTotal));
       step++;
+      yield;
     }
-    await options.onEpoch?.(epoch, loss / count);
+    options.onEpoch?.(epoch, loss / count);
   }
 }
 
@@ -144,7 +150,7 @@ export function principalAxes(points: Points, outputs: number): PrincipalAxes {
   const { eigenvectorMatrix, realEigenvalues } = new EigenvalueDecomposition(secondMoment(points), {
     assumeSymmetric: true,
   });
-  const order = realEigenvalues.map((_, i) => i).sort((a, b) => realEigenvalues[b]! - realEigenvalues[a]!);
+  const order = highestFirst(realEigenvalues.keys(), (i) => realEigenvalues[i]!);
   const axes = new Float32Array(outputs * inputs);
   for (let row = 0; row < outputs; row++) {
     for (let i = 0; i < inputs; i++) axes[row * inputs + i] = eigenvectorMatrix.get(i, order[row]!);

@@ -11,8 +11,9 @@ import { createRandom } from '../../random.ts';
 /** `values` is row-major `[count, dimensions]`. */
 export type Points = { readonly count: number; readonly dimensions: number; readonly values: Float32Array };
 
-type Clustering = {
-  /** `[clusterCount, dimensions]`. */
+export type Clusters = {
+  readonly dimensions: number;
+  /** `[clusterCount, dimensions]`, row-major. */
   readonly centroids: Float32Array;
   /** The cluster of each point, `[count]`. */
   readonly assignment: Uint16Array;
@@ -30,14 +31,14 @@ type KMeansOptions = {
 };
 
 /** @throws MaskrouteError `invalid_data` when there are fewer distinct points than clusters. */
-export const kMeans = (points: Points, options: KMeansOptions): Clustering =>
+export const kMeans = (points: Points, options: KMeansOptions): Clusters =>
   finish(kMeansSteps(points, options));
 
 /** {@link kMeans} in steps: many points take minutes. */
-export function* kMeansSteps(points: Points, options: KMeansOptions): Generator<void, Clustering> {
+export function* kMeansSteps(points: Points, options: KMeansOptions): Generator<void, Clusters> {
   const { clusterCount, seed, starts = 8, iterationsMax = 100 } = options;
   const random = createRandom(seed);
-  let best: Clustering | undefined;
+  let best: Clusters | undefined;
   for (let start = 0; start < starts; start++) {
     const centroids = yield* seedCentroids(points, clusterCount, random);
     const result = yield* lloyd(points, centroids, iterationsMax);
@@ -54,13 +55,12 @@ export function* kMeansBySample(
   points: Points,
   sample: Points,
   options: KMeansOptions,
-): Generator<void, Clustering> {
-  const { clusterCount } = options;
+): Generator<void, Clusters> {
   const { centroids } = yield* kMeansSteps(sample, options);
   const assignment = new Uint16Array(points.count);
   const distances = new Float64Array(points.count);
   yield* assign(points, centroids, assignment, distances);
-  return clusteringOf(centroids, assignment, distances, clusterCount);
+  return clustersOf(points, centroids, assignment, distances);
 }
 
 export function packPoints(rows: readonly Float32Array[]): Points {
@@ -113,7 +113,7 @@ function draw(weights: Float64Array, total: number, random: Random): number {
   return last;
 }
 
-function* lloyd(points: Points, centroids: Float32Array, iterationsMax: number): Generator<void, Clustering> {
+function* lloyd(points: Points, centroids: Float32Array, iterationsMax: number): Generator<void, Clusters> {
   const clusterCount = centroids.length / points.dimensions;
   const assignment = new Uint16Array(points.count);
   const distances = new Float64Array(points.count);
@@ -123,18 +123,19 @@ function* lloyd(points: Points, centroids: Float32Array, iterationsMax: number):
     if (!repaired && (!moved || iteration >= iterationsMax)) break;
     moveCentroids(points, centroids, assignment);
   }
-  return clusteringOf(centroids, assignment, distances, clusterCount);
+  return clustersOf(points, centroids, assignment, distances);
 }
 
-const clusteringOf = (
+const clustersOf = (
+  { dimensions }: Points,
   centroids: Float32Array,
   assignment: Uint16Array,
   distances: Float64Array,
-  clusterCount: number,
-): Clustering => ({
+): Clusters => ({
+  dimensions,
   centroids,
   assignment,
-  sizes: clusterSizes(assignment, clusterCount),
+  sizes: clusterSizes(assignment, centroids.length / dimensions),
   inertia: sumOf(distances),
 });
 
@@ -197,9 +198,8 @@ function moveCentroids(points: Points, centroids: Float32Array, assignment: Uint
   const { dimensions, values } = points;
   const clusterCount = centroids.length / dimensions;
   const sums = new Float64Array(centroids.length);
-  const sizes = new Uint32Array(clusterCount);
+  const sizes = clusterSizes(assignment, clusterCount);
   assignment.forEach((cluster, i) => {
-    sizes[cluster] = sizes[cluster]! + 1;
     for (let d = 0; d < dimensions; d++) {
       sums[cluster * dimensions + d] = sums[cluster * dimensions + d]! + values[i * dimensions + d]!;
     }
@@ -251,9 +251,7 @@ export function clusterSizes(assignment: Uint16Array, clusterCount: number): Uin
 }
 
 /** Indices grouped by label (such as points by cluster), by rising label. */
-export function groupsBy(labels: ArrayLike<number>): number[][] {
-  const found = new Map<number, number[]>();
-  for (const [index, label] of Array.from(labels).entries())
-    found.set(label, [...(found.get(label) ?? []), index]);
-  return [...found].sort(([a], [b]) => a - b).map(([, group]) => group);
-}
+export const groupsBy = (labels: ArrayLike<number>): number[][] =>
+  [...Map.groupBy(Array.from(labels).keys(), (index) => labels[index]!)]
+    .sort(([a], [b]) => a - b)
+    .map(([, group]) => group);

@@ -8,10 +8,10 @@ import { FAR_SHARE, type Nearest } from '../../../shared/mask/held-out.ts';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { finishInTurns } from '../../event-loop.ts';
 import { createRandom, permutation } from '../../random.ts';
-import type { Clusters, KindTable } from './clusters.ts';
+import type { KindTable } from './clusters.ts';
 import { assignRows, centroidPoints, embedRows, kindTable } from './clusters.ts';
 import { principalAxes, project } from './fit-vectors.ts';
-import type { Points } from './kmeans.ts';
+import type { Clusters, Points } from './kmeans.ts';
 import {
   clusterSizes,
   distanceBetween,
@@ -161,8 +161,7 @@ function* bestClusters(
     const { starts, iterationsMax } = STARTS.find(({ upTo }) => of.count * count <= upTo)!;
     const options = { clusterCount: count, seed, starts, iterationsMax };
     const isPart = of === placing && of !== points;
-    const clustering = yield* isPart ? kMeansBySample(points, of, options) : kMeansSteps(of, options);
-    return { dimensions: of.dimensions, ...clustering };
+    return yield* isPart ? kMeansBySample(points, of, options) : kMeansSteps(of, options);
   }
   if (clusterCount !== 'auto') return { clusters: yield* cluster(clusterCount), counts: [] };
   const some = sampleOf(points, COMPARED_PROMPTS, seed);

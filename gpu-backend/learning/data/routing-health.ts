@@ -4,8 +4,7 @@
  */
 import { sumOf } from '../../measure.ts';
 import { createRandom, permutation } from '../../random.ts';
-import type { Clusters } from './clusters.ts';
-import { distanceBetween, type Points } from './kmeans.ts';
+import { type Clusters, distanceBetween, type Points } from './kmeans.ts';
 
 export type RoutingHealth = {
   readonly largestShare: number;

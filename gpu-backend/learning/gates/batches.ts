@@ -103,11 +103,8 @@ export type SampleBatch = TextBatch & {
  * Batches of at most `tokensMax` tokens including padding, but of at least one sample; the shortest samples come first.
  */
 export function batchSamples(samples: readonly Sample[], tokensMax: number): SampleBatch[] {
-  const sorted = samples
-    .map((sample, index) => ({ sample, index }))
-    .sort((a, b) => a.sample.tokenIds.length - b.sample.tokenIds.length || a.index - b.index);
   const groups: Sample[][] = [];
-  for (const { sample } of sorted) {
+  for (const sample of samples.toSorted((a, b) => a.tokenIds.length - b.tokenIds.length)) {
     const group = groups.at(-1);
     if (group !== undefined && (group.length + 1) * sample.tokenIds.length <= tokensMax) group.push(sample);
     else groups.push([sample]);

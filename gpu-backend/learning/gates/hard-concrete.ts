@@ -62,7 +62,8 @@ export const clampLogAlpha = (logAlpha: number): number =>
  * for a latency budget.
  */
 
-type Multipliers = { readonly linear: number; readonly quadratic: number };
+/** λ1 and λ2. */
+export type Multipliers = readonly [linear: number, quadratic: number];
 
 /** Weights of the blocks, summing to 1. @throws RangeError unless all are at least 0 and one is above. */
 export function normalizedWeights(weights: readonly number[]): number[] {
@@ -88,13 +89,13 @@ export function sparsityPenalty(
   logAlphas: readonly number[],
   weights: readonly number[],
   target: number,
-  { linear, quadratic }: Multipliers,
+  [linear, quadratic]: Multipliers,
 ): PenaltyGradients {
   const excess = expectedSparsity(logAlphas, weights) - target;
   const slope = linear + 2 * quadratic * excess;
   return {
     logAlphaGradients: logAlphas.map((logAlpha, i) => -slope * weights[i]! * openProbabilitySlope(logAlpha)),
-    multiplierGradients: { linear: excess, quadratic: excess ** 2 },
+    multiplierGradients: [excess, excess ** 2],
   };
 }
 

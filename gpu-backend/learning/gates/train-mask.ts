@@ -9,7 +9,7 @@
  */
 import { lowestFirst } from '../../measure.ts';
 import { createRandom } from '../../random.ts';
-import type { AdamState, GateSample } from './hard-concrete.ts';
+import type { AdamState, GateSample, Multipliers } from './hard-concrete.ts';
 import {
   adamStep,
   clampLogAlpha,
@@ -27,8 +27,7 @@ type TrainingState = {
   readonly step: number;
   /** `[2L]`. */
   readonly logAlphas: readonly number[];
-  /** λ1 and λ2. */
-  readonly multipliers: readonly [number, number];
+  readonly multipliers: Multipliers;
   readonly gateAdam: AdamState;
   readonly multiplierAdam: AdamState;
   /** One entry a step: the learning curve. */
@@ -119,12 +118,10 @@ async function trainingStep(options: TrainingOptions, state: TrainingState): Pro
   const { logAlphas, multipliers, step } = state;
   const weights = normalizedWeights(options.blockWeights);
   const { loss, gradients } = await sampledLoss(options, state);
-  const [linear, quadratic] = multipliers;
-  const penalty = sparsityPenalty(logAlphas, weights, options.targetSparsity, { linear, quadratic });
+  const penalty = sparsityPenalty(logAlphas, weights, options.targetSparsity, multipliers);
   const total = gradients.map((gradient, i) => gradient + penalty.logAlphaGradients[i]!);
   const gates = adamStep(logAlphas, total, state.gateAdam, LEARNING_RATE);
-  const up = penalty.multiplierGradients;
-  const ascent = [-up.linear, -up.quadratic];
+  const ascent = penalty.multiplierGradients.map((gradient) => -gradient);
   const moved = adamStep(multipliers, ascent, state.multiplierAdam, LEARNING_RATE);
   const next = gates.values.map(clampLogAlpha);
   return {

@@ -11,6 +11,7 @@ import { highestFirst, lowestFirst, sumOf } from '../../measure.ts';
 import { groupsBy, kMeans, type Points } from '../data/kmeans.ts';
 import { type Budget, countsOf, withChanged } from './budget.ts';
 import { byDistance, ridgeOnCentroids } from './centroid-ridge.ts';
+import { blocksOf } from './exchange.ts';
 
 /** The effects of single blocks on one prompt. */
 export type RowChanges = {
@@ -174,7 +175,7 @@ function changesOfKind(
   const changeOf = (block: number): number => changes.get(block)!;
   const byCost = (bit: 0 | 1) =>
     lowestFirst(
-      [...changes.keys()].filter((block) => block % 2 === kind && start.runs[block] === bit),
+      blocksOf(start, kind, bit).filter((block) => changes.has(block)),
       changeOf,
     );
   const [out, running] = [byCost(0), byCost(1)];

@@ -31,15 +31,6 @@ export type LearnProgress = { readonly at: StageNumber } & (
     }
 );
 
-const UNITS: Readonly<Record<MaskStage, string>> = {
-  'one mask': 'results',
-  masks: 'results',
-  share: 'prompts',
-  compose: 'results',
-  sizes: 'results',
-  measure: 'results',
-};
-
 /** What is known of a run before it starts. */
 type RunSize = {
   readonly blocks: number;
@@ -172,7 +163,7 @@ export function trackProgress(
       stage,
       done,
       total: results,
-      unit: UNITS[stage],
+      unit: stage === 'share' ? 'prompts' : 'results',
       group: at.group,
       at: { number: FIRST_STAGES + at.index + 1, count: FIRST_STAGES + stages.length },
       work: { ...work, known },

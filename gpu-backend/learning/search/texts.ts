@@ -12,9 +12,8 @@ import { batchSamples, type SampleBatch } from '../gates/batches.ts';
 export type Text = {
   /** Identifies the text in the journal: the same name means the same text. */
   readonly name: string;
-  /** Batches, in an order that mixes short and long ones. */
-  readonly batchCount: number;
-  batch(index: number): SampleBatch;
+  /** In an order that mixes short and long ones. */
+  readonly batches: readonly SampleBatch[];
 };
 
 type TextSettings = {
@@ -46,8 +45,7 @@ export function createTextMaker(modelText: ModelText, eosTokenId: number, settin
       const samples = draw(name, rows, positions).map(({ sample }) => sample);
       const sorted = batchSamples(samples, batchTokens);
       const order = permutation(sorted.length, randomFor(`${name} order`));
-      const batches = Array.from(order, (index) => sorted[index]!);
-      return { name, batchCount: batches.length, batch: (index) => batches[index]! };
+      return { name, batches: Array.from(order, (index) => sorted[index]!) };
     },
   };
 }

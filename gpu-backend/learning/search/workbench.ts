@@ -60,9 +60,9 @@ export function createWorkbench(parts: WorkbenchParts): Workbench {
     blockCount: budget.blockWeights.length,
     costOn(name, rows, positions, glanceParts = 1) {
       const text = texts.text(name, rows, positions, LOSS_BATCH_TOKENS);
-      const glance = Math.min(glanceParts, text.batchCount);
+      const glance = Math.min(glanceParts, text.batches.length);
       return {
-        ofMask: (mask) => riseOn(parts, text, text.batchCount, maskBits(mask), mask.runs),
+        ofMask: (mask) => riseOn(parts, text, text.batches.length, maskBits(mask), mask.runs),
         atAGlance: (mask) => riseOn(parts, text, glance, maskBits(mask), mask.runs),
         isBetter: (mask, rival) => isBetter(parts, text, mask, rival),
         ofGates: (gatesName, gates) => riseOn(parts, text, glance, gatesName, gates),
@@ -103,7 +103,7 @@ async function riseOn(
 
 async function isBetter(parts: WorkbenchParts, text: Text, mask: Mask, rival: Mask): Promise<boolean> {
   let lead = 0;
-  for (let index = 0; index < text.batchCount && (index === 0 || lead > 0); index++) {
+  for (let index = 0; index < text.batches.length && (index === 0 || lead > 0); index++) {
     const [own, other] = await Promise.all([mask, rival].map((each) => maskLoss(parts, text, index, each)));
     lead += other!.sum - own!.sum;
   }
@@ -124,7 +124,7 @@ async function lossOf(
 ) {
   const [sum, positions] = await journal.result(`${text.name}.${index} | ${name}`, async () => {
     signal?.throwIfAborted();
-    const batch = text.batch(index);
+    const batch = text.batches[index]!;
     return [(await loss(batch, gates)) * batch.scoredRows.length, batch.scoredRows.length];
   });
   return { sum: sum!, positions: positions! };
@@ -141,7 +141,7 @@ async function sampledStep(
   const [loss, ...gradients] = await journal.result(`${name} | ${step}.${part}`, async () => {
     signal?.throwIfAborted();
     // A group with few rows repeats them under other gates.
-    const batch = text.batch((step * STEP_PARTS + part) % text.batchCount);
+    const batch = text.batches[(step * STEP_PARTS + part) % text.batches.length]!;
     const result = await parts.step(batch, gates);
     return [result.loss, ...Array.from(result.gradients)];
   });

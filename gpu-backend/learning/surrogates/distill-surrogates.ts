@@ -69,7 +69,6 @@ const JUDGE_EVERY = 50;
  */
 const PATIENCE = 4;
 const PATIENT_SHARE = 0.5;
-const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
 /** Share of the steps that take a mask in use, if there are any. */
 const AROUND_SHARE = 0.6;
 
@@ -126,7 +125,7 @@ async function distillStep(options: DistillOptions, state: DistillState): Promis
 function drawRuns({ costs, around = [] }: DistillOptions, random: Random): Uint8Array {
   return around.length > 0 && random.next() < AROUND_SHARE
     ? drawAround(around, costs, random)
-    : drawMask({ costs, sparsityMin: SPARSITY_MIN, sparsityMax: SPARSITY_MAX }, random);
+    : drawMask(costs, random);
 }
 
 /** Linear warm-up, then cosine decay. */

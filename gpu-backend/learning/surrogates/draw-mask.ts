@@ -5,14 +5,8 @@
 import { lowestFirst } from '../../measure.ts';
 import type { Random } from '../../random.ts';
 
-type DrawOptions = {
-  /** Cost of replacing each block alone, nats, `[2L]`. */
-  readonly costs: readonly number[];
-  /** The share of all blocks to skip is drawn between these. */
-  readonly sparsityMin: number;
-  readonly sparsityMax: number;
-};
-
+/** The share of all blocks to skip is drawn between these. */
+const [SPARSITY_MIN, SPARSITY_MAX] = [0.1, 0.35];
 /** A block that costs more alone is never skipped. */
 const COST_MAX = 0.5;
 /**
@@ -23,9 +17,9 @@ const PREFERENCES = [3, 3, 1] as const;
 /** Costs below this are measurement noise. */
 const COST_MIN = 0.002;
 
-/** `[2L]`: 1 runs, 0 skipped. */
-export function drawMask({ costs, sparsityMin, sparsityMax }: DrawOptions, random: Random): Uint8Array {
-  const sparsity = sparsityMin + (sparsityMax - sparsityMin) * random.next();
+/** `[2L]`: 1 runs, 0 skipped. `costs`: of replacing each block alone, nats, `[2L]`. */
+export function drawMask(costs: readonly number[], random: Random): Uint8Array {
+  const sparsity = SPARSITY_MIN + (SPARSITY_MAX - SPARSITY_MIN) * random.next();
   const count = Math.max(1, Math.round(sparsity * costs.length));
   // From an even split to attention alone: both are used in practice.
   const attentionShare = random.next() < 0.5 ? 0.5 : 0.25 + 0.75 * random.next();
@@ -48,14 +42,13 @@ function skip(
   preference: number,
   random: Random,
 ): void {
-  const keys: { block: number; key: number }[] = [];
+  const keys = new Map<number, number>();
   for (let block = kind; block < costs.length; block += 2) {
     const noise = -Math.log(1 - random.next());
     if (costs[block]! > COST_MAX) continue;
-    keys.push({ block, key: noise * Math.max(costs[block]!, COST_MIN) ** preference });
+    keys.set(block, noise * Math.max(costs[block]!, COST_MIN) ** preference);
   }
-  keys.sort((a, b) => a.key - b.key || a.block - b.block);
-  for (const { block } of keys.slice(0, count)) runs[block] = 0;
+  for (const block of lowestFirst(keys.keys(), (one) => keys.get(one)!).slice(0, count)) runs[block] = 0;
 }
 
 /** Most blocks that {@link drawAround} exchanges. */

@@ -6,6 +6,7 @@
  * eigenvectors of (C^½W)ᵀC^½W = WᵀS, so no root of C is taken. The tests' golden figures come the long way.
  */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
+import { highestFirst } from '../../measure.ts';
 import type { SurrogateTable } from '../../model/surrogates.ts';
 import type { BlockMoments, Moments } from './moments.ts';
 
@@ -77,7 +78,7 @@ function principalColumns(symmetric: Float64Array, n: number, rank: number): Flo
   const { eigenvectorMatrix, realEigenvalues } = new EigenvalueDecomposition(matrix, {
     assumeSymmetric: true,
   });
-  const order = realEigenvalues.map((_, i) => i).sort((p, q) => realEigenvalues[q]! - realEigenvalues[p]!);
+  const order = highestFirst(realEigenvalues.keys(), (i) => realEigenvalues[i]!);
   const columns = new Float64Array(n * rank);
   for (let i = 0; i < n; i++)
     for (let k = 0; k < rank; k++) columns[i * rank + k] = eigenvectorMatrix.get(i, order[k]!);

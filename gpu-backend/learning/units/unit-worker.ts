@@ -95,7 +95,7 @@ async function serveRun(
   }
   say(`This worker computes for ${describeWork(learns.work)}.`);
   const thread = openUnitThread({ ...own, threads, rounding: learns.work.rounding });
-  const run = new RunOfUnits(options, redis, journal, learns, thread);
+  const run = new RunOfUnits({ options, redis, journal, learns, thread });
   try {
     await run.untilOver(signal);
   } finally {
@@ -134,24 +134,25 @@ function whyRefused(
   return new MaskrouteError('conflict', message);
 }
 
+type Parts = {
+  readonly options: WorkOptions;
+  readonly redis: Redis;
+  readonly journal: UnitJournal;
+  readonly learns: Learns;
+  readonly thread: UnitThread;
+};
+
 /** The units of one run. */
 class RunOfUnits {
-  readonly #options: WorkOptions;
-  readonly #redis: Redis;
-  readonly #journal: UnitJournal;
-  readonly #learns: Learns;
-  readonly #thread: UnitThread;
+  readonly #parts: Parts;
   readonly #worker: Worker<UnitJob>;
   readonly #broken = Promise.withResolvers<never>();
   /** Shown to people who inspect the queue. */
   readonly #name = `${hostname()} ${process.pid}`;
 
-  constructor(options: WorkOptions, redis: Redis, journal: UnitJournal, learns: Learns, thread: UnitThread) {
-    this.#options = options;
-    this.#redis = redis;
-    this.#journal = journal;
-    this.#learns = learns;
-    this.#thread = thread;
+  constructor(parts: Parts) {
+    this.#parts = parts;
+    const { options, redis } = parts;
     this.#worker = new Worker<UnitJob>(QUEUE_NAME, (job, token) => this.#work(job, token!), {
       connection: redis,
       name: this.#name,
@@ -170,12 +171,13 @@ class RunOfUnits {
   async untilOver(signal: AbortSignal): Promise<void> {
     const stopped = once(signal, 'abort').catch(() => {});
     const beats = new AbortController();
+    const { redis, learns: own } = this.#parts;
     const other = async () => {
       for (;;) {
         await sleep(BEAT_ms, undefined, { signal: beats.signal });
-        if (this.#redis.status !== 'ready') continue;
-        const learns = await whoLearns(this.#redis);
-        if (learns !== undefined && !sameRun(learns, this.#learns)) return;
+        if (redis.status !== 'ready') continue;
+        const learns = await whoLearns(redis);
+        if (learns !== undefined && !sameRun(learns, own)) return;
       }
     };
     try {
@@ -189,28 +191,29 @@ class RunOfUnits {
   async close(): Promise<void> {
     const closed = this.#worker.close().then(() => true);
     const within = (limit_ms: number) => Promise.race([closed, sleep(limit_ms, false, { ref: false })]);
-    if (await within(this.#options.grace_ms)) return;
-    await this.#thread.close();
+    if (await within(this.#parts.options.grace_ms)) return;
+    await this.#parts.thread.close();
     // Without the server nothing can be returned; the lease ends by itself.
     await within(GIVE_BACK_ms);
   }
 
   async #work(job: Job<UnitJob>, token: string): Promise<void> {
+    const { options, redis, journal, learns, thread } = this.#parts;
     const { work, unit } = jobSchema.parse(job.data);
-    if (!sameWork(work, this.#learns.work)) {
+    if (!sameWork(work, learns.work)) {
       // The unit is of a run that is over or not yet registered: leave it to a worker that has its model.
       await job.moveToDelayed(Date.now() + BEAT_ms, token);
       throw new DelayedError();
     }
     const name = unitName(work, unit);
     if (name !== job.id) throw new UnrecoverableError(`the unit ${job.id} has another content, ${name}`);
-    const isKnown = async () => (await this.#journal.read(name)) !== undefined;
+    const isKnown = async () => (await journal.read(name)) !== undefined;
     if (await isKnown()) return;
-    using claim = await claimUnit(this.#redis, name, this.#name, isKnown);
+    using claim = await claimUnit(redis, name, this.#name, isKnown);
     if (claim === undefined) return;
     const start_ms = performance.now();
     try {
-      await this.#journal.write(name, await this.#thread.run(unit));
+      await journal.write(name, await thread.run(unit));
     } catch (error) {
       if (this.#worker.closing !== undefined) {
         await job.moveToWait(token);
@@ -220,6 +223,6 @@ class RunOfUnits {
       if (error instanceof MaskrouteError) this.#broken.reject(error);
       throw error;
     }
-    this.#options.onUnit({ unit: name, kind: unit.kind, took_ms: Math.round(performance.now() - start_ms) });
+    options.onUnit({ unit: name, kind: unit.kind, took_ms: Math.round(performance.now() - start_ms) });
   }
 }

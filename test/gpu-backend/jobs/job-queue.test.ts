@@ -66,6 +66,12 @@ async function start(dataFolder?: string, cancelWait_ms?: number): Promise<Jobs>
   return jobs;
 }
 
+/** What `openJobs` gives to jobs, for a test that replaces some of it. */
+const parts = () => ({
+  store: createJobStore(join(home, 'jobs'), options().note),
+  data: new JobData(join(home, 'jobs', 'data'), undefined),
+});
+
 const streamOf = (text: string) => new Blob([text]).stream();
 async function request(jobs: Jobs, behaviour: string, more: Partial<CreateJob> = {}): Promise<CreateJob> {
   const { data } = await jobs.data.add(behaviour, streamOf('{"text": "x"}\n'));
@@ -338,6 +344,21 @@ describe('a job', () => {
     expect(JSON.parse(await jobs.read(id, 'mask-set.json'))).toHaveProperty('clusters');
   });
 
+  it('begins all the same where the disk keeps an older one, which the log says', async () => {
+    const { store, data } = parts();
+    const remove = () => Promise.reject(new Error('the disk is read-only'));
+    const jobs = new Jobs(options(), { ...store, remove }, data, []);
+    open.push(jobs);
+    const { id, request: asked } = await create(jobs, 'fail');
+    await ended(jobs, id);
+    for (let i = 0; i < 50; i++) await jobs.createFailed(asked, `schedule_${'0'.repeat(24)}`, 'no data');
+    expect(jobs.list()).toHaveLength(50);
+    expect(notes).toContain(`an old job was not deleted {"job":"${id}","reason":"the disk is read-only"}`);
+    const next = await create(jobs, 'ok');
+    await ended(jobs, next.id);
+    expect(jobs.get(next.id).status).toBe('succeeded');
+  });
+
   it('gives each a number of its own, also to those that fail while others are created', async () => {
     const jobs = await start();
     const { request: asked } = await create(jobs, 'hang');
@@ -569,15 +590,10 @@ describe('publishing', () => {
   });
 
   it('keeps its secret where the disk does not take its end, for the next start', async () => {
-    const store = createJobStore(join(home, 'jobs'), options().note);
+    const { store, data } = parts();
     const save = (job: Job) =>
       isFinished(job) ? Promise.reject(new Error('the disk is full')) : store.save(job);
-    const jobs = new Jobs(
-      options(),
-      { ...store, save },
-      new JobData(join(home, 'jobs', 'data'), undefined),
-      [],
-    );
+    const jobs = new Jobs(options(), { ...store, save }, data, []);
     const publish = { edge: edge.url, tenant: '', activate: true, admin_key: ADMIN_KEY };
     const { id } = await create(jobs, 'ok', { publish });
     await ended(jobs, id);
@@ -601,9 +617,9 @@ describe('publishing', () => {
   });
 
   it('leaves no secret of a job that the disk does not take', async () => {
-    const store = createJobStore(join(home, 'jobs'), options().note);
+    const { store, data } = parts();
     const full = { ...store, save: () => Promise.reject(new Error('the disk is full')) };
-    const jobs = new Jobs(options(), full, new JobData(join(home, 'jobs', 'data'), undefined), []);
+    const jobs = new Jobs(options(), full, data, []);
     const publish = { edge: edge.url, tenant: 'acme', activate: true, admin_key: ADMIN_KEY };
     await expect(create(jobs, 'ok', { publish })).rejects.toThrow('the disk is full');
     expect(readdirSync(join(home, 'jobs'))).toEqual(['data']);

@@ -4,12 +4,7 @@ import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import {
-  installOwnSurrogates,
-  pullModel,
-  showModel,
-  withPresetSurrogates,
-} from '../../../gpu-backend/cli/models.ts';
+import { installTable, pullModel, showModel, withPresetSurrogates } from '../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../gpu-backend/engine/runner.ts';
 import type { InstalledModel } from '../../../gpu-backend/model/store.ts';
 import {
@@ -109,7 +104,7 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
   const { manifest } = await pullTiny();
   const model = manifest.hash;
   await writeSurrogates(file, { model, table: randomSurrogates(tiny, 32), fitted: 'first' });
-  const first = await installOwnSurrogates(home, manifest.name, file, hooks);
+  const first = await installTable(home, manifest.name, file, hooks);
   expect(first.manifest).toMatchObject({
     hash: model,
     surrogates: { rank: 32, fitted: 'first', preset: false },
@@ -126,7 +121,7 @@ test('a model gets a table beside its weights, changes it, and keeps its name an
   const id = first.manifest.surrogates!.id;
   const runner = await openRunner(first.folder, manifest.config, { threads: 1, surrogates: id });
   await writeSurrogates(file, { model, table: randomSurrogates(tiny, 64), fitted: 'second' });
-  const second = await installOwnSurrogates(home, manifest.name, file, hooks);
+  const second = await installTable(home, manifest.name, file, hooks);
   expect(second.manifest.surrogates).toMatchObject({ rank: 64, fitted: 'second' });
   const mask = withSurrogates(maskFromSkippedLayers(4, { skipAttention: [1], skipFfn: [0] }), id);
   const logits = await runner.run({
@@ -151,7 +146,7 @@ test('its weights have one name all the time: ONNX Runtime refuses files with a 
       () => 0,
     );
   let isDone = false;
-  const installing = installOwnSurrogates(home, manifest.name, file, hooks).finally(() => {
+  const installing = installTable(home, manifest.name, file, hooks).finally(() => {
     isDone = true;
   });
   let most = 0;
@@ -181,7 +176,7 @@ test('another model’s table leaves the model as it was', async () => {
   const before = await readFile(path.join(installed.folder, 'model.onnx'));
   await writeSurrogates(file, { model: MODEL, table: randomSurrogates(tiny, 32), fitted: '' });
   const { name } = installed.manifest;
-  await expect(installOwnSurrogates(home, name, file, hooks)).rejects.toMatchObject({
+  await expect(installTable(home, name, file, hooks)).rejects.toMatchObject({
     code: 'surrogates_mismatch',
   });
   await writeSurrogates(file, {
@@ -189,7 +184,7 @@ test('another model’s table leaves the model as it was', async () => {
     table: randomSurrogates(TINY_CONFIG, 32),
     fitted: '',
   });
-  await expect(installOwnSurrogates(home, name, file, hooks)).rejects.toMatchObject({
+  await expect(installTable(home, name, file, hooks)).rejects.toMatchObject({
     code: 'surrogates_mismatch',
   });
   expect(await readFile(path.join(installed.folder, 'model.onnx'))).toEqual(before);

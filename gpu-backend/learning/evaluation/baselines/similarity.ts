@@ -35,8 +35,9 @@ export async function measureSimilarities(
   const graph = llamaGraph(config, await readStoredLlama(folder, config), 'f32');
   const names = exposeStreams(graph, config.hiddenSize);
   const session = await createSessionIn(folder, graph, { threads });
-  const sums = { blocks: Array<number>(names.length - 1).fill(0), layers: [] as number[], tokens: 0 };
-  sums.layers = Array<number>(config.layerCount).fill(0);
+  const blocks = Array<number>(2 * config.layerCount).fill(0);
+  const layers = Array<number>(config.layerCount).fill(0);
+  let tokens = 0;
   try {
     for (const tokenIds of sequences) {
       signal?.throwIfAborted();
@@ -44,18 +45,16 @@ export async function measureSimilarities(
       const streams = names.map((name) => floats(outputs[name]!));
       for (let start = 0; start < streams[0]!.length; start += config.hiddenSize) {
         const rows = streams.map((stream) => stream.subarray(start, start + config.hiddenSize));
-        for (let block = 0; block + 1 < rows.length; block++)
-          sums.blocks[block]! += cosine(rows[block]!, rows[block + 1]!);
-        for (let layer = 0; layer < config.layerCount; layer++)
-          sums.layers[layer]! += cosine(rows[2 * layer]!, rows[2 * layer + 2]!);
-        sums.tokens++;
+        for (const block of blocks.keys()) blocks[block]! += cosine(rows[block]!, rows[block + 1]!);
+        for (const layer of layers.keys()) layers[layer]! += cosine(rows[2 * layer]!, rows[2 * layer + 2]!);
+        tokens++;
       }
     }
   } finally {
     await session.release();
   }
-  const mean = (values: readonly number[]) => values.map((value) => value / sums.tokens);
-  return { blocks: mean(sums.blocks), layers: mean(sums.layers) };
+  const mean = (sums: readonly number[]) => sums.map((sum) => sum / tokens);
+  return { blocks: mean(blocks), layers: mean(layers) };
 }
 
 /** The stream before each of the 2L blocks, and after the last: 2L + 1 names, now outputs of the graph. */

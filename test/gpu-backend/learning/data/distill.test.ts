@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { describe, expect, it } from 'vitest';
 import type { SentenceEncoder } from '../../../../gpu-backend/encoder/sentence-encoder.ts';
+import { finish } from '../../../../gpu-backend/event-loop.ts';
 import { distill, quantiseVectors } from '../../../../gpu-backend/learning/data/distill.ts';
 import {
   type FitOptions,
@@ -40,26 +41,26 @@ function plantedTexts(vocabularySize: number, count: number): FitTexts {
   return { tokenIds, offsets, targets };
 }
 
-async function fitted(texts: FitTexts, changes: Partial<FitOptions>) {
+function fitted(texts: FitTexts, changes: Partial<FitOptions>) {
   const random = createRandom(9);
   const vectors = Float32Array.from({ length: 50 * 8 }, () => 0.3 * random.normal());
   const losses: number[] = [];
-  await fitVectors(vectors, texts, { ...FIT, ...changes, onEpoch: (_, loss) => void losses.push(loss) });
+  finish(fitVectors(vectors, texts, { ...FIT, ...changes, onEpoch: (_, loss) => void losses.push(loss) }));
   return { vectors, losses };
 }
 
 describe('the fit of token vectors', () => {
-  it('finds vectors whose sums point where they should', async () => {
-    const { losses } = await fitted(plantedTexts(50, 600), {});
+  it('finds vectors whose sums point where they should', () => {
+    const { losses } = fitted(plantedTexts(50, 600), {});
     expect(losses[0]).toBeGreaterThan(0.1);
     expect(losses.at(-1)).toBeLessThan(0.001);
   });
 
-  it('is the same for the same seed, with tokens left out as well', async () => {
+  it('is the same for the same seed, with tokens left out as well', () => {
     const texts = plantedTexts(50, 100);
     const run = (seed: number) => fitted(texts, { epochs: 3, tokenDropout: 0.5, seed });
-    expect(await run(1)).toEqual(await run(1));
-    expect((await run(1)).vectors).not.toEqual((await run(2)).vectors);
+    expect(run(1)).toEqual(run(1));
+    expect(run(1).vectors).not.toEqual(run(2).vectors);
   });
 });
 
@@ -120,6 +121,14 @@ it(
       await expect(
         distill(teacher, few, { dimensions: 8, epochs: 1, seed: 1 }, AbortSignal.abort()),
       ).rejects.toThrow();
+      const stop = new AbortController();
+      const onProgress = (stage: string) => {
+        if (stage === 'fit') setImmediate(() => stop.abort());
+      };
+      await expect(
+        distill(teacher, few, { dimensions: 8, epochs: 1000, seed: 1, onProgress }, stop.signal),
+        'Ctrl-C while it fits',
+      ).rejects.toThrow('abort');
       await expect(distill(teacher, few, { dimensions: 385, epochs: 1, seed: 1 })).rejects.toMatchObject({
         code: 'invalid_argument',
         message: expect.stringContaining('384 dim'),

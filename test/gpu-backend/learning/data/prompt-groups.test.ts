@@ -1,10 +1,9 @@
 /** Prompts into groups: what is held out stays out, small clusters borrow, collapse is told with its cause. */
 import { describe, expect, it } from 'vitest';
 import { finish, finishInTurns } from '../../../../gpu-backend/event-loop.ts';
-import type { Clusters } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { assignRows, embedRows } from '../../../../gpu-backend/learning/data/clusters.ts';
 import { openEncoder } from '../../../../gpu-backend/learning/data/encoders.ts';
-import { kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
+import { type Clusters, kMeans, packPoints } from '../../../../gpu-backend/learning/data/kmeans.ts';
 import { groupPrompts } from '../../../../gpu-backend/learning/data/prompt-groups.ts';
 import {
   type CalibrationRow,
@@ -160,8 +159,7 @@ describe('routing health', () => {
     );
   const health = (points: Float32Array[], clusterCount: number) => {
     const packed = packPoints(points);
-    const clusters: Clusters = { dimensions: 2, ...kMeans(packed, { clusterCount, seed: 1 }) };
-    return routingHealth(packed, clusters, 1);
+    return routingHealth(packed, kMeans(packed, { clusterCount, seed: 1 }), 1);
   };
 
   it('two clouds far apart are balanced, and nothing has collapsed', () => {

@@ -88,17 +88,17 @@ describe('the Lagrangian', () => {
           const excess = expectedSparsity(changed, weights) - 0.25;
           return l * excess + q * excess ** 2;
         };
-        const penalty = sparsityPenalty(values, weights, 0.25, { linear, quadratic });
+        const penalty = sparsityPenalty(values, weights, 0.25, [linear, quadratic]);
         values.forEach((at, i) => {
           const moved = (x: number) => value(values.with(i, x), linear, quadratic);
           expect(penalty.logAlphaGradients[i]).toBeCloseTo(difference(moved, at), 6);
         });
-        const { multiplierGradients } = penalty;
-        expect(multiplierGradients.linear).toBeCloseTo(
+        const [ofLinear, ofQuadratic] = penalty.multiplierGradients;
+        expect(ofLinear).toBeCloseTo(
           difference((l) => value(values, l, quadratic), linear),
           6,
         );
-        expect(multiplierGradients.quadratic).toBeCloseTo(
+        expect(ofQuadratic).toBeCloseTo(
           difference((q) => value(values, linear, q), quadratic),
           6,
         );
@@ -127,14 +127,13 @@ describe('the Lagrangian', () => {
   test('descent on the gates and ascent on the multipliers end at the target', () => {
     const weights = normalizedWeights(Array(20).fill(1));
     let values = Array.from({ length: 20 }, (_, i) => 1 + i / 10);
-    let multipliers = [0, 0];
+    let multipliers: readonly number[] = [0, 0];
     let [gateState, multiplierState] = [newAdam(20), newAdam(2)];
     for (let step = 0; step < 400; step++) {
       const [linear, quadratic] = multipliers as [number, number];
-      const penalty = sparsityPenalty(values, weights, 0.3, { linear, quadratic });
-      const { multiplierGradients: up } = penalty;
+      const penalty = sparsityPenalty(values, weights, 0.3, [linear, quadratic]);
       const gates = adamStep(values, penalty.logAlphaGradients, gateState, 0.05);
-      const ascent = [-up.linear, -up.quadratic];
+      const ascent = penalty.multiplierGradients.map((gradient) => -gradient);
       const moved = adamStep(multipliers, ascent, multiplierState, 0.05);
       [values, gateState] = [gates.values.map(clampLogAlpha), gates.state];
       [multipliers, multiplierState] = [moved.values, moved.state];

@@ -108,7 +108,7 @@ function scripted(
     text(name, rows) {
       const batch = { scoredRows: new Int32Array(POSITIONS * rows.length) } as unknown as SampleBatch;
       rowsIn.set(batch, rows);
-      return { name, batchCount: 1, batch: () => batch };
+      return { name, batches: [batch] };
     },
   };
   const mean = (batch: SampleBatch, value: (kind: readonly number[]) => number) => {

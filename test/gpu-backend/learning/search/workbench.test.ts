@@ -33,7 +33,7 @@ function workbench(glanceParts = 2) {
   const evaluated: string[] = [];
   const known = new Map<string, readonly number[]>();
   const batches = POSITIONS.map((count) => ({ scoredRows: new Int32Array(count) }) as unknown as SampleBatch);
-  const text: Text = { name: 'text', batchCount: 3, batch: (index) => batches[index]! };
+  const text: Text = { name: 'text', batches };
   const bench = createWorkbench({
     budget,
     seed: 1,
