@@ -8,12 +8,16 @@ import type { AddressInfo } from 'node:net';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { InvalidArgumentError } from 'commander';
-import type { OpenAI } from 'openai';
+import { OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { interruptible, wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { time_ms } from '../gpu-backend/measure.ts';
-import type { Started } from '../test/e2e/product.ts';
+import { loadTokenizer } from '../gpu-backend/model/tokenizer/tokenizer.ts';
+import { createAdminClient } from '../gpu-backend/publication/admin-client.ts';
+import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
+import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
+import { createTenant } from './load/clients.ts';
 
 const { seconds, only } = parseScript<{ seconds: number; only?: readonly number[] }>(
   newCommand('npm run attack --', 'misuse a real npm start in six ways; the last line is one JSON object')
@@ -22,14 +26,6 @@ const { seconds, only } = parseScript<{ seconds: number; only?: readonly number[
   ['npm run attack', 'npm run attack -- --seconds 10 --only 1,4'],
 );
 const DURATION_ms = seconds * 1000;
-
-// Loaded when the options are good, so that help and refusals are quick.
-const openai = await import('openai');
-const { loadTokenizer } = await import('../gpu-backend/model/tokenizer/tokenizer.ts');
-const { createAdminClient } = await import('../gpu-backend/publication/admin-client.ts');
-const { budgetUseSchema, listSchema, usageRowSchema } = await import('../shared/admin/admin-wire.ts');
-const { createHome, removeHome, start, stop } = await import('../test/e2e/product.ts');
-const { createTenant } = await import('./load/clients.ts');
 
 function numbers(text: string): number[] {
   if (/^[1-6](,[1-6])*$/.test(text)) return text.split(',').map(Number);
@@ -291,7 +287,7 @@ async function tokensOfDay(dev: DevFile, tenant: string): Promise<number> {
 }
 
 const clientOf = (dev: DevFile, apiKey: string) =>
-  new openai.OpenAI({ baseURL: `${dev.edge}/v1`, apiKey, maxRetries: 0, timeout: 60_000 });
+  new OpenAI({ baseURL: `${dev.edge}/v1`, apiKey, maxRetries: 0, timeout: 60_000 });
 
 /** A chat request. `more`: other fields, also fields that the OpenAI client's types lack. */
 const chat = (dev: DevFile, content: string, more: object) => ({

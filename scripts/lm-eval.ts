@@ -10,12 +10,25 @@ import { randomBytes } from 'node:crypto';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import path from 'node:path';
+import { pino } from 'pino';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
+import { openRunner } from '../gpu-backend/engine/runner.ts';
 import { maskrouteHome } from '../gpu-backend/files.ts';
 import type { Question, Task } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import { hasNorm, parseTaskFile, readTask } from '../gpu-backend/learning/evaluation/tasks/read-task.ts';
+import {
+  encodeChoices,
+  highest,
+  judge,
+  scoreChoices,
+} from '../gpu-backend/learning/evaluation/tasks/score-question.ts';
+import { openScoreSession } from '../gpu-backend/learning/search/score-masks.ts';
+import { startBackend } from '../gpu-backend/main.ts';
 import { average } from '../gpu-backend/measure.ts';
 import { DEFAULT_MODEL } from '../gpu-backend/model/sources/resolve.ts';
+import { modelsFolder, openInstalled } from '../gpu-backend/model/store.ts';
+import { openModelText } from '../gpu-backend/model/tokenizer/model-text.ts';
 import { denseMask } from '../shared/mask/mask.ts';
 
 type Options = {
@@ -37,20 +50,6 @@ const options = parseScript<Options>(
     .option('--reference <source>', 'a folder or GGUF file of the model, which transformers scores too'),
   ['npm run lm-eval -- --tasks winogrande=winogrande/dev.jsonl piqa=piqa/valid.jsonl --limit 20'],
 );
-// Loaded when the options are good, so that help and refusals are quick.
-const { pino } = await import('pino');
-const { openRunner } = await import('../gpu-backend/engine/runner.ts');
-const { hasNorm, parseTaskFile, readTask } = await import(
-  '../gpu-backend/learning/evaluation/tasks/read-task.ts'
-);
-const { encodeChoices, highest, judge, scoreChoices } = await import(
-  '../gpu-backend/learning/evaluation/tasks/score-question.ts'
-);
-const { openScoreSession } = await import('../gpu-backend/learning/search/score-masks.ts');
-const { startBackend } = await import('../gpu-backend/main.ts');
-const { modelsFolder, openInstalled } = await import('../gpu-backend/model/store.ts');
-const { openModelText } = await import('../gpu-backend/model/tokenizer/model-text.ts');
-
 const home = maskrouteHome();
 
 /** Each task's definition in the harness' folder. */

@@ -11,7 +11,8 @@ import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.t
 import type { DevFile } from '../gpu-backend/dev/dev-home.ts';
 import { average, memoryBelow, time_ms } from '../gpu-backend/measure.ts';
 import { createRandom } from '../gpu-backend/random.ts';
-import type { Started } from '../test/e2e/product.ts';
+import { createHome, removeHome, type Started, start, stop } from '../test/e2e/product.ts';
+import { REFUSALS, sendTraffic } from './load/clients.ts';
 
 /** The shortest run in which memory can be compared. */
 const SECONDS_MIN = 10;
@@ -32,10 +33,6 @@ const {
     .option('--seed <number>', 'the same seed sends the same requests', wholeNumber(0), 1),
   ['npm run load', 'npm run load -- --clients 20 --seconds 60'],
 );
-
-// Loaded when the options are good, so that help and refusals are quick.
-const { createHome, removeHome, start, stop } = await import('../test/e2e/product.ts');
-const { REFUSALS, sendTraffic } = await import('./load/clients.ts');
 
 /** Memory is compared between two spans of this length, which end after the first minute and at the end. */
 const SPAN_s = 10;
