@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { readMaskSet } from '../../gpu-backend/publication/publish.ts';
 import { centroidDistances, packCentroids } from '../../shared/mask/centroids.ts';
 import { admin, edgeNow_ms } from '../../workers/dashboard/api.ts';
+import { readItems } from '../../workers/dashboard/hooks.ts';
 import { digitsOf, pValue, sharePercent } from '../../workers/dashboard/look.ts';
 import {
   evaluatedRows,
@@ -316,4 +317,13 @@ describe('the playground', () => {
     expect(perToken_ms(progress)).toBeCloseTo((progress.last_ms! - progress.first_ms!) / 4);
     expect(perToken_ms(progress)).toBeGreaterThan(0);
   });
+});
+
+test('what a later release wrote into a list is named by its id, be it a name or a number', () => {
+  const item = z.object({ id: z.unknown(), created_at: z.iso.datetime() });
+  const rows = ['acme', 17, null].map((id) => ({ id, created_at: 'soon' }));
+  const good = { id: 18, created_at: '2026-01-01T00:00:00Z' };
+  const { data, unreadable } = readItems(item, [{ object: 'list', data: [...rows, good] }]);
+  expect(data).toEqual([good]);
+  expect(unreadable.map((line) => line.split(' (')[0])).toEqual(['acme', '17', 'one item']);
 });

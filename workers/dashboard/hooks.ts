@@ -132,8 +132,8 @@ export function useList<T extends z.ZodType>(
 
 const anyListSchema = listSchema(z.unknown());
 
-/** An item that cannot be read does not hide the others. */
-function readItems<T extends z.ZodType>(
+/** An item that cannot be read does not hide the others; it is named by its id, if that can be read. */
+export function readItems<T extends z.ZodType>(
   item: T,
   pages: readonly z.output<typeof anyListSchema>[] | undefined,
 ): { readonly data: z.output<T>[] | undefined; readonly unreadable: string[] } {
@@ -142,12 +142,14 @@ function readItems<T extends z.ZodType>(
   for (const one of (pages ?? []).flatMap((page) => page.data)) {
     const read = check(item, one);
     if (read.kind === 'good') data.push(read.value);
-    else unreadable.push(`${namedSchema.safeParse(one).data?.id ?? 'one item'} (${read.message})`);
+    else unreadable.push(`${withIdSchema.safeParse(one).data?.id ?? 'one item'} (${read.message})`);
   }
   return { data: pages === undefined ? undefined : data, unreadable };
 }
 
 export const namedSchema = z.object({ id: z.string() });
+/** Entries of the audit log have numbers. */
+const withIdSchema = z.object({ id: z.union([z.string(), z.int()]) });
 
 /* State in the URL, so that it can be bookmarked, shared and gone back to. */
 
