@@ -4,7 +4,7 @@
  * a summary.
  */
 import { availableParallelism, loadavg } from 'node:os';
-import { APIError, OpenAI } from 'openai';
+import { APIConnectionError, APIError, OpenAI } from 'openai';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { computingThreads, interruptible, JSON_OPTION } from '../gpu-backend/cli/terminal.ts';
 import { type DevFile, readDevFile } from '../gpu-backend/dev/dev-home.ts';
@@ -276,7 +276,8 @@ async function ask(client: OpenAI, model: string, prompt: string, signal: AbortS
     .withResponse()
     .catch((error: Error) => {
       if (!(error instanceof APIError)) throw error;
-      throw new MaskrouteError('edge_unreachable', `${client.baseURL} gives no answer: ${error.message}`);
+      const said = error instanceof APIConnectionError ? ' gives no answer' : '';
+      throw new MaskrouteError('edge_unreachable', `${client.baseURL}${said}: ${error.message}`);
     });
   const { decode_ms } = (data as unknown as { maskroute: { decode_ms: number } }).maskroute;
   const header = (name: string): string => response.headers.get(name) ?? '';

@@ -155,7 +155,7 @@ const USE = chars([LAST + 1, LAST + 1]);
 
 /**
  * As the library has it in the automaton of one rule: inner choices, repeated groups and what a count allows beyond its minimum
- * are rules of their own. Adds the choices to `open`; the groups are rules already, and the others have no loop.
+ * are rules of their own. Adds the choices to `open`; the groups are rules already, and the others have no loop, or one alone.
  */
 function inOneRule(expression: Expression, open: Expression[]): Expression {
   switch (expression.kind) {

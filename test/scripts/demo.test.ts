@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:http';
+import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -72,9 +72,12 @@ test('the summary has medians of all rounds, and says so when the machine is bus
   expect(lines[4]).toContain('evaluated  87 %');
 });
 
-test('an edge that is gone ends it with one line', async () => {
+test.each<[string, RequestListener, string]>([
+  ['is gone', ({ socket }) => socket.destroy(), ' gives no answer: Connection error.'],
+  ['refuses', (_, response) => response.writeHead(404).end(), ': 404 status code (no body)'],
+])('an edge that %s ends it with one line', async (_, answer, said) => {
   const server = createServer((request, response) =>
-    request.url === '/healthz' ? response.end('ok') : request.socket.destroy(),
+    request.url === '/healthz' ? response.end('ok') : answer(request, response),
   );
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const home = mkdtempSync(join(tmpdir(), 'maskroute-demo-'));
@@ -89,5 +92,5 @@ test('an edge that is gone ends it with one line', async () => {
     env: { ...process.env, MASKROUTE_HOME: home },
     stdio: ['ignore', 'ignore', 'pipe'],
   });
-  expect(await text(child.stderr)).toBe(`error: ${edge}/v1 gives no answer: Connection error.\n`);
+  expect(await text(child.stderr)).toBe(`error: ${edge}/v1${said}\n`);
 });
