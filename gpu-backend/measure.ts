@@ -1,11 +1,7 @@
 /**
  * Shared by all benchmarks: interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike, and
- * statistics of the times; also the machine's processes and ports.
+ * statistics of the times.
  */
-import type { ChildProcess } from 'node:child_process';
-import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 
 /** `say` gets progress lines. When `signal` aborts, a bench stops before its next turn and ends what it started. */
 export type BenchHooks = {
@@ -99,96 +95,10 @@ export const lowestFirst = (items: Iterable<number>, scoreOf: (item: number) => 
 export const highestFirst = (items: Iterable<number>, scoreOf: (item: number) => number): number[] =>
   lowestFirst(items, (item) => -scoreOf(item));
 
+/** A share as people read it: 0.125 is '12.5 %'. */
+export const percent = (share: number, digits = 1): string => `${(100 * share).toFixed(digits)} %`;
+
+/** A change: 0.125 is '+12.5 %'. */
+export const signedPercent = (share: number): string => `${share > 0 ? '+' : ''}${percent(share)}`;
+
 export const round = (value: number, digits = 3): number => Number(value.toFixed(digits));
-
-/*
- * CPU time and memory of running processes, from Linux's /proc. On a busy machine CPU time measures the work better than
- * elapsed time.
- */
-
-/** Linux's clock tick. */
-const TICK_ms = 10;
-/** Fields of /proc/PID/stat, counted from the one after the name. */
-const [PARENT, USER, SYSTEM] = [1, 11, 12] as const;
-
-/** CPU time of all `pids` together; null without /proc or when one has ended. */
-export function cpuTime_ms(pids: readonly number[]): number | null {
-  let ticks = 0;
-  for (const pid of pids) {
-    const fields = statOf(pid);
-    if (fields === null) return null;
-    ticks += Number(fields[USER]) + Number(fields[SYSTEM]);
-  }
-  return ticks * TICK_ms;
-}
-
-/** A port that was free a moment ago, for servers that cannot pick one themselves. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-/** Ends a child by a signal, unless it has ended. */
-export async function endChild(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = once(child, 'exit');
-  child.kill(signal);
-  await ended;
-}
-
-/** The process and all its descendants. */
-export function processTree(pid: number): number[] {
-  const parents = new Map<number, number>();
-  for (const name of listProcesses()) {
-    const fields = statOf(Number(name));
-    if (fields !== null) parents.set(Number(name), Number(fields[PARENT]));
-  }
-  const found = [pid];
-  for (const one of found) for (const [child, parent] of parents) if (parent === one) found.push(child);
-  return found;
-}
-
-function listProcesses(): string[] {
-  try {
-    return readdirSync('/proc').filter((name) => /^\d+$/.test(name));
-  } catch {
-    return [];
-  }
-}
-
-/** Resident memory of one process of `npm start`; `name`: its part of the product. */
-type ProcessMemory = { readonly pid: number; readonly name: string; readonly rss_MB: number };
-
-const PARTS: readonly (readonly [name: string, pattern: RegExp])[] = [
-  ['workerd', /workerd/],
-  ['backend', /\.ts backend/],
-  ['edge', /\.ts edge/],
-  ['start', /dev\/start\.ts/],
-];
-
-/** Memory of `root` and its descendants; a process that ends meanwhile counts 0 MB. */
-export const memoryBelow = (root: number): ProcessMemory[] =>
-  processTree(root).map((pid) => {
-    const command = procFile(pid, 'cmdline').replaceAll('\0', ' ');
-    const name = PARTS.find(([, pattern]) => pattern.test(command))?.[0] ?? 'other';
-    const kB = Number(/^VmRSS:\s+(\d+) kB$/m.exec(procFile(pid, 'status'))?.[1] ?? 0);
-    return { pid, name, rss_MB: kB / 1024 };
-  });
-
-/** Null for a process that is gone, or without /proc. */
-function statOf(pid: number): string[] | null {
-  const text = procFile(pid, 'stat');
-  return text === '' ? null : text.slice(text.lastIndexOf(')') + 2).split(' ');
-}
-
-/** Empty for a process that is gone, or without /proc. */
-function procFile(pid: number, name: string): string {
-  try {
-    return readFileSync(`/proc/${pid}/${name}`, 'utf8');
-  } catch {
-    return '';
-  }
-}

@@ -1,6 +1,6 @@
-/** Ports that another program may have taken: waiting until one is free, and the error when it is not. */
+/** Ports: one that is free, waiting until a given one is, and the error when it is not. */
 import { once } from 'node:events';
-import { createServer } from 'node:net';
+import { type AddressInfo, createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MaskrouteError } from '../shared/wire/errors.ts';
 
@@ -35,4 +35,13 @@ async function isFree(port: number): Promise<boolean> {
   } finally {
     server.close();
   }
+}
+
+/** A port that was free a moment ago, for servers that cannot pick one themselves. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
 }

@@ -11,7 +11,7 @@ import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { newCommand, parseScript, sayError } from '../gpu-backend/cli/help.ts';
 import { interruptible, share, wholeNumber } from '../gpu-backend/cli/terminal.ts';
-import { memoryBelow } from '../gpu-backend/measure.ts';
+import { memoryBelow } from '../gpu-backend/processes.ts';
 import { createRandom } from '../gpu-backend/random.ts';
 import { budgetUseSchema, listSchema, usageRowSchema } from '../shared/admin/admin-wire.ts';
 import { type Outcome, sendTraffic } from './load/clients.ts';

@@ -11,7 +11,8 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { HEADERS } from '../../shared/wire/protocol.ts';
-import { type BenchHooks, cpuTime_ms, inTurns, processTree, quantile, round, sumOf } from '../measure.ts';
+import { type BenchHooks, inTurns, quantile, round, sumOf } from '../measure.ts';
+import { cpuTime_ms, processTree } from '../processes.ts';
 import { publishMaskSet } from '../publication/publish.ts';
 import {
   call,

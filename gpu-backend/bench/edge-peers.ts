@@ -15,7 +15,8 @@ import type { MaskSet } from '../../shared/mask/mask-set.ts';
 import { startChild } from '../dev/children.ts';
 import type { EdgeOptions } from '../dev/local-edge.ts';
 import { ensureApiKey } from '../dev/seed.ts';
-import { endChild, freePort, processTree } from '../measure.ts';
+import { freePort } from '../ports.ts';
+import { endChild, processTree } from '../processes.ts';
 import { type AdminClient, createAdminClient } from '../publication/admin-client.ts';
 import type { FloorConfig, PortkeyConfig } from './edge-peer.ts';
 

@@ -8,17 +8,18 @@
 import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, fsyncSync, openSync, readFileSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-import { type BenchHooks, cpuTime_ms, round } from '../measure.ts';
+import { type BenchHooks, round } from '../measure.ts';
 import { describeLocal } from '../model/import-model.ts';
 import type { WeightKind } from '../model/model-source.ts';
 import { fetchModel, parseModelSpec } from '../model/sources/resolve.ts';
 import { openInstalled } from '../model/store.ts';
+import { cpuTime_ms, memoryOf } from '../processes.ts';
 
 const COMMAND = fileURLToPath(new URL('../../bin/maskroute.js', import.meta.url));
 const LOOK_EVERY_ms = 100;
@@ -104,7 +105,7 @@ async function pullInChild(
   signal?.addEventListener('abort', stop, { once: true });
   let [peak_bytes, cpu_ms] = [0, 0];
   const look = setInterval(() => {
-    peak_bytes = Math.max(peak_bytes, peakMemory_bytes(child.pid!));
+    peak_bytes = Math.max(peak_bytes, memoryOf(child.pid!).peak_bytes);
     cpu_ms = cpuTime_ms([child.pid!]) ?? cpu_ms;
   }, LOOK_EVERY_ms);
   const [out, [status]] = await Promise.all([text(child.stdout), once(child, 'exit')]);
@@ -113,16 +114,6 @@ async function pullInChild(
   const seconds = (performance.now() - begun_ms) / 1000;
   const { name } = JSON.parse(out) as { name: string };
   return { name, seconds, cpu_s: cpu_ms / 1000, peak_bytes };
-}
-
-/** 0 without /proc, and after the process ended. */
-function peakMemory_bytes(pid: number): number {
-  try {
-    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-    return 1024 * Number(/^VmHWM:\s+(\d+) kB/m.exec(status)?.[1] ?? 0);
-  } catch {
-    return 0;
-  }
 }
 
 /** Times writing a gigabyte with fsync, and reading up to a gigabyte of the source (from the page cache if it is there). */

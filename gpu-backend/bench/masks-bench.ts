@@ -9,7 +9,6 @@
  * (`scripts/random-model.ts --layers 4`). All layers take the same time, so the time without the head is multiplied. The
  * result says so.
  */
-import { readFileSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -23,6 +22,7 @@ import { WEIGHTS_FILE } from '../model/emit.ts';
 import type { ModelConfig } from '../model/model-source.ts';
 import { openInstalled } from '../model/store.ts';
 import { readStoredLlama } from '../model/stored-llama.ts';
+import { memoryOf } from '../processes.ts';
 import { somePrompt } from './decode.ts';
 
 const SHARES = [0.125, 0.25];
@@ -50,7 +50,7 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   const { folder, manifest } = await openInstalled(home, model);
   const { config } = manifest;
   const weights_bytes = (await stat(join(folder, WEIGHTS_FILE))).size;
-  const before = memory();
+  const before = memoryOf(process.pid);
   const begun_ms = performance.now();
   const surrogates = manifest.surrogates?.id;
   const threads = availableParallelism();
@@ -60,7 +60,7 @@ export async function benchMasks(options: MasksBenchOptions): Promise<object> {
   // The memory of decoding is measured here: later, caches of the bench that wait for the garbage collector would count.
   const steps = { steps: MEMORY_STEPS, head: 'with head' } as const;
   await decode_ms(runner, denseMask(2 * config.layerCount), 1, steps);
-  const after = memory();
+  const after = memoryOf(process.pid);
   say(`open after ${open_s.toFixed(1)} s; the weights are ${(weights_bytes / 1e9).toFixed(2)} GB`);
   say(
     `decoding takes ${((after.now_bytes - before.now_bytes) / 1e9).toFixed(2)} GB of memory, with pages of mapped files`,
@@ -241,23 +241,4 @@ async function decode_ms(
     runner.runMany(inputs.map(({ cache, plan }) => ({ cache, plan, tokenIds: [100 + step], logitRows }))),
   );
   return median(times);
-}
-
-/**
- * Memory of this process: `own_bytes` without, the others with pages of mapped files, which the kernel can reclaim. Zeros
- * without /proc.
- */
-function memory(): { own_bytes: number; now_bytes: number; peak_bytes: number } {
-  const field = (name: string, status: string) =>
-    1024 * Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(status)?.[1] ?? 0);
-  try {
-    const status = readFileSync('/proc/self/status', 'utf8');
-    return {
-      own_bytes: field('RssAnon', status),
-      now_bytes: field('VmRSS', status),
-      peak_bytes: field('VmHWM', status),
-    };
-  } catch {
-    return { own_bytes: 0, now_bytes: 0, peak_bytes: 0 };
-  }
 }

@@ -5,7 +5,8 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { MaskrouteError } from '../../shared/wire/errors.ts';
 import { maskrouteHome } from '../files.ts';
-import { endChild, freePort } from '../measure.ts';
+import { freePort } from '../ports.ts';
+import { endChild } from '../processes.ts';
 
 /** Where `scripts/test-tools.ts` unpacks Debian's packages. */
 export const VALKEY_FOLDER = path.join(maskrouteHome(), 'tools', 'valkey');

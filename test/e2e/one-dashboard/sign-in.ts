@@ -3,7 +3,7 @@ import path from 'node:path';
 import type { Page } from 'playwright-core';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type Edge, startEdge } from '../../../gpu-backend/dev/local-edge.ts';
-import { freePort } from '../../../gpu-backend/measure.ts';
+import { freePort } from '../../../gpu-backend/ports.ts';
 import { OIDC_CLIENT, startOidcProvider } from '../../support/edge/oidc-server.ts';
 import { complaintsOf, expectAccessible, openPage, visit } from '../browser.ts';
 import { dashboard } from './open.ts';

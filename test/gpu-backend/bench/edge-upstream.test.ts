@@ -8,8 +8,8 @@ import path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { afterAll, expect, test } from 'vitest';
 import { startUpstream } from '../../../gpu-backend/bench/edge-peers.ts';
-import { cpuTime_ms, processTree } from '../../../gpu-backend/measure.ts';
 import { DEFAULT_MODEL } from '../../../gpu-backend/model/sources/resolve.ts';
+import { cpuTime_ms, processTree } from '../../../gpu-backend/processes.ts';
 import { readMaskSet } from '../../../gpu-backend/publication/publish.ts';
 import { eventually } from '../api/harness.ts';
 
