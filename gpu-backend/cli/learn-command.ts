@@ -11,6 +11,7 @@ import type { CountRange } from '../learning/search/budget.ts';
 import type { BlockCost, TargetKind } from '../learning/search/effort.ts';
 import { CONTEXT_TOKENS, LEARN_EFFORT, QUICK_EFFORT, withoutSearch } from '../learning/search/effort.ts';
 import type { LearnReport } from '../learning/search/learn-report.ts';
+import { percent } from '../measure.ts';
 import type { InstalledModel } from '../model/store.ts';
 import { type Device, deviceName } from '../onnx/device.ts';
 import { readMaskSet } from '../publication/publish.ts';
@@ -403,5 +404,3 @@ function countRange(text: string): CountRange {
   if ((min !== '' || max !== '') && range.min <= range.max) return range;
   throw new InvalidArgumentError('expected a count or a range of counts, such as 7, 4-9, 4- or -9');
 }
-
-const percent = (part: number): string => `${(part * 100).toFixed(1)} %`;

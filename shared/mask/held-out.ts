@@ -50,7 +50,20 @@ export const headroomSchema = z.strictObject({
 });
 export type Headroom = z.infer<typeof headroomSchema>;
 
-/** For people. */
+/* For people: the terminal, the report and the dashboard say the same. */
+
+/** docs/learn.md says what each name means. */
+export function headroomRows(headroom: Headroom): (z.infer<typeof figure> & { readonly name: string })[] {
+  const { bestByOtherHalf } = headroom;
+  return [
+    { name: 'one mask for all', ...headroom.oneMask },
+    { name: 'routing', ...headroom.routed },
+    { name: 'best mask, afterwards', ...headroom.bestAfterwards },
+    ...(bestByOtherHalf === undefined ? [] : [{ name: 'best by the other half', ...bestByOtherHalf }]),
+    { name: 'routing by kind', ...headroom.byKind },
+  ];
+}
+
 export function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>): string {
   const count = `${isMore ? 'at least ' : ''}${Math.abs(gained).toFixed(1)}`;
   return gained >= 0

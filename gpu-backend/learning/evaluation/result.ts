@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { headroomSchema } from '../../../shared/mask/held-out.ts';
+import { percent } from '../../measure.ts';
 import { headroomLines } from '../search/headroom.ts';
 
 /** What `--baselines` chooses from: the static methods and the one learned mask. */
@@ -231,7 +232,6 @@ const COLUMNS: readonly (readonly [title: string, cell: (row: EvaluationRow) => 
   ['searched', ({ evaluations }) => (evaluations === null ? '' : String(evaluations))],
 ];
 
-const percent = (value: number): string => `${(100 * value).toFixed(1)} %`;
 const number = (value: number): string => (Number.isInteger(value) ? String(value) : value.toFixed(1));
 const plusMinus = (interval: EvaluationRow['intervals']['kl']): string =>
   interval === null ? '' : ` [${interval.map((value) => value.toFixed(3)).join(', ')}]`;

@@ -3,6 +3,7 @@
  * kinds, tasks.
  */
 import { html } from 'hono/html';
+import { percent } from '../../measure.ts';
 import { type Checks, dataLine, type Evaluation, type EvaluationRow, METHODS } from '../evaluation/result.ts';
 import {
   clusterTable,
@@ -11,7 +12,6 @@ import {
   headroomTable,
   number,
   type PointSeries,
-  percent,
   plot,
   section,
   table,

@@ -13,7 +13,8 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
-import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
+import { blocksLine, type Headroom, headroomRows, skippedLine } from '../../../shared/mask/held-out.ts';
+import { signedPercent } from '../../measure.ts';
 
 export type Html = ReturnType<typeof html>;
 
@@ -88,37 +89,26 @@ export const clusterTable = (
 
 /** What routing gains over one mask, and what it could gain. */
 export function headroomTable(headroom: Headroom): Html {
-  const { oneMask, routed, bestAfterwards, bestByOtherHalf, byKind, ...rest } = headroom;
-  const spread = (interval: Headroom['routed']['interval'], show: (value: number) => string) =>
+  const spread = (interval: readonly number[] | null, show: (value: number) => string) =>
     interval === null ? '–' : interval.map(show).join(' to ');
-  const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => [
-    name,
-    number(kl, 4),
-    spread(interval, (value) => number(value, 4)),
-    percent(change),
-    spread(changeInterval, (value) => percent(value)),
-  ];
-  const blocks = rest.blocks === null ? '' : ` ${blocksLine(rest.blocks)}`;
-  const sizes = rest.skipped === undefined ? '' : ` ${skippedLine(rest.skipped)}`;
+  const blocks = headroom.blocks === null ? '' : ` ${blocksLine(headroom.blocks)}`;
+  const sizes = headroom.skipped === undefined ? '' : ` ${skippedLine(headroom.skipped)}`;
   return table(
-    `Headroom of ${rest.masks} masks on ${rest.rows} prompts, ${rest.positions} positions.${blocks}${sizes}`,
+    `Headroom of ${headroom.masks} masks on ${headroom.rows} prompts, ${headroom.positions} positions.${blocks}${sizes}`,
     ['mask of each prompt', 'KL', '95 %', 'against one mask', '95 %'],
-    [
-      line('one mask for all', oneMask),
-      line('as routed', routed),
-      line('the best, known afterwards', bestAfterwards),
-      ...(bestByOtherHalf === undefined
-        ? []
-        : [line('the best of each half, known from the other half', bestByOtherHalf)]),
-      line('the best for other prompts of its kind', byKind),
-    ],
+    headroomRows(headroom).map(({ name, kl, interval, change, changeInterval }) => [
+      name,
+      number(kl, 4),
+      spread(interval, (value) => number(value, 4)),
+      signedPercent(change),
+      spread(changeInterval, signedPercent),
+    ]),
   );
 }
 
 export const facts = (entries: readonly (readonly [name: string, value: string])[]): Html =>
   html`<dl>${entries.map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
 
-export const percent = (value: number, digits = 1): string => `${(100 * value).toFixed(digits)} %`;
 export const number = (value: number, digits = 3): string =>
   Math.abs(value) >= 100_000 ? value.toExponential(1) : value.toFixed(digits);
 

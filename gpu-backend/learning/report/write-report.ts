@@ -5,7 +5,7 @@ import { html } from 'hono/html';
 import type { z } from 'zod';
 import { maskFromBits } from '../../../shared/mask/mask.ts';
 import { writeWhole } from '../../files.ts';
-import { average } from '../../measure.ts';
+import { average, percent } from '../../measure.ts';
 import { type Evaluation, evaluationSchema } from '../evaluation/result.ts';
 import { type LearnedMaskReport, type LearnReport, learnReportSchema } from '../search/learn-report.ts';
 import { evaluationSections, evaluationVerdict } from './evaluation-sections.ts';
@@ -17,7 +17,6 @@ import {
   headroomTable,
   number,
   page,
-  percent,
   plot,
   section,
   table,

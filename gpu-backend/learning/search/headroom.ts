@@ -3,8 +3,8 @@
  * the best mask of each row (known afterwards), and of the mask that is best for other rows of the same kind. All are
  * measured on rows from which neither masks nor their assignment were made.
  */
-import { blocksLine, type Headroom, skippedLine } from '../../../shared/mask/held-out.ts';
-import { sumOf } from '../../measure.ts';
+import { blocksLine, type Headroom, headroomRows, skippedLine } from '../../../shared/mask/held-out.ts';
+import { signedPercent, sumOf } from '../../measure.ts';
 import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
 import { lowestPrice } from './share-masks.ts';
 
@@ -257,32 +257,19 @@ export const leads = ({ lead }: Pick<Headroom, 'lead'>): boolean =>
 
 /* For people. */
 
-const percent = (share: number): string => `${share > 0 ? '+' : ''}${(100 * share).toFixed(1)} %`;
 const nats = (value: number): string => value.toFixed(4);
 
 /** One line a figure: name, KL and its interval, change against one mask and its interval. */
-export function headroomLines({
-  oneMask,
-  routed,
-  bestAfterwards,
-  bestByOtherHalf,
-  byKind,
-  blocks,
-  ...rest
-}: Headroom): string[] {
-  const line = (name: string, { kl, interval, change, changeInterval }: Headroom['routed']) => {
-    const spread = interval === null ? '' : ` [${interval.map(nats).join(', ')}]`;
-    const paired = changeInterval === null ? '' : ` [${changeInterval.map(percent).join(', ')}]`;
-    return `  ${name.padEnd(24)} KL ${nats(kl)}${spread}  ${percent(change)}${paired}`;
-  };
+export function headroomLines(headroom: Headroom): string[] {
+  const { masks, rows, positions, blocks, skipped } = headroom;
   return [
-    `Headroom of ${rest.masks} masks on ${rest.rows} rows, ${rest.positions} positions; changes are against one mask:`,
-    line('one mask', oneMask),
-    line('routing', routed),
-    line('best mask, afterwards', bestAfterwards),
-    ...(bestByOtherHalf === undefined ? [] : [line('best by the other half', bestByOtherHalf)]),
-    line('routing by kind', byKind),
+    `Headroom of ${masks} masks on ${rows} rows, ${positions} positions; changes are against one mask:`,
+    ...headroomRows(headroom).map(({ name, kl, interval, change, changeInterval }) => {
+      const spread = interval === null ? '' : ` [${interval.map(nats).join(', ')}]`;
+      const paired = changeInterval === null ? '' : ` [${changeInterval.map(signedPercent).join(', ')}]`;
+      return `  ${name.padEnd(24)} KL ${nats(kl)}${spread}  ${signedPercent(change)}${paired}`;
+    }),
     ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
-    ...(rest.skipped === undefined ? [] : [`  ${skippedLine(rest.skipped)}`]),
+    ...(skipped === undefined ? [] : [`  ${skippedLine(skipped)}`]),
   ];
 }

@@ -267,8 +267,8 @@ test('what routing gains stands there, and how much is known of live traffic', a
   await visit(page, 'Live masks');
   await visit(page, 'Quality');
   const table = page.getByRole('table', { name: 'Headroom of 3 masks, told' });
-  await table.getByRole('row', { name: 'known from the other half' }).getByText('0.4050').waitFor();
-  await table.getByRole('row', { name: 'as it is routed' }).getByText('-3.0 % to -1.0 %').waitFor();
+  await table.getByRole('row', { name: 'best by the other half' }).getByText('0.4050').waitFor();
+  await table.getByRole('row', { name: /^routing \d/ }).getByText('-3.0 % to -1.0 %').waitFor();
   await page.getByText('On 90 held-out prompts, 4000 positions.').waitFor();
   await page.getByText('At the routed KL one mask leaves out 0.6 blocks fewer.').waitFor();
   await page.getByText(/ of the 50 requests needed to compare distances/).waitFor();

@@ -4,7 +4,13 @@
  */
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
-import { blocksLine, type Headroom, saidOfRouting, skippedLine } from '../../../shared/mask/held-out.ts';
+import {
+  blocksLine,
+  type Headroom,
+  headroomRows,
+  saidOfRouting,
+  skippedLine,
+} from '../../../shared/mask/held-out.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
@@ -201,31 +207,22 @@ function Pays({ set }: LiveSet) {
 }
 
 function HeadroomTable({ name, headroom }: { readonly name: string; readonly headroom: Headroom }) {
-  const rows = [
-    { what: 'one mask for all', ...headroom.oneMask },
-    { what: 'as it is routed', ...headroom.routed },
-    { what: 'the best mask of each prompt, known afterwards', ...headroom.bestAfterwards },
-    ...(headroom.bestByOtherHalf === undefined
-      ? []
-      : [{ what: 'the best mask of half a prompt, known from the other half', ...headroom.bestByOtherHalf }]),
-    { what: 'the best mask of each kind of prompt', ...headroom.byKind },
-  ];
-  type Row = (typeof rows)[number];
+  const rows = headroomRows(headroom);
   return (
     <>
       <Table
         caption={`Headroom of ${headroom.masks} masks, ${name}`}
         rows={rows}
-        rowKey={({ what }) => what}
+        rowKey={({ name }) => name}
         columns={[
-          { title: 'Mask', cell: ({ what }) => what },
+          { title: 'Mask', cell: ({ name }) => name },
           { title: 'KL', cell: ({ kl }) => number(kl, 4), isNumber: true },
           {
             title: '95 %',
             cell: ({ interval }) => spread(interval, (value) => number(value, 4)),
             isNumber: true,
           },
-          { title: 'Against one mask', cell: ({ change }: Row) => signed(change), isNumber: true },
+          { title: 'Against one mask', cell: ({ change }) => signed(change), isNumber: true },
           { title: 'its 95 %', cell: ({ changeInterval }) => spread(changeInterval, signed), isNumber: true },
         ]}
       />

@@ -150,7 +150,7 @@ describe('headroom', () => {
 
   it('is printed with intervals and blocks', () => {
     const text = headroomLines(headroomOf(rows)).join('\n');
-    expect(text).toMatch(/one mask +KL 0\.4500 \[/);
+    expect(text).toMatch(/one mask for all +KL 0\.4500 \[/);
     expect(text).toMatch(/routing +KL 0\.3750 \[.*\] {2}-16\.7 % \[/);
     expect(text).toContain('At the routed KL one mask leaves out 1.5 blocks fewer.');
     expect(text).not.toContain('NaN');
