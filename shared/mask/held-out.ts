@@ -30,9 +30,8 @@ export const headroomSchema = z.strictObject({
   /**
    * For each half of a row's positions, the mask that is best on the other half: how much of `bestAfterwards` carries
    * over to other text of the same row. Half a row has few positions, so routing learned from many rows may be better.
-   * Absent in sets of earlier versions.
    */
-  bestByOtherHalf: figure.optional(),
+  bestByOtherHalf: figure,
   /** For each row the mask that is best on the other rows of its kind. */
   byKind: figure,
   /** By how much routing is better than one mask, nats a position; the error is null with a single row. */
@@ -54,12 +53,11 @@ export type Headroom = z.infer<typeof headroomSchema>;
 
 /** docs/learn.md says what each name means. */
 export function headroomRows(headroom: Headroom): (z.infer<typeof figure> & { readonly name: string })[] {
-  const { bestByOtherHalf } = headroom;
   return [
     { name: 'one mask for all', ...headroom.oneMask },
     { name: 'routing', ...headroom.routed },
     { name: 'best mask, afterwards', ...headroom.bestAfterwards },
-    ...(bestByOtherHalf === undefined ? [] : [{ name: 'best by the other half', ...bestByOtherHalf }]),
+    { name: 'best by the other half', ...headroom.bestByOtherHalf },
     { name: 'routing by kind', ...headroom.byKind },
   ];
 }

@@ -268,7 +268,10 @@ test('what routing gains stands there, and how much is known of live traffic', a
   await visit(page, 'Quality');
   const table = page.getByRole('table', { name: 'Headroom of 3 masks, told' });
   await table.getByRole('row', { name: 'best by the other half' }).getByText('0.4050').waitFor();
-  await table.getByRole('row', { name: /^routing \d/ }).getByText('-3.0 % to -1.0 %').waitFor();
+  await table
+    .getByRole('row', { name: /^routing \d/ })
+    .getByText('-3.0 % to -1.0 %')
+    .waitFor();
   await page.getByText('On 90 held-out prompts, 4000 positions.').waitFor();
   await page.getByText('At the routed KL one mask leaves out 0.6 blocks fewer.').waitFor();
   await page.getByText(/ of the 50 requests needed to compare distances/).waitFor();

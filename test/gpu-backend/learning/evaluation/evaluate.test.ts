@@ -129,7 +129,7 @@ describe('evaluate', () => {
     expect(headroom.oneMask.kl).toBeCloseTo(klOf('one-mask'), 9);
     expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.routed.kl + 1e-12);
     expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.byKind.kl + 1e-12);
-    expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.bestByOtherHalf!.kl + 1e-12);
+    expect(headroom.bestAfterwards.kl).toBeLessThanOrEqual(headroom.bestByOtherHalf.kl + 1e-12);
     const at = (method: string, target: number) =>
       found.rows.find((row) => row.method === method && row.targetSparsity === target)!;
     expect([at('sleb', 0.5).attention, at('sleb', 0.5).ffn]).toEqual([2, 2]);
