@@ -115,8 +115,6 @@ export async function startBackend(options: BackendOptions): Promise<RunningBack
     );
   const encoders = createEncoderService({
     home: options.home,
-    // One is enough: a prompt is embedded within milliseconds, and the engine needs the cores.
-    threads: 1,
     onError: (detail) => log.error({ detail }, 'the encoder failed'),
   });
   const tracing = options.collector && (await openTracing(options.collector, log));

@@ -80,15 +80,14 @@ type Embedded = {
 
 type EncoderServiceOptions = {
   readonly home: string;
-  readonly threads: number;
   /** Gets the stack of a failure, which clients never see. */
   readonly onError: (detail: string) => void;
 };
 
-export function createEncoderService({ home, threads, onError }: EncoderServiceOptions): EncoderService {
+export function createEncoderService({ home, onError }: EncoderServiceOptions): EncoderService {
   const opening = new Map<string, Promise<EncoderThread>>();
   const start = (name: string, folder: string): Promise<EncoderThread> => {
-    const thread = new EncoderThread({ id: ENCODERS[name]!, folder, threads }, onError);
+    const thread = new EncoderThread({ id: ENCODERS[name]!, folder }, onError);
     const opened = thread.ready.then(() => thread);
     opening.set(name, opened);
     // However the thread ends, the next request opens another.

@@ -7,7 +7,7 @@ import type { EncoderSpec } from '../../shared/mask/mask-set.ts';
 import { nextTurn } from '../event-loop.ts';
 import { loadSentenceEncoder } from './sentence-encoder.ts';
 
-export type EncoderStart = { readonly id: string; readonly folder: string; readonly threads: number };
+export type EncoderStart = { readonly id: string; readonly folder: string };
 
 export type ToEncoder =
   | { readonly type: 'embed'; readonly job: number; readonly texts: readonly string[] }
@@ -36,7 +36,8 @@ type Job = {
   tokens: number;
 };
 
-const encoder = await loadSentenceEncoder(start.id, start.folder, start.threads);
+// One thread is enough: a prompt is embedded within milliseconds, and the engine needs the cores.
+const encoder = await loadSentenceEncoder(start.id, start.folder, 1);
 const { dimensions } = encoder.spec;
 /** The queue, by the jobs' numbers: the first job runs, and keeps its place meanwhile. */
 const line = new Map<number, Job>();

@@ -143,7 +143,7 @@ async function expectIdle(): Promise<void> {
 }
 
 it('a client that leaves while the first of its texts are read lets all of them go', async () => {
-  const own = createEncoderService({ home: testHome, threads: 1, onError: () => {} });
+  const own = createEncoderService({ home: testHome, onError: () => {} });
   await own.embed(MODEL, ['first'], new AbortController().signal);
   const many = Array.from({ length: 300 }, (_, i) => `word${i} `.repeat(200));
   await expect(own.embed(MODEL, many, AbortSignal.abort())).rejects.toMatchObject({ code: 'cancelled' });
@@ -153,7 +153,7 @@ it('a client that leaves while the first of its texts are read lets all of them 
 });
 
 it('an encoder that is not installed is an empty list and a 404 that says what to do', async () => {
-  const service = createEncoderService({ home: '/nowhere', threads: 1, onError: () => {} });
+  const service = createEncoderService({ home: '/nowhere', onError: () => {} });
   expect(await service.installed()).toBeUndefined();
   const asked = service.embed(MODEL, ['x'], new AbortController().signal);
   await expect(asked).rejects.toMatchObject({
@@ -164,7 +164,7 @@ it('an encoder that is not installed is an empty list and a 404 that says what t
 });
 
 it('an encoder that is closed while it computes lets its request go, and its process lives', async () => {
-  const own = createEncoderService({ home: testHome, threads: 1, onError: () => {} });
+  const own = createEncoderService({ home: testHome, onError: () => {} });
   const never = new AbortController().signal;
   await own.embed(MODEL, ['first'], never);
   const texts = Array.from({ length: 64 }, (_, i) => `text ${i} ${'and more words '.repeat(40)}`);

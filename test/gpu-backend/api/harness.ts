@@ -85,7 +85,6 @@ export async function apiOptions(
   );
   const encoders = createEncoderService({
     home: testHome,
-    threads: 1,
     onError: (detail) => log.error(detail),
   });
   const options: ApiOptions = {

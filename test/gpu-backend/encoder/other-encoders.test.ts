@@ -142,7 +142,7 @@ test('an encoder that is pulled by its name is what /v1/embeddings runs', async 
     },
   });
   vi.stubEnv('HF_ENDPOINT', hub.url);
-  const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
+  const service = createEncoderService({ home: folder, onError: () => {} });
   try {
     const never = new AbortController().signal;
     await expect(service.embed('bge-small-en-v1.5', texts, never)).rejects.toThrow(
@@ -186,7 +186,7 @@ test('the encoder that comes as a wheel is found where it came from the hub, for
   });
   vi.stubEnv('HF_ENDPOINT', hub.url);
   vi.stubEnv('PATH', folder);
-  const service = createEncoderService({ home: folder, threads: 1, onError: () => {} });
+  const service = createEncoderService({ home: folder, onError: () => {} });
   try {
     expect(await service.installed()).toBeUndefined();
     await fetchFullEncoder(folder, HOOKS, FULL_ENCODER);
