@@ -1,6 +1,6 @@
 /**
- * Shared by all benchmarks: interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike, and
- * statistics of the times.
+ * Figures: measured in interleaved rounds, so that a temporary slowdown of the machine affects all subjects alike; statistics
+ * of them; and how they are written.
  */
 
 /** `say` gets progress lines. When `signal` aborts, a bench stops before its next turn and ends what it started. */
