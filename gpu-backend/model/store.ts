@@ -63,7 +63,8 @@ export async function openInstalled(home: string, name: string): Promise<Install
       throw corruptModel(`${file} of ${name} ${what}; pull it again with --force`);
     }
   }
-  return { folder, manifest };
+  // Commands find a model by its folder, which somebody may have renamed or copied.
+  return { folder, manifest: { ...manifest, name } };
 }
 
 /** Reads every file of a model and compares hashes. @throws MaskrouteError `corrupt_model`. */

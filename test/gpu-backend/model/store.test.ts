@@ -1,7 +1,7 @@
 /** Importing into the store: whole or not at all, whoever is killed and whoever comes at the same time. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -253,6 +253,18 @@ describe('pullModel', () => {
     });
     expect(await inStore()).toEqual([]);
   });
+});
+
+test('a folder that was renamed or copied is a model of its new name', async () => {
+  const { folder } = await pull(file);
+  await cp(folder, path.join(home, 'models', 'copy'), { recursive: true });
+  await rename(folder, path.join(home, 'models', 'renamed'));
+  const rows = await listModels(home);
+  expect(rows.map(({ name, problem }) => [name, problem])).toEqual([
+    ['copy', undefined],
+    ['renamed', undefined],
+  ]);
+  expect((await showModel(home, 'copy')).manifest.name).toBe('copy');
 });
 
 describe('what is broken', () => {
