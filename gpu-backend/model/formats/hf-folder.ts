@@ -3,6 +3,7 @@
  */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { check, isJsonObject } from '../../../shared/wire/parse-body.ts';
 import {
@@ -25,11 +26,12 @@ import {
   type RopeScaling,
   readModelJson,
   requireModelJson,
+  type TensorPlace,
   unsupportedModel,
 } from '../model-source.ts';
 import { yarnAttentionFactor } from '../rope.ts';
 import { openSafetensors, type SafetensorsFile } from './safetensors.ts';
-import { tensorsInFiles } from './tensor-parts.ts';
+import { areEqual, tensorsInFiles } from './tensor-parts.ts';
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 const INDEX_BYTES_MAX = 32 * 1024 * 1024;
@@ -48,23 +50,31 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
   };
   try {
     for (const name of names) files.push(await openSafetensors(join(folder, name), folder));
-    const found = new Map<string, { readonly file: SafetensorsFile; readonly name: string }>();
+    const found = new Map<string, Found>();
     for (const file of files) {
       for (const name of file.names) {
         const own = textPart(json) === json ? name : nameInText(name);
-        if (own === undefined || isIgnored(own, config.tiedEmbeddings)) continue;
+        // Old files have the rotary frequencies, which follow from the configuration.
+        if (own === undefined || own.endsWith('.rotary_emb.inv_freq')) continue;
         if (found.has(own)) throw corruptModel(`tensor ${quoted(name)} comes twice`);
         found.set(own, { file, name });
       }
     }
+    const repeated = config.tiedEmbeddings ? found.get(HEAD) : undefined;
+    if (repeated) found.delete(HEAD);
     // Refuses types that cannot be read, before anything is read.
-    for (const { file, name } of found.values()) file.place(name);
+    for (const one of found.values()) placeOf(one);
     const shapes = new Map([...found].map(([own, { file, name }]) => [own, file.shape(name)]));
     const tensors = checkTensors(config, shapes, (tensor) => tensor.hubName);
+    // Training can part the two and leave config.json as it was. Some readers then take the head, and some the embedding.
+    if (repeated && !(await areEqual(placeOf(repeated), placeOf(found.get(EMBEDDING)!)))) {
+      throw unsupportedModel(
+        'its head and its embedding differ, and config.json says that they are one (if the head counts, set tie_word_embeddings to false)',
+      );
+    }
     return {
       ...tensorsInFiles(config, tensors, ({ hubName, hubAdded }) => {
-        const { file, name } = found.get(hubName)!;
-        return { ...file.place(name), added: hubAdded };
+        return { ...placeOf(found.get(hubName)!), added: hubAdded };
       }),
       weightFiles: names.map((name) => join(folder, name)),
       close,
@@ -75,9 +85,13 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
   }
 }
 
-/** Old files have the rotary frequencies, which follow from the configuration; a tied head repeats the embedding. */
-const isIgnored = (name: string, tied: boolean): boolean =>
-  name.endsWith('.rotary_emb.inv_freq') || (tied && name === 'lm_head.weight');
+/** A tied head may be in a file all the same. */
+const HEAD = 'lm_head.weight';
+const EMBEDDING = 'model.embed_tokens.weight';
+
+type Found = { readonly file: SafetensorsFile; readonly name: string };
+
+const placeOf = ({ file, name }: Found): TensorPlace => file.place(name);
 
 /** What config.json says of the part that reads text: of a model that reads images, too, another part is about them. */
 function textPart(json: JsonObject): JsonObject {
@@ -209,6 +223,11 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
   const kvHeadsDefault = config.num_key_value_heads === null ? undefined : defaults.kvHeadCount;
   const headSizeDefault = config.head_dim === null ? undefined : defaults.headSize;
   const rope = config.rope_parameters?.full_attention ?? config.rope_parameters ?? config.rope_scaling ?? {};
+  const scaling = ropeScaling(rope, architecture, contextTokens);
+  // A newer file that somebody gave an older file's scaling: transformers takes it, and loses the base that is in the other.
+  const { rope_scaling: older } = config;
+  if (older && !isDeepStrictEqual(ropeScaling(older, architecture, contextTokens), scaling))
+    throw unsupportedModel('rope_scaling and rope_parameters in config.json, which differ');
   const layersWithoutRope = ropelessLayers(config, architecture);
   const windowLayers = layersWithWindow(config, architecture, layersWithoutRope);
   const headSize = config.head_dim ?? headSizeDefault ?? config.hidden_size / headCount;
@@ -226,7 +245,7 @@ export function configFromHuggingFace(json: JsonObject): ModelConfig {
     ropeTheta: rope.rope_theta ?? config.rope_theta ?? defaults.ropeTheta,
     rmsEpsilon: config.rms_norm_eps ?? defaults.rmsEpsilon,
     tiedEmbeddings: config.tie_word_embeddings ?? defaults.tiedEmbeddings,
-    ropeScaling: ropeScaling(rope, architecture, contextTokens),
+    ropeScaling: scaling,
     attentionBias: biases === 'qkv' ? 'qkv' : asked,
     headNorms: headNorms || undefined,
     postNorms: postNorms || undefined,
@@ -263,7 +282,8 @@ function refuseUnhonoured(config: Config, activation: string): void {
   if (config.use_bidirectional_attention) throw unsupportedModel('attention to later tokens');
   if (config.mlp_bias) throw unsupportedModel('biases in its FFN projections');
   const ropes = config.rope_parameters;
-  for (const settings of [config, ropes, ropes?.full_attention, ropes?.sliding_attention]) {
+  const all = [config, config.rope_scaling, ropes, ropes?.full_attention, ropes?.sliding_attention];
+  for (const settings of all) {
     const partial = settings?.partial_rotary_factor ?? 1;
     if (partial !== 1) throw unsupportedModel(`partial rotary embeddings (partial_rotary_factor ${partial})`);
   }

@@ -75,6 +75,21 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
   };
 }
 
+const ROWS_COMPARED = 1024;
+
+/** Whether two matrices have the same shape and values. */
+export async function areEqual(one: TensorPlace, other: TensorPlace): Promise<boolean> {
+  if (one.shape.join() !== other.shape.join()) return false;
+  const [rowCount] = one.shape as [number, number];
+  const [left, right] = [matrixInFile(one), matrixInFile(other)];
+  for (let from = 0; from < rowCount; from += ROWS_COMPARED) {
+    const count = Math.min(ROWS_COMPARED, rowCount - from);
+    const expected = await right.rows(from, count);
+    if ((await left.rows(from, count)).some((value, i) => value !== expected[i])) return false;
+  }
+  return true;
+}
+
 /** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
   readElements(place, elementsOf(place.shape), place.shape[0] ?? 1);
