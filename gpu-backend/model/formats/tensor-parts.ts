@@ -6,7 +6,7 @@ import { read } from 'node:fs';
 import { promisify } from 'node:util';
 import { type DecoderTensor, toHalfSplitRotary } from '../families.ts';
 import { corruptModel, type FileSource, type ModelConfig, type TensorPlace } from '../model-source.ts';
-import { type TensorType, tensorType } from './dequantize.ts';
+import { bytesOf, elementsOf, tensorType } from './dequantize.ts';
 
 /** A model's tensors in open files. `stored`: the place of the file's tensor that has this one, alone or in a stack. */
 export function tensorsInFiles(
@@ -94,12 +94,8 @@ export async function areEqual(one: TensorPlace, other: TensorPlace): Promise<bo
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
   readElements(place, elementsOf(place.shape), place.shape[0] ?? 1);
 
-const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
-
 /** Bytes that are read at a time, so that only the result is in memory as a whole. */
 const CHUNK_BYTES = 8 * 1024 * 1024;
-
-const bytesOf = (type: TensorType, elements: number): number => (elements / type.blockSize) * type.blockBytes;
 
 /**
  * Reads `elements` values, which are `rows` rows, from the place's offset on.
