@@ -35,14 +35,13 @@ import { areEqual, tensorsInFiles } from './tensor-parts.ts';
 
 const CONFIG_BYTES_MAX = 4 * 1024 * 1024;
 const INDEX_BYTES_MAX = 32 * 1024 * 1024;
-const SINGLE_FILE = 'model.safetensors';
-const INDEX_FILE = 'model.safetensors.index.json';
+export const SINGLE_FILE = 'model.safetensors';
+export const INDEX_FILE = 'model.safetensors.index.json';
 const SHARD_COUNT_MAX = 1000;
 
 /** @throws MaskrouteError `corrupt_model`, `unsupported_model`, `invalid_argument` for a file that is not a regular file. */
 export async function openSafetensorsFolder(folder: string): Promise<OpenModelFile> {
-  const json = await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX);
-  const config = configFromHuggingFace(json);
+  const { json, config } = await readConfig(folder);
   const names = await weightFileNames(folder);
   const files: SafetensorsFile[] = [];
   const close = async () => {
@@ -84,6 +83,15 @@ export async function openSafetensorsFolder(folder: string): Promise<OpenModelFi
     throw error;
   }
 }
+
+async function readConfig(folder: string): Promise<{ json: JsonObject; config: ModelConfig }> {
+  const json = await requireModelJson(folder, 'config.json', CONFIG_BYTES_MAX);
+  return { json, config: configFromHuggingFace(json) };
+}
+
+/** The configuration alone, where the weights are not there yet. @throws as {@link openSafetensorsFolder}. */
+export const configOfFolder = async (folder: string): Promise<ModelConfig> =>
+  (await readConfig(folder)).config;
 
 /** A tied head may be in a file all the same. */
 const HEAD = 'lm_head.weight';
