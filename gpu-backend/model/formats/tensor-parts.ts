@@ -29,7 +29,6 @@ export function tensorsInFiles(
   };
   return {
     config,
-    has: (name) => named.has(name),
     shape: (name) => find(name).shape,
     place,
     read: async (name) => readTensor(place(name)),

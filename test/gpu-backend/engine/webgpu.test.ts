@@ -339,7 +339,7 @@ describe('the real model, dense and with a quarter of its blocks out', () => {
         0,
         shape(name).reduce((size, length) => size * length, 1),
       );
-    const first = { config, has: whole.has, shape, read };
+    const first = { config, shape, read };
     const inHalves = await openEmitted(first, 'q8', undefined, testDevice('f16'));
     await whole.close();
     await using cleaning = new AsyncDisposableStack();

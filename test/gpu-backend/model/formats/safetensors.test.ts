@@ -152,7 +152,7 @@ describe('openSafetensorsFolder', () => {
     weights.set('model.layers.0.self_attn.rotary_emb.inv_freq', { shape: [8], data: new Float32Array(8) });
     await writeFolder({ 'model.safetensors': writeSafetensors(weights) });
     const model = await openSafetensorsFolder(folder);
-    expect(model.has('lm_head.weight')).toBe(false);
+    expect(() => model.shape('lm_head.weight')).toThrow('no tensor lm_head.weight');
     await model.close();
   });
 
