@@ -8,12 +8,13 @@ import { dirname, join } from 'node:path';
 import { HUB_URL, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
+import { ggufPart, ggufStem } from '../formats/gguf.ts';
 import { configOfFolder, INDEX_FILE, isShard, SINGLE_FILE } from '../formats/hf-folder.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
 import { tokenizerFromFolder } from '../tokenizer/hf-tokenizer.ts';
 import { aloneIn, download, messageOf } from './download.ts';
-import { ggufModels, isGgufPart, refusePickles } from './local.ts';
+import { ggufModels, refusePickles } from './local.ts';
 
 export type HubModel = {
   /** `OWNER/NAME`. */
@@ -256,25 +257,22 @@ function safetensors(files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[]
 
 function bestGguf(candidates: readonly string[]): string | undefined {
   for (const kind of GGUF_PREFERENCE) {
-    const match = candidates.find((path) => stemOf(path).toLowerCase().endsWith(kind));
+    const match = candidates.find((path) => ggufStem(path).toLowerCase().endsWith(kind));
     if (match !== undefined) return match;
   }
   return candidates[0];
 }
 
-const stemOf = (path: string): string => path.replace(/(-\d{5}-of-\d{5})?\.gguf$/i, '');
-
 /** The file, or all parts of a file in parts, in order. */
 function partsOf(file: string, files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
-  if (!isGgufPart(file)) return [files.get(file)!];
-  const count = /-of-(\d{5})\.gguf$/i.exec(file)![1]!;
-  const parts = Array.from({ length: Number(count) }, (_, i) => {
-    const path = `${stemOf(file)}-${String(i + 1).padStart(5, '0')}-of-${count}.gguf`;
+  const named = ggufPart(file);
+  if (named === undefined) return [files.get(file)!];
+  return Array.from({ length: named.count }, (_, i) => {
+    const path = named.nameOf(i + 1);
     const part = files.get(path);
     if (part === undefined) throw unsupportedModel(`the repository has no ${path}, a part of ${file}`);
     return part;
   });
-  return parts;
 }
 
 /** Files that sentence-transformers writes beside the weights of an encoder. */

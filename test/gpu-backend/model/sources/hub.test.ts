@@ -175,6 +175,11 @@ describe('hf:OWNER/NAME', () => {
     expect(named.manifest).toMatchObject({ name: 'tiny', hash: manifest.hash });
   });
 
+  test('a file whose name says that it is part 1 of 0 is one file', async () => {
+    await serve({ files: { 'tiny-00001-of-00000.gguf': ggufFile } });
+    expect((await pull()).manifest.source).toMatch(/tiny-00001-of-00000\.gguf$/);
+  });
+
   test('a repository with pickles alone is refused with the reason', async () => {
     const { 'model.safetensors': _, ...others } = await tinyFolder();
     await serve({ files: { ...others, 'pytorch_model.bin': ggufFile } });
