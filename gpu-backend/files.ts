@@ -7,6 +7,7 @@ import { constants, rmSync, type Stats } from 'node:fs';
 import {
   type FileHandle,
   link,
+  lstat,
   mkdir,
   open,
   readdir,
@@ -184,8 +185,11 @@ async function removeOld(folder: string, isPart: (name: string) => boolean): Pro
  * system's error when it does not exist or cannot be opened.
  */
 export async function openRegular(file: string, folder?: string): Promise<FileHandle> {
-  const real = await realpath(file).catch((error: NodeJS.ErrnoException) => {
-    throw error.code === 'ELOOP' ? refused(file, 'is a link that leads in a circle') : error;
+  const real = await realpath(file).catch(async (error: NodeJS.ErrnoException) => {
+    if (error.code === 'ELOOP') throw refused(file, 'is a link that leads in a circle');
+    if (error.code === 'ENOENT' && (await lstat(file).catch(() => undefined)) !== undefined)
+      throw refused(file, 'is a link to a file that is not there');
+    throw error;
   });
   if (folder !== undefined && !isInside(real, await ownFolder(folder)))
     throw refused(file, `is a link that leads out of its folder, to ${real}`);

@@ -10,7 +10,7 @@ import { Option } from 'commander';
 import { newCommand, parseScript } from '../gpu-backend/cli/help.ts';
 import { wholeNumber } from '../gpu-backend/cli/terminal.ts';
 import { decoderTensors, FAMILIES, storedShapes } from '../gpu-backend/model/families.ts';
-import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../gpu-backend/model/formats/hf-config.ts';
 import type { ModelConfig } from '../gpu-backend/model/model-source.ts';
 import { attentionMetadata, ggufShape } from '../test/support/family-files.ts';
 import { type Value, writeGguf } from '../test/support/gguf.ts';

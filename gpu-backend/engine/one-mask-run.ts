@@ -1,6 +1,6 @@
 /**
- * Runs the graph that takes one mask a run (`model/architectures/llama.ts`): tokens of one sequence, or one token each of
- * several. It has the fewest nodes: a block runs or does not, and no rows are gathered. This file writes the graph's inputs
+ * Runs the graph that takes one mask a run (`model/architectures/one-mask-llama.ts`): tokens of one sequence, or one token each
+ * of several. It has the fewest nodes: a block runs or does not, and no rows are gathered. This file writes the graph's inputs
  * and reads its outputs.
  */
 

@@ -10,7 +10,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { batchedLlamaGraph } from '../model/architectures/batched-llama.ts';
-import { llamaGraph } from '../model/architectures/llama.ts';
+import { llamaGraph } from '../model/architectures/one-mask-llama.ts';
 import { withExactProducts } from '../model/architectures/projections.ts';
 import { BATCHED_MODEL_FILE, MODEL_FILE, WEIGHTS_FILE } from '../model/emit.ts';
 import type { KvType, ModelConfig } from '../model/model-source.ts';

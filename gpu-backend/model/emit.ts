@@ -6,7 +6,7 @@ import type { Graph } from '../onnx/graph.ts';
 import { queryScale, readExtras, storeExtras } from './architectures/attention-extras.ts';
 import { batchedLlamaGraph } from './architectures/batched-llama.ts';
 import type { StoredLayer, StoredLlama } from './architectures/llama.ts';
-import { llamaGraph } from './architectures/llama.ts';
+import { llamaGraph } from './architectures/one-mask-llama.ts';
 import type {
   StoredEmbedding,
   StoredLinear,

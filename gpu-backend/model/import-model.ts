@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import type { ModelHash } from '../../shared/mask/mask.ts';
 import { BATCHED_MODEL_FILE, emitModel, type Holding, MODEL_FILE, WEIGHTS_FILE } from './emit.ts';
 import { decoderTensors } from './families.ts';
-import { tensorType } from './formats/dequantize.ts';
+import { bytesOf, elementsOf, tensorType } from './formats/dequantize.ts';
 import { openGguf } from './formats/gguf.ts';
 import { openSafetensorsFolder } from './formats/hf-folder.ts';
 import {
@@ -80,9 +80,8 @@ export async function describeLocal(local: LocalModel) {
   const { weights } = await openLocal(local);
   await weights.close();
   const sizes = decoderTensors(weights.config).map(({ name, shape }) => {
-    const elements = shape.reduce((product, size) => product * size, 1);
-    const { blockSize, blockBytes } = tensorType(weights.place(name).type)!;
-    return { elements, bytes: (elements / blockSize) * blockBytes };
+    const elements = elementsOf(shape);
+    return { elements, bytes: bytesOf(tensorType(weights.place(name).type)!, elements) };
   });
   return {
     files: weights.weightFiles,

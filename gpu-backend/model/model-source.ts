@@ -105,7 +105,6 @@ export type ModelConfig = z.infer<typeof modelConfigSchema>;
  */
 export interface WeightSource {
   readonly config: ModelConfig;
-  has(name: string): boolean;
   /** Shape in PyTorch's order: `[out, in]` for a projection. */
   shape(name: string): readonly number[];
   /** The whole tensor in fp32, row-major. Rows of Q and K are in half-split ("NeoX") order, whatever the file's order. */

@@ -14,8 +14,8 @@ import { corruptModel, type ModelManifest, modelManifestSchema } from './model-s
 export const MANIFEST_FILE = 'model.json';
 /** Far above the size of a manifest, whose largest part is the chat template. */
 const MANIFEST_BYTES_MAX = 4 * 1024 * 1024;
-const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
-/** Leaves room for suffixes such as `-f32`. */
+const NAME_PATTERN = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+/** What the store puts around it, such as `-q8-columns`, still makes a file's name. */
 const GIVEN_NAME_CHARS_MAX = 124;
 const INCOMING = '.incoming-';
 const OUTGOING = '.outgoing-';
@@ -63,7 +63,8 @@ export async function openInstalled(home: string, name: string): Promise<Install
       throw corruptModel(`${file} of ${name} ${what}; pull it again with --force`);
     }
   }
-  return { folder, manifest };
+  // Commands find a model by its folder, which somebody may have renamed or copied.
+  return { folder, manifest: { ...manifest, name } };
 }
 
 /** Reads every file of a model and compares hashes. @throws MaskrouteError `corrupt_model`. */

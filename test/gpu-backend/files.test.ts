@@ -1,4 +1,4 @@
-/** Pipes, devices and links in a circle are refused when they are named as files; folders and locks. */
+/** Pipes, devices and links that lead nowhere are refused when they are named as files; folders and locks. */
 import { execFileSync } from 'node:child_process';
 import { mkdir, mkdtemp, readdir, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { createServer, type Server } from 'node:net';
@@ -51,6 +51,10 @@ const KINDS: Record<string, { make(file: string): Promise<unknown>; said: RegExp
   },
   folder: { make: (file) => mkdir(file), said: /is a folder, not a regular file/ },
   circle: { make: (file) => symlink(path.basename(file), file), said: /is a link that leads in a circle/ },
+  'link to nothing': {
+    make: (file) => symlink('nothing', file),
+    said: /is a link to a file that is not there/,
+  },
   socket: {
     make: (file) =>
       new Promise<void>((resolve) => {

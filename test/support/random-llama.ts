@@ -59,7 +59,6 @@ export function randomLlama(changes: Partial<ModelConfig> = {}): WeightSource {
   const find = (name: string) => tensors.find((tensor) => tensor.name === name)!;
   return {
     config,
-    has: (name) => find(name) !== undefined,
     shape: (name) => find(name).shape,
     // A checkpoint has random values by its own names, in stacks, without factors and what readers add.
     async read(name) {

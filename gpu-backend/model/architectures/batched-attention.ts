@@ -312,7 +312,7 @@ function attendByPlace(
     return b.op(
       'Attention',
       [queries, k, v, seen(b, place, at), undefined, undefined, keyCount],
-      // Rows of Q carry 1/√D already (see `llama.ts`).
+      // Rows of Q carry 1/√D already (see `one-mask-llama.ts`).
       { q_num_heads: N, kv_num_heads: G, is_causal: 1, scale: { float: 1 } },
     );
   };

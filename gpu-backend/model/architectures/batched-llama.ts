@@ -1,6 +1,6 @@
 /**
  * The Llama decoder as one graph for many sequences at once, each under its own mask. The arithmetic and its order are the
- * same as in `llama.ts`, the graph for one sequence, so both give a row the same bits.
+ * same as in `one-mask-llama.ts`, so both give a row the same bits.
  *
  * Shapes: S = new tokens of all sequences, one after the other; H, F, N, G, D, V as in `llama.ts`; P = places.
  *

@@ -9,7 +9,7 @@
 import { z } from 'zod';
 import type { Graph, Value } from '../../onnx/graph.ts';
 import { GraphBuilder, MICROSOFT } from '../../onnx/graph.ts';
-import type { WeightSource } from '../model-source.ts';
+import type { SafetensorsFile } from '../formats/safetensors.ts';
 import { transpose } from './rotation.ts';
 
 /** The fields of a BERT checkpoint's `config.json` that the graph depends on. */
@@ -30,7 +30,7 @@ export type BertConfig = z.infer<typeof bertConfigSchema>;
 export type Pooling = 'mean' | 'cls';
 
 /** Weights by the names of the checkpoint, e.g. `encoder.layer.0.attention.self.query.weight`. */
-type BertWeights = Pick<WeightSource, 'has' | 'shape' | 'read'>;
+type BertWeights = Pick<SafetensorsFile, 'has' | 'shape' | 'read'>;
 
 /** Shared by all parts of the graph. */
 type Context = { readonly g: GraphBuilder; readonly config: BertConfig; readonly weights: BertWeights };

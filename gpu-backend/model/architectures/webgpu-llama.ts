@@ -201,7 +201,7 @@ function runAttention(
     {
       num_heads: N,
       kv_num_heads: G,
-      // Rows of Q carry 1/√D already (see `llama.ts`).
+      // Rows of Q carry 1/√D already (see `one-mask-llama.ts`).
       scale: { float: 1 },
       ...(extras.window === undefined ? {} : { local_window_size: extras.window }),
     },

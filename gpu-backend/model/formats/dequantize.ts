@@ -57,6 +57,13 @@ const OTHER_TYPES: Readonly<Record<number, string>> = {
 
 export const tensorType = (id: number): TensorType | undefined => TENSOR_TYPES[id];
 
+export const elementsOf = (shape: readonly number[]): number =>
+  shape.reduce((product, size) => product * size, 1);
+
+/** What so many elements take, which are whole blocks. */
+export const bytesOf = ({ blockSize, blockBytes }: TensorType, elements: number): number =>
+  (elements / blockSize) * blockBytes;
+
 export function tensorTypeName(id: number): string {
   const supported = Object.values(TENSOR_TYPES).map((type) => type.name);
   return `${OTHER_TYPES[id] ?? `number ${id}`} (supported: ${supported.join(', ')})`;

@@ -8,7 +8,7 @@
  */
 import { readSync } from 'node:fs';
 import { corruptModel, quoted, unsupportedModel } from '../model-source.ts';
-import { tensorType, tensorTypeName } from './dequantize.ts';
+import { bytesOf, elementsOf, tensorType, tensorTypeName } from './dequantize.ts';
 
 type GgufScalar = string | number | bigint | boolean;
 export type GgufValue = GgufScalar | readonly GgufScalar[];
@@ -203,8 +203,7 @@ function tensorBytes(tensor: RawTensor): number {
       `rows of tensor ${quoted(tensor.name)} (${rowLength}) do not fill ${type.name} blocks`,
     );
   }
-  const elements = tensor.shape.reduce((product, size) => product * size, 1);
-  return (elements / type.blockSize) * type.blockBytes;
+  return bytesOf(type, elementsOf(tensor.shape));
 }
 
 /*

@@ -61,7 +61,26 @@ const placeOf = (
   interleavedHeads: number | undefined,
 ): TensorPlace => ({ name, descriptor: file.fd, offset, type, shape, interleavedHeads, added: 0, scale: 1 });
 
-const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/;
+type PartName = {
+  readonly stem: string;
+  /** From 1 on. */
+  readonly number: number;
+  readonly count: number;
+  /** The name of another part. */
+  nameOf(number: number): string;
+};
+
+/** What the name of a file in parts says, as llama-gguf-split writes it; undefined for any other name. */
+export function ggufPart(name: string): PartName | undefined {
+  const [, stem, number, count, ending] = /^(.*)-(\d{5})-of-(\d{5})(\.gguf)$/i.exec(name) ?? [];
+  if (stem === undefined || Number(number) < 1 || Number(number) > Number(count)) return undefined;
+  const nameOf = (other: number) => `${stem}-${padded(other)}-of-${count}${ending}`;
+  return { stem, number: Number(number), count: Number(count), nameOf };
+}
+
+/** A file's name without its ending and the number of its part. */
+export const ggufStem = (name: string): string => ggufPart(name)?.stem ?? name.replace(/\.gguf$/i, '');
+
 const PART_COUNT_MAX = 1000;
 
 /** All parts in order; the first has the metadata. Opened files are added to `files`, also when this throws. */
@@ -70,8 +89,8 @@ async function openParts(path: string, files: FileHandle[]): Promise<Part[]> {
   const count = countOf(one.header, 'split.count') ?? 1;
   if (count <= 1) return [one];
   if (count > PART_COUNT_MAX) throw corruptModel(`it claims to be one of ${count} parts`);
-  const [, stem, , written] = PART_NAME.exec(basename(path)) ?? [];
-  if (stem === undefined || Number(written) !== count) {
+  const named = ggufPart(basename(path));
+  if (named?.count !== count) {
     throw corruptModel(
       `it is one of ${count} parts, which must be named NAME-00001-of-${padded(count)}.gguf and so on`,
     );
@@ -79,9 +98,9 @@ async function openParts(path: string, files: FileHandle[]): Promise<Part[]> {
   const folder = dirname(path);
   const parts: Part[] = [];
   for (let i = 0; i < count; i++) {
-    const name = `${stem}-${padded(i + 1)}-of-${padded(count)}.gguf`;
+    const name = named.nameOf(i + 1);
     const part =
-      name === basename(path)
+      i + 1 === named.number
         ? one
         : await openPart(join(folder, name), folder, files).catch(unlessAbsent(name));
     const says = [countOf(part.header, 'split.no'), countOf(part.header, 'split.count')];

@@ -8,7 +8,7 @@ import { z } from 'zod';
 import { isJsonObject } from '../../../shared/wire/parse-body.ts';
 import { openRegular } from '../../files.ts';
 import { corruptModel, quoted, type TensorPlace, unsupportedModel } from '../model-source.ts';
-import { tensorType } from './dequantize.ts';
+import { bytesOf, elementsOf, tensorType } from './dequantize.ts';
 import { readTensor } from './tensor-parts.ts';
 
 export type SafetensorsFile = {
@@ -135,10 +135,10 @@ function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
       throw corruptModel(`tensor ${quoted(name)} lies outside the file (it may be truncated)`);
     }
     const typeId = typeIdOf(dtype);
-    const elements = product(shape);
+    const elements = elementsOf(shape);
     if (elements > ELEMENTS_MAX)
       throw corruptModel(`tensor ${quoted(name)} cannot have ${elements} elements`);
-    if (typeId !== undefined && elements * tensorType(typeId)!.blockBytes !== end - begin) {
+    if (typeId !== undefined && bytesOf(tensorType(typeId)!, elements) !== end - begin) {
       throw corruptModel(`tensor ${quoted(name)} has ${end - begin} bytes, which is not its shape`);
     }
     entries.set(name, parsed.data);
@@ -151,8 +151,6 @@ function checkEntries(json: object, dataBytes: number): Map<string, Entry> {
   }
   return entries;
 }
-
-const product = (shape: readonly number[]): number => shape.reduce((total, size) => total * size, 1);
 
 /* Writing. */
 

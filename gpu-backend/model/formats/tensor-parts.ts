@@ -6,7 +6,7 @@ import { read } from 'node:fs';
 import { promisify } from 'node:util';
 import { type DecoderTensor, toHalfSplitRotary } from '../families.ts';
 import { corruptModel, type FileSource, type ModelConfig, type TensorPlace } from '../model-source.ts';
-import { type TensorType, tensorType } from './dequantize.ts';
+import { bytesOf, elementsOf, tensorType } from './dequantize.ts';
 
 /** A model's tensors in open files. `stored`: the place of the file's tensor that has this one, alone or in a stack. */
 export function tensorsInFiles(
@@ -29,7 +29,6 @@ export function tensorsInFiles(
   };
   return {
     config,
-    has: (name) => named.has(name),
     shape: (name) => find(name).shape,
     place,
     read: async (name) => readTensor(place(name)),
@@ -75,16 +74,27 @@ export function matrixInFile(place: TensorPlace): MatrixParts {
   };
 }
 
+const ROWS_COMPARED = 1024;
+
+/** Whether two matrices have the same shape and values. */
+export async function areEqual(one: TensorPlace, other: TensorPlace): Promise<boolean> {
+  if (one.shape.join() !== other.shape.join()) return false;
+  const [rowCount] = one.shape as [number, number];
+  const [left, right] = [matrixInFile(one), matrixInFile(other)];
+  for (let from = 0; from < rowCount; from += ROWS_COMPARED) {
+    const count = Math.min(ROWS_COMPARED, rowCount - from);
+    const expected = await right.rows(from, count);
+    if ((await left.rows(from, count)).some((value, i) => value !== expected[i])) return false;
+  }
+  return true;
+}
+
 /** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>
   readElements(place, elementsOf(place.shape), place.shape[0] ?? 1);
 
-const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
-
 /** Bytes that are read at a time, so that only the result is in memory as a whole. */
 const CHUNK_BYTES = 8 * 1024 * 1024;
-
-const bytesOf = (type: TensorType, elements: number): number => (elements / type.blockSize) * type.blockBytes;
 
 /**
  * Reads `elements` values, which are `rows` rows, from the place's offset on.

@@ -8,11 +8,13 @@ import { dirname, join } from 'node:path';
 import { HUB_URL, type ListFileEntry, listFiles, modelInfo } from '@huggingface/hub';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { sizeOf } from '../../files.ts';
-import { isShard } from '../formats/hf-folder.ts';
+import { ggufPart, ggufStem } from '../formats/gguf.ts';
+import { configOfFolder, INDEX_FILE, isShard, SINGLE_FILE } from '../formats/hf-folder.ts';
 import type { LocalModel } from '../import-model.ts';
 import { type ImportHooks, unsupportedModel } from '../model-source.ts';
+import { tokenizerFromFolder } from '../tokenizer/hf-tokenizer.ts';
 import { aloneIn, download, messageOf } from './download.ts';
-import { ggufModels, isGgufPart, refusePickles } from './local.ts';
+import { ggufModels, refusePickles } from './local.ts';
 
 export type HubModel = {
   /** `OWNER/NAME`. */
@@ -27,11 +29,16 @@ export type HubModel = {
 export async function fetchFromHub(model: HubModel, home: string, hooks: ImportHooks): Promise<LocalModel> {
   const { repository, file } = model;
   const { commit, entries } = await listRepository(repository, model.revision, hooks.signal);
-  const { kind, files } = chooseFiles(repository, entries, file);
-  const folder = await fetchAll({ repository, commit, files }, home, hooks);
+  const { kind, beside, weights } = chooseFiles(repository, entries, file);
+  if (kind === 'folder') {
+    const text = await fetchAll({ repository, commit, files: beside }, home, hooks);
+    // Refused before gigabytes come.
+    await tokenizerFromFolder(text, (await configOfFolder(text)).vocabularySize);
+  }
+  const folder = await fetchAll({ repository, commit, files: weights }, home, hooks);
   const source = `hf:${repository}@${commit}`;
   if (kind === 'folder') return { kind, path: folder, source };
-  const { path } = files[0]!;
+  const { path } = weights[0]!;
   return { kind, path: join(folder, path), source: `${source}/${path}` };
 }
 
@@ -171,7 +178,12 @@ async function fetchFile({ repository, commit, entry, target, onBytes, signal }:
 
 /* Chooses the files of a repository that make a model; original weights before quantized GGUF files. */
 
-type ChosenFiles = { readonly kind: 'folder' | 'gguf'; readonly files: readonly ListFileEntry[] };
+type ChosenFiles = {
+  readonly kind: 'folder' | 'gguf';
+  /** The small files that a folder needs. */
+  readonly beside: readonly ListFileEntry[];
+  readonly weights: readonly ListFileEntry[];
+};
 
 const FOLDER_FILES = ['config.json', 'tokenizer.json'];
 const OPTIONAL_FILES = [
@@ -179,7 +191,7 @@ const OPTIONAL_FILES = [
   'generation_config.json',
   'special_tokens_map.json',
   'chat_template.jinja',
-  'model.safetensors.index.json',
+  INDEX_FILE,
 ];
 /** Preferred types first: quantized types by precision, then larger float types; all are supported. */
 const GGUF_PREFERENCE = [
@@ -221,49 +233,46 @@ function chooseFiles(
   const files = filesByPath(entries);
   if (file !== undefined) {
     if (!files.has(file)) throw unsupportedModel(`${repository} has no file ${file}`);
-    return { kind: 'gguf', files: partsOf(file, files) };
+    return { kind: 'gguf', beside: [], weights: partsOf(file, files) };
   }
   const weights = safetensors(files);
   if (weights.length > 0 && FOLDER_FILES.every((name) => files.has(name))) {
     const beside = [...FOLDER_FILES, ...OPTIONAL_FILES].flatMap((name) => files.get(name) ?? []);
-    return { kind: 'folder', files: [...beside, ...weights] };
+    return { kind: 'folder', beside, weights };
   }
   const top = [...files.keys()].filter((path) => !path.includes('/'));
   const gguf = bestGguf(ggufModels(top));
-  if (gguf !== undefined) return { kind: 'gguf', files: partsOf(gguf, files) };
+  if (gguf !== undefined) return { kind: 'gguf', beside: [], weights: partsOf(gguf, files) };
   if (weights.length === 0) refusePickles(top);
   throw unsupportedModel(
-    `${repository} has neither config.json, tokenizer.json and *.safetensors nor a *.gguf file`,
+    `${repository} has neither config.json, tokenizer.json and ${SINGLE_FILE} (or shards and ${INDEX_FILE}) nor a *.gguf file`,
   );
 }
 
 function safetensors(files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
-  const single = files.get('model.safetensors');
+  const single = files.get(SINGLE_FILE);
   if (single !== undefined) return [single];
-  return [...files.values()].filter((entry) => isShard(entry.path));
+  return files.has(INDEX_FILE) ? [...files.values()].filter((entry) => isShard(entry.path)) : [];
 }
 
 function bestGguf(candidates: readonly string[]): string | undefined {
   for (const kind of GGUF_PREFERENCE) {
-    const match = candidates.find((path) => stemOf(path).toLowerCase().endsWith(kind));
+    const match = candidates.find((path) => ggufStem(path).toLowerCase().endsWith(kind));
     if (match !== undefined) return match;
   }
   return candidates[0];
 }
 
-const stemOf = (path: string): string => path.replace(/(-\d{5}-of-\d{5})?\.gguf$/i, '');
-
 /** The file, or all parts of a file in parts, in order. */
 function partsOf(file: string, files: ReadonlyMap<string, ListFileEntry>): ListFileEntry[] {
-  if (!isGgufPart(file)) return [files.get(file)!];
-  const count = /-of-(\d{5})\.gguf$/i.exec(file)![1]!;
-  const parts = Array.from({ length: Number(count) }, (_, i) => {
-    const path = `${stemOf(file)}-${String(i + 1).padStart(5, '0')}-of-${count}.gguf`;
+  const named = ggufPart(file);
+  if (named === undefined) return [files.get(file)!];
+  return Array.from({ length: named.count }, (_, i) => {
+    const path = named.nameOf(i + 1);
     const part = files.get(path);
     if (part === undefined) throw unsupportedModel(`the repository has no ${path}, a part of ${file}`);
     return part;
   });
-  return parts;
 }
 
 /** Files that sentence-transformers writes beside the weights of an encoder. */
@@ -277,7 +286,7 @@ const ENCODER_OPTIONAL_FILES = [
 /** @throws MaskrouteError `unsupported_model` with what is missing. */
 function chooseEncoderFiles(repository: string, entries: readonly ListFileEntry[]): ListFileEntry[] {
   const files = filesByPath(entries);
-  const weights = files.get('model.safetensors') ?? files.get('onnx/model.onnx') ?? files.get('model.onnx');
+  const weights = files.get(SINGLE_FILE) ?? files.get('onnx/model.onnx') ?? files.get('model.onnx');
   if (weights !== undefined && FOLDER_FILES.every((name) => files.has(name))) {
     const beside = [...FOLDER_FILES, ...ENCODER_OPTIONAL_FILES].flatMap((name) => files.get(name) ?? []);
     return [...beside, weights];

@@ -6,6 +6,7 @@ import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { openRegular } from '../../files.ts';
+import { ggufPart } from '../formats/gguf.ts';
 import type { LocalModel } from '../import-model.ts';
 import { quoted, unsupportedModel } from '../model-source.ts';
 
@@ -47,13 +48,8 @@ export async function modelInFolder(folder: string, source: string): Promise<Loc
 /** The names of GGUF models; the first part of a model in parts. Image projectors (`mmproj`) are no models. */
 export const ggufModels = (names: readonly string[]): string[] =>
   names.filter(
-    (name) =>
-      /\.gguf$/i.test(name) &&
-      !/^mmproj/i.test(name) &&
-      (!isGgufPart(name) || /-00001-of-\d{5}\.gguf$/i.test(name)),
+    (name) => /\.gguf$/i.test(name) && !/^mmproj/i.test(name) && (ggufPart(name)?.number ?? 1) === 1,
   );
-
-export const isGgufPart = (name: string): boolean => /-\d{5}-of-\d{5}\.gguf$/i.test(name);
 
 /** Extensions of PyTorch's files and of other pickles. */
 const PICKLE_NAME = /\.(bin|pt|pth|ckpt|pkl|pickle)$/i;

@@ -6,6 +6,7 @@ import { rm, stat } from 'node:fs/promises';
 import path, { join } from 'node:path';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
 import { kindOf, sizeOf } from '../../files.ts';
+import { ggufStem } from '../formats/gguf.ts';
 import type { LocalModel } from '../import-model.ts';
 import type { ImportHooks } from '../model-source.ts';
 import { sha256OfFiles, toModelName } from '../store.ts';
@@ -88,8 +89,7 @@ export function remoteSourceOf(spec: ModelSpec): string | undefined {
   return spec.kind === 'wheel' ? `wheel:${spec.requirement}` : undefined;
 }
 
-/** A file's name without its extension and its part number. */
-const stem = (file: string): string => file.replace(/(-\d{5}-of-\d{5})?\.(gguf|whl)$/i, '');
+const stem = (file: string): string => ggufStem(file).replace(/\.whl$/i, '');
 
 /** Downloads the model's files unless they are on this machine. @throws MaskrouteError `download_failed`. */
 export async function fetchModel(spec: ModelSpec, home: string, hooks: ImportHooks): Promise<LocalModel> {

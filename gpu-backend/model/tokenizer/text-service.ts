@@ -4,6 +4,7 @@
  * at the end of its turn. When a turn does not end (a chat template is an untrusted program), its thread is terminated, its
  * job is refused, and a new thread starts the other jobs again.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { cancellation, MaskrouteError } from '../../../shared/wire/errors.ts';
 import { messageTexts } from '../../../shared/wire/openai.ts';
@@ -77,7 +78,7 @@ type Job = {
 export async function openTextService(options: TextServiceOptions): Promise<TextService> {
   const limits = { ...DEFAULT_LIMITS, ...options.limits };
   const { thread, table, toolFormat } = await openThread(options, limits);
-  const turns = new Turns(options, limits, thread);
+  const turns = new Turns(options, limits, thread, table);
   return {
     ...createTokenReader(table),
     table,
@@ -92,6 +93,7 @@ class Turns {
   readonly #options: TextServiceOptions;
   readonly #limits: TextLimits;
   readonly #line: Line;
+  readonly #table: TokenTable;
   /** Undefined after the thread ended, until a new thread is ready. */
   #thread: TextThread | undefined;
   #isOpening = false;
@@ -99,9 +101,10 @@ class Turns {
   #turning: Job | undefined;
   #ids = 0;
 
-  constructor(options: TextServiceOptions, limits: TextLimits, thread: TextThread) {
+  constructor(options: TextServiceOptions, limits: TextLimits, thread: TextThread, table: TokenTable) {
     this.#options = options;
     this.#limits = limits;
+    this.#table = table;
     this.#line = new Line(limits.waitingCharsMax);
     this.#thread = thread;
   }
@@ -173,8 +176,13 @@ class Turns {
     this.#isOpening = true;
     this.#line.forgetThread();
     try {
-      this.#thread = (await openThread(this.#options, this.#limits)).thread;
-      if (this.#isClosed) await this.#thread.close();
+      const { thread, table } = await openThread(this.#options, this.#limits);
+      const isSame = isDeepStrictEqual(table, this.#table);
+      if (this.#isClosed || !isSame) await thread.close();
+      // The engine keeps the model that it has open, which has other tokens.
+      if (!isSame)
+        throw new Error('another model was installed in place of this one: start the backend again');
+      this.#thread = thread;
     } catch (error) {
       this.#options.onError((error as Error).stack ?? String(error));
       for (const job of this.#line.takeAll()) job.settle(lost());

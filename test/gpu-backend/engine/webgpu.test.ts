@@ -11,7 +11,7 @@ import { openRunner } from '../../../gpu-backend/engine/runner.ts';
 import type { Prefixes, Runner } from '../../../gpu-backend/engine/runner-interface.ts';
 import { createEngine } from '../../../gpu-backend/engine/start-engine.ts';
 import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
-import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-config.ts';
 import type { RuntimeTensor, Session } from '../../../gpu-backend/onnx/session.ts';
 import { createRandom } from '../../../gpu-backend/random.ts';
 import {
@@ -339,7 +339,7 @@ describe('the real model, dense and with a quarter of its blocks out', () => {
         0,
         shape(name).reduce((size, length) => size * length, 1),
       );
-    const first = { config, has: whole.has, shape, read };
+    const first = { config, shape, read };
     const inHalves = await openEmitted(first, 'q8', undefined, testDevice('f16'));
     await whole.close();
     await using cleaning = new AsyncDisposableStack();

@@ -1,7 +1,7 @@
 /** Importing into the store: whole or not at all, whoever is killed and whoever comes at the same time. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
@@ -9,7 +9,12 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { listModels, pullModel, showModel } from '../../../gpu-backend/cli/models.ts';
 import { importModel, isHeldSo } from '../../../gpu-backend/model/import-model.ts';
-import type { ImportProgress, WeightKind } from '../../../gpu-backend/model/model-source.ts';
+import {
+  type ImportProgress,
+  isCalibrated,
+  WEIGHT_KINDS,
+  type WeightKind,
+} from '../../../gpu-backend/model/model-source.ts';
 import { COLUMNS_VERSION } from '../../../gpu-backend/model/quantization/columns.ts';
 import { FOUR_BITS_VERSION } from '../../../gpu-backend/model/quantization/four-bits.ts';
 import { tryModelText } from '../../../gpu-backend/model/tokenizer/model-text.ts';
@@ -36,6 +41,15 @@ const pull = (
     log?: (line: string) => void;
   } = {},
 ) => pullModel(spec, { home, weights: 'q8', onProgress: () => {}, log: () => {}, ...options });
+/** A file of text that is long enough for calibration. */
+async function calibrationRows(): Promise<string> {
+  const data = path.join(home, 'data.jsonl');
+  const rows = Array.from({ length: 200 }, (_, i) =>
+    JSON.stringify({ text: `${i} is a number. `.repeat(4) }),
+  );
+  await writeFile(data, rows.join('\n'));
+  return data;
+}
 const inStore = async () =>
   (await readdir(path.join(home, 'models'))).filter((name) => !name.startsWith('.lock')).sort();
 
@@ -89,12 +103,19 @@ describe('pullModel', () => {
     ]);
   });
 
-  test('a long name leaves room for what is put behind it', async () => {
+  test('a long name is a name in each format', async () => {
     const long = path.join(home, `${'n'.repeat(200)}.gguf`);
     await rename(file, long);
-    const { manifest } = await pull(long, { weights: 'f32' });
-    expect((await showModel(home, manifest.name)).manifest).toEqual(manifest);
-    expect((await listModels(home)).map(({ name }) => name)).toEqual([manifest.name]);
+    const names: string[] = [];
+    for (const weights of WEIGHT_KINDS) {
+      const { manifest } = await pull(long, {
+        weights,
+        ...(isCalibrated(weights) && { data: [await calibrationRows()] }),
+      });
+      expect((await showModel(home, manifest.name)).manifest).toEqual(manifest);
+      names.push(manifest.name);
+    }
+    expect((await listModels(home)).map(({ name }) => name)).toEqual(names.sort());
   });
 
   test.each([
@@ -110,12 +131,7 @@ describe('pullModel', () => {
         text: expect.stringMatching(/^own text, seed 1, passages [0-9a-f]{64}$/),
       });
       expect((await pull(file, options)).manifest.importedAt).toBe(own.manifest.importedAt);
-      const data = path.join(home, 'data.jsonl');
-      const rows = Array.from({ length: 200 }, (_, i) =>
-        JSON.stringify({ text: `${i} is a number. `.repeat(4) }),
-      );
-      await writeFile(data, rows.join('\n'));
-      const measured = await pull(file, { ...options, data: [data] });
+      const measured = await pull(file, { ...options, data: [await calibrationRows()] });
       expect(measured.manifest[field]?.text).toMatch(/^data [0-9a-f]{64}$/);
       expect(measured.manifest.files['weights.bin']).not.toEqual(own.manifest.files['weights.bin']);
       expect((await showModel(home, own.manifest.name, { verify: true })).manifest).toEqual(
@@ -237,6 +253,18 @@ describe('pullModel', () => {
     });
     expect(await inStore()).toEqual([]);
   });
+});
+
+test('a folder that was renamed or copied is a model of its new name', async () => {
+  const { folder } = await pull(file);
+  await cp(folder, path.join(home, 'models', 'copy'), { recursive: true });
+  await rename(folder, path.join(home, 'models', 'renamed'));
+  const rows = await listModels(home);
+  expect(rows.map(({ name, problem }) => [name, problem])).toEqual([
+    ['copy', undefined],
+    ['renamed', undefined],
+  ]);
+  expect((await showModel(home, 'copy')).manifest.name).toBe('copy');
 });
 
 describe('what is broken', () => {

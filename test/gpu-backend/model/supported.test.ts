@@ -13,10 +13,8 @@ import { emitModel, WEIGHTS_FILE } from '../../../gpu-backend/model/emit.ts';
 import { decoderTensors } from '../../../gpu-backend/model/families.ts';
 import { tensorType } from '../../../gpu-backend/model/formats/dequantize.ts';
 import { openGguf } from '../../../gpu-backend/model/formats/gguf.ts';
-import {
-  configFromHuggingFace,
-  openSafetensorsFolder,
-} from '../../../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../../../gpu-backend/model/formats/hf-config.ts';
+import { openSafetensorsFolder } from '../../../gpu-backend/model/formats/hf-folder.ts';
 import { ARCHITECTURES, type OpenModelFile } from '../../../gpu-backend/model/model-source.ts';
 import { refusePickles } from '../../../gpu-backend/model/sources/local.ts';
 import { readStoredLlama } from '../../../gpu-backend/model/stored-llama.ts';

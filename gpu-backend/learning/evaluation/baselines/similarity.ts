@@ -9,7 +9,7 @@
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { bindPiece } from '../../../engine/one-mask-run.ts';
 import { hostParts } from '../../../engine/run-input.ts';
-import { llamaGraph } from '../../../model/architectures/llama.ts';
+import { llamaGraph } from '../../../model/architectures/one-mask-llama.ts';
 import type { ModelConfig } from '../../../model/model-source.ts';
 import type { InstalledModel } from '../../../model/store.ts';
 import { readStoredLlama } from '../../../model/stored-llama.ts';

@@ -11,10 +11,8 @@ import { nextTokenBatch } from '../../../../gpu-backend/learning/gates/batches.t
 import { openGateSession } from '../../../../gpu-backend/learning/gates/gate-session.ts';
 import type { Holding } from '../../../../gpu-backend/model/emit.ts';
 import { openGguf } from '../../../../gpu-backend/model/formats/gguf.ts';
-import {
-  configFromHuggingFace,
-  openSafetensorsFolder,
-} from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-config.ts';
+import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
 import type { WeightSource } from '../../../../gpu-backend/model/model-source.ts';
 import { localRopeConfig, ropeFrequencies, ropeTables } from '../../../../gpu-backend/model/rope.ts';
 import { denseMask, type Mask } from '../../../../shared/mask/mask.ts';

@@ -41,7 +41,7 @@ describe('openGguf', () => {
       tiedEmbeddings: true,
     });
     expect(model.shape('model.layers.1.mlp.down_proj.weight')).toEqual([64, 128]);
-    expect(model.has('lm_head.weight')).toBe(false);
+    expect(() => model.shape('lm_head.weight')).toThrow('no tensor lm_head.weight');
     await model.close();
   });
 

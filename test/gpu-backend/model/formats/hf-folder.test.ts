@@ -10,10 +10,8 @@ import { describe, expect, test } from 'vitest';
 import { decoderTensors } from '../../../../gpu-backend/model/families.ts';
 import { configFromGguf } from '../../../../gpu-backend/model/formats/gguf-config.ts';
 import type { GgufValue } from '../../../../gpu-backend/model/formats/gguf-header.ts';
-import {
-  configFromHuggingFace,
-  openSafetensorsFolder,
-} from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-config.ts';
+import { openSafetensorsFolder } from '../../../../gpu-backend/model/formats/hf-folder.ts';
 import { MaskrouteError } from '../../../../shared/wire/errors.ts';
 import { hubConfig, safetensorsFiles, storedTensors } from '../../../support/family-files.ts';
 import { furthest } from '../../../support/furthest.ts';

@@ -152,7 +152,7 @@ describe('openSafetensorsFolder', () => {
     weights.set('model.layers.0.self_attn.rotary_emb.inv_freq', { shape: [8], data: new Float32Array(8) });
     await writeFolder({ 'model.safetensors': writeSafetensors(weights) });
     const model = await openSafetensorsFolder(folder);
-    expect(model.has('lm_head.weight')).toBe(false);
+    expect(() => model.shape('lm_head.weight')).toThrow('no tensor lm_head.weight');
     await model.close();
   });
 
@@ -161,6 +161,12 @@ describe('openSafetensorsFolder', () => {
     'model.safetensors.index.json': index,
   });
   const config = (change: object) => ({ 'config.json': { ...TINY_CONFIG_JSON, ...change } });
+  type Tensor = { shape: readonly number[]; data: Float32Array };
+  const withHead = (change: (embedding: Tensor) => Tensor) => {
+    const weights = tinyWeights();
+    weights.set('lm_head.weight', change(weights.get('model.embed_tokens.weight')!));
+    return writeSafetensors(weights);
+  };
   test.each<[string, Record<string, unknown>, string, RegExp]>([
     [
       'another architecture',
@@ -179,6 +185,38 @@ describe('openSafetensorsFolder', () => {
       config({ rope_parameters: { rope_type: 'yarn', factor: 'x' } }),
       'corrupt_model',
       /factor/,
+    ],
+    [
+      'rope settings of an older and a newer file, which differ',
+      config({
+        rope_parameters: { rope_type: 'default', rope_theta: 1e6 },
+        rope_scaling: { rope_type: 'yarn', factor: 4 },
+      }),
+      'unsupported_model',
+      /rope_scaling and rope_parameters/,
+    ],
+    [
+      'partial rotary in an older file',
+      config({ rope_scaling: { rope_type: 'linear', factor: 2, partial_rotary_factor: 0.5 } }),
+      'unsupported_model',
+      /partial_rotary_factor 0.5/,
+    ],
+    [
+      'a tied head with weights of its own',
+      { 'model.safetensors': withHead(({ shape, data }) => ({ shape, data: data.with(-1, 7) })) },
+      'unsupported_model',
+      /head and its embedding differ/,
+    ],
+    [
+      'a tied head with fewer rows',
+      {
+        'model.safetensors': withHead(({ shape: [rows, width], data }) => ({
+          shape: [rows! - 1, width!],
+          data: data.slice(width),
+        })),
+      },
+      'unsupported_model',
+      /head and its embedding differ/,
     ],
     [
       'longrope by an older name',

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { llamaGraph } from '../../../../gpu-backend/model/architectures/llama.ts';
+import { llamaGraph } from '../../../../gpu-backend/model/architectures/one-mask-llama.ts';
 import {
   embed,
   formOf,

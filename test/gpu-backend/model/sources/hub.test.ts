@@ -84,6 +84,33 @@ describe('hf:OWNER/NAME', () => {
     expect((await pull()).manifest.config.layerCount).toBe(2);
   });
 
+  test('what is not supported is refused before the weights come', async () => {
+    const { 'model.safetensors': weights, ...others } = await tinyFolder();
+    const shard = 'model-00001-of-00001.safetensors';
+    const cases: [string, Record<string, Uint8Array>, RegExp][] = [
+      [
+        'model.safetensors',
+        { 'config.json': Buffer.from('{"model_type":"gemma2"}') },
+        /architecture "gemma2"/,
+      ],
+      [
+        'model.safetensors',
+        { 'tokenizer.json': Buffer.from('{"model":{"type":"WordPiece"}}') },
+        /neither byte-level/,
+      ],
+      [shard, {}, /shards and model\.safetensors\.index\.json/],
+    ];
+    for (const [name, changed, reason] of cases) {
+      await serve({ files: { ...others, [name]: weights!, ...changed } });
+      await expect(pull()).rejects.toMatchObject({
+        code: 'unsupported_model',
+        message: expect.stringMatching(reason),
+      });
+      expect(hub!.requests.filter((line) => line.includes('.safetensors'))).toEqual([]);
+      await hub!.close();
+    }
+  });
+
   test('else a GGUF file, or the one that is named', async () => {
     await serve({
       files: { 'tiny.Q4_0.gguf': ggufFile, 'tiny.F16.gguf': ggufFile, 'tiny-Q8_0.gguf': ggufFile },
@@ -146,6 +173,11 @@ describe('hf:OWNER/NAME', () => {
     expect(manifest.source).toMatch(/tiny-00001-of-00003\.gguf$/);
     const named = await pull(`hf:${REPOSITORY}/Q4_K/tiny-00002-of-00003.gguf`);
     expect(named.manifest).toMatchObject({ name: 'tiny', hash: manifest.hash });
+  });
+
+  test('a file whose name says that it is part 1 of 0 is one file', async () => {
+    await serve({ files: { 'tiny-00001-of-00000.gguf': ggufFile } });
+    expect((await pull()).manifest.source).toMatch(/tiny-00001-of-00000\.gguf$/);
   });
 
   test('a repository with pickles alone is refused with the reason', async () => {

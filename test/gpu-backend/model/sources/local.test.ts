@@ -6,7 +6,7 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { pullModel } from '../../../../gpu-backend/cli/models.ts';
 import { openRunner } from '../../../../gpu-backend/engine/runner.ts';
-import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-folder.ts';
+import { configFromHuggingFace } from '../../../../gpu-backend/model/formats/hf-config.ts';
 import { ARCHITECTURES } from '../../../../gpu-backend/model/model-source.ts';
 import { denseMask } from '../../../../shared/mask/mask.ts';
 import { ggufParts, safetensorsFiles, storedTensors } from '../../../support/family-files.ts';

@@ -1,4 +1,7 @@
 /** The thread that reads text: whose turn it is, who leaves, what does not end. */
+import { copyFile, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { openModelText } from '../../../../gpu-backend/model/tokenizer/model-text.ts';
 import type {
@@ -17,11 +20,16 @@ beforeAll(async () => {
 }, 60_000);
 afterAll(() => service.close());
 
-const open = (limits: Partial<TextLimits> = {}, chatTemplate = installed.manifest.chatTemplate) =>
+const open = (
+  limits: Partial<TextLimits> = {},
+  chatTemplate = installed.manifest.chatTemplate,
+  folder = installed.folder,
+  onError: (detail: string) => void = () => {},
+) =>
   openTextService({
-    folder: installed.folder,
+    folder,
     manifest: { ...installed.manifest, chatTemplate },
-    onError: () => {},
+    onError,
     limits: { turn_ms: 20_000, ...limits },
   });
 
@@ -155,6 +163,27 @@ describe('a template that does not end', () => {
     expect(said.spent.tokens).toBe(8191);
     for (const other of [...others, long]) expect(await other).toMatchObject({ type: 'encoded' });
     expect(await hostile.service.encode(chat('Hi'), call())).toMatchObject({ type: 'encoded' });
+  }, 60_000);
+
+  test('does no harm where another model was installed meanwhile: its tokens are not taken', async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), 'maskroute-text-'));
+    await using opened = new AsyncDisposableStack();
+    opened.defer(() => rm(folder, { recursive: true }));
+    for (const name of ['tokenizer.json', 'tokenizer_config.json'])
+      await copyFile(path.join(installed.folder, name), path.join(folder, name));
+    const failures: string[] = [];
+    const hostile = await open({ turn_ms: 500 }, HOSTILE, folder, (detail) => failures.push(detail));
+    opened.defer(() => hostile.close());
+    const file = path.join(folder, 'tokenizer.json');
+    const json = JSON.parse(await readFile(file, 'utf8'));
+    const { vocab } = json.model;
+    [vocab.a, vocab.b] = [vocab.b, vocab.a];
+    await writeFile(file, JSON.stringify(json));
+    await expect(hostile.encode(chat('x'.repeat(1_000_000)), call())).rejects.toMatchObject({
+      code: 'invalid_request',
+    });
+    await expect(hostile.encode(prompts(['a b']), call())).rejects.toMatchObject({ code: 'engine_failed' });
+    expect(failures.at(-1)).toMatch(/another model was installed/);
   }, 60_000);
 
   test('and one that hoards memory, too', async () => {
