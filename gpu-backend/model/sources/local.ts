@@ -5,7 +5,7 @@
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
 import { MaskrouteError } from '../../../shared/wire/errors.ts';
-import { openRegular } from '../../files.ts';
+import { openRegular, readRegular } from '../../files.ts';
 import { ggufPart } from '../formats/gguf.ts';
 import type { LocalModel } from '../import-model.ts';
 import { quoted, unsupportedModel } from '../model-source.ts';
@@ -19,6 +19,7 @@ export async function modelInFile(file: string): Promise<LocalModel> {
       `${name} has weights only: name its folder, which needs config.json and tokenizer.json, too.`,
     );
   }
+  await refusePointers(path.dirname(file), [name]);
   if (await isPickle(file)) throw pickle(name);
   return { kind: 'gguf', path: file, source: `file:${name}` };
 }
@@ -29,6 +30,7 @@ export async function modelInFile(file: string): Promise<LocalModel> {
  */
 export async function modelInFolder(folder: string, source: string): Promise<LocalModel> {
   const names = (await readdir(folder)).sort();
+  await refusePointers(folder, names);
   if (names.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) {
     return { kind: 'folder', path: folder, source };
   }
@@ -50,6 +52,22 @@ export const ggufModels = (names: readonly string[]): string[] =>
   names.filter(
     (name) => /\.gguf$/i.test(name) && !/^mmproj/i.test(name) && (ggufPart(name)?.number ?? 1) === 1,
   );
+
+const POINTER_BEGINNING = 'version https://git-lfs.github.com/spec/';
+const POINTER_BYTES_MAX = 1024;
+
+/** A clone without Git LFS has small texts in place of weights, and of large tokenizers. */
+async function refusePointers(folder: string, names: readonly string[]): Promise<void> {
+  for (const name of names.filter((one) => /\.(safetensors|gguf|json)$/i.test(one))) {
+    // What cannot be read is refused where it is needed.
+    const bytes = await readRegular(path.join(folder, name), POINTER_BYTES_MAX).catch(() => undefined);
+    if (!bytes?.toString().startsWith(POINTER_BEGINNING)) continue;
+    throw new MaskrouteError(
+      'invalid_request',
+      `${name} is a pointer of Git LFS, not the file itself: run git lfs pull in its folder.`,
+    );
+  }
+}
 
 /** Extensions of PyTorch's files and of other pickles. */
 const PICKLE_NAME = /\.(bin|pt|pth|ckpt|pkl|pickle)$/i;

@@ -83,6 +83,8 @@ describe.each([...ARCHITECTURES])('a %s checkpoint', (family) => {
   });
 });
 
+const POINTER = `version https://git-lfs.github.com/spec/v1\noid sha256:${'0'.repeat(64)}\nsize 2471645608\n`;
+
 describe('is refused, and nothing is left behind', () => {
   const cases: [string, () => Promise<Record<string, Uint8Array | object>>, RegExp, string?][] = [
     [
@@ -103,6 +105,16 @@ describe('is refused, and nothing is left behind', () => {
       'x.gguf',
     ],
     ['weights alone', async () => ({ 'a.safetensors': bytes() }), /name its folder/, 'a.safetensors'],
+    ...[
+      ['weights', 'model.safetensors', ''],
+      ['a tokenizer', 'tokenizer.json', ''],
+      ['a GGUF file', 'x.gguf', 'x.gguf'],
+    ].map(([what, file, name]): (typeof cases)[number] => [
+      `${what} that Git LFS has not fetched`,
+      async () => ({ ...(await tinyFolder()), [file!]: Buffer.from(POINTER) }),
+      new RegExp(`^${file} is a pointer of Git LFS`),
+      name,
+    ]),
     ['an empty folder', async () => ({}), /no config.json/],
     [
       'a shard that is missing',
