@@ -83,11 +83,15 @@ export async function areEqual(one: TensorPlace, other: TensorPlace): Promise<bo
   const [left, right] = [matrixInFile(one), matrixInFile(other)];
   for (let from = 0; from < rowCount; from += ROWS_COMPARED) {
     const count = Math.min(ROWS_COMPARED, rowCount - from);
-    const expected = await right.rows(from, count);
-    if ((await left.rows(from, count)).some((value, i) => value !== expected[i])) return false;
+    const [ours, theirs] = [await left.rows(from, count), await right.rows(from, count)];
+    // A loop takes three times as long.
+    if (Buffer.compare(bytesIn(ours), bytesIn(theirs)) !== 0) return false;
   }
   return true;
 }
+
+const bytesIn = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
+  new Uint8Array(buffer, byteOffset, byteLength);
 
 /** The whole tensor; rows of Q and K are in half-split order, whatever the file's order. @throws as `readElements`. */
 export const readTensor = (place: TensorPlace): Promise<Float32Array> =>

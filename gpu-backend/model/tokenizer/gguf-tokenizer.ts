@@ -167,7 +167,7 @@ function specialId(metadata: Metadata, vocabulary: Vocabulary, kind: string): nu
   return id;
 }
 
-const textOrNull = (value: unknown): string | null =>
+export const textOrNull = (value: unknown): string | null =>
   typeof value === 'string' && value !== '' ? value : null;
 
 /* Byte-level byte-pair encoding (GPT-2's kind, `tokenizer.ggml.model` = gpt2) as tokenizer.json parts. */

@@ -10,7 +10,7 @@ import {
   unsupportedModel,
 } from '../model-source.ts';
 import type { ImportedTokenizer } from './gguf-tokenizer.ts';
-import { isEndOfAnswerName } from './gguf-tokenizer.ts';
+import { isEndOfAnswerName, textOrNull } from './gguf-tokenizer.ts';
 import { byteLevelOnly, GPT2_PATTERN, splitPattern } from './text-pieces.ts';
 import { vocabularyOf } from './token-bytes.ts';
 import { createTokenizer, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, type Tokenizer } from './tokenizer.ts';
@@ -112,15 +112,15 @@ async function declaredEos(folder: string): Promise<number[]> {
   return [value.data ?? []].flat();
 }
 
+/** An empty template is none: every conversation would become nothing. */
 async function chatTemplateOf(folder: string, config: JsonObject): Promise<string | null> {
   const text = await readModelText(folder, 'chat_template.jinja', CONFIG_BYTES_MAX);
-  if (text !== undefined) return text;
+  if (text) return text;
   const value = config.chat_template;
-  if (typeof value === 'string' && value !== '') return value;
-  if (!Array.isArray(value)) return null;
+  if (!Array.isArray(value)) return textOrNull(value);
   const named = value as { name?: unknown; template?: unknown }[];
   const template = (named.find((entry) => entry?.name === 'default') ?? named[0])?.template;
-  return typeof template === 'string' ? template : null;
+  return textOrNull(template);
 }
 
 /**

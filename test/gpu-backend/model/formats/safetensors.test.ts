@@ -326,6 +326,14 @@ describe('tokenizerFromFolder', () => {
     expect((await tokenizerFromFolder(folder, 265)).chatTemplate).toBe('from its own file');
   });
 
+  test('takes an empty template for none', async () => {
+    for (const chat_template of ['', [{ name: 'default', template: '' }]]) {
+      await writeFolder({ 'tokenizer_config.json': { chat_template } });
+      await writeFile(path.join(folder, 'chat_template.jinja'), '');
+      expect((await tokenizerFromFolder(folder, 265)).chatTemplate).toBe(null);
+    }
+  });
+
   test('the end that the tokenizer names comes first: templates write it, and rows to learn from end with it', async () => {
     await writeFolder({
       'generation_config.json': { eos_token_id: [0, 5, 2] },
