@@ -336,6 +336,20 @@ describe('the image of the backend', () => {
     expect(installed).toEqual(expect.arrayContaining([...new Set(imported)]));
   });
 
+  test('leaves out the libraries of other systems alone', () => {
+    const [, patterns] = /cd node_modules && rm -r (.+)$/m.exec(text)!;
+    const leftOut = patterns!.split(' ').flatMap((pattern) => {
+      const found = globSync(pattern, { cwd: 'node_modules' });
+      expect(found, pattern).not.toEqual([]);
+      return found;
+    });
+    for (const folder of ['onnxruntime-node/bin/*', 'webgpu/dist']) {
+      const kept = globSync(`${folder}/*`, { cwd: 'node_modules' }).filter((name) => !leftOut.includes(name));
+      expect(kept).not.toEqual([]);
+      for (const name of kept) expect(path.basename(name)).toMatch(/^linux/);
+    }
+  });
+
   test('needs no file outside of what it copies', () => {
     const copied = globSync('gpu-backend/**/*.ts').flatMap((file) =>
       [...readFileSync(file, 'utf8').matchAll(/'(?:\.\.\/)+(workers\/[^']+)'/g)].map(([, target]) => target!),
