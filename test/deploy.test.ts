@@ -355,6 +355,25 @@ describe('the image of the backend', () => {
     expect(installed).toEqual(expect.arrayContaining([...new Set(imported)]));
   });
 
+  test('leaves out only what a backend never imports', () => {
+    const [, removed] = text.match(/rm -rf \\\n((?: +node_modules\S*(?: node_modules\S*)*(?: \\)?\n)+)/)!;
+    const names = removed!.match(/node_modules\/\S+/g)!;
+    const packages = names
+      .filter((name) => /^node_modules\/[^*/]+(?:\/[^*/]+)?$/.test(name))
+      .map((name) => name.slice('node_modules/'.length));
+    // ONNX Runtime's and Dawn's own folders are gone in part.
+    expect(packages).toEqual(['miniflare', 'esbuild', '@esbuild']);
+    const own = /^gpu-backend\/(?:bench|dev)\//;
+    const used = readImports('.', ['gpu-backend', 'shared', 'bin'])
+      .filter(({ from }) => !own.test(from))
+      .map(({ to }) => to);
+    expect(used.filter((to) => packages.some((name) => to.startsWith(`npm:${name}`)))).toEqual([]);
+    for (const name of names.filter((one) => one.includes('*'))) {
+      expect(globSync(name), name).not.toEqual([]);
+      expect(name).not.toContain('linux');
+    }
+  });
+
   test('needs no file outside of what it copies', () => {
     const copied = globSync('gpu-backend/**/*.ts').flatMap((file) =>
       [...readFileSync(file, 'utf8').matchAll(/'(?:\.\.\/)+(workers\/[^']+)'/g)].map(([, target]) => target!),
