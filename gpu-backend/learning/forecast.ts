@@ -306,15 +306,22 @@ const LONG_s = 86_400;
 /** A run with less work, and the flags that ask for it. */
 type SmallerRun = { readonly flags: string; readonly forecast: Forecast };
 
+/** The machine's memory, or a container's limit. Without a limit Node says 0, or more than the machine has. */
+const wholeMemory = (): number => Math.min(totalmem(), process.constrainedMemory() || Infinity);
+
 /** Lines for the terminal before a run. `smaller`: smaller runs to suggest, the largest first. */
-export function forecastLines(forecast: Forecast, smaller: readonly SmallerRun[]): string[] {
+export function forecastLines(
+  forecast: Forecast,
+  smaller: readonly SmallerRun[],
+  whole_bytes = wholeMemory(),
+): string[] {
   const { memory_bytes, time_s, plan } = forecast;
   const how = plan === 'layers' ? ', layer by layer, for the whole model does not fit' : '';
   const lines = [
     `Learning takes about ${gigabytes(memory_bytes)} of memory${how}, and up to ${hours(time_s)} on this machine.`,
   ];
-  if (memory_bytes > totalmem())
-    lines.push(`This machine has only ${gigabytes(totalmem())} of memory: the run will not fit.`);
+  if (memory_bytes > whole_bytes)
+    lines.push(`This machine has only ${gigabytes(whole_bytes)} of memory: the run will not fit.`);
   if (time_s > LONG_s) lines.push(wayOut(time_s, smaller));
   return lines;
 }

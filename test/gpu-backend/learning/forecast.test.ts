@@ -227,6 +227,10 @@ test('days, and memory that a machine has not, are said, with the flags that hel
     'Learning takes about 0.5 GB of memory, and up to 3 min on this machine.',
   ]);
   expect(forecastLines(of(60, 2 * totalmem()), [])[1]).toMatch(/will not fit/);
+  // A container may have less than its machine.
+  expect(forecastLines(of(60), [], 2e9)[1]).toBe(
+    'This machine has only 2.0 GB of memory: the run will not fit.',
+  );
   expect(forecastLines({ ...of(60), plan: 'layers' }, [])[0]).toMatch(/layer by layer/);
 });
 
