@@ -1,4 +1,4 @@
-/** Ports: one that is free, waiting until a given one is, and the error when it is not. */
+/** Finds a free port, and waits until a given one is free; the error says how to choose another. */
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';

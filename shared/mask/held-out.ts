@@ -62,14 +62,20 @@ export function headroomRows(headroom: Headroom): (z.infer<typeof figure> & { re
   ];
 }
 
-export function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>): string {
+/** What is known besides the rows, a sentence each. */
+export const headroomNotes = ({ blocks, skipped }: Headroom): string[] => [
+  ...(blocks === null ? [] : [blocksLine(blocks)]),
+  ...(skipped === undefined ? [] : [skippedLine(skipped)]),
+];
+
+function blocksLine({ gained, isMore }: NonNullable<Headroom['blocks']>): string {
   const count = `${isMore ? 'at least ' : ''}${Math.abs(gained).toFixed(1)}`;
   return gained >= 0
     ? `At the routed KL one mask leaves out ${count} blocks fewer.`
     : `At the routed KL one mask leaves out ${count} blocks more.`;
 }
 
-export function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']>): string {
+function skippedLine({ oneMask, routed }: NonNullable<Headroom['skipped']>): string {
   const [one, all] = [oneMask, routed].map((share) => `${(100 * share).toFixed(1)} %`);
   return `Masks have several sizes: routing leaves out ${all}, one mask ${one}; its figures are at what routing leaves out.`;
 }

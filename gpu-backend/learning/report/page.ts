@@ -13,7 +13,7 @@ import {
 import { type ComposeOption, init, use } from 'echarts/core';
 import { SVGRenderer } from 'echarts/renderers';
 import { html, raw } from 'hono/html';
-import { blocksLine, type Headroom, headroomRows, skippedLine } from '../../../shared/mask/held-out.ts';
+import { type Headroom, headroomNotes, headroomRows } from '../../../shared/mask/held-out.ts';
 import { signedPercent } from '../../measure.ts';
 
 export type Html = ReturnType<typeof html>;
@@ -91,10 +91,10 @@ export const clusterTable = (
 export function headroomTable(headroom: Headroom): Html {
   const spread = (interval: readonly number[] | null, show: (value: number) => string) =>
     interval === null ? '–' : interval.map(show).join(' to ');
-  const blocks = headroom.blocks === null ? '' : ` ${blocksLine(headroom.blocks)}`;
-  const sizes = headroom.skipped === undefined ? '' : ` ${skippedLine(headroom.skipped)}`;
+  const { masks, rows, positions } = headroom;
+  const about = `Headroom of ${masks} masks on ${rows} prompts, ${positions} positions.`;
   return table(
-    `Headroom of ${headroom.masks} masks on ${headroom.rows} prompts, ${headroom.positions} positions.${blocks}${sizes}`,
+    [about, ...headroomNotes(headroom)].join(' '),
     ['mask of each prompt', 'KL', '95 %', 'against one mask', '95 %'],
     headroomRows(headroom).map(({ name, kl, interval, change, changeInterval }) => [
       name,

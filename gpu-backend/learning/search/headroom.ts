@@ -3,7 +3,7 @@
  * the best mask of each row (known afterwards), and of the mask that is best for other rows of the same kind. All are
  * measured on rows from which neither masks nor their assignment were made.
  */
-import { blocksLine, type Headroom, headroomRows, skippedLine } from '../../../shared/mask/held-out.ts';
+import { type Headroom, headroomNotes, headroomRows } from '../../../shared/mask/held-out.ts';
 import { signedPercent, sumOf } from '../../measure.ts';
 import { bootstrapInterval, pairedLead, weightedRatio } from './bootstrap.ts';
 import { lowestPrice } from './share-masks.ts';
@@ -261,7 +261,7 @@ const nats = (value: number): string => value.toFixed(4);
 
 /** One line a figure: name, KL and its interval, change against one mask and its interval. */
 export function headroomLines(headroom: Headroom): string[] {
-  const { masks, rows, positions, blocks, skipped } = headroom;
+  const { masks, rows, positions } = headroom;
   return [
     `Headroom of ${masks} masks on ${rows} rows, ${positions} positions; changes are against one mask:`,
     ...headroomRows(headroom).map(({ name, kl, interval, change, changeInterval }) => {
@@ -269,7 +269,6 @@ export function headroomLines(headroom: Headroom): string[] {
       const paired = changeInterval === null ? '' : ` [${changeInterval.map(signedPercent).join(', ')}]`;
       return `  ${name.padEnd(24)} KL ${nats(kl)}${spread}  ${signedPercent(change)}${paired}`;
     }),
-    ...(blocks === null ? [] : [`  ${blocksLine(blocks)}`]),
-    ...(skipped === undefined ? [] : [`  ${skippedLine(skipped)}`]),
+    ...headroomNotes(headroom).map((line) => `  ${line}`),
   ];
 }

@@ -4,13 +4,7 @@
  */
 import { useMemo } from 'preact/hooks';
 import { type Drift, driftSchema, statsSchema } from '../../../shared/admin/stats-wire.ts';
-import {
-  blocksLine,
-  type Headroom,
-  headroomRows,
-  saidOfRouting,
-  skippedLine,
-} from '../../../shared/mask/held-out.ts';
+import { type Headroom, headroomNotes, headroomRows, saidOfRouting } from '../../../shared/mask/held-out.ts';
 import { admin, edgeNow_ms, query } from '../api.ts';
 import { Chart } from '../components/chart.tsx';
 import { Choice } from '../components/controls.tsx';
@@ -227,9 +221,10 @@ function HeadroomTable({ name, headroom }: { readonly name: string; readonly hea
         ]}
       />
       <p>
-        On {headroom.rows} held-out prompts, {headroom.positions} positions.
-        {headroom.blocks !== null && ` ${blocksLine(headroom.blocks)}`}
-        {headroom.skipped !== undefined && ` ${skippedLine(headroom.skipped)}`}
+        {[
+          `On ${headroom.rows} held-out prompts, ${headroom.positions} positions.`,
+          ...headroomNotes(headroom),
+        ].join(' ')}
       </p>
     </>
   );
